@@ -1,0 +1,46 @@
+# One command per verb, the same for people and for CI. `make help` lists them.
+#   VENV=path    virtual environment to use or make (default .venv)
+#   TORCH=spec   what to install where torch is missing, e.g. TORCH="torch --index-url https://download.pytorch.org/whl/cpu"
+VENV ?= .venv
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+BIN := $(VENV)/bin
+READY := $(VENV)/.pa_fast-ready
+SOURCES := PYTHONPATH=.:kernels
+
+.PHONY: help demo test check bench gpu train-demo clean
+help:  ## list the verbs
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(READY): pyproject.toml constraints.txt
+	@echo "Setting up $(VENV). Downloads PyTorch where it is missing (200 MB for a CPU build; on Linux PyPI's default is the CUDA" >&2
+	@echo "build, about 3 GB: set TORCH= to choose) and about 350 MB of other packages (triton, transformers, matplotlib, …)." >&2
+	@test -x $(BIN)/python || $(PYTHON) -m venv $$($(PYTHON) -c 'import torch' 2>/dev/null && echo --system-site-packages) $(VENV)
+	@$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/python -m pip install --disable-pip-version-check --progress-bar on $(TORCH)
+	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar on -q -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(READY)  ## sweep the shipped pair: table and figure in runs/demo
+	$(BIN)/pa-fast sweep examples/demo/pair/base examples/demo/pair/instruct --lambdas 0:1:0.05 \
+	  --eval 'icl:examples/demo/fewshot.jsonl,shots=5,sep=\n' --eval python:examples.demo.follow:follow \
+	  --out runs/demo
+
+test: $(READY)  ## the whole test suite, no GPU needed
+	$(BIN)/python -m pytest
+
+check: $(READY)  ## format, lint, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(READY)  ## what this machine can measure, as ratios in one run
+	$(BIN)/python -m pytest bench --benchmark-enable --benchmark-only
+
+gpu:  ## everything that needs a GPU, correctness first; installs nothing, uses $(PYTHON) as it is
+	$(SOURCES) $(PYTHON) bench/gpu.py
+
+train-demo: $(READY)  ## retrain the demo pair from scratch (under 10 minutes on 2 cores)
+	$(BIN)/python examples/demo/train.py
+
+clean:  ## remove what the other verbs made
+	rm -rf runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
