@@ -1,0 +1,93 @@
+"""Word sums of many tensors as one Triton launch per device."""
+
+# mypy: disable-error-code="no-untyped-def"
+# (arguments of Triton functions have no Python types)
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from pa_kernels import tiles
+from pa_kernels.reference import CHUNK_WORDS
+from pa_kernels.tiles import Launch
+
+LAUNCH = Launch(block=1024, num_warps=4)
+"""In 64-bit words; `block` divides the chunk. Not yet timed on a GPU; the bench sweeps CANDIDATES."""
+
+CANDIDATES = tuple(Launch(block, num_warps) for block in (1024, 2048, 4096) for num_warps in (4, 8))
+
+OPTIONS = {"enable_fp_fusion": False, "num_stages": 1}
+
+
+@triton.jit
+def mix(x):
+    x ^= x >> 16
+    x *= 0x7FEB352D
+    x ^= x >> 15
+    x *= 0x846CA68B
+    x ^= x >> 16
+    return x
+
+
+@triton.jit
+def odd_low(column):
+    return ((mix(column.to(tl.uint32)).to(tl.uint64) << 1) | 1).to(tl.int64)
+
+
+@triton.jit
+def odd_high(chunk):
+    x = chunk.to(tl.uint32)
+    return ((mix(x ^ 0x5BD1E995).to(tl.uint64) << 32) | mix(x ^ 0x9E3779B9).to(tl.uint64) | 1).to(tl.int64)
+
+
+@triton.jit
+def checksum_kernel(
+    words, sizes, pointers, sums,
+    CHUNK: tl.constexpr, BLOCK: tl.constexpr, TAIL: tl.constexpr,
+):  # fmt: skip
+    word = tl.load(words + tl.program_id(0))
+    t = word >> 32
+    first = ((word & 0xFFFFFFFF) >> 1) * BLOCK
+    column = first % CHUNK
+    pointer = tl.load(pointers + t)
+    if word & 1:
+        lanes = tl.multiple_of(first, BLOCK) + tl.arange(0, BLOCK)
+        data = tl.load(tl.multiple_of(pointer.to(tl.pointer_type(tl.int64)), 16) + lanes)
+        total = tl.sum(data * odd_low(column + tl.arange(0, BLOCK)), 0)
+    else:
+        size = tl.load(sizes + t)
+        byte_ptr = pointer.to(tl.pointer_type(tl.uint8))
+        parts = tl.zeros((TAIL,), tl.int64)
+        for start in tl.range(0, BLOCK, TAIL):
+            lanes = start + tl.arange(0, TAIL)
+            data = tl.zeros((TAIL,), tl.int64)
+            for k in tl.static_range(8):
+                at = (first + lanes) * 8 + k
+                data |= tl.load(byte_ptr + at, mask=at < size, other=0).to(tl.int64) << (8 * k)
+            parts += data * odd_low(column + lanes)
+        total = tl.sum(parts, 0)
+    tl.atomic_add(sums + t, total * odd_high(first // CHUNK), sem="relaxed")
+
+
+def constants(launch: Launch) -> dict[str, int]:
+    """The constexpr arguments of `checksum_kernel`."""
+    return {"CHUNK": CHUNK_WORDS, "BLOCK": launch.block, "TAIL": 32 * launch.num_warps}
+
+
+def sums(flat: Sequence[Tensor], launch: Launch = LAUNCH) -> list[int]:
+    """Sums, mod 2⁶⁴ and signed, of byte tensors that are all on one device."""
+    table = tiles.build([flat], [data.numel() for data in flat], 8 * launch.block)
+    totals = torch.zeros(len(flat), dtype=torch.int64, device=flat[0].device)
+    if table.count:
+        with torch.cuda.device(flat[0].device) if flat[0].device.type == "cuda" else nullcontext():
+            checksum_kernel[(table.count,)](
+                table.words, table.sizes, table.pointers, totals,
+                **constants(launch), num_warps=launch.num_warps, **OPTIONS,
+            )  # fmt: skip
+    return totals.tolist()

@@ -1,0 +1,277 @@
+"""The dense lerp: live tensors rewritten in place for any λ, with the bits of `reference.lerp` on every device."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from pa_kernels import reference
+from pa_kernels.reference import BITS, LIVE_DTYPES
+from pa_kernels.tiles import INTERPRETED
+
+CHUNK = 1 << 17
+"""Elements per step of the CPU paths that touch a tensor more than once: its pieces stay in a core's L2."""
+
+
+class Group(Protocol):
+    """Entries that are rewritten together. Writing `lams` and calling `launch_` is all that a switch does."""
+
+    entries: tuple[int, ...]
+    lams: Tensor
+
+    def launch_(self) -> None: ...
+
+
+class Lerp:
+    """T live tensors with their sources, prepared once so that each λ costs one pass and nothing else.
+
+    Args:
+        out: live tensors, rewritten in place; contiguous bf16, fp16 or fp32.
+        base, inst: the sources, same shapes and devices, in any mix of these dtypes. They must not change afterwards, and
+            no live tensor may overlap a source; neither is checked here.
+        via: for each tensor the dtype that its result is rounded to before its own, or None.
+
+    Attributes:
+        groups: one per (out, base, inst, via) dtype tuple and GPU, and one for all CPU tensors. `group.lams` is the
+            fp32 λ table in the group's own memory, `group.entries` says whose λ stands where.
+
+    Numerics:
+        Bit for bit `reference.lerp`, whatever λ came before.
+
+    Cost:
+        Preparing reads each source once. A switch reads both sources and writes the live tensors: 6 bytes per bf16 weight.
+
+    Raises:
+        ValueError, TypeError: naming entry t and what was found and expected.
+    """
+
+    def __init__(
+        self,
+        out: Sequence[Tensor],
+        base: Sequence[Tensor],
+        inst: Sequence[Tensor],
+        via: Sequence[torch.dtype | None] | None = None,
+    ):
+        self.count = len(out)
+        rows = _checked(out, base, inst, via)
+        on_cpu = [t for t, row in enumerate(rows) if row[0].device.type == "cpu" and not INTERPRETED]
+        self.groups: tuple[Group, ...] = (_CpuGroup(on_cpu, [rows[t] for t in on_cpu]),) if on_cpu else ()
+        self.groups += tuple(_triton_groups(rows, sorted(set(range(self.count)) - set(on_cpu))))
+
+    def run_(self, lam: float | Sequence[float]) -> None:
+        """Rewrite every live tensor for λ, one for all or one for each.
+
+        Raises:
+            ValueError: a λ is not finite in fp32, or there are not as many as tensors.
+        """
+        lams = _lams(lam, self.count)
+        with torch.inference_mode():
+            for group in self.groups:
+                if isinstance(lam, Sequence):
+                    group.lams.copy_(torch.tensor([lams[t] for t in group.entries], dtype=torch.float32))
+                else:
+                    group.lams.fill_(lams[0])
+        self.launch_()
+
+    def launch_(self) -> None:
+        """Rewrite every live tensor for the λ that the groups' tables hold; on a GPU without touching the host."""
+        for group in self.groups:
+            group.launch_()
+
+
+def lerp_(
+    out: Sequence[Tensor],
+    base: Sequence[Tensor],
+    inst: Sequence[Tensor],
+    lam: float | Sequence[float],
+    *,
+    via: Sequence[torch.dtype | None] | None = None,
+) -> None:
+    """Write W(λ) = lerp(base, inst, λ) into `out`, once; see `Lerp` for the arguments, and for many λ.
+
+    On the CPU this prepares nothing: it goes over each tensor in pieces that stay in cache.
+    """
+    rows = _checked(out, base, inst, via)
+    if INTERPRETED or any(row[0].device.type != "cpu" for row in rows):
+        Lerp(out, base, inst, via).run_(lam)
+        return
+    _refuse_flushed_denormals()
+    with torch.inference_mode():
+        for (w, b, i, rounding), x in zip(rows, _lams(lam, len(rows))):
+            _lerp_pieces_(w, b, i, x, rounding)
+
+
+Row = tuple[Tensor, Tensor, Tensor, "torch.dtype | None"]
+"""Live tensor, base, instruct (all flat and detached), and the dtype to round to first."""
+
+
+class _CpuGroup:
+    """All CPU tensors of a `Lerp`. `patches[t]` are the pieces of tensor t in which equal sources need more than torch.lerp."""
+
+    def __init__(self, entries: Sequence[int], rows: Sequence[Row]):
+        self.entries = tuple(entries)
+        self.rows = rows
+        self.lams = torch.zeros(len(rows))
+        with torch.inference_mode():
+            self.patches = [
+                [piece for piece in _pieces(w.numel()) if _needs_patch(b[piece], i[piece])] if _is_direct(w, b, i, via) else []
+                for w, b, i, via in rows
+            ]
+
+    def launch_(self) -> None:
+        _refuse_flushed_denormals()
+        with torch.inference_mode():
+            for (w, b, i, via), lam, patches in zip(self.rows, self.lams.tolist(), self.patches):
+                if lam in (0.0, 1.0) or not _is_direct(w, b, i, via):
+                    _lerp_pieces_(w, b, i, lam, via)
+                else:
+                    torch.lerp(b, i, lam, out=w)
+                    for piece in patches:
+                        _keep_equal_bits_(w[piece], b[piece], i[piece])
+
+
+def _lerp_pieces_(w: Tensor, b: Tensor, i: Tensor, lam: float, via: torch.dtype | None) -> None:
+    """The whole contract for one flat tensor in pieces that stay in cache, whatever the dtypes."""
+    direct = _is_direct(w, b, i, via)
+    wide = not direct and lam not in (0.0, 1.0) and torch_lerp_is_exact(torch.float32)
+    scratch = torch.empty((3, min(CHUNK, w.numel())) if wide else (3, 0))
+    for piece in _pieces(w.numel()):
+        _lerp_piece_(w[piece], b[piece], i[piece], lam, via, direct, scratch)
+
+
+def _lerp_piece_(w: Tensor, b: Tensor, i: Tensor, lam: float, via: torch.dtype | None, direct: bool, scratch: Tensor) -> None:
+    if lam in (0.0, 1.0):
+        source = i if lam else b
+        w.copy_(source if via is None else source.to(via))
+    elif direct:
+        torch.lerp(b, i, lam, out=w)
+        if _is_suspect(b):
+            _keep_equal_bits_(w, b, i)
+    elif scratch.numel():
+        merged, wide_b, wide_i = scratch[:, : w.numel()]
+        wide_b = b if b.dtype == torch.float32 else wide_b.copy_(b)
+        wide_i = i if i.dtype == torch.float32 else wide_i.copy_(i)
+        torch.lerp(wide_b, wide_i, lam, out=merged)
+        if _is_suspect(wide_b):
+            _keep_equal_bits_(merged, wide_b, wide_i)
+        w.copy_(merged if via is None else merged.to(via))
+    else:
+        w.copy_(reference.lerp(b, i, lam, w.dtype, via))
+
+
+def _is_direct(w: Tensor, b: Tensor, i: Tensor, via: torch.dtype | None) -> bool:
+    """Whether torch.lerp can write `w` by itself."""
+    return via is None and w.dtype == b.dtype == i.dtype and torch_lerp_is_exact(w.dtype)
+
+
+def _is_suspect(b: Tensor) -> bool:
+    """Whether `b` may hold a −0 or a non-finite value: two reductions, since sums carry NaN and infinity along."""
+    if b.numel() == 0:
+        return False
+    integers = b.view(BITS[b.dtype])
+    return int(integers.amin()) == torch.iinfo(integers.dtype).min or not math.isfinite(b.sum())
+
+
+def _needs_patch(b: Tensor, i: Tensor) -> bool:
+    return _is_suspect(b) and bool((reference.same_bits(b, i) & ((b == 0) | ~b.isfinite())).any())
+
+
+def _keep_equal_bits_(w: Tensor, b: Tensor, i: Tensor) -> None:
+    """Give `w` its sources' bits where they agree: torch.lerp makes +0 of two −0, and NaN of two infinities."""
+    kind = BITS[w.dtype]
+    torch.where(reference.same_bits(b, i), b.view(kind), w.view(kind), out=w.view(kind))
+
+
+@functools.cache
+def torch_lerp_is_exact(dtype: torch.dtype) -> bool:
+    """Whether this build's CPU `torch.lerp` has the contract's bits, by a few hundred chosen values.
+
+    Without fused multiply-add it has not: up to 40 % of fp32 results differ.
+    """
+    exponents = torch.arange(-12.0, 12.0).exp2()
+    near = torch.tensor([1.0, 1.3612505, 1.0000001, -1.9999999, 0.33333334])
+    b = torch.cat([(exponents[:, None] * near).reshape(-1), torch.tensor([3e-41, -7e-42, 1e-38, 6e-8, 65504.0])]).to(dtype)
+    i = torch.cat([b[1:] * 1.0625, b[:1] - 0.1]).to(dtype)
+    b, i = torch.cat([b, b, b * 1.01]), torch.cat([i, b.flip(0), b * 1.02])
+    for lam in (0.0055872, 0.05, 1 / 3, 0.49999997, 0.5, 0.6, 0.999, -0.2, 1.5, 3.7):
+        # whole vectors of every width, then what is left over
+        for length in (b.numel(), 71, 33, 15, 7, 1):
+            expected = reference.lerp(b[:length], i[:length], lam)
+            with torch.inference_mode():
+                found = torch.lerp(b[:length], i[:length], reference.fp32(lam))
+            if not bool((reference.same_bits(found, expected) | (expected == 0)).all()):
+                return False
+    return True
+
+
+def _refuse_flushed_denormals() -> None:
+    if float(torch.full((), 1e-39) * 0.5) == 0.0:
+        raise RuntimeError(
+            "denormal numbers are flushed to zero in this process: call torch.set_flush_denormal(False) to merge exactly"
+        )
+
+
+def _pieces(size: int) -> Iterator[slice]:
+    return (slice(start, min(start + CHUNK, size)) for start in range(0, size, CHUNK))
+
+
+def _triton_groups(rows: Sequence[Row], entries: Sequence[int]) -> list[Group]:
+    if not entries:
+        return []
+    from pa_kernels import lerp_triton
+
+    kinds: dict[tuple[object, ...], list[int]] = {}
+    for t in entries:
+        w, b, i, via = rows[t]
+        kinds.setdefault((w.device, w.dtype, b.dtype, i.dtype, via), []).append(t)
+    groups: list[Group] = []
+    for members in kinds.values():
+        out, base, inst, vias = zip(*(rows[t] for t in members))
+        groups.append(lerp_triton.Group(members, out, base, inst, vias[0]))
+    return groups
+
+
+def _lams(lam: float | Sequence[float], count: int) -> list[float]:
+    """λ of each tensor, rounded to fp32, −0 made 0."""
+    if isinstance(lam, Sequence):
+        if len(lam) != count:
+            raise ValueError(f"{len(lam)} λ for {count} tensors: expected one, or one for each")
+        return [reference.fp32(x) + 0.0 for x in lam]
+    return [reference.fp32(lam) + 0.0] * max(count, 1)
+
+
+def _checked(
+    out: Sequence[Tensor], base: Sequence[Tensor], inst: Sequence[Tensor], via: Sequence[torch.dtype | None] | None
+) -> list[Row]:
+    vias = [None] * len(out) if via is None else list(via)
+    if not len(out) == len(base) == len(inst) == len(vias):
+        raise ValueError(
+            f"{len(out)} live tensors, {len(base)} base, {len(inst)} instruct, {len(vias)} via: expected as many of each"
+        )
+    rows: list[Row] = []
+    for t, (w, b, i, rounding) in enumerate(zip(out, base, inst, vias)):
+        for side, tensor in (("live", w), ("base", b), ("instruct", i)):
+            if not isinstance(tensor, Tensor) or tensor.dtype not in LIVE_DTYPES:
+                found = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
+                raise TypeError(f"entry {t}: {side} is {found}, expected a tensor of bfloat16, float16 or float32")
+            if not tensor.is_contiguous():
+                raise ValueError(
+                    f"entry {t}: {side} has strides {tensor.stride()} for shape {tuple(tensor.shape)}, expected contiguous"
+                )
+            if tensor.shape != w.shape:
+                raise ValueError(f"entry {t}: {side} has shape {tuple(tensor.shape)}, the live tensor {tuple(w.shape)}")
+            if tensor.device != w.device:
+                raise ValueError(f"entry {t}: {side} is on {tensor.device}, the live tensor on {w.device}")
+        if w.device.type not in ("cpu", "cuda"):
+            raise ValueError(f"entry {t}: on {w.device}, expected cpu or cuda")
+        if rounding is not None and rounding not in LIVE_DTYPES:
+            raise TypeError(f"entry {t}: via is {rounding}, expected bfloat16, float16, float32 or None")
+        # rounding to fp32, or twice to the same dtype, changes nothing
+        rounding = None if rounding in (torch.float32, w.dtype) else rounding
+        rows.append((w.detach().view(-1), b.detach().view(-1), i.detach().view(-1), rounding))
+    return rows

@@ -1,0 +1,143 @@
+"""The specification of every kernel in plain torch: obvious, slow, the same bits on every machine.
+
+    lerp32(b, i, λ) = fma(λ, i − b, b)          if |λ| < 0.5
+                    = fma(λ − 1, i − b, i)      otherwise
+    checksum        = Σ_j word_j · odd(j)  mod 2⁶⁴
+
+Everything else in this package is a faster way to these numbers.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+
+import torch
+from torch import Tensor
+
+LIVE_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+"""What a weight may be held in, on either side and live."""
+
+BITS = {torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float32: torch.int32}
+"""The integer type in which a dtype's bit pattern is compared."""
+
+CHUNK_WORDS = 8192
+"""Words that share one high factor of `odd`; a constant of the format, for a checksum is stored beside results."""
+
+
+def fp32(lam: float) -> float:
+    """λ rounded to fp32, the only rounding that λ itself sees.
+
+    Raises:
+        ValueError: λ is not finite, or is not finite in fp32.
+    """
+    rounded = ctypes.c_float(lam).value
+    if not math.isfinite(rounded):
+        raise ValueError(f"λ is {lam!r}: expected a number that is finite in fp32")
+    return rounded
+
+
+def fma(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    """a·b + c in fp32 with one rounding, on hardware that may have no such instruction.
+
+    The product of two fp32 is exact in fp64. The fp64 sum is rounded to odd (when inexact, to that neighbour whose last
+    bit is 1), and 53 bits are enough for the second rounding to be the only one that counts, subnormal results included.
+
+    Args:
+        a, b, c: fp32 tensors of shapes that broadcast.
+
+    Source: S. Boldo, G. Melquiond, "Emulation of a FMA and correctly rounded sums", IEEE TC 57(4), 2008.
+    """
+    if not a.dtype == b.dtype == c.dtype == torch.float32:
+        raise TypeError(f"fma takes three fp32 tensors, got {a.dtype}, {b.dtype}, {c.dtype}")
+    product = a.double() * b.double()
+    addend = c.double()
+    total = product + addend
+    # what the sum lost, exactly (Knuth's two-sum)
+    other = total - product
+    error = (product - (total - other)) + (addend - other)
+    even = (total.view(torch.int64) & 1) == 0
+    inexact = torch.isfinite(error) & (error != 0)
+    towards = torch.copysign(torch.full_like(total, math.inf), error)
+    return torch.where(inexact & even, torch.nextafter(total, towards), total).float()
+
+
+def lerp(base: Tensor, inst: Tensor, lam: float, dtype: torch.dtype | None = None, via: torch.dtype | None = None) -> Tensor:
+    """W(λ) = round_dtype(lerp32(base, inst, λ)): the contract of every merge and every switch.
+
+    Args:
+        base, inst: tensors of one shape; bf16, fp16 or fp32, in any mix.
+        lam: any finite λ; rounded to fp32 once.
+        dtype: of the result; the instruct side's by default.
+        via: dtype to which the result is rounded first, for a tensor that is held wider than its checkpoint says.
+
+    Numerics:
+        Sources are upcast exactly, all arithmetic is fp32, rounding is nearest-even. Where both sources have the same
+        bits the result has their value, −0 included. λ = 0 and λ = 1 give the source: its bits where it has the live
+        dtype (NaN payloads too), else its value rounded. Where all dtypes are equal, equal bits survive as they are;
+        in a mix the payload of a NaN is not specified.
+    """
+    dtype = inst.dtype if dtype is None else dtype
+    lam = fp32(lam)
+    if lam in (0.0, 1.0):
+        return rounded(inst if lam else base, dtype, via)
+    b, i = base.float(), inst.float()
+    weight = torch.full((), lam, dtype=torch.float32, device=b.device)
+    merged = fma(weight, i - b, b) if abs(lam) < 0.5 else fma(weight - 1, i - b, i)
+    merged = rounded(torch.where(same_bits(b, i), b, merged), dtype, via)
+    if base.dtype == inst.dtype == dtype and via in (None, dtype):
+        merged = torch.where(same_bits(base, inst), base, merged)
+    return merged
+
+
+def rounded(values: Tensor, dtype: torch.dtype, via: torch.dtype | None = None) -> Tensor:
+    """A copy of `values` in `dtype`, rounded to `via` first where given."""
+    return (values if via is None else values.to(via)).to(dtype, copy=True)
+
+
+def same_bits(a: Tensor, b: Tensor) -> Tensor:
+    """Where two tensors of one dtype have the same bit pattern; unlike `==` it tells −0 from 0 and finds equal NaNs."""
+    return a.contiguous().view(BITS[a.dtype]) == b.contiguous().view(BITS[b.dtype])
+
+
+def mix(x: Tensor) -> Tensor:
+    """lowbias32 of int64 tensors that hold 32-bit values: a bijection on [0, 2³²) with little bias.
+
+    Source: C. Wellons, hash-prospector (github.com/skeeto/hash-prospector), lowbias32.
+    """
+    x = x ^ (x >> 16)
+    x = (x * 0x7FEB352D) & 0xFFFFFFFF
+    x = x ^ (x >> 15)
+    x = (x * 0x846CA68B) & 0xFFFFFFFF
+    return x ^ (x >> 16)
+
+
+def odd_low(column: Tensor) -> Tensor:
+    """The factor of `odd` that depends on a word's place in its chunk: 33 bits, odd, no two alike."""
+    return (mix(column) << 1) | 1
+
+
+def odd_high(chunk: Tensor) -> Tensor:
+    """The factor of `odd` that depends on the chunk: 64 bits, odd."""
+    return (mix(chunk ^ 0x5BD1E995) << 32) | mix(chunk ^ 0x9E3779B9) | 1
+
+
+def odd(j: Tensor) -> Tensor:
+    """odd(j), the factor of word j, as int64 (mod 2⁶⁴)."""
+    return odd_high(j // CHUNK_WORDS) * odd_low(j % CHUNK_WORDS)
+
+
+def checksum(tensor: Tensor) -> int:
+    """Σ_j word_j · odd(j) mod 2⁶⁴ over the tensor's 64-bit little-endian row-major words, zero-padded.
+
+    Args:
+        tensor: any dtype, any shape; 0 elements give 0.
+
+    Numerics:
+        Exact integer arithmetic. Each factor is odd, so a change inside one word is always seen.
+    """
+    data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    padded = torch.zeros(-(-data.numel() // 8) * 8, dtype=torch.uint8)
+    padded[: data.numel()] = data
+    words = padded.view(torch.int64)
+    return int((words * odd(torch.arange(words.numel()))).sum()) % 2**64

@@ -1,0 +1,167 @@
+"""Page one: the protocols that pa_fast's parts meet through, and the values that pass between them.
+
+An embedder implements `Engine` (a model at some λ that can score and speak) or `Evaluator` (a function of an
+engine that returns a `Score`). The driver in `pa_fast.sweep` knows nothing else of either.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, Protocol, runtime_checkable
+
+from pa_fast.errors import UsageError
+
+
+class Lambda(float):
+    """One λ: a float that remembers its exact value, so that 0.3 is 0.3 and 1/3 is 1/3 in every file.
+
+    Made from text, an integer, a Fraction or anything that `float` takes (its shortest decimal counts as exact).
+    `key` is the normalised decimal (`0.3`, `-0.2`, `1`) or, where no decimal ends, the fraction (`1/3`).
+    """
+
+    exact: Fraction
+
+    def __new__(cls, value: Any) -> Lambda:
+        if isinstance(value, Lambda):
+            return value
+        try:
+            exact = Fraction(value if isinstance(value, (str, int, Fraction)) else repr(float(value)))
+        except (ValueError, TypeError, ZeroDivisionError):
+            raise UsageError(f"λ `{value}` is not a finite number", "write a decimal or a fraction, such as 0.6 or 1/3") from None
+        try:
+            number = float(exact)
+        except OverflowError:
+            number = math.inf
+        if not abs(number) <= 3.4028234663852886e38:
+            raise UsageError(f"λ `{value}` does not fit in fp32, in which every merge is computed", "use a smaller λ")
+        self = super().__new__(cls, number)
+        self.exact = exact
+        return self
+
+    def __reduce__(self) -> tuple[type[Lambda], tuple[Fraction]]:
+        return (Lambda, (self.exact,))
+
+    @property
+    def key(self) -> str:
+        twos = fives = 0
+        rest = self.exact.denominator
+        while rest % 2 == 0:
+            rest, twos = rest // 2, twos + 1
+        while rest % 5 == 0:
+            rest, fives = rest // 5, fives + 1
+        places = max(twos, fives)
+        if rest != 1 or places > 30:
+            return f"{self.exact.numerator}/{self.exact.denominator}"
+        digits = str(abs(self.exact.numerator) * 10**places // self.exact.denominator).rjust(places + 1, "0")
+        sign = "-" if self.exact < 0 else ""
+        return sign + (f"{digits[:-places]}.{digits[-places:]}" if places else digits)
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """What a model thinks of one continuation: its log-likelihood in nats, and whether greedy decoding says it."""
+
+    logprob: float
+    is_greedy: bool
+
+
+@dataclass(frozen=True)
+class Generation:
+    """How to generate, one configuration for all λ: greedy, at most `max_new_tokens`, ending at any `stop` id."""
+
+    max_new_tokens: int
+    stop: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Item:
+    """One scored item. `group` is the task that it belongs to; items are the same at every λ."""
+
+    id: str
+    group: str
+    score: float
+
+
+@dataclass(frozen=True)
+class Score:
+    """An evaluator's answer: `value` in `unit` over `n` items, and the items themselves."""
+
+    value: float
+    unit: str
+    n: int
+    items: Sequence[Item] = ()
+
+
+class Tokenizer(Protocol):
+    """The part of a transformers tokenizer that evaluators use."""
+
+    bos_token_id: int | None
+    eos_token_id: int | None
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]: ...
+
+    def decode(self, token_ids: list[int]) -> str: ...
+
+
+class Weights(Protocol):
+    """Weights that follow λ in place: what the driver needs of `pa_fast.LiveWeights`."""
+
+    @property
+    def lam(self) -> float | None: ...
+
+    def set_lambda(self, lam: float) -> None: ...
+
+    def checksum(self) -> int: ...
+
+    def verify(self) -> bool: ...
+
+    def changed(self) -> list[str]: ...
+
+    def effective_lambda(self) -> float: ...
+
+    def memory(self) -> Any: ...
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """A model at some λ that can score and speak."""
+
+    @property
+    def weights(self) -> Weights: ...
+
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+
+    def loglikelihood(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[Continuation]:
+        """Score each (context ids, continuation ids); an empty context is the engine's to refuse."""
+        ...
+
+    def generate(self, prompts: Sequence[list[int]], config: Generation) -> list[list[int]]:
+        """New token ids for each prompt, stop token excluded."""
+        ...
+
+    def on_weights_changed(self) -> None:
+        """Drop whatever the old weights left behind; raise if that cannot be proven."""
+        ...
+
+
+@runtime_checkable
+class Evaluator(Protocol):
+    """A function of an engine. `name` is its column in every results file."""
+
+    name: str
+    higher_is_better: bool
+
+    def __call__(self, engine: Engine) -> Score: ...
+
+
+def identity(thing: object) -> Mapping[str, Any]:
+    """What must be equal for two runs to be one: `thing.identity` if it has one, else nothing.
+
+    Engines and evaluators may offer an `identity` mapping of JSON values; a sweep refuses to resume over a
+    different one and says what differs.
+    """
+    return getattr(thing, "identity", {})
