@@ -1,0 +1,114 @@
+"""What a merged checkpoint says about itself: README.md for people, pa_fast.json for programs, config.json for loaders."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shlex
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from pa_fast.base import Lambda
+from pa_fast.checkpoint.document import read_object
+from pa_fast.errors import CheckpointError
+
+PROVENANCE = "pa_fast.json"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Source:
+    """One side of a merge: what the user named, its hub commit where there is one, and its fingerprints."""
+
+    source: str
+    revision: str | None
+    quick_fingerprint: str
+    content_fingerprint: str
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Everything that decides the bits of a merge. `lam` is the key of λ: a decimal, or a fraction such as 1/3."""
+
+    base: Source
+    instruct: Source
+    lam: str
+    dtype: str
+    rounding: str = "nearest"
+    rule: None = None
+
+    def to_json(self) -> str:
+        sides = {"base": vars(self.base), "instruct": vars(self.instruct)}
+        how = {"lambda": self.lam, "rounding": self.rounding, "rule": self.rule, "dtype": self.dtype}
+        return json.dumps({"format": FORMAT, "version": _version(), **how, **sides}, indent=1, ensure_ascii=False) + "\n"
+
+
+def read_provenance(folder: Path) -> Provenance | None:
+    """The provenance of a merged folder; None where it has no pa_fast.json.
+
+    Raises:
+        CheckpointError: the file is not of a form that this version reads.
+    """
+    file = folder / PROVENANCE
+    if not file.exists():
+        return None
+    found = read_object(file)
+    try:
+        if found["format"] != FORMAT or found["rounding"] != "nearest" or found["rule"] is not None:
+            raise ValueError
+        base, instruct = (Source(**{key: found[side][key] for key in Source.__annotations__}) for side in ("base", "instruct"))
+        lam, dtype = found["lambda"], found["dtype"]
+        if not isinstance(lam, str) or not isinstance(dtype, str):
+            raise TypeError
+    except (KeyError, TypeError, ValueError):
+        expected = f"expected format {FORMAT}, rounding nearest and no rule"
+        raise CheckpointError(f"{file}: {expected}", "it was written by another version of pa_fast, or edited") from None
+    return Provenance(base, instruct, lam, dtype)
+
+
+def model_card(provenance: Provenance, out: str) -> str:
+    """README.md of a merged checkpoint: front matter for the hub, the formula, λ and the command that makes it again."""
+    base, instruct, lam = provenance.base.source, provenance.instruct.source, provenance.lam
+    options = [] if provenance.dtype == "auto" else ["--dtype", provenance.dtype]
+    # = because a negative λ would read as an option
+    command = shlex.join(["pa-fast", "merge", base, instruct, f"--lambda={lam}", "--out", out, *options])
+    names = "".join(f"- {json.dumps(name, ensure_ascii=False)}\n" for name in (base, instruct))
+    return (
+        f"---\nbase_model:\n{names}library_name: transformers\ntags:\n- merge\n- pa_fast\n---\n\n"
+        f"# Partial adaptation, λ = {lam}\n\n"
+        f"A point on the line between a base checkpoint B and its instruct checkpoint I:\n\n"
+        f"    W = B + λ (I − B)        λ = {lam}\n    B   {base}\n    I   {instruct}\n\n"
+        f"Computed in fp32 and rounded once (nearest). Tokenizer, chat template and generation settings are those of I.\n\n"
+        f"    {command}\n\n"
+        f"`{PROVENANCE}` holds the fingerprints of both sources; `pa-fast verify` checks every bit against them.\n"
+    )
+
+
+def merged_config(text: bytes, config: dict[str, Any], dtype: str) -> bytes:
+    """config.json of the merge: instruct's bytes as they are, or with the dtype keys set where `dtype` is not auto."""
+    if dtype == "auto":
+        return text
+    changed = copy.deepcopy(config)
+    parts = [changed, *(value for value in changed.values() if isinstance(value, dict))]
+    keyed = [(part, key) for part in parts for key in ("dtype", "torch_dtype") if key in part]
+    for part, key in keyed or [(changed, "torch_dtype")]:
+        part[key] = dtype
+    return (json.dumps(changed, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def as_lambda(lam: Lambda | float | str) -> Lambda:
+    """`lam` as an exact λ.
+
+    Raises:
+        UsageError: not a finite number.
+    """
+    return lam if isinstance(lam, Lambda) else Lambda(lam)
+
+
+def _version() -> str:
+    try:
+        return version("pa_fast")
+    except PackageNotFoundError:
+        return "not installed"

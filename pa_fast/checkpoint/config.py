@@ -1,0 +1,130 @@
+"""Differences between two config.json files, and which of them change what the model computes.
+
+The rule: every key must be equal unless this module names it as harmless. Files of different transformers versions
+spell the same model differently (`rope_theta` beside `rope_scaling`, or inside `rope_parameters`; defaults written
+out, or left out), so where the files differ, both are compared as transformers' configuration class reads them.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pa_fast.checkpoint.document import quoted
+
+ABSENT = "absent"
+_HARMLESS = (
+    # who wrote it
+    "_name_or_path _commit_hash transformers_version torch_dtype dtype auto_map unsloth_version unsloth_fixed model_name",
+    # how it is run
+    "use_cache cache_implementation use_return_dict return_dict output_attentions output_hidden_states output_router_logits",
+    "attn_implementation _attn_implementation _attn_implementation_internal _attn_implementation_autoset torchscript",
+    # training
+    "initializer_range initializer_cutoff_factor gradient_checkpointing router_aux_loss_coef router_z_loss_coef",
+    "attention_dropout attn_pdrop embd_pdrop resid_pdrop hidden_dropout hidden_dropout_prob classifier_dropout",
+    "router_jitter_noise",
+    # tokens and generation
+    "bos_token_id eos_token_id pad_token_id sep_token_id cls_token_id unk_token_id decoder_start_token_id tokenizer_class",
+    "max_length min_length do_sample temperature top_k top_p typical_p repetition_penalty num_beams num_return_sequences",
+    # heads of other tasks
+    "summary_type summary_use_proj summary_activation summary_proj_to_labels summary_first_dropout",
+    "id2label label2id num_labels problem_type finetuning_task task_specific_params chunk_size_feed_forward",
+    # compared as the rows of the embedding, by shape
+    "vocab_size",
+)
+HARMLESS = frozenset(" ".join(_HARMLESS).split())  # keys that cannot change the forward pass of an evaluation
+_LENGTH_FREE_ROPE = {"default", "linear", "llama3"}  # rope types that never look at max_position_embeddings
+_MAX_EXPANDED_LAYERS = 4096  # the class writes one list entry per layer: a hostile count must not fill the memory
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One key (nested keys joined by dots) that differs; `harmless` if it cannot change a forward pass."""
+
+    key: str
+    base: Any
+    instruct: Any
+    harmless: bool
+
+    def __str__(self) -> str:
+        return f"{quoted(self.key)} is {quoted(str(self.base))} in base and {quoted(str(self.instruct))} in instruct"
+
+
+def differences(base: Mapping[str, Any], instruct: Mapping[str, Any]) -> list[Difference]:
+    """All differences of two configurations, sorted by key.
+
+    Cost: microseconds while only harmless keys differ; otherwise transformers is imported to tell spelling from
+    meaning. No remote code is run.
+    """
+    found = _compare(base, instruct)
+    if all(difference.harmless for difference in found):
+        return found
+    left, right = _expanded(base), _expanded(instruct)
+    if left is None or right is None or base.get("model_type") != instruct.get("model_type"):
+        return found
+    # after expansion a missing key is one that the class does not know; null or false then says "not used"
+    real = [d for d in _compare(left, right) if not d.harmless and {_empty(d.base), _empty(d.instruct)} != {True}]
+    keys = {d.key for d in real}
+    same_meaning = [Difference(d.key, d.base, d.instruct, True) for d in found if d.key not in keys]
+    return sorted(same_meaning + real, key=lambda difference: difference.key)
+
+
+def tied(config: Mapping[str, Any]) -> bool | None:
+    """`tie_word_embeddings`, of the text model where the configuration nests one; None where it does not say."""
+    text = config.get("text_config")
+    for part in (text if isinstance(text, Mapping) else {}, config):
+        if isinstance(part.get("tie_word_embeddings"), bool):
+            return part["tie_word_embeddings"]
+    return None
+
+
+def _compare(base: Mapping[str, Any], instruct: Mapping[str, Any]) -> list[Difference]:
+    left, right = _flat(base), _flat(instruct)
+    ignored = set()
+    if _rope_types(left) | _rope_types(right) <= _LENGTH_FREE_ROPE:
+        ignored.add("max_position_embeddings")
+    if left.get("use_sliding_window") is False and right.get("use_sliding_window") is False:
+        ignored |= {"sliding_window", "max_window_layers"}
+    found = []
+    for key in sorted(left.keys() | right.keys()):
+        b, i = left.get(key, ABSENT), right.get(key, ABSENT)
+        if b != i:
+            harmless = bool((HARMLESS | ignored) & set(key.split(".")))
+            found.append(Difference(key, b, i, harmless))
+    return found
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            found |= _flat(value, f"{prefix}{key}.")
+        else:
+            found[prefix + str(key)] = value
+    return found
+
+
+def _rope_types(flat: Mapping[str, Any]) -> set[str]:
+    """Rope types that a flattened configuration names, under any of the spellings in use."""
+    found = {str(value) for key, value in flat.items() if key.split(".")[-1] == "rope_type"}
+    found |= {str(value) for key, value in flat.items() if key.endswith(("rope_scaling.type", "rope_parameters.type"))}
+    return found
+
+
+def _empty(value: Any) -> bool:
+    return value is None or value is False or value == ABSENT
+
+
+def _expanded(config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The configuration as transformers' class reads it, defaults filled in; None where it has no class or refuses."""
+    layers = config.get("num_hidden_layers", 0)
+    if not isinstance(layers, int) or layers > _MAX_EXPANDED_LAYERS:
+        return None
+    try:
+        from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+        return CONFIG_MAPPING[config["model_type"]].from_dict(copy.deepcopy(dict(config))).to_dict()
+    except Exception:  # an unknown or malformed configuration is compared as it is written, which is stricter
+        return None

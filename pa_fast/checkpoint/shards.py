@@ -1,0 +1,87 @@
+"""The weight files of a checkpoint folder: found through the index or alone, and every lie of the index refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pa_fast.checkpoint.document import quoted, read_object
+from pa_fast.checkpoint.header import Header, read_header
+from pa_fast.errors import CheckpointError
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+_CONVERT = (
+    "convert it first: python -c \"from transformers import AutoModelForCausalLM as M; M.from_pretrained('{0}', "
+    "dtype='auto').save_pretrained('{0}-safetensors')\" and copy the tokenizer files"
+)
+
+
+def read_shards(folder: Path) -> list[Header]:
+    """Headers of all weight files of `folder`, in file order.
+
+    Raises:
+        CheckpointError: no weights, weights of another kind, a shard that is missing or damaged, or an index that
+            names a file outside the folder or disagrees with its shards.
+    """
+    single, index = folder / SINGLE, folder / INDEX
+    if single.exists() and index.exists():
+        named = set(_weight_map(index).values())
+        if named != {SINGLE}:
+            found = f"both {SINGLE} and {INDEX}, which names {len(named)} other files"
+            raise CheckpointError(f"{folder}: found {found}, expected one of them", "remove the one that is left over")
+    if index.exists() or index.is_symlink():
+        return _indexed(folder, _weight_map(index))
+    if single.exists() or single.is_symlink():
+        return [read_header(single)]
+    raise _no_weights(folder)
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    found: Any = read_object(index).get("weight_map")
+    if not isinstance(found, dict) or not found or not all(isinstance(file, str) for file in found.values()):
+        raise CheckpointError(f"{index}: `weight_map` is not an object of tensor and file names", "download the index again")
+    for name, file in found.items():
+        if "/" in file or "\\" in file or not file.isprintable() or not file.endswith(".safetensors"):
+            expected = "expected the plain name of a .safetensors file in the same folder"
+            raise CheckpointError(f"{index}: tensor {quoted(name)} is in {quoted(file)}, {expected}", "do not trust this index")
+    return found
+
+
+def _indexed(folder: Path, weight_map: dict[str, str]) -> list[Header]:
+    index = folder / INDEX
+    missing = [file for file in sorted(set(weight_map.values())) if not (folder / file).exists()]
+    if missing:
+        found = f"{len(missing)} of {len(set(weight_map.values()))} shards are missing: {', '.join(missing[:3])}"
+        raise CheckpointError(f"{folder}: {found}, which {INDEX} names", "complete the download")
+    headers = {file: read_header(folder / file) for file in sorted(set(weight_map.values()))}
+    for name, file in weight_map.items():
+        if name not in headers[file].tensors:
+            found = f"tensor {quoted(name)} should be in {file}, which does not hold it"
+            raise CheckpointError(f"{index}: {found}", "index and shards are of different downloads: fetch both again")
+    for file, header in headers.items():
+        for name in header.tensors:
+            if weight_map.get(name) != file:
+                found = f"shard {file} holds tensor {quoted(name)}, which the index does not place there"
+                raise CheckpointError(f"{index}: {found}", "index and shards are of different downloads: fetch both again")
+    return list(headers.values())
+
+
+def _no_weights(folder: Path) -> CheckpointError:
+    names = sorted(path.name for path in folder.iterdir())
+    if not names:
+        return CheckpointError(f"{folder}: the folder is empty", "check the path")
+    pickles = [name for name in names if name.endswith((".bin", ".pt", ".pth")) and not name.startswith("training_args")]
+    parts = [name for name in names if name.endswith(".safetensors")]
+    if "adapter_config.json" in names:
+        return CheckpointError(f"{folder}: holds an adapter, not a whole model", "merge the adapter into its base model first")
+    if parts:
+        found = f"found {', '.join(parts[:3])} but neither {SINGLE} nor {INDEX}"
+        return CheckpointError(f"{folder}: {found}", "complete the download: without the index a missing shard goes unseen")
+    if pickles:
+        found = f"weights are pickle files only ({', '.join(pickles[:3])}), which can run code when loaded"
+        return CheckpointError(f"{folder}: {found}, expected safetensors", _CONVERT.format(folder))
+    gguf = next((name for name in names if name.endswith(".gguf")), None)
+    if gguf:
+        return CheckpointError(f"{folder}: found {gguf}, a quantised export", "use the original checkpoint in safetensors form")
+    return CheckpointError(f"{folder}: no weights: neither {SINGLE} nor {INDEX}", "check the path")

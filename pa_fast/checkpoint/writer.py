@@ -1,0 +1,242 @@
+"""An output folder that appears whole or not at all.
+
+    .NAME.pa_fast.partial   filled beside the target, renamed to NAME at the end
+    .NAME.pa_fast.lock      held (flock) by the one process that may touch the three others; removed with it
+    .NAME.pa_fast.old       the replaced folder, between the two renames of an overwrite
+
+A killed run leaves the partial folder, in which nothing loads: shards carry a `.partial` suffix until they are complete,
+and config.json comes last. The next run into the same target removes it, or moves the old folder back if it was killed
+between the renames.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import mmap
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from pa_fast.checkpoint.header import DTYPE_BITS
+from pa_fast.checkpoint.layout import ShardPlan, Slot
+from pa_fast.checkpoint.reader import MADV_POPULATE_WRITE, page_in, torch_dtype
+from pa_fast.errors import OutputError
+from pa_fast.units import format_bytes
+
+if TYPE_CHECKING:
+    import torch
+
+_SPARE_BYTES = 64 * 2**20  # tokenizer, configuration, file system overhead
+
+
+class OutputFolder:
+    """The target folder in the making: write into `path`, then `commit`. Left without commit, nothing remains.
+
+    Args:
+        target: the folder to create; its parents are created.
+        need_bytes: what will be written, checked against the free space first.
+        overwrite: replace a checkpoint folder that is already there; it stays in place until the new one is complete.
+
+    Raises:
+        OutputError: the target is not empty, is no folder, is being written by another process, cannot be written, or
+            the disk is too small (with the figures).
+    """
+
+    def __init__(self, target: str | Path, need_bytes: int, *, overwrite: bool = False):
+        self.target = Path(os.path.realpath(Path(target).expanduser()))
+        if not self.target.name:
+            raise OutputError(f"{target}: found the root folder, expected a new folder", "choose another --out")
+        self.path = self.target.with_name(f".{self.target.name}.pa_fast.partial")
+        self._old = self.target.with_name(f".{self.target.name}.pa_fast.old")
+        self._lock = self.target.with_name(f".{self.target.name}.pa_fast.lock")
+        self._overwrite = overwrite
+        self._need_bytes = need_bytes
+        self._fd = -1
+
+    def __enter__(self) -> OutputFolder:
+        with output_errors(self.target):
+            self.target.parent.mkdir(parents=True, exist_ok=True)
+            self._fd = _locked(self._lock, self.target)
+            try:
+                self._recover()
+                self._check_target()
+                self._check_space()
+                self.path.mkdir()
+            except BaseException:
+                self._unlock()
+                raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        try:
+            shutil.rmtree(self.path, ignore_errors=True)
+        finally:
+            self._unlock()
+
+    @contextmanager
+    def shard(self, plan: ShardPlan) -> Iterator[ShardFile]:
+        """The weight file of `plan`, open for filling; synced and given its final name when the block ends well."""
+        partial = self.path / f"{plan.file}.partial"
+        with output_errors(self.path):
+            file = ShardFile(partial, plan)
+            try:
+                yield file
+                file.sync()
+            finally:
+                file.close()
+            os.rename(partial, self.path / plan.file)
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a small file and sync it."""
+        with output_errors(self.path / name), open(self.path / name, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def commit(self) -> None:
+        """Give the folder its name. From here on it is complete, whatever happens."""
+        with output_errors(self.target):
+            _sync_folder(self.path)
+            self._check_target()
+            if self._overwrite and self.target.exists():
+                os.rename(self.target, self._old)
+            try:
+                os.rename(self.path, self.target)
+            except OSError:
+                if self._old.exists():
+                    os.rename(self._old, self.target)
+                raise
+            _sync_folder(self.target.parent)
+            shutil.rmtree(self._old, ignore_errors=True)
+
+    def _recover(self) -> None:
+        """Undo what a killed run left. Holding the lock means that no other process works here."""
+        if self._old.exists():
+            if self.target.exists() and os.listdir(self.target):
+                shutil.rmtree(self._old)
+            else:
+                os.rename(self._old, self.target)
+        if self.path.exists():
+            shutil.rmtree(self.path)
+
+    def _check_target(self) -> None:
+        if not self.target.exists():
+            return
+        if not self.target.is_dir():
+            raise OutputError(f"{self.target}: found a file, expected a folder or nothing", "choose another --out")
+        names = sorted(os.listdir(self.target))
+        if not names:
+            return
+        found = f"{self.target}: not empty: found {', '.join(names[:3])}"
+        if not self._overwrite:
+            raise OutputError(found, "choose another --out, or replace it with --overwrite")
+        if not {"config.json", "pa_fast.json"} & set(names):
+            raise OutputError(f"{found}, which is no checkpoint", "only a checkpoint is replaced: remove the folder yourself")
+
+    def _check_space(self) -> None:
+        free = shutil.disk_usage(self.target.parent).free
+        if free < self._need_bytes + _SPARE_BYTES:
+            need = format_bytes(self._need_bytes + _SPARE_BYTES)
+            found = f"needs {need}, {format_bytes(free)} are free on its disk"
+            raise OutputError(f"{self.target}: {found}", "free some space or choose another disk")
+
+    def _unlock(self) -> None:
+        # unlinked while held: whoever opened the old file meanwhile sees that its name is gone, and tries again
+        self._lock.unlink(missing_ok=True)
+        os.close(self._fd)
+        self._fd = -1
+
+
+class ShardFile:
+    """One weight file of known layout, mapped for writing. Its header is written first; its space is reserved."""
+
+    def __init__(self, path: Path, plan: ShardPlan):
+        self._slots: dict[str, Slot] = {slot.name: slot for slot in plan.slots}
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        try:
+            _reserve(self._fd, plan.size_bytes)
+            self._map = mmap.mmap(self._fd, plan.size_bytes)
+        except BaseException:
+            os.close(self._fd)
+            raise
+        self._map[: len(plan.header)] = plan.header
+
+    def chunk(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """Elements `start` to `stop` of the flattened tensor `name` [stop - start]: a view of the file, to be written."""
+        import torch
+
+        slot = self._slots[name]
+        dtype = torch_dtype(slot.dtype)
+        if start == stop:
+            return torch.empty(0, dtype=dtype)
+        size = DTYPE_BITS[slot.dtype] // 8
+        first = slot.start + start * size
+        page_in(self._map, first, slot.start + stop * size, MADV_POPULATE_WRITE)
+        return torch.frombuffer(self._map, dtype=dtype, count=stop - start, offset=first)
+
+    def sync(self) -> None:
+        """Bring everything written to the disk."""
+        self._map.flush()
+        os.fsync(self._fd)
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+@contextmanager
+def output_errors(path: Path) -> Iterator[None]:
+    """Turn an OSError inside the block into an OutputError about `path`."""
+    try:
+        yield
+    except OSError as error:
+        where = error.filename or path
+        free = ""
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            folder = next((p for p in [path, *path.parents] if p.exists()), path)
+            free = f" ({format_bytes(shutil.disk_usage(folder).free)} free)"
+        hint = "check the folder's permissions and free space, or choose another --out"
+        raise OutputError(f"{where}: cannot be written: {error.strerror or error}{free}", hint) from error
+
+
+def _locked(lock: Path, target: Path) -> int:
+    """A descriptor that holds the lock file `lock`, which still has that name.
+
+    Raises:
+        OutputError: another process holds it.
+    """
+    while True:
+        fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.exists(lock) and os.path.samestat(os.fstat(fd), os.stat(lock)):
+                return fd
+        except BlockingIOError:
+            os.close(fd)
+            raise OutputError(f"{target}: another process is writing it", "wait for it, or choose another --out") from None
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(fd)
+
+
+def _reserve(fd: int, size_bytes: int) -> None:
+    """Give the file its size and, where the file system can, its blocks: a map must not run out of disk."""
+    try:
+        os.posix_fallocate(fd, 0, size_bytes)
+    except (AttributeError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+            raise
+        os.ftruncate(fd, size_bytes)
+
+
+def _sync_folder(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,38 @@
+"""The content fingerprint, against the checksum of whole tensors."""
+
+from __future__ import annotations
+
+import pa_kernels
+import pytest
+import torch
+from pa_kernels.reference import CHUNK_WORDS
+
+from pa_fast.checkpoint.fingerprint import CHUNK_BYTES, combine, name_hash, piece_checksum
+
+
+def test_chunk_size_is_the_kernels() -> None:
+    assert CHUNK_BYTES == 8 * CHUNK_WORDS
+
+
+@pytest.mark.parametrize("count", [0, 1, 7, 8, CHUNK_BYTES, CHUNK_BYTES + 1, 3 * CHUNK_BYTES, 3 * CHUNK_BYTES + 13])
+def test_pieces_sum_to_the_checksum_of_the_whole(count: int) -> None:
+    data = torch.randint(0, 256, (count,), dtype=torch.uint8)
+    for step in (CHUNK_BYTES, 2 * CHUNK_BYTES):
+        total = sum(piece_checksum(data[at : at + step], at // CHUNK_BYTES) for at in range(0, count, step))
+        assert total % 2**64 == pa_kernels.checksum([data])[0] == pa_kernels.reference.checksum(data)
+
+
+def test_every_dtype_is_summed_by_its_bytes() -> None:
+    data = torch.randn(100_003).bfloat16()
+    assert piece_checksum(data, 0) == pa_kernels.checksum([data])[0]
+
+
+def test_name_hashes_are_odd_and_of_64_bits() -> None:
+    hashes = {name_hash(f"model.layers.{n}.weight") for n in range(1000)}
+    assert len(hashes) == 1000 and all(value % 2 and 0 < value < 2**64 for value in hashes)
+    assert name_hash("a") == 0x40F89E395B66422F | 1, "a constant of the format: it is written into files"
+
+
+def test_combine_ignores_order_and_tells_names_apart() -> None:
+    assert combine({"a": 3, "b": 5}) == combine({"b": 5, "a": 3}) == (3 * name_hash("a") + 5 * name_hash("b")) % 2**64
+    assert combine({"a": 3, "b": 5}) != combine({"a": 5, "b": 3})

@@ -1,0 +1,67 @@
+"""The report on a pair."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from pa_fast.checkpoint import inspect
+from pa_fast.errors import CheckpointError
+from tests.checkpoint.pairs import SHAPES, write_pair
+
+
+def test_report(tmp_path: Path) -> None:
+    base, instruct = write_pair(tmp_path, torch.float32, torch.bfloat16, shards=(2, 3))
+    found = inspect(base, instruct)
+    parameters = sum(torch.Size(shape).numel() for shape in SHAPES.values())
+    assert (found.tensors, found.parameters, found.model_type, found.tied) == (len(SHAPES), parameters, "llama", False)
+    assert (found.base.bytes, found.instruct.bytes) == (4 * parameters, 2 * parameters)
+    assert (found.base.shards, found.instruct.shards) == (2, 3)
+    assert found.base.dtypes == {"F32": len(SHAPES)} and found.live_dtypes == {"BF16": len(SHAPES)}
+    assert found.base.quick_fingerprint != found.instruct.quick_fingerprint
+    assert "token ids were not compared" in found.notes[-1]
+    assert json.loads(found.to_json())["instruct"]["bytes"] == 2 * parameters
+
+
+def test_it_loads_no_torch(tmp_path: Path) -> None:
+    base, instruct = write_pair(tmp_path)
+    code = f"import sys; from pa_fast.checkpoint import inspect; inspect({str(base)!r}, {str(instruct)!r}); "
+    code += "print({'torch', 'transformers', 'numpy', 'huggingface_hub'} & set(sys.modules))"
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
+    assert done.stdout.strip() == "set()", done.stderr
+
+
+def test_a_path_that_does_not_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(CheckpointError, match="neither a local folder nor a hub id"):
+        inspect(tmp_path / "nothing", tmp_path)
+
+
+def test_a_hub_id_that_cannot_be_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    asked = {}
+
+    def refuse(name: str, **options: object) -> str:
+        asked.update(options, name=name)
+        raise OSError("offline mode is enabled")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
+    with pytest.raises(CheckpointError, match=r"org/model@main: cannot be fetched from the hub: offline") as error:
+        inspect("org/model@main", tmp_path)
+    assert "HF_HUB_OFFLINE" in str(error.value.hint)
+    assert (asked["name"], asked["revision"]) == ("org/model", "main") and "*.bin" not in str(asked["allow_patterns"])
+
+
+def test_a_hub_id_is_read_from_its_snapshot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    base, instruct = write_pair(tmp_path)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **_: str(base))
+    assert inspect("org/model", instruct).base.folder == str(base)
