@@ -1,0 +1,1 @@
+"""Models at some λ that can score and speak: one file per engine, heavy imports inside."""

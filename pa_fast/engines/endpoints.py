@@ -1,0 +1,82 @@
+"""The endpoint check: at λ = 0 and 1 the live model must be the base and the instruct model, to the last bit.
+
+It catches wrong pairing, tying, derived tensors, dtypes and kernels in one test. Reference logits are computed by
+plain copies of each side into the live memory, run through that side's own module: the same addresses, the same
+batch, no kernel of ours and no pairing in between.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pa_fast.engines.loading import Loaded
+from pa_fast.errors import EngineError
+
+if TYPE_CHECKING:
+    import torch
+
+    from pa_fast.live.weights import LiveWeights
+
+_PROMPTS, _LENGTH = 2, 16
+
+
+def prompts(vocabulary: int, device: torch.device) -> torch.Tensor:
+    """Two fixed sequences of 16 token ids below `vocabulary`, spread over all of it."""
+    import torch
+
+    count = _PROMPTS * _LENGTH
+    ids = [(2654435761 * (k + 1)) % 2**32 * vocabulary >> 32 for k in range(count)]
+    return torch.tensor(ids, device=device).view(_PROMPTS, _LENGTH)
+
+
+def logits(module: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
+    import torch
+
+    with torch.no_grad():
+        return module(input_ids=ids, use_cache=False).logits
+
+
+def reference_logits(loaded: Loaded, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Logits of each side as loaded, at the live dtype. Leaves the live tensors holding one of the sides."""
+    import torch
+
+    made = {}
+    # The instruct side runs through `module` itself, whose live tensors have every name that base's can have.
+    for side, module, sources in (("base", loaded.reference, loaded.base), ("instruct", loaded.module, loaded.instruct)):
+        with torch.no_grad():
+            for name, live in loaded.live.items():
+                live.copy_(sources[name].to(loaded.via.get(name, live.dtype)))
+        if module is not loaded.module:
+            for name, tensor in module.named_parameters(remove_duplicate=False):
+                tensor.data = loaded.live[name].data
+            for name, tensor in module.named_buffers():
+                if name in loaded.live:
+                    tensor.data = loaded.live[name].data
+        made[side] = logits(module, ids)
+    return made
+
+
+def check_endpoints(module: torch.nn.Module, weights: LiveWeights, ids: torch.Tensor, expected: dict[str, torch.Tensor]) -> None:
+    """Set λ = 1 and 0 and compare logits bit for bit; leaves λ = 0.
+
+    Raises:
+        EngineError: an endpoint's logits are not those of the model as loaded.
+    """
+    import torch
+
+    for side, lam in (("instruct", 1.0), ("base", 0.0)):
+        weights.set_lambda(lam)
+        found = logits(module, ids)
+        if not torch.equal(found, expected[side]) and not _same_nan(found, expected[side]):
+            worst = float((found.float() - expected[side].float()).abs().max())
+            raise EngineError(
+                f"endpoint check failed: at λ = {lam:g} the logits are not those of the {side} model (off by up to {worst:.3g})",
+                "wrong pairing, tying or a tensor derived from weights; please report the architecture",
+            )
+
+
+def _same_nan(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Equal where finite, and non-finite in the same places: what can be asked of checkpoints with NaN weights."""
+    import torch
+
+    return bool(torch.equal(a.isnan(), b.isnan())) and bool(torch.equal(a.nan_to_num(), b.nan_to_num()))

@@ -1,0 +1,252 @@
+"""Two checkpoint folders → one module whose tensors can follow λ, and the sources of each tensor.
+
+Names on disk are not names in the model: transformers renames, fuses and transposes while it loads, by rules of its
+own. So both sides are loaded through it, and tensors are paired by the names that the two modules have afterwards.
+The conversions only move elements, so merging converted tensors equals converting merged ones, bit for bit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from pa_fast.checkpoint.reader import Checkpoint
+from pa_fast.errors import EngineError, PairError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+_FLOATS = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
+
+
+@dataclass
+class Loaded:
+    """Both sides in memory, not yet bound.
+
+    Attributes:
+        module: instruct's module at the live dtype; its parameters are the live tensors once `allocate` ran.
+        reference: base's module at the live dtype, for the endpoint check.
+        live: name → parameter or persistent buffer of `module`, every name of a tied tensor included.
+        base, instruct: name → source at the dtype of its file, or an exact upcast of it.
+        via: name → the dtype that a saved merge would have, where the live tensor is another.
+        notes: what a user should know: converted tensors, untied heads.
+    """
+
+    module: PreTrainedModel
+    reference: PreTrainedModel
+    live: dict[str, torch.Tensor]
+    base: dict[str, torch.Tensor]
+    instruct: dict[str, torch.Tensor]
+    via: dict[str, torch.dtype]
+    notes: list[str] = field(default_factory=list)
+
+
+def load_pair(base: Checkpoint, instruct: Checkpoint, dtype: torch.dtype | None) -> Loaded:
+    """Load both sides through transformers and pair them by the names of the modules.
+
+    Args:
+        base, instruct: opened checkpoints whose configurations are known to fit each other.
+        dtype: live dtype of all float tensors; None: the dtype that each has in the instruct files.
+
+    Raises:
+        EngineError: transformers cannot load a side completely, or does not know the architecture.
+        PairError: the two modules have different tensors.
+    """
+    files = {side: _file_dtypes(checkpoint) for side, checkpoint in (("base", base), ("instruct", instruct))}
+    source_b = _from_pretrained(base, _exact(files["base"]))
+    source_i = _from_pretrained(instruct, _exact(files["instruct"]))
+    wanted = dtype or (_exact(files["instruct"]) if len(files["instruct"]) == 1 else None)
+    module = source_i if wanted == source_i.dtype else _from_pretrained(instruct, wanted)
+    reference = source_b if source_b.dtype == module.dtype else _from_pretrained(base, module.dtype)
+    named = {"base": _tensors(source_b), "instruct": _tensors(source_i)}
+    if named["base"].keys() != named["instruct"].keys():
+        odd = sorted(named["base"].keys() ^ named["instruct"].keys())
+        side = "base" if odd[0] in named["base"] else "instruct"
+        raise PairError(f"`{odd[0]}` exists only in the {side} model", "the two checkpoints must be of one architecture")
+    _check_derived(reference, module)
+    # `module` may be the very model that holds the sources: keep the memory, its parameters will point elsewhere.
+    sources = {side: {name: tensor.detach() for name, tensor in tensors.items()} for side, tensors in named.items()}
+    untied = _untie(module, named)
+    live = _tensors(module)
+    return Loaded(
+        module,
+        reference,
+        live,
+        sources["base"],
+        sources["instruct"],
+        _via(live, dtype, instruct, module, files["instruct"]),
+        [f"`{name}` is tied on one side only: the merged model has a head of its own" for name in untied],
+    )
+
+
+def allocate(loaded: Loaded, device: torch.device) -> None:
+    """Give `loaded.module` fresh memory on `device`: one tensor per storage, aligned, allocated once and for all."""
+    import torch
+
+    moved: dict[int, torch.Tensor] = {}
+    for tensor in loaded.live.values():
+        if id(tensor) not in moved:
+            fresh = torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
+            tensor.data = moved[id(tensor)] = fresh
+    for module in (loaded.module, loaded.reference):
+        for name, buffer in module.named_buffers():
+            if not (module is loaded.module and name in loaded.live):
+                buffer.data = buffer.data.to(device)
+
+
+def _from_pretrained(checkpoint: Checkpoint, dtype: torch.dtype | None) -> PreTrainedModel:
+    import transformers
+
+    architectures = checkpoint.config.get("architectures") or []
+    kind = getattr(transformers, architectures[0], None) if architectures else transformers.AutoModelForCausalLM
+    if kind is None:
+        raise EngineError(
+            f"transformers {transformers.__version__} has no class `{architectures[0]}` (config.json of {checkpoint.folder})",
+            "models with code of their own cannot be loaded; upgrade transformers for new architectures",
+        )
+    try:
+        with _quiet():
+            model, info = kind.from_pretrained(
+                str(checkpoint.folder),
+                dtype="auto" if dtype is None else dtype,
+                output_loading_info=True,
+                use_safetensors=True,
+                local_files_only=True,
+            )
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise EngineError(
+            f"transformers cannot load {checkpoint.folder}: {first}", "load it with from_pretrained to see the whole report"
+        ) from error
+    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        keys = sorted(str(key) for key in info.get(problem) or ())
+        if keys:
+            raise EngineError(
+                f"transformers loads {checkpoint.folder} with {len(keys)} {problem.replace('_', ' ')}, such as `{keys[0]}`",
+                "the files and config.json do not describe the same model",
+            )
+    model.eval()
+    model.requires_grad_(False)
+    return model
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """No bars from transformers on stderr: this library draws its own."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def _file_dtypes(checkpoint: Checkpoint) -> set[str]:
+    return {info.dtype for info in checkpoint.tensors.values() if info.dtype in _FLOATS}
+
+
+def _exact(dtypes: set[str]) -> torch.dtype:
+    """The narrowest dtype that holds every one of `dtypes` exactly."""
+    import torch
+
+    return getattr(torch, _FLOATS[next(iter(dtypes))]) if len(dtypes) == 1 else torch.float32
+
+
+def _tensors(module: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """Parameters and persistent buffers by name, every name of a tied one."""
+    kept = module.state_dict(keep_vars=True).keys()
+    found: dict[str, torch.Tensor] = dict(module.named_parameters(remove_duplicate=False))
+    found.update((name, buffer) for name, buffer in module.named_buffers(remove_duplicate=False) if name in kept)
+    return found
+
+
+def _check_derived(reference: PreTrainedModel, module: PreTrainedModel) -> None:
+    """Buffers that no file holds are computed from the configuration: equal ones are the proof that it agrees."""
+    import torch
+
+    kept = module.state_dict(keep_vars=True).keys()
+    ours, theirs = dict(module.named_buffers()), dict(reference.named_buffers())
+    for name in ours.keys() | theirs.keys():
+        if name in kept:
+            continue
+        a, b = ours.get(name), theirs.get(name)
+        if a is None or b is None or not torch.equal(a, b):
+            raise PairError(
+                f"derived buffer `{name}` differs between the base and the instruct model",
+                "a configuration value that shapes the function differs; compare the two config.json",
+            )
+
+
+def _untie(module: PreTrainedModel, named: dict[str, dict[str, torch.Tensor]]) -> list[str]:
+    """Give tensors of `module` that are tied on one side only storage of their own; names of those."""
+    import torch
+
+    tied_on = {side: _tied(tensors) for side, tensors in named.items()}
+    both = tied_on["base"].items() & tied_on["instruct"].items()
+    single = sorted(name for name, _ in tied_on["base"].items() ^ tied_on["instruct"].items())
+    for name in single:
+        owner, _, leaf = name.rpartition(".")
+        old = getattr(module.get_submodule(owner), leaf)
+        setattr(module.get_submodule(owner), leaf, torch.nn.Parameter(old.data, requires_grad=False))
+    if not both:
+        # A later bare `tie_weights()`, which some harnesses call, would tie by configuration alone.
+        for config in {id(c): c for c in (module.config, module.config.get_text_config())}.values():
+            config.tie_word_embeddings = False
+        if hasattr(module, "all_tied_weights_keys"):
+            module.all_tied_weights_keys = {}
+    return single
+
+
+def _tied(tensors: dict[str, torch.Tensor]) -> dict[str, str]:
+    """name → the first name of the same tensor, for names that are not first."""
+    first: dict[int, str] = {}
+    return {name: first[id(tensor)] for name, tensor in tensors.items() if first.setdefault(id(tensor), name) != name}
+
+
+def _via(
+    live: dict[str, torch.Tensor], dtype: torch.dtype | None, instruct: Checkpoint, module: Any, dtypes: set[str]
+) -> dict[str, torch.dtype]:
+    """The dtype that each tensor has in a saved merge, where the module holds it in another one."""
+    import torch
+
+    names = [name for name, tensor in live.items() if tensor.dtype.is_floating_point]
+    if dtype is not None or len(dtypes) == 1:
+        on_disk = dict.fromkeys(names, dtype or _exact(dtypes))
+    else:
+        on_disk = _traced(names, instruct, module)
+    # fp32 rounds nothing: the merge is computed in it.
+    return {name: d for name, d in on_disk.items() if d not in (live[name].dtype, torch.float32)}
+
+
+def _traced(names: list[str], instruct: Checkpoint, module: Any) -> dict[str, torch.dtype]:
+    """File dtypes by module name, for files of mixed dtypes: ask transformers where each key goes."""
+    import torch
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+    rules = get_model_conversion_mapping(module)
+    renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
+    converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
+    wanted = module.state_dict(keep_vars=True)
+    found: dict[str, set[str]] = {}
+    for key, info in instruct.tensors.items():
+        name, _ = rename_source_key(key, renamings, converters, module.base_model_prefix, wanted)
+        if name not in wanted and key in wanted:
+            name = key
+        found.setdefault(name, set()).add(info.dtype)
+    for tied, first in _tied(_tensors(module)).items():
+        found.setdefault(tied, found.get(first, set()))
+        found.setdefault(first, found.get(tied, set()))
+    for name in names:
+        if len(found.get(name, ())) != 1:
+            raise EngineError(
+                f"cannot tell which file dtype feeds `{name}`: the instruct files mix {sorted(found.get(name, ()))}",
+                "pass a dtype for all tensors (dtype=, --dtype)",
+            )
+    return {name: getattr(torch, _FLOATS[next(iter(found[name]))]) for name in names}

@@ -1,0 +1,230 @@
+"""The transformers engine: a model pair as one live transformers model.
+
+Has been run for real on CPU. The code for one GPU is the same and has not been run on one yet.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pa_fast.base import Continuation, Generation
+from pa_fast.checkpoint.pairing import check_configs
+from pa_fast.checkpoint.reader import Checkpoint
+from pa_fast.checkpoint.source import resolve
+from pa_fast.checkpoint.vocabulary import compare_vocabularies
+from pa_fast.engines import endpoints, scoring
+from pa_fast.engines.loading import allocate, load_pair
+from pa_fast.errors import EngineError, UsageError
+from pa_fast.live.weights import LiveWeights
+from pa_fast.units import format_bytes
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_DTYPES = ("bfloat16", "float16", "float32")
+
+
+class LambdaModel:
+    """A transformers model whose weights follow λ. Make one with `pa_fast.load`; implements `pa_fast.Engine`.
+
+    Attributes:
+        model: the transformers model; its parameters are the live tensors.
+        tokenizer: the tokenizer used at every λ, or None if neither folder ships one.
+        weights: the `LiveWeights` behind it.
+        notes: what loading found worth saying.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase | None,
+        weights: LiveWeights,
+        identity: Mapping[str, Any],
+        batch_size: int,
+        notes: Sequence[str] = (),
+    ):
+        self.model = model
+        self.tokenizer: Any = tokenizer
+        self.weights = weights
+        self.identity = {**identity, "batch_size": batch_size}
+        self.notes = list(notes)
+        self._batch_size = batch_size
+        self._pointers = {name: (tensor, tensor.data_ptr()) for name, tensor in _named(model)}
+
+    @property
+    def lam(self) -> float | None:
+        """The λ that the model holds."""
+        return self.weights.lam
+
+    def set_lambda(self, lam: float) -> None:
+        """Rewrite the model's weights in place to W(λ), and prove that the model still uses them."""
+        self.weights.set_lambda(lam)
+        self.on_weights_changed()
+
+    @contextlib.contextmanager
+    def at(self, lam: float) -> Iterator[LambdaModel]:
+        """`with lm.at(0.3): …` runs at λ = 0.3 and restores the previous λ."""
+        before = self.weights.lam
+        self.set_lambda(lam)
+        try:
+            yield self
+        finally:
+            if before is not None:
+                self.set_lambda(before)
+
+    def loglikelihood(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[Continuation]:
+        """Score N (context ids, continuation ids); see `pa_fast.Engine`."""
+        return scoring.loglikelihood(self.model, pairs, self._batch_size)
+
+    def generate(self, prompts: Sequence[list[int]], config: Generation) -> list[list[int]]:
+        """Greedy continuations of N prompts; see `pa_fast.Engine`."""
+        return scoring.generate(self.model, prompts, config, self._batch_size)
+
+    def on_weights_changed(self) -> None:
+        """Prove that the model computes with the live tensors: none replaced, moved, added or lost since `load`.
+
+        Nothing else goes stale: no key-value cache outlives a call.
+
+        Raises:
+            EngineError: a parameter or buffer of the model is not the one that was bound.
+        """
+        found = dict(_named(self.model))
+        for name in found.keys() | self._pointers.keys():
+            tensor = found.get(name)
+            known, pointer = self._pointers.get(name, (None, 0))
+            if tensor is None or tensor is not known or tensor.data_ptr() != pointer:
+                what = "is gone" if tensor is None else "was added" if known is None else "was replaced or moved"
+                raise EngineError(
+                    f"`{name}` {what} since the pair was loaded, so the model no longer follows λ",
+                    "do not tie, move, convert or reload the model after pa_fast.load; load the pair again",
+                )
+
+    def close(self) -> None:
+        """Let go of the sources; the model keeps the λ it has."""
+        self.weights.close()
+
+
+def load(
+    base: str | Path,
+    instruct: str | Path,
+    device: str = "auto",
+    dtype: str = "auto",
+    store: str = "auto",
+    residency: str = "auto",
+    *,
+    tokenizer: str | Path | None = None,
+    batch_size: int = 8,
+    endpoint_check: bool = True,
+    allow_nonfinite: bool = False,
+) -> LambdaModel:
+    """Load two checkpoints as one transformers model at λ = 0.
+
+    Args:
+        base, instruct: local folders, or hub ids (`org/name@revision`).
+        device: `cpu`, `cuda`, `cuda:1`, …; `auto` takes the first GPU if there is one.
+        dtype: live dtype of every float tensor; `auto`: the dtype that each has in the instruct files.
+        store, residency: `dense` on the live tensors' device is what there is; `auto` picks it.
+        tokenizer: folder or hub id of the tokenizer for all λ; instruct's if not given.
+        batch_size: requests per forward pass; fixed, because batch composition changes rounding.
+        endpoint_check: prove that λ = 0 and 1 give the logits of the two models as loaded, bit for bit.
+        allow_nonfinite: let NaN and infinity in the weights pass.
+
+    Cost: on CPU the sources stay memory maps of the files, so memory is one live copy and page cache; tensors that
+    transformers converts while loading (fused experts) cost copies. Each file is read once, plus the check's four
+    short forward passes.
+
+    Raises:
+        CheckpointError, PairError, DataError: the folders cannot be read or do not pair.
+        EngineError: transformers cannot load a side, or the endpoint check failed.
+        UsageError: unknown device, dtype, store or residency.
+    """
+    import torch
+
+    for option, value, known in (
+        ("store", store, ("auto", "dense")),
+        ("residency", residency, ("auto", "device")),
+        ("dtype", dtype, ("auto", *_DTYPES)),
+    ):
+        if value not in known:
+            raise UsageError(f"{option} `{value}` is not available", f"available: {', '.join(known)}")
+    where = _device(device)
+    with Checkpoint.open(resolve(base)) as b, Checkpoint.open(resolve(instruct)) as i:
+        check_configs(b, i, tying=False)
+        notes = compare_vocabularies(b.folder, i.folder)
+        loaded = load_pair(b, i, None if dtype == "auto" else getattr(torch, dtype))
+        chosen = _tokenizer(resolve(tokenizer) if tokenizer is not None else i.folder)
+        identity = {
+            "engine": "transformers",
+            "base": b.quick_fingerprint(),
+            "instruct": i.quick_fingerprint(),
+            "store": "dense",
+            "rounding": "nearest",
+            "dtype": dtype,
+            "tokenizer": _digest(_spelling(chosen)),
+            "chat_template": _digest(json.dumps(getattr(chosen, "chat_template", None), sort_keys=True)),
+        }
+    allocate(loaded, where)
+    ids = endpoints.prompts(_vocabulary(loaded.module, loaded.reference), where)
+    expected = endpoints.reference_logits(loaded, ids) if endpoint_check else {}
+    del loaded.reference
+    weights = LiveWeights.bind(loaded.live, loaded.base, loaded.instruct, via=loaded.via, allow_nonfinite=allow_nonfinite)
+    if endpoint_check:
+        endpoints.check_endpoints(loaded.module, weights, ids, expected)
+    copied = weights.memory().host_bytes
+    if copied:
+        loaded.notes.append(f"tensors converted while loading cost {format_bytes(copied)} of memory beside the file maps")
+    return LambdaModel(loaded.module, chosen, weights, identity, batch_size, [*notes, *loaded.notes])
+
+
+def _named(model: PreTrainedModel) -> Iterator[tuple[str, Any]]:
+    yield from model.named_parameters(remove_duplicate=False)
+    yield from model.named_buffers(remove_duplicate=False)
+
+
+def _device(name: str) -> Any:
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UsageError(f"device `{name}` is not known", "write cpu, cuda or cuda:0") from None
+    if device.type not in ("cpu", "cuda"):
+        raise UsageError(f"device `{name}` is not supported", "write cpu, cuda or cuda:0")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UsageError(f"device `{name}` does not exist: PyTorch sees {torch.cuda.device_count()} GPUs", "write cpu or auto")
+    return device
+
+
+def _tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
+    """The tokenizer in `folder`, or None where there is none."""
+    names = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+    if not any((folder / name).exists() for name in names):
+        return None
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    except Exception as error:  # whatever a tokenizer file can break
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise EngineError(f"transformers cannot load the tokenizer in {folder}: {first}", "check tokenizer.json there") from error
+
+
+def _spelling(tokenizer: Any) -> str:
+    """Everything that decides how `tokenizer` splits text, as text."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    return str(backend.to_str()) if backend is not None else repr(tokenizer)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _vocabulary(*models: PreTrainedModel) -> int:
+    return min(model.get_input_embeddings().weight.shape[0] for model in models)

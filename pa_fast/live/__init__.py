@@ -1,0 +1,1 @@
+"""Weights that follow λ in place."""

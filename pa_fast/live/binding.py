@@ -1,0 +1,174 @@
+"""What may be bound: every check that `LiveWeights.bind` makes before it writes the first byte."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pa_fast.errors import DataError, PairError, WeightsError
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Binding:
+    """One live storage: its tensor, the sources that feed it, and every name it goes by."""
+
+    names: tuple[str, ...]
+    live: torch.Tensor
+    base: torch.Tensor
+    instruct: torch.Tensor
+    via: torch.dtype | None
+
+    @property
+    def name(self) -> str:
+        return self.names[0]
+
+
+def bindings(
+    live: Mapping[str, torch.Tensor],
+    base: Mapping[str, torch.Tensor],
+    instruct: Mapping[str, torch.Tensor],
+    via: Mapping[str, torch.dtype],
+) -> list[Binding]:
+    """Check the three dicts against each other and share storage that has several names.
+
+    Raises:
+        PairError: names or shapes differ, or one storage would be fed from two different sources.
+        WeightsError: a live tensor cannot be written in place: not contiguous, overlapping, aliasing a source, of an
+            unsupported kind.
+        DataError: a tensor that is not interpolated differs between base and instruct.
+    """
+    _check_names(live, base, instruct)
+    found: dict[tuple[torch.device, int, int], Binding] = {}
+    for name, tensor in live.items():
+        sources = [base[name].detach(), instruct[name].detach()]
+        _check_one(name, tensor.detach(), sources)
+        sources = [source.to(tensor.device) for source in sources]
+        key = (tensor.device, tensor.data_ptr(), tensor.numel() * tensor.element_size())
+        if tensor.numel() == 0:
+            key = (tensor.device, -1 - len(found), 0)
+        if key in found:
+            found[key] = _share(found[key], name, tensor, sources)
+        else:
+            found[key] = Binding((name,), tensor.detach(), sources[0], sources[1], via.get(name))
+    made = list(found.values())
+    _check_overlap(made)
+    return made
+
+
+def _check_names(live: Mapping[str, object], base: Mapping[str, object], instruct: Mapping[str, object]) -> None:
+    for side, tensors in (("base", base), ("instruct", instruct)):
+        missing = [name for name in live if name not in tensors]
+        extra = [name for name in tensors if name not in live]
+        if missing:
+            raise PairError(
+                f"cannot bind `{missing[0]}`: it is live, but {side} has no tensor of that name{_more(missing)}",
+                "live, base and instruct must have the same names",
+            )
+        if extra:
+            raise PairError(
+                f"cannot bind `{extra[0]}`: {side} has it, but there is no live tensor of that name{_more(extra)}",
+                "live, base and instruct must have the same names",
+            )
+
+
+def _more(names: Sequence[str]) -> str:
+    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+
+
+def _check_one(name: str, live: torch.Tensor, sources: Sequence[torch.Tensor]) -> None:
+    import torch
+
+    floats = (torch.bfloat16, torch.float16, torch.float32)
+    for side, tensor in zip(("live", "base", "instruct"), (live, *sources)):
+        if hasattr(tensor, "to_local"):
+            raise WeightsError(f"cannot bind `{name}`: {side} is a DTensor", "pass its local shard, `tensor.to_local()`")
+        if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type == "meta":
+            kind = "on the meta device" if tensor.device.type == "meta" else f"of layout {tensor.layout}"
+            raise WeightsError(f"cannot bind `{name}`: {side} is {kind}", "pass plain dense tensors that hold data")
+        if not tensor.is_contiguous():
+            raise WeightsError(
+                f"cannot bind `{name}`: {side} is not contiguous (shape {list(tensor.shape)}, strides {list(tensor.stride())})",
+                "bind the tensor that owns the memory" if side == "live" else "pass `tensor.contiguous()`",
+            )
+        if tensor.shape != live.shape:
+            raise PairError(
+                f"cannot bind `{name}`: {side} is {list(tensor.shape)}, live is {list(live.shape)}",
+                "base, instruct and live must have the same shape",
+            )
+    if live.dtype in floats and all(source.dtype in floats for source in sources):
+        return
+    if len({tensor.dtype for tensor in (live, *sources)}) > 1:
+        found = ", ".join(f"{side} {t.dtype}" for side, t in zip(("live", "base", "instruct"), (live, *sources)))
+        raise PairError(
+            f"cannot bind `{name}`: {found}",
+            "bf16, fp16 and fp32 are interpolated in any mix; every other dtype must be the same on all sides",
+        )
+    if not torch.equal(sources[0], sources[1]):
+        raise DataError(
+            f"`{name}` ({live.dtype}) differs between base and instruct",
+            "tensors that are not bf16, fp16 or fp32 are not interpolated and must be equal on both sides",
+        )
+
+
+def _share(first: Binding, name: str, live: torch.Tensor, sources: Sequence[torch.Tensor]) -> Binding:
+    """`first` with one more name, if that name asks for the same bits."""
+    if live.dtype != first.live.dtype:
+        raise WeightsError(
+            f"`{name}` ({live.dtype}) and `{first.name}` ({first.live.dtype}) share storage with different dtypes",
+            "bind one of them",
+        )
+    for side, known, new in zip(("base", "instruct"), (first.base, first.instruct), sources):
+        if not same_bits(known, new):
+            raise PairError(
+                f"`{name}` and `{first.name}` share live storage, but their {side} tensors differ",
+                "untie the live tensors before binding them",
+            )
+    return Binding((*first.names, name), first.live, first.base, first.instruct, first.via)
+
+
+def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether two contiguous tensors of any shape hold the same bytes and dtype."""
+    import torch
+
+    if a.dtype != b.dtype or a.numel() != b.numel():
+        return False
+    if a.data_ptr() == b.data_ptr() and a.device == b.device:
+        return True
+    return torch.equal(as_integers(a), as_integers(b))
+
+
+def as_integers(tensor: torch.Tensor) -> torch.Tensor:
+    """The bits of a contiguous tensor as flat integers of the same width, for comparisons that know no NaN."""
+    import torch
+
+    width = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}.get(tensor.element_size())
+    flat = tensor.detach().view(-1)
+    return flat.view(width) if width is not None else flat
+
+
+def _check_overlap(made: Iterable[Binding]) -> None:
+    """Refuse live bytes that another live tensor or a source would read or write too."""
+    spans = []
+    for binding in made:
+        for side, tensor in (("live", binding.live), ("base", binding.base), ("instruct", binding.instruct)):
+            size = tensor.numel() * tensor.element_size()
+            if size:
+                start = tensor.data_ptr()
+                spans.append((str(tensor.device), start, start + size, side, binding.name))
+    spans.sort()
+    reach: dict[tuple[str, bool], tuple[int, str, str]] = {}  # (device, is live) -> furthest byte so far, whose it is
+    for device, start, stop, side, name in spans:
+        for live in (True, False) if side == "live" else (True,):
+            end, other_side, other = reach.get((device, live), (0, "", ""))
+            if start < end:
+                what = "overlaps" if other_side == side else "aliases"
+                raise WeightsError(
+                    f"{side} tensor `{name}` {what} {other_side} tensor `{other}` in memory",
+                    "live tensors must own their bytes: clone the sources, or bind overlapping views once",
+                )
+        if stop > reach.get((device, side == "live"), (0, "", ""))[0]:
+            reach[device, side == "live"] = (stop, side, name)

@@ -1,0 +1,82 @@
+"""What a set of live weights costs, by where the bytes lie."""
+
+from __future__ import annotations
+
+import bisect
+import sys
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of the live copy, and of what a store keeps beside it on the device, on the host and in page cache.
+
+    Fields can be read as attributes or by name: `memory.live_bytes`, `memory["live_bytes"]`.
+    """
+
+    live_bytes: int
+    device_bytes: int
+    host_bytes: int
+    mapped_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        """Live + device + host. Memory maps of files are the kernel's to drop, and are counted apart."""
+        return self.live_bytes + self.device_bytes + self.host_bytes
+
+    def keys(self) -> list[str]:
+        return [*asdict(self), "total_bytes"]
+
+    def __getitem__(self, name: str) -> int:
+        if name not in self.keys():
+            raise KeyError(name)
+        return int(getattr(self, name))
+
+
+def nbytes(tensor: torch.Tensor) -> int:
+    """Bytes of `tensor`'s elements."""
+    return tensor.numel() * tensor.element_size()
+
+
+class FileMaps:
+    """Address ranges of this process that map files read-only or privately, as the kernel lists them.
+
+    PyTorch does not say whether a CPU tensor lies in a memory map; `/proc/self/maps` does. Elsewhere than on Linux
+    nothing counts as mapped.
+    """
+
+    def __init__(self) -> None:
+        ranges = []
+        if sys.platform == "linux":
+            with open("/proc/self/maps", encoding="utf-8", errors="replace") as lines:
+                for line in lines:
+                    span, _mode, _offset, _device, inode, *path = line.split(maxsplit=5)
+                    if inode != "0" and path and path[0].startswith("/"):
+                        start, stop = (int(part, 16) for part in span.split("-"))
+                        ranges.append((start, stop))
+        self._starts = [start for start, _ in sorted(ranges)]
+        self._stops = [stop for _, stop in sorted(ranges)]
+
+    def holds(self, tensor: torch.Tensor) -> bool:
+        """Whether `tensor`'s first byte lies in a mapped file."""
+        at = bisect.bisect_right(self._starts, tensor.data_ptr()) - 1
+        return at >= 0 and tensor.data_ptr() < self._stops[at]
+
+
+def measure(live: Iterable[torch.Tensor], beside: Iterable[torch.Tensor]) -> Memory:
+    """Count each tensor of `live` and `beside` once."""
+    maps = FileMaps()
+    device = host = mapped = 0
+    for tensor in {(t.device, t.data_ptr()): t for t in beside}.values():
+        if tensor.device.type != "cpu":
+            device += nbytes(tensor)
+        elif maps.holds(tensor):
+            mapped += nbytes(tensor)
+        else:
+            host += nbytes(tensor)
+    return Memory(sum(nbytes(t) for t in live), device, host, mapped)

@@ -1,0 +1,234 @@
+"""LiveWeights: tensors somewhere in memory that follow λ in place.
+
+It knows tensors and names. It must not know files, models or engines: those build the three dicts and call `bind`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+import pa_kernels
+
+from pa_fast.base import Lambda
+from pa_fast.checkpoint.fingerprint import name_hash
+from pa_fast.delta.dense import Dense
+from pa_fast.errors import DataError, UsageError, WeightsError
+from pa_fast.live.binding import Binding, bindings, same_bits
+from pa_fast.live.memory import Memory, measure
+
+if TYPE_CHECKING:
+    import torch
+
+_WORD = 1 << 64
+
+
+class LiveWeights:
+    """T live tensors that hold W(λ) for the λ set last, bit for bit, whatever came before.
+
+    Make one with `LiveWeights.bind`. A context manager: leaving it closes it.
+
+    Attributes:
+        lam: the λ that the live tensors hold, or None after a switch that did not finish.
+    """
+
+    def __init__(self, made: list[Binding], store: Dense, floats: list[Binding], fixed: list[Binding]):
+        self._bindings, self._floats, self._fixed = made, floats, fixed
+        self._store: Dense | None = store
+        self._watched: list[tuple[str, torch.Tensor, int]] = []
+        self.lam: float | None = None
+
+    @classmethod
+    def bind(
+        cls,
+        live: Mapping[str, torch.Tensor],
+        base: Mapping[str, torch.Tensor],
+        instruct: Mapping[str, torch.Tensor],
+        store: str = "dense",
+        rounding: str = "nearest",
+        *,
+        via: Mapping[str, torch.dtype] | None = None,
+        allow_nonfinite: bool = False,
+    ) -> LiveWeights:
+        """Make `live` follow λ between `base` and `instruct`; returns with λ = 0 written.
+
+        Args:
+            live: name → contiguous tensor, written in place and never moved. Any shape; bf16, fp16 or fp32 tensors are
+                interpolated, tensors of other dtypes must be equal on both sides and are written once. Tensors that
+                share identical storage (a tied head) are written once.
+            base, instruct: the same names and shapes. Read only, kept until `close`; bf16, fp16, fp32 in any mix.
+                A source on another device than its live tensor is copied there.
+            store: how the sources are held; `dense` (or `auto`): both, as they are.
+            rounding: `nearest`, ties to even.
+            via: for names whose live tensor is wider than the dtype that a saved merge would have, that dtype.
+            allow_nonfinite: let NaN and infinity in the sources pass.
+
+        Numerics: exact; see `pa_kernels.reference.lerp` for the contract.
+        Cost: reads every source once to check it, then one switch.
+
+        Raises:
+            PairError, WeightsError: the dicts do not fit each other, or memory overlaps.
+            DataError: non-finite sources, or unequal tensors of a dtype that is not interpolated.
+            UsageError: unknown store or rounding.
+        """
+        import torch
+
+        if store not in ("auto", "dense"):
+            raise UsageError(f"store `{store}` is not available", "available: auto, dense")
+        if rounding != "nearest":
+            raise UsageError(f"rounding `{rounding}` is not available", "available: nearest")
+        made = bindings(live, base, instruct, via or {})
+        kinds = (torch.bfloat16, torch.float16, torch.float32)
+        floats = [binding for binding in made if binding.live.dtype in kinds]
+        fixed = [binding for binding in made if binding.live.dtype not in kinds]
+        if not allow_nonfinite:
+            for binding in floats:
+                for side, tensor in (("base", binding.base), ("instruct", binding.instruct)):
+                    _check_finite(side, binding.name, tensor)
+        with _writing(floats):
+            dense = Dense(
+                [b.live for b in floats], [b.base for b in floats], [b.instruct for b in floats], [b.via for b in floats]
+            )
+        weights = cls(made, dense, floats, fixed)
+        weights._watched = [(name, tensor, tensor.data_ptr()) for name, tensor in live.items()]
+        weights.set_lambda(0.0)
+        return weights
+
+    def set_lambda(self, lam: float) -> None:
+        """Write W(λ) into every live tensor, in place; on a GPU queued on the current stream.
+
+        Cost: one pass, 6 bytes per bf16 parameter; nothing is allocated.
+
+        Raises:
+            UsageError: λ is not a finite number.
+            WeightsError: closed, or a live tensor no longer lies where it was bound.
+        """
+        import torch
+
+        value = float(Lambda(lam))
+        store = self._open()
+        self._check_pointers()
+        self.lam = None  # until the last byte is written, this is no λ at all
+        with _writing(self._floats):
+            store.set_(value)
+            for binding in self._fixed:
+                binding.live.copy_(binding.base)
+        torch.autograd.graph.increment_version([b.live for b in self._bindings if not b.live.is_inference()])
+        self.lam = value
+
+    def checksum(self) -> int:
+        """The proof of switch: S = Σ_t odd(name_t) · Σ_j word_j · odd(j) mod 2⁶⁴ over the live tensors.
+
+        word_j are a tensor's bytes as little-endian 64-bit words, zero-padded. Comparable within one layout only.
+        Cost: one read of the live copy; waits for the device.
+        """
+        self._open()
+        sums = pa_kernels.checksum([binding.live for binding in self._bindings])
+        return sum(name_hash(b.name) * s for b, s in zip(self._bindings, sums)) % _WORD
+
+    def verify(self) -> bool:
+        """Merge once more from the sources, aside, and compare every bit with the live tensors.
+
+        Returns True, so that `assert weights.verify()` reads well.
+        Cost: reads live and sources once; scratch of a few MB.
+
+        Raises:
+            WeightsError: a tensor differs (named), or no λ is set.
+        """
+        wrong = self.changed()
+        if wrong:
+            more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+            raise WeightsError(
+                f"live tensor `{wrong[0]}`{more} does not hold the merge at λ = {self.lam}",
+                "something else wrote to the weights; the next set_lambda writes all of them again",
+            )
+        return True
+
+    def changed(self) -> list[str]:
+        """Names of live tensors whose bits are not those of a fresh merge at the current λ.
+
+        Raises:
+            WeightsError: closed, or no λ is set because a switch failed.
+        """
+        store = self._open()
+        self._check_pointers()
+        if self.lam is None:
+            raise WeightsError("no λ is set: the last switch did not finish", "call set_lambda")
+        wrong = []
+        for t, binding in enumerate(self._floats):
+            live = binding.live.view(-1)
+            if not all(same_bits(store.merged(t, span, self.lam), live[span]) for span in store.spans(t)):
+                wrong.append(binding.name)
+        wrong += [binding.name for binding in self._fixed if not same_bits(binding.live, binding.base)]
+        return wrong
+
+    def effective_lambda(self) -> float:
+        """Where on the line the rounded weights really are: ⟨W − B, I − B⟩ / ‖I − B‖², over all interpolated weights.
+
+        The grid of a 16-bit dtype swallows updates smaller than half a unit in the last place, so this can differ
+        from λ by a factor at small λ. NaN where base and instruct are equal.
+        Cost: reads live and sources once; fp32 products of pieces, summed in fp64.
+        """
+        import torch
+
+        store = self._open()
+        moved = distance = 0.0
+        for t, binding in enumerate(self._floats):
+            for span in store.spans(t):
+                base = binding.base.view(-1)[span].float()
+                delta = binding.instruct.view(-1)[span].float().sub_(base)
+                moved += float(torch.dot(binding.live.view(-1)[span].float().sub_(base), delta))
+                distance += float(torch.dot(delta, delta))
+        return moved / distance if distance else float("nan")
+
+    def memory(self) -> Memory:
+        """Bytes of the live copy and of what lies beside it: `live_bytes`, `device_bytes`, `host_bytes`,
+        `mapped_bytes` (page cache of mapped files), `total_bytes` (the first three)."""
+        self._open()
+        beside = [tensor for binding in self._bindings for tensor in (binding.base, binding.instruct)]
+        return measure((binding.live for binding in self._bindings), beside)
+
+    def close(self) -> None:
+        """Let go of the sources. The live tensors keep the λ they have; nothing else can be asked any more."""
+        self._store = None
+        self._bindings, self._floats, self._fixed, self._watched = [], [], [], []
+
+    def __enter__(self) -> LiveWeights:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def _open(self) -> Dense:
+        if self._store is None:
+            raise WeightsError("these live weights are closed", "bind them again")
+        return self._store
+
+    def _check_pointers(self) -> None:
+        for name, tensor, pointer in self._watched:
+            if tensor.data_ptr() != pointer:
+                raise WeightsError(
+                    f"live tensor `{name}` has moved: bound at {pointer:#x}, now at {tensor.data_ptr():#x}",
+                    "bind after everything that moves or replaces parameters (`to`, `half`, `tie_weights`, loading)",
+                )
+
+
+def _check_finite(side: str, name: str, tensor: torch.Tensor) -> None:
+    import torch
+
+    # A finite sum proves finite terms, at a third of the cost of looking at each; a sum that overflows proves nothing.
+    if bool(torch.isfinite(tensor.sum(dtype=torch.float32))) or bool(torch.isfinite(tensor).all()):
+        return
+    count = int((~torch.isfinite(tensor)).sum())
+    raise DataError(
+        f"{side} tensor `{name}` has {count} non-finite weights of {tensor.numel()}",
+        "such a checkpoint is usually broken; allow_nonfinite (--allow-nonfinite) passes them through",
+    )
+
+
+def _writing(made: Iterable[Binding]) -> torch.inference_mode | torch.no_grad:
+    """The mode in which the live tensors may be written: inference tensors only in inference mode."""
+    import torch
+
+    return torch.inference_mode() if any(b.live.is_inference() for b in made) else torch.no_grad()

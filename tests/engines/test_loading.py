@@ -1,0 +1,233 @@
+"""Pairs that are not plain: mixed dtypes, heads tied on one side, what transformers upcasts, and what must be refused."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Callable
+
+import pytest
+import torch
+from pa_kernels import reference
+from safetensors.torch import load_file, save_file
+
+import pa_fast
+from pa_fast.engines import endpoints, loading
+from pa_fast.errors import EngineError, PairError, UsageError
+from tests.engines.architectures import write_model, write_pair
+from tests.engines.test_architectures import assert_same_bits, reload
+
+LAMBDAS = (0.0, 0.3, 1 / 3, 0.999, 1.0, -0.2, 1.5)
+
+
+def edit(folder: pathlib.Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
+    """Rewrite a checkpoint as one file after `change` on its tensors."""
+    tensors: dict[str, torch.Tensor] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        tensors |= load_file(file)
+        file.unlink()
+    (folder / "model.safetensors.index.json").unlink(missing_ok=True)
+    change(tensors)
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "model.safetensors", {"format": "pt"})
+
+
+def edit_config(folder: pathlib.Path, **changes: object) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize(
+    ("base", "instruct"), [("float32", "bfloat16"), ("bfloat16", "float32"), ("float16", "float16"), ("float32", "float16")]
+)
+def test_sides_of_different_dtypes_give_the_instruct_dtype(base: str, instruct: str, tmp_path: pathlib.Path) -> None:
+    write_model(tmp_path / "base", "llama", 1, dtype=base)
+    write_model(tmp_path / "instruct", "llama", 2, dtype=instruct)
+    lm = pa_fast.load(tmp_path / "base", tmp_path / "instruct")
+    b, i = reload(tmp_path / "base"), reload(tmp_path / "instruct")
+    for lam in LAMBDAS:
+        lm.set_lambda(lam)
+        expected = {name: reference.lerp(b[name], i[name], lam, getattr(torch, instruct)) for name in i}
+        assert_same_bits(lm.model.state_dict(), expected)
+
+
+def test_files_of_mixed_dtypes_give_what_a_saved_merge_gives(tmp_path: pathlib.Path) -> None:
+    base, instruct = write_pair(tmp_path, "mixtral")
+
+    def widen(tensors: dict[str, torch.Tensor]) -> None:
+        for name in tensors:
+            if "norm" in name or "gate" in name:
+                tensors[name] = tensors[name].float() * 1.001
+
+    edit(instruct, widen)
+    lm = pa_fast.load(base, instruct)
+    for lam in LAMBDAS:
+        lm.set_lambda(lam)
+        pa_fast.merge(base, instruct, lam=lam, out=tmp_path / f"merged-{lam}")
+        assert_same_bits(lm.model.state_dict(), reload(tmp_path / f"merged-{lam}"))
+
+
+def test_what_a_model_keeps_in_fp32_holds_values_of_the_file_dtype(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import LlamaForCausalLM
+
+    monkeypatch.setattr(LlamaForCausalLM, "_keep_in_fp32_modules_strict", {"norm"})
+    base, instruct = write_pair(tmp_path, "llama")
+    lm = pa_fast.load(base, instruct, endpoint_check=False)  # Llama's own forward pass cannot mix dtypes
+    assert lm.model.model.norm.weight.dtype == torch.float32
+    assert lm.model.lm_head.weight.dtype == torch.bfloat16
+    for lam in LAMBDAS:
+        lm.set_lambda(lam)
+        pa_fast.merge(base, instruct, lam=lam, out=tmp_path / f"merged-{lam}")
+        assert_same_bits(lm.model.state_dict(), reload(tmp_path / f"merged-{lam}"))
+
+
+def test_a_chosen_dtype_holds_for_every_tensor(tmp_path: pathlib.Path) -> None:
+    base, instruct = write_pair(tmp_path, "llama")
+    lm = pa_fast.load(base, instruct, dtype="float32")
+    lm.set_lambda(0.3)
+    b, i = reload(base), reload(instruct)
+    assert_same_bits(lm.model.state_dict(), {name: reference.lerp(b[name], i[name], 0.3, torch.float32) for name in i})
+
+
+@pytest.mark.parametrize("tied", ["base", "instruct"])
+def test_a_head_tied_on_one_side_gets_storage_of_its_own(tied: str, tmp_path: pathlib.Path) -> None:
+    for seed, side in ((1, "base"), (2, "instruct")):
+        write_model(tmp_path / side, "llama", seed, tie_word_embeddings=side == tied)
+    b, i = reload(tmp_path / "base"), reload(tmp_path / "instruct")
+    lm = pa_fast.load(tmp_path / "base", tmp_path / "instruct")
+    assert any("lm_head" in note for note in lm.notes)
+    assert lm.model.config.tie_word_embeddings is False
+    assert lm.model.lm_head.weight.data_ptr() != lm.model.model.embed_tokens.weight.data_ptr()
+    for lam in LAMBDAS:
+        lm.set_lambda(lam)
+        assert_same_bits(lm.model.state_dict(), {name: reference.lerp(b[name], i[name], lam) for name in i})
+    lm.model.tie_weights()  # what some harnesses do to a model they are handed
+    lm.on_weights_changed()
+
+
+def test_a_tied_head_stays_tied(tmp_path: pathlib.Path) -> None:
+    base, instruct = write_pair(tmp_path, "qwen2")
+    lm = pa_fast.load(base, instruct)
+    assert lm.model.lm_head.weight is lm.model.model.embed_tokens.weight
+    assert lm.weights.memory().live_bytes == sum(p.numel() * 2 for p in lm.model.parameters())
+
+
+def test_sources_stay_memory_maps_on_cpu(tmp_path: pathlib.Path) -> None:
+    lm = pa_fast.load(*write_pair(tmp_path, "llama"))
+    memory = lm.weights.memory()
+    assert memory.host_bytes == memory.device_bytes == 0
+    assert memory.mapped_bytes == 2 * memory.live_bytes
+
+
+def test_converted_experts_cost_memory_and_say_so(tmp_path: pathlib.Path) -> None:
+    lm = pa_fast.load(*write_pair(tmp_path, "mixtral"))
+    assert lm.weights.memory().host_bytes > 0
+    assert any("converted" in note for note in lm.notes)
+
+
+def test_at_restores_the_previous_lambda(tmp_path: pathlib.Path) -> None:
+    lm = pa_fast.load(*write_pair(tmp_path, "llama"))
+    lm.set_lambda(0.6)
+    with pytest.raises(KeyError), lm.at(0.3) as same:
+        assert same is lm and lm.lam == 0.3
+        raise KeyError
+    assert lm.lam == 0.6 and lm.weights.verify()
+
+
+def test_wrong_pairing_is_caught_by_the_endpoint_check(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base, instruct = write_pair(tmp_path, "llama")
+    load_pair = loading.load_pair
+
+    def crossed(*args: object) -> loading.Loaded:
+        loaded = load_pair(*args)  # type: ignore[arg-type]
+        inside = loaded.instruct["model.layers.0.input_layernorm.weight"]
+        loaded.instruct["model.layers.0.input_layernorm.weight"] = loaded.instruct["model.layers.1.input_layernorm.weight"]
+        loaded.instruct["model.layers.1.input_layernorm.weight"] = inside
+        return loaded
+
+    # The reference must come from the right pairing, so cross the sources only after it was taken.
+    taken = endpoints.reference_logits
+
+    def straight(loaded: loading.Loaded, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+        names = [f"model.layers.{n}.input_layernorm.weight" for n in (0, 1)]
+        first, second = (loaded.instruct[name] for name in names)
+        loaded.instruct.update(zip(names, (second, first)))
+        made = taken(loaded, ids)
+        loaded.instruct.update(zip(names, (first, second)))
+        return made
+
+    monkeypatch.setattr("pa_fast.engines.transformers.load_pair", crossed)
+    monkeypatch.setattr(endpoints, "reference_logits", straight)
+    with pytest.raises(EngineError, match="λ = 1 the logits are not those of the instruct model"):
+        pa_fast.load(base, instruct)
+    pa_fast.load(base, instruct, endpoint_check=False)
+
+
+def _replace(model: torch.nn.Module) -> None:
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.clone())
+
+
+def _move(model: torch.nn.Module) -> None:
+    model.model.norm.weight.data = model.model.norm.weight.clone()
+
+
+def _add(model: torch.nn.Module) -> None:
+    model.model.norm.register_buffer("copy_of_weight", model.model.norm.weight.clone())
+
+
+def _remove(model: torch.nn.Module) -> None:
+    del model.model.norm.weight
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_replace, "`lm_head.weight` was replaced"),
+        (_move, "norm.weight` has moved|replaced or moved"),
+        (_add, "copy_of_weight` was added"),
+        (_remove, "norm.weight` is gone"),
+    ],
+)
+def test_a_model_that_no_longer_uses_the_live_tensors_is_refused(
+    change: Callable[[torch.nn.Module], None], message: str, tmp_path: pathlib.Path
+) -> None:
+    lm = pa_fast.load(*write_pair(tmp_path, "llama"))
+    change(lm.model)
+    with pytest.raises(pa_fast.PaFastError, match=message):
+        lm.set_lambda(0.5)
+
+
+def test_leftover_and_missing_tensors_are_refused(tmp_path: pathlib.Path) -> None:
+    base, instruct = write_pair(tmp_path, "llama")
+    for folder in (base, instruct):
+        edit(folder, lambda tensors: tensors.update(stray=torch.zeros(3)))
+    with pytest.raises(EngineError, match="1 unexpected keys, such as `stray`"):
+        pa_fast.load(base, instruct)
+    for folder in (base, instruct):
+        edit(folder, lambda tensors: (tensors.pop("stray"), tensors.pop("model.norm.weight"))[0])
+    with pytest.raises(EngineError, match=r"1 missing keys, such as `model\.norm\.weight`"):
+        pa_fast.load(base, instruct)
+
+
+def test_a_config_that_changes_the_function_is_refused(tmp_path: pathlib.Path) -> None:
+    base, instruct = write_pair(tmp_path, "llama")
+    edit_config(instruct, hidden_act="gelu")
+    with pytest.raises(PairError, match="hidden_act"):
+        pa_fast.load(base, instruct)
+
+
+def test_an_unknown_architecture_is_refused(tmp_path: pathlib.Path) -> None:
+    base, instruct = write_pair(tmp_path, "llama")
+    for folder in (base, instruct):
+        edit_config(folder, architectures=["NoSuchForCausalLM"])
+    with pytest.raises(EngineError, match="no class `NoSuchForCausalLM`"):
+        pa_fast.load(base, instruct)
+
+
+@pytest.mark.parametrize(
+    "options", [{"store": "packed"}, {"residency": "host"}, {"dtype": "int8"}, {"device": "tpu"}, {"device": "cuda:99"}]
+)
+def test_options_that_do_not_exist_are_usage_errors(options: dict[str, str], tmp_path: pathlib.Path) -> None:
+    with pytest.raises(UsageError, match=next(iter(options.values()))):
+        pa_fast.load(tmp_path, tmp_path, **options)  # type: ignore[arg-type]

@@ -1,0 +1,234 @@
+"""LiveWeights: the contract in place, whatever came before, and every refusal of `bind`."""
+
+from __future__ import annotations
+
+import itertools
+import random
+
+import pytest
+import torch
+from pa_kernels import reference
+
+import pa_fast
+from pa_fast.errors import DataError, PairError, UsageError, WeightsError
+from pa_fast.live.binding import as_integers
+
+DTYPES = [torch.bfloat16, torch.float16, torch.float32]
+LAMBDAS = [0, 0.05, 0.3, 0.5, 1 / 3, 0.999, 1, -0.2, 1.5]
+
+Tensors = dict[str, torch.Tensor]
+
+
+def bits(tensor: torch.Tensor) -> torch.Tensor:
+    return as_integers(tensor.clone())
+
+
+def three(base: torch.dtype, instruct: torch.dtype, live: torch.dtype, seed: int = 0) -> tuple[Tensors, Tensors, Tensors]:
+    """Live, base and instruct dicts with odd sizes, an empty tensor, a tied head, shared −0 and an integer tensor."""
+    g = torch.Generator().manual_seed(seed)
+    shapes = {"embed": (37, 16), "layer.weight": (129, 33), "norm": (7,), "one": (1,), "none": (0, 4)}
+    b = {name: torch.randn(shape, generator=g).to(base) for name, shape in shapes.items()}
+    i = {name: (t.float() + 0.02 * torch.randn(t.shape, generator=g)).to(instruct) for name, t in b.items()}
+    b["norm"][3] = i["norm"][3] = -0.0
+    w = {name: torch.empty(t.shape, dtype=live) for name, t in b.items()}
+    for side in (b, i, w):
+        side["head"] = side["embed"]
+        side["steps"] = torch.arange(5)
+    return w, b, i
+
+
+@pytest.mark.parametrize(("base", "instruct", "live"), list(itertools.product(DTYPES, repeat=3)))
+def test_every_lambda_is_the_contract_after_any_history(base: torch.dtype, instruct: torch.dtype, live: torch.dtype) -> None:
+    w, b, i = three(base, instruct, live)
+    weights = pa_fast.LiveWeights.bind(w, b, i)
+    assert weights.lam == 0
+    pointers = {name: tensor.data_ptr() for name, tensor in w.items()}
+    draw = random.Random(0)
+    for _ in range(200):
+        weights.set_lambda(draw.uniform(-2, 3))
+    for lam in LAMBDAS:
+        weights.set_lambda(lam)
+        for name in b:
+            if name != "steps":
+                assert torch.equal(bits(w[name]), bits(reference.lerp(b[name], i[name], lam, live))), (name, lam)
+            if base == instruct == live and name != "steps":
+                assert torch.equal(w[name], torch.lerp(b[name], i[name], lam))
+        assert torch.equal(w["steps"], torch.arange(5))
+        assert weights.verify()
+    assert {name: tensor.data_ptr() for name, tensor in w.items()} == pointers
+
+
+def test_versions_rise_with_every_switch() -> None:
+    w, b, i = three(*[torch.bfloat16] * 3)
+    parameter = torch.nn.Parameter(w["norm"].clone())
+    weights = pa_fast.LiveWeights.bind({"norm": parameter}, {"norm": b["norm"]}, {"norm": i["norm"]})
+    before = parameter._version
+    weights.set_lambda(0.5)
+    assert parameter._version > before
+
+
+def test_inference_tensors_can_be_live() -> None:
+    w, b, i = three(*[torch.float32] * 3)
+    with torch.inference_mode():
+        w = {name: tensor.clone() for name, tensor in w.items()}
+    weights = pa_fast.LiveWeights.bind(w, b, i)
+    weights.set_lambda(0.3)
+    assert torch.equal(w["norm"], torch.lerp(b["norm"], i["norm"], 0.3))
+
+
+def test_via_rounds_to_the_dtype_of_the_file_first() -> None:
+    w, b, i = three(torch.float32, torch.bfloat16, torch.float32)
+    weights = pa_fast.LiveWeights.bind(w, b, i, via={"norm": torch.bfloat16})
+    weights.set_lambda(0.3)
+    assert torch.equal(w["norm"], reference.lerp(b["norm"], i["norm"], 0.3, torch.bfloat16).float())
+    assert not torch.equal(w["norm"], reference.lerp(b["norm"], i["norm"], 0.3, torch.float32))
+    assert weights.verify()
+
+
+@pytest.mark.parametrize("lam", [float("nan"), float("inf"), 1e39, "x", None])
+def test_lambda_must_be_a_finite_number(lam: object) -> None:
+    weights = pa_fast.LiveWeights.bind(*three(*[torch.bfloat16] * 3))
+    weights.set_lambda(0.25)
+    with pytest.raises(UsageError, match="λ"):
+        weights.set_lambda(lam)  # type: ignore[arg-type]
+    assert weights.lam == 0.25
+    assert weights.verify()
+
+
+def test_a_foreign_write_is_found_by_name_and_mended_by_the_next_switch() -> None:
+    w, b, i = three(*[torch.bfloat16] * 3)
+    weights = pa_fast.LiveWeights.bind(w, b, i)
+    weights.set_lambda(0.3)
+    before = weights.checksum()
+    w["layer.weight"][128, 32] += 1
+    w["steps"][2] = 7
+    assert weights.checksum() != before
+    assert weights.changed() == ["layer.weight", "steps"]
+    with pytest.raises(WeightsError, match=r"`layer\.weight` and 1 more"):
+        weights.verify()
+    weights.set_lambda(0.3)
+    assert weights.verify()
+    assert weights.checksum() == before
+
+
+def test_checksum_follows_content_and_names_alone() -> None:
+    w, b, i = three(*[torch.bfloat16] * 3)
+    weights = pa_fast.LiveWeights.bind(w, b, i)
+    seen = {}
+    for lam in (0, 0.25, 0.5, 1, 0.25, 0):
+        weights.set_lambda(lam)
+        assert seen.setdefault(lam, weights.checksum()) == weights.checksum()
+    assert len(set(seen.values())) == len(seen)
+    swapped = {**w, "embed2": w["norm"], "norm": torch.empty_like(w["norm"])}
+    other = pa_fast.LiveWeights.bind(swapped, {**b, "embed2": b["norm"]}, {**i, "embed2": i["norm"]})
+    assert other.checksum() != weights.checksum()
+
+
+def test_effective_lambda_shows_what_the_grid_swallows() -> None:
+    g = torch.Generator().manual_seed(0)
+    b = torch.randn(200_000, generator=g).mul(0.02)
+    i = b + 0.02 * 0.02 * torch.randn(b.shape, generator=g)
+    b16, i16 = b.bfloat16(), i.bfloat16()
+    weights = pa_fast.LiveWeights.bind({"w": torch.empty_like(b16)}, {"w": b16}, {"w": i16})
+    weights.set_lambda(0.05)
+    by_hand = (weights_of := torch.lerp(b16, i16, 0.05)).double().sub(b16.double()).dot(i16.double() - b16.double())
+    by_hand = float(by_hand / (i16.double() - b16.double()).square().sum())
+    assert weights.effective_lambda() == pytest.approx(by_hand, rel=1e-5)
+    assert weights.effective_lambda() < 0.04 and weights_of.dtype == torch.bfloat16
+    exact = pa_fast.LiveWeights.bind({"w": torch.empty_like(b)}, {"w": b}, {"w": i})
+    exact.set_lambda(0.05)
+    assert exact.effective_lambda() == pytest.approx(0.05, abs=1e-4)
+
+
+def test_memory_counts_each_storage_once() -> None:
+    w, b, i = three(*[torch.bfloat16] * 3)
+    memory = pa_fast.LiveWeights.bind(w, b, i).memory()
+    one = sum(t.numel() * t.element_size() for name, t in w.items() if name != "head")
+    assert memory.live_bytes == one
+    assert memory["host_bytes"] == 2 * one
+    assert memory.device_bytes == memory.mapped_bytes == 0
+    assert memory.total_bytes == 3 * one == dict(memory)["total_bytes"]
+
+
+def test_a_moved_tensor_is_noticed_before_anything_is_written() -> None:
+    w, b, i = three(*[torch.bfloat16] * 3)
+    weights = pa_fast.LiveWeights.bind(w, b, i)
+    w["norm"].data = w["norm"].clone()
+    with pytest.raises(WeightsError, match="`norm` has moved"):
+        weights.set_lambda(0.5)
+
+
+def test_closed_weights_say_so() -> None:
+    with pa_fast.LiveWeights.bind(*three(*[torch.bfloat16] * 3)) as weights:
+        pass
+    for ask in (weights.checksum, weights.verify, weights.memory, lambda: weights.set_lambda(0)):
+        with pytest.raises(WeightsError, match="closed"):
+            ask()
+
+
+def _break(change: str) -> tuple[Tensors, Tensors, Tensors]:
+    w, b, i = three(*[torch.bfloat16] * 3)
+    if change == "missing":
+        del i["norm"]
+    elif change == "extra":
+        b["more"] = b["norm"]
+    elif change == "shape":
+        i["norm"] = i["norm"][:5].clone()
+    elif change == "strided":
+        w["layer.weight"] = torch.zeros(33, 129, dtype=torch.bfloat16).t()
+    elif change == "overlap":
+        flat = torch.zeros(30, dtype=torch.bfloat16)
+        w["norm"], w["one"] = flat[:7], flat[6:7]
+    elif change == "alias":
+        w["norm"] = b["norm"]
+    elif change == "tied":
+        b["head"] = b["head"] + 1
+    elif change == "integers":
+        i["steps"] = i["steps"] + 1
+    elif change == "kinds":
+        i["steps"] = i["steps"].float()
+    elif change == "meta":
+        w["norm"] = torch.zeros(7, dtype=torch.bfloat16, device="meta")
+    elif change == "nan":
+        b["norm"][2] = float("nan")
+    elif change == "inf":
+        i["layer.weight"][0, 0] = float("-inf")
+    return w, b, i
+
+
+REFUSALS = {
+    "missing": (PairError, r"`norm`.*instruct has no tensor"),
+    "extra": (PairError, r"`more`.*no live tensor"),
+    "shape": (PairError, r"`norm`: instruct is \[5\], live is \[7\]"),
+    "strided": (WeightsError, r"`layer.weight`: live is not contiguous"),
+    "overlap": (WeightsError, r"overlaps live tensor"),
+    "alias": (WeightsError, r"aliases .*`norm`"),
+    "tied": (PairError, r"`head` and `embed` share live storage, but their base"),
+    "integers": (DataError, r"`steps`.*differs between base and instruct"),
+    "kinds": (PairError, r"`steps`: live torch.int64, base torch.int64, instruct torch.float32"),
+    "meta": (WeightsError, r"`norm`: live is on the meta device"),
+    "nan": (DataError, r"base tensor `norm` has 1 non-finite weights of 7"),
+    "inf": (DataError, r"instruct tensor `layer.weight` has 1 non-finite"),
+}
+
+
+@pytest.mark.parametrize("change", REFUSALS)
+def test_what_cannot_be_bound_is_refused_by_name(change: str) -> None:
+    kind, message = REFUSALS[change]
+    with pytest.raises(kind, match=message) as caught:
+        pa_fast.LiveWeights.bind(*_break(change))
+    assert caught.value.hint
+
+
+def test_non_finite_weights_pass_when_allowed() -> None:
+    w, b, i = _break("nan")
+    weights = pa_fast.LiveWeights.bind(w, b, i, allow_nonfinite=True)
+    weights.set_lambda(0.5)
+    assert weights.verify()
+    assert w["norm"][2].isnan() and w["norm"].isnan().sum() == 1
+
+
+@pytest.mark.parametrize(("option", "value"), [("store", "packed"), ("rounding", "stochastic")])
+def test_what_is_not_there_yet_is_refused(option: str, value: str) -> None:
+    with pytest.raises(UsageError, match=f"{option} `{value}` is not available"):
+        pa_fast.LiveWeights.bind(*three(*[torch.bfloat16] * 3), **{option: value})  # type: ignore[arg-type]

@@ -1,0 +1,119 @@
+"""The conformance table: what every store and every engine must do. Adding one means adding a row."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import random
+from collections.abc import Callable
+
+import pytest
+import torch
+from pa_kernels import reference
+
+import pa_fast
+from pa_fast.errors import WeightsError
+from pa_fast.live.binding import as_integers
+from tests.engines.architectures import write_pair
+from tests.engines.test_architectures import reload
+
+
+@dataclasses.dataclass
+class Subject:
+    """Live weights of some kind, beside plain copies of the tensors that they must interpolate."""
+
+    weights: pa_fast.LiveWeights
+    set_lambda: Callable[[float], None]
+    live: dict[str, torch.Tensor]
+    base: dict[str, torch.Tensor]
+    instruct: dict[str, torch.Tensor]
+
+
+def plain(dtype: torch.dtype) -> Callable[[pathlib.Path], Subject]:
+    def make(folder: pathlib.Path) -> Subject:
+        g = torch.Generator().manual_seed(3)
+        base = {name: torch.randn(shape, generator=g).to(dtype) for name, shape in (("a", (65, 31)), ("b", (1000,)), ("c", (3,)))}
+        instruct = {n: (t.float() + 0.05 * torch.randn(t.shape, generator=g)).to(dtype) for n, t in base.items()}
+        live = {name: torch.empty_like(tensor) for name, tensor in base.items()}
+        weights = pa_fast.LiveWeights.bind(live, base, instruct)
+        return Subject(weights, weights.set_lambda, live, base, instruct)
+
+    return make
+
+
+def transformers(architecture: str) -> Callable[[pathlib.Path], Subject]:
+    def make(folder: pathlib.Path) -> Subject:
+        base, instruct = write_pair(folder, architecture)
+        lm = pa_fast.load(base, instruct)
+        return Subject(lm.weights, lm.set_lambda, dict(lm.model.named_parameters()), reload(base), reload(instruct))
+
+    return make
+
+
+SUBJECTS = {
+    "plain-dense-bf16": plain(torch.bfloat16),
+    "plain-dense-fp16": plain(torch.float16),
+    "plain-dense-fp32": plain(torch.float32),
+    "transformers-dense-llama": transformers("llama"),
+    "transformers-dense-tied": transformers("qwen2"),
+    "transformers-dense-experts": transformers("mixtral"),
+}
+
+
+@pytest.fixture(scope="module", params=SUBJECTS)
+def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Subject:
+    return SUBJECTS[request.param](tmp_path_factory.mktemp("subject"))
+
+
+def assert_holds(subject: Subject, lam: float) -> None:
+    for name, tensor in subject.live.items():
+        expected = reference.lerp(subject.base[name], subject.instruct[name], lam, tensor.dtype)
+        assert torch.equal(as_integers(tensor.detach()), as_integers(expected)), (name, lam)
+
+
+def test_order_never_matters(subject: Subject) -> None:
+    draw = random.Random(1)
+    for _ in range(200):
+        subject.set_lambda(draw.choice([draw.uniform(-0.5, 1.5), draw.uniform(0, 1), 0.0, 1.0]))
+    for lam in (0, 0.05, 0.3, 0.5, 1 / 3, 0.999, 1, -0.2, 1.5):
+        subject.set_lambda(lam)
+        assert_holds(subject, lam)
+
+
+def test_endpoints_are_the_bits_of_the_sources(subject: Subject) -> None:
+    for lam, source in ((0.0, subject.base), (1.0, subject.instruct)):
+        subject.set_lambda(0.37)
+        subject.set_lambda(lam)
+        for name, tensor in subject.live.items():
+            assert torch.equal(as_integers(tensor.detach()), as_integers(source[name])), name
+
+
+def test_nothing_moves_and_versions_rise(subject: Subject) -> None:
+    pointers = {name: tensor.data_ptr() for name, tensor in subject.live.items()}
+    versions = {name: tensor._version for name, tensor in subject.live.items()}
+    subject.set_lambda(0.42)
+    assert {name: tensor.data_ptr() for name, tensor in subject.live.items()} == pointers
+    assert all(tensor._version > versions[name] for name, tensor in subject.live.items())
+
+
+def test_the_checksum_is_a_function_of_lambda(subject: Subject) -> None:
+    seen: dict[float, int] = {}
+    for lam in (0.1, 0.9, 0.1, 0.5, 0.9):
+        subject.set_lambda(lam)
+        assert seen.setdefault(lam, subject.weights.checksum()) == subject.weights.checksum()
+    assert len(set(seen.values())) == 3
+
+
+def test_a_foreign_write_is_detected_and_healed(subject: Subject) -> None:
+    subject.set_lambda(0.5)
+    before = subject.weights.checksum()
+    name, tensor = next(iter(subject.live.items()))
+    with torch.no_grad():
+        tensor.view(-1)[0] += 1
+    assert subject.weights.checksum() != before
+    assert subject.weights.changed() == [name]
+    with pytest.raises(WeightsError, match=name):
+        subject.weights.verify()
+    subject.set_lambda(0.5)
+    assert subject.weights.checksum() == before
+    assert_holds(subject, 0.5)
