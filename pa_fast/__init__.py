@@ -1,0 +1,84 @@
+"""pa_fast: dense, exact λ sweeps along W(λ) = B + λ (I − B) between a base LLM checkpoint and its instruct sibling.
+
+    lm = pa_fast.load("base_dir", "instruct_dir")
+    for lam in pa_fast.lambdas("0:1:0.1"):
+        lm.set_lambda(lam)
+        my_stack(lm.model)
+
+Everything public is in `__all__`; nothing here imports torch before it is used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from pa_fast.base import Continuation, Engine, Evaluator, Generation, Item, Lambda, Score
+from pa_fast.errors import PaFastError
+
+# Bound here and now: the function must shadow the package of the same name, whoever imports that package later.
+from pa_fast.sweep import sweep
+
+if TYPE_CHECKING:
+    from pa_fast.checkpoint.inspect import PairReport, inspect
+    from pa_fast.checkpoint.merge import MergeReport, merge
+    from pa_fast.checkpoint.verify import VerifyReport, verify
+    from pa_fast.engines.transformers import LambdaModel, load
+    from pa_fast.live.memory import Memory
+    from pa_fast.live.weights import LiveWeights
+    from pa_fast.sweep.results import SweepResult
+    from pa_fast.sweep.schedule import lambdas
+
+__version__ = "0.1.0"
+
+_LAZY = {
+    "LambdaModel": "pa_fast.engines.transformers",
+    "LiveWeights": "pa_fast.live.weights",
+    "Memory": "pa_fast.live.memory",
+    "MergeReport": "pa_fast.checkpoint.merge",
+    "PairReport": "pa_fast.checkpoint.inspect",
+    "SweepResult": "pa_fast.sweep.results",
+    "VerifyReport": "pa_fast.checkpoint.verify",
+    "inspect": "pa_fast.checkpoint.inspect",
+    "lambdas": "pa_fast.sweep.schedule",
+    "load": "pa_fast.engines.transformers",
+    "merge": "pa_fast.checkpoint.merge",
+    "verify": "pa_fast.checkpoint.verify",
+}
+
+__all__ = [
+    "Continuation",
+    "Engine",
+    "Evaluator",
+    "Generation",
+    "Item",
+    "Lambda",
+    "LambdaModel",
+    "LiveWeights",
+    "Memory",
+    "MergeReport",
+    "PaFastError",
+    "PairReport",
+    "Score",
+    "SweepResult",
+    "VerifyReport",
+    "__version__",
+    "inspect",
+    "lambdas",
+    "load",
+    "merge",
+    "sweep",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        value = getattr(importlib.import_module(_LAZY[name]), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'pa_fast' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

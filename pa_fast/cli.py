@@ -1,0 +1,295 @@
+"""The command line: parse, build, call the library, print. Data goes to stdout, progress and messages to stderr."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from pa_fast.errors import DataError, PaFastError
+from pa_fast.units import format_bytes, format_rate, format_seconds
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from pa_fast.checkpoint.inspect import PairReport
+
+app = typer.Typer(
+    name="pa-fast",
+    help="Dense, exact λ sweeps along W(λ) = B + λ (I − B) between a base checkpoint and its instruct sibling.",
+    epilog="BASE and INSTRUCT are local folders or hub ids (org/name@revision). `pa-fast VERB --help` explains each verb; "
+    "--debug shows the traceback of an error.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Base = Annotated[str, typer.Argument(metavar="BASE", help="The base checkpoint, λ = 0.")]
+Instruct = Annotated[str, typer.Argument(metavar="INSTRUCT", help="The instruct checkpoint, λ = 1.")]
+Dtype = Annotated[str, typer.Option(metavar="D", help="bfloat16, float16, float32, or auto: as each tensor is in INSTRUCT.")]
+AllowNonfinite = Annotated[bool, typer.Option("--allow-nonfinite", help="Let NaN and infinity in the weights pass.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+
+SWEEP_HELP = """Evaluate every λ on one live copy of the weights, and draw the trajectory.
+
+A sweep resumes by itself: run it again with the same --out, and finished points are not run again.
+
+\b
+LAMBDAS   0:1:0.1          both ends included
+          0,0.25,1/3,1.5   decimals and fractions
+EVAL      perplexity:notes.txt,window=512
+          icl:tasks.jsonl,shots=5,mode=cloze
+          python:my_package.my_module:my_function
+"""
+
+
+def _verb(**options: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Register a command; an interrupt inside it ends with exit code 130 instead of typer's 1."""
+
+    def register(function: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(function)
+        def interruptible(*args: Any, **kwargs: Any) -> None:
+            try:
+                function(*args, **kwargs)
+            except KeyboardInterrupt:
+                _say("interrupted")
+                raise typer.Exit(130) from None
+
+        app.command(**options)(interruptible)
+        return function
+
+    return register
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        import pa_fast
+
+        print(f"pa-fast {pa_fast.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+@_verb(help=SWEEP_HELP)
+def sweep(
+    base: Base,
+    instruct: Instruct,
+    lambdas: Annotated[str, typer.Option(metavar="LAMBDAS", help="Which λ: a range, a list, or both.")],
+    evals: Annotated[list[str], typer.Option("--eval", metavar="EVAL", help="What to evaluate; may be given again.")],
+    out: Annotated[str, typer.Option(metavar="DIR", help="The run folder: journal, results and figure.")],
+    store: Annotated[str, typer.Option(metavar="S", help="How the sources are held: auto or dense.")] = "auto",
+    device: Annotated[str, typer.Option(metavar="D", help="cpu, cuda, cuda:1, or auto.")] = "auto",
+    dtype: Dtype = "auto",
+    tokenizer: Annotated[str | None, typer.Option(metavar="DIR", help="Tokenizer for all λ; INSTRUCT's by default.")] = None,
+    batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="Requests per forward pass, at every λ.")] = 8,
+    limit: Annotated[int | None, typer.Option(metavar="N", min=1, help="At most N items per evaluator.")] = None,
+    seed: Annotated[int, typer.Option(metavar="N", help="Seed of shots and of --limit.")] = 0,
+    allow_nonfinite: AllowNonfinite = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start afresh in a folder that holds a sweep.")] = False,
+) -> None:
+    from pa_fast.run import SweepSpec, run
+    from pa_fast.sweep.progress import TerminalProgress
+
+    job = SweepSpec(
+        base, instruct, lambdas, tuple(evals), out, device, dtype, store, tokenizer, batch_size, limit, seed,
+        allow_nonfinite, overwrite,
+    )  # fmt: skip
+    try:
+        result = run(job, TerminalProgress())
+    except KeyboardInterrupt:
+        again = [part for part in sys.argv[1:] if part != "--overwrite"]
+        _say(f"\ninterrupted; finished points are kept. Go on with:\n  {shlex.join(['pa-fast', *again])}")
+        raise typer.Exit(130) from None
+    _print(result.table())
+    _say(f"results and figure: {result.out}")
+    if result.failures:
+        for failure in result.failures:
+            _say(f"failed: {failure.evaluator} at λ = {failure.lam.key}: {failure.error}")
+        raise PaFastError(
+            f"{len(result.failures)} of {len(result.failures) + len(result.rows)} points failed",
+            "run the same command again to try the failed points once more",
+        )
+
+
+@_verb()
+def merge(
+    base: Base,
+    instruct: Instruct,
+    lam: Annotated[str, typer.Option("--lambda", metavar="L", help="Any finite λ: 0.6, 1/3, -0.2.")],
+    out: Annotated[str, typer.Option(metavar="DIR", help="The folder to write; must be new or empty.")],
+    max_shard_size: Annotated[str, typer.Option(metavar="SIZE", help="Largest weight file.")] = "5GB",
+    dtype: Dtype = "auto",
+    allow_nonfinite: AllowNonfinite = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace DIR.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Write the merge at one λ as a checkpoint folder that transformers loads."""
+    from pa_fast.checkpoint.merge import merge as run
+
+    with _byte_bar("merging") as bar:
+        report = run(
+            base, instruct, lam, out,
+            dtype=dtype, max_shard_size=max_shard_size, allow_nonfinite=allow_nonfinite, overwrite=overwrite, progress=bar,
+        )  # fmt: skip
+    if as_json:
+        _print_json(report)
+    else:
+        rate = format_rate(report.bytes, report.seconds)
+        size = f"{format_bytes(report.bytes)} in {report.shards} files"
+        print(f"{report.out}: λ = {report.lam}, {report.tensors} tensors, {size}, {format_seconds(report.seconds)} ({rate})")
+        for note in report.notes:
+            _say(f"note: {note}")
+
+
+@_verb()
+def verify(
+    merged: Annotated[str, typer.Argument(metavar="MERGED", help="The checkpoint in question.")],
+    base: Base,
+    instruct: Instruct,
+    lam: Annotated[
+        str | None, typer.Option("--lambda", metavar="L", help="λ of the merge; MERGED's pa_fast.json by default.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Is this checkpoint that merge, bit by bit?"""
+    from pa_fast.checkpoint.verify import verify as run
+
+    with _byte_bar("verifying") as bar:
+        report = run(merged, base, instruct, lam, progress=bar)
+    if as_json:
+        _print_json(report)
+    elif report.ok:
+        print(f"{report.merged}: every bit of {report.tensors} tensors is the merge at λ = {report.lam}")
+        for note in report.notes:
+            _say(f"note: {note}")
+    if not report.ok:
+        wrong = report.differences
+        more = f" and {len(wrong) - 1} more tensors" if len(wrong) > 1 else ""
+        counted = f" ({wrong[0].differing:,} of {wrong[0].count:,} weights differ)" if wrong[0].differing else ""
+        raise DataError(
+            f"{report.merged} is not the merge at λ = {report.lam}: `{wrong[0].name}` {wrong[0].reason}{counted}{more}",
+            "compare λ, dtype and the source folders with those in its pa_fast.json; --json lists every tensor",
+        )
+
+
+@_verb()
+def inspect(base: Base, instruct: Instruct, as_json: Json = False) -> None:
+    """Do these two checkpoints pair? Answered from headers alone, in a second."""
+    from pa_fast.checkpoint.inspect import inspect as run
+
+    report = run(base, instruct)
+    if as_json:
+        _print_json(report)
+    else:
+        _print(_pair_table(report))
+
+
+@_verb()
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN_DIR", help="Run folders of sweeps.")],
+) -> None:
+    """Print the table of one or more runs, and write their results and figures again from the journals."""
+    from pa_fast.sweep.report import report as run
+    from pa_fast.sweep.results import table
+
+    results = run(runs)
+    _print(table(results))
+    for result in results:
+        _say(f"results and figure: {result.out}")
+
+
+def _pair_table(report: PairReport) -> Table:
+    """What `inspect` found, base beside instruct."""
+    from rich import box
+    from rich.table import Table
+
+    sides = (report.base, report.instruct)
+    table = Table(box=box.SIMPLE_HEAD, title=f"{report.model_type}: these two pair", title_justify="left")
+    for column in ("", "base", "instruct"):
+        table.add_column(column)
+    table.add_row("folder", *(side.folder for side in sides))
+    table.add_row("weights", *(f"{format_bytes(side.bytes)} in {side.shards} files" for side in sides))
+    table.add_row("dtypes", *(_counts(side.dtypes) for side in sides))
+    table.add_row("quick fingerprint", *(side.quick_fingerprint for side in sides))
+    table.add_section()
+    head = "tied head" if report.tied else "own head"
+    table.add_row("merged", f"{report.parameters:,} parameters", f"{_counts(report.live_dtypes)}, {head}")
+    for difference in report.differences:
+        table.add_row("config differs", str(difference), "harmless" if difference.harmless else "")
+    for note in report.notes:
+        table.add_row("note", note)
+    return table
+
+
+def _counts(dtypes: dict[str, int]) -> str:
+    return ", ".join(f"{count} × {dtype}" for dtype, count in dtypes.items())
+
+
+def main() -> NoReturn:
+    """Entry point of `pa-fast`: every failure is one message and an exit code, a traceback only with --debug."""
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    debug = len(arguments) < len(sys.argv) - 1
+    try:
+        app(args=arguments, prog_name="pa-fast")
+    except KeyboardInterrupt:
+        _say("interrupted")
+        sys.exit(130)
+    except Exception as error:
+        if debug:
+            raise
+        if isinstance(error, PaFastError):
+            _say(f"error: {error}")
+            sys.exit(error.exit_code)
+        _say(f"error: unexpected {type(error).__name__}: {error}\n\nhint: a bug in pa_fast; run again with --debug to see where")
+        sys.exit(1)
+    sys.exit(0)
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    # A pipe has no width: wrapping there would break tables for the programs that read them.
+    return Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=10_000)
+
+
+def _print(drawable: Any) -> None:
+    _console().print(drawable)
+
+
+def _print_json(report: Any, **more: Any) -> None:
+    print(json.dumps({**dataclasses.asdict(report), **more}, indent=1, ensure_ascii=False, default=str))
+
+
+@contextmanager
+def _byte_bar(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar of bytes and rate on stderr, if stderr is a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn(what), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
+        task = progress.add_task(what, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)

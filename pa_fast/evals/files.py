@@ -1,0 +1,72 @@
+"""Data files: read once, whole, with the digest that ties a run to them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pathlib
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from pa_fast.errors import EvaluatorError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """A data file as text, with the SHA-256 of its bytes."""
+
+    path: pathlib.Path
+    text: str
+    sha256: str
+
+    def rows(self) -> list[tuple[int, Mapping[str, Any]]]:
+        """The file's JSON objects, one a line, each with its line number (from 1); empty lines are skipped.
+
+        Raises:
+            EvaluatorError: a line is not a JSON object, or there is none.
+        """
+        found: list[tuple[int, Mapping[str, Any]]] = []
+        # split at \n alone: str.splitlines also breaks at U+2028 and others, which JSON allows inside a string
+        for number, line in enumerate(self.text.split("\n"), start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise EvaluatorError(f"{self.path}:{number}: not JSON ({error})", "write one JSON object a line") from None
+            if not isinstance(row, dict):
+                raise EvaluatorError(
+                    f"{self.path}:{number}: found a JSON {type(row).__name__}, expected an object", "write one JSON object a line"
+                )
+            found.append((number, row))
+        if not found:
+            raise EvaluatorError(f"{self.path} is empty", "write one JSON object a line")
+        return found
+
+
+def read_file(path: str | pathlib.Path) -> DataFile:
+    """Read a UTF-8 file; a byte-order mark is dropped.
+
+    Raises:
+        EvaluatorError: it cannot be read, or is not UTF-8.
+    """
+    path = pathlib.Path(path)
+    try:
+        raw = path.read_bytes()
+        return DataFile(path, raw.decode("utf-8-sig"), hashlib.sha256(raw).hexdigest())
+    except OSError as error:
+        raise EvaluatorError(f"{path} cannot be read: {error.strerror or error}", "check the path of the data file") from None
+    except ValueError as error:
+        raise EvaluatorError(f"{path} is not UTF-8: {error}", "save the data file as UTF-8") from None
+
+
+def limited(rows: Sequence[T], limit: int | None, seed: int) -> list[T]:
+    """At most `limit` of `rows`, drawn with `seed`, in their own order."""
+    if limit is None or limit >= len(rows):
+        return list(rows)
+    kept = random.Random(f"{seed}:limit").sample(range(len(rows)), limit)
+    return [rows[index] for index in sorted(kept)]

@@ -1,0 +1,63 @@
+"""A sweep: every evaluator at every λ, on one live copy of the weights, recorded as it goes.
+
+`pa_fast.sweep` names the function below, which hides this package; modules are reached with
+`from pa_fast.sweep import driver`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pa_fast.base import Engine, Evaluator, Lambda
+    from pa_fast.sweep.progress import Progress
+    from pa_fast.sweep.results import SweepResult
+
+__all__ = ["sweep"]
+
+
+def sweep(
+    lm: Engine,
+    lambdas: str | Iterable[float | str | Lambda],
+    evaluators: Sequence[Evaluator],
+    out: str | os.PathLike[str],
+    *,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    figure: bool = True,
+) -> SweepResult:
+    """Evaluate every λ with every evaluator, prove each switch, and record each point as soon as it is known.
+
+    At each λ the weights are switched in place and compared with a fresh merge; their checksum must be the same
+    before and after every evaluator. A point whose evaluator fails, or writes to the weights, is recorded as failed and
+    the sweep goes on: look at `SweepResult.failures`. The weights are left at the last λ that was evaluated.
+
+    A sweep resumes by itself: call it again with the same `out` and finished points are not run again, failed ones
+    are. λ and evaluators may be added. A kill at any moment loses at most the running point.
+
+    Args:
+        lm: the model to sweep, `pa_fast.load(...)` or any other `Engine`.
+        lambdas: what `pa_fast.lambdas` takes: `"0:1:0.1"`, `"0,0.25,1/3"`, or numbers.
+        evaluators: at least one, with names that differ.
+        out: the run folder: new, empty, or that of the sweep to go on with.
+        overwrite: start afresh in a folder that holds another sweep. Files that no sweep writes are left alone.
+        progress: told of every step, such as `pa_fast.sweep.progress.TerminalProgress()`; None is silent.
+        figure: draw `trajectory.svg` and `trajectory.png` at the end.
+
+    Returns:
+        All points of the run folder, those of earlier calls included.
+
+    Raises:
+        UsageError: a malformed schedule, no evaluator, or two of the same name.
+        RunError: `out` holds another sweep or foreign files, is in use, its journal is damaged, or a switch gives other
+            weights than those recorded for the same λ.
+        OutputError: `out` cannot be written.
+        KeyboardInterrupt: after the journal is whole and `results.csv` and `results.json` hold what is finished.
+
+    Cost: per λ one switch, one fresh merge streamed for the proof, and a read of the live weights per evaluator.
+    """
+    from pa_fast.sweep.driver import run
+
+    return run(lm, lambdas, evaluators, out, overwrite=overwrite, progress=progress, figure=figure)

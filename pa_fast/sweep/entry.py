@@ -1,0 +1,120 @@
+"""One line of the journal: what came of one attempt at one point."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from pa_fast.base import Lambda
+from pa_fast.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One attempt to evaluate `evaluator` at λ: a score with its unit and number of items, or an error.
+
+    `lam` is the exact key of λ; `items` names the file of item scores, relative to the run folder; `checksum` is that of
+    the live weights after the switch, None where the switch itself failed; times are wall seconds.
+    """
+
+    lam: str
+    evaluator: str
+    score: float | None = None
+    unit: str | None = None
+    n: int | None = None
+    items: str | None = None
+    error: str | None = None
+    traceback: str | None = None
+    checksum: int | None = None
+    effective_lambda: float | None = None
+    switch_s: float | None = None
+    eval_s: float | None = None
+    host: str | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether the point has its score and need not run again."""
+        return self.error is None
+
+    def line(self) -> bytes:
+        """The entry as one line of JSON, `lambda` for `lam` and the checksum in hexadecimal, newline included."""
+        fields = {_name(key): value for key, value in dataclasses.asdict(self).items() if value is not None}
+        if self.checksum is not None:
+            # 64 bits do not survive the readers of JSON that hold every number as a double
+            fields["checksum"] = f"{self.checksum:016x}"
+        return json.dumps(fields, allow_nan=False).encode() + b"\n"
+
+
+_TEXTS = ("unit", "items", "error", "traceback", "host")
+_NUMBERS = ("score", "effective_lambda", "switch_s", "eval_s")
+
+
+def parse(line: bytes) -> Entry:
+    """The entry that `line` holds. Fields that are not known are passed over: a later version wrote them.
+
+    Raises:
+        ValueError: not an entry; the message says why.
+    """
+    try:
+        fields = json.loads(line.decode("utf-8"))
+    except RecursionError:
+        raise ValueError("is nested too deeply") from None
+    if not isinstance(fields, dict):
+        raise ValueError("is not a JSON object")
+    values: dict[str, Any] = {name: _field(fields, name) for name in (f.name for f in dataclasses.fields(Entry))}
+    entry = Entry(**values)
+    if entry.error is None and (entry.score is None or entry.unit is None or entry.n is None):
+        raise ValueError("holds neither a score with unit and n nor an error")
+    return entry
+
+
+def _name(field: str) -> str:
+    return "lambda" if field == "lam" else field
+
+
+def _field(fields: dict[str, Any], name: str) -> Any:
+    value = fields.get(_name(name))
+    if name == "lam":
+        return _key(value)
+    if name == "evaluator":
+        valid = isinstance(value, str) and value != ""
+    elif value is None:
+        return None
+    elif name == "checksum":
+        return int(_hexadecimal(value), 16)
+    elif name in _TEXTS:
+        valid = isinstance(value, str)
+    elif name == "n":
+        valid = type(value) is int and value > 0
+    else:
+        assert name in _NUMBERS
+        valid = (type(value) is int and abs(value) < 2**63) or (type(value) is float and math.isfinite(value))
+        value = float(value) if valid else value
+    if not valid:
+        raise ValueError(f"has {_shown(value)} for `{_name(name)}`")
+    return value
+
+
+def _key(value: Any) -> str:
+    # The length bounds the cost of the arithmetic: a damaged key may claim an exponent of any size
+    if isinstance(value, str) and len(value) < 400 and set(value) <= set("-0123456789./"):
+        try:
+            if Lambda(value).key == value:
+                return value
+        except UsageError:
+            pass
+    raise ValueError(f"has {_shown(value)} for `lambda`, not the key of a λ")
+
+
+def _hexadecimal(value: Any) -> str:
+    if isinstance(value, str) and len(value) == 16 and set(value) <= set("0123456789abcdef"):
+        return value
+    raise ValueError(f"has {_shown(value)} for `checksum`, not 16 hexadecimal digits")
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:60] + "…"

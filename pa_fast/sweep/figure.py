@@ -1,0 +1,109 @@
+"""The trajectory figure: every score along λ, and the trade-off where there are two of them."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import math
+from typing import TYPE_CHECKING
+
+from pa_fast.sweep import durable, trade_off, trajectory
+from pa_fast.sweep.results import SweepResult
+from pa_fast.sweep.trajectory import FAINT, INK, Line
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MAX_ROWS = 4
+WIDTH_INCHES = 10.0  # at 100 dpi the 1000 pixels of a README; the PNG has twice as many
+_COLOURS = ("#1f6fb4", "#d9541e", "#2a8f5a", "#8253b8", "#b3892b", "#c2447e", "#3a8f95", "#6b6f76")
+_STYLE = {
+    "font.family": "DejaVu Sans",
+    "font.size": 10.5,
+    "text.color": INK,
+    "axes.edgecolor": FAINT,
+    "axes.labelcolor": INK,
+    "axes.linewidth": 0.9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 11,
+    "axes.titlelocation": "left",
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e9ecef",
+    "grid.linewidth": 0.8,
+    "xtick.color": FAINT,
+    "ytick.color": FAINT,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "svg.hashsalt": "pa_fast",
+    "text.parse_math": False,
+    "figure.facecolor": "white",
+    "savefig.facecolor": "white",
+}
+
+
+def write(result: SweepResult) -> None:
+    """Draw `trajectory.svg` and `trajectory.png` into the run folder; nothing where no point is finished.
+
+    Numerics: equal results give equal files under one version of matplotlib: no date, no host, fixed ids.
+    """
+    if not result.rows:
+        return
+    import matplotlib
+
+    with matplotlib.rc_context():
+        # A matplotlibrc of the user's would otherwise change the file
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(_STYLE)
+        drawn = draw(result)
+        for kind, metadata in (("svg", {"Date": None, "Creator": None}), ("png", {"Software": None})):
+            data = io.BytesIO()
+            drawn.savefig(data, format=kind, dpi=200, metadata=metadata)
+            durable.write(result.out / f"trajectory.{kind}", data.getvalue())
+
+
+def draw(result: SweepResult) -> Figure:
+    """The figure of `result`: one panel per unit, its evaluators as lines; with two evaluators also their trade-off."""
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    lines = _lines(result)
+    panels: dict[tuple[str, bool], list[Line]] = {}
+    for line in lines:
+        panels.setdefault((line.unit, line.higher_is_better), []).append(line)
+    columns = math.ceil(len(panels) / MAX_ROWS)
+    rows = math.ceil(len(panels) / columns)
+    both = len(lines) == 2 and len(trade_off.common(*lines)) > 1
+    height = 4.3 if rows == 1 else 1.0 + 2.35 * rows
+    figure = Figure(figsize=(WIDTH_INCHES, height), layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.08))
+    grid = figure.add_gridspec(rows, columns + both, width_ratios=[1.5] * columns + [1.0] * both)
+    for place, group in enumerate(panels.values()):
+        column, row = divmod(place, rows)
+        lowest = row == rows - 1 or place == len(panels) - 1
+        trajectory.draw(figure.add_subplot(grid[row, column]), group, lowest)
+    if both:
+        axes = figure.add_subplot(grid[:, -1])
+        trade_off.draw(axes, *lines)
+        figure.draw_without_rendering()
+        trade_off.name_points(axes, *lines)
+    return figure
+
+
+def _lines(result: SweepResult) -> list[Line]:
+    found = []
+    for name, higher, colour in zip(result.evaluators, result.higher_is_better, itertools.cycle(_COLOURS)):
+        rows = result.scores(name)
+        if rows:
+            line = Line(
+                name=name if len(name) <= 36 else name[:35] + "…",
+                unit=next(iter(rows.values())).unit,
+                higher_is_better=higher,
+                keys=tuple(lam.key for lam in result.lambdas),
+                lams=tuple(float(lam) for lam in result.lambdas),
+                scores=tuple(rows[lam.key].score if lam.key in rows else math.nan for lam in result.lambdas),
+                failed=tuple(float(failure.lam) for failure in result.failures if failure.evaluator == name),
+                colour=colour,
+            )
+            found.append(line)
+    return found

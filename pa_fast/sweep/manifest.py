@@ -1,0 +1,162 @@
+"""run.json: what a sweep is, so that another one does not go on in its folder unnoticed."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pa_fast.base import Engine, Evaluator, Lambda, identity
+from pa_fast.errors import RunError, UsageError
+from pa_fast.sweep import durable
+
+NAME = "run.json"
+FORMAT = 1
+_OTHER = "choose another --out, or start afresh with --overwrite"
+_SHOWN = 6
+
+
+@dataclass(frozen=True)
+class Column:
+    """One evaluator of a run: its name in every results file, which way is better, and what it measures on."""
+
+    name: str
+    higher_is_better: bool
+    identity: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A run's identity and schedule. λ and evaluators stand in order of first appearance; `versions` lists every
+    distinct set of package versions that took part."""
+
+    lambdas: tuple[str, ...]
+    evaluators: tuple[Column, ...]
+    engine: Mapping[str, Any]
+    versions: tuple[Mapping[str, str], ...]
+
+    def to_bytes(self) -> bytes:
+        document = {
+            "format": FORMAT,
+            "lambdas": list(self.lambdas),
+            "evaluators": [vars(column) for column in self.evaluators],
+            "engine": self.engine,
+            "versions": list(self.versions),
+        }
+        return (json.dumps(document, indent=2) + "\n").encode()
+
+
+def reconcile(folder: pathlib.Path, engine: Engine, points: Sequence[Lambda], evaluators: Sequence[Evaluator]) -> Manifest:
+    """Write the manifest of this sweep to `folder`, or extend the one that is there with new λ and evaluators.
+
+    Raises:
+        RunError: the folder's engine, or an evaluator of the same name, has another identity; it names what differs.
+        UsageError: an identity that JSON cannot hold.
+    """
+    now = Manifest(
+        tuple(lam.key for lam in points),
+        tuple(Column(e.name, bool(e.higher_is_better), _plain(f"evaluator `{e.name}`", identity(e))) for e in evaluators),
+        _plain("the engine", identity(engine)),
+        (_versions(),),
+    )
+    if (folder / NAME).exists():
+        now = _extended(load(folder), now, folder)
+    content = now.to_bytes()
+    if not (folder / NAME).exists() or (folder / NAME).read_bytes() != content:
+        durable.write(folder / NAME, content)
+    return now
+
+
+def load(folder: pathlib.Path) -> Manifest:
+    """The manifest in `folder`.
+
+    Raises:
+        RunError: missing, damaged, or of a later format.
+    """
+    path = folder / NAME
+    try:
+        document = json.loads(path.read_bytes())
+        if document["format"] != FORMAT:
+            found = json.dumps(document["format"])
+            raise RunError(
+                f"{path} has format {found}, and this version reads {FORMAT}", "use the version that wrote it, or another --out"
+            )
+        return Manifest(
+            tuple(Lambda(_typed(key, str)).key for key in document["lambdas"]),
+            tuple(
+                Column(_typed(c["name"], str), _typed(c["higher_is_better"], bool), _typed(c["identity"], dict))
+                for c in document["evaluators"]
+            ),
+            _typed(document["engine"], dict),
+            tuple(_typed(versions, dict) for versions in document["versions"]),
+        )
+    except FileNotFoundError:
+        raise RunError(f"{folder} is not a run folder: it has no {NAME}", "name the --out of a sweep") from None
+    except OSError as error:
+        raise RunError(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, RecursionError, UsageError) as error:
+        raise RunError(f"{path} is damaged: {error}", f"restore it from a copy; {_OTHER}") from error
+
+
+def _extended(recorded: Manifest, now: Manifest, folder: pathlib.Path) -> Manifest:
+    differences = list(_differences("engine", recorded.engine, now.engine))
+    columns = {column.name: column for column in recorded.evaluators}
+    for column in now.evaluators:
+        if column.name in columns:
+            before = columns[column.name]
+            where = f"evaluator `{column.name}`"
+            differences += _differences(where, before.identity, column.identity)
+            differences += _differences(f"{where}.higher_is_better", before.higher_is_better, column.higher_is_better)
+    if differences:
+        more = [f"and {len(differences) - _SHOWN} more"] if len(differences) > _SHOWN else []
+        listed = "".join(f"\n  {line}" for line in differences[:_SHOWN] + more)
+        raise RunError(f"{folder} belongs to another sweep:{listed}", _OTHER)
+    return Manifest(
+        tuple(dict.fromkeys(recorded.lambdas + now.lambdas)),
+        recorded.evaluators + tuple(column for column in now.evaluators if column.name not in columns),
+        recorded.engine,
+        recorded.versions + tuple(v for v in now.versions if v not in recorded.versions),
+    )
+
+
+_ABSENT = object()
+
+
+def _differences(where: str, recorded: object, now: object) -> Iterator[str]:
+    if isinstance(recorded, Mapping) and isinstance(now, Mapping):
+        for key in dict.fromkeys([*recorded, *now]):
+            yield from _differences(f"{where}.{key}", recorded.get(key, _ABSENT), now.get(key, _ABSENT))
+    elif type(recorded) is not type(now) or recorded != now:
+        yield f"{where}: recorded {_shown(recorded)}, now {_shown(now)}"
+
+
+def _shown(value: object) -> str:
+    text = "nothing" if value is _ABSENT else json.dumps(value)
+    return text if len(text) <= 100 else text[:100] + "…"
+
+
+def _plain(owner: str, value: Mapping[str, Any]) -> dict[str, Any]:
+    """`value` as it will be read back, so that a tuple does not differ from the list that it becomes."""
+    try:
+        plain = json.loads(json.dumps(value, allow_nan=False))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UsageError(
+            f"the identity of {owner} cannot be recorded: {error}", "keep to JSON values: texts, numbers, lists, mappings"
+        ) from error
+    return _typed(plain, dict)
+
+
+def _typed(value: Any, kind: type) -> Any:
+    if not isinstance(value, kind):
+        raise TypeError(f"{_shown(value)} where a {kind.__name__} is expected")
+    return value
+
+
+def _versions() -> dict[str, str]:
+    """Versions of the packages that can change a score, as far as this process has imported them."""
+    modules = {name: sys.modules.get(name) for name in ("pa_fast", "torch", "triton", "transformers", "numpy")}
+    found = {name: getattr(module, "__version__", None) for name, module in modules.items()}
+    return {"python": sys.version.split()[0], **{name: str(version) for name, version in found.items() if version is not None}}

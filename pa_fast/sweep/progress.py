@@ -1,0 +1,109 @@
+"""How far a sweep is: what the driver tells, and a terminal that shows it."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Protocol
+
+from pa_fast.base import Lambda
+from pa_fast.sweep.entry import Entry
+from pa_fast.sweep.results import score_text
+from pa_fast.units import format_seconds
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress as Bar
+
+
+class Progress(Protocol):
+    """What the driver tells, in this order: `begin`, then per λ `switched`, per evaluator `evaluating` and
+    `recorded` (the point is durable by then), and `end` whatever happened."""
+
+    def begin(self, points: int, finished: int) -> None:
+        """The sweep has `points` points, of which `finished` were finished by earlier runs."""
+        ...
+
+    def switched(self, lam: Lambda, seconds: float) -> None: ...
+
+    def evaluating(self, lam: Lambda, evaluator: str) -> None: ...
+
+    def recorded(self, entry: Entry) -> None: ...
+
+    def end(self) -> None: ...
+
+
+class Silent:
+    """Shows nothing."""
+
+    def begin(self, points: int, finished: int) -> None: ...
+
+    def switched(self, lam: Lambda, seconds: float) -> None: ...
+
+    def evaluating(self, lam: Lambda, evaluator: str) -> None: ...
+
+    def recorded(self, entry: Entry) -> None: ...
+
+    def end(self) -> None: ...
+
+
+class TerminalProgress:
+    """One line per recorded point on stderr, and under them a bar where stderr is a terminal."""
+
+    def __init__(self, console: Console | None = None):
+        from rich.console import Console
+
+        self._console = console if console is not None else Console(stderr=True, highlight=False)
+        self._bar: Bar | None = None
+        self._points = self._done = self._done_before = 0
+        self._started_s = 0.0
+
+    def begin(self, points: int, finished: int) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import Progress as Bar
+
+        self._points, self._done, self._done_before = points, finished, finished
+        self._started_s = time.monotonic()
+        if finished:
+            self._console.print(f"{finished} of {points} points are finished already", markup=False)
+        if self._console.is_terminal and finished < points:
+            columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}", markup=False))
+            self._bar = Bar(*columns, console=self._console, transient=True)
+            self._bar.add_task("loading", total=points, completed=finished)
+            self._bar.start()
+
+    def switched(self, lam: Lambda, seconds: float) -> None:
+        self._describe(f"λ {lam.key} · switched in {format_seconds(seconds)}")
+
+    def evaluating(self, lam: Lambda, evaluator: str) -> None:
+        left = self._left()
+        self._describe(f"λ {lam.key} · {evaluator}" + (f" · {left} left" if left else ""))
+
+    def recorded(self, entry: Entry) -> None:
+        self._done += 1
+        left = self._left()
+        end = f"  {self._done}/{self._points}" + (f", {left} left" if left else "")
+        self._console.print(_line(entry) + end, style="red" if entry.error else None, markup=False, soft_wrap=True)
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=self._done)
+
+    def end(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def _describe(self, text: str) -> None:
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], description=text)
+
+    def _left(self) -> str:
+        """The time that the missing points take if they take as long as those of this run; empty where none is known."""
+        new, missing = self._done - self._done_before, self._points - self._done
+        return format_seconds((time.monotonic() - self._started_s) / new * missing) if new and missing else ""
+
+
+def _line(entry: Entry) -> str:
+    if entry.error is not None:
+        return f"λ {entry.lam:<5} {entry.evaluator}  failed: {entry.error.splitlines()[0]}"
+    assert entry.score is not None and entry.switch_s is not None and entry.eval_s is not None
+    times = f"switch {format_seconds(entry.switch_s)}, evaluation {format_seconds(entry.eval_s)}"
+    return f"λ {entry.lam:<5} {entry.evaluator}  {score_text(entry.score)} {entry.unit}  {times}"

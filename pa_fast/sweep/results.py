@@ -1,0 +1,183 @@
+"""What a run has found: the finished points of its journal, in one fixed order."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import pathlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pa_fast.base import Lambda
+from pa_fast.errors import UsageError
+from pa_fast.sweep import durable, journal, manifest
+from pa_fast.sweep.entry import Entry
+
+if TYPE_CHECKING:
+    from rich.table import Table
+    from rich.text import Text
+
+CSV_HEADER = ("lambda", "evaluator", "score", "unit", "n", "effective_lambda")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One finished point. `effective_lambda` has 6 significant digits, None where base and instruct are equal."""
+
+    lam: Lambda
+    evaluator: str
+    score: float
+    unit: str
+    n: int
+    effective_lambda: float | None
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One point whose last attempt failed, and why."""
+
+    lam: Lambda
+    evaluator: str
+    error: str
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """All points of the run folder `out`: by λ, then by evaluator in order of first appearance.
+
+    `lambdas` are all λ of the schedule, also those without a finished point.
+    """
+
+    out: pathlib.Path
+    lambdas: tuple[Lambda, ...]
+    evaluators: tuple[str, ...]
+    higher_is_better: tuple[bool, ...]
+    rows: tuple[Row, ...]
+    failures: tuple[Failure, ...]
+
+    def scores(self, evaluator: str) -> dict[str, Row]:
+        """The finished points of `evaluator`, by the key of their λ."""
+        if evaluator not in self.evaluators:
+            raise UsageError(f"no evaluator `{evaluator}` in {self.out}", f"one of: {', '.join(self.evaluators)}")
+        return {row.lam.key: row for row in self.rows if row.evaluator == evaluator}
+
+    def best(self, evaluator: str) -> Row | None:
+        """The best point of `evaluator`, the smallest λ among equals; None where no point is finished."""
+        rows = self.scores(evaluator).values()
+        sign = 1 if self.higher_is_better[self.evaluators.index(evaluator)] else -1
+        return max(rows, key=lambda row: sign * row.score, default=None)
+
+    def table(self) -> Table:
+        """λ down, evaluators across, the best score of each column marked."""
+        return table([self])
+
+    def to_csv(self) -> bytes:
+        """`results.csv`: floats as Python's shortest exact text."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(CSV_HEADER)
+        for row in self.rows:
+            effective = "" if row.effective_lambda is None else repr(row.effective_lambda)
+            writer.writerow((row.lam.key, row.evaluator, repr(row.score), row.unit, row.n, effective))
+        return text.getvalue().encode()
+
+    def to_json(self) -> bytes:
+        """`results.json`: the rows, the best points, and which points failed; why they did stands in the journal."""
+        document = {
+            "lambdas": [lam.key for lam in self.lambdas],
+            "evaluators": [self._summary(name) for name in self.evaluators],
+            "rows": [
+                dict(zip(CSV_HEADER, (r.lam.key, r.evaluator, r.score, r.unit, r.n, r.effective_lambda))) for r in self.rows
+            ],
+            # Their messages may hold what differs between equal runs: an address, a path, a host
+            "failures": [{"lambda": failure.lam.key, "evaluator": failure.evaluator} for failure in self.failures],
+        }
+        return (json.dumps(document, indent=1) + "\n").encode()
+
+    def _summary(self, evaluator: str) -> dict[str, object]:
+        best = self.best(evaluator)
+        higher = self.higher_is_better[self.evaluators.index(evaluator)]
+        point = None if best is None else {"lambda": best.lam.key, "score": best.score}
+        return {"name": evaluator, "higher_is_better": higher, "best": point}
+
+
+def load(folder: pathlib.Path) -> SweepResult:
+    """The results of the run in `folder`, from run.json and the journal alone.
+
+    Raises:
+        RunError: not a run folder, or a damaged one.
+    """
+    run = manifest.load(folder)
+    names = tuple(column.name for column in run.evaluators)
+    latest: dict[tuple[str, str], Entry] = {}
+    for entry in journal.read(folder):
+        known = latest.get((entry.lam, entry.evaluator))
+        if known is None or not known.finished:
+            latest[entry.lam, entry.evaluator] = entry
+    points = tuple(sorted((Lambda(key) for key in run.lambdas), key=lambda lam: lam.exact))
+    ordered = [latest[lam.key, name] for lam in points for name in names if (lam.key, name) in latest]
+    return SweepResult(
+        out=folder,
+        lambdas=points,
+        evaluators=names,
+        higher_is_better=tuple(column.higher_is_better for column in run.evaluators),
+        rows=tuple(_row(entry) for entry in ordered if entry.finished),
+        failures=tuple(Failure(Lambda(e.lam), e.evaluator, e.error or "") for e in ordered if not e.finished),
+    )
+
+
+def write(result: SweepResult) -> None:
+    """Write `results.csv` and `results.json` into the run folder, each whole or not at all."""
+    durable.write(result.out / "results.csv", result.to_csv())
+    durable.write(result.out / "results.json", result.to_json())
+
+
+def table(results: Iterable[SweepResult]) -> Table:
+    """Several runs side by side: λ down, evaluators across, the best score of each column marked with a star."""
+    from rich.table import Table
+    from rich.text import Text
+
+    results = list(results)
+    drawn = Table(caption="* best of its column", caption_justify="right")
+    drawn.add_column("λ", justify="right")
+    for result in results:
+        run = f"{result.out.name}\n" if len(results) > 1 else ""
+        drawn.add_column(Text(f"{run}effective λ"), justify="right")
+        for name in result.evaluators:
+            unit = next((row.unit for row in result.rows if row.evaluator == name), "")
+            drawn.add_column(Text(f"{run}{name}\n{unit}"), justify="right")
+    points = {lam.key: lam for result in results for lam in result.lambdas}
+    for key in sorted(points, key=lambda key: points[key].exact):
+        drawn.add_row(Text(key), *(cell for result in results for cell in _cells(result, key)))
+    return drawn
+
+
+def _cells(result: SweepResult, key: str) -> list[Text]:
+    """The texts of one run at one λ: its effective λ, then each evaluator's score."""
+    from rich.text import Text
+
+    effective = next((row.effective_lambda for row in result.rows if row.lam.key == key), None)
+    cells = [Text("" if effective is None else f"{effective:.4g}")]
+    for name in result.evaluators:
+        row, best = result.scores(name).get(key), result.best(name)
+        if row is None:
+            failed = any(f.lam.key == key and f.evaluator == name for f in result.failures)
+            cells.append(Text("failed  ", "red") if failed else Text(""))
+        elif row is best:
+            cells.append(Text(f"{score_text(row.score)} *", "bold"))
+        else:
+            cells.append(Text(f"{score_text(row.score)}  "))
+    return cells
+
+
+def score_text(score: float) -> str:
+    """A score for people: four decimals, or four digits where it is large or tiny."""
+    return f"{score:.4f}" if 1e-3 <= abs(score) < 100 or score == 0 else f"{score:.4g}"
+
+
+def _row(entry: Entry) -> Row:
+    assert entry.score is not None and entry.unit is not None and entry.n is not None
+    effective = None if entry.effective_lambda is None else float(f"{entry.effective_lambda:.6g}")
+    return Row(Lambda(entry.lam), entry.evaluator, entry.score, entry.unit, entry.n, effective)

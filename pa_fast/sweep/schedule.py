@@ -1,0 +1,103 @@
+"""Which λ to visit: ranges and lists, in exact arithmetic."""
+
+from __future__ import annotations
+
+import numbers
+import re
+from collections.abc import Iterable, Iterator
+from fractions import Fraction
+
+from pa_fast.base import Lambda
+from pa_fast.errors import UsageError
+
+MAX_POINTS = 10_000
+_EXAMPLES = "write a range such as 0:1:0.1, a list such as 0,0.25,1/3, or both: 0:1:0.25,1.5"
+# Bounded, because an exponent of nine digits would be a number of a billion digits.
+_NUMBER = re.compile(
+    r"[+-]?(?:\d{1,40}(?:/\d{1,40}|(?:\.\d{0,40})?(?:[eE][+-]?\d{1,2})?)|\.\d{1,40}(?:[eE][+-]?\d{1,2})?)", re.ASCII
+)
+
+
+def lambdas(text: str | Iterable[float | str | Lambda]) -> list[Lambda]:
+    """The λ that `text` names, in its order, each once.
+
+    A part is a λ (`0.3`, `1/3`) or a range `start:stop:step` with both ends; parts are separated by commas or are the
+    elements of an iterable. Of equal λ the first is kept.
+
+    Numerics: exact. `0:1:0.1` holds 0.3, not three times a rounded 0.1.
+
+    Raises:
+        UsageError: nothing named, not a finite number, a step that is zero, has the wrong sign or does not divide its
+            range, or more than 10,000 λ.
+    """
+    found: dict[str, Lambda] = {}
+    for part in _parts(text):
+        for lam in _points(part):
+            found.setdefault(lam.key, lam)
+            if len(found) > MAX_POINTS:
+                raise UsageError(f"the schedule has more than {MAX_POINTS:,} λ", "take a larger step")
+    if not found:
+        raise UsageError("the schedule names no λ", _EXAMPLES)
+    return list(found.values())
+
+
+def _parts(text: str | Iterable[float | str | Lambda]) -> Iterator[float | str | Lambda]:
+    if isinstance(text, str):
+        yield from text.split(",")
+    elif isinstance(text, Iterable):
+        for part in text:
+            if isinstance(part, str):
+                yield from part.split(",")
+            else:
+                yield part
+    else:
+        yield text
+
+
+def _points(part: float | str | Lambda) -> Iterator[Lambda]:
+    if not isinstance(part, str):
+        # NumPy's floats print as `np.float64(0.3)`, which is no number to `Lambda`
+        plain = isinstance(part, (Lambda, numbers.Rational)) or not isinstance(part, numbers.Real)
+        yield Lambda(part if plain else float(part))
+        return
+    part = part.strip()
+    if part == "auto":
+        raise UsageError("the schedule `auto` is not available yet", _EXAMPLES)
+    ends = part.split(":")
+    if len(ends) == 1:
+        yield _number(part, part)
+    elif len(ends) == 3:
+        yield from _range(part, *(_number(end, part).exact for end in ends))
+    else:
+        raise UsageError(f"`{part}` is not a range `start:stop:step`", _EXAMPLES)
+
+
+def _number(text: str, part: str) -> Lambda:
+    text = text.strip()
+    if not _NUMBER.fullmatch(text):
+        where = "" if text == part else f" in `{part}`"
+        raise UsageError(
+            f"λ `{text}`{where} is not a number" if text else f"a λ is missing{where or ' between two commas'}", _EXAMPLES
+        )
+    return Lambda(text)
+
+
+def _range(part: str, start: Fraction, stop: Fraction, step: Fraction) -> Iterator[Lambda]:
+    span = stop - start
+    if step == 0:
+        raise UsageError(f"the step of `{part}` is zero", _EXAMPLES)
+    if span * step < 0:
+        ends = f"{Lambda(start).key}:{Lambda(stop).key}"
+        raise UsageError(f"the step of `{part}` leads away from its end", f"write {ends}:{Lambda(-step).key}")
+    count = span / step
+    if count.denominator != 1:
+        nearest = span / max(1, round(count))
+        last = start + (count.numerator // count.denominator) * step
+        raise UsageError(
+            f"the step of `{part}` does not divide its range",
+            f"the nearest step that does is {Lambda(nearest).key}; with this step the range ends at {Lambda(last).key}",
+        )
+    if count >= MAX_POINTS:
+        raise UsageError(f"`{part}` has more than {MAX_POINTS:,} λ", "take a larger step")
+    for n in range(int(count) + 1):
+        yield Lambda(start + n * step)

@@ -1,0 +1,277 @@
+"""The loop: proof of every switch, failures that stay where they belong, resume."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pa_fast.base import Engine, Item, Score
+from pa_fast.errors import RunError, UsageError
+from pa_fast.sweep import journal, sweep
+from pa_fast.sweep.entry import Entry
+from pa_fast.sweep.results import SweepResult
+from tests.sweep.fakes import FakeEngine, Scorer
+
+
+def run(engine: Any, points: Any, scorers: list[Any], out: Path, **options: Any) -> SweepResult:
+    return sweep(engine, points, scorers, out, figure=False, **options)
+
+
+def write_to_weights(engine: Engine) -> None:
+    engine.weights.live["head.weight"][0] += 1.0  # type: ignore[attr-defined]
+
+
+def test_every_point_is_evaluated_on_its_own_weights(tmp_path: Path) -> None:
+    engine, first, second = FakeEngine(), Scorer("a"), Scorer("b", "nats", higher=False)
+    result = run(engine, "0:1:0.25", [first, second], tmp_path)
+    assert first.calls == second.calls == [0, 0.25, 0.5, 0.75, 1]
+    assert engine.weights.switches == [0, 0.25, 0.5, 0.75, 1]
+    assert [(row.lam.key, row.evaluator) for row in result.rows] == list(
+        itertools.product(["0", "0.25", "0.5", "0.75", "1"], "ab")
+    )
+    assert not result.failures
+    assert all(row.effective_lambda == float(f"{float(row.lam) + 1 / 3e4:.6g}") for row in result.rows)
+
+
+def test_finished_points_cost_no_switch_and_added_ones_run(tmp_path: Path) -> None:
+    run(FakeEngine(), "0,1", [Scorer("a")], tmp_path)
+    engine, first, second = FakeEngine(), Scorer("a"), Scorer("b")
+    result = run(engine, "0,1", [first], tmp_path)
+    assert not engine.weights.switches and len(result.rows) == 2
+    result = run(engine, "0,1,0.5", [first], tmp_path)
+    assert engine.weights.switches == first.calls == [0.5]
+    result = run(engine, "0,1", [second, first], tmp_path)
+    assert first.calls == [0.5] and second.calls == [0, 1]
+    assert len(result.rows) == 5 and result.evaluators == ("a", "b")
+
+
+def test_overwrite_starts_afresh(tmp_path: Path) -> None:
+    run(FakeEngine(), "0,1", [Scorer("a")], tmp_path)
+    scorer = Scorer("a", identity={"data": "d1"})
+    result = run(FakeEngine({"base": "other"}), "0.5", [scorer], tmp_path, overwrite=True)
+    assert scorer.calls == [0.5]
+    assert [row.lam.key for row in result.rows] == ["0.5"]
+    assert len(list((tmp_path / "items").iterdir())) == 1
+
+
+def test_an_evaluator_that_writes_to_the_weights_fails_by_name_and_the_next_sees_clean_weights(tmp_path: Path) -> None:
+    engine = FakeEngine()
+    seen = []
+    clean = Scorer("clean", act=lambda e: seen.append(e.weights.live == e.weights.merged()))  # type: ignore[attr-defined]
+    result = run(engine, "0,0.5", [Scorer("dirty", act=write_to_weights), clean], tmp_path)
+    assert [(failure.lam.key, failure.evaluator) for failure in result.failures] == [("0", "dirty"), ("0.5", "dirty")]
+    assert result.failures[0].error == "evaluator `dirty` wrote to the live weights: head.weight"
+    assert seen == [True, True]
+    assert [row.evaluator for row in result.rows] == ["clean", "clean"]
+    assert engine.weights.switches == [0, 0, 0.5, 0.5]
+
+
+def test_weights_are_restored_after_the_last_evaluator_too(tmp_path: Path) -> None:
+    engine = FakeEngine()
+    run(engine, "0.5", [Scorer("dirty", act=write_to_weights)], tmp_path)
+    assert engine.weights.live == engine.weights.merged()
+
+
+def test_an_evaluator_that_moves_to_another_λ_fails_by_name(tmp_path: Path) -> None:
+    result = run(FakeEngine(), "0.5", [Scorer("mover", act=lambda engine: engine.weights.set_lambda(0.9))], tmp_path)
+    assert result.failures[0].error == "evaluator `mover` left the live weights at λ = 0.9, and found them at 0.5"
+
+
+def test_an_evaluator_that_writes_and_fails_is_told_for_both(tmp_path: Path) -> None:
+    def act(engine: Engine) -> None:
+        write_to_weights(engine)
+        raise KeyError("gone")
+
+    seen: list[bool] = []
+    clean = Scorer("clean", act=lambda e: seen.append(e.weights.live == e.weights.merged()))  # type: ignore[attr-defined]
+    result = run(FakeEngine(), "0.5", [Scorer("dirty", act=act), clean], tmp_path)
+    assert "wrote to the live weights: head.weight; it also failed: KeyError: 'gone'" in result.failures[0].error
+    assert seen == [True]
+
+
+def test_weights_that_cannot_be_restored_fail_the_rest_of_their_λ(tmp_path: Path) -> None:
+    engine = FakeEngine()
+
+    def act(touched: Engine) -> None:
+        write_to_weights(touched)
+        engine.weights.failing.add(0.5)
+
+    result = run(engine, "0.5,0.75", [Scorer("dirty", act=act), Scorer("b")], tmp_path)
+    assert [(f.lam.key, f.evaluator, f.error) for f in result.failures][1] == ("0.5", "b", "RuntimeError: the device is gone")
+    assert [(row.lam.key, row.evaluator) for row in result.rows] == [("0.75", "b")]
+
+
+@pytest.mark.parametrize("where", ["failing", "stale", "unproven"])
+def test_no_proof_no_evaluation(tmp_path: Path, where: str) -> None:
+    engine, scorer, other = FakeEngine(), Scorer("a"), Scorer("b")
+    (engine.stale if where == "stale" else getattr(engine.weights, where)).add(0.5)
+    result = run(engine, "0,0.5,1", [scorer, other], tmp_path)
+    assert scorer.calls == other.calls == [0, 1]
+    assert [(failure.lam.key, failure.evaluator) for failure in result.failures] == [("0.5", "a"), ("0.5", "b")]
+    expected = {"failing": "the device is gone", "stale": "could not be reset", "unproven": "λ = 0.5 differ from a fresh merge"}
+    assert expected[where] in result.failures[0].error
+    assert [entry.checksum for entry in journal.read(tmp_path) if not entry.finished] == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("score", "why"),
+    [
+        (None, "returned a NoneType instead of a pa_fast.Score"),
+        (0.5, "returned a float"),
+        (Score(float("nan"), "accuracy", 1), "scored nan"),
+        (Score(float("-inf"), "nats", 1), "scored -inf"),
+        (Score("high", "nats", 1), "could not convert"),  # type: ignore[arg-type]
+        (Score(0.5, "accuracy", 0), "n = 0 items"),
+        (Score(0.5, "accuracy", 1.5), "n = 1.5 items"),  # type: ignore[arg-type]
+        (Score(0.5, "two\nlines", 1), "a text of one line is expected"),
+        (Score(0.5, "accuracy", 2, [Item("a", "g", 1.0)]), "gave n = 2 and 1 items"),
+        (Score(0.5, "accuracy", 1, [Item("a", "g", float("nan"))]), "scored item `a` nan"),
+        (Score(0.5, "accuracy", 2, [Item("a", "g", 1.0), Item("a", "g", 0.0)]), "two items of the same group and id"),
+    ],
+)
+def test_a_score_that_cannot_be_recorded_fails_its_point(tmp_path: Path, score: Any, why: str) -> None:
+    class Odd:
+        name, higher_is_better = "odd", True
+
+        def __call__(self, engine: Engine) -> Any:
+            return score
+
+    result = run(FakeEngine(), "0,1", [Odd(), Scorer("a")], tmp_path)
+    assert [failure.lam.key for failure in result.failures] == ["0", "1"]
+    assert why in result.failures[0].error
+    assert len(result.rows) == 2
+
+
+def test_a_failing_evaluator_is_tried_again_by_the_next_run(tmp_path: Path) -> None:
+    broken = {0.5, 1.0}
+
+    def act(engine: Engine) -> None:
+        if engine.weights.lam in broken:
+            raise ValueError("out of luck")
+
+    scorer = Scorer("a", act=act)
+    result = run(FakeEngine(), "0:1:0.5", [scorer], tmp_path)
+    assert [(failure.lam.key, failure.error) for failure in result.failures] == [
+        ("0.5", "ValueError: out of luck"),
+        ("1", "ValueError: out of luck"),
+    ]
+    failed = [entry for entry in journal.read(tmp_path) if not entry.finished]
+    assert all("out of luck" in (entry.traceback or "") and entry.checksum is not None for entry in failed)
+    broken.remove(0.5)
+    scorer.calls.clear()
+    result = run(FakeEngine(), "0:1:0.5", [scorer], tmp_path)
+    assert scorer.calls == [0.5, 1]
+    assert [failure.lam.key for failure in result.failures] == ["1"]
+    broken.clear()
+    assert not run(FakeEngine(), "0:1:0.5", [scorer], tmp_path).failures
+    undisturbed = run(FakeEngine(), "0:1:0.5", [Scorer("a")], tmp_path / "other")
+    assert (tmp_path / "results.csv").read_bytes() == (undisturbed.out / "results.csv").read_bytes()
+    assert (tmp_path / "results.json").read_bytes() == (undisturbed.out / "results.json").read_bytes()
+
+
+def test_an_interrupt_leaves_results_and_goes_on_where_it_was(tmp_path: Path) -> None:
+    def act(engine: Engine) -> None:
+        if engine.weights.lam == 0.5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(FakeEngine(), "0:1:0.25", [Scorer("a", act=act)], tmp_path)
+    assert (tmp_path / "results.csv").read_text().count("\n") == 3
+    assert [entry.lam for entry in journal.read(tmp_path)] == ["0", "0.25"]
+    scorer = Scorer("a")
+    assert len(run(FakeEngine(), "0:1:0.25", [scorer], tmp_path).rows) == 5
+    assert scorer.calls == [0.5, 0.75, 1]
+
+
+def test_other_weights_under_the_same_identity_are_refused(tmp_path: Path) -> None:
+    run(FakeEngine(), "0,0.5", [Scorer("a")], tmp_path)
+    before = (tmp_path / "results.csv").read_bytes()
+    changed = FakeEngine(instruct={"embed.weight": [2.0, 1.0, 3.5], "head.weight": [-2.0, 1.25]})
+    scorer = Scorer("b")
+    with pytest.raises(RunError, match=r"other weights at λ = 0\.5: recorded checksum [0-9a-f]{16}, now [0-9a-f]{16}"):
+        run(changed, "0.5", [scorer], tmp_path)
+    assert not scorer.calls
+    assert (tmp_path / "results.csv").read_bytes() == before
+
+
+def test_another_identity_is_refused_before_any_switch(tmp_path: Path) -> None:
+    run(FakeEngine(), "0", [Scorer("a")], tmp_path)
+    engine = FakeEngine({"base": "b9", "instruct": "i0", "options": {"dtype": "bf16", "stop": [1, 2]}})
+    with pytest.raises(RunError, match=r'engine\.base: recorded "b0", now "b9"'):
+        run(engine, "0,1", [Scorer("a")], tmp_path)
+    assert not engine.weights.switches
+
+
+def test_a_sweep_within_a_sweep_of_the_same_folder_is_refused(tmp_path: Path) -> None:
+    def act(engine: Engine) -> None:
+        run(FakeEngine(), "0", [Scorer("a")], tmp_path)
+
+    result = run(FakeEngine(), "0", [Scorer("a", act=act)], tmp_path)
+    assert "is in use by another sweep" in result.failures[0].error
+
+
+class Nameless:
+    name, higher_is_better = "", True
+
+    def __call__(self, engine: Engine) -> Score:
+        raise AssertionError
+
+
+@pytest.mark.parametrize(
+    ("engine", "points", "scorers", "message"),
+    [
+        (FakeEngine(), "0", [], "at least one evaluator"),
+        (FakeEngine(), "0", [Scorer("a"), Scorer("a")], "two evaluators are called `a`"),
+        (FakeEngine(), "0", [lambda engine: None], "a function is not an evaluator"),
+        (FakeEngine(), "0", [Nameless()], "'' is not a name"),
+        (object(), "0", [Scorer("a")], "a object is not an engine"),
+        (FakeEngine(), "0:1", [Scorer("a")], "not a range"),
+    ],
+)
+def test_wrong_usage_touches_nothing(tmp_path: Path, engine: Any, points: str, scorers: list[Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        run(engine, points, scorers, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+class Told:
+    """Keeps what the driver tells."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[Any, ...]] = []
+
+    def begin(self, points: int, finished: int) -> None:
+        self.told.append(("begin", points, finished))
+
+    def switched(self, lam: Any, seconds: float) -> None:
+        assert seconds >= 0
+        self.told.append(("switched", lam.key))
+
+    def evaluating(self, lam: Any, evaluator: str) -> None:
+        self.told.append(("evaluating", lam.key, evaluator))
+
+    def recorded(self, entry: Entry) -> None:
+        self.told.append(("recorded", entry.lam, entry.evaluator, entry.finished))
+
+    def end(self) -> None:
+        self.told.append(("end",))
+
+
+def test_progress_is_told_in_order_and_always_ended(tmp_path: Path) -> None:
+    run(FakeEngine(), "0", [Scorer("a")], tmp_path)
+    told = Told()
+    run(FakeEngine(), "0,1", [Scorer("a"), Scorer("b")], tmp_path, progress=told)
+    point = [("evaluating", "0", "b"), ("recorded", "0", "b", True)]
+    one = [("evaluating", "1", "a"), ("recorded", "1", "a", True), ("evaluating", "1", "b"), ("recorded", "1", "b", True)]
+    assert told.told == [("begin", 4, 1), ("switched", "0"), *point, ("switched", "1"), *one, ("end",)]
+
+    def stop(engine: Engine) -> None:
+        raise KeyboardInterrupt
+
+    told = Told()
+    with pytest.raises(KeyboardInterrupt):
+        run(FakeEngine(), "0.5", [Scorer("c", act=stop)], tmp_path, progress=told)
+    assert told.told[-1] == ("end",)

@@ -1,0 +1,78 @@
+"""The figure: the same bytes for the same results, whatever the user's settings, and no failure on odd runs."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pa_fast.base import Lambda
+from pa_fast.sweep import figure
+from pa_fast.sweep.results import Failure, Row, SweepResult
+from pa_fast.sweep.schedule import lambdas
+
+UNITS = {"icl": ("accuracy", True), "instructions": ("accuracy", True), "perplexity": ("nats", False), "$x_{": ("points", True)}
+
+
+def result(
+    out: Path, points: str, names: tuple[str, ...], missing: tuple[str, ...] = (), failed: tuple[str, ...] = ()
+) -> SweepResult:
+    lams = tuple(sorted(lambdas(points), key=lambda lam: lam.exact))
+    rows = [
+        Row(lam, name, math.sin(3 * float(lam) + n), UNITS[name][0], 50, float(lam))
+        for lam in lams
+        for n, name in enumerate(names)
+        if lam.key not in missing + failed
+    ]
+    out.mkdir(exist_ok=True)
+    failures = tuple(Failure(Lambda(key), names[0], "boom") for key in failed)
+    return SweepResult(out, lams, names, tuple(UNITS[name][1] for name in names), tuple(rows), failures)
+
+
+def test_equal_results_give_equal_files(tmp_path: Path) -> None:
+    import matplotlib
+
+    first = result(tmp_path / "a", "0:1:0.1", ("icl", "perplexity"), missing=("0.4",), failed=("0.6", "0.7"))
+    figure.write(first)
+    with matplotlib.rc_context({"font.size": 30, "savefig.dpi": 30, "svg.hashsalt": None}):
+        figure.write(replace(first, out=result(tmp_path / "b", "0", ("icl",)).out))
+    for name in ("trajectory.svg", "trajectory.png"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    svg, png = (tmp_path / "a" / "trajectory.svg").read_text(), (tmp_path / "a" / "trajectory.png").read_bytes()
+    assert "dc:date" not in svg and "Matplotlib" not in svg
+    assert png.startswith(b"\x89PNG") and b"tIME" not in png and b"Software" not in png
+    assert int.from_bytes(png[16:20], "big") == 2000
+
+
+@pytest.mark.parametrize(
+    ("points", "names", "missing", "panels"),
+    [
+        ("0:1:0.25", ("icl",), (), 1),
+        ("0.6", ("icl", "instructions"), (), 1),
+        ("0:1:0.25", ("icl", "instructions"), (), 2),
+        ("-0.5:1.5:0.25", ("icl", "instructions", "perplexity"), ("0", "1"), 2),
+        ("0:1:0.01", ("$x_{", "perplexity"), (), 3),
+        ("2:3:1/3", ("icl", "instructions", "perplexity", "$x_{"), (), 3),
+    ],
+)
+def test_one_panel_per_unit_and_one_for_the_trade_off_of_two(
+    tmp_path: Path, points: str, names: tuple[str, ...], missing: tuple[str, ...], panels: int
+) -> None:
+    drawn = figure.draw(result(tmp_path, points, names, missing))
+    assert len(drawn.axes) == panels
+    drawn.draw_without_rendering()
+
+
+def test_missing_points_are_gaps_and_better_is_up_and_right(tmp_path: Path) -> None:
+    drawn = figure.draw(result(tmp_path, "0:1:0.25", ("icl", "perplexity"), missing=("0.5",)))
+    line = drawn.axes[0].lines[0]
+    assert [math.isnan(score) for score in line.get_ydata()] == [False, False, True, False, False]
+    trade_off = drawn.axes[-1]
+    assert trade_off.get_xlabel().startswith("icl") and not trade_off.xaxis_inverted() and trade_off.yaxis_inverted()
+
+
+def test_nothing_is_drawn_where_nothing_is_finished(tmp_path: Path) -> None:
+    figure.write(result(tmp_path, "0,1", ("icl",), failed=("0", "1")))
+    assert not list(tmp_path.iterdir())

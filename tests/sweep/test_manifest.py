@@ -1,0 +1,112 @@
+"""run.json: another sweep does not go on in the folder, and is told what differs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pa_fast.errors import RunError, UsageError
+from pa_fast.sweep import manifest
+from pa_fast.sweep.schedule import lambdas
+from tests.sweep.fakes import FakeEngine, Scorer
+
+IDENTITY = {"base": "b0", "options": {"dtype": "bf16", "stop": (1, 2)}}
+
+
+def write(folder: Path, engine: FakeEngine | None = None, points: str = "0,1", *scorers: Scorer) -> manifest.Manifest:
+    return manifest.reconcile(folder, engine or FakeEngine(IDENTITY), lambdas(points), scorers or (Scorer("icl"),))
+
+
+def test_read_back_as_written(tmp_path: Path) -> None:
+    written = write(tmp_path)
+    assert manifest.load(tmp_path) == written
+    assert written.lambdas == ("0", "1")
+    assert written.evaluators == (manifest.Column("icl", True, {"data": "d0"}),)
+    assert written.engine == {"base": "b0", "options": {"dtype": "bf16", "stop": [1, 2]}}
+    assert "python" in written.versions[0]
+
+
+def test_the_same_sweep_leaves_the_file_as_it_is(tmp_path: Path) -> None:
+    write(tmp_path)
+    before = (tmp_path / manifest.NAME).stat()
+    write(tmp_path)
+    assert (tmp_path / manifest.NAME).stat().st_mtime_ns == before.st_mtime_ns
+
+
+def test_points_and_evaluators_are_added_in_order(tmp_path: Path) -> None:
+    write(tmp_path)
+    added = write(tmp_path, None, "0.5,1", Scorer("b"), Scorer("a"))
+    assert added.lambdas == ("0", "1", "0.5")
+    assert [column.name for column in added.evaluators] == ["icl", "b", "a"]
+    assert manifest.load(tmp_path) == added
+
+
+def test_another_engine_is_refused_with_what_differs(tmp_path: Path) -> None:
+    write(tmp_path)
+    before = (tmp_path / manifest.NAME).read_bytes()
+    other = FakeEngine({"base": "b1", "options": {"stop": [1, 2]}, "seed": 3})
+    with pytest.raises(RunError) as caught:
+        write(tmp_path, other)
+    assert caught.value.message.splitlines()[1:] == [
+        '  engine.base: recorded "b0", now "b1"',
+        '  engine.options.dtype: recorded "bf16", now nothing',
+        "  engine.seed: recorded nothing, now 3",
+    ]
+    assert "--out" in str(caught.value.hint) and "--overwrite" in str(caught.value.hint)
+    assert (tmp_path / manifest.NAME).read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("scorer", "line"),
+    [
+        (Scorer("icl", identity={"data": "d1"}), 'evaluator `icl`.data: recorded "d0", now "d1"'),
+        (Scorer("icl", identity={"data": "d0", "limit": 5}), "evaluator `icl`.limit: recorded nothing, now 5"),
+        (Scorer("icl", higher=False), "evaluator `icl`.higher_is_better: recorded true, now false"),
+    ],
+)
+def test_a_changed_evaluator_is_refused(tmp_path: Path, scorer: Scorer, line: str) -> None:
+    write(tmp_path)
+    with pytest.raises(RunError) as caught:
+        write(tmp_path, None, "0,1", scorer)
+    assert line in caught.value.message
+
+
+def test_numbers_of_another_type_differ(tmp_path: Path) -> None:
+    write(tmp_path, FakeEngine({"seed": 1}))
+    with pytest.raises(RunError, match="recorded 1, now true"):
+        write(tmp_path, FakeEngine({"seed": True}))
+
+
+def test_other_versions_are_recorded_not_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path)
+    monkeypatch.setattr(manifest, "_versions", lambda: {"python": "9.9"})
+    assert [versions["python"] for versions in write(tmp_path).versions][1:] == ["9.9"]
+    assert len(write(tmp_path).versions) == 2
+
+
+@pytest.mark.parametrize("identity", [{"x": object()}, {"x": float("nan")}])
+def test_an_identity_that_json_cannot_hold_is_wrong_usage(tmp_path: Path, identity: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="the identity of evaluator `icl` cannot be recorded"):
+        write(tmp_path, None, "0,1", Scorer("icl", identity=identity))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_or_later_or_damaged_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"is not a run folder: it has no run\.json"):
+        manifest.load(tmp_path)
+    written = json.loads(write(tmp_path).to_bytes())
+    path = tmp_path / manifest.NAME
+    path.write_text(json.dumps({**written, "format": 2}))
+    with pytest.raises(RunError, match="has format 2, and this version reads 1"):
+        manifest.load(tmp_path)
+    for change in ({"lambdas": ["x"]}, {"lambdas": 3}, {"engine": []}, {"evaluators": [{"name": "icl"}]}, {"versions": [1]}):
+        path.write_text(json.dumps({**written, **change}))
+        with pytest.raises(RunError, match="is damaged"):
+            manifest.load(tmp_path)
+    for text in ("", "{", "[]", "\0", "[" * 100_000):
+        path.write_text(text)
+        with pytest.raises(RunError, match="is damaged"):
+            manifest.load(tmp_path)

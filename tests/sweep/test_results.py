@@ -1,0 +1,146 @@
+"""What a run leaves for people and programs: CSV, JSON, table, report, progress lines."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from pa_fast.base import Engine
+from pa_fast.errors import RunError, UsageError
+from pa_fast.sweep import results, sweep
+from pa_fast.sweep.progress import TerminalProgress
+from pa_fast.sweep.report import report
+from pa_fast.sweep.results import SweepResult
+from tests.sweep.fakes import FakeEngine, Scorer
+
+
+def fail_at_half(engine: Engine) -> None:
+    if engine.weights.lam == 0.5:
+        raise ValueError("at half")
+
+
+def run(out: Path, points: str = "0:1:0.25,1/3", **options: object) -> SweepResult:
+    scorers = [Scorer("icl", act=fail_at_half), Scorer("ppl, long", "nats per token", higher=False)]
+    return sweep(FakeEngine(), points, scorers, out, figure=False, **options)  # type: ignore[arg-type]
+
+
+def text_of(drawn: object) -> str:
+    console = Console(file=io.StringIO(), width=160, color_system=None)
+    console.print(drawn)
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_csv_has_the_columns_and_exact_numbers(tmp_path: Path) -> None:
+    result = run(tmp_path)
+    text = (tmp_path / "results.csv").read_text()
+    assert text.splitlines()[0] == "lambda,evaluator,score,unit,n,effective_lambda"
+    rows = list(csv.DictReader(io.StringIO(text)))
+    assert len(rows) == len(result.rows) == 11
+    assert [row["lambda"] for row in rows] == ["0", "0", "0.25", "0.25", "1/3", "1/3", "0.5", "0.75", "0.75", "1", "1"]
+    for row, found in zip(rows, result.rows):
+        assert float(row["score"]) == found.score
+        assert (row["evaluator"], row["unit"], int(row["n"])) == (found.evaluator, found.unit, found.n)
+        assert row["effective_lambda"] == f"{float(row['effective_lambda']):.6g}" == repr(found.effective_lambda)
+
+
+def test_json_holds_rows_bests_and_failures_without_times_or_hosts(tmp_path: Path) -> None:
+    result = run(tmp_path)
+    document = json.loads((tmp_path / "results.json").read_text())
+    assert document["lambdas"] == ["0", "0.25", "1/3", "0.5", "0.75", "1"]
+    assert document["failures"] == [{"lambda": "0.5", "evaluator": "icl"}]
+    assert [row["score"] for row in document["rows"]] == [row.score for row in result.rows]
+    for name, summary in zip(("icl", "ppl, long"), document["evaluators"]):
+        best = result.best(name)
+        assert best is not None and summary["best"] == {"lambda": best.lam.key, "score": best.score}
+    assert set(document["rows"][0]) == set(results.CSV_HEADER)
+
+
+def test_equal_runs_give_equal_files_whatever_the_order_of_λ(tmp_path: Path) -> None:
+    run(tmp_path / "a")
+    run(tmp_path / "b", "1/3,1:0:-0.25")
+    run(tmp_path / "c", "0.5")
+    run(tmp_path / "c", "1/3,1:0:-0.25")
+    for name in ("results.csv", "results.json"):
+        assert (
+            (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes() == (tmp_path / "c" / name).read_bytes()
+        )
+
+
+def test_best_follows_the_direction_of_the_evaluator(tmp_path: Path) -> None:
+    result = run(tmp_path)
+    best, lowest = result.best("icl"), result.best("ppl, long")
+    assert best is not None and best.score == max(row.score for row in result.rows if row.evaluator == "icl")
+    assert lowest is not None and lowest.score == min(row.score for row in result.rows if row.evaluator == "ppl, long")
+    with pytest.raises(UsageError, match="no evaluator `x`"):
+        result.best("x")
+
+
+def test_an_undefined_effective_lambda_is_left_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = FakeEngine()
+    monkeypatch.setattr(engine.weights, "effective_lambda", lambda: float("nan"))
+    result = sweep(engine, "0.5", [Scorer("a")], tmp_path, figure=False)
+    assert result.rows[0].effective_lambda is None
+    assert (tmp_path / "results.csv").read_text().endswith(",4,\n")
+    assert json.loads((tmp_path / "results.json").read_text())["rows"][0]["effective_lambda"] is None
+
+
+def test_table_marks_bests_and_failures(tmp_path: Path) -> None:
+    result = run(tmp_path)
+    text = text_of(result.table())
+    best = result.best("icl")
+    assert best is not None and f"{best.score:.4f} *" in text
+    assert text.count("*") == 3 and text.count("failed") == 1
+    assert "nats per token" in text and "effective λ" in text
+
+
+def test_a_report_rebuilds_the_files_from_the_journal_alone(tmp_path: Path) -> None:
+    first, second = run(tmp_path / "a"), run(tmp_path / "b", "0.5,2")
+    before = {name: (tmp_path / "a" / name).read_bytes() for name in ("results.csv", "results.json")}
+    for name in before:
+        (tmp_path / "a" / name).unlink()
+    runs = report([tmp_path / "a", str(tmp_path / "b")], figure=False)
+    assert runs == [first, second]
+    assert {name: (tmp_path / "a" / name).read_bytes() for name in before} == before
+    text = text_of(results.table(runs))
+    assert all(text.count(head) >= 3 for head in ("a ", "b ")) and " 2 " in text
+
+
+def test_a_report_on_no_run_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    run(tmp_path / "a")
+    (tmp_path / "a" / "results.csv").unlink()
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(RunError, match="is not a run folder"):
+        report([tmp_path / "a", tmp_path / "empty"], figure=False)
+    assert not (tmp_path / "a" / "results.csv").exists()
+    with pytest.raises(UsageError):
+        report([])
+
+
+def test_progress_is_one_line_per_point_where_there_is_no_terminal(tmp_path: Path) -> None:
+    console = Console(file=io.StringIO(), width=40)
+    run(tmp_path, "0,0.5", progress=TerminalProgress(console))
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert len(lines) == 4
+    assert (
+        lines[0].startswith("λ 0")
+        and "icl" in lines[0]
+        and "accuracy  switch " in lines[0]
+        and "1/4" in lines[0]
+        and "left" in lines[0]
+    )
+    assert "failed: ValueError: at half" in lines[2]
+    assert "4/4" in lines[3] and "left" not in lines[3]
+    run(tmp_path, "0,0.5", progress=TerminalProgress(console))
+    assert "3 of 4 points are finished already" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_progress_draws_a_bar_on_a_terminal(tmp_path: Path) -> None:
+    console = Console(file=io.StringIO(), width=100, force_terminal=True)
+    run(tmp_path, "0,0.5", progress=TerminalProgress(console))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "━" in text and "\x1b[" in text

@@ -1,0 +1,122 @@
+"""Schedules: exact arithmetic, both ends, and refusals that say what to write instead."""
+
+from __future__ import annotations
+
+import itertools
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pa_fast.base import Lambda
+from pa_fast.errors import UsageError
+from pa_fast.sweep.schedule import MAX_POINTS, lambdas
+
+
+def keys(text: object) -> list[str]:
+    return [lam.key for lam in lambdas(text)]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("0:1:0.25", ["0", "0.25", "0.5", "0.75", "1"]),
+        ("0:1:1/3", ["0", "1/3", "2/3", "1"]),
+        ("1:0:-0.5", ["1", "0.5", "0"]),
+        ("-0.2:0.2:0.1", ["-0.2", "-0.1", "0", "0.1", "0.2"]),
+        ("0,0.25,1/3", ["0", "0.25", "1/3"]),
+        (" 0 : 1 : 0.5 , 1.5 ", ["0", "0.5", "1", "1.5"]),
+        ("0.5,0:1:0.5,0.50,1/2", ["0.5", "0", "1"]),
+        ("0.3:0.3:0.1", ["0.3"]),
+        (["0:1:0.5", 0.25, Lambda("1/3"), 2, Fraction(1, 3)], ["0", "0.5", "1", "0.25", "1/3", "2"]),
+        (np.array([0.0, 0.3]), ["0", "0.3"]),
+        ((lam for lam in (0.1, 0.1)), ["0.1"]),
+        ("1e-2", ["0.01"]),
+    ],
+)
+def test_parsed(text: object, expected: list[str]) -> None:
+    assert keys(text) == expected
+
+
+def test_decimal_steps_do_not_accumulate() -> None:
+    assert keys("0:1:0.1") == ["0", *(f"0.{n}" for n in range(1, 10)), "1"]
+    assert float(lambdas("0:1:0.1")[3]) == 0.3
+
+
+@pytest.mark.parametrize(
+    ("text", "message", "hint"),
+    [
+        ("auto", "`auto` is not available yet", "0:1:0.1"),
+        ("", "a λ is missing", "0:1:0.1"),
+        ("0,,1", "a λ is missing", "0:1:0.1"),
+        ([], "names no λ", "0:1:0.1"),
+        ("0:1:0", "step of `0:1:0` is zero", "0:1:0.1"),
+        ("0:1:-0.1", "leads away", "0:1:0.1"),
+        ("1:0:0.1", "leads away", "1:0:-0.1"),
+        ("0:1:0.3", "does not divide", "nearest step that does is 1/3; with this step the range ends at 0.9"),
+        ("0:1:2", "does not divide", "nearest step that does is 1; with this step the range ends at 0"),
+        ("0:1", "not a range", "0:1:0.1"),
+        ("0:1:0.1:2", "not a range", "0:1:0.1"),
+        ("0:1:", "a λ is missing in `0:1:`", "0:1:0.1"),
+        ("0:x:0.1", "λ `x` in `0:x:0.1` is not a number", "0:1:0.1"),
+        ("nan", "not a number", "0:1:0.1"),
+        ([float("nan")], "not a finite number", "0.6"),
+        ([float("inf")], "not a finite number", "0.6"),
+        ("1/0", "not a finite number", "0.6"),
+        ("1e99", "does not fit in fp32", "smaller"),
+        ("1e999999999", "not a number", "0:1:0.1"),
+        ("0:1:1e-5", "more than 10,000", "larger step"),
+        (None, "not a finite number", "0.6"),
+        ([None], "not a finite number", "0.6"),
+    ],
+)
+def test_refused(text: object, message: str, hint: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        keys(text)
+    assert message in caught.value.message
+    assert hint in (caught.value.hint or "")
+
+
+def test_an_endless_iterable_is_refused() -> None:
+    with pytest.raises(UsageError, match="more than 10,000"):
+        lambdas(n / 2**20 for n in itertools.count())
+    assert len(lambdas(f"1:{MAX_POINTS}:1")) == MAX_POINTS
+    with pytest.raises(UsageError, match="more than 10,000"):
+        lambdas(f"0:{MAX_POINTS}:1")
+
+
+exact = st.fractions(min_value=-3, max_value=3, max_denominator=60)
+
+
+@given(start=exact, step=exact.filter(bool), count=st.integers(0, 50))
+def test_a_range_holds_both_ends_and_equal_exact_steps(start: Fraction, step: Fraction, count: int) -> None:
+    text = ":".join(Lambda(part).key for part in (start, start + count * step, step))
+    assert [lam.exact for lam in lambdas(text)] == [start + n * step for n in range(count + 1)]
+
+
+@given(start=exact, span=exact.filter(bool), count=st.fractions(min_value=Fraction(1, 4), max_value=40, max_denominator=7))
+def test_the_step_in_the_hint_divides(start: Fraction, span: Fraction, count: Fraction) -> None:
+    ends, step = f"{Lambda(start).key}:{Lambda(start + span).key}", Lambda(span / count)
+    try:
+        assert len(lambdas(f"{ends}:{step.key}")) == count + 1
+    except UsageError as error:
+        assert count.denominator != 1
+        nearest = (error.hint or "").split(" is ")[1].split(";")[0]
+        assert lambdas(f"{ends}:{nearest}")[-1].exact == start + span
+
+
+@given(st.lists(exact, min_size=1, max_size=30))
+def test_keys_read_back_and_each_is_kept_once(parts: list[Fraction]) -> None:
+    found = keys(",".join(Lambda(part).key for part in parts))
+    assert found == list(dict.fromkeys(Lambda(part).key for part in parts))
+    assert keys(",".join(found)) == found
+
+
+@given(st.text(max_size=30))
+def test_any_text_is_a_schedule_or_wrong_usage(text: str) -> None:
+    try:
+        assert lambdas(text)
+    except UsageError as error:
+        assert error.hint

@@ -1,0 +1,121 @@
+"""Imports point down: the table of the house, read from the sources."""
+
+from __future__ import annotations
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+GROUND = {"errors", "units"}
+FLOOR = {"base", "pa_kernels"} | GROUND
+ALLOWED: dict[str, set[str]] = {
+    "pa_kernels": set(),
+    "errors": set(),
+    "units": {"errors"},
+    "base": {"errors"},
+    "checkpoint": FLOOR,
+    "delta": {"checkpoint"} | FLOOR,
+    "live": {"delta", "checkpoint"} | FLOOR,
+    "engines": {"live", "checkpoint"} | FLOOR,
+    "evals": {"base"} | GROUND,
+    "sweep": {"base"} | GROUND,
+}
+ALLOWED["run"] = {"engines", "evals", "sweep", "live", "delta", "checkpoint"} | FLOOR
+ALLOWED["cli"] = ALLOWED["run"] | {"run", "__init__"}
+EMBEDDED_STACKS = {"lm_eval", "ray", "vllm", "sglang"}
+
+
+def part_of(module: str) -> str | None:
+    """The row of the table that `module` stands in, or None for foreign packages."""
+    head, _, rest = module.partition(".")
+    if head == "pa_kernels":
+        return head
+    return (rest.split(".")[0] or "__init__") if head == "pa_fast" else None
+
+
+def imports(path: pathlib.Path) -> list[tuple[int, str]]:
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found += [(node.lineno, alias.name) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: relative imports hide the layer"
+            names = [f"{node.module}.{alias.name}" for alias in node.names] if node.module == "pa_fast" else []
+            found += [(node.lineno, name) for name in names or [node.module or ""]]
+    return found
+
+
+def breaches(path: pathlib.Path, row: str) -> list[str]:
+    wrong = []
+    for line, module in imports(path):
+        target = part_of(module)
+        # `from pa_fast import X` names either a part or a public name; public names belong to the layer above all
+        if target is not None and target != row and target not in ALLOWED[row]:
+            wrong.append(f"{path.relative_to(ROOT)}:{line}: {row} may not import {module}")
+    return wrong
+
+
+def sources() -> list[tuple[pathlib.Path, str]]:
+    found = [(p, "pa_kernels") for p in (ROOT / "kernels" / "pa_kernels").rglob("*.py")]
+    for path in (ROOT / "pa_fast").rglob("*.py"):
+        row = path.relative_to(ROOT / "pa_fast").parts[0].removesuffix(".py")
+        if row not in {"__init__", "__main__"}:
+            found.append((path, row))
+    return found
+
+
+@pytest.mark.parametrize(("path", "row"), sources(), ids=lambda value: str(getattr(value, "name", value)))
+def test_imports_point_down(path: pathlib.Path, row: str) -> None:
+    assert row in ALLOWED, f"{row} is not in the table of layers"
+    assert not breaches(path, row)
+
+
+def test_a_breach_is_found(tmp_path: pathlib.Path) -> None:
+    bad = ROOT / "pa_fast" / "sweep" / "driver.py"
+    assert breaches(bad, "units"), "the check must be able to fail"
+
+
+def test_kernels_folder_is_not_a_package() -> None:
+    assert not (ROOT / "kernels" / "__init__.py").exists()
+
+
+def test_transformers_does_not_take_our_kernels_folder_for_another_package() -> None:
+    # transformers probes for a distribution whose import name is `kernels`; a bare folder of that name in the working
+    # directory is found by find_spec, and must not count as that package.
+    code = (
+        "import sys; sys.path.insert(0, '');"
+        "import transformers;"
+        "from transformers.utils import is_kernels_available;"
+        "import transformers.integrations.hub_kernels;"
+        "import importlib.metadata as m\n"
+        "try: m.version('kernels'); real = True\n"
+        "except m.PackageNotFoundError: real = False\n"
+        "assert is_kernels_available() == real, 'our folder was taken for the kernels package'"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("module", ["pa_fast", "pa_fast.cli", "pa_fast.base", "pa_fast.checkpoint", "pa_fast.sweep"])
+def test_light_imports_load_no_torch(module: str) -> None:
+    code = f"import sys, {module}; print(sorted({{'torch', 'transformers', 'matplotlib'}} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, env=_path())
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[]"
+
+
+def test_eval_stacks_are_imported_only_inside_functions() -> None:
+    for path, _ in sources():
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else [getattr(node, "module", "") or ""]
+            assert not {n.split(".")[0] for n in names} & EMBEDDED_STACKS, path
+
+
+def _path() -> dict[str, str]:
+    import os
+
+    return {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}"}
