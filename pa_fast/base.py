@@ -7,6 +7,7 @@ engine that returns a `Score`). The driver in `pa_fast.sweep` knows nothing else
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -27,6 +28,8 @@ class Lambda(float):
     def __new__(cls, value: Any) -> Lambda:
         if isinstance(value, Lambda):
             return value
+        if isinstance(value, str) and (power := re.search(r"[eE][+-]?0*([0-9]+)\s*$", value)) and len(power[1]) > 3:
+            raise UsageError(f"λ `{value}` does not fit in fp32, in which every merge is computed", "use a smaller exponent")
         try:
             exact = Fraction(value if isinstance(value, (str, int, Fraction)) else repr(float(value)))
         except (ValueError, TypeError, ZeroDivisionError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 from fractions import Fraction
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -72,7 +73,13 @@ def test_a_float_is_its_shortest_decimal(value: float) -> None:
     assert float(Lambda(Lambda(value).key)) == value
 
 
-@pytest.mark.parametrize("value", ["nan", "inf", "", "a", "1/0", float("nan"), 1e39, "-1e400", None, [1]])
+def test_numbers_of_other_libraries_are_taken() -> None:
+    assert Lambda(np.float64(0.3)).key == "0.3"
+    assert Lambda(np.int64(2)).key == "2"
+    assert Lambda(Lambda("1/3")).key == "1/3"
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "", "a", "1/0", float("nan"), 1e39, "-1e400", "1e999999999", None, [1]])
 def test_what_is_no_finite_number_is_refused(value: object) -> None:
     with pytest.raises(UsageError, match="λ"):
         Lambda(value)

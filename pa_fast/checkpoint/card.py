@@ -10,7 +10,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from pa_fast.base import Lambda
 from pa_fast.checkpoint.document import read_object
 from pa_fast.errors import CheckpointError
 
@@ -96,15 +95,6 @@ def merged_config(text: bytes, config: dict[str, Any], dtype: str) -> bytes:
     for part, key in keyed or [(changed, "torch_dtype")]:
         part[key] = dtype
     return (json.dumps(changed, indent=2, ensure_ascii=False) + "\n").encode()
-
-
-def as_lambda(lam: Lambda | float | str) -> Lambda:
-    """`lam` as an exact λ.
-
-    Raises:
-        UsageError: not a finite number.
-    """
-    return lam if isinstance(lam, Lambda) else Lambda(lam)
 
 
 def _version() -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pa_fast.base import Lambda
-from pa_fast.checkpoint.card import PROVENANCE, Provenance, Source, as_lambda, merged_config, model_card
+from pa_fast.checkpoint.card import PROVENANCE, Provenance, Source, merged_config, model_card
 from pa_fast.checkpoint.fingerprint import CHUNK_BYTES, as_hex, combine, piece_checksum
 from pa_fast.checkpoint.layout import ShardPlan, plan_shards
 from pa_fast.checkpoint.pairing import Pair, pair
@@ -86,7 +86,7 @@ def merge(
         OutputError: `out` is not empty, being written, a source, or does not fit on the disk.
     """
     began = time.perf_counter()
-    lam = as_lambda(lam)
+    lam = Lambda(lam)
     check_dtype(dtype)
     shard_bytes = parse_bytes(str(max_shard_size))
     with Checkpoint.open(resolve(base_dir)) as base, Checkpoint.open(resolve(instruct_dir)) as instruct:
@@ -151,6 +151,7 @@ class _Stream:
         for written, base_sum, instruct_sum in over_chunks(pool, self._pair, name, one):
             self.base_sums[name] += base_sum
             self.instruct_sums[name] += instruct_sum
+            file.written(written)
             self._done += written
             if self._progress:
                 self._progress(self._done, self._total)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pa_fast.base import Lambda
-from pa_fast.checkpoint.card import PROVENANCE, Provenance, as_lambda, read_provenance
+from pa_fast.checkpoint.card import PROVENANCE, Provenance, read_provenance
 from pa_fast.checkpoint.header import FLOATS
 from pa_fast.checkpoint.pairing import Pair, pair
 from pa_fast.checkpoint.reader import Checkpoint, torch_dtype
@@ -73,7 +73,7 @@ def verify(
         provenance = read_provenance(found.folder)
         if lam is None and provenance is None:
             raise UsageError(f"{merged}: no {PROVENANCE} says which λ it was merged with", "give it: --lambda 0.6")
-        exact = as_lambda(lam if lam is not None else provenance.lam)  # type: ignore[union-attr]
+        exact = Lambda(lam if lam is not None else provenance.lam)  # type: ignore[union-attr]
         dtype = provenance.dtype if provenance else None
         if dtype is not None:
             check_dtype(dtype)

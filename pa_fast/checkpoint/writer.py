@@ -17,6 +17,7 @@ import mmap
 import os
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -31,6 +32,7 @@ from pa_fast.units import format_bytes
 if TYPE_CHECKING:
     import torch
 
+_SYNC_BYTES = 128 * 2**20
 _SPARE_BYTES = 64 * 2**20  # tokenizer, configuration, file system overhead
 
 
@@ -165,6 +167,9 @@ class ShardFile:
             os.close(self._fd)
             raise
         self._map[: len(plan.header)] = plan.header
+        self._waiting_bytes = 0
+        self._syncer = ThreadPoolExecutor(1)
+        self._syncing: Future[None] | None = None
 
     def chunk(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Elements `start` to `stop` of the flattened tensor `name` [stop - start]: a view of the file, to be written."""
@@ -176,15 +181,29 @@ class ShardFile:
             return torch.empty(0, dtype=dtype)
         size = DTYPE_BITS[slot.dtype] // 8
         first = slot.start + start * size
-        page_in(self._map, first, slot.start + stop * size, MADV_POPULATE_WRITE)
-        return torch.frombuffer(self._map, dtype=dtype, count=stop - start, offset=first)
+        view = torch.frombuffer(self._map, dtype=dtype, count=stop - start, offset=first)
+        page_in(view, MADV_POPULATE_WRITE)
+        return view
+
+    def written(self, count: int) -> None:
+        """Say that `count` more bytes are final: the disk starts on them while the next are computed."""
+        self._waiting_bytes += count
+        if self._waiting_bytes < _SYNC_BYTES or (self._syncing is not None and not self._syncing.done()):
+            return
+        if self._syncing is not None:
+            self._syncing.result()  # an error of the disk is reported once, here
+        self._waiting_bytes = 0
+        self._syncing = self._syncer.submit(os.fsync, self._fd)
 
     def sync(self) -> None:
         """Bring everything written to the disk."""
+        if self._syncing is not None:
+            self._syncing.result()
         self._map.flush()
         os.fsync(self._fd)
 
     def close(self) -> None:
+        self._syncer.shutdown()
         os.close(self._fd)
 
 

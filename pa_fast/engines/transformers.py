@@ -88,7 +88,7 @@ class LambdaModel:
     def on_weights_changed(self) -> None:
         """Prove that the model computes with the live tensors: none replaced, moved, added or lost since `load`.
 
-        Nothing else goes stale: no key-value cache outlives a call.
+        Nothing else goes stale: no key-value cache outlives a call. Waits for the device, so that a switch is timed whole.
 
         Raises:
             EngineError: a parameter or buffer of the model is not the one that was bound.
@@ -103,6 +103,10 @@ class LambdaModel:
                     f"`{name}` {what} since the pair was loaded, so the model no longer follows λ",
                     "do not tie, move, convert or reload the model after pa_fast.load; load the pair again",
                 )
+        if self.model.device.type == "cuda":
+            import torch
+
+            torch.cuda.synchronize(self.model.device)
 
     def close(self) -> None:
         """Let go of the sources; the model keeps the λ it has."""

@@ -5,14 +5,16 @@ It knows tensors and names. It must not know files, models or engines: those bui
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import pa_kernels
 
 from pa_fast.base import Lambda
 from pa_fast.checkpoint.fingerprint import name_hash
+from pa_fast.checkpoint.streaming import chunk_workers
 from pa_fast.delta.dense import Dense
 from pa_fast.errors import DataError, UsageError, WeightsError
 from pa_fast.live.binding import Binding, bindings, same_bits
@@ -21,6 +23,7 @@ from pa_fast.live.memory import Memory, measure
 if TYPE_CHECKING:
     import torch
 
+T = TypeVar("T")
 _WORD = 1 << 64
 
 
@@ -155,11 +158,13 @@ class LiveWeights:
         self._check_pointers()
         if self.lam is None:
             raise WeightsError("no λ is set: the last switch did not finish", "call set_lambda")
-        wrong = []
-        for t, binding in enumerate(self._floats):
-            live = binding.live.view(-1)
-            if not all(same_bits(store.merged(t, span, self.lam), live[span]) for span in store.spans(t)):
-                wrong.append(binding.name)
+        lam = self.lam
+
+        def holds(t: int, span: slice) -> bool:
+            return same_bits(store.merged(t, span, lam), self._floats[t].live.view(-1)[span])
+
+        differing = {t for t, held in self._over_spans(holds) if not held}
+        wrong = [binding.name for t, binding in enumerate(self._floats) if t in differing]
         wrong += [binding.name for binding in self._fixed if not same_bits(binding.live, binding.base)]
         return wrong
 
@@ -168,18 +173,22 @@ class LiveWeights:
 
         The grid of a 16-bit dtype swallows updates smaller than half a unit in the last place, so this can differ
         from λ by a factor at small λ. NaN where base and instruct are equal.
-        Cost: reads live and sources once; fp32 products of pieces, summed in fp64.
+        Cost: reads live and sources once; fp32 dot products of pieces, summed in order in fp64.
         """
         import torch
 
-        store = self._open()
+        self._open()
+
+        def products(t: int, span: slice) -> tuple[float, float]:
+            binding = self._floats[t]
+            base = binding.base.view(-1)[span].float()
+            delta = binding.instruct.view(-1)[span].float().sub_(base)
+            moved = torch.dot(binding.live.view(-1)[span].float().sub_(base), delta)
+            return float(moved), float(torch.dot(delta, delta))
+
         moved = distance = 0.0
-        for t, binding in enumerate(self._floats):
-            for span in store.spans(t):
-                base = binding.base.view(-1)[span].float()
-                delta = binding.instruct.view(-1)[span].float().sub_(base)
-                moved += float(torch.dot(binding.live.view(-1)[span].float().sub_(base), delta))
-                distance += float(torch.dot(delta, delta))
+        for _, (part, whole) in self._over_spans(products):
+            moved, distance = moved + part, distance + whole
         return moved / distance if distance else float("nan")
 
     def memory(self) -> Memory:
@@ -199,6 +208,15 @@ class LiveWeights:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+    def _over_spans(self, work: Callable[[int, slice], T]) -> Iterator[tuple[int, T]]:
+        """(t, work(t, span)) for every span of every interpolated tensor, in order; on a CPU one core per span."""
+        store = self._open()
+        spans = [(t, span) for t in range(len(self._floats)) for span in store.spans(t)]
+        on_cpu = all(binding.live.device.type == "cpu" for binding in self._floats)
+        with chunk_workers() if on_cpu else contextlib.nullcontext() as pool:
+            results = (pool.map if pool else map)(work, *zip(*spans)) if spans else iter(())
+            yield from zip((t for t, _ in spans), results)
 
     def _open(self) -> Dense:
         if self._store is None:

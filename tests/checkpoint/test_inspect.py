@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pa_fast.checkpoint import inspect
+from pa_fast.checkpoint.inspect import inspect
 from pa_fast.errors import CheckpointError
 from tests.checkpoint.pairs import SHAPES, write_pair
 
@@ -31,7 +31,7 @@ def test_report(tmp_path: Path) -> None:
 
 def test_it_loads_no_torch(tmp_path: Path) -> None:
     base, instruct = write_pair(tmp_path)
-    code = f"import sys; from pa_fast.checkpoint import inspect; inspect({str(base)!r}, {str(instruct)!r}); "
+    code = f"import sys; from pa_fast.checkpoint.inspect import inspect; inspect({str(base)!r}, {str(instruct)!r}); "
     code += "print({'torch', 'transformers', 'numpy', 'huggingface_hub'} & set(sys.modules))"
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from pa_fast.checkpoint import Checkpoint, Pair, pair
 from pa_fast.checkpoint.config import differences
+from pa_fast.checkpoint.pairing import Pair, pair
+from pa_fast.checkpoint.reader import Checkpoint
 from pa_fast.errors import PairError
 from tests.checkpoint.pairs import CONFIG, random_tensors, write_checkpoint
 
@@ -106,9 +107,7 @@ def test_harmless_differences_pass_and_are_reported(tmp_path: Path, base: dict[s
         ),
     ],
 )
-def test_differences_that_change_the_function_are_refused(
-    tmp_path: Path, base: dict[str, Any], instruct: dict[str, Any]
-) -> None:
+def test_differences_that_change_the_function_are_refused(tmp_path: Path, base: dict[str, Any], instruct: dict[str, Any]) -> None:
     tensors = random_tensors(torch.bfloat16)
     with pytest.raises(PairError, match=r"config.json changes the model: .* in base and .* in instruct"):
         paired(tmp_path, tensors, tensors, base=base, instruct=instruct)

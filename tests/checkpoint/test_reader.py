@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import subprocess
 import sys
@@ -13,18 +14,19 @@ import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import given, settings
-from tests.checkpoint.pairs import CONFIG, load_folder, random_tensors, same_bits, write_checkpoint
 from safetensors.torch import save
 
-from pa_fast.checkpoint import Checkpoint
+from pa_fast.checkpoint import reader
+from pa_fast.checkpoint.reader import Checkpoint
 from pa_fast.errors import CheckpointError, DataError
+from tests.checkpoint.pairs import CONFIG, load_folder, random_tensors, same_bits, write_checkpoint
 
 DTYPES = [
     torch.bfloat16, torch.float16, torch.float32, torch.float64, torch.int8, torch.uint8, torch.int16, torch.int32,
     torch.int64, torch.bool, torch.uint16, torch.complex64,
 ]  # fmt: skip
 shapes = st.lists(st.integers(0, 5), max_size=4)
-names = st.text(st.characters(blacklist_categories=("C", "Z")), min_size=1, max_size=20)
+names = st.text(st.characters(blacklist_categories=("C", "Z")), min_size=1, max_size=20).map(lambda name: f"{name}.w")
 
 
 @settings(max_examples=60, deadline=None)
@@ -90,6 +92,19 @@ def test_a_file_that_shrinks_is_refused_and_not_a_crash(tmp_path: Path) -> None:
             found.tensor("a")
 
 
+def test_bytes_that_are_gone_are_refused_before_they_are_touched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    try:
+        mmap.mmap(-1, mmap.PAGESIZE).madvise(reader.MADV_POPULATE_READ)
+    except OSError:
+        pytest.skip("needs a kernel with MADV_POPULATE_READ")
+    folder = write_checkpoint(tmp_path / "c", {"a": torch.randn(100_000)})
+    with Checkpoint.open(folder) as found:
+        found.chunk("a", 0, 1)
+        monkeypatch.setattr(reader._File, "check", lambda self: os.truncate(self.path, 5000))
+        with pytest.raises(DataError, match=r"model.safetensors: bytes \d+ to \d+ cannot be read"):
+            found.tensor("a")
+
+
 def test_a_file_that_is_written_to_is_refused(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "c", random_tensors(torch.bfloat16))
     with Checkpoint.open(folder) as found:
@@ -144,7 +159,7 @@ def test_a_hub_cache_of_links_is_read(tmp_path: Path) -> None:
 def test_opening_loads_no_torch(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "c", random_tensors(torch.bfloat16), shards=2)
     code = (
-        "import sys; from pa_fast.checkpoint import Checkpoint;"
+        "import sys; from pa_fast.checkpoint.reader import Checkpoint;"
         f"Checkpoint.open({str(folder)!r}).quick_fingerprint(); print('torch' in sys.modules)"
     )
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}

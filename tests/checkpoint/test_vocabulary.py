@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pa_fast.checkpoint import compare_vocabularies
+from pa_fast.checkpoint.vocabulary import compare_vocabularies
 from pa_fast.errors import CheckpointError, PairError
 
 

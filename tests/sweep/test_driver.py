@@ -13,7 +13,7 @@ from pa_fast.errors import RunError, UsageError
 from pa_fast.sweep import journal, sweep
 from pa_fast.sweep.entry import Entry
 from pa_fast.sweep.results import SweepResult
-from tests.sweep.fakes import FakeEngine, Scorer
+from tests.sweep.fakes import INSTRUCT, FakeEngine, Scorer
 
 
 def run(engine: Any, points: Any, scorers: list[Any], out: Path, **options: Any) -> SweepResult:
@@ -102,6 +102,19 @@ def test_weights_that_cannot_be_restored_fail_the_rest_of_their_λ(tmp_path: Pat
     result = run(engine, "0.5,0.75", [Scorer("dirty", act=act), Scorer("b")], tmp_path)
     assert [(f.lam.key, f.evaluator, f.error) for f in result.failures][1] == ("0.5", "b", "RuntimeError: the device is gone")
     assert [(row.lam.key, row.evaluator) for row in result.rows] == [("0.75", "b")]
+
+
+def test_weights_that_come_back_different_fail_the_rest_of_their_λ(tmp_path: Path) -> None:
+    engine = FakeEngine(instruct={name: list(values) for name, values in INSTRUCT.items()})
+
+    def act(touched: Engine) -> None:
+        write_to_weights(touched)
+        engine.weights.instruct["head.weight"][1] += 1.0
+
+    later = Scorer("b")
+    result = run(engine, "0.5", [Scorer("dirty", act=act), later], tmp_path)
+    assert not later.calls and len(result.failures) == 2
+    assert "setting λ = 0.5 again did not restore the live weights" in result.failures[1].error
 
 
 @pytest.mark.parametrize("where", ["failing", "stale", "unproven"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -36,7 +37,7 @@ def test_equal_results_give_equal_files(tmp_path: Path) -> None:
 
     first = result(tmp_path / "a", "0:1:0.1", ("icl", "perplexity"), missing=("0.4",), failed=("0.6", "0.7"))
     figure.write(first)
-    with matplotlib.rc_context({"font.size": 30, "savefig.dpi": 30, "svg.hashsalt": None}):
+    with matplotlib.rc_context({"font.size": 30, "axes.labelpad": 30, "savefig.dpi": 30, "svg.hashsalt": None}):
         figure.write(replace(first, out=result(tmp_path / "b", "0", ("icl",)).out))
     for name in ("trajectory.svg", "trajectory.png"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
@@ -67,8 +68,8 @@ def test_one_panel_per_unit_and_one_for_the_trade_off_of_two(
 
 def test_missing_points_are_gaps_and_better_is_up_and_right(tmp_path: Path) -> None:
     drawn = figure.draw(result(tmp_path, "0:1:0.25", ("icl", "perplexity"), missing=("0.5",)))
-    line = drawn.axes[0].lines[0]
-    assert [math.isnan(score) for score in line.get_ydata()] == [False, False, True, False, False]
+    scores: Any = drawn.axes[0].lines[0].get_ydata()
+    assert [math.isnan(score) for score in scores] == [False, False, True, False, False]
     trade_off = drawn.axes[-1]
     assert trade_off.get_xlabel().startswith("icl") and not trade_off.xaxis_inverted() and trade_off.yaxis_inverted()
 

@@ -102,7 +102,14 @@ def test_a_missing_or_later_or_damaged_file_is_refused(tmp_path: Path) -> None:
     path.write_text(json.dumps({**written, "format": 2}))
     with pytest.raises(RunError, match="has format 2, and this version reads 1"):
         manifest.load(tmp_path)
-    for change in ({"lambdas": ["x"]}, {"lambdas": 3}, {"engine": []}, {"evaluators": [{"name": "icl"}]}, {"versions": [1]}):
+    changes: list[dict[str, Any]] = [
+        {"lambdas": ["x"]},
+        {"lambdas": 3},
+        {"engine": []},
+        {"evaluators": [{"name": "icl"}]},
+        {"versions": [1]},
+    ]
+    for change in changes:
         path.write_text(json.dumps({**written, **change}))
         with pytest.raises(RunError, match="is damaged"):
             manifest.load(tmp_path)

@@ -1,0 +1,283 @@
+"""The command line as people and programs meet it: output, exit codes, interruption, resumption."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from pa_fast import cli
+from tests.engines.architectures import write_pair
+
+ROOT = pathlib.Path(__file__).parents[1]
+TOKENIZER = ROOT / "examples" / "demo" / "pair" / "instruct"
+
+EVALUATOR = """
+import json, os, pathlib, time
+from pa_fast import Item, Score
+
+def greedy(engine):
+    with open(os.environ["CALLS"], "a") as log:
+        log.write(f"{engine.weights.lam!r}\\n")
+    time.sleep(float(os.environ.get("PAUSE", "0")))
+    scores = [engine.loglikelihood([([3, 4, k], [5, 6])])[0].logprob for k in range(3, 9)]
+    return Score(sum(scores) / len(scores), "nats", len(scores), [Item(str(k), "all", s) for k, s in enumerate(scores)])
+
+def broken(engine):
+    raise RuntimeError("no such luck")
+
+def vandal(engine):
+    import torch
+    with torch.no_grad():
+        next(engine.model.parameters())[0, 0] += 1
+    return Score(1.0, "none", 1)
+"""
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    base, instruct = write_pair(tmp_path_factory.mktemp("pair"), "llama")
+    for folder in (base, instruct):
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            shutil.copy(TOKENIZER / name, folder)
+    return str(base), str(instruct)
+
+
+@pytest.fixture
+def place(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.Path:
+    """A working folder with a user's own evaluator module and a small text."""
+    (tmp_path / "mine.py").write_text(EVALUATOR)
+    (tmp_path / "notes.txt").write_text("abcd efgh\n" * 30)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CALLS", str(tmp_path / "calls"))
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    return tmp_path
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["pa-fast", *arguments])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    return int(end.value.code or 0)
+
+
+def start(*arguments: str, pause: float = 0.0) -> subprocess.Popen[str]:
+    path = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
+    return subprocess.Popen(
+        [sys.executable, "-m", "pa_fast", *arguments],
+        env={**os.environ, "PYTHONPATH": path, "PAUSE": str(pause)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def sweep(pair: tuple[str, str], out: str, *more: str) -> list[str]:
+    return ["sweep", *pair, "--lambdas", "0:1:0.25", "--eval", "python:mine:greedy", "--out", out, *more]
+
+
+def test_a_sweep_writes_what_it_promises_and_does_nothing_twice(
+    pair: tuple[str, str], place: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ["--eval", "perplexity:notes.txt,window=32", "--limit", "3"]
+    assert run(monkeypatch, *sweep(pair, "runs/a", *more)) == 0
+    shown = capsys.readouterr()
+    assert "python:greedy" in shown.out and "0.25" in shown.out
+    assert "results and figure: runs/a" in shown.err
+    names = {"run.json", "journal.jsonl", "items", "results.csv", "results.json", "trajectory.svg", "trajectory.png"}
+    assert names <= {path.name for path in (place / "runs/a").iterdir()}
+    rows = (place / "runs/a/results.csv").read_text().splitlines()
+    assert rows[0] == "lambda,evaluator,score,unit,n,effective_lambda"
+    assert [row.split(",")[0] for row in rows[1:]] == ["0", "0", "0.25", "0.25", "0.5", "0.5", "0.75", "0.75", "1", "1"]
+    run_file = json.loads((place / "runs/a/run.json").read_text())
+    assert "tokenizer" in json.dumps(run_file) and "chat_template" in json.dumps(run_file)
+
+    before = (place / "runs/a/journal.jsonl").read_bytes(), (place / "runs/a/results.csv").read_bytes()
+    assert run(monkeypatch, *sweep(pair, "runs/a", *more)) == 0
+    assert ((place / "runs/a/journal.jsonl").read_bytes(), (place / "runs/a/results.csv").read_bytes()) == before
+    assert len((place / "calls").read_text().splitlines()) == 5
+
+    capsys.readouterr()
+    assert run(monkeypatch, *sweep(pair, "runs/a", *more, "--batch-size", "2")) == 1
+    assert "batch_size" in capsys.readouterr().err
+    assert run(monkeypatch, "report", "runs/a") == 0
+    assert "python:greedy" in capsys.readouterr().out
+
+
+def test_the_same_sweep_in_two_places_gives_equal_files(
+    pair: tuple[str, str], place: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for out in ("runs/a", "runs/b"):
+        assert run(monkeypatch, *sweep(pair, out)) == 0
+    for name in ("results.csv", "results.json", "trajectory.svg", "trajectory.png"):
+        assert (place / "runs/a" / name).read_bytes() == (place / "runs/b" / name).read_bytes(), name
+
+
+def test_failed_points_end_with_exit_code_1_and_their_reason(
+    pair: tuple[str, str], place: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = sweep(pair, "runs/a", "--eval", "python:mine:broken", "--eval", "python:mine:vandal", "--lambdas", "0.5")
+    assert run(monkeypatch, *arguments) == 1
+    shown = capsys.readouterr().err
+    assert "no such luck" in shown
+    assert "python:vandal" in shown and "model.embed_tokens.weight" in shown
+    assert "2 of 3 points failed" in shown
+    assert "Traceback" not in shown
+    assert "python:greedy" in (place / "runs/a/results.csv").read_text()
+
+
+def test_sigkill_at_random_moments_changes_nothing(pair: tuple[str, str], place: pathlib.Path) -> None:
+    quiet = start(*sweep(pair, "runs/quiet"))
+    assert quiet.wait(120) == 0, quiet.stderr and quiet.stderr.read()
+    (place / "calls").unlink()
+    draw = random.Random(5)
+    for _ in range(4):
+        process = start(*sweep(pair, "runs/killed"), pause=0.4)
+        deadline = time.monotonic() + 60
+        calls = len((place / "calls").read_text().splitlines()) if (place / "calls").exists() else 0
+        while process.poll() is None and time.monotonic() < deadline:
+            if (place / "calls").exists() and len((place / "calls").read_text().splitlines()) > calls:
+                break
+            time.sleep(0.02)
+        time.sleep(draw.uniform(0, 1.0))
+        process.kill()
+        process.communicate()
+    last = start(*sweep(pair, "runs/killed"))
+    assert last.wait(120) == 0, last.stderr and last.stderr.read()
+    for name in ("results.csv", "results.json", "trajectory.svg"):
+        assert (place / "runs/killed" / name).read_bytes() == (place / "runs/quiet" / name).read_bytes(), name
+    finished = [json.loads(line) for line in (place / "runs/killed/journal.jsonl").read_text().splitlines() if line.endswith("}")]
+    keys = [(entry["lambda"], entry["evaluator"]) for entry in finished]
+    assert len(keys) == len(set(keys)) == 5
+    assert len((place / "calls").read_text().splitlines()) <= 5 + 4, "a kill may lose the running point, never a finished one"
+
+
+def test_an_interrupt_prints_the_command_that_goes_on(pair: tuple[str, str], place: pathlib.Path) -> None:
+    process = start(*sweep(pair, "runs/a"), pause=30)
+    deadline = time.monotonic() + 60
+    while not (place / "calls").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, shown = process.communicate(timeout=30)
+    assert process.returncode == 130, shown
+    assert "Go on with:" in shown and "pa-fast sweep" in shown and "--out runs/a" in shown
+    assert "Traceback" not in shown
+
+
+def test_merge_verify_and_what_a_flipped_bit_does(
+    pair: tuple[str, str], place: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "merge", *pair, "--lambda", "1/3", "--out", "merged") == 0
+    assert "λ = 1/3" in capsys.readouterr().out
+    assert run(monkeypatch, "verify", "merged", *pair) == 0
+    assert "every bit" in capsys.readouterr().out
+    assert run(monkeypatch, "verify", "merged", *pair, "--lambda", "0.4", "--json") == 1
+    shown = capsys.readouterr()
+    assert json.loads(shown.out)["ok"] is False and "is not the merge at λ = 0.4" in shown.err
+    file = next(iter((place / "merged").glob("*.safetensors")))
+    tensors = load_file(file)
+    name = next(iter(tensors))
+    tensors[name].view(-1).view(torch.int16)[0] ^= 1
+    save_file(tensors, file, {"format": "pt"})
+    assert run(monkeypatch, "verify", "merged", *pair) == 1
+    shown = capsys.readouterr()
+    assert f"`{name}` bits differ (1 of" in shown.err and shown.out == ""
+    assert run(monkeypatch, "merge", *pair, "--lambda", "0.5", "--out", "merged") == 1
+    assert "not empty" in capsys.readouterr().err
+    assert run(monkeypatch, "merge", *pair, "--lambda", "-0.2", "--out", "merged", "--overwrite", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["lam"] == "-0.2"
+
+
+def test_inspect_answers_people_and_programs_without_torch(pair: tuple[str, str]) -> None:
+    code = (
+        "import sys, pa_fast.cli as cli; sys.argv[1:] = ['inspect', *sys.argv[1:], '--json']\n"
+        "try: cli.main()\n"
+        "finally: assert 'torch' not in sys.modules, 'inspect imported torch'"
+    )
+    path = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
+    done = subprocess.run(
+        [sys.executable, "-c", code, *pair], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["model_type"] == "llama"
+
+
+def test_inspect_prints_a_table(
+    pair: tuple[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "inspect", *pair) == 0
+    shown = capsys.readouterr().out
+    assert "parameters" in shown and "BF16" in shown and pair[0] in shown
+
+
+WRONG_USAGE = {
+    "unknown option": (["sweep", "a", "b", "--frobnicate"], "No such option"),
+    "unknown verb": (["frobnicate"], "No such command"),
+    "missing option": (["merge", "a", "b"], "Missing option"),
+    "step that does not divide": (
+        ["sweep", "a", "b", "--lambdas", "0:1:0.3", "--eval", "python:m:f", "--out", "o"],
+        "does not divide",
+    ),
+    "no lambda": (["merge", "a", "b", "--lambda", "lots", "--out", "o"], "`lots` is not a finite number"),
+    "unknown evaluator": (["sweep", "a", "b", "--lambdas", "0", "--eval", "bleu:x", "--out", "o"], "no evaluator `bleu`"),
+    "unknown dtype": (["merge", "a", "b", "--lambda", "0", "--out", "o", "--dtype", "int4"], "int4"),
+    "no size": (["merge", "a", "b", "--lambda", "0", "--out", "o", "--max-shard-size", "big"], "`big` is not a size"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_USAGE)
+def test_wrong_usage_is_exit_code_2(
+    case: str, place: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments, message = WRONG_USAGE[case]
+    assert run(monkeypatch, *arguments) == 2
+    shown = capsys.readouterr()
+    assert message in shown.err and shown.out == "" and "Traceback" not in shown.err
+    assert not (place / "o").exists()
+
+
+@pytest.mark.parametrize("verb", ["sweep", "merge", "inspect", "verify", "report"])
+def test_failures_are_one_message_and_a_hint(
+    verb: str, place: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = {
+        "sweep": ["sweep", "nowhere", "nowhere", "--lambdas", "0", "--eval", "perplexity:notes.txt", "--out", "o"],
+        "merge": ["merge", "nowhere", "nowhere", "--lambda", "0", "--out", "o"],
+        "inspect": ["inspect", "nowhere", "nowhere"],
+        "verify": ["verify", "nowhere", "nowhere", "nowhere"],
+        "report": ["report", "nowhere"],
+    }[verb]
+    assert run(monkeypatch, *arguments) == 1
+    shown = capsys.readouterr().err
+    assert shown.startswith("error: ") and "nowhere" in shown and "\n\nhint: " in shown and "Traceback" not in shown
+    assert not (place / "o").exists()
+
+
+def test_a_bug_is_one_line_and_a_traceback_only_with_debug(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def bug(*_: object) -> None:
+        raise ZeroDivisionError("boom")
+
+    monkeypatch.setattr("pa_fast.checkpoint.inspect.inspect", bug)
+    assert run(monkeypatch, "inspect", "a", "b") == 1
+    assert "unexpected ZeroDivisionError: boom" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", ["pa-fast", "inspect", "a", "b", "--debug"])
+    with pytest.raises(ZeroDivisionError):
+        cli.main()
+
+
+@pytest.mark.parametrize("verb", ["", "sweep", "merge", "verify", "inspect", "report"])
+def test_help_exists(verb: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(monkeypatch, *filter(None, [verb, "--help"])) == 0
+    assert "Usage" in capsys.readouterr().out
