@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor
 
 from pa_kernels import reference
+from pa_kernels.cores import over_cores
 from pa_kernels.reference import CHUNK_WORDS
 from pa_kernels.tiles import INTERPRETED
 
@@ -65,12 +65,7 @@ def _cpu_sums(flat: Sequence[Tensor]) -> list[int]:
         with torch.inference_mode():
             return _piece_sum(flat[t][start : start + step], start // (CHUNK_WORDS * 8))
 
-    workers = min(torch.get_num_threads(), len(pieces))
-    if workers > 1 and sum(data.numel() for data in flat) > step:
-        with ThreadPoolExecutor(workers) as pool:
-            totals = list(pool.map(piece_sum, pieces))
-    else:
-        totals = [piece_sum(piece) for piece in pieces]
+    totals = over_cores(piece_sum, pieces)
     for (t, _), total in zip(pieces, totals):
         sums[t] += total
     return sums

@@ -17,10 +17,10 @@ from pa_kernels import tiles
 from pa_kernels.reference import CHUNK_WORDS
 from pa_kernels.tiles import Launch
 
-LAUNCH = Launch(block=1024, num_warps=4)
+LAUNCH = Launch(block=1024, threads=128)
 """In 64-bit words; `block` divides the chunk. Not yet timed on a GPU; the bench sweeps CANDIDATES."""
 
-CANDIDATES = tuple(Launch(block, num_warps) for block in (1024, 2048, 4096) for num_warps in (4, 8))
+CANDIDATES = tuple(Launch(block, threads) for block in (1024, 2048, 4096) for threads in (128, 256))
 
 OPTIONS = {"enable_fp_fusion": False, "num_stages": 1}
 
@@ -64,20 +64,23 @@ def checksum_kernel(
         size = tl.load(sizes + t)
         byte_ptr = pointer.to(tl.pointer_type(tl.uint8))
         parts = tl.zeros((TAIL,), tl.int64)
-        for start in tl.range(0, BLOCK, TAIL):
-            lanes = start + tl.arange(0, TAIL)
+        at = first
+        end = tl.minimum((size + 7) // 8, first + BLOCK)
+        while at < end:
+            lanes = at + tl.arange(0, TAIL)
             data = tl.zeros((TAIL,), tl.int64)
             for k in tl.static_range(8):
-                at = (first + lanes) * 8 + k
-                data |= tl.load(byte_ptr + at, mask=at < size, other=0).to(tl.int64) << (8 * k)
-            parts += data * odd_low(column + lanes)
+                byte = tl.load(byte_ptr + lanes * 8 + k, mask=(lanes * 8 + k < size) & (lanes < end), other=0)
+                data |= byte.to(tl.int64) << (8 * k)
+            parts += data * odd_low(lanes % CHUNK)
+            at += TAIL
         total = tl.sum(parts, 0)
     tl.atomic_add(sums + t, total * odd_high(first // CHUNK), sem="relaxed")
 
 
 def constants(launch: Launch) -> dict[str, int]:
     """The constexpr arguments of `checksum_kernel`."""
-    return {"CHUNK": CHUNK_WORDS, "BLOCK": launch.block, "TAIL": 32 * launch.num_warps}
+    return {"CHUNK": CHUNK_WORDS, "BLOCK": launch.block, "TAIL": launch.threads}
 
 
 def sums(flat: Sequence[Tensor], launch: Launch = LAUNCH) -> list[int]:
@@ -88,6 +91,6 @@ def sums(flat: Sequence[Tensor], launch: Launch = LAUNCH) -> list[int]:
         with torch.cuda.device(flat[0].device) if flat[0].device.type == "cuda" else nullcontext():
             checksum_kernel[(table.count,)](
                 table.words, table.sizes, table.pointers, totals,
-                **constants(launch), num_warps=launch.num_warps, **OPTIONS,
+                **constants(launch), num_warps=launch.num_warps(), **OPTIONS,
             )  # fmt: skip
     return totals.tolist()

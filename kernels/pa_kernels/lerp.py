@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from pa_kernels import reference
+from pa_kernels.cores import over_cores
 from pa_kernels.reference import BITS, LIVE_DTYPES
 from pa_kernels.tiles import INTERPRETED
 
@@ -101,9 +102,7 @@ def lerp_(
         Lerp(out, base, inst, via).run_(lam)
         return
     _refuse_flushed_denormals()
-    with torch.inference_mode():
-        for (w, b, i, rounding), x in zip(rows, _lams(lam, len(rows))):
-            _lerp_pieces_(w, b, i, x, rounding)
+    _lerp_pieces_(zip(rows, _lams(lam, len(rows))))
 
 
 Row = tuple[Tensor, Tensor, Tensor, "torch.dtype | None"]
@@ -111,52 +110,57 @@ Row = tuple[Tensor, Tensor, Tensor, "torch.dtype | None"]
 
 
 class _CpuGroup:
-    """All CPU tensors of a `Lerp`. `patches[t]` are the pieces of tensor t in which equal sources need more than torch.lerp."""
+    """All CPU tensors of a `Lerp`. `patches` are the pieces (t, slice) in which equal sources need more than torch.lerp."""
 
     def __init__(self, entries: Sequence[int], rows: Sequence[Row]):
         self.entries = tuple(entries)
         self.rows = rows
         self.lams = torch.zeros(len(rows))
-        with torch.inference_mode():
-            self.patches = [
-                [piece for piece in _pieces(w.numel()) if _needs_patch(b[piece], i[piece])] if _is_direct(w, b, i, via) else []
-                for w, b, i, via in rows
-            ]
+        pieces = [(t, piece) for t, (w, b, i, via) in enumerate(rows) if _is_direct(w, b, i, via) for piece in _pieces(w.numel())]
+        needed = over_cores(lambda at: _needs_patch(rows[at[0]][1][at[1]], rows[at[0]][2][at[1]]), pieces)
+        self.patches = [at for at, need in zip(pieces, needed) if need]
 
     def launch_(self) -> None:
         _refuse_flushed_denormals()
+        lams = self.lams.tolist()
         with torch.inference_mode():
-            for (w, b, i, via), lam, patches in zip(self.rows, self.lams.tolist(), self.patches):
-                if lam in (0.0, 1.0) or not _is_direct(w, b, i, via):
-                    _lerp_pieces_(w, b, i, lam, via)
-                else:
+            # whole tensors where torch needs no scratch: its own split over cores is the fastest there
+            for (w, b, i, via), lam in zip(self.rows, lams):
+                if lam in (0.0, 1.0) and via is None:
+                    w.copy_(i if lam else b)
+                elif _is_direct(w, b, i, via):
                     torch.lerp(b, i, lam, out=w)
-                    for piece in patches:
-                        _keep_equal_bits_(w[piece], b[piece], i[piece])
+        for t, piece in self.patches:
+            w, b, i, _ = self.rows[t]
+            if lams[t] not in (0.0, 1.0):
+                _keep_equal_bits_(w[piece], b[piece], i[piece])
+        _lerp_pieces_(
+            (row, lam) for row, lam in zip(self.rows, lams) if not (_is_direct(*row) or (lam in (0.0, 1.0) and row[3] is None))
+        )
 
 
-def _lerp_pieces_(w: Tensor, b: Tensor, i: Tensor, lam: float, via: torch.dtype | None) -> None:
-    """The whole contract for one flat tensor in pieces that stay in cache, whatever the dtypes."""
-    direct = _is_direct(w, b, i, via)
-    wide = not direct and lam not in (0.0, 1.0) and torch_lerp_is_exact(torch.float32)
-    scratch = torch.empty((3, min(CHUNK, w.numel())) if wide else (3, 0))
-    for piece in _pieces(w.numel()):
-        _lerp_piece_(w[piece], b[piece], i[piece], lam, via, direct, scratch)
+def _lerp_pieces_(rows: Iterable[tuple[Row, float]]) -> None:
+    """Write each row in pieces that stay in cache between the passes over them, each core its own."""
+
+    def one(at: tuple[Row, float, slice]) -> None:
+        (w, b, i, via), lam, piece = at
+        with torch.inference_mode():
+            _lerp_piece_(w[piece], b[piece], i[piece], lam, via)
+
+    over_cores(one, ((row, lam, piece) for row, lam in rows for piece in _pieces(row[0].numel())))
 
 
-def _lerp_piece_(w: Tensor, b: Tensor, i: Tensor, lam: float, via: torch.dtype | None, direct: bool, scratch: Tensor) -> None:
+def _lerp_piece_(w: Tensor, b: Tensor, i: Tensor, lam: float, via: torch.dtype | None) -> None:
     if lam in (0.0, 1.0):
         source = i if lam else b
         w.copy_(source if via is None else source.to(via))
-    elif direct:
+    elif _is_direct(w, b, i, via):
         torch.lerp(b, i, lam, out=w)
         if _is_suspect(b):
             _keep_equal_bits_(w, b, i)
-    elif scratch.numel():
-        merged, wide_b, wide_i = scratch[:, : w.numel()]
-        wide_b = b if b.dtype == torch.float32 else wide_b.copy_(b)
-        wide_i = i if i.dtype == torch.float32 else wide_i.copy_(i)
-        torch.lerp(wide_b, wide_i, lam, out=merged)
+    elif torch_lerp_is_exact(torch.float32):
+        wide_b, wide_i = b.float(), i.float()
+        merged = torch.lerp(wide_b, wide_i, lam)
         if _is_suspect(wide_b):
             _keep_equal_bits_(merged, wide_b, wide_i)
         w.copy_(merged if via is None else merged.to(via))
@@ -184,7 +188,8 @@ def _needs_patch(b: Tensor, i: Tensor) -> bool:
 def _keep_equal_bits_(w: Tensor, b: Tensor, i: Tensor) -> None:
     """Give `w` its sources' bits where they agree: torch.lerp makes +0 of two −0, and NaN of two infinities."""
     kind = BITS[w.dtype]
-    torch.where(reference.same_bits(b, i), b.view(kind), w.view(kind), out=w.view(kind))
+    with torch.inference_mode():
+        torch.where(reference.same_bits(b, i), b.view(kind), w.view(kind), out=w.view(kind))
 
 
 @functools.cache

@@ -17,12 +17,12 @@ from torch import Tensor
 from pa_kernels import tiles
 from pa_kernels.tiles import INTERPRETED, Launch
 
-NARROW = Launch(block=2048, num_warps=4)
-WIDE = Launch(block=2048, num_warps=8)
-"""Launches for 16-bit tensors only, and with any fp32 among them: 32 to 64 bytes of loads in flight per thread, at most 40
-registers. Not yet timed on a GPU: chosen from offline compilation; the bench sweeps CANDIDATES."""
+NARROW = Launch(block=2048, threads=128)
+WIDE = Launch(block=2048, threads=256)
+"""Launches where every tensor has one 16-bit dtype, and for all else: 64 bytes of loads in flight per thread, 40 registers or
+fewer. Not yet timed on a GPU: chosen from offline compilation; the bench sweeps CANDIDATES."""
 
-CANDIDATES = tuple(Launch(block, num_warps) for block in (2048, 4096, 8192) for num_warps in (2, 4, 8))
+CANDIDATES = tuple(Launch(block, threads) for block in (2048, 4096, 8192) for threads in (64, 128, 256))
 
 OPTIONS = {"enable_fp_fusion": False, "num_stages": 1}
 """Fusion is off because its default may change: every fma of the contract is written out."""
@@ -43,6 +43,16 @@ def round_to(x, DTYPE: tl.constexpr, INTERPRET: tl.constexpr):
 
 
 @triton.jit
+def widen(x, INTERPRET: tl.constexpr):
+    """Exactly to fp32. The interpreter's own cast loses the subnormals of bf16, so there it goes through integers too."""
+    if INTERPRET and x.dtype == tl.bfloat16:
+        y = (x.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
+    else:
+        y = x.to(tl.float32)
+    return y
+
+
+@triton.jit
 def bits(x):
     return x.to(tl.int32, bitcast=True) if x.dtype == tl.float32 else x.to(tl.int16, bitcast=True)
 
@@ -59,7 +69,7 @@ def blend(near, far, scale, UP: tl.constexpr):
 @triton.jit
 def round_via(x, OUT: tl.constexpr, VIA: tl.constexpr, INTERPRET: tl.constexpr):
     if VIA != OUT:
-        x = round_to(x, VIA, INTERPRET).to(tl.float32)
+        x = widen(round_to(x, VIA, INTERPRET), INTERPRET)
     return round_to(x, OUT, INTERPRET)
 
 
@@ -73,11 +83,11 @@ def full_tile(
     if BASE == INST:
         near_ptr = tl.where(base_near, b_ptr, i_ptr).to(tl.pointer_type(BASE))
         far_ptr = tl.where(base_far, b_ptr, i_ptr).to(tl.pointer_type(BASE))
-        near = tl.load(tl.multiple_of(near_ptr, 16) + lanes).to(tl.float32)
-        far = tl.load(tl.multiple_of(far_ptr, 16) + lanes).to(tl.float32)
+        near = widen(tl.load(tl.multiple_of(near_ptr, 16) + lanes), INTERPRET)
+        far = widen(tl.load(tl.multiple_of(far_ptr, 16) + lanes), INTERPRET)
     else:
-        b = tl.load(tl.multiple_of(b_ptr.to(tl.pointer_type(BASE)), 16) + lanes).to(tl.float32)
-        i = tl.load(tl.multiple_of(i_ptr.to(tl.pointer_type(INST)), 16) + lanes).to(tl.float32)
+        b = widen(tl.load(tl.multiple_of(b_ptr.to(tl.pointer_type(BASE)), 16) + lanes), INTERPRET)
+        i = widen(tl.load(tl.multiple_of(i_ptr.to(tl.pointer_type(INST)), 16) + lanes), INTERPRET)
         near = tl.where(base_near, b, i)
         far = tl.where(base_far, b, i)
     w = round_via(blend(near, far, scale, UP), OUT, VIA, INTERPRET)
@@ -108,13 +118,14 @@ def lerp_kernel(
             full_tile(w_ptr, b_ptr, i_ptr, offset, scale, base_near, base_far, OUT, BASE, INST, VIA, BLOCK, True, INTERPRET)
     else:
         size = tl.load(sizes + t)
-        for start in tl.range(0, BLOCK, TAIL):
-            lanes = offset + start + tl.arange(0, TAIL)
-            inside = lanes < size
+        end = tl.minimum(size, offset + BLOCK)
+        while offset < end:
+            lanes = offset + tl.arange(0, TAIL)
+            inside = lanes < end
             b = tl.load(b_ptr.to(tl.pointer_type(BASE)) + lanes, mask=inside)
             i = tl.load(i_ptr.to(tl.pointer_type(INST)) + lanes, mask=inside)
-            near = tl.where(base_near, b.to(tl.float32), i.to(tl.float32))
-            far = tl.where(base_far, b.to(tl.float32), i.to(tl.float32))
+            near = tl.where(base_near, widen(b, INTERPRET), widen(i, INTERPRET))
+            far = tl.where(base_far, widen(b, INTERPRET), widen(i, INTERPRET))
             x = tl.where(bits(near) == bits(far), near, blend(near, far, scale, False))
             w = round_via(x, OUT, VIA, INTERPRET)
             if VIA == OUT:
@@ -125,18 +136,19 @@ def lerp_kernel(
                 if INST == OUT:
                     w = tl.where(lam == 1.0, i, w)
             tl.store(w_ptr.to(tl.pointer_type(OUT)) + lanes, w, mask=inside)
+            offset += TAIL
 
 
 def launch_for(*dtypes: torch.dtype) -> Launch:
     """The launch for tensors of these dtypes."""
-    return WIDE if torch.float32 in dtypes else NARROW
+    return NARROW if len(set(dtypes)) == 1 and dtypes[0].itemsize == 2 else WIDE
 
 
 def constants(out: torch.dtype, base: torch.dtype, inst: torch.dtype, via: torch.dtype | None, launch: Launch) -> dict[str, Any]:
     """The constexpr arguments of `lerp_kernel`. TAIL is two elements a thread, so that tails do not set the register count."""
     names = {"OUT": out, "BASE": base, "INST": inst, "VIA": via or out}
     dtypes = {name: TRITON_DTYPES[dtype] for name, dtype in names.items()}
-    return {**dtypes, "BLOCK": launch.block, "TAIL": 64 * launch.num_warps, "INTERPRET": INTERPRETED}
+    return {**dtypes, "BLOCK": launch.block, "TAIL": 2 * launch.threads, "INTERPRET": INTERPRETED}
 
 
 class Group:
@@ -172,5 +184,5 @@ class Group:
         with torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
             lerp_kernel[(self.tiles.count,)](
                 self.tiles.words, self.tiles.sizes, *self.tiles.pointers, self.lams,
-                **self.constants, num_warps=self.launch.num_warps, **OPTIONS,
+                **self.constants, num_warps=self.launch.num_warps(), **OPTIONS,
             )  # fmt: skip

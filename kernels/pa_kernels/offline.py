@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,6 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from pa_kernels import checksum_triton, lerp_triton
-from pa_kernels.reference import CHUNK_WORDS
 from pa_kernels.tiles import INTERPRETED, Launch
 
 TARGETS = {
@@ -67,6 +66,7 @@ class Compiled:
         registers: per thread (vector registers on AMD).
         spills: registers or bytes spilled; 0 is the only good value.
         packed_rounding: conversions to bf16 that round two values at once.
+        keeps_denormals: whether no instruction, and no mode, flushes denormal numbers.
     """
 
     kernel: str
@@ -78,6 +78,7 @@ class Compiled:
     registers: int
     spills: int
     packed_rounding: int
+    keeps_denormals: bool
 
 
 def lerp(
@@ -119,40 +120,46 @@ def compile_for(kernel: Kernel, target: str) -> Compiled:
         {**kernel.signature, **dict.fromkeys(kernel.constants, "constexpr")},
         {(names.index(name),): value for name, value in kernel.constants.items()},
     )
-    made = triton.compile(source, target=TARGETS[target], options={"num_warps": kernel.launch.num_warps, **kernel.options})
+    made = triton.compile(
+        source,
+        target=TARGETS[target],
+        options={"num_warps": kernel.launch.num_warps(TARGETS[target].warp_size), **kernel.options},
+    )
     backend = TARGETS[target].backend
     reading = _read_cuda(made.asm["ptx"], made.asm["cubin"]) if backend == "cuda" else _read_amd(made.asm["amdgcn"])
-    path = _full_tile_path(reading.instructions, reading.wide)
-    loads = sum(bool(re.search(reading.wide, text)) and "store" not in text and "ST" not in text for text in path)
-    stores = sum(bool(re.search(reading.wide, text)) for text in path) - loads
-    threads = kernel.launch.num_warps * TARGETS[target].warp_size
+    loads, stores, length = _full_tile_path(reading.instructions)
+    threads_per_element = kernel.launch.threads / kernel.launch.block
     return Compiled(
         kernel.name,
         target,
         loads,
         stores,
-        (loads + stores) * 16 * threads / kernel.launch.block,
-        len(path) * threads / kernel.launch.block,
+        (loads + stores) * 16 * threads_per_element,
+        length * threads_per_element,
         reading.registers,
         reading.spills,
         reading.packed_rounding,
+        reading.keeps_denormals,
     )
 
 
 @dataclass(frozen=True)
 class _Instruction:
-    text: str
-    jump: int | None = None  # index of the target
-    falls: bool = True  # whether the next instruction may follow
+    """One machine instruction: whether it is a 128-bit load or store, where it may jump, whether the next may follow."""
+
+    load: bool
+    store: bool
+    jump: int | None
+    falls: bool
 
 
 @dataclass(frozen=True)
 class _Reading:
     instructions: Sequence[_Instruction]
-    wide: str
     registers: int
     spills: int
     packed_rounding: int
+    keeps_denormals: bool
 
 
 def _read_cuda(ptx: str, cubin: bytes) -> _Reading:
@@ -166,68 +173,84 @@ def _read_cuda(ptx: str, cubin: bytes) -> _Reading:
     index = {int(address, 16): n for n, (address, _) in enumerate(lines)}
     instructions = []
     for _, text in lines:
-        target = re.search(r"\bBRA\S*\s.*?(0x[0-9a-f]+)", text)
-        ends = re.match(r"(BRA|EXIT|RET)\b", text)
-        instructions.append(_Instruction(text, index.get(int(target[1], 16)) if target else None, ends is None))
+        target = re.search(r"\bBRA\b.*?(0x[0-9a-f]+)", text)
+        # a guard stands before the instruction (@P0) or, for uniform predicates, inside it (BRA.U !UP0)
+        ends = re.match(r"(BRA|EXIT|RET)\b", text) and not re.search(r"\bU?P\d", text)
+        wide = re.search(r"\b(LDG|STG)\.E\S*\.128\b", text)
+        access = wide[1] if wide else None
+        instructions.append(
+            _Instruction(
+                load=access == "LDG",
+                store=access == "STG",
+                jump=index.get(int(target[1], 16)) if target else None,
+                falls=not ends,
+            )
+        )
     resources = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", usage.stdout + usage.stderr))
     spills = int(resources["STACK"]) + int(resources["LOCAL"]) + len(re.findall(r"\b(?:STL|LDL)\b", sass))
-    packed = len(re.findall(r"cvt\.rn\.bf16x2\.f32", ptx))
-    return _Reading(instructions, r"\b(?:LDG|STG)\.E\S*\.128\b", int(resources["REG"]), spills, packed)
+    return _Reading(instructions, int(resources["REG"]), spills, len(re.findall(r"cvt\.rn\.bf16x2\.f32", ptx)), ".ftz" not in ptx)
 
 
 def _read_amd(text: str) -> _Reading:
     labels: dict[str, int] = {}
     lines: list[str] = []
-    for line in text.splitlines():
+    for line in text.split("\t.section")[0].splitlines():
         if label := re.match(r"(\.LBB\w+):", line):
             labels[label[1]] = len(lines)
         elif re.match(r"\t[a-z]+_\w+", line):
             lines.append(line.split(";")[0].strip())
-        if line.strip().startswith(".section"):
-            break
     instructions = []
     for line in lines:
         target = re.match(r"s_c?branch\w*\s+(\.LBB\w+)", line)
-        ends = re.match(r"s_(?:branch|endpgm|setpc)", line)
-        instructions.append(_Instruction(line, labels.get(target[1]) if target else None, ends is None))
+        wide = re.match(r"(?:global|buffer)_(load|store)_dwordx4\b", line)
+        access = wide[1] if wide else None
+        instructions.append(
+            _Instruction(
+                load=access == "load",
+                store=access == "store",
+                jump=labels.get(target[1]) if target else None,
+                falls=not re.match(r"s_(?:branch|endpgm|setpc)", line),
+            )
+        )
     counts = {name: int(value) for name, value in re.findall(r"\.(vgpr_count|vgpr_spill_count|sgpr_spill_count):\s+(\d+)", text)}
-    spills = counts["vgpr_spill_count"] + counts["sgpr_spill_count"]
-    return _Reading(instructions, r"\b(?:global|buffer)_(?:load|store)_dwordx4\b", counts["vgpr_count"], spills, 0)
+    # bits 0 and 1: keep denormal inputs and results
+    keeps = re.search(r"\.amdhsa_float_denorm_mode_32 3\b", text) is not None
+    return _Reading(instructions, counts["vgpr_count"], counts["vgpr_spill_count"] + counts["sgpr_spill_count"], 0, keeps)
 
 
-def _full_tile_path(instructions: Sequence[_Instruction], wide: str) -> list[str]:
-    """The way from entry to exit with the most 128-bit accesses, and of these the longest; loops are walked once."""
+def _full_tile_path(instructions: Sequence[_Instruction]) -> tuple[int, int, int]:
+    """128-bit loads, 128-bit stores and instructions on the full tile's way from entry to exit.
 
-    def walks(at: int, seen: frozenset[int]) -> Iterator[list[str]]:
-        texts: list[str] = []
-        while at < len(instructions) and at not in seen:
-            step = instructions[at]
-            texts.append(step.text)
-            seen |= {at}
-            if step.jump is not None:
-                for rest in walks(step.jump, seen):
-                    yield texts + rest
-            if not step.falls:
-                break
-            at += 1
-        yield texts
-
-    def score(path: list[str]) -> tuple[int, int]:
-        return sum(bool(re.search(wide, text)) for text in path), len(path)
-
-    return max(walks(0, frozenset()), key=score)
+    Of all ways, loops walked once, it is the shortest of those with the most loads and the fewest stores but not none: a
+    compiler for AMD joins the two signs of λ behind conditions that only one of them meets.
+    """
+    # for each instruction: (loads, stores) from here to the exit → fewest instructions
+    ways: list[dict[tuple[int, int], int]] = [{} for _ in instructions]
+    for at in reversed(range(len(instructions))):
+        step = instructions[at]
+        follow = [] if step.jump is None or step.jump <= at else [ways[step.jump]]
+        if step.falls and at + 1 < len(instructions):
+            follow.append(ways[at + 1])
+        if step.jump is None and not step.falls:
+            follow.append({(0, 0): 0})
+        for after in follow:
+            for (loads, stores), length in after.items():
+                key = (loads + step.load, stores + step.store)
+                ways[at][key] = min(length + 1, ways[at].get(key, length + 1))
+    stored = any(stores for _, stores in ways[0])
+    loads, stores = max((key for key in ways[0] if key[1] or not stored), key=lambda key: (key[0], -key[1]))
+    return loads, stores, ways[0][loads, stores]
 
 
 def main() -> None:
-    header = f"{'kernel':32} {'target':8} {'128-bit ld/st':>13} {'bytes/el':>9} {'instr/el':>9} {'registers':>9} {'spills':>6} {'bf16x2':>6}"
-    print(f"triton {triton.__version__}\n{header}")
+    print(f"triton {triton.__version__}; el: weight, or 64-bit word for checksum")
+    print(f"{'kernel':32} target   128-bit ld/st  bytes/el  instr/el  registers  spills  bf16x2")
     for kernel in kernels():
         for target in TARGETS:
             row = compile_for(kernel, target)
-            accesses = f"{row.wide_loads}/{row.wide_stores}"
             print(
-                f"{row.kernel:32} {row.target:8} {accesses:>13} {row.bytes_per_element:9.2f} {row.instructions_per_element:9.1f} "
-                f"{row.registers:9} {row.spills:6} {row.packed_rounding:6}"
+                f"{row.kernel:32} {target:8} {row.wide_loads:>10}/{row.wide_stores} {row.bytes_per_element:9.2f} "
+                f"{row.instructions_per_element:9.1f} {row.registers:10} {row.spills:7} {row.packed_rounding:7}"
             )
 
 

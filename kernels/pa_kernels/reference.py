@@ -78,6 +78,7 @@ def lerp(base: Tensor, inst: Tensor, lam: float, dtype: torch.dtype | None = Non
         in a mix the payload of a NaN is not specified.
     """
     dtype = inst.dtype if dtype is None else dtype
+    via = None if via in (dtype, torch.float32) else via  # roundings that change nothing
     lam = fp32(lam)
     if lam in (0.0, 1.0):
         return rounded(inst if lam else base, dtype, via)
@@ -85,7 +86,7 @@ def lerp(base: Tensor, inst: Tensor, lam: float, dtype: torch.dtype | None = Non
     weight = torch.full((), lam, dtype=torch.float32, device=b.device)
     merged = fma(weight, i - b, b) if abs(lam) < 0.5 else fma(weight - 1, i - b, i)
     merged = rounded(torch.where(same_bits(b, i), b, merged), dtype, via)
-    if base.dtype == inst.dtype == dtype and via in (None, dtype):
+    if base.dtype == inst.dtype == dtype and via is None:
         merged = torch.where(same_bits(base, inst), base, merged)
     return merged
 

@@ -27,10 +27,14 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 @dataclass(frozen=True)
 class Launch:
-    """How a kernel is cut: elements per program, warps per program."""
+    """How a kernel is cut: elements and threads per program."""
 
     block: int
-    num_warps: int
+    threads: int
+
+    def num_warps(self, warp_size: int | None = None) -> int:
+        """Warps per program: of `warp_size` threads, or of as many as this machine's GPU has."""
+        return self.threads // (warp_size or (64 if torch.version.hip else 32))
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from pa_fast.checkpoint.pairing import Pair, pair
 from pa_fast.checkpoint.reader import Checkpoint
 from pa_fast.checkpoint.shards import INDEX
 from pa_fast.checkpoint.source import resolve, revision
-from pa_fast.checkpoint.streaming import check_dtype, check_finite, chunk_workers, live_dtype, merge_chunk_, over_chunks
+from pa_fast.checkpoint.streaming import check_dtype, check_finite, live_dtype, merge_chunk_, over_chunks
 from pa_fast.checkpoint.vocabulary import compare_vocabularies
 from pa_fast.checkpoint.writer import OutputFolder, ShardFile, output_errors
 from pa_fast.errors import OutputError
@@ -96,7 +96,9 @@ def merge(
         shards = _plan(found, dtype, shard_bytes)
         stream = _Stream(found, lam, not allow_nonfinite, sum(s.stop - s.start for p in shards for s in p.slots), progress)
         need_bytes = sum(plan.size_bytes for plan in shards)
-        with OutputFolder(out, need_bytes, overwrite=overwrite) as folder, chunk_workers() as pool:
+        from pa_kernels.cores import cores  # torch: only once nothing in the headers speaks against it
+
+        with OutputFolder(out, need_bytes, overwrite=overwrite) as folder, cores() as pool:
             for plan in shards:
                 with folder.shard(plan) as file:
                     for slot in plan.slots:

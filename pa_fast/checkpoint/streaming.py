@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 from pa_fast.checkpoint.document import quoted
@@ -17,7 +16,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 CHUNK_ELEMENTS = 2**20  # three chunks of bf16 are 6 MB: they stay in the L2 or L3 cache between the passes over them
-MAX_WORKERS = 16  # more would only wait for memory, and mixed dtypes cost each a few chunks of scratch
 DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 
 
@@ -31,23 +29,6 @@ def check_dtype(dtype: str) -> None:
     """Raise UsageError unless `dtype` is auto, bfloat16, float16 or float32."""
     if dtype != "auto" and dtype not in DTYPES:
         raise UsageError(f"dtype `{dtype}`: expected auto, {', '.join(DTYPES)}", "auto keeps the instruct checkpoint's dtypes")
-
-
-@contextmanager
-def chunk_workers() -> Iterator[ThreadPoolExecutor]:
-    """As many threads as torch would use, each of them running its torch operations on one core.
-
-    Chunks are small: threads that each take a whole chunk wait for nobody, where torch's own split waits for all its
-    threads at the end of every operation, and stalls on a machine that has other work.
-    """
-    import torch
-
-    threads = torch.get_num_threads()
-    try:
-        with ThreadPoolExecutor(min(threads, MAX_WORKERS), initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            yield pool
-    finally:
-        torch.set_num_threads(threads)
 
 
 def over_chunks(pool: ThreadPoolExecutor, pair: Pair, name: str, work: Callable[[int, int, Tensor, Tensor], T]) -> Iterator[T]:

@@ -14,7 +14,7 @@ from pa_fast.checkpoint.header import FLOATS
 from pa_fast.checkpoint.pairing import Pair, pair
 from pa_fast.checkpoint.reader import Checkpoint, torch_dtype
 from pa_fast.checkpoint.source import resolve
-from pa_fast.checkpoint.streaming import check_dtype, chunk_workers, live_dtype, merge_chunk_, over_chunks
+from pa_fast.checkpoint.streaming import check_dtype, live_dtype, merge_chunk_, over_chunks
 from pa_fast.errors import UsageError
 
 if TYPE_CHECKING:
@@ -64,11 +64,13 @@ def verify(
         UsageError: no λ given, and no pa_fast.json says it.
         CheckpointError, PairError, DataError: a folder cannot be read, or the pair is none.
     """
+    from pa_kernels.cores import cores
+
     with (
         Checkpoint.open(resolve(merged)) as found,
         Checkpoint.open(resolve(base)) as left,
         Checkpoint.open(resolve(instruct)) as right,
-        chunk_workers() as pool,
+        cores() as pool,
     ):
         provenance = read_provenance(found.folder)
         if lam is None and provenance is None:

@@ -11,10 +11,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
 
 import pa_kernels
+from pa_kernels.cores import cores
 
 from pa_fast.base import Lambda
 from pa_fast.checkpoint.fingerprint import name_hash
-from pa_fast.checkpoint.streaming import chunk_workers
 from pa_fast.delta.dense import Dense
 from pa_fast.errors import DataError, UsageError, WeightsError
 from pa_fast.live.binding import Binding, bindings, same_bits
@@ -214,7 +214,7 @@ class LiveWeights:
         store = self._open()
         spans = [(t, span) for t in range(len(self._floats)) for span in store.spans(t)]
         on_cpu = all(binding.live.device.type == "cpu" for binding in self._floats)
-        with chunk_workers() if on_cpu else contextlib.nullcontext() as pool:
+        with cores() if on_cpu else contextlib.nullcontext() as pool:
             results = (pool.map if pool else map)(work, *zip(*spans)) if spans else iter(())
             yield from zip((t for t, _ in spans), results)
 

@@ -1,0 +1,62 @@
+"""Pairs of source tensors for kernel tests: ordinary weights with every special case sprinkled among them."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import torch
+from pa_kernels import reference
+from torch import Tensor
+
+LAMBDAS = (-2.3, -0.2, 0.05, 0.3, 1 / 3, math.nextafter(0.5, 0), 0.49999997, 0.5, 0.50000006, 0.6, 0.999, 1.5, 3.7, 0.0, 1.0)
+TRIPLES = list(itertools.product(reference.LIVE_DTYPES, repeat=3))
+"""(out, base, inst), all of them."""
+
+
+def bits(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().view(reference.BITS[tensor.dtype])
+
+
+def same(found: Tensor, expected: Tensor) -> bool:
+    """Bit equality, except that one NaN is as good as another where the contract leaves them open (`reference.lerp`)."""
+    found, expected = found.detach().cpu(), expected.detach().cpu()
+    return found.dtype == expected.dtype and bool(((bits(found) == bits(expected)) | (found.isnan() & expected.isnan())).all())
+
+
+def pair(
+    size: int, base: torch.dtype, inst: torch.dtype, seed: int = 0, finite: bool = True, skip: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Base and instruct of `size` elements that start `skip` elements into their storage.
+
+    A few per cent of the places hold equal bits, −0 on both sides or on one, subnormals, or (unless `finite`) infinities and NaN.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    b = torch.randn(size + skip, generator=generator) * 0.02
+    i = b * (1 + 0.05 * torch.randn(size + skip, generator=generator))
+    b, i = b.to(base), i.to(inst)
+    kind = torch.randint(0, 60, (size + skip,), generator=generator)
+    i[kind == 0] = b[kind == 0].to(inst)
+    for at, x, y in (
+        (1, -0.0, -0.0),
+        (2, -0.0, 0.0),
+        (3, 0.0, -0.0),
+        (4, -0.0, 0.5),
+        (5, 0.5, -0.0),
+        (6, 6e-8, -3e-8),
+        (7, 1e-40, -2e-40),
+    ):
+        b[kind == at], i[kind == at] = x, y
+    if not finite:
+        inf, nan = math.inf, math.nan
+        for at, x, y in (
+            (10, inf, inf),
+            (11, -inf, -inf),
+            (12, inf, -inf),
+            (13, 1.0, inf),
+            (14, nan, nan),
+            (15, nan, 1.0),
+            (16, 1.0, nan),
+        ):
+            b[kind == at], i[kind == at] = x, y
+    return b[skip:], i[skip:]

@@ -1,0 +1,127 @@
+"""What only a GPU can show: real rounding on arbitrary data, graphs, 64-bit offsets, and accesses that a sanitizer watches."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from pa_kernels import Lerp, checksum, lerp_, reference
+
+from tests.kernels.pairs import LAMBDAS, TRIPLES, bits, pair, same
+
+pytestmark = pytest.mark.gpu
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("dtype", reference.LIVE_DTYPES, ids=str)
+def test_equals_torch_lerp_and_the_reference(dtype: torch.dtype) -> None:
+    b, i = pair(4_000_003, dtype, dtype)
+    device_b, device_i = b.cuda(), i.cuda()
+    w = torch.empty_like(device_b)
+    lerp = Lerp([w], [device_b], [device_i])
+    for lam in LAMBDAS:
+        lerp.run_(lam)
+        assert torch.equal(bits(w), bits(reference.lerp(b, i, lam))), lam
+        negative_zero = (device_b == 0) & device_b.signbit() | (device_i == 0) & device_i.signbit()
+        assert torch.equal(w[~negative_zero], torch.lerp(device_b, device_i, lam)[~negative_zero]), lam
+
+
+@pytest.mark.parametrize(("out", "base", "inst"), TRIPLES, ids=str)
+def test_every_dtype_triple(out: torch.dtype, base: torch.dtype, inst: torch.dtype) -> None:
+    b, i = pair(500_001, base, inst)
+    w = torch.empty(b.shape, dtype=out, device="cuda")
+    for lam in (0.0, 0.05, 0.6, 1.0, 1.5, -0.2):
+        lerp_([w], [b.cuda()], [i.cuda()], lam)
+        assert same(w, reference.lerp(b, i, lam, out)), lam
+
+
+@pytest.mark.parametrize("skip", [0, 1, 2, 3, 4, 5, 6, 7, 8])
+def test_misaligned_tensors(skip: int) -> None:
+    b, i = pair(40_000, torch.bfloat16, torch.bfloat16)
+    for skips in ((skip, 0, 0), (0, skip, 0), (0, 0, skip), (skip, skip, skip)):
+        out, base, inst = (torch.zeros(40_000 + s, dtype=torch.bfloat16, device="cuda")[s:] for s in skips)
+        base.copy_(b)
+        inst.copy_(i)
+        lerp_([out], [base], [inst], 0.3)
+        assert torch.equal(bits(out), bits(reference.lerp(b, i, 0.3)))
+    assert checksum([base]) == [reference.checksum(b)]
+
+
+def test_many_tensors_are_one_launch_and_no_history() -> None:
+    sizes = [4096 * 64, 4096, 1000, 0, 33, 2048] * 20
+    sources = [pair(size, torch.bfloat16, torch.bfloat16, seed) for seed, size in enumerate(sizes)]
+    live = [torch.empty(size, dtype=torch.bfloat16, device="cuda") for size in sizes]
+    lerp = Lerp(live, [b.cuda() for b, _ in sources], [i.cuda() for _, i in sources])
+    assert len(lerp.groups) == 1
+    for lam in (0.3, 1.5, -0.2, 0.7, 0.05):
+        lerp.run_(lam)
+    for w, (b, i) in zip(live, sources):
+        assert torch.equal(bits(w), bits(reference.lerp(b, i, 0.05)))
+    assert checksum(live) == [reference.checksum(w) for w in live]
+
+
+def test_a_graph_replays_whatever_lambda_the_table_holds() -> None:
+    b, i = pair(100_003, torch.bfloat16, torch.bfloat16)
+    w = torch.zeros(b.shape, dtype=b.dtype, device="cuda")
+    lerp = Lerp([w], [b.cuda()], [i.cuda()])
+    lerp.run_(0.5)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        lerp.launch_()
+    for lam in (0.3, 0.0, 1.0, -0.2):
+        lerp.groups[0].lams.fill_(lam)
+        graph.replay()
+        assert torch.equal(bits(w), bits(reference.lerp(b, i, lam))), lam
+
+
+def test_more_than_two_to_the_31_elements() -> None:
+    size = 2**31 + 5000
+    if torch.cuda.mem_get_info()[0] < 3 * 2 * size + 2**30:
+        pytest.skip("needs 14 GB of free device memory")
+    pattern_b, pattern_i = (x.cuda() for x in pair(1_000_003, torch.bfloat16, torch.bfloat16))
+    b, i, w = (torch.empty(size, dtype=torch.bfloat16, device="cuda") for _ in range(3))
+    for at in range(0, size, pattern_b.numel()):
+        length = min(pattern_b.numel(), size - at)
+        b[at : at + length], i[at : at + length] = pattern_b[:length], pattern_i[:length]
+    expected = reference.lerp(pattern_b.cpu(), pattern_i.cpu(), 0.3).cuda()
+    lerp_([w], [b], [i], 0.3)
+    kind = torch.int16
+    for at in range(0, size, pattern_b.numel()):
+        length = min(pattern_b.numel(), size - at)
+        assert torch.equal(w[at : at + length].view(kind), expected[:length].view(kind)), at
+    del b, i
+    (found,) = checksum([w])
+    assert [found] == checksum([w.cpu()])
+
+
+SANITIZED = """
+import torch
+from pa_kernels import Lerp, checksum
+for dtype in (torch.bfloat16, torch.float16, torch.float32):
+    tensors = [[torch.randn(size + skip, device="cuda").to(dtype)[skip:] for size, skip in
+                ((0, 0), (1, 0), (2047, 0), (2048, 0), (5000, 0), (4096, 1), (4096, 3))] for _ in range(3)]
+    lerp = Lerp(*tensors)
+    for lam in (0.0, 0.3, 1.5):
+        lerp.run_(lam)
+    checksum(tensors[0])
+torch.cuda.synchronize()
+"""
+
+
+def test_memcheck() -> None:
+    tool = shutil.which("compute-sanitizer")
+    if tool is None:
+        pytest.skip("compute-sanitizer is not on PATH")
+    done = subprocess.run(
+        [tool, "--tool", "memcheck", "--error-exitcode", "9", sys.executable, "-c", SANITIZED],
+        cwd=ROOT / "kernels",
+        env={**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]

@@ -1,0 +1,144 @@
+"""Kernel bodies: on a GPU where there is one, else in Triton's interpreter on CPU tensors (`test_interpreter.py` runs it so)."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytest
+import torch
+from pa_kernels import Lerp, checksum, lerp_, reference
+from torch import Tensor
+
+from tests.kernels.pairs import LAMBDAS, TRIPLES, bits, pair, same
+
+pytestmark = [
+    pytest.mark.triton,
+    # numpy, under the interpreter, says what infinities do
+    pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning"),
+]
+fused = pytest.mark.usefixtures("fused_multiply_add")
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICE = "cpu" if INTERPRETED else "cuda"
+BLOCK = 2048
+SIZES = (0, 1, 300, BLOCK, 2 * BLOCK + 100)
+MIXES = [triple for triple in TRIPLES if len(set(triple)) > 1]
+
+
+@pytest.fixture
+def fused_multiply_add(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give the interpreter, whose fma rounds twice, the reference's, so that any data can be held to its bits."""
+    if not INTERPRETED:
+        return
+    import numpy as np
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+    def fma(self: Any, x: Any, y: Any, z: Any) -> Any:
+        parts = (torch.from_numpy(np.array(part.data, dtype=np.float32)) for part in (x, y, z))
+        return TensorHandle(reference.fma(*parts).numpy(), z.dtype.scalar)
+
+    monkeypatch.setattr(InterpreterBuilder, "create_fma", fma)
+
+
+def on_device(tensor: Tensor, skip: int = 0) -> Tensor:
+    """A copy on the tested device that starts `skip` elements into its storage, so that it may be misaligned."""
+    storage = torch.empty(tensor.numel() + skip, dtype=tensor.dtype, device=DEVICE)
+    storage[skip:] = tensor.to(DEVICE)
+    return storage[skip:]
+
+
+def check(
+    out: torch.dtype, base: torch.dtype, inst: torch.dtype, lams: tuple[float, ...], via: torch.dtype | None = None, **kind: Any
+) -> None:
+    sources = [pair(size, base, inst, seed=size, **kind) for size in SIZES]
+    # aligned tensors, then one that is not; 0-element tensors stay among them
+    skips = [0] * len(sources) + [1]
+    sources.append(pair(BLOCK + 1, base, inst, seed=5, **kind))
+    bases = [on_device(b, skip) for (b, _), skip in zip(sources, skips)]
+    insts = [on_device(i, skip) for (_, i), skip in zip(sources, skips)]
+    live = [on_device(torch.full(b.shape, 9.0, dtype=out), skip) for (b, _), skip in zip(sources, skips)]
+    lerp = Lerp(live, bases, insts, [via] * len(live))
+    for lam in lams:
+        lerp.run_(lam)
+        for w, (b, i) in zip(live, sources):
+            expected = reference.lerp(b, i, lam, out, via)
+            assert same(w, expected), (lam, w.shape)
+            if out == base == inst and via is None:
+                kept = (bits(b) == bits(i)) | (lam in (0.0, 1.0))
+                assert torch.equal(bits(w)[kept], bits(expected)[kept]), (lam, w.shape)
+
+
+@fused
+@pytest.mark.parametrize("dtype", reference.LIVE_DTYPES, ids=str)
+def test_lerp_of_one_dtype(dtype: torch.dtype) -> None:
+    check(dtype, dtype, dtype, LAMBDAS)
+
+
+@fused
+@pytest.mark.parametrize(("out", "base", "inst"), MIXES, ids=str)
+def test_lerp_of_mixed_dtypes(out: torch.dtype, base: torch.dtype, inst: torch.dtype) -> None:
+    check(out, base, inst, (0.0, 0.05, 0.6, 1.0, 1.5))
+
+
+@fused
+@pytest.mark.parametrize("via", [torch.bfloat16, torch.float16], ids=str)
+def test_lerp_via(via: torch.dtype) -> None:
+    check(torch.float32, torch.float32, via, (0.0, 0.05, 0.6, 1.0), via)
+    check(torch.float32, torch.float32, torch.float32, (0.0, 0.3), via)
+
+
+@fused
+@pytest.mark.parametrize(("out", "base", "inst"), [*TRIPLES[::13], TRIPLES[1]], ids=str)
+def test_lerp_of_non_finite_sources(out: torch.dtype, base: torch.dtype, inst: torch.dtype) -> None:
+    check(out, base, inst, (0.0, 0.3, 0.6, 1.0, -0.2), finite=False)
+
+
+@pytest.mark.parametrize("dtype", reference.LIVE_DTYPES, ids=str)
+def test_lerp_where_products_are_exact(dtype: torch.dtype) -> None:
+    # nothing patched: λ and data are short enough that even the interpreter's fma is right
+    generator = torch.Generator().manual_seed(3)
+    b, i = (torch.randint(-128, 129, (BLOCK + 70,), generator=generator).div(64).to(dtype) for _ in range(2))
+    w = on_device(torch.zeros_like(b))
+    for step in (0, 1, 77, 127, 128, 129, 255, 256, 300, -40):
+        lerp_([w], [on_device(b)], [on_device(i)], step / 256)
+        assert torch.equal(bits(w), bits(reference.lerp(b, i, step / 256))), step
+
+
+@fused
+def test_a_lambda_for_each_tensor_and_every_dtype_at_once() -> None:
+    sources = [(out, *pair(700, base, inst, seed)) for seed, (out, base, inst) in enumerate(TRIPLES[::5])]
+    live = [on_device(torch.zeros(700, dtype=out)) for out, _, _ in sources]
+    lams = [0.0, 0.3, 1.0, 1.5, 0.25, -0.1][: len(live)]
+    lerp = Lerp(live, [on_device(b) for _, b, _ in sources], [on_device(i) for _, _, i in sources])
+    assert sorted(t for group in lerp.groups for t in group.entries) == list(range(len(live)))
+    lerp.run_(lams)
+    for w, (out, b, i), lam in zip(live, sources, lams):
+        assert same(w, reference.lerp(b, i, lam, out)), lam
+
+
+@fused
+def test_lerp_writes_nothing_beside_its_tensors() -> None:
+    for size in (1, 5, BLOCK, BLOCK + 3):
+        b, i = pair(size, torch.bfloat16, torch.bfloat16)
+        storage = torch.full((size + 64,), 7.0, dtype=torch.bfloat16, device=DEVICE)
+        lerp_([storage[32 : 32 + size]], [on_device(b)], [on_device(i)], 0.3)
+        assert bool((storage[:32] == 7).all()) and bool((storage[32 + size :] == 7).all())
+        assert torch.equal(bits(storage[32 : 32 + size]), bits(reference.lerp(b, i, 0.3)))
+
+
+def test_checksum() -> None:
+    chunk = reference.CHUNK_WORDS * 8
+    generator = torch.Generator().manual_seed(1)
+    data = torch.randint(0, 256, (2 * chunk + 3 * BLOCK + 5,), dtype=torch.uint8, generator=generator)
+    cuts = [data, data[:0], data[:1], data[:8], data[:100], data[chunk : 2 * chunk], data[3:10_000], data[8 : 8 + chunk // 4]]
+    expected = [reference.checksum(cut) for cut in cuts]
+    assert checksum([on_device(cut) for cut in cuts]) == expected
+    small = [2, 3, 4, 7]
+    assert checksum([on_device(cuts[t], 1) for t in small]) == [expected[t] for t in small]
+
+
+def test_checksum_of_weights_and_words_with_the_top_bit() -> None:
+    weights = -torch.rand(9001).bfloat16()
+    ones = torch.full((5000,), -1, dtype=torch.int64)
+    assert checksum([on_device(weights), on_device(ones)]) == [reference.checksum(weights), reference.checksum(ones)]
