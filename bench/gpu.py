@@ -1,5 +1,7 @@
 """Everything that needs a GPU, correctness first: `make gpu`. Refuses to print a speed when a test fails.
 
+Without a GPU the same tests run under Triton's interpreter, and it says so.
+
 Times, per GPU, the dense switch of a model's shapes (P1, P2) for every launch candidate, beside two ceilings measured in the
 same run: a device copy, and the better of torch.add and our own kernel over flat buffers. Rows go to bench/results/.
 """
@@ -10,6 +12,7 @@ import argparse
 import csv
 import datetime
 import itertools
+import os
 import pathlib
 import re
 import statistics
@@ -33,8 +36,9 @@ def main() -> int:
     parser.add_argument("--only-time", action="store_true", help="skip the tests; the bits of what is timed are still checked")
     options = parser.parse_args()
     if not torch.cuda.is_available():
-        print("no CUDA device: nothing was tested or timed", file=sys.stderr)
-        return 1
+        passed = tests_pass(interpreted=True)
+        print("No CUDA device: kernel bodies ran under Triton's interpreter on the CPU. Nothing ran on a GPU, nothing was timed.")
+        return 0 if passed else 1
     if not options.only_time and not tests_pass():
         print("a kernel test failed: no speed is printed", file=sys.stderr)
         return 1
@@ -46,10 +50,14 @@ def main() -> int:
     return 0
 
 
-def tests_pass() -> bool:
+def tests_pass(interpreted: bool = False) -> bool:
     """Run what is marked `gpu` or `triton`; nothing passed is not a pass."""
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "tests", "-m", "gpu or triton", "-rs"], cwd=ROOT, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-m", "pytest", "tests", "-m", "gpu or triton", "-rs"],
+        cwd=ROOT,
+        env={**os.environ, "TRITON_INTERPRET": "1"} if interpreted else None,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     print(done.stdout)
     passed = re.search(r"(\d+) passed", done.stdout)

@@ -29,22 +29,22 @@ class Subject:
     instruct: dict[str, torch.Tensor]
 
 
-def plain(dtype: torch.dtype) -> Callable[[pathlib.Path], Subject]:
+def plain(dtype: torch.dtype, device: str = "cpu") -> Callable[[pathlib.Path], Subject]:
     def make(folder: pathlib.Path) -> Subject:
         g = torch.Generator().manual_seed(3)
         base = {name: torch.randn(shape, generator=g).to(dtype) for name, shape in (("a", (65, 31)), ("b", (1000,)), ("c", (3,)))}
         instruct = {n: (t.float() + 0.05 * torch.randn(t.shape, generator=g)).to(dtype) for n, t in base.items()}
-        live = {name: torch.empty_like(tensor) for name, tensor in base.items()}
+        live = {name: torch.empty_like(tensor, device=device) for name, tensor in base.items()}
         weights = pa_fast.LiveWeights.bind(live, base, instruct)
         return Subject(weights, weights.set_lambda, live, base, instruct)
 
     return make
 
 
-def transformers(architecture: str) -> Callable[[pathlib.Path], Subject]:
+def transformers(architecture: str, device: str = "cpu") -> Callable[[pathlib.Path], Subject]:
     def make(folder: pathlib.Path) -> Subject:
         base, instruct = write_pair(folder, architecture)
-        lm = pa_fast.load(base, instruct)
+        lm = pa_fast.load(base, instruct, device=device)
         return Subject(lm.weights, lm.set_lambda, dict(lm.model.named_parameters()), reload(base), reload(instruct))
 
     return make
@@ -58,17 +58,23 @@ SUBJECTS = {
     "transformers-dense-tied": transformers("qwen2"),
     "transformers-dense-experts": transformers("mixtral"),
 }
+ON_GPU = {
+    "plain-dense-bf16-cuda": plain(torch.bfloat16, "cuda"),
+    "plain-dense-fp32-cuda": plain(torch.float32, "cuda"),
+    "transformers-dense-llama-cuda": transformers("llama", "cuda"),
+    "transformers-dense-experts-cuda": transformers("mixtral", "cuda"),
+}
 
 
-@pytest.fixture(scope="module", params=SUBJECTS)
+@pytest.fixture(scope="module", params=[*SUBJECTS, *(pytest.param(name, marks=pytest.mark.gpu) for name in ON_GPU)])
 def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Subject:
-    return SUBJECTS[request.param](tmp_path_factory.mktemp("subject"))
+    return {**SUBJECTS, **ON_GPU}[request.param](tmp_path_factory.mktemp("subject"))
 
 
 def assert_holds(subject: Subject, lam: float) -> None:
     for name, tensor in subject.live.items():
         expected = reference.lerp(subject.base[name], subject.instruct[name], lam, tensor.dtype)
-        assert torch.equal(as_integers(tensor.detach()), as_integers(expected)), (name, lam)
+        assert torch.equal(as_integers(tensor.detach().cpu()), as_integers(expected)), (name, lam)
 
 
 def test_order_never_matters(subject: Subject) -> None:
@@ -85,7 +91,7 @@ def test_endpoints_are_the_bits_of_the_sources(subject: Subject) -> None:
         subject.set_lambda(0.37)
         subject.set_lambda(lam)
         for name, tensor in subject.live.items():
-            assert torch.equal(as_integers(tensor.detach()), as_integers(source[name])), name
+            assert torch.equal(as_integers(tensor.detach().cpu()), as_integers(source[name])), name
 
 
 def test_nothing_moves_and_versions_rise(subject: Subject) -> None:
