@@ -168,3 +168,8 @@ def identity(thing: object) -> Mapping[str, Any]:
     different one and says what differs.
     """
     return getattr(thing, "identity", {})
+
+
+def configuration(thing: object) -> Mapping[str, Any]:
+    """What a run should record of `thing` without being bound to it, such as folders and the device."""
+    return getattr(thing, "configuration", {})

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from pa_fast.errors import DataError, PaFastError
-from pa_fast.units import format_bytes, format_rate, format_seconds
+from pa_fast.units import format_bytes, format_count, format_rate, format_seconds
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -124,7 +124,7 @@ def sweep(
         for failure in result.failures:
             _say(f"failed: {failure.evaluator} at λ = {failure.lam.key}: {failure.error}")
         raise PaFastError(
-            f"{len(result.failures)} of {len(result.failures) + len(result.rows)} points failed",
+            f"{len(result.failures)} of {format_count(len(result.failures) + len(result.rows), 'point')} failed",
             "run the same command again to try the failed points once more",
         )
 
@@ -153,7 +153,7 @@ def merge(
         _print_json(report)
     else:
         rate = format_rate(report.bytes, report.seconds)
-        size = f"{format_bytes(report.bytes)} in {report.shards} files"
+        size = f"{format_bytes(report.bytes)} in {format_count(report.shards, 'file')}"
         print(f"{report.out}: λ = {report.lam}, {report.tensors} tensors, {size}, {format_seconds(report.seconds)} ({rate})")
         for note in report.notes:
             _say(f"note: {note}")
@@ -226,7 +226,7 @@ def _pair_table(report: PairReport) -> Table:
     for column in ("", "base", "instruct"):
         table.add_column(column)
     table.add_row("folder", *(side.folder for side in sides))
-    table.add_row("weights", *(f"{format_bytes(side.bytes)} in {side.shards} files" for side in sides))
+    table.add_row("weights", *(f"{format_bytes(side.bytes)} in {format_count(side.shards, 'file')}" for side in sides))
     table.add_row("dtypes", *(_counts(side.dtypes) for side in sides))
     table.add_row("quick fingerprint", *(side.quick_fingerprint for side in sides))
     table.add_section()

@@ -46,5 +46,10 @@ def format_seconds(seconds: float) -> str:
 
 
 def format_rate(count: float, seconds: float) -> str:
-    """`count` bytes in `seconds` as GB/s (10⁹ bytes)."""
-    return f"{count / max(seconds, 1e-9) / 1e9:.2f} GB/s"
+    """`count` bytes in `seconds`, per second."""
+    return f"{format_bytes(count / max(seconds, 1e-9))}/s"
+
+
+def format_count(count: int, noun: str) -> str:
+    """`count` of `noun`: 1 file, 2 files."""
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from pa_fast.base import Lambda
 from pa_fast.errors import UsageError
-from pa_fast.units import format_bytes, format_seconds, parse_bytes
+from pa_fast.units import format_bytes, format_count, format_rate, format_seconds, parse_bytes
 
 
 @pytest.mark.parametrize(
@@ -37,6 +37,11 @@ def test_bytes_and_seconds_are_printed() -> None:
         "5 min 03 s",
         "2 h 10 min",
     ]
+
+
+def test_rates_and_counts_are_printed() -> None:
+    assert format_rate(3e9, 2) == "1.5 GB/s"
+    assert [format_count(n, "file") for n in (0, 1, 1234)] == ["0 files", "1 file", "1,234 files"]
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,7 @@ class LambdaModel:
         tokenizer: PreTrainedTokenizerBase | None,
         weights: LiveWeights,
         identity: Mapping[str, Any],
+        configuration: Mapping[str, Any],
         batch_size: int,
         notes: Sequence[str] = (),
     ):
@@ -52,6 +53,7 @@ class LambdaModel:
         self.tokenizer: Any = tokenizer
         self.weights = weights
         self.identity = {**identity, "batch_size": batch_size}
+        self.configuration = dict(configuration)
         self.notes = list(notes)
         self._batch_size = batch_size
         self._pointers = {name: (tensor, tensor.data_ptr()) for name, tensor in _named(model)}
@@ -179,10 +181,18 @@ def load(
     weights = LiveWeights.bind(loaded.live, loaded.base, loaded.instruct, via=loaded.via, allow_nonfinite=allow_nonfinite)
     if endpoint_check:
         endpoints.check_endpoints(loaded.module, weights, ids, expected)
+    configuration = {
+        "base": str(base),
+        "instruct": str(instruct),
+        "tokenizer": str(instruct if tokenizer is None else tokenizer),
+        "device": str(where),
+        "live_dtypes": sorted({str(tensor.dtype).removeprefix("torch.") for tensor in loaded.live.values()}),
+        "attention": str(loaded.module.config._attn_implementation),
+    }
     copied = weights.memory().host_bytes
     if copied:
         loaded.notes.append(f"tensors converted while loading cost {format_bytes(copied)} of memory beside the file maps")
-    return LambdaModel(loaded.module, chosen, weights, identity, batch_size, [*notes, *loaded.notes])
+    return LambdaModel(loaded.module, chosen, weights, identity, configuration, batch_size, [*notes, *loaded.notes])
 
 
 def _named(model: PreTrainedModel) -> Iterator[tuple[str, Any]]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pa_fast.base import Engine, Evaluator, Lambda, identity
+from pa_fast.base import Engine, Evaluator, Lambda, configuration, identity
 from pa_fast.errors import RunError, UsageError
 from pa_fast.sweep import durable
 
@@ -30,13 +30,14 @@ class Column:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A run's identity and schedule. λ and evaluators stand in order of first appearance; `versions` lists every
-    distinct set of package versions that took part."""
+    """A run's identity and schedule. λ and evaluators stand in order of first appearance; `versions` and `configurations`
+    list every distinct set of package versions, and of folders and device, that took part."""
 
     lambdas: tuple[str, ...]
     evaluators: tuple[Column, ...]
     engine: Mapping[str, Any]
     versions: tuple[Mapping[str, str], ...]
+    configurations: tuple[Mapping[str, Any], ...]
 
     def to_bytes(self) -> bytes:
         document = {
@@ -45,6 +46,7 @@ class Manifest:
             "evaluators": [vars(column) for column in self.evaluators],
             "engine": self.engine,
             "versions": list(self.versions),
+            "configurations": list(self.configurations),
         }
         return (json.dumps(document, indent=2) + "\n").encode()
 
@@ -61,6 +63,7 @@ def reconcile(folder: pathlib.Path, engine: Engine, points: Sequence[Lambda], ev
         tuple(Column(e.name, bool(e.higher_is_better), _plain(f"evaluator `{e.name}`", identity(e))) for e in evaluators),
         _plain("the engine", identity(engine)),
         (_versions(),),
+        (_plain("the engine", configuration(engine)),),
     )
     if (folder / NAME).exists():
         now = _extended(load(folder), now, folder)
@@ -92,6 +95,7 @@ def load(folder: pathlib.Path) -> Manifest:
             ),
             _typed(document["engine"], dict),
             tuple(_typed(versions, dict) for versions in document["versions"]),
+            tuple(_typed(resolved, dict) for resolved in document["configurations"]),
         )
     except FileNotFoundError:
         raise RunError(f"{folder} is not a run folder: it has no {NAME}", "name the --out of a sweep") from None
@@ -119,6 +123,7 @@ def _extended(recorded: Manifest, now: Manifest, folder: pathlib.Path) -> Manife
         recorded.evaluators + tuple(column for column in now.evaluators if column.name not in columns),
         recorded.engine,
         recorded.versions + tuple(v for v in now.versions if v not in recorded.versions),
+        recorded.configurations + tuple(c for c in now.configurations if c not in recorded.configurations),
     )
 
 
