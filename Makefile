@@ -40,7 +40,7 @@ gpu:  ## everything that needs a GPU, correctness first; installs nothing, uses 
 	$(SOURCES) $(PYTHON) bench/gpu.py
 
 train-demo: $(READY)  ## retrain the demo pair from scratch (under 10 minutes on 2 cores)
-	$(BIN)/python examples/demo/train.py
+	OMP_WAIT_POLICY=passive $(BIN)/python -m examples.demo.train
 
 clean:  ## remove what the other verbs made
 	rm -rf runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
