@@ -13,9 +13,9 @@ import pa_kernels
 if TYPE_CHECKING:
     import torch
 
-# Elements merged at a time where a merge is only looked at: three operands of this size stay in a core's cache on
-# CPU, and one launch hides its latency on a GPU.
-_CPU_SPAN = 1 << 18
+# Elements merged at a time where a merge is only looked at: on a CPU the pieces stay in cache between the passes over them
+# and each is worth the cost of a call; on a GPU one launch hides its latency.
+_CPU_SPAN = 1 << 20
 _GPU_SPAN = 1 << 24
 
 

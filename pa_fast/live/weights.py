@@ -5,13 +5,12 @@ It knows tensors and names. It must not know files, models or engines: those bui
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
 
 import pa_kernels
-from pa_kernels.cores import cores
+from pa_kernels.cores import over_cores
 
 from pa_fast.base import Lambda
 from pa_fast.checkpoint.fingerprint import name_hash
@@ -214,9 +213,8 @@ class LiveWeights:
         store = self._open()
         spans = [(t, span) for t in range(len(self._floats)) for span in store.spans(t)]
         on_cpu = all(binding.live.device.type == "cpu" for binding in self._floats)
-        with cores() if on_cpu else contextlib.nullcontext() as pool:
-            results = (pool.map if pool else map)(work, *zip(*spans)) if spans else iter(())
-            yield from zip((t for t, _ in spans), results)
+        run = over_cores if on_cpu else map
+        return zip((t for t, _ in spans), run(lambda at: work(*at), spans))
 
     def _open(self) -> Dense:
         if self._store is None:
