@@ -123,3 +123,16 @@ def test_a_foreign_write_is_detected_and_healed(subject: Subject) -> None:
     subject.set_lambda(0.5)
     assert subject.weights.checksum() == before
     assert_holds(subject, 0.5)
+
+
+def test_looking_at_weights_changes_nothing(subject: Subject) -> None:
+    for lam in (0.3, 1.0):
+        subject.set_lambda(lam)
+        before = subject.weights.checksum()
+        first = subject.weights.effective_lambda()
+        assert subject.weights.verify() and subject.weights.memory().total_bytes and repr(subject.weights)
+        assert subject.weights.effective_lambda() == first == pytest.approx(lam, abs=0.05)
+        assert subject.weights.checksum() == before
+        assert_holds(subject, lam)
+    subject.set_lambda(1.0)
+    assert_holds(subject, 1.0)

@@ -110,6 +110,9 @@ class LambdaModel:
 
             torch.cuda.synchronize(self.model.device)
 
+    def __repr__(self) -> str:
+        return f"<LambdaModel {type(self.model).__name__} at λ = {self.lam} on {self.model.device}>"
+
     def close(self) -> None:
         """Let go of the sources; the model keeps the λ it has."""
         self.weights.close()

@@ -41,6 +41,8 @@ def bindings(
             unsupported kind.
         DataError: a tensor that is not interpolated differs between base and instruct.
     """
+    if not live:
+        raise WeightsError("there is nothing to bind: `live` is empty", "pass name → tensor, such as dict(model.named_parameters())")
     _check_names(live, base, instruct)
     found: dict[tuple[torch.device, int, int], Binding] = {}
     for name, tensor in live.items():

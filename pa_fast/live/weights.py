@@ -124,8 +124,12 @@ class LiveWeights:
 
         word_j are a tensor's bytes as little-endian 64-bit words, zero-padded. Comparable within one layout only.
         Cost: one read of the live copy; waits for the device.
+
+        Raises:
+            WeightsError: closed, or a live tensor no longer lies where it was bound.
         """
         self._open()
+        self._check_pointers()
         sums = pa_kernels.checksum([binding.live for binding in self._bindings])
         return sum(name_hash(b.name) * s for b, s in zip(self._bindings, sums)) % _WORD
 
@@ -180,9 +184,9 @@ class LiveWeights:
 
         def products(t: int, span: slice) -> tuple[float, float]:
             binding = self._floats[t]
-            base = binding.base.view(-1)[span].float()
-            delta = binding.instruct.view(-1)[span].float().sub_(base)
-            moved = torch.dot(binding.live.view(-1)[span].float().sub_(base), delta)
+            base = binding.base.view(-1)[span].float()  # of fp32 this is the tensor itself: nothing here may write
+            delta = binding.instruct.view(-1)[span].float() - base
+            moved = torch.dot(binding.live.view(-1)[span].float() - base, delta)
             return float(moved), float(torch.dot(delta, delta))
 
         moved = distance = 0.0
@@ -196,6 +200,12 @@ class LiveWeights:
         self._open()
         beside = [tensor for binding in self._bindings for tensor in (binding.base, binding.instruct)]
         return measure((binding.live for binding in self._bindings), beside)
+
+    def __repr__(self) -> str:
+        if self._store is None:
+            return "<LiveWeights, closed>"
+        count = sum(binding.live.numel() for binding in self._bindings)
+        return f"<LiveWeights at λ = {self.lam}: {len(self._bindings)} tensors, {count:,} weights, {self._store.name}>"
 
     def close(self) -> None:
         """Let go of the sources. The live tensors keep the λ they have; nothing else can be asked any more."""

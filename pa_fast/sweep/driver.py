@@ -135,15 +135,18 @@ def _evaluate(engine: Engine, lam: Lambda, evaluator: Evaluator, proof: _Proof) 
     start = time.perf_counter()
     try:
         score = _checked(evaluator.name, evaluator(engine))
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         fault = _fault(error)
     eval_s = time.perf_counter() - start
     try:
         intact = engine.weights.checksum() == proof.checksum
-        if not intact:
+        if intact:
+            engine.on_weights_changed()  # the weights are what they were: is the model still made of them?
+        else:
             fault = _written(evaluator.name, lam, engine.weights, fault)
     except Exception as error:
-        intact, fault = False, _fault(error)
+        left = _fault(error)
+        intact, fault = False, _Fault(f"evaluator `{evaluator.name}` changed the model: {left.message}", left.traceback)
     items = score.items if score is not None and fault is None else ()
     return _entry(lam, evaluator, fault or score, proof, eval_s), items, intact
 
@@ -170,7 +173,7 @@ def _entry(
     )
 
 
-def _fault(error: Exception) -> _Fault:
+def _fault(error: BaseException) -> _Fault:
     if isinstance(error, PaFastError):
         return _Fault(error.message)
     return _Fault(f"{type(error).__name__}: {error}", "".join(traceback.format_exception(error)))
