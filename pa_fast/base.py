@@ -15,6 +15,9 @@ from typing import Any, Protocol, runtime_checkable
 
 from pa_fast.errors import UsageError
 
+# Exponents of at most three digits: Fraction would write out 10^999999999 in full.
+_NUMBER = re.compile(r"\s*[+-]?(\d{1,400}/\d{1,400}|(\d{1,400}\.?\d{0,400}|\.\d{1,400})([eE][+-]?\d{1,3})?)\s*", re.ASCII)
+
 
 class Lambda(float):
     """One λ: a float that remembers its exact value, so that 0.3 is 0.3 and 1/3 is 1/3 in every file.
@@ -28,8 +31,8 @@ class Lambda(float):
     def __new__(cls, value: Any) -> Lambda:
         if isinstance(value, Lambda):
             return value
-        if isinstance(value, str) and (power := re.search(r"[eE][+-]?0*([0-9]+)\s*$", value)) and len(power[1]) > 3:
-            raise UsageError(f"λ `{value}` does not fit in fp32, in which every merge is computed", "use a smaller exponent")
+        if isinstance(value, str) and not _NUMBER.fullmatch(value):
+            raise UsageError(f"λ `{value}` is not a finite number", "write a decimal or a fraction, such as 0.6 or 1/3")
         try:
             exact = Fraction(value if isinstance(value, (str, int, Fraction)) else repr(float(value)))
         except (ValueError, TypeError, ZeroDivisionError):
@@ -38,7 +41,7 @@ class Lambda(float):
             number = float(exact)
         except OverflowError:
             number = math.inf
-        if not abs(number) <= 3.4028234663852886e38:
+        if not abs(number) <= 3.4028234663852886e38 or (exact and not number):
             raise UsageError(f"λ `{value}` does not fit in fp32, in which every merge is computed", "use a smaller λ")
         self = super().__new__(cls, number)
         self.exact = exact
@@ -49,6 +52,7 @@ class Lambda(float):
 
     @property
     def key(self) -> str:
+        """λ as every file spells it."""
         twos = fives = 0
         rest = self.exact.denominator
         while rest % 2 == 0:
@@ -133,10 +137,14 @@ class Engine(Protocol):
     """A model at some λ that can score and speak."""
 
     @property
-    def weights(self) -> Weights: ...
+    def weights(self) -> Weights:
+        """The weights that follow λ, and their proof."""
+        ...
 
     @property
-    def tokenizer(self) -> Tokenizer: ...
+    def tokenizer(self) -> Tokenizer:
+        """The one tokenizer of all λ."""
+        ...
 
     def loglikelihood(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[Continuation]:
         """Score each (context ids, continuation ids); an empty context is the engine's to refuse."""

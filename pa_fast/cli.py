@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import io
 import json
 import shlex
 import sys
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from pa_fast.checkpoint.inspect import PairReport
+    from pa_fast.sweep.results import SweepResult
 
 app = typer.Typer(
     name="pa-fast",
@@ -50,6 +52,12 @@ LAMBDAS   0:1:0.1          both ends included
 EVAL      perplexity:notes.txt,window=512
           icl:tasks.jsonl,shots=5,mode=cloze
           python:my_package.my_module:my_function
+
+\b
+Options of EVAL follow the target: name=… is its column in the results.
+          perplexity  window= stride= split=blank
+          icl         shots= mode=cloze sep= norm= pool=
+A comma in a file name is written \\, and --limit does not reach python:.
 """
 
 
@@ -119,10 +127,10 @@ def sweep(
         _say(f"\ninterrupted; finished points are kept. Go on with:\n  {shlex.join(['pa-fast', *again])}")
         raise typer.Exit(130) from None
     _print(result.table())
-    _say(f"results and figure: {result.out}")
+    _say_where(result)
     if result.failures:
         for failure in result.failures:
-            _say(f"failed: {failure.evaluator} at λ = {failure.lam.key}: {failure.error}")
+            _say(f"failed: {failure.evaluator} at λ = {failure.lam.key}: {' '.join(failure.error.split())}")
         raise PaFastError(
             f"{len(result.failures)} of {format_count(len(result.failures) + len(result.rows), 'point')} failed",
             "run the same command again to try the failed points once more",
@@ -213,7 +221,7 @@ def report(
     results = run(runs)
     _print(table(results))
     for result in results:
-        _say(f"results and figure: {result.out}")
+        _say_where(result)
 
 
 def _pair_table(report: PairReport) -> Table:
@@ -247,6 +255,9 @@ def main() -> NoReturn:
     """Entry point of `pa-fast`: every failure is one message and an exit code, a traceback only with --debug."""
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that cannot write λ gets a question mark, not a failure
     try:
         app(args=arguments, prog_name="pa-fast")
     except KeyboardInterrupt:
@@ -258,9 +269,18 @@ def main() -> NoReturn:
         if isinstance(error, PaFastError):
             _say(f"error: {error}")
             sys.exit(error.exit_code)
+        if isinstance(error, OSError):
+            where = error.filename or "output"
+            _say(f"error: {where}: {error.strerror or error}\n\nhint: check the disk and permissions, then run again")
+            sys.exit(1)
         _say(f"error: unexpected {type(error).__name__}: {error}\n\nhint: a bug in pa_fast; run again with --debug to see where")
         sys.exit(1)
     sys.exit(0)
+
+
+def _say_where(result: SweepResult) -> None:
+    drawn = " and figure" if (result.out / "trajectory.png").exists() else ""
+    _say(f"results{drawn}: {result.out}")
 
 
 def _say(message: str) -> None:

@@ -57,5 +57,6 @@ def run(job: SweepSpec, progress: Progress | None = None) -> SweepResult:
         allow_nonfinite=job.allow_nonfinite,
     )
     if engine.tokenizer is None:
-        raise EngineError(f"{job.instruct} has no tokenizer files, and evaluators need one", "pass --tokenizer FOLDER")
+        looked = job.tokenizer or job.instruct
+        raise EngineError(f"{looked} has no tokenizer files, and evaluators need one", "pass --tokenizer with a folder that has")
     return sweep(engine, points, evaluators, job.out, overwrite=job.overwrite, progress=progress)

@@ -36,6 +36,15 @@ def greedy(engine):
 def broken(engine):
     raise RuntimeError("no such luck")
 
+def replaces(engine):
+    import torch
+    head = engine.model.lm_head
+    head.weight = torch.nn.Parameter(head.weight.data * 2, requires_grad=False)
+    return Score(1.0, "none", 1)
+
+def after(engine):
+    return Score(engine.loglikelihood([([3, 4], [5])])[0].logprob, "nats", 1)
+
 def vandal(engine):
     import torch
     with torch.no_grad():
@@ -134,6 +143,31 @@ def test_failed_points_end_with_exit_code_1_and_their_reason(
     assert "2 of 3 points failed" in shown
     assert "Traceback" not in shown
     assert "python:greedy" in (place / "runs/a/results.csv").read_text()
+
+
+def test_an_evaluator_that_moves_parameters_spoils_nothing_silently(
+    pair: tuple[str, str], place: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ["--eval", "python:mine:replaces", "--eval", "python:mine:after", "--lambdas", "0.5"]
+    arguments = ["sweep", *pair, "--out", "runs/a", *more]
+    assert run(monkeypatch, *arguments) == 1
+    shown = capsys.readouterr().err
+    assert "evaluator `python:replaces` changed the model" in shown and "lm_head.weight" in shown
+    assert (place / "runs/a/results.csv").read_text().count("\n") == 1, "nothing measured on another model is recorded"
+
+
+def test_an_fp32_sweep_works(pair: tuple[str, str], place: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run(monkeypatch, *sweep(pair, "runs/a", "--dtype", "float32")) == 0
+
+
+def test_a_terminal_without_lambda_gets_a_question_mark(pair: tuple[str, str]) -> None:
+    path = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
+    done = subprocess.run(
+        [sys.executable, "-m", "pa_fast", "inspect", *pair],
+        capture_output=True,
+        env={**os.environ, "PYTHONPATH": path, "PYTHONIOENCODING": "ascii"},
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_sigkill_at_random_moments_changes_nothing(pair: tuple[str, str], place: pathlib.Path) -> None:

@@ -84,7 +84,9 @@ def test_numbers_of_other_libraries_are_taken() -> None:
     assert Lambda(Lambda("1/3")).key == "1/3"
 
 
-@pytest.mark.parametrize("value", ["nan", "inf", "", "a", "1/0", float("nan"), 1e39, "-1e400", "1e999999999", None, [1]])
+@pytest.mark.parametrize(
+    "value", ["nan", "inf", "", "a", "1/0", float("nan"), 1e39, "-1e400", "1e999999999", "1e-450", "1_0", "٣", None, [1]]
+)
 def test_what_is_no_finite_number_is_refused(value: object) -> None:
     with pytest.raises(UsageError, match="λ"):
         Lambda(value)

@@ -94,11 +94,11 @@ def _piece_sum(data: Tensor, first_chunk: int) -> int:
 
 @functools.cache
 def _low_factors() -> Tensor:
-    return reference.odd_low(torch.arange(CHUNK_WORDS))
+    return reference.odd_low(torch.arange(CHUNK_WORDS, device="cpu"))
 
 
 @functools.lru_cache(maxsize=4096)
 def _high_factors(piece: int) -> Tensor:
     """The high factors of a piece's chunks, and of one more for a tensor that ends with it."""
     first = piece * PIECE_CHUNKS
-    return reference.odd_high(torch.arange(first, first + PIECE_CHUNKS + 1))
+    return reference.odd_high(torch.arange(first, first + PIECE_CHUNKS + 1, device="cpu"))

@@ -19,6 +19,11 @@ MOST = 16
 """More threads would only wait for memory, and each may hold scratch."""
 
 
+def _one_core() -> None:
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(False)  # a thread inherits the mode of its maker, and may outlive it
+
+
 @contextmanager
 def cores() -> Iterator[ThreadPoolExecutor]:
     """As many threads as torch would use, each of them running its torch operations on one core.
@@ -28,7 +33,7 @@ def cores() -> Iterator[ThreadPoolExecutor]:
     """
     threads = torch.get_num_threads()
     try:
-        with ThreadPoolExecutor(min(threads, MOST), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        with ThreadPoolExecutor(min(threads, MOST), initializer=_one_core) as pool:
             yield pool
     finally:
         torch.set_num_threads(threads)
@@ -73,7 +78,7 @@ def over_cores(work: Callable[[A], T], pieces: Iterable[A]) -> list[T]:
 @functools.cache
 def _helpers(count: int) -> ThreadPoolExecutor:
     """Threads that stay: new ones start on the core of the thread that made them, and lose 7 ms until they are moved."""
-    return ThreadPoolExecutor(count, "pa_kernels", initializer=torch.set_num_threads, initargs=(1,))
+    return ThreadPoolExecutor(count, "pa_kernels", initializer=_one_core)
 
 
 if hasattr(os, "register_at_fork"):

@@ -127,7 +127,7 @@ class _CpuGroup:
     def __init__(self, entries: Sequence[int], rows: Sequence[Row]):
         self.entries = tuple(entries)
         self.rows = rows
-        self.lams = torch.zeros(len(rows))
+        self.lams = torch.zeros(len(rows), dtype=torch.float32, device="cpu")
         pieces = [(t, piece) for t, (w, b, i, via) in enumerate(rows) if _is_direct(w, b, i, via) for piece in _pieces(w.numel())]
         needed = over_cores(lambda at: _needs_patch(rows[at[0]][1][at[1]], rows[at[0]][2][at[1]]), pieces)
         self.patches = [at for at, need in zip(pieces, needed) if need]
@@ -211,9 +211,10 @@ def torch_lerp_is_exact(dtype: torch.dtype) -> bool:
 
     Without fused multiply-add it has not: up to 40 % of fp32 results differ.
     """
-    exponents = torch.arange(-12.0, 12.0).exp2()
-    near = torch.tensor([1.0, 1.3612505, 1.0000001, -1.9999999, 0.33333334])
-    b = torch.cat([(exponents[:, None] * near).reshape(-1), torch.tensor([3e-41, -7e-42, 1e-38, 6e-8, 65504.0])]).to(dtype)
+    exponents = [2.0**k for k in range(-12, 12)]
+    near = (1.0, 1.3612505, 1.0000001, -1.9999999, 0.33333334)
+    chosen = [x * y for x in exponents for y in near] + [3e-41, -7e-42, 1e-38, 6e-8, 65504.0]
+    b = torch.tensor(chosen, dtype=torch.float32, device="cpu").to(dtype)
     i = torch.cat([b[1:] * 1.0625, b[:1] - 0.1]).to(dtype)
     b, i = torch.cat([b, b, b * 1.01]), torch.cat([i, b.flip(0), b * 1.02])
     for lam in (0.0055872, 0.05, 1 / 3, 0.49999997, 0.5, 0.6, 0.999, -0.2, 1.5, 3.7):
@@ -228,7 +229,7 @@ def torch_lerp_is_exact(dtype: torch.dtype) -> bool:
 
 
 def _refuse_flushed_denormals() -> None:
-    if float(torch.full((), 1e-39) * 0.5) == 0.0:
+    if float(torch.full((), 1e-39, dtype=torch.float32, device="cpu") * 0.5) == 0.0:
         raise RuntimeError(
             "denormal numbers are flushed to zero in this process: call torch.set_flush_denormal(False) to merge exactly"
         )

@@ -138,7 +138,7 @@ def checksum(tensor: Tensor) -> int:
         Exact integer arithmetic. Each factor is odd, so a change inside one word is always seen.
     """
     data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-    padded = torch.zeros(-(-data.numel() // 8) * 8, dtype=torch.uint8)
+    padded = torch.zeros(-(-data.numel() // 8) * 8, dtype=torch.uint8, device="cpu")
     padded[: data.numel()] = data
     words = padded.view(torch.int64)
-    return int((words * odd(torch.arange(words.numel()))).sum()) % 2**64
+    return int((words * odd(torch.arange(words.numel(), device="cpu"))).sum()) % 2**64

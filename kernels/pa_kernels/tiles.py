@@ -66,15 +66,15 @@ def build(operands: Sequence[Sequence[Tensor]], sizes: Sequence[int], block: int
     Cost: 8 bytes per tile and 8·(operands + 1) bytes per tensor on the device.
     """
     device = operands[0][0].device
-    pointers = torch.tensor([[tensor.data_ptr() for tensor in operand] for operand in operands], dtype=torch.int64)
-    numels = torch.tensor(sizes, dtype=torch.int64)
+    pointers = torch.tensor([[tensor.data_ptr() for tensor in operand] for operand in operands], dtype=torch.int64, device="cpu")
+    numels = torch.tensor(sizes, dtype=torch.int64, device="cpu")
     tiles = (numels + block - 1) // block
     aligned = (pointers % ALIGNMENT_BYTES == 0).all(dim=0)
     if allowed is not None:
-        aligned &= torch.tensor(allowed, dtype=torch.bool)
-    owner = torch.repeat_interleave(torch.arange(len(sizes)), tiles)
+        aligned &= torch.tensor(allowed, dtype=torch.bool, device="cpu")
+    owner = torch.repeat_interleave(torch.arange(len(sizes), device="cpu"), tiles)
     first = torch.cumsum(tiles, 0) - tiles
-    tile = torch.arange(owner.numel()) - first[owner]
+    tile = torch.arange(owner.numel(), device="cpu") - first[owner]
     full = aligned[owner] & ((tile + 1) * block <= numels[owner])
     words = (owner << 32) | (tile << 1) | full.long()
     return Tiles(words.to(device), numels.to(device), pointers.to(device))

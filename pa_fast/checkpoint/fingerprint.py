@@ -64,7 +64,7 @@ def _low() -> torch.Tensor:
     import torch
     from pa_kernels.reference import CHUNK_WORDS, odd_low
 
-    return odd_low(torch.arange(CHUNK_WORDS))
+    return odd_low(torch.arange(CHUNK_WORDS, device="cpu"))
 
 
 @functools.lru_cache(maxsize=4096)
@@ -73,4 +73,4 @@ def _high(first_chunk: int, count: int) -> torch.Tensor:
     import torch
     from pa_kernels.reference import odd_high
 
-    return odd_high(torch.arange(first_chunk, first_chunk + count))
+    return odd_high(torch.arange(first_chunk, first_chunk + count, device="cpu"))

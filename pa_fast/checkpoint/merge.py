@@ -176,8 +176,8 @@ def _check_apart(out: Path, pair: Pair) -> None:
     target = Path(os.path.realpath(out.expanduser()))
     for side in (pair.base, pair.instruct):
         source = Path(os.path.realpath(side.folder))
-        if target == source or target in source.parents:
-            raise OutputError(f"{out}: is or holds the source {side.folder}", "choose another --out")
+        if target == source or target in source.parents or source in target.parents:
+            raise OutputError(f"{out}: is, holds or lies in the source {side.folder}", "choose another --out")
 
 
 def _write_companions(folder: OutputFolder, pair: Pair, shards: list[ShardPlan], provenance: Provenance, out: str) -> None:

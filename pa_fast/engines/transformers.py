@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pa_fast.base import Continuation, Generation
+from pa_fast.checkpoint.config import HARMLESS
 from pa_fast.checkpoint.pairing import check_configs
 from pa_fast.checkpoint.reader import Checkpoint
 from pa_fast.checkpoint.source import resolve
@@ -171,6 +172,8 @@ def load(
             "engine": "transformers",
             "base": b.quick_fingerprint(),
             "instruct": i.quick_fingerprint(),
+            "base_config": _configuration(b),
+            "instruct_config": _configuration(i),
             "store": "dense",
             "rounding": "nearest",
             "dtype": dtype,
@@ -231,6 +234,11 @@ def _tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
     except Exception as error:  # whatever a tokenizer file can break
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise EngineError(f"transformers cannot load the tokenizer in {folder}: {first}", "check tokenizer.json there") from error
+
+
+def _configuration(checkpoint: Checkpoint) -> str:
+    """Digest of what config.json says about the function that the model computes."""
+    return _digest(json.dumps({k: v for k, v in checkpoint.config.items() if k not in HARMLESS}, sort_keys=True))
 
 
 def _spelling(tokenizer: Any) -> str:

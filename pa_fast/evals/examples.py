@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ QUESTION = ("question", "input", "query", "text")
 CHOICES = ("choices", "options", "endings")
 ANSWER = ("answer", "label", "gold", "target")
 POOL = "pool"
+FIELDS = ("prompt", "id", "group", "split", *QUESTION, *CHOICES, *ANSWER)
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,12 @@ def read_examples(data: DataFile, group: str) -> list[Example]:
 
 
 def _example(where: str, row: Mapping[str, Any], id: str, group: str) -> Example:
+    for name in row.keys() - set(FIELDS):
+        near = difflib.get_close_matches(name, FIELDS, n=1, cutoff=0.75)
+        if near and near[0] not in row:
+            raise EvaluatorError(f"{where}: there is no field `{name}`", f"did you mean {near[0]}?")
+    if "prompt" in row and any(name in row for name in QUESTION):
+        raise EvaluatorError(f"{where}: found both a prompt and a question", "a prompt is taken as it is; keep one of the two")
     if "prompt" in row:
         context, lead = _text(where, row, "prompt"), ""
     else:
@@ -67,6 +75,10 @@ def _example(where: str, row: Mapping[str, Any], id: str, group: str) -> Example
         if not isinstance(listed, list) or not listed or not all(isinstance(choice, str) and choice for choice in listed):
             raise EvaluatorError(f"{where}: `{field}` is {listed!r}, expected a list of texts", "write every choice as a text")
         choices = tuple(listed)
+        if len(set(choices)) < 2:
+            raise EvaluatorError(
+                f"{where}: `{field}` is {listed!r}, expected two or more different texts", "list each choice once"
+            )
     return Example(
         where=where,
         id=str(row.get("id", id)),

@@ -41,11 +41,18 @@ def bindings(
             unsupported kind.
         DataError: a tensor that is not interpolated differs between base and instruct.
     """
+    import torch
+
     if not live:
-        raise WeightsError("there is nothing to bind: `live` is empty", "pass name → tensor, such as dict(model.named_parameters())")
+        raise WeightsError(
+            "there is nothing to bind: `live` is empty", "pass name → tensor, such as dict(model.named_parameters())"
+        )
     _check_names(live, base, instruct)
     found: dict[tuple[torch.device, int, int], Binding] = {}
     for name, tensor in live.items():
+        for side, given in (("live", tensor), ("base", base[name]), ("instruct", instruct[name])):
+            if not isinstance(given, torch.Tensor):
+                raise WeightsError(f"cannot bind `{name}`: {side} is a {type(given).__name__}", "pass tensors")
         sources = [base[name].detach(), instruct[name].detach()]
         _check_one(name, tensor.detach(), sources)
         sources = [source.to(tensor.device) for source in sources]
@@ -86,6 +93,8 @@ def _check_one(name: str, live: torch.Tensor, sources: Sequence[torch.Tensor]) -
 
     floats = (torch.bfloat16, torch.float16, torch.float32)
     for side, tensor in zip(("live", "base", "instruct"), (live, *sources)):
+        if tensor.is_neg() or tensor.is_conj():
+            raise WeightsError(f"cannot bind `{name}`: {side} is a lazily negated view", "pass `tensor.resolve_neg()`")
         if hasattr(tensor, "to_local"):
             raise WeightsError(f"cannot bind `{name}`: {side} is a DTensor", "pass its local shard, `tensor.to_local()`")
         if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type == "meta":

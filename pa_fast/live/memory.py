@@ -30,6 +30,7 @@ class Memory:
         return self.live_bytes + self.device_bytes + self.host_bytes
 
     def keys(self) -> list[str]:
+        """The names by which bytes can be asked for."""
         return [*asdict(self), "total_bytes"]
 
     def __getitem__(self, name: str) -> int:

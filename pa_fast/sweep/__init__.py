@@ -47,7 +47,7 @@ def sweep(
         figure: draw `trajectory.svg` and `trajectory.png` at the end.
 
     Returns:
-        All points of the run folder, those of earlier calls included.
+        All points of the run folder, those of earlier calls included; failures of this call's points alone.
 
     Raises:
         UsageError: a malformed schedule, no evaluator, or two of the same name.

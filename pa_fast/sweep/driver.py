@@ -9,7 +9,7 @@ import socket
 import time
 import traceback
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pa_fast.base import Engine, Evaluator, Item, Lambda, Score, Weights
 from pa_fast.errors import EvaluatorError, PaFastError, RunError, UsageError, WeightsError
@@ -57,7 +57,7 @@ def run(
     progress = Silent() if progress is None else progress
     folder = pathlib.Path(out)
     with Journal(folder, overwrite=overwrite) as journal:
-        manifest.reconcile(folder, engine, points, evaluators)
+        manifest.reconcile(folder, engine, points, evaluators, journal.evaluators())
         queues = [[e for e in evaluators if journal.finished(lam.key, e.name) is None] for lam in points]
         total = len(points) * len(evaluators)
         progress.begin(total, total - sum(map(len, queues)))
@@ -73,7 +73,8 @@ def run(
             from pa_fast.sweep import figure as drawing
 
             drawing.write(result)
-    return result
+    asked = {(lam.key, evaluator.name) for lam in points for evaluator in evaluators}
+    return replace(result, failures=tuple(f for f in result.failures if (f.lam.key, f.evaluator) in asked))
 
 
 def _visit(engine: Engine, lam: Lambda, queue: list[Evaluator], journal: Journal, progress: Progress) -> None:
@@ -176,7 +177,10 @@ def _entry(
 def _fault(error: BaseException) -> _Fault:
     if isinstance(error, PaFastError):
         return _Fault(error.message)
-    return _Fault(f"{type(error).__name__}: {error}", "".join(traceback.format_exception(error)))
+    try:
+        return _Fault(f"{type(error).__name__}: {error}", "".join(traceback.format_exception(error)))
+    except Exception:  # an exception of the user's own may fail to print itself
+        return _Fault(f"{type(error).__name__}, whose message cannot be printed")
 
 
 def _written(name: str, lam: Lambda, weights: Weights, fault: _Fault | None) -> _Fault:
@@ -213,9 +217,11 @@ def _checked(name: str, score: object) -> Score:
 
 
 def _distinct(evaluators: Sequence[Evaluator]) -> list[Evaluator]:
+    if callable(evaluators):
+        raise UsageError("one evaluator instead of a list of them", "write [evaluator]")
     evaluators = list(evaluators)
     if not evaluators:
-        raise UsageError("a sweep needs at least one evaluator", "add --eval, for example --eval perplexity:FILE.txt")
+        raise UsageError("a sweep needs at least one evaluator", "pass a list of them; on the command line --eval, once or more")
     names = []
     for evaluator in evaluators:
         if not isinstance(evaluator, Evaluator):
@@ -227,5 +233,5 @@ def _distinct(evaluators: Sequence[Evaluator]) -> list[Evaluator]:
         names.append(evaluator.name)
     twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
     if twice:
-        raise UsageError(f"two evaluators are called `{twice[0]}`", "give each a name of its own")
+        raise UsageError(f"two evaluators are called `{twice[0]}`", "give each a name of its own; in an EVAL string `,name=…`")
     return evaluators

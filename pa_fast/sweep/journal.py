@@ -77,6 +77,10 @@ class Journal:
         """The entry that finished `evaluator` at the λ of key `lam`, in this sweep or an earlier one."""
         return self._finished.get((lam, evaluator))
 
+    def evaluators(self) -> set[str]:
+        """Names of the evaluators that have a finished point."""
+        return {evaluator for _, evaluator in self._finished}
+
     def checksum(self, lam: str) -> int | None:
         """The checksum of the weights on which points at the λ of key `lam` were finished."""
         return self._checksums.get(lam)
@@ -130,10 +134,11 @@ class Journal:
         # The journal first: lines without the run.json that explains them would be refused by the next sweep
         os.ftruncate(self._file, 0)
         os.fsync(self._file)
-        for name in RUN_FILES:
-            (self.folder / name).unlink(missing_ok=True)
         for path in (self.folder / ITEMS).glob("*.jsonl"):
             path.unlink()
+        # run.json last: a folder without it that holds anything else is taken for somebody else's
+        for name in sorted(RUN_FILES, key=lambda name: name == "run.json"):
+            (self.folder / name).unlink(missing_ok=True)
 
     def _close(self) -> None:
         os.close(self._file)

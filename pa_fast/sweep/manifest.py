@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import pathlib
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pa_fast.base import Engine, Evaluator, Lambda, configuration, identity
@@ -51,8 +51,17 @@ class Manifest:
         return (json.dumps(document, indent=2) + "\n").encode()
 
 
-def reconcile(folder: pathlib.Path, engine: Engine, points: Sequence[Lambda], evaluators: Sequence[Evaluator]) -> Manifest:
+def reconcile(
+    folder: pathlib.Path,
+    engine: Engine,
+    points: Sequence[Lambda],
+    evaluators: Sequence[Evaluator],
+    finished: Collection[str] | None = None,
+) -> Manifest:
     """Write the manifest of this sweep to `folder`, or extend the one that is there with new λ and evaluators.
+
+    `finished` names the evaluators that have a finished point. A recorded one that has none binds nobody: it may come
+    back changed, and is dropped when it is not asked for again. None: all have.
 
     Raises:
         RunError: the folder's engine, or an evaluator of the same name, has another identity; it names what differs.
@@ -66,7 +75,13 @@ def reconcile(folder: pathlib.Path, engine: Engine, points: Sequence[Lambda], ev
         (_plain("the engine", configuration(engine)),),
     )
     if (folder / NAME).exists():
-        now = _extended(load(folder), now, folder)
+        recorded = load(folder)
+        if finished is not None:
+            asked = {column.name for column in now.evaluators}
+            kept = [c for c in recorded.evaluators if c.name in finished or c.name in asked]
+            fresh = {c.name: c for c in now.evaluators if c.name not in finished}
+            recorded = replace(recorded, evaluators=tuple(fresh.get(c.name, c) for c in kept))
+        now = _extended(recorded, now, folder)
     content = now.to_bytes()
     if not (folder / NAME).exists() or (folder / NAME).read_bytes() != content:
         durable.write(folder / NAME, content)

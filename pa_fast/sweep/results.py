@@ -140,7 +140,7 @@ def table(results: Iterable[SweepResult]) -> Table:
     from rich.text import Text
 
     results = list(results)
-    drawn = Table(caption="* best of its column", caption_justify="right")
+    drawn = Table(caption="* best of its column" if any(result.rows for result in results) else None, caption_justify="right")
     drawn.add_column("λ", justify="right")
     for result in results:
         run = f"{result.out.name}\n" if len(results) > 1 else ""
@@ -165,7 +165,7 @@ def _cells(result: SweepResult, key: str) -> list[Text]:
         if row is None:
             failed = any(f.lam.key == key and f.evaluator == name for f in result.failures)
             cells.append(Text("failed  ", "red") if failed else Text(""))
-        elif row is best:
+        elif best is not None and row.score == best.score:
             cells.append(Text(f"{score_text(row.score)} *", "bold"))
         else:
             cells.append(Text(f"{score_text(row.score)}  "))

@@ -40,7 +40,8 @@ def draw(axes: Axes, group: Sequence[Line], lowest: bool) -> None:
     first = group[0]
     worse = "" if first.higher_is_better else "   lower is better"
     title = f"{first.name}   ({first.unit})" if len(group) == 1 else first.unit
-    axes.set_title(title + worse, pad=10)
+    wide = len(title + worse) > 52  # of the narrowest panel
+    axes.set_title(f"{first.name}\n{first.unit}{worse}" if wide and len(group) == 1 else title + worse, pad=10)
     axes.grid(axis="x", visible=False)
     for line in group:
         marker_points = 4.5 if len(line.lams) <= 45 or _isolated(line) else 0
@@ -91,7 +92,8 @@ def _mark_best(axes: Axes, line: Line) -> None:
     ha = "left" if place < 0.15 else "right" if place > 0.85 else "center"
     up = line.higher_is_better
     offset = (0 if ha == "center" else -6 if ha == "left" else 6, 10 if up else -10)
-    text = f"{score_text(score)} at λ = {line.keys[line.best]}"
+    equal = sum(other == score for other in line.scores)
+    text = f"{score_text(score)} at λ = {line.keys[line.best]}" + (f", first of {equal}" if equal > 1 else "")
     note(axes, text, (lam, score), offset, line.colour, ha=ha, va="bottom" if up else "top", fontweight="bold", fontsize=9.5)
 
 

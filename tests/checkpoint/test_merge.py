@@ -218,10 +218,10 @@ def test_wrong_usage(tmp_path: Path, wrong: dict[str, Any]) -> None:
         merge(base, instruct, **{"lam": 0.5, "out": tmp_path / "out", **wrong})
 
 
-@pytest.mark.parametrize("target", ["base", "instruct", "."])
+@pytest.mark.parametrize("target", ["base", "instruct", ".", "base/merged"])
 def test_a_source_is_never_overwritten(tmp_path: Path, target: str) -> None:
     base, instruct = write_pair(tmp_path)
-    with pytest.raises(OutputError, match="is or holds the source"):
+    with pytest.raises(OutputError, match="is, holds or lies in the source"):
         merge(base, instruct, 0.5, tmp_path / target, overwrite=True)
     assert load_folder(base) and load_folder(instruct)
 

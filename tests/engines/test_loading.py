@@ -231,3 +231,25 @@ def test_an_unknown_architecture_is_refused(tmp_path: pathlib.Path) -> None:
 def test_options_that_do_not_exist_are_usage_errors(options: dict[str, str], tmp_path: pathlib.Path) -> None:
     with pytest.raises(UsageError, match=next(iter(options.values()))):
         pa_fast.load(tmp_path, tmp_path, **options)  # type: ignore[arg-type]
+
+
+def test_config_json_is_part_of_the_identity(tmp_path: pathlib.Path) -> None:
+    base, instruct = write_pair(tmp_path, "llama")
+    before = pa_fast.load(base, instruct).identity
+    for folder in (base, instruct):
+        edit_config(folder, transformers_version="0")
+    assert pa_fast.load(base, instruct).identity == before
+    for folder in (base, instruct):
+        edit_config(folder, rms_norm_eps=0.5)
+    assert pa_fast.load(base, instruct).identity != before
+
+
+def test_fp32_pairs_survive_being_looked_at(tmp_path: pathlib.Path) -> None:
+    base, instruct = write_pair(tmp_path, "llama", dtype="float32")
+    lm = pa_fast.load(base, instruct)
+    for lam in (0.3, 1.0):
+        lm.set_lambda(lam)
+        before = lm.weights.checksum()
+        assert lm.weights.effective_lambda() == pytest.approx(lam, abs=1e-4)
+        assert lm.weights.checksum() == before
+    assert_same_bits(lm.model.state_dict(), reload(instruct))

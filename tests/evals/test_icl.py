@@ -74,7 +74,8 @@ def reference(choices: list[str], values: list[float], right: str, per_character
 @given(
     st.lists(
         st.tuples(
-            st.text("abcdef", min_size=1, max_size=6), st.lists(st.text("abcdef", min_size=1, max_size=9), min_size=2, max_size=4)
+            st.text("abcdef", min_size=1, max_size=6),
+            st.lists(st.text("abcdef", min_size=1, max_size=9), min_size=2, max_size=4).filter(lambda texts: len(set(texts)) > 1),
         ),
         min_size=1,
         max_size=6,

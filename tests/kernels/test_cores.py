@@ -9,6 +9,7 @@ import time
 
 import pytest
 import torch
+from pa_kernels import cores
 from pa_kernels.cores import over_cores
 
 
@@ -70,4 +71,24 @@ def test_a_forked_child_has_workers_of_its_own() -> None:
             os.waitpid(child, 0)
         assert found == (child, 0)
     finally:
+        torch.set_num_threads(before)
+
+
+def test_workers_do_not_inherit_flushed_denormals() -> None:
+    before = torch.get_num_threads()
+    cores._helpers.cache_clear()
+    torch.set_num_threads(2)
+    try:
+        torch.set_flush_denormal(True)
+        over_cores(lambda k: time.sleep(0.01), range(4))
+        torch.set_flush_denormal(False)
+        tiny = torch.full((8,), 1e-39)
+
+        def kept(_: int) -> bool:
+            time.sleep(0.01)
+            return bool(((tiny * 0.5) > 0).all())
+
+        assert all(over_cores(kept, range(8)))
+    finally:
+        torch.set_flush_denormal(False)
         torch.set_num_threads(before)

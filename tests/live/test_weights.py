@@ -232,3 +232,23 @@ def test_non_finite_weights_pass_when_allowed() -> None:
 def test_what_is_not_there_yet_is_refused(option: str, value: str) -> None:
     with pytest.raises(UsageError, match=f"{option} `{value}` is not available"):
         pa_fast.LiveWeights.bind(*three(*[torch.bfloat16] * 3), **{option: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("default", [torch.bfloat16, torch.float64])
+def test_the_default_dtype_of_a_process_rounds_no_lambda(default: torch.dtype) -> None:
+    w, b, i = three(*[torch.bfloat16] * 3)
+    torch.set_default_dtype(default)
+    try:
+        weights = pa_fast.LiveWeights.bind(w, b, i)
+        weights.set_lambda(0.3)
+        assert weights.verify()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(bits(w["embed"]), bits(reference.lerp(b["embed"], i["embed"], 0.3)))
+
+
+def test_what_is_no_tensor_and_nothing_at_all_are_refused() -> None:
+    with pytest.raises(WeightsError, match="`x`: base is a list"):
+        pa_fast.LiveWeights.bind({"x": torch.zeros(1)}, {"x": [1.0]}, {"x": torch.zeros(1)})  # type: ignore[dict-item]
+    with pytest.raises(WeightsError, match="nothing to bind"):
+        pa_fast.LiveWeights.bind({}, {}, {})

@@ -288,3 +288,66 @@ def test_progress_is_told_in_order_and_always_ended(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         run(FakeEngine(), "0.5", [Scorer("c", act=stop)], tmp_path, progress=told)
     assert told.told[-1] == ("end",)
+
+
+def test_an_evaluator_that_leaves_another_model_behind_fails_by_name(tmp_path: Path) -> None:
+    engine = FakeEngine()
+    spoilt = Scorer("spoilt", act=lambda e: e.stale.add(0.5))  # type: ignore[attr-defined]
+    result = run(engine, "0.5", [spoilt, Scorer("next")], tmp_path)
+    assert [failure.evaluator for failure in result.failures] == ["spoilt", "next"], "no proof, no evaluation"
+    assert "evaluator `spoilt` changed the model" in result.failures[0].error
+    assert result.rows == ()
+
+
+class Unprintable(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("not even this")
+
+
+@pytest.mark.parametrize("error", [SystemExit(0), SystemExit("bye"), Unprintable()])
+def test_whatever_an_evaluator_raises_fails_its_point_alone(tmp_path: Path, error: BaseException) -> None:
+    def act(engine: Engine) -> None:
+        raise error
+
+    result = run(FakeEngine(), "0,1", [Scorer("bad", act=act), Scorer("good")], tmp_path)
+    assert [(f.lam.key, f.evaluator) for f in result.failures] == [("0", "bad"), ("1", "bad")]
+    assert [row.evaluator for row in result.rows] == ["good", "good"]
+
+
+def test_an_evaluator_without_a_finished_point_may_change_or_leave(tmp_path: Path) -> None:
+    def act(engine: Engine) -> None:
+        raise ValueError("a bug of mine")
+
+    good = Scorer("good")
+    assert len(run(FakeEngine(), "0,1", [good, Scorer("mine", act=act, identity={"source": 1})], tmp_path).failures) == 2
+    mended = run(FakeEngine(), "0", [good, Scorer("mine", identity={"source": 2})], tmp_path)
+    assert mended.failures == () and len(mended.scores("mine")) == 1
+    with pytest.raises(RunError, match="mine"):
+        run(FakeEngine(), "0", [good, Scorer("mine", identity={"source": 3})], tmp_path)
+    other = tmp_path / "other"
+    run(FakeEngine(), "0,1", [good, Scorer("mine", act=act)], other)
+    left = run(FakeEngine(), "0,1", [good], other)
+    assert left.failures == () and left.evaluators == ("good",)
+
+
+def test_a_kill_in_the_middle_of_overwriting_leaves_a_run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(FakeEngine(), "0,1", [Scorer("good")], tmp_path)
+    unlink = Path.unlink
+    for survivors in range(6):
+        calls = []
+
+        def dying(path: Path, missing_ok: bool = False, calls: list[Path] = calls, most: int = survivors) -> None:
+            calls.append(path)
+            if len(calls) > most:
+                raise KeyboardInterrupt
+            unlink(path, missing_ok=missing_ok)
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(Path, "unlink", dying)
+            run(FakeEngine(), "0,1", [Scorer("good")], tmp_path, overwrite=True)
+        assert len(run(FakeEngine(), "0,1", [Scorer("good")], tmp_path).rows) == 2
+
+
+def test_one_evaluator_instead_of_a_list_is_wrong_usage(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="one evaluator instead of a list"):
+        run(FakeEngine(), "0", Scorer("good"), tmp_path)  # type: ignore[arg-type]
