@@ -230,10 +230,13 @@ def _tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
     except Exception as error:  # whatever a tokenizer file can break
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise EngineError(f"transformers cannot load the tokenizer in {folder}: {first}", "check tokenizer.json there") from error
+    # It would warn of long texts, which evaluators cut into windows; what is too long for the model is refused by the engine.
+    tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
+    return tokenizer
 
 
 def _configuration(checkpoint: Checkpoint) -> str:

@@ -9,6 +9,7 @@ import os
 import pathlib
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from pa_fast.base import Engine, Item, Score
@@ -62,11 +63,15 @@ class Function:
             raise EvaluatorError(
                 f"{self.target} returned a {type(score).__name__}, expected a pa_fast.base.Score", "return Score(…)"
             )
-        if isinstance(score.value, bool) or not isinstance(score.value, (int, float)) or not math.isfinite(score.value):
+        try:
+            value = float(score.value)  # numbers of NumPy and torch are numbers too
+        except (TypeError, ValueError):
+            value = math.nan
+        if isinstance(score.value, (bool, str)) or not math.isfinite(value):
             raise EvaluatorError(f"{self.target}: Score.value is {score.value!r}, expected a finite number")
         if not isinstance(score.unit, str) or isinstance(score.n, bool) or not isinstance(score.n, int) or score.n < 0:
             raise EvaluatorError(f"{self.target}: Score has unit {score.unit!r}, n {score.n!r}; expected a text and a count")
         for item in score.items:
             if not isinstance(item, Item):
                 raise EvaluatorError(f"{self.target}: Score.items holds a {type(item).__name__}, expected pa_fast.base.Item")
-        return score
+        return replace(score, value=value)

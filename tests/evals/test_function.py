@@ -33,6 +33,10 @@ def infinite(engine):
 def text_value(engine):
     return Score("0.5", "share", 2)
 
+def numpy_value(engine):
+    import numpy
+    return Score(numpy.float32(0.25), "share", 2)
+
 def no_count(engine):
     return Score(0.5, "share", None)
 
@@ -54,6 +58,11 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixt
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend("/nowhere")
     return name
+
+
+def test_numbers_of_other_libraries_are_scores(module: str) -> None:
+    score = build(f"python:{module}:numpy_value")(ToyEngine())
+    assert score.value == 0.25 and type(score.value) is float
 
 
 def test_imported_from_the_current_directory(module: str) -> None:
