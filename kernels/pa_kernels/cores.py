@@ -20,6 +20,7 @@ MOST = 16
 
 
 def _one_core() -> None:
+    torch.get_num_threads()  # torch takes the process's count over when a thread first asks, which would undo the next line
     torch.set_num_threads(1)
     torch.set_flush_denormal(False)  # a thread inherits the mode of its maker, and may outlive it
 
@@ -68,8 +69,8 @@ def over_cores(work: Callable[[A], T], pieces: Iterable[A]) -> list[T]:
         torch.set_num_threads(1)
         drain()
     finally:
-        torch.set_num_threads(threads)
         wait(others)
+        torch.set_num_threads(threads)
     for other in others:
         other.result()
     return [done[k] for k in range(len(pieces))]
