@@ -13,6 +13,8 @@ from pa_kernels.cores import over_cores
 from pa_kernels.reference import CHUNK_WORDS
 from pa_kernels.tiles import INTERPRETED
 
+CHUNK_BYTES = 8 * CHUNK_WORDS
+
 PIECE_CHUNKS = 512
 """Chunks per unit of work on the CPU (32 MiB): pieces are summed side by side, one thread each."""
 
@@ -56,14 +58,14 @@ def _bytes(t: int, tensor: Tensor) -> Tensor:
 
 def _cpu_sums(flat: Sequence[Tensor]) -> list[int]:
     """Sums of byte tensors; int64 arithmetic wraps, which is the modulus."""
-    step = PIECE_CHUNKS * CHUNK_WORDS * 8
+    step = PIECE_CHUNKS * CHUNK_BYTES
     pieces = [(t, start) for t, data in enumerate(flat) for start in range(0, data.numel(), step)]
     sums = [0] * len(flat)
 
     def piece_sum(piece: tuple[int, int]) -> int:
         t, start = piece
         with torch.inference_mode():
-            return _piece_sum(flat[t][start : start + step], start // (CHUNK_WORDS * 8))
+            return piece_checksum(flat[t][start : start + step], start // CHUNK_BYTES)
 
     totals = over_cores(piece_sum, pieces)
     for (t, _), total in zip(pieces, totals):
@@ -71,25 +73,28 @@ def _cpu_sums(flat: Sequence[Tensor]) -> list[int]:
     return sums
 
 
-def _piece_sum(data: Tensor, first_chunk: int) -> int:
+def piece_checksum(piece: Tensor, first_chunk: int) -> int:
+    """What a piece of a CPU tensor adds to the tensor's checksum: the sum of these over all pieces is it, mod 2⁶⁴.
+
+    The hash of a word factorises by chunks: odd(j) = high(chunk of j) · low(place in the chunk).
+
+    Args:
+        piece: contiguous elements, any dtype; a whole number of chunks (`CHUNK_BYTES`) unless it ends its tensor.
+        first_chunk: chunks before it in its tensor.
+    """
+    data = piece.detach().reshape(-1).view(torch.uint8)
     if data.storage_offset() % 8:
         data = data.clone()
-    whole = data.numel() // 8
-    words = data[: whole * 8].view(torch.int64)
-    rows = whole // CHUNK_WORDS
-    low = _low_factors()
-    total = 0
-    if rows:
-        # Σ_r high_r · word_rc first: one integer matrix-vector product streams the words past an accumulator in L2
-        columns = torch.mv(
-            words[: rows * CHUNK_WORDS].view(rows, CHUNK_WORDS).t(), _high_factors(first_chunk // PIECE_CHUNKS)[:rows]
-        )
-        total = int((columns * low).sum())
-    rest = words[rows * CHUNK_WORDS :]
-    tail = int((rest * low[: rest.numel()]).sum())
-    left = bytes(data[whole * 8 :].tolist())
-    tail += int.from_bytes(left, "little") * int(low[rest.numel()]) if left else 0
-    return total + tail * int(_high_factors(first_chunk // PIECE_CHUNKS)[rows]) if tail else total
+    whole = data.numel() // CHUNK_BYTES
+    words = data[: whole * CHUNK_BYTES].view(torch.int64).view(whole, CHUNK_WORDS)
+    # int64 products wrap, which is the modulus; a matrix-vector product streams faster than multiply-then-sum
+    total = int(torch.dot(torch.mv(words, _low_factors()), _high_factors(first_chunk, whole))) if whole else 0
+    rest = data[whole * CHUNK_BYTES :]
+    if rest.numel():
+        padded = torch.zeros(CHUNK_BYTES, dtype=torch.uint8, device="cpu")
+        padded[: rest.numel()] = rest
+        total += int(torch.dot(padded.view(torch.int64), _low_factors())) * int(_high_factors(first_chunk + whole, 1))
+    return total % 2**64
 
 
 @functools.cache
@@ -98,7 +103,5 @@ def _low_factors() -> Tensor:
 
 
 @functools.lru_cache(maxsize=4096)
-def _high_factors(piece: int) -> Tensor:
-    """The high factors of a piece's chunks, and of one more for a tensor that ends with it."""
-    first = piece * PIECE_CHUNKS
-    return reference.odd_high(torch.arange(first, first + PIECE_CHUNKS + 1, device="cpu"))
+def _high_factors(first_chunk: int, count: int) -> Tensor:
+    return reference.odd_high(torch.arange(first_chunk, first_chunk + count, device="cpu"))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from pa_fast.base import Lambda
 from pa_fast.checkpoint.card import PROVENANCE, Provenance, Source, merged_config, model_card
-from pa_fast.checkpoint.fingerprint import CHUNK_BYTES, as_hex, combine, piece_checksum
+from pa_fast.checkpoint.fingerprint import as_hex, combine
 from pa_fast.checkpoint.layout import ShardPlan, plan_shards
 from pa_fast.checkpoint.pairing import Pair, pair
 from pa_fast.checkpoint.reader import Checkpoint
@@ -160,6 +160,8 @@ class _Stream:
 
 
 def _sum(chunk: torch.Tensor, start: int) -> int:
+    from pa_kernels.checksum import CHUNK_BYTES, piece_checksum
+
     return piece_checksum(chunk, start * chunk.element_size() // CHUNK_BYTES)
 
 

@@ -12,14 +12,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from pa_fast.checkpoint.reader import Checkpoint
+from pa_fast.checkpoint.header import FLOATS
+from pa_fast.checkpoint.reader import Checkpoint, torch_dtype
 from pa_fast.errors import EngineError, PairError
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
-
-_FLOATS = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 
 
 @dataclass
@@ -117,9 +116,9 @@ def _from_pretrained(checkpoint: Checkpoint, dtype: torch.dtype | None) -> PreTr
                 local_files_only=True,
             )
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise EngineError(
-            f"transformers cannot load {checkpoint.folder}: {first}", "load it with from_pretrained to see the whole report"
+            f"transformers cannot load {checkpoint.folder}: {first_line(error)}",
+            "load it with from_pretrained to see the whole report",
         ) from error
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         keys = sorted(str(key) for key in info.get(problem) or ())
@@ -131,6 +130,11 @@ def _from_pretrained(checkpoint: Checkpoint, dtype: torch.dtype | None) -> PreTr
     model.eval()
     model.requires_grad_(False)
     return model
+
+
+def first_line(error: Exception) -> str:
+    """The first line of what a library said, or what kind of error it was where it said nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 @contextlib.contextmanager
@@ -148,14 +152,14 @@ def _quiet() -> Iterator[None]:
 
 
 def _file_dtypes(checkpoint: Checkpoint) -> set[str]:
-    return {info.dtype for info in checkpoint.tensors.values() if info.dtype in _FLOATS}
+    return {info.dtype for info in checkpoint.tensors.values() if info.dtype in FLOATS}
 
 
 def _exact(dtypes: set[str]) -> torch.dtype:
     """The narrowest dtype that holds every one of `dtypes` exactly."""
     import torch
 
-    return getattr(torch, _FLOATS[next(iter(dtypes))]) if len(dtypes) == 1 else torch.float32
+    return torch_dtype(next(iter(dtypes))) if len(dtypes) == 1 else torch.float32
 
 
 def _tensors(module: PreTrainedModel) -> dict[str, torch.Tensor]:
@@ -226,7 +230,6 @@ def _via(
 
 def _traced(names: list[str], instruct: Checkpoint, module: Any) -> dict[str, torch.dtype]:
     """File dtypes by module name, for files of mixed dtypes: ask transformers where each key goes."""
-    import torch
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
@@ -249,4 +252,4 @@ def _traced(names: list[str], instruct: Checkpoint, module: Any) -> dict[str, to
                 f"cannot tell which file dtype feeds `{name}`: the instruct files mix {sorted(found.get(name, ()))}",
                 "pass a dtype for all tensors (dtype=, --dtype)",
             )
-    return {name: getattr(torch, _FLOATS[next(iter(found[name]))]) for name in names}
+    return {name: torch_dtype(next(iter(found[name]))) for name in names}

@@ -17,17 +17,16 @@ from pa_fast.checkpoint.config import HARMLESS
 from pa_fast.checkpoint.pairing import check_configs
 from pa_fast.checkpoint.reader import Checkpoint
 from pa_fast.checkpoint.source import resolve
+from pa_fast.checkpoint.streaming import DTYPES
 from pa_fast.checkpoint.vocabulary import compare_vocabularies
 from pa_fast.engines import endpoints, scoring
-from pa_fast.engines.loading import allocate, load_pair
+from pa_fast.engines.loading import allocate, first_line, load_pair
 from pa_fast.errors import EngineError, UsageError
 from pa_fast.live.weights import LiveWeights
 from pa_fast.units import format_bytes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-_DTYPES = ("bfloat16", "float16", "float32")
 
 
 class LambdaModel:
@@ -158,7 +157,7 @@ def load(
     for option, value, known in (
         ("store", store, ("auto", "dense")),
         ("residency", residency, ("auto", "device")),
-        ("dtype", dtype, ("auto", *_DTYPES)),
+        ("dtype", dtype, ("auto", *DTYPES)),
     ):
         if value not in known:
             raise UsageError(f"{option} `{value}` is not available", f"available: {', '.join(known)}")
@@ -232,8 +231,8 @@ def _tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
     except Exception as error:  # whatever a tokenizer file can break
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise EngineError(f"transformers cannot load the tokenizer in {folder}: {first}", "check tokenizer.json there") from error
+        said = first_line(error)
+        raise EngineError(f"transformers cannot load the tokenizer in {folder}: {said}", "check tokenizer.json there") from error
     # It would warn of long texts, which evaluators cut into windows; what is too long for the model is refused by the engine.
     tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
     return tokenizer

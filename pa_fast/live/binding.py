@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pa_kernels.reference import LIVE_DTYPES
+
 from pa_fast.errors import DataError, PairError, WeightsError
 
 if TYPE_CHECKING:
@@ -91,7 +93,6 @@ def _more(names: Sequence[str]) -> str:
 def _check_one(name: str, live: torch.Tensor, sources: Sequence[torch.Tensor]) -> None:
     import torch
 
-    floats = (torch.bfloat16, torch.float16, torch.float32)
     for side, tensor in zip(("live", "base", "instruct"), (live, *sources)):
         if tensor.is_neg() or tensor.is_conj():
             raise WeightsError(f"cannot bind `{name}`: {side} is a lazily negated view", "pass `tensor.resolve_neg()`")
@@ -110,7 +111,7 @@ def _check_one(name: str, live: torch.Tensor, sources: Sequence[torch.Tensor]) -
                 f"cannot bind `{name}`: {side} is {list(tensor.shape)}, live is {list(live.shape)}",
                 "base, instruct and live must have the same shape",
             )
-    if live.dtype in floats and all(source.dtype in floats for source in sources):
+    if all(tensor.dtype in LIVE_DTYPES for tensor in (live, *sources)):
         return
     if len({tensor.dtype for tensor in (live, *sources)}) > 1:
         found = ", ".join(f"{side} {t.dtype}" for side, t in zip(("live", "base", "instruct"), (live, *sources)))

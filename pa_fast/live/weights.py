@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, TypeVar
 
 import pa_kernels
 from pa_kernels.cores import over_cores
+from pa_kernels.reference import LIVE_DTYPES
 
 from pa_fast.base import Lambda
-from pa_fast.checkpoint.fingerprint import name_hash
+from pa_fast.checkpoint.fingerprint import combine
 from pa_fast.delta.dense import Dense
 from pa_fast.errors import DataError, UsageError, WeightsError
 from pa_fast.live.binding import Binding, bindings, same_bits
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     import torch
 
 T = TypeVar("T")
-_WORD = 1 << 64
 
 
 class LiveWeights:
@@ -74,16 +74,14 @@ class LiveWeights:
             DataError: non-finite sources, or unequal tensors of a dtype that is not interpolated.
             UsageError: unknown store or rounding.
         """
-        import torch
 
         if store not in ("auto", "dense"):
             raise UsageError(f"store `{store}` is not available", "available: auto, dense")
         if rounding != "nearest":
             raise UsageError(f"rounding `{rounding}` is not available", "available: nearest")
         made = bindings(live, base, instruct, via or {})
-        kinds = (torch.bfloat16, torch.float16, torch.float32)
-        floats = [binding for binding in made if binding.live.dtype in kinds]
-        fixed = [binding for binding in made if binding.live.dtype not in kinds]
+        floats = [binding for binding in made if binding.live.dtype in LIVE_DTYPES]
+        fixed = [binding for binding in made if binding.live.dtype not in LIVE_DTYPES]
         if not allow_nonfinite:
             for binding in floats:
                 for side, tensor in (("base", binding.base), ("instruct", binding.instruct)):
@@ -131,7 +129,7 @@ class LiveWeights:
         self._open()
         self._check_pointers()
         sums = pa_kernels.checksum([binding.live for binding in self._bindings])
-        return sum(name_hash(b.name) * s for b, s in zip(self._bindings, sums)) % _WORD
+        return combine({binding.name: total for binding, total in zip(self._bindings, sums)})
 
     def verify(self) -> bool:
         """Merge once more from the sources, aside, and compare every bit with the live tensors.

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pa_kernels
 import pytest
 import torch
+from pa_kernels.checksum import CHUNK_BYTES, piece_checksum
 from pa_kernels.reference import CHUNK_WORDS
 
-from pa_fast.checkpoint.fingerprint import CHUNK_BYTES, combine, name_hash, piece_checksum
+from pa_fast.checkpoint.fingerprint import combine, name_hash
 
 
 def test_chunk_size_is_the_kernels() -> None:
