@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, Protocol, runtime_checkable
 
@@ -94,12 +94,18 @@ class Item:
 
 @dataclass(frozen=True)
 class Score:
-    """An evaluator's answer: `value` in `unit` over `n` items, and the items themselves."""
+    """An evaluator's answer: `value` in `unit` over `n` items, and the items themselves.
+
+    `details` are further figures of the same evaluation, such as the share of truncated outputs; they go to the journal
+    and to results.json. `files` are texts by file name, such as what the model wrote; they are kept in the run folder.
+    """
 
     value: float
     unit: str
     n: int
     items: Sequence[Item] = ()
+    details: Mapping[str, float] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
 
 
 class Tokenizer(Protocol):
@@ -181,3 +187,15 @@ def identity(thing: object) -> Mapping[str, Any]:
 def configuration(thing: object) -> Mapping[str, Any]:
     """What a run should record of `thing` without being bound to it, such as folders and the device."""
     return getattr(thing, "configuration", {})
+
+
+def stop_tokens(engine: Engine) -> tuple[int, ...]:
+    """Ids that end a generated text at every λ: `engine.stop_tokens` if it has them, else the tokenizer's end of sequence.
+
+    An engine of two models stops at the stop tokens of both, so that no λ is cut short or runs on by the other's habits.
+    """
+    own = getattr(engine, "stop_tokens", None)
+    if own is not None:
+        return tuple(own)
+    eos = engine.tokenizer.eos_token_id
+    return () if eos is None else (eos,)

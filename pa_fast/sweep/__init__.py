@@ -27,6 +27,7 @@ def sweep(
     overwrite: bool = False,
     progress: Progress | None = None,
     figure: bool = True,
+    shard: tuple[int, int] | None = None,
 ) -> SweepResult:
     """Evaluate every λ with every evaluator, prove each switch, and record each point as soon as it is known.
 
@@ -45,6 +46,8 @@ def sweep(
         overwrite: start afresh in a folder that holds another sweep. Files that no sweep writes are left alone.
         progress: told of every step, such as `pa_fast.sweep.progress.TerminalProgress()`; None is silent.
         figure: draw `trajectory.svg` and `trajectory.png` at the end.
+        shard: `(rank, world)`: evaluate `lambdas[rank::world]` alone. Processes on one or many hosts that are given the
+            same arguments and a shard each fill one run folder together; see `pa_fast.launch.environment`.
 
     Returns:
         All points of the run folder, those of earlier calls included; failures of this call's points alone.
@@ -59,5 +62,7 @@ def sweep(
     Cost: per λ one switch, one fresh merge streamed for the proof, and a read of the live weights per evaluator.
     """
     from pa_fast.sweep.driver import run
+    from pa_fast.sweep.shard import Shard
 
-    return run(lm, lambdas, evaluators, out, overwrite=overwrite, progress=progress, figure=figure)
+    part = None if shard is None else Shard(*shard)
+    return run(lm, lambdas, evaluators, out, overwrite=overwrite, progress=progress, figure=figure, shard=part)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import pathlib
+from collections.abc import Iterator
 
 from pa_fast.errors import OutputError
 
@@ -39,6 +41,28 @@ def sync_folder(folder: pathlib.Path) -> None:
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def locked(path: pathlib.Path) -> Iterator[None]:
+    """Hold the lock file `path`, made if need be, against other processes that do; waits for them.
+
+    Raises:
+        OutputError: the file system has no locks, or `path` cannot be written.
+    """
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError:
+            os.close(handle)
+            raise
+    except OSError as error:
+        raise OutputError(f"{path} cannot be locked: {error.strerror}", "put --out on a disk that has file locks") from error
+    try:
+        yield
     finally:
         os.close(handle)
 

@@ -16,8 +16,9 @@ from pa_fast.errors import UsageError
 class Entry:
     """One attempt to evaluate `evaluator` at λ: a score with its unit and number of items, or an error.
 
-    `lam` is the exact key of λ; `items` names the file of item scores, relative to the run folder; `checksum` is that of
-    the live weights after the switch, None where the switch itself failed; times are wall seconds.
+    `lam` is the exact key of λ; `items` names the file of item scores, `outputs` the folder of the evaluator's own files,
+    relative to the run folder; `details` are its further figures; `checksum` is that of the live weights after the switch,
+    None where the switch itself failed; times are wall seconds.
     """
 
     lam: str
@@ -25,7 +26,9 @@ class Entry:
     score: float | None = None
     unit: str | None = None
     n: int | None = None
+    details: dict[str, float] | None = None
     items: str | None = None
+    outputs: str | None = None
     error: str | None = None
     traceback: str | None = None
     checksum: int | None = None
@@ -48,7 +51,7 @@ class Entry:
         return json.dumps(fields, allow_nan=False).encode() + b"\n"
 
 
-_TEXTS = ("unit", "items", "error", "traceback", "host")
+_TEXTS = ("unit", "items", "outputs", "error", "traceback", "host")
 _NUMBERS = ("score", "effective_lambda", "switch_s", "eval_s")
 
 
@@ -89,13 +92,20 @@ def _field(fields: dict[str, Any], name: str) -> Any:
         valid = isinstance(value, str)
     elif name == "n":
         valid = type(value) is int and value > 0
+    elif name == "details":
+        valid = isinstance(value, dict) and all(map(_is_number, value.values()))
+        value = {key: float(figure) for key, figure in value.items()} if valid else value
     else:
         assert name in _NUMBERS
-        valid = (type(value) is int and abs(value) < 2**63) or (type(value) is float and math.isfinite(value))
+        valid = _is_number(value)
         value = float(value) if valid else value
     if not valid:
         raise ValueError(f"has {_shown(value)} for `{_name(name)}`")
     return value
+
+
+def _is_number(value: Any) -> bool:
+    return (type(value) is int and abs(value) < 2**63) or (type(value) is float and math.isfinite(value))
 
 
 def _key(value: Any) -> str:

@@ -9,9 +9,10 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
 
@@ -19,9 +20,14 @@ from pa_fast.base import Item
 from pa_fast.errors import OutputError, RunError
 from pa_fast.sweep import durable
 from pa_fast.sweep.entry import Entry, parse
+from pa_fast.sweep.shard import Shard
 
 NAME = "journal.jsonl"
 ITEMS = "items"
+OUTPUTS = "outputs"
+LOCK = ".lock"
+"""Held while files that all shards of a sweep write are brought up to date."""
+_KEPT = "make room or grant access, then run again: finished points are kept"
 RUN_FILES = ("run.json", "results.csv", "results.json", "trajectory.svg", "trajectory.png")
 
 
@@ -31,25 +37,30 @@ class Journal:
     Entering creates the folder, locks it against other sweeps, cuts off a last line that a kill left torn, and reads
     what is finished. With `overwrite`, the files of the former sweep are removed first, and no others.
 
+    A `shard` writes a file of its own, `journal.I-of-N.jsonl`, beside those of the others, and shares the folder with
+    them; what is finished is read from all. Several hosts may do so on one file system.
+
     Raises:
         RunError: the folder holds foreign files, is in use, or its journal is damaged before its last line.
         OutputError: it cannot be created or written.
     """
 
-    def __init__(self, folder: pathlib.Path, *, overwrite: bool = False):
+    def __init__(self, folder: pathlib.Path, *, overwrite: bool = False, shard: Shard | None = None):
         self.folder = folder
         self._overwrite = overwrite
-        self._file = -1
+        self._shard = shard
+        self._path = folder / (NAME if shard is None else f"journal.{shard.name}.jsonl")
+        self._file = self._shared = -1
         self._finished: dict[tuple[str, str], Entry] = {}
         self._checksums: dict[str, int] = {}
 
     def __enter__(self) -> Journal:
-        path = self.folder / NAME
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             _refuse_foreign(self.folder)
             (self.folder / ITEMS).mkdir(exist_ok=True)
-            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+            self._file = _open(self._path)
+            self._shared = self._file if self._shard is None else _open(self.folder / NAME)
         except OSError as error:
             raise OutputError(
                 f"{self.folder} cannot be used as a run folder: {error.strerror}", "choose another --out"
@@ -58,11 +69,12 @@ class Journal:
             self._lock()
             if self._overwrite:
                 self._clear()
-            for folder in (self.folder, self.folder / ITEMS):
-                durable.remove_temporaries(folder)
-            entries, whole_bytes = _scan(path)
-            os.ftruncate(self._file, whole_bytes)
+            if self._shard is None:  # a shard cannot tell what a kill left from what another one is writing
+                for folder in (self.folder, self.folder / ITEMS, *(self.folder / OUTPUTS).glob("*")):
+                    durable.remove_temporaries(folder)
+            os.ftruncate(self._file, _scan(self._path)[1])
             durable.sync_folder(self.folder)
+            entries = read(self.folder)
         except BaseException:
             self._close()
             raise
@@ -85,8 +97,8 @@ class Journal:
         """The checksum of the weights on which points at the λ of key `lam` were finished."""
         return self._checksums.get(lam)
 
-    def record(self, entry: Entry, items: Sequence[Item] = ()) -> Entry:
-        """Write `items` to a file of their own, then append `entry`; return it with the name of that file.
+    def record(self, entry: Entry, items: Sequence[Item] = (), files: Mapping[str, str] | None = None) -> Entry:
+        """Write `items` to a file and `files` to a folder of their own, then append `entry`; return it with their names.
 
         An interrupt (SIGINT) that arrives meanwhile is raised when the line is durable.
 
@@ -95,10 +107,16 @@ class Journal:
         """
         with _interrupts_wait():
             if items:
-                name = _item_file(entry.lam, entry.evaluator)
+                name = _point(entry.lam, entry.evaluator) + ".jsonl"
                 lines = [json.dumps({"id": i.id, "group": i.group, "score": i.score}, allow_nan=False) for i in items]
                 durable.write(self.folder / ITEMS / name, "".join(f"{line}\n" for line in lines).encode())
                 entry = replace(entry, items=f"{ITEMS}/{name}")
+            if files:
+                name = f"{OUTPUTS}/{_point(entry.lam, entry.evaluator)}"
+                self._make_folder(name)
+                for file, text in files.items():
+                    durable.write(self.folder / name / file, text.encode("utf-8", "surrogatepass"))
+                entry = replace(entry, outputs=name)
             self._append(entry.line())
             self._note(entry)
         return entry
@@ -108,6 +126,13 @@ class Journal:
             self._finished.setdefault((entry.lam, entry.evaluator), entry)
             if entry.checksum is not None:
                 self._checksums.setdefault(entry.lam, entry.checksum)
+
+    def _make_folder(self, name: str) -> None:
+        try:
+            (self.folder / name).mkdir(parents=True, exist_ok=True)
+            durable.sync_folder((self.folder / name).parent)
+        except OSError as error:
+            raise OutputError(f"{self.folder / name} cannot be made: {error.strerror}", _KEPT) from error
 
     def _append(self, line: bytes) -> None:
         end = os.fstat(self._file).st_size
@@ -119,14 +144,18 @@ class Journal:
         except OSError as error:
             with contextlib.suppress(OSError):
                 os.ftruncate(self._file, end)
-            hint = "make room or grant access, then run again: finished points are kept"
-            raise OutputError(f"{self.folder / NAME} cannot be written: {error.strerror}", hint) from error
+            raise OutputError(f"{self._path} cannot be written: {error.strerror}", _KEPT) from error
 
     def _lock(self) -> None:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if self._shard is not None:
+                fcntl.flock(self._shared, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise RunError(f"{self.folder} is in use by another sweep", "wait for it to end, or choose another --out") from None
+            which = (
+                "another sweep" if self._shard is None else f"another sweep, or by another process for shard {self._shard.name}"
+            )
+            raise RunError(f"{self.folder} is in use by {which}", "wait for it to end, or choose another --out") from None
         except OSError as error:
             raise RunError(f"{self.folder} cannot be locked: {error.strerror}", "put --out on a local disk") from error
 
@@ -134,24 +163,32 @@ class Journal:
         # The journal first: lines without the run.json that explains them would be refused by the next sweep
         os.ftruncate(self._file, 0)
         os.fsync(self._file)
-        for path in (self.folder / ITEMS).glob("*.jsonl"):
+        for path in [*self.folder.glob("journal.*-of-*.jsonl"), *(self.folder / ITEMS).glob("*.jsonl")]:
             path.unlink()
+        for path in (self.folder / OUTPUTS).glob("lambda=*"):
+            shutil.rmtree(path)
         # run.json last: a folder without it that holds anything else is taken for somebody else's
         for name in sorted(RUN_FILES, key=lambda name: name == "run.json"):
             (self.folder / name).unlink(missing_ok=True)
 
     def _close(self) -> None:
-        os.close(self._file)
-        self._file = -1
+        for handle in {self._file, self._shared} - {-1}:
+            os.close(handle)
+        self._file = self._shared = -1
 
 
 def read(folder: pathlib.Path) -> list[Entry]:
-    """All entries of the journal in `folder`, in order, without its torn last line; needs no lock, writes nothing.
+    """All entries of the journals in `folder`, those of shards after the others, each file in order and without its torn
+    last line; needs no lock, writes nothing.
 
     Raises:
         RunError: no journal, or one that is damaged before its last line.
     """
-    return _scan(folder / NAME)[0]
+    return [entry for path in [folder / NAME, *sorted(folder.glob("journal.*-of-*.jsonl"))] for entry in _scan(path)[0]]
+
+
+def _open(path: pathlib.Path) -> int:
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
 
 
 def _scan(path: pathlib.Path) -> tuple[list[Entry], int]:
@@ -182,23 +219,23 @@ def _why(error: ValueError) -> str:
 def _refuse_foreign(folder: pathlib.Path) -> None:
     if (folder / "run.json").exists():
         return
-    journal = folder / NAME
     for path in folder.iterdir():
         # A sweep killed in its first moments leaves these, with nothing in them, before run.json is there
-        empty_journal = path == journal and path.stat().st_size == 0
+        names = r"journal(\.\d+-of-\d+)?\.jsonl|\.lock"
+        empty_file = re.fullmatch(names, path.name) and path.is_file() and path.stat().st_size == 0
         empty_items = path == folder / ITEMS and path.is_dir() and not any(path.iterdir())
-        if not (empty_journal or empty_items or re.fullmatch(r"\.run\.json\.\d+\.tmp", path.name)):
+        if not (empty_file or empty_items or re.fullmatch(r"\.run\.json\.\d+\.tmp", path.name) or not path.exists()):
             raise RunError(
                 f"{folder} is not a run folder: it holds `{path.name}` and no run.json", "choose a new folder for --out"
             )
 
 
-def _item_file(lam: str, evaluator: str) -> str:
-    """A file name for the items of a point: readable, and different for different points on every file system."""
+def _point(lam: str, evaluator: str) -> str:
+    """A file name for what belongs to a point: readable, and different for different points on every file system."""
     plain = f"lambda={lam}.{evaluator}"
     safe = re.sub(r"[^A-Za-z0-9.=_-]+", "_", plain)
     mark = "" if safe == plain.lower() and len(plain) <= 100 else "." + hashlib.sha256(plain.encode()).hexdigest()[:12]
-    return f"{safe[:100]}{mark}.jsonl"
+    return f"{safe[:100]}{mark}"
 
 
 @contextlib.contextmanager

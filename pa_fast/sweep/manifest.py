@@ -51,29 +51,30 @@ class Manifest:
         return (json.dumps(document, indent=2) + "\n").encode()
 
 
-def reconcile(
-    folder: pathlib.Path,
-    engine: Engine,
-    points: Sequence[Lambda],
-    evaluators: Sequence[Evaluator],
-    finished: Collection[str] | None = None,
-) -> Manifest:
-    """Write the manifest of this sweep to `folder`, or extend the one that is there with new λ and evaluators.
-
-    `finished` names the evaluators that have a finished point. A recorded one that has none binds nobody: it may come
-    back changed, and is dropped when it is not asked for again. None: all have.
+def describe(engine: Engine, points: Sequence[Lambda], evaluators: Sequence[Evaluator]) -> Manifest:
+    """The manifest of a sweep that starts now, in this process.
 
     Raises:
-        RunError: the folder's engine, or an evaluator of the same name, has another identity; it names what differs.
         UsageError: an identity that JSON cannot hold.
     """
-    now = Manifest(
+    return Manifest(
         tuple(lam.key for lam in points),
         tuple(Column(e.name, bool(e.higher_is_better), _plain(f"evaluator `{e.name}`", identity(e))) for e in evaluators),
         _plain("the engine", identity(engine)),
         (_versions(),),
         (_plain("the engine", configuration(engine)),),
     )
+
+
+def reconcile(folder: pathlib.Path, now: Manifest, finished: Collection[str] | None = None) -> Manifest:
+    """Write `now` to `folder`, or extend the manifest that is there with its λ and evaluators.
+
+    `finished` names the evaluators that have a finished point. A recorded one that has none binds nobody: it may come
+    back changed, and is dropped when it is not asked for again. None: all have.
+
+    Raises:
+        RunError: the folder's engine, or an evaluator of the same name, has another identity; it names what differs.
+    """
     if (folder / NAME).exists():
         recorded = load(folder)
         if finished is not None:

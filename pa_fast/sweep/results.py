@@ -6,8 +6,8 @@ import csv
 import io
 import json
 import pathlib
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from pa_fast.base import Lambda
@@ -24,7 +24,8 @@ CSV_HEADER = ("lambda", "evaluator", "score", "unit", "n", "effective_lambda")
 
 @dataclass(frozen=True)
 class Row:
-    """One finished point. `effective_lambda` has 6 significant digits, None where base and instruct are equal."""
+    """One finished point. `effective_lambda` has 6 significant digits, None where base and instruct are equal; `details`
+    are the evaluator's further figures."""
 
     lam: Lambda
     evaluator: str
@@ -32,6 +33,7 @@ class Row:
     unit: str
     n: int
     effective_lambda: float | None
+    details: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,9 @@ class SweepResult:
             "lambdas": [lam.key for lam in self.lambdas],
             "evaluators": [self._summary(name) for name in self.evaluators],
             "rows": [
-                dict(zip(CSV_HEADER, (r.lam.key, r.evaluator, r.score, r.unit, r.n, r.effective_lambda))) for r in self.rows
+                dict(zip(CSV_HEADER, (r.lam.key, r.evaluator, r.score, r.unit, r.n, r.effective_lambda)))
+                | ({"details": dict(r.details)} if r.details else {})
+                for r in self.rows
             ],
             # Their messages may hold what differs between equal runs: an address, a path, a host
             "failures": [{"lambda": failure.lam.key, "evaluator": failure.evaluator} for failure in self.failures],
@@ -180,4 +184,4 @@ def score_text(score: float) -> str:
 def _row(entry: Entry) -> Row:
     assert entry.score is not None and entry.unit is not None and entry.n is not None
     effective = None if entry.effective_lambda is None else float(f"{entry.effective_lambda:.6g}")
-    return Row(Lambda(entry.lam), entry.evaluator, entry.score, entry.unit, entry.n, effective)
+    return Row(Lambda(entry.lam), entry.evaluator, entry.score, entry.unit, entry.n, effective, entry.details or {})

@@ -17,7 +17,8 @@ IDENTITY = {"base": "b0", "options": {"dtype": "bf16", "stop": (1, 2)}}
 
 
 def write(folder: Path, engine: FakeEngine | None = None, points: str = "0,1", *scorers: Scorer) -> manifest.Manifest:
-    return manifest.reconcile(folder, engine or FakeEngine(IDENTITY), lambdas(points), scorers or (Scorer("icl"),))
+    now = manifest.describe(engine or FakeEngine(IDENTITY), lambdas(points), scorers or (Scorer("icl"),))
+    return manifest.reconcile(folder, now)
 
 
 def test_read_back_as_written(tmp_path: Path) -> None:
