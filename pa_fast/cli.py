@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from pa_fast.errors import DataError, PaFastError
+from pa_fast.errors import DataError, PaFastError, UsageError
 from pa_fast.units import format_bytes, format_count, format_rate, format_seconds
 
 if TYPE_CHECKING:
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from pa_fast.checkpoint.inspect import PairReport
+    from pa_fast.run import SweepSpec
+    from pa_fast.sweep.progress import Progress
     from pa_fast.sweep.results import SweepResult
 
 app = typer.Typer(
@@ -51,13 +53,26 @@ LAMBDAS   0:1:0.1          both ends included
           0,0.25,1/3,1.5   decimals and fractions
 EVAL      perplexity:notes.txt,window=512
           icl:tasks.jsonl,shots=5,mode=cloze
+          generate:requests.jsonl,chat=true,max_new_tokens=256
+          alpaca:alpaca_eval.json,max_new_tokens=2048
+          lm-eval:piqa,arc_easy,shots=5
           python:my_package.my_module:my_function
+          suite.yaml       a list of these, or of mappings such as
+                           {eval: icl, file: tasks.jsonl, shots: 5}
 
 \b
 Options of EVAL follow the target: name=… is its column in the results.
           perplexity  window= stride= split=blank
-          icl         shots= mode=cloze sep= norm= pool=
-A comma in a file name is written \\, and --limit does not reach python:.
+          icl         shots= sep= pool=FILE mode=cloze|letter|generate
+                      norm= (cloze)  until= max_new_tokens= (generate)
+          generate    chat=true max_new_tokens= regex= check=module:function
+          alpaca      chat=false max_new_tokens= generator=
+          lm-eval     shots= chat=true metric= include_path=FOLDER
+Rows of data are JSON, one a line or a list in a .json file; id and group are optional.
+          icl         question (or a verbatim prompt), choices, answer
+          generate    prompt or messages; answer or regex scores the output
+          alpaca      instruction
+A comma in a value is written \\, and --limit does not reach python:.
 """
 
 
@@ -110,10 +125,14 @@ def sweep(
     batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="Requests per forward pass, at every λ.")] = 8,
     limit: Annotated[int | None, typer.Option(metavar="N", min=1, help="At most N items per evaluator.")] = None,
     seed: Annotated[int, typer.Option(metavar="N", help="Seed of shots and of --limit.")] = 0,
+    workers: Annotated[int, typer.Option(metavar="N", min=1, help="Processes on Ray, one GPU or share of cores each.")] = 1,
+    shard: Annotated[
+        str | None, typer.Option(metavar="I/N", help="Run every Nth λ from I on; auto: as torchrun or SLURM says.")
+    ] = None,
     allow_nonfinite: AllowNonfinite = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start afresh in a folder that holds a sweep.")] = False,
 ) -> None:
-    from pa_fast.run import SweepSpec, run
+    from pa_fast.run import SweepSpec
     from pa_fast.sweep.progress import TerminalProgress
 
     job = SweepSpec(
@@ -121,7 +140,7 @@ def sweep(
         allow_nonfinite, overwrite,
     )  # fmt: skip
     try:
-        result = run(job, TerminalProgress())
+        result = _launch(job, workers, shard, TerminalProgress())
     except KeyboardInterrupt:
         again = [part for part in sys.argv[1:] if part != "--overwrite"]
         _say(f"\ninterrupted; finished points are kept. Go on with:\n  {shlex.join(['pa-fast', *again])}")
@@ -135,6 +154,23 @@ def sweep(
             f"{len(result.failures)} of {format_count(len(result.failures) + len(result.rows), 'point')} failed",
             "run the same command again to try the failed points once more",
         )
+
+
+def _launch(job: SweepSpec, workers: int, shard: str | None, progress: Progress) -> SweepResult:
+    if shard is not None and workers > 1:
+        raise UsageError("--workers and --shard together", "--workers starts processes here; --shard is one of several")
+    if workers > 1:
+        from pa_fast.launch import ray
+
+        return ray.run(job, workers, progress)
+    from pa_fast.launch import environment
+    from pa_fast.run import run
+    from pa_fast.sweep.shard import Shard
+
+    if shard is None:
+        return run(job, progress)
+    part = Shard(*environment.shard()) if shard == "auto" else Shard.parse(shard)
+    return run(job, progress, (part.rank, part.world))
 
 
 @_verb()

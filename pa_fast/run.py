@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pa_fast import evals
+from pa_fast.base import Engine, Evaluator, Lambda
 from pa_fast.errors import EngineError
-from pa_fast.evals import spec
+from pa_fast.sweep.driver import distinct
+from pa_fast.sweep.point import Record, visit
 from pa_fast.sweep.schedule import lambdas
 
 if TYPE_CHECKING:
@@ -34,19 +38,45 @@ class SweepSpec:
     overwrite: bool = False
 
 
-def run(job: SweepSpec, progress: Progress | None = None) -> SweepResult:
-    """Load the pair and the evaluators that `job` names, and sweep.
+def run_points(job: SweepSpec, points: Iterable[float | str | Lambda]) -> Iterator[Record]:
+    """Run every evaluator of `job` at each of `points`, yielding the journal's lines with what belongs to them.
 
-    What can be wrong in the arguments or the data files fails before a model is loaded.
+    For launchers of one's own: nothing is written, and no folder is touched; `pa_fast.sweep.recording` writes.
     """
-    points = lambdas(job.lambdas)
-    parsed = [spec.parse(text) for text in job.evals]
-    evaluators = [spec.build(one, limit=job.limit, seed=job.seed) for one in parsed]
+    model, asked = opened(job)
+    for lam in lambdas(points):
+        yield from visit(model, lam, asked)
 
-    from pa_fast.engines.transformers import load
+
+def run(job: SweepSpec, progress: Progress | None = None, shard: tuple[int, int] | None = None) -> SweepResult:
+    """Load the pair and the evaluators that `job` names, and sweep in this process."""
     from pa_fast.sweep import sweep
 
-    engine = load(
+    points = lambdas(job.lambdas)
+    model, asked = opened(job)
+    return sweep(model, points, asked, job.out, overwrite=job.overwrite, progress=progress, shard=shard)
+
+
+def opened(job: SweepSpec) -> tuple[Engine, list[Evaluator]]:
+    """The engine and the evaluators of `job`. What is wrong in the data files fails before a model is loaded."""
+    asked = evaluators(job)
+    return engine(job), asked
+
+
+def evaluators(job: SweepSpec) -> list[Evaluator]:
+    """The evaluators of `job`, their data read and checked.
+
+    Raises:
+        UsageError, EvaluatorError: a malformed EVAL, or two columns of the same name.
+    """
+    return distinct([evals.build(one, limit=job.limit, seed=job.seed) for one in evals.parse_all(job.evals)])
+
+
+def engine(job: SweepSpec) -> Engine:
+    """The pair of `job`, loaded at λ = 0."""
+    from pa_fast.engines.transformers import load
+
+    loaded = load(
         job.base,
         job.instruct,
         device=job.device,
@@ -56,7 +86,7 @@ def run(job: SweepSpec, progress: Progress | None = None) -> SweepResult:
         batch_size=job.batch_size,
         allow_nonfinite=job.allow_nonfinite,
     )
-    if engine.tokenizer is None:
+    if loaded.tokenizer is None:
         looked = job.tokenizer or job.instruct
         raise EngineError(f"{looked} has no tokenizer files, and evaluators need one", "pass --tokenizer with a folder that has")
-    return sweep(engine, points, evaluators, job.out, overwrite=job.overwrite, progress=progress)
+    return loaded

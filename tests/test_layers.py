@@ -25,7 +25,8 @@ ALLOWED: dict[str, set[str]] = {
     "sweep": {"base"} | GROUND,
 }
 ALLOWED["run"] = {"engines", "evals", "sweep", "live", "delta", "checkpoint"} | FLOOR
-ALLOWED["cli"] = ALLOWED["run"] | {"run", "__init__"}
+ALLOWED["launch"] = {"run", "sweep"} | FLOOR
+ALLOWED["cli"] = ALLOWED["run"] | {"run", "launch", "__init__"}
 EMBEDDED_STACKS = {"lm_eval", "ray", "vllm", "sglang"}
 
 

@@ -61,8 +61,7 @@ class Recording:
     def __enter__(self) -> Recording:
         self._journal.__enter__()
         try:
-            with durable.locked(self.folder / journal.LOCK):
-                manifest.reconcile(self.folder, self._now, self._journal.evaluators())
+            self.join(self._now)
             total = len(self._points) * len(self._names)
             self.progress.begin(total, total - sum(len(names) for _, names in self.missing()))
         except BaseException as error:
@@ -81,6 +80,15 @@ class Recording:
             self.result = replace(found, failures=tuple(f for f in found.failures if (f.lam.key, f.evaluator) in asked))
         finally:
             self._journal.__exit__(kind, error, trace)
+
+    def join(self, now: Manifest) -> None:
+        """Add what `now` says of one more process to `run.json`.
+
+        Raises:
+            RunError: it would run another sweep; what differs is named.
+        """
+        with durable.locked(self.folder / journal.LOCK):
+            manifest.reconcile(self.folder, now, self._journal.evaluators())
 
     def missing(self) -> list[tuple[Lambda, list[str]]]:
         """Each λ that has evaluators without a finished point, in the order of the schedule, and their names."""

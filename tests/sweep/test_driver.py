@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+import json
 from pathlib import Path
 from typing import Any
 
@@ -351,3 +353,42 @@ def test_a_kill_in_the_middle_of_overwriting_leaves_a_run_folder(tmp_path: Path,
 def test_one_evaluator_instead_of_a_list_is_wrong_usage(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="one evaluator instead of a list"):
         run(FakeEngine(), "0", Scorer("good"), tmp_path)  # type: ignore[arg-type]
+
+
+def test_details_and_files_of_a_score_are_kept(tmp_path: Path) -> None:
+    class Speaker(Scorer):
+        def __call__(self, engine: Engine) -> Score:
+            score = super().__call__(engine)
+            said = {"outputs.jsonl": f"λ = {engine.weights.lam}\n", "b.txt": ""}
+            return dataclasses.replace(score, details={"truncated": 0.25}, files=said)
+
+    result = sweep(FakeEngine(), "0,1/3", [Speaker("icl"), Scorer("plain")], tmp_path, figure=False)
+    assert [row.details for row in result.rows] == [{"truncated": 0.25}, {}, {"truncated": 0.25}, {}]
+    rows = json.loads((tmp_path / "results.json").read_text())["rows"]
+    assert rows[0]["details"] == {"truncated": 0.25} and "details" not in rows[1]
+    first, _, second, _ = journal.read(tmp_path)
+    assert first.outputs == "outputs/lambda=0.icl"
+    assert (tmp_path / str(first.outputs) / "outputs.jsonl").read_text() == "λ = 0.0\n"
+    assert (tmp_path / str(second.outputs) / "outputs.jsonl").read_text().startswith("λ = 0.3333")
+    assert (tmp_path / str(second.outputs) / "b.txt").read_text() == ""
+    sweep(FakeEngine(), "0", [Scorer("plain")], tmp_path, overwrite=True, figure=False)
+    assert not list((tmp_path / "outputs").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"details": {"truncated": float("nan")}}, "detail `truncated`"),
+        ({"files": {"../escape": ""}}, "a file '../escape'"),
+        ({"files": {".hidden": ""}}, "a file '.hidden'"),
+        ({"files": {"a.txt": b"bytes"}}, "a file 'a.txt'"),
+    ],
+)
+def test_details_and_files_that_cannot_be_kept_fail_the_point(tmp_path: Path, changes: dict[str, Any], why: str) -> None:
+    class Wrong(Scorer):
+        def __call__(self, engine: Engine) -> Score:
+            return dataclasses.replace(super().__call__(engine), **changes)
+
+    result = sweep(FakeEngine(), "0", [Wrong("icl")], tmp_path / "out", figure=False)
+    assert not result.rows and why in result.failures[0].error
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]

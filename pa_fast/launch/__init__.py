@@ -1,0 +1,1 @@
+"""More than one process for one sweep: workers on Ray, or shards that torchrun and SLURM start."""

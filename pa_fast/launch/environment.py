@@ -1,0 +1,47 @@
+"""Which shard of a sweep this process is, where torchrun or SLURM started it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+from pa_fast.errors import UsageError
+
+
+def shard(environ: Mapping[str, str] = os.environ) -> tuple[int, int]:
+    """(rank, world) of this process: by torchrun, else as a task of a SLURM job array, else as a task of `srun`.
+
+    Nothing is guessed: a variable alone does not make a shard, the caller does who asks for one. SLURM's variables also
+    stand in jobs whose tasks each do a whole sweep.
+
+    Raises:
+        UsageError: none of them says, or the array has gaps.
+    """
+    for rank, world in (
+        ("RANK", "WORLD_SIZE"),
+        ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT"),
+        ("SLURM_PROCID", "SLURM_NTASKS"),
+    ):
+        if rank not in environ or world not in environ:
+            continue
+        here, count = _number(environ, rank), _number(environ, world)
+        if rank != "SLURM_ARRAY_TASK_ID":
+            return here, count
+        first, last = _number(environ, "SLURM_ARRAY_TASK_MIN"), _number(environ, "SLURM_ARRAY_TASK_MAX")
+        if last - first != count - 1:
+            raise UsageError(
+                f"the job array has {count} tasks from {first} to {last}, and a sweep is cut into tasks without gaps",
+                "submit with --array=0-7, or write --shard I/N yourself",
+            )
+        return here - first, count
+    raise UsageError(
+        "nothing in the environment says which shard this is: neither torchrun's RANK nor SLURM's variables are set",
+        "start with torchrun, srun or a job array, or write --shard I/N",
+    )
+
+
+def _number(environ: Mapping[str, str], name: str) -> int:
+    text = environ.get(name, "")
+    if not text.isdecimal():
+        raise UsageError(f"{name} is `{text}`, expected a whole number", "write --shard I/N")
+    return int(text)

@@ -1,0 +1,67 @@
+"""The same sweep from the command line in one process, on Ray, and under torchrun: the same results."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+DEMO = ROOT / "examples" / "demo"
+SWEEP = [
+    "sweep", str(DEMO / "pair" / "base"), str(DEMO / "pair" / "instruct"), "--lambdas", "0:1:0.5",
+    "--eval", f"icl:{DEMO / 'fewshot.jsonl'},shots=1,sep=\\n", "--limit", "8",
+]  # fmt: skip
+
+
+def run(*command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    path = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
+    env = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    for name in ("RAY_ADDRESS", "RANK", "WORLD_SIZE"):
+        env.pop(name, None)
+    return subprocess.run([sys.executable, *command], env=env, cwd=cwd, capture_output=True, text=True, timeout=240)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole")
+    done = run("-m", "pa_fast", *SWEEP, "--out", "run", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder / "run"
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (["-m", "pa_fast"], ["--workers", "2"]),
+        (["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "pa_fast"], ["--shard", "auto"]),
+    ],
+    ids=["ray", "torchrun"],
+)
+def test_the_results_are_those_of_one_process(before: list[str], after: list[str], whole: Path, tmp_path: Path) -> None:
+    if "--workers" in after:
+        pytest.importorskip("ray")
+    done = run(*before, *SWEEP, "--out", "run", *after, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for name in ("results.csv", "results.json", "trajectory.svg"):
+        assert (tmp_path / "run" / name).read_bytes() == (whole / name).read_bytes()
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (["--workers", "2", "--shard", "0/2"], "--workers and --shard together"),
+        (["--workers", "2", "--device", "cuda:1"], "device `cuda:1` for 2 workers"),
+        (["--shard", "2/2"], "shard 2/2 does not exist"),
+        (["--shard", "auto"], "nothing in the environment says"),
+        (["--shard", "0/2", "--overwrite"], "overwrite and shard together"),
+    ],
+)
+def test_what_does_not_go_together_is_wrong_usage(options: list[str], why: str, tmp_path: Path) -> None:
+    done = run("-m", "pa_fast", *SWEEP, "--out", "run", *options, cwd=tmp_path)
+    assert (done.returncode, why in done.stderr) == (2, True), done.stderr
+    assert "Traceback" not in done.stderr and not (tmp_path / "run").exists()

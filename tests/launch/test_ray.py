@@ -1,0 +1,170 @@
+"""Workers on Ray: the results of one process, whoever is killed in the middle."""
+
+from __future__ import annotations
+
+import functools
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import pa_fast
+from pa_fast.base import Lambda
+from pa_fast.errors import EngineError, MissingExtra, RunError, UsageError
+from pa_fast.launch import ray as launcher
+from pa_fast.sweep import journal
+from tests.launch import made
+from tests.sweep.fakes import FakeEngine
+
+ray = pytest.importorskip("ray")
+ROOT = Path(__file__).parents[2]
+LAMBDAS = "0:1:0.05"
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """One cluster for the tests that do not start their own."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    path = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
+    env = {"env_vars": {"PYTHONPATH": path}}
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR", runtime_env=env)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def whole(tmp_path: Path) -> Path:
+    """The run folder of one process."""
+    pa_fast.sweep(FakeEngine(), LAMBDAS, made.scorers(), tmp_path / "whole", figure=False)
+    return tmp_path / "whole"
+
+
+def assert_same(out: Path, whole: Path) -> None:
+    for name in ("results.csv", "results.json"):
+        assert (out / name).read_bytes() == (whole / name).read_bytes(), name
+    items = {path.name: path.read_bytes() for path in (out / "items").iterdir()}
+    assert items == {path.name: path.read_bytes() for path in (whole / "items").iterdir()}
+
+
+def points(out: Path) -> list[tuple[str, str]]:
+    return [(entry.lam, entry.evaluator) for entry in journal.read(out) if entry.finished]
+
+
+def test_ten_killed_workers_lose_nothing_and_repeat_no_finished_point(tmp_path: Path, whole: Path, cluster: None) -> None:
+    out, log = tmp_path / "out", tmp_path / "log"
+    seed = random.randrange(2**32)
+    killed: list[int] = []
+
+    def killer() -> None:
+        chance = random.Random(seed)
+        while len(killed) < 10:
+            time.sleep(chance.uniform(0.02, 0.4))
+            alive = {int(line.split()[2]) for line in log.read_text().splitlines()} if log.exists() else set()
+            alive -= set(killed)
+            if alive:
+                killed.append(chance.choice(sorted(alive)))
+                os.kill(killed[-1], signal.SIGKILL)
+
+    thread = threading.Thread(target=killer, daemon=True)
+    thread.start()
+    launcher.sweep(functools.partial(made.steady, log, 0.25), LAMBDAS, out, 2, figure=False)
+    thread.join(10)
+    assert len(set(killed)) == 10, f"seed {seed}: the sweep ended before ten kills"
+    done = points(out)
+    assert len(done) == len(set(done)) == 42, f"seed {seed}"
+    assert_same(out, whole)
+    started = [tuple(line.split()[:2]) for line in log.read_text().splitlines()]
+    assert len(started) <= 42 + 10, f"seed {seed}: a kill cost more than the running point"
+
+
+def test_a_killed_driver_loses_nothing(tmp_path: Path, whole: Path) -> None:
+    out, log = tmp_path / "out", tmp_path / "log"
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels")])}
+    env.pop("RAY_ADDRESS", None)
+    command = [sys.executable, "-m", "tests.launch.made", str(out), str(log)]
+    process = subprocess.Popen([*command, "0.1"], env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while len(points(out) if (out / journal.NAME).exists() else []) < 8:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    process.kill()
+    process.communicate()
+    before = points(out)
+    assert 8 <= len(before) < 42
+    workers = {int(line.split()[2]) for line in log.read_text().splitlines()}
+    while any(Path(f"/proc/{pid}").exists() for pid in workers):
+        assert time.monotonic() < deadline + 30, "the workers outlived their driver"
+        time.sleep(0.1)
+    log.unlink()
+    again = subprocess.run([*command, "0"], env=env, cwd=ROOT, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    ran = {(Lambda(lam).key, name) for lam, name, _ in (line.split() for line in log.read_text().splitlines())}
+    assert not ran & set(before), "a finished point ran again"
+    assert len(points(out)) == len(set(points(out))) == 42
+    assert_same(out, whole)
+
+
+def test_a_point_that_kills_its_workers_fails_alone(tmp_path: Path, cluster: None) -> None:
+    log = tmp_path / "log"
+    result = launcher.sweep(functools.partial(made.deadly, 0.5, log), "0:1:0.25", tmp_path / "out", 2, figure=False)
+    assert [(failure.lam.key, failure.evaluator) for failure in result.failures] == [("0.5", "icl")]
+    assert "5 workers died at this point" in result.failures[0].error
+    assert len(result.rows) == 9
+    assert log.read_text().splitlines().count("0.5") == 5
+
+
+def test_errors_of_workers_arrive_as_they_were_raised(tmp_path: Path, cluster: None) -> None:
+    with pytest.raises(EngineError) as caught:
+        launcher.sweep(made.refusing, "0,1", tmp_path / "out", 1)
+    assert (caught.value.message, caught.value.hint) == ("no such pair", "look for it")
+    with pytest.raises(EngineError, match="5 workers died while they loaded the pair"):
+        launcher.sweep(made.stillborn, "0,1", tmp_path / "out", 1)
+    assert not (tmp_path / "out").exists()
+
+
+def test_workers_that_would_run_different_sweeps_are_refused(tmp_path: Path, cluster: None) -> None:
+    with pytest.raises(RunError, match=r"engine\.base: recorded"):
+        launcher.sweep(functools.partial(made.different, tmp_path / "log"), "0:1:0.01", tmp_path / "out", 2, figure=False)
+
+
+def test_what_a_cluster_cannot_hold_is_refused(tmp_path: Path, cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match="3 workers on a Ray cluster of 2 cores"):
+        launcher.sweep(made.steady, "0,1", tmp_path / "out", 3)
+    with pytest.raises(UsageError, match="1 workers on a Ray cluster of 2 cores and 0 GPUs"):
+        launcher.sweep(made.steady, "0,1", tmp_path / "out", 1, gpus=1)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(MissingExtra, match="Ray, which is not installed"):
+        launcher.sweep(made.steady, "0,1", tmp_path / "out", 1)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "workers", "gpus", "cores"),
+    [
+        ([(8, 0)], 2, 0, 4),
+        ([(8, 0), (8, 0)], 3, 0, 4),  # 5 each would leave the third without a place
+        ([(64, 8)], 8, 1, 8),
+        ([(64, 1), (4, 1)], 2, 1, 4),
+        ([(2, 0)], 3, 0, None),
+        ([(64, 1)], 2, 1, None),
+    ],
+)
+def test_workers_share_the_cores(nodes: list[tuple[int, int]], workers: int, gpus: int, cores: int | None) -> None:
+    class Cluster:
+        @staticmethod
+        def nodes() -> list[dict[str, Any]]:
+            dead = {"Alive": False, "Resources": {"CPU": 1000.0, "GPU": 1000.0}}
+            return [dead, *({"Alive": True, "Resources": {"CPU": float(c), "GPU": float(g)}} for c, g in nodes)]
+
+    if cores is None:
+        with pytest.raises(UsageError):
+            launcher._share(Cluster, workers, gpus)
+    else:
+        assert launcher._share(Cluster, workers, gpus) == cores
