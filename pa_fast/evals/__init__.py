@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
-from pa_fast.evals.spec import EXAMPLES, EvalSpec, build, parse
+from pa_fast.evals.kind import EvalSpec
+from pa_fast.evals.spec import EXAMPLES, build, parse
+from pa_fast.evals.suite import parse_all
 
-__all__ = ["EXAMPLES", "EvalSpec", "build", "parse"]
+__all__ = ["EXAMPLES", "EvalSpec", "build", "parse", "parse_all"]

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import pathlib
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from pa_fast.errors import EvaluatorError
 
@@ -22,30 +21,6 @@ class DataFile:
     path: pathlib.Path
     text: str
     sha256: str
-
-    def rows(self) -> list[tuple[int, Mapping[str, Any]]]:
-        """The file's JSON objects, one a line, each with its line number (from 1); empty lines are skipped.
-
-        Raises:
-            EvaluatorError: a line is not a JSON object, or there is none.
-        """
-        found: list[tuple[int, Mapping[str, Any]]] = []
-        # split at \n alone: str.splitlines also breaks at U+2028 and others, which JSON allows inside a string
-        for number, line in enumerate(self.text.split("\n"), start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise EvaluatorError(f"{self.path}:{number}: not JSON ({error})", "write one JSON object a line") from None
-            if not isinstance(row, dict):
-                raise EvaluatorError(
-                    f"{self.path}:{number}: found a JSON {type(row).__name__}, expected an object", "write one JSON object a line"
-                )
-            found.append((number, row))
-        if not found:
-            raise EvaluatorError(f"{self.path} is empty", "write one JSON object a line")
-        return found
 
 
 def read_file(path: str | pathlib.Path) -> DataFile:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-import importlib
 import math
-import os
-import pathlib
-import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from pa_fast.base import Engine, Item, Score
-from pa_fast.errors import EvaluatorError, UsageError
+from pa_fast.base import Engine, Evaluator, Item, Score
+from pa_fast.errors import EvaluatorError
+from pa_fast.evals.imported import imported
+from pa_fast.evals.kind import EvalSpec, Kind
 
 
 class Function:
@@ -29,32 +26,16 @@ class Function:
     """
 
     def __init__(self, name: str, target: str):
-        module_name, _, attribute = target.partition(":")
-        if not module_name or not attribute:
-            raise UsageError(f"python: `{target}` is not module:function", "write for example python:my_package.scores:follow")
+        found = imported(target, "python", "a function of an engine")
         self.name = name
         self.target = target
-        if os.getcwd() not in sys.path:
-            sys.path.insert(0, os.getcwd())
-        try:
-            module = importlib.import_module(module_name)
-        except Exception as error:
-            raise EvaluatorError(
-                f"python: module `{module_name}` does not import: {type(error).__name__}: {error}",
-                f"it is searched for in {os.getcwd()} first, then where Python looks",
-            ) from error
-        function = getattr(module, attribute, None)
-        if not callable(function):
-            found = "nothing" if function is None else f"a {type(function).__name__}"
-            raise EvaluatorError(f"python: `{target}` is {found}, expected a function of an engine", "check its name")
-        self.function = function
-        self.higher_is_better: bool = getattr(function, "higher_is_better", True)
-        source = getattr(module, "__file__", None)
+        self.function = found.function
+        self.higher_is_better: bool = getattr(found.function, "higher_is_better", True)
         self.identity: Mapping[str, Any] = {
             "evaluator": "python",
             "target": target,
-            "sha256": hashlib.sha256(pathlib.Path(source).read_bytes()).hexdigest() if source else None,
-            **getattr(function, "identity", {}),
+            "sha256": found.sha256,
+            **getattr(found.function, "identity", {}),
         }
 
     def __call__(self, engine: Engine) -> Score:
@@ -75,3 +56,10 @@ class Function:
             if not isinstance(item, Item):
                 raise EvaluatorError(f"{self.target}: Score.items holds a {type(item).__name__}, expected pa_fast.base.Item")
         return replace(score, value=value)
+
+
+def _build(spec: EvalSpec, limit: int | None, seed: int) -> Evaluator:
+    return Function(spec.column, spec.target)
+
+
+KIND = Kind("python", "function", "python:package.module:function", (), _build, label=lambda target: target.rpartition(":")[2])

@@ -7,10 +7,12 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from pa_fast.base import Engine, Item, Score, Tokenizer
+from pa_fast.base import Engine, Evaluator, Item, Score, Tokenizer
 from pa_fast.errors import EvaluatorError, UsageError
-from pa_fast.evals.files import DataFile, limited
+from pa_fast.evals.files import DataFile, limited, read_file
+from pa_fast.evals.kind import EvalSpec, Kind
 from pa_fast.evals.likelihood import Pair, Prepared, logprobs
+from pa_fast.evals.rows import read_rows
 
 
 def windows(ids: list[int], bos: int | None, window: int, stride: int) -> list[Pair]:
@@ -92,14 +94,30 @@ def _documents(data: DataFile, split: str) -> list[tuple[str, str]]:
         if split != "none":
             raise UsageError(f"perplexity: split={split} is for text files; {data.path} has one document a row")
         found = []
-        for line, row in data.rows():
-            text = row.get("text")
+        for row in read_rows(data):
+            text = row.fields.get("text")
             if not isinstance(text, str) or not text:
-                raise EvaluatorError(f"{data.path}:{line}: found no text in the field `text`", 'write {"text": "…"} a line')
-            found.append((str(line), text))
+                raise EvaluatorError(f"{row.where}: found no text in the field `text`", 'write {"text": "…"} a line')
+            found.append((str(row.number), text))
         return found
     texts = re.split(r"\n[ \t]*(?:\n[ \t]*)+", data.text.replace("\r\n", "\n").strip()) if split == "blank" else [data.text]
     texts = [text for text in texts if text.strip()]
     if not texts:
         raise EvaluatorError(f"{data.path} is empty", "give it at least one document")
     return [(str(number), text) for number, text in enumerate(texts)]
+
+
+def _build(spec: EvalSpec, limit: int | None, seed: int) -> Evaluator:
+    window = spec.count("window", 512, least=2)
+    return Perplexity(
+        spec.column,
+        read_file(spec.path(spec.target)),
+        window=window,
+        stride=spec.count("stride", max(1, window // 2), least=1),
+        split=spec.word("split", ("none", "blank")),
+        limit=limit,
+        seed=seed,
+    )
+
+
+KIND = Kind("perplexity", "file", "perplexity:FILE.txt,window=512,stride=256", ("window", "stride", "split"), _build)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pa_fast.cli import SWEEP_HELP
 from pa_fast.errors import EvaluatorError, UsageError
 from pa_fast.evals import EXAMPLES, build, parse
+from pa_fast.evals.kind import Kind
+from pa_fast.evals.spec import KINDS
 
 
 @pytest.mark.parametrize(
@@ -24,6 +28,9 @@ from pa_fast.evals import EXAMPLES, build, parse
         ("icl:few.jsonl,sep=a=b", "icl", "few.jsonl", {"sep": "a=b"}, "icl:few,sep=a=b"),
         ("perplexity:./a=b.txt", "perplexity", "./a=b.txt", {}, "perplexity:a=b"),
         ("python:my.module:score", "python", "my.module:score", {}, "python:score"),
+        ("generate:a/b.jsonl,regex=^\\d{1\\,3}$", "generate", "a/b.jsonl", {"regex": r"^\d{1,3}$"}, "generate:b"),
+        ("generate:b.jsonl,regex=yes|no", "generate", "b.jsonl", {"regex": "yes|no"}, "generate:b,regex=yes|no"),
+        ("alpaca:all.json,chat=false", "alpaca", "all.json", {"chat": "false"}, "alpaca:all,chat=false"),
     ],
 )
 def test_parse(text: str, name: str | None, target: str | None, options: dict[str, str] | None, column: str | None) -> None:
@@ -38,13 +45,14 @@ def test_parse(text: str, name: str | None, target: str | None, options: dict[st
 @pytest.mark.parametrize(
     ("text", "message", "hint"),
     [
-        ("lm-eval:piqa", "no evaluator `lm-eval`", "evaluators: perplexity, icl, python"),
+        ("lmeval:piqa", "no evaluator `lmeval`", "evaluators: perplexity, icl, generate, alpaca, "),
         ("", "no evaluator ``", "perplexity"),
         ("perplexity", "empty part", "FILE.txt"),
         ("icl:", "empty part", "FILE.jsonl"),
-        ("icl:shots=5", "found 0 targets", "FILE.jsonl"),
-        ("icl:a.jsonl,b.jsonl", "found 2 targets", "FILE.jsonl"),
-        ("icl:a.jsonl,shot=5", "no option `shot`", "did you mean shots? options of icl: shots, mode, pool, sep, norm, name"),
+        ("icl:shots=5", "found 0 targets, icl takes one file", "FILE.jsonl"),
+        ("icl:a.jsonl,b.jsonl", "found 2 targets, icl takes one file", "FILE.jsonl"),
+        ("suite.yaml", "no evaluator `suite.yaml`", "icl"),
+        ("icl:a.jsonl,shot=5", "no option `shot`", "did you mean shots? options of icl: shots, mode, "),
         ("python:a:b,shots=5", "no option `shots`", "options of python: name"),
         ("icl:a.jsonl,shots=5,shots=6", "given twice", "once"),
         ("icl:a.jsonl,,shots=5", "empty part", "FILE.jsonl"),
@@ -67,7 +75,12 @@ def test_refused_with_what_is_allowed(text: str, message: str, hint: str) -> Non
         ("shots=-1", "shots=-1"),
         ("shots=five", "shots=five"),
         ("shots=²", "shots=²"),
-        ("mode=letter", "mode=letter is not available"),
+        ("mode=letters", "mode=letters is not available"),
+        ("mode=letter,norm=none", "norm= means nothing with mode=letter"),
+        ("until=x", "until= means nothing with mode=cloze"),
+        ("mode=letter,max_new_tokens=4", "max_new_tokens= means nothing with mode=letter"),
+        ("mode=generate,until=", "until= is empty"),
+        ("mode=generate,max_new_tokens=0", "max_new_tokens=0"),
         ("norm=token", "norm=token is not available"),
     ],
 )
@@ -101,7 +114,31 @@ def test_examples_parse() -> None:
     assert [parse(example).name for example in EXAMPLES.values()] == list(EXAMPLES)
 
 
-PIECES = ["icl", "perplexity", "python", ":", ",", "=", "\\", "name", "shots", "a/b.jsonl", "\n", "5", ""]
+def test_more_than_one_target(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unused(*_: object) -> Any:
+        raise AssertionError("parsing builds nothing")
+
+    kind = Kind("many", "task", "many:piqa,arc_easy", ("shots",), unused, many=True, label=str)
+    monkeypatch.setitem(KINDS, "many", kind)
+    spec = parse("many:piqa,arc.easy,shots=5")
+    assert (spec.targets, spec.options, spec.column) == (("piqa", "arc.easy"), {"shots": "5"}, "many:piqa,arc.easy,shots=5")
+    with pytest.raises(UsageError, match="found 0 targets, many takes one task or more"):
+        parse("many:shots=5")
+    with pytest.raises(UsageError, match="`arc_easy` after an option"):
+        parse("many:piqa,shots=5,arc_easy")
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=lambda kind: str(kind.name))
+def test_the_help_shows_every_evaluator_and_option(kind: Kind) -> None:
+    lines = [line.strip().removeprefix("EVAL").strip() for line in SWEEP_HELP.split("\n")]
+    examples = [line for line in lines if line.startswith(f"{kind.name}:")]
+    assert [parse(example).name for example in examples] == [kind.name]
+    # use_cache is known in order to be refused with its reason
+    missing = [option for option in kind.options if f"{option}=" not in SWEEP_HELP and option != "use_cache"]
+    assert not missing, missing
+
+
+PIECES = ["icl", "perplexity", "generate", "alpaca", "python", ":", ",", "=", "\\", "name", "shots", "a/b.jsonl", "\n", "5", ""]
 
 
 @given(st.one_of(st.text(max_size=40), st.lists(st.sampled_from(PIECES), max_size=12).map("".join)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 from pa_fast.base import Continuation, Generation
@@ -39,15 +40,40 @@ def by_position(context: list[int], token: int) -> float:
     return -(1 + (context[0] * 31 + context[-1] * 7 + len(context) * 3 + token) % 101) / 50
 
 
+class Chatting(Characters):
+    """A tokenizer with a chat template, which writes BOS itself, as real ones do; it knows no tools."""
+
+    chat_template: str | None = "yes"
+
+    def apply_chat_template(self, messages: Sequence[Any], tokenize: bool, add_generation_prompt: bool) -> str:
+        assert not tokenize and add_generation_prompt
+        if any(message["role"] == "tool" for message in messages):
+            raise ValueError("no tools here")
+        return "\x01" + "".join(f"<{message['role']}>{message['content']}" for message in messages) + "<assistant>"
+
+
 class ToyEngine:
-    """Scores with `rule(context, token)`, sums over a continuation, and remembers what it was asked."""
+    """Scores with `rule(context, token)`, sums over a continuation, and remembers what it was asked.
 
-    weights: Any = None
+    It writes `says(prompt)`, of whose characters each is one token, until a stop token or the limit.
+    """
 
-    def __init__(self, rule: Rule = by_position, tokenizer: Characters | None = None):
+    def __init__(
+        self,
+        rule: Rule = by_position,
+        tokenizer: Characters | None = None,
+        says: Callable[[str], str] = lambda prompt: "",
+        lam: float | None = 0.5,
+        **more: Any,
+    ):
         self.rule = rule
         self.tokenizer = tokenizer or Characters()
+        self.says = says
+        self.weights: Any = SimpleNamespace(lam=lam)
         self.asked: list[list[tuple[list[int], list[int]]]] = []
+        self.prompted: list[Sequence[list[int]]] = []
+        self.configs: list[Generation] = []
+        self.__dict__.update(more)
 
     def loglikelihood(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[Continuation]:
         self.asked.append(list(pairs))
@@ -58,6 +84,14 @@ class ToyEngine:
         ]
 
     def generate(self, prompts: Sequence[list[int]], config: Generation) -> list[list[int]]:
-        return [[] for _ in prompts]
+        self.prompted.append(prompts)
+        self.configs.append(config)
+        assert all(prompts)
+        return [self._spoken(prompt, config) for prompt in prompts]
+
+    def _spoken(self, prompt: list[int], config: Generation) -> list[int]:
+        ids = [ord(character) for character in self.says(self.tokenizer.decode(prompt))][: config.max_new_tokens]
+        ends = [ids.index(stop) for stop in config.stop if stop in ids]
+        return ids[: min(ends)] if ends else ids
 
     def on_weights_changed(self) -> None: ...

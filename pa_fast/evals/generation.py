@@ -1,0 +1,113 @@
+"""Generation: prompts that the model answers in its own words, scored by a rule for each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pa_fast.base import Engine, Evaluator, Item, Score
+from pa_fast.errors import UsageError
+from pa_fast.evals.files import DataFile, limited, read_file
+from pa_fast.evals.imported import Imported, imported
+from pa_fast.evals.kind import EvalSpec, Kind
+from pa_fast.evals.likelihood import Prepared
+from pa_fast.evals.outputs import figures, generated, json_lines, record
+from pa_fast.evals.prompts import encoded, read_prompt
+from pa_fast.evals.rows import Row, distinct, read_rows
+from pa_fast.evals.rules import rule_of
+
+FIELDS = ("prompt", "messages", "id", "group", "regex", "answer")
+
+
+class Generate:
+    """Mean score of greedy outputs; an item is a prompt. `outputs.jsonl` keeps what the model wrote.
+
+    Args:
+        data: rows with a `prompt`, or with `messages` for the chat template, and what scores them (`rules.rule_of`).
+        chat: wrap each prompt in the tokenizer's chat template, as one message of the user.
+        check: scores every output: called with the output and its row. It is tried at once, on an empty output of the
+            first row, so that a checker that fails does so before a model is loaded.
+        regex: scores the rows that have none of their own; searched for in the output.
+
+    Raises:
+        EvaluatorError: a row is wrong, or nothing scores it; at the first λ: the tokenizer cannot write the prompts.
+    """
+
+    higher_is_better = True
+
+    def __init__(
+        self,
+        name: str,
+        data: DataFile,
+        *,
+        chat: bool,
+        max_new_tokens: int,
+        check: Imported | None,
+        regex: str | None,
+        limit: int | None,
+        seed: int,
+    ):
+        self.name = name
+        self.max_new_tokens = max_new_tokens
+        rows = read_rows(data)
+        distinct(rows)
+        if check is None:  # a checker may want fields of any name
+            for row in rows:
+                row.refuse_misspelt(FIELDS)
+        read = [(row, read_prompt(row, chat), rule_of(row, check, regex)) for row in rows]
+        if check is not None:
+            read[0][2].score("")
+        kept = limited(read, limit, seed)
+        self.rows: Sequence[Row] = [row for row, _, _ in kept]
+        self.groups = [row.label("group", data.path.stem) for row in self.rows]
+        self.rules = [rule for _, _, rule in kept]
+        prompts = [prompt for _, prompt, _ in kept]
+        self.identity: Mapping[str, Any] = {
+            "evaluator": "generate",
+            "chat": chat,
+            "max_new_tokens": max_new_tokens,
+            "check": None if check is None else check.target,
+            "check_sha256": None if check is None else check.sha256,
+            "regex": regex,
+            "limit": limit,
+            "seed": seed,
+            "sha256": data.sha256,
+        }
+        self._prepared = Prepared(lambda tokenizer: encoded(tokenizer, prompts))
+
+    def __call__(self, engine: Engine) -> Score:
+        texts, ids = self._prepared(engine.tokenizer)
+        outputs = generated(engine, ids, self.max_new_tokens)
+        items = [
+            Item(row.id, group, rule.score(output.text))
+            for row, group, rule, output in zip(self.rows, self.groups, self.rules, outputs)
+        ]
+        units = {rule.unit for rule in self.rules}
+        return Score(
+            sum(item.score for item in items) / len(items),
+            units.pop() if len(units) == 1 else "share right",
+            len(items),
+            items,
+            figures(outputs),
+            {"outputs.jsonl": json_lines(map(record, items, texts, outputs))},
+        )
+
+
+def _build(spec: EvalSpec, limit: int | None, seed: int) -> Evaluator:
+    if {"check", "regex"} <= spec.options.keys():
+        raise UsageError(f"`{spec.text}`: both check= and regex= would score every row", "keep one of the two")
+    return Generate(
+        spec.column,
+        read_file(spec.path(spec.target)),
+        chat=spec.flag("chat", False),
+        max_new_tokens=spec.count("max_new_tokens", 256, least=1),
+        check=imported(spec.options["check"], "check", "a function of an output and its row")
+        if "check" in spec.options
+        else None,
+        regex=spec.options.get("regex"),
+        limit=limit,
+        seed=seed,
+    )
+
+
+KIND = Kind("generate", "file", "generate:FILE.jsonl,chat=true", ("chat", "max_new_tokens", "regex", "check"), _build)

@@ -1,0 +1,101 @@
+"""A kind of evaluator, and one use of it: what an EVAL string says once it is parsed."""
+
+from __future__ import annotations
+
+import pathlib
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from pa_fast.base import Evaluator
+from pa_fast.errors import UsageError
+
+_ESCAPES = {"n": "\n", "t": "\t", "\\": "\\"}
+UNNAMEABLE = re.compile(r"[/\\\x00-\x1f\x7f\u0085\u2028\u2029]")
+
+
+def stem(target: str) -> str:
+    """`data/tasks.jsonl` → `tasks`."""
+    return pathlib.Path(target).stem
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A row of the table of evaluators.
+
+    Attributes:
+        takes: what a target is (`file`, `function`, `task`); also its key in a YAML suite.
+        options: names of its options, beside `name`, which every evaluator has.
+        build: (parsed EVAL, limit, seed) → evaluator; reads and checks its data, loads no model.
+        many: more than one target is allowed.
+        label: how a target is written in the column.
+        paths: options whose values are paths.
+    """
+
+    name: str
+    takes: str
+    example: str
+    options: tuple[str, ...]
+    build: Callable[[EvalSpec, int | None, int], Evaluator]
+    many: bool = False
+    label: Callable[[str], str] = stem
+    paths: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class EvalSpec:
+    """One evaluator as asked for: its text, its kind, its targets and its options, all still text.
+
+    `folder` is where relative paths begin: the current one, or that of the suite file.
+    """
+
+    text: str
+    kind: Kind
+    targets: tuple[str, ...]
+    options: dict[str, str] = field(default_factory=dict)
+    folder: pathlib.Path = pathlib.Path()
+
+    @property
+    def name(self) -> str:
+        return self.kind.name
+
+    @property
+    def target(self) -> str:
+        return self.targets[0]
+
+    @property
+    def column(self) -> str:
+        """The name in results. Options that cannot stand in one (`sep=\\n`) are left out; the identity has them."""
+        if "name" in self.options:
+            return self.options["name"]
+        shown = {key: stem(value) if key in self.kind.paths else value for key, value in self.options.items()}
+        options = [f"{key}={value}" for key, value in shown.items() if not UNNAMEABLE.search(value)]
+        return f"{self.name}:{','.join([*map(self.kind.label, self.targets), *options])}"
+
+    def path(self, value: str) -> pathlib.Path:
+        """A target or an option as a path."""
+        return self.folder / value
+
+    def count(self, key: str, default: int, *, least: int) -> int:
+        """An option that is a whole number from `least`."""
+        value = self.options.get(key, str(default))
+        if not re.fullmatch(r"[0-9]{1,9}", value) or int(value) < least:
+            raise UsageError(
+                f"`{self.text}`: {key}={value}, expected a whole number from {least}", f"for example {key}={default}"
+            )
+        return int(value)
+
+    def word(self, key: str, words: tuple[str, ...]) -> str:
+        """An option that is one of `words`; the first is the default."""
+        value = self.options.get(key, words[0])
+        if value not in words:
+            raise UsageError(f"`{self.text}`: {key}={value} is not available", f"{key}: {', '.join(words)}")
+        return value
+
+    def flag(self, key: str, default: bool) -> bool:
+        """An option that is `true` or `false`."""
+        return self.word(key, ("true", "false") if default else ("false", "true")) == "true"
+
+    def string(self, key: str, default: str) -> str:
+        """An option that is any text; `\\n`, `\\t` and `\\\\` stand for a line break, a tab and a backslash."""
+        return re.sub(r"\\([nt\\])", lambda match: _ESCAPES[match[1]], self.options.get(key, default))

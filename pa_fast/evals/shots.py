@@ -1,0 +1,92 @@
+"""Shots: which examples are shown before which, drawn once for all λ."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from pa_fast.errors import EvaluatorError
+from pa_fast.evals.examples import Example, read_examples
+from pa_fast.evals.files import DataFile, limited
+
+
+@dataclass(frozen=True)
+class Shots:
+    """How items are asked.
+
+    Attributes:
+        count: examples before each item.
+        sep: stands after every shot.
+        pool: a second file to draw shots from; without it rows marked `"split": "pool"`, or without those a seeded
+            part of each group, which is then not scored.
+        seed: draws the shots, each item's from its own id: an item is asked in the same words at every λ.
+    """
+
+    count: int
+    sep: str
+    pool: DataFile | None
+    seed: int
+
+    def ask(
+        self, data: DataFile, limit: int | None, form: Callable[[Example], Example] = lambda example: example
+    ) -> tuple[list[Example], list[str]]:
+        """The items to score and their prompts, at most `limit`; `form` rewrites items and shots alike.
+
+        Raises:
+            EvaluatorError: a row is wrong, or a group's pool is smaller than `count`.
+        """
+        scored, shown = self._divide(data)
+        pools: dict[str, list[Example]] = {}
+        for example in map(form, shown):
+            pools.setdefault(example.group, []).append(example)
+        items = limited([form(example) for example in scored], limit, self.seed)
+        return items, [self._prompt(item, pools) for item in items]
+
+    def _divide(self, data: DataFile) -> tuple[list[Example], list[Example]]:
+        """The examples to score, and those to show; none is both."""
+        examples = read_examples(data, data.path.stem)
+        marked = [example for example in examples if example.in_pool]
+        if self.pool is not None and marked:
+            raise EvaluatorError(
+                f"{marked[0].where} is marked as pool, and pool={self.pool.path} was given too", "keep one of the two pools"
+            )
+        if self.pool is not None:
+            marked = read_examples(self.pool, data.path.stem)
+        elif not marked and self.count > 0:
+            marked = self._drawn(examples)
+        shown = {id(example) for example in marked}
+        scored = [example for example in examples if id(example) not in shown]
+        if not scored:
+            raise EvaluatorError(
+                f"{data.path}: all {len(examples)} rows are in the pool of shots, expected rows to score", "add rows"
+            )
+        return scored, marked
+
+    def _drawn(self, examples: Sequence[Example]) -> list[Example]:
+        """A pool from the rows themselves: of each group a fifth, and no fewer than `count`."""
+        groups: dict[str, list[Example]] = {}
+        for example in examples:
+            groups.setdefault(example.group, []).append(example)
+        drawn = []
+        for group, members in groups.items():
+            size = max(self.count, len(members) // 5)
+            if size >= len(members):
+                raise EvaluatorError(
+                    f"{members[0].where}: group `{group}` has {len(members)} rows, expected more than {size}: "
+                    f"{self.count} to show, and some to score",
+                    'add rows, mark some as `"split": "pool"`, give pool=FILE, or take fewer shots',
+                )
+            drawn += random.Random(f"{self.seed}:{group}:pool").sample(members, size)
+        return drawn
+
+    def _prompt(self, item: Example, pools: Mapping[str, Sequence[Example]]) -> str:
+        """`count` examples of the item's group and then its context. An example that asks the same is never shown."""
+        pool = [example for example in pools.get(item.group, []) if example.question != item.question]
+        if len(pool) < self.count:
+            raise EvaluatorError(
+                f"{item.where}: the pool has {len(pool)} examples of group `{item.group}`, expected at least shots={self.count}",
+                "add examples of that group to the pool, or take fewer shots",
+            )
+        drawn = random.Random(f"{self.seed}:{item.id}").sample(pool, self.count)
+        return "".join(example.shown + self.sep for example in drawn) + item.context

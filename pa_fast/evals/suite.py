@@ -1,0 +1,94 @@
+"""YAML suites: a file that lists evaluators, as EVAL strings or as mappings."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Iterable
+from typing import Any
+
+from pa_fast.errors import EvaluatorError, UsageError
+from pa_fast.evals import spec
+from pa_fast.evals.files import read_file
+from pa_fast.evals.kind import EvalSpec
+
+SUFFIXES = (".yaml", ".yml")
+
+
+def parse_all(texts: Iterable[str]) -> list[EvalSpec]:
+    """The evaluators that EVAL arguments name, in order; an argument that is a YAML file stands for all in it.
+
+    Raises:
+        UsageError: an EVAL is wrong; in a suite, file and entry are named.
+        EvaluatorError: a suite cannot be read, or is not a list.
+    """
+    found: list[EvalSpec] = []
+    for text in texts:
+        found += read_suite(text) if _is_suite(text) else [spec.parse(text)]
+    return found
+
+
+def read_suite(path: str | pathlib.Path) -> list[EvalSpec]:
+    """The evaluators of a suite file: a list of EVAL strings, or of mappings such as
+    `{eval: icl, file: tasks.jsonl, shots: 5, name: few-shot}`. Relative paths begin in the file's folder.
+    """
+    import yaml
+
+    path = pathlib.Path(path)
+    text = read_file(path).text
+    try:
+        _refuse_repeated(path, yaml.compose(text, yaml.SafeLoader))
+        entries = yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        said = " ".join(str(error).split())
+        raise EvaluatorError(f"{path}: not YAML ({said})", "write a list of EVAL strings, one a line after a dash") from None
+    if not isinstance(entries, list) or not entries:
+        found = "nothing" if not entries else f"a {type(entries).__name__}"
+        raise EvaluatorError(f"{path}: found {found}, expected a list of evaluators", "one a line after a dash, each an EVAL")
+    return [_entry(path, number, entry) for number, entry in enumerate(entries, start=1)]
+
+
+def _refuse_repeated(path: pathlib.Path, suite: Any) -> None:
+    """Refuse an option that an entry has twice: YAML would take the last one and say nothing."""
+    for entry in suite.value if suite is not None else ():
+        keys = [key.value for key, _ in entry.value] if getattr(entry, "id", "") == "mapping" else []
+        for key, node in zip(keys, entry.value if keys else ()):
+            if keys.count(key) > 1:
+                raise UsageError(f"{path}:{node[0].start_mark.line + 1}: `{key}` is given twice", "give it once")
+
+
+def _entry(path: pathlib.Path, number: int, entry: Any) -> EvalSpec:
+    where = f"{path}: entry {number}"
+    try:
+        if isinstance(entry, str) and not _is_suite(entry):
+            return spec.parse(entry, path.parent)
+        if isinstance(entry, dict) and "eval" in entry:
+            return _mapped(where, dict(entry), path.parent)
+    except UsageError as error:
+        raise UsageError(f"{where}: {error.message}", error.hint) from None
+    raise UsageError(f"{where}: found {entry!r}, expected an EVAL string or a mapping with `eval`", f"for example {_EXAMPLE}")
+
+
+def _mapped(where: str, entry: dict[Any, Any], folder: pathlib.Path) -> EvalSpec:
+    name = str(entry.pop("eval"))
+    takes = spec.KINDS[name].takes if name in spec.KINDS else "file"
+    listed = entry.pop(takes, [])
+    targets = [_text(takes, one) for one in (listed if isinstance(listed, list) else [listed])]
+    options = {str(key): _text(str(key), value) for key, value in entry.items()}
+    shown = ",".join([*targets, *(f"{key}={value}" for key, value in options.items())])
+    return spec.checked(f"{name}:{shown}", name, targets, options, folder)
+
+
+def _text(key: str, value: Any) -> str:
+    """A YAML scalar as an EVAL string would have it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (str, int, float)):
+        return str(value)
+    raise UsageError(f"`{key}` is {value!r}, expected a text or a number", f"for example {_EXAMPLE}")
+
+
+def _is_suite(text: str) -> bool:
+    return text.endswith(SUFFIXES) and text.partition(":")[0] not in spec.KINDS
+
+
+_EXAMPLE = "{eval: icl, file: tasks.jsonl, shots: 5}"
