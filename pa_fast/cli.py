@@ -125,6 +125,9 @@ def sweep(
     batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="Requests per forward pass, at every λ.")] = 8,
     limit: Annotated[int | None, typer.Option(metavar="N", min=1, help="At most N items per evaluator.")] = None,
     seed: Annotated[int, typer.Option(metavar="N", help="Seed of shots and of --limit.")] = 0,
+    engine: Annotated[
+        str, typer.Option(metavar="E", help="transformers, or tensor-parallel: one model on all ranks of torchrun.")
+    ] = "transformers",
     workers: Annotated[int, typer.Option(metavar="N", min=1, help="Processes on Ray, one GPU or share of cores each.")] = 1,
     shard: Annotated[
         str | None, typer.Option(metavar="I/N", help="Run every Nth λ from I on; auto: as torchrun or SLURM says.")
@@ -137,7 +140,7 @@ def sweep(
 
     job = SweepSpec(
         base, instruct, lambdas, tuple(evals), out, device, dtype, store, tokenizer, batch_size, limit, seed,
-        allow_nonfinite, overwrite,
+        allow_nonfinite, overwrite, engine,
     )  # fmt: skip
     try:
         result = _launch(job, workers, shard, TerminalProgress())
@@ -145,6 +148,8 @@ def sweep(
         again = [part for part in sys.argv[1:] if part != "--overwrite"]
         _say(f"\ninterrupted; finished points are kept. Go on with:\n  {shlex.join(['pa-fast', *again])}")
         raise typer.Exit(130) from None
+    if result is None:
+        return  # a rank whose first one tells
     _print(result.table())
     _say_where(result)
     if result.failures:
@@ -156,9 +161,18 @@ def sweep(
         )
 
 
-def _launch(job: SweepSpec, workers: int, shard: str | None, progress: Progress) -> SweepResult:
+def _launch(job: SweepSpec, workers: int, shard: str | None, progress: Progress) -> SweepResult | None:
+    """Run `job` in as many processes as asked for; None on ranks that leave the telling to the first."""
     if shard is not None and workers > 1:
         raise UsageError("--workers and --shard together", "--workers starts processes here; --shard is one of several")
+    if job.engine == "tensor-parallel":
+        if shard is not None or workers > 1:
+            raise UsageError(
+                "--engine tensor-parallel with --workers or --shard", "its ranks are one worker: start it with torchrun"
+            )
+        from pa_fast.launch import lockstep
+
+        return lockstep.run(job, progress)
     if workers > 1:
         from pa_fast.launch import ray
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pa_fast import evals
 from pa_fast.base import Engine, Evaluator, Lambda
-from pa_fast.errors import EngineError
+from pa_fast.errors import EngineError, UsageError
 from pa_fast.sweep.driver import distinct
 from pa_fast.sweep.point import Record, visit
 from pa_fast.sweep.schedule import lambdas
@@ -16,6 +16,9 @@ from pa_fast.sweep.schedule import lambdas
 if TYPE_CHECKING:
     from pa_fast.sweep.progress import Progress
     from pa_fast.sweep.results import SweepResult
+
+
+ENGINES = ("transformers", "tensor-parallel")
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,7 @@ class SweepSpec:
     seed: int = 0
     allow_nonfinite: bool = False
     overwrite: bool = False
+    engine: str = "transformers"
 
 
 def run_points(job: SweepSpec, points: Iterable[float | str | Lambda]) -> Iterator[Record]:
@@ -74,8 +78,13 @@ def evaluators(job: SweepSpec) -> list[Evaluator]:
 
 def engine(job: SweepSpec) -> Engine:
     """The pair of `job`, loaded at λ = 0."""
-    from pa_fast.engines.transformers import load
-
+    load: Callable[..., Any]
+    if job.engine == "transformers":
+        from pa_fast.engines.transformers import load
+    elif job.engine == "tensor-parallel":
+        from pa_fast.engines.tensor_parallel import load
+    else:
+        raise UsageError(f"there is no engine `{job.engine}`", f"engines: {', '.join(ENGINES)}")
     loaded = load(
         job.base,
         job.instruct,

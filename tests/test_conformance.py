@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import pathlib
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -16,17 +15,8 @@ from pa_fast.errors import WeightsError
 from pa_fast.live.binding import as_integers
 from tests.engines.architectures import write_pair
 from tests.engines.test_architectures import reload
-
-
-@dataclasses.dataclass
-class Subject:
-    """Live weights of some kind, beside plain copies of the tensors that they must interpolate."""
-
-    weights: pa_fast.LiveWeights
-    set_lambda: Callable[[float], None]
-    live: dict[str, torch.Tensor]
-    base: dict[str, torch.Tensor]
-    instruct: dict[str, torch.Tensor]
+from tests.remote import Actor, Ranks
+from tests.subjects import Live, Subject
 
 
 def plain(dtype: torch.dtype, device: str = "cpu") -> Callable[[pathlib.Path], Subject]:
@@ -36,7 +26,7 @@ def plain(dtype: torch.dtype, device: str = "cpu") -> Callable[[pathlib.Path], S
         instruct = {n: (t.float() + 0.05 * torch.randn(t.shape, generator=g)).to(dtype) for n, t in base.items()}
         live = {name: torch.empty_like(tensor, device=device) for name, tensor in base.items()}
         weights = pa_fast.LiveWeights.bind(live, base, instruct)
-        return Subject(weights, weights.set_lambda, live, base, instruct)
+        return Live(weights, weights.set_lambda, live, base, instruct)
 
     return make
 
@@ -45,7 +35,19 @@ def transformers(architecture: str, device: str = "cpu") -> Callable[[pathlib.Pa
     def make(folder: pathlib.Path) -> Subject:
         base, instruct = write_pair(folder, architecture)
         lm = pa_fast.load(base, instruct, device=device)
-        return Subject(lm.weights, lm.set_lambda, dict(lm.model.named_parameters()), reload(base), reload(instruct))
+        return Live(lm.weights, lm.set_lambda, dict(lm.model.named_parameters()), reload(base), reload(instruct))
+
+    return make
+
+
+def tensor_parallel(architecture: str, world: int) -> Callable[[pathlib.Path], Subject]:
+    return lambda folder: Ranks(folder, architecture, world)
+
+
+def on_ray(architecture: str) -> Callable[[pathlib.Path], Subject]:
+    def make(folder: pathlib.Path) -> Subject:
+        pytest.importorskip("ray")
+        return Actor(folder, architecture)
 
     return make
 
@@ -57,6 +59,8 @@ SUBJECTS = {
     "transformers-dense-llama": transformers("llama"),
     "transformers-dense-tied": transformers("qwen2"),
     "transformers-dense-experts": transformers("mixtral"),
+    "tensor-parallel-dense-experts": tensor_parallel("mixtral", 2),
+    "ray-dense-llama": on_ray("llama"),
 }
 ON_GPU = {
     "plain-dense-bf16-cuda": plain(torch.bfloat16, "cuda"),
@@ -67,14 +71,16 @@ ON_GPU = {
 
 
 @pytest.fixture(scope="module", params=[*SUBJECTS, *(pytest.param(name, marks=pytest.mark.gpu) for name in ON_GPU)])
-def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Subject:
-    return {**SUBJECTS, **ON_GPU}[request.param](tmp_path_factory.mktemp("subject"))
+def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Subject]:
+    made = {**SUBJECTS, **ON_GPU}[request.param](tmp_path_factory.mktemp("subject"))
+    yield made
+    made.close()
 
 
 def assert_holds(subject: Subject, lam: float) -> None:
-    for name, tensor in subject.live.items():
+    for name, tensor in subject.bits().items():
         expected = reference.lerp(subject.base[name], subject.instruct[name], lam, tensor.dtype)
-        assert torch.equal(as_integers(tensor.detach().cpu()), as_integers(expected)), (name, lam)
+        assert torch.equal(as_integers(tensor), as_integers(expected)), (name, lam)
 
 
 def test_order_never_matters(subject: Subject) -> None:
@@ -90,49 +96,46 @@ def test_endpoints_are_the_bits_of_the_sources(subject: Subject) -> None:
     for lam, source in ((0.0, subject.base), (1.0, subject.instruct)):
         subject.set_lambda(0.37)
         subject.set_lambda(lam)
-        for name, tensor in subject.live.items():
-            assert torch.equal(as_integers(tensor.detach().cpu()), as_integers(source[name])), name
+        for name, tensor in subject.bits().items():
+            assert torch.equal(as_integers(tensor), as_integers(source[name])), name
 
 
 def test_nothing_moves_and_versions_rise(subject: Subject) -> None:
-    pointers = {name: tensor.data_ptr() for name, tensor in subject.live.items()}
-    versions = {name: tensor._version for name, tensor in subject.live.items()}
+    pointers, versions = subject.pointers(), subject.versions()
     subject.set_lambda(0.42)
-    assert {name: tensor.data_ptr() for name, tensor in subject.live.items()} == pointers
-    assert all(tensor._version > versions[name] for name, tensor in subject.live.items())
+    assert subject.pointers() == pointers
+    assert all(version > versions[name] for name, version in subject.versions().items())
 
 
 def test_the_checksum_is_a_function_of_lambda(subject: Subject) -> None:
     seen: dict[float, int] = {}
     for lam in (0.1, 0.9, 0.1, 0.5, 0.9):
         subject.set_lambda(lam)
-        assert seen.setdefault(lam, subject.weights.checksum()) == subject.weights.checksum()
+        assert seen.setdefault(lam, subject.checksum()) == subject.checksum()
     assert len(set(seen.values())) == 3
 
 
 def test_a_foreign_write_is_detected_and_healed(subject: Subject) -> None:
     subject.set_lambda(0.5)
-    before = subject.weights.checksum()
-    name, tensor = next(iter(subject.live.items()))
-    with torch.no_grad():
-        tensor.view(-1)[0] += 1
-    assert subject.weights.checksum() != before
-    assert subject.weights.changed() == [name]
+    before = subject.checksum()
+    name = subject.poke()
+    assert subject.checksum() != before
+    assert subject.changed() == [name]
     with pytest.raises(WeightsError, match=name):
-        subject.weights.verify()
+        subject.verify()
     subject.set_lambda(0.5)
-    assert subject.weights.checksum() == before
+    assert subject.checksum() == before
     assert_holds(subject, 0.5)
 
 
 def test_looking_at_weights_changes_nothing(subject: Subject) -> None:
     for lam in (0.3, 1.0):
         subject.set_lambda(lam)
-        before = subject.weights.checksum()
-        first = subject.weights.effective_lambda()
-        assert subject.weights.verify() and subject.weights.memory().total_bytes and repr(subject.weights)
-        assert subject.weights.effective_lambda() == first == pytest.approx(lam, abs=0.05)
-        assert subject.weights.checksum() == before
+        before = subject.checksum()
+        first = subject.effective_lambda()
+        assert subject.verify() and subject.total_bytes() and repr(subject)
+        assert subject.effective_lambda() == first == pytest.approx(lam, abs=0.05)
+        assert subject.checksum() == before
         assert_holds(subject, lam)
     subject.set_lambda(1.0)
     assert_holds(subject, 1.0)

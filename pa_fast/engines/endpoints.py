@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pa_fast.engines import layout
 from pa_fast.engines.loading import Loaded
 from pa_fast.errors import EngineError
 
@@ -47,9 +48,7 @@ def reference_logits(loaded: Loaded, ids: torch.Tensor) -> dict[str, torch.Tenso
             for name, live in loaded.live.items():
                 live.copy_(sources[name].to(loaded.via.get(name, live.dtype)))
         if module is not loaded.module:
-            for name, tensor in module.named_parameters(remove_duplicate=False):
-                tensor.data = loaded.live[name].data
-            for name, tensor in module.named_buffers():
+            for name, tensor in layout.named(module):
                 if name in loaded.live:
                     tensor.data = loaded.live[name].data
         made[side] = logits(module, ids)

@@ -8,12 +8,13 @@ The conversions only move elements, so merging converted tensors equals converti
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pa_fast.checkpoint.header import FLOATS
 from pa_fast.checkpoint.reader import Checkpoint, torch_dtype
+from pa_fast.engines import layout
 from pa_fast.errors import EngineError, PairError
 
 if TYPE_CHECKING:
@@ -28,7 +29,8 @@ class Loaded:
     Attributes:
         module: instruct's module at the live dtype; its parameters are the live tensors once `allocate` ran.
         reference: base's module at the live dtype, for the endpoint check.
-        live: name → parameter or persistent buffer of `module`, every name of a tied tensor included.
+        live: name → parameter or persistent buffer of `module`, every name of a tied tensor included; of a DTensor the
+            shard of this process.
         base, instruct: name → source at the dtype of its file, or an exact upcast of it.
         via: name → the dtype that a saved merge would have, where the live tensor is another.
         notes: what a user should know: converted tensors, untied heads.
@@ -43,31 +45,36 @@ class Loaded:
     notes: list[str] = field(default_factory=list)
 
 
-def load_pair(base: Checkpoint, instruct: Checkpoint, dtype: torch.dtype | None) -> Loaded:
+def load_pair(
+    base: Checkpoint, instruct: Checkpoint, dtype: torch.dtype | None, sharding: Mapping[str, Any] | None = None
+) -> Loaded:
     """Load both sides through transformers and pair them by the names of the modules.
 
     Args:
         base, instruct: opened checkpoints whose configurations are known to fit each other.
         dtype: live dtype of all float tensors; None: the dtype that each has in the instruct files.
+        sharding: what `from_pretrained` takes to split a model over processes.
 
     Raises:
-        EngineError: transformers cannot load a side completely, or does not know the architecture.
-        PairError: the two modules have different tensors.
+        EngineError: transformers cannot load a side completely, does not know the architecture, or cannot split it.
+        PairError: the two modules have different tensors, or split them differently.
     """
     files = {side: _file_dtypes(checkpoint) for side, checkpoint in (("base", base), ("instruct", instruct))}
-    source_b = _from_pretrained(base, _exact(files["base"]))
-    source_i = _from_pretrained(instruct, _exact(files["instruct"]))
+    source_b = _from_pretrained(base, _exact(files["base"]), sharding)
+    source_i = _from_pretrained(instruct, _exact(files["instruct"]), sharding)
     wanted = dtype or (_exact(files["instruct"]) if len(files["instruct"]) == 1 else None)
-    module = source_i if wanted == source_i.dtype else _from_pretrained(instruct, wanted)
-    reference = source_b if source_b.dtype == module.dtype else _from_pretrained(base, module.dtype)
+    module = source_i if wanted == source_i.dtype else _from_pretrained(instruct, wanted, sharding)
+    reference = source_b if source_b.dtype == module.dtype else _from_pretrained(base, module.dtype, sharding)
     named = {"base": _tensors(source_b), "instruct": _tensors(source_i)}
     if named["base"].keys() != named["instruct"].keys():
         odd = sorted(named["base"].keys() ^ named["instruct"].keys())
         side = "base" if odd[0] in named["base"] else "instruct"
         raise PairError(f"`{odd[0]}` exists only in the {side} model", "the two checkpoints must be of one architecture")
+    if sharding:
+        layout.check(source_b, source_i)
     _check_derived(reference, module)
     # `module` may be the very model that holds the sources: keep the memory, its parameters will point elsewhere.
-    sources = {side: {name: tensor.detach() for name, tensor in tensors.items()} for side, tensors in named.items()}
+    sources = {side: {name: tensor.detach().contiguous() for name, tensor in tensors.items()} for side, tensors in named.items()}
     untied = _untie(module, named)
     live = _tensors(module)
     return Loaded(
@@ -96,7 +103,7 @@ def allocate(loaded: Loaded, device: torch.device) -> None:
                 buffer.data = buffer.data.to(device)
 
 
-def _from_pretrained(checkpoint: Checkpoint, dtype: torch.dtype | None) -> PreTrainedModel:
+def _from_pretrained(checkpoint: Checkpoint, dtype: torch.dtype | None, sharding: Mapping[str, Any] | None) -> PreTrainedModel:
     import transformers
 
     architectures = checkpoint.config.get("architectures") or []
@@ -114,6 +121,7 @@ def _from_pretrained(checkpoint: Checkpoint, dtype: torch.dtype | None) -> PreTr
                 output_loading_info=True,
                 use_safetensors=True,
                 local_files_only=True,
+                **(sharding or {}),
             )
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
         raise EngineError(
@@ -132,7 +140,7 @@ def _from_pretrained(checkpoint: Checkpoint, dtype: torch.dtype | None) -> PreTr
     return model
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """The first line of what a library said, or what kind of error it was where it said nothing."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
@@ -163,11 +171,9 @@ def _exact(dtypes: set[str]) -> torch.dtype:
 
 
 def _tensors(module: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """Parameters and persistent buffers by name, every name of a tied one."""
+    """Parameters and persistent buffers by name, every name of a tied one, as far as they lie in this process."""
     kept = module.state_dict(keep_vars=True).keys()
-    found: dict[str, torch.Tensor] = dict(module.named_parameters(remove_duplicate=False))
-    found.update((name, buffer) for name, buffer in module.named_buffers(remove_duplicate=False) if name in kept)
-    return found
+    return {name: tensor for name, tensor in layout.named(module) if name in kept}
 
 
 def _check_derived(reference: PreTrainedModel, module: PreTrainedModel) -> None:

@@ -1,7 +1,7 @@
 """Likelihoods and greedy text from a transformers model, in batches that are the same at every λ.
 
-Batch composition changes rounding, so requests are sorted by length once, cut into batches of a fixed size, and
-padded the same way whatever the weights say.
+Batch composition changes rounding, so requests are grouped by the prefixes that they share, sorted by length, cut into
+batches of a fixed size and padded the same way whatever the weights say.
 """
 
 from __future__ import annotations
@@ -9,13 +9,20 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pa_fast.base import Continuation, Generation
+from pa_fast.engines.past import Past
+from pa_fast.engines.prefix import Segment, forest
 from pa_fast.errors import EngineError
 
 if TYPE_CHECKING:
+    import torch
     from transformers import GenerationConfig, PreTrainedModel
+
+
+_PAD = 0
+"""Stands where no score looks: every vocabulary has it, and nothing attends to it."""
 
 
 def batches(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
@@ -25,42 +32,74 @@ def batches(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
         yield order[start : start + size]
 
 
-def loglikelihood(model: PreTrainedModel, pairs: Sequence[tuple[list[int], list[int]]], batch_size: int) -> list[Continuation]:
+def loglikelihood(
+    model: PreTrainedModel, pairs: Sequence[tuple[list[int], list[int]]], batch_size: int, shared_prefix: bool = False
+) -> list[Continuation]:
     """Score N (context ids, continuation ids); log-likelihoods in nats, from fp32 log-softmax of the model's logits.
+
+    With `shared_prefix`, tokens that requests begin alike with are computed once; what was kept of them is gone when
+    the call returns. The model must allow it, see `past.obstacle`.
 
     Raises:
         EngineError: an empty context or continuation, or more tokens than the model has positions for.
     """
-    import torch
-
     for n, (context, continuation) in enumerate(pairs):
         if not context or not continuation:
             raise EngineError(
                 f"request {n} has an empty {'continuation' if context else 'context'}", "score at least one token after one"
             )
         check_length(model, len(context) + len(continuation) - 1, f"request {n}")
+    rows = [context + continuation[:-1] for context, continuation in pairs]
+    # Logits count from a context's last token on: all before it may come out of a cache.
+    first = [len(context) - 1 for context, _ in pairs]
+    segments = forest(rows, first) if shared_prefix else [Segment(k, 0, len(row)) for k, row in enumerate(rows)]
+    answers = {k: _judged(logits, pairs[k][1]) for k, logits in _scored(model, rows, first, segments, batch_size, Past())}
+    return [answers[k] for k in range(len(pairs))]
+
+
+def _scored(
+    model: PreTrainedModel, rows: list[list[int]], first: list[int], segments: Sequence[Segment], size: int, past: Past
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """Each request that ends in `segments` or below them, with its logits from position `first` on: tokens × vocabulary."""
+    last = [segment for segment in segments if not segment.under]
+    for chosen in batches([len(segment) for segment in last], size):
+        batch = [last[k] for k in chosen]
+        start = min(first[segment.row] - segment.start for segment in batch)
+        logits = _logits(model, rows, batch, start, past.lend(batch, False, model.device))
+        for row, segment in zip(logits, batch):
+            yield segment.row, row[first[segment.row] - segment.start - start : len(segment) - start]
+    shared = [segment for segment in segments if segment.under]
+    for chosen in batches([len(segment) for segment in shared], size):
+        batch = [shared[k] for k in chosen]
+        lent = past.lend(batch, True, model.device)
+        _logits(model, rows, batch, max(map(len, batch)) - 1, lent)
+        kept = Past.of(lent["past_key_values"], batch, model.config.get_text_config(decoder=True).num_hidden_layers)
+        yield from _scored(model, rows, first, [child for segment in batch for child in segment.under], size, kept)
+        del lent, kept  # before the next batch makes its own
+
+
+def _logits(
+    model: PreTrainedModel, rows: list[list[int]], batch: list[Segment], start: int, lent: dict[str, Any]
+) -> torch.Tensor:
+    """Logits of R segments from their token `start` on, R × tokens × vocabulary; rows are padded on the right."""
+    import torch
+
+    width = max(map(len, batch))
+    ids = [rows[s.row][s.start : s.stop] + [_PAD] * (width - len(s)) for s in batch]
     selects = "logits_to_keep" in inspect.signature(model.forward).parameters
-    answers: list[Continuation] = [Continuation(0.0, False)] * len(pairs)
-    for batch in batches([len(context) + len(continuation) for context, continuation in pairs], batch_size):
-        rows = [pairs[k][0] + pairs[k][1][:-1] for k in batch]
-        # Padding stands right of everything that is scored, so a causal model never sees it.
-        width = max(map(len, rows))
-        ids = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=model.device)
-        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=model.device)
-        first = min(len(pairs[k][0]) for k in batch) - 1
-        keep = {"logits_to_keep": torch.arange(first, width, device=model.device)} if selects else {}
-        with torch.no_grad():
-            logits = model(input_ids=ids, attention_mask=mask, use_cache=False, **keep).logits
-        if not selects:
-            logits = logits[:, first:]
-        for row, k in enumerate(batch):
-            context, continuation = pairs[k]
-            start = len(context) - 1 - first
-            scores = torch.log_softmax(logits[row, start : start + len(continuation)].float(), dim=-1)
-            wanted = torch.tensor(continuation, device=scores.device)
-            logprob = float(scores.gather(1, wanted[:, None]).sum())
-            answers[k] = Continuation(logprob, bool((scores.argmax(-1) == wanted).all()))
-    return answers
+    keep = {"logits_to_keep": torch.arange(start, width, device=model.device)} if selects else {}
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor(ids, device=model.device), **lent, **keep).logits
+    return logits if selects else logits[:, start:]
+
+
+def _judged(logits: torch.Tensor, continuation: list[int]) -> Continuation:
+    """What `logits`, tokens × vocabulary, make of the tokens that follow."""
+    import torch
+
+    scores = torch.log_softmax(logits.float(), dim=-1)
+    wanted = torch.tensor(continuation, device=scores.device)
+    return Continuation(float(scores.gather(1, wanted[:, None]).sum()), bool((scores.argmax(-1) == wanted).all()))
 
 
 def generate(model: PreTrainedModel, prompts: Sequence[list[int]], config: Generation, batch_size: int) -> list[list[int]]:
@@ -76,14 +115,13 @@ def generate(model: PreTrainedModel, prompts: Sequence[list[int]], config: Gener
         if not prompt:
             raise EngineError(f"prompt {n} is empty", "begin with at least one token, such as BOS")
         check_length(model, len(prompt) + config.max_new_tokens, f"prompt {n} with {config.max_new_tokens} new tokens")
-    pad = config.stop[0] if config.stop else 0
     greedy = GenerationConfig(
-        do_sample=False, max_new_tokens=config.max_new_tokens, pad_token_id=pad, eos_token_id=list(config.stop) or None
+        do_sample=False, max_new_tokens=config.max_new_tokens, pad_token_id=_PAD, eos_token_id=list(config.stop) or None
     )
     spoken: list[list[int]] = [[]] * len(prompts)
     for batch in batches([len(prompt) for prompt in prompts], batch_size):
         width = max(len(prompts[k]) for k in batch)
-        ids = torch.tensor([[pad] * (width - len(prompts[k])) + prompts[k] for k in batch], device=model.device)
+        ids = torch.tensor([[_PAD] * (width - len(prompts[k])) + prompts[k] for k in batch], device=model.device)
         mask = torch.tensor([[0] * (width - len(prompts[k])) + [1] * len(prompts[k]) for k in batch], device=model.device)
         with torch.no_grad(), _only(model, greedy):
             out = model.generate(input_ids=ids, attention_mask=mask)

@@ -20,7 +20,10 @@ from pa_fast.checkpoint.source import resolve
 from pa_fast.checkpoint.streaming import DTYPES
 from pa_fast.checkpoint.vocabulary import compare_vocabularies
 from pa_fast.engines import endpoints, scoring
+from pa_fast.engines.inventory import Inventory
 from pa_fast.engines.loading import allocate, first_line, load_pair
+from pa_fast.engines.past import obstacle
+from pa_fast.engines.ranks import ALONE, Alone, Ranks
 from pa_fast.errors import EngineError, UsageError
 from pa_fast.live.weights import LiveWeights
 from pa_fast.units import format_bytes
@@ -36,6 +39,7 @@ class LambdaModel:
         model: the transformers model; its parameters are the live tensors.
         tokenizer: the tokenizer used at every λ, or None if neither folder ships one.
         weights: the `LiveWeights` behind it.
+        stop_tokens: ids that end a text for either model or for the tokenizer, in order.
         notes: what loading found worth saying.
     """
 
@@ -48,15 +52,28 @@ class LambdaModel:
         configuration: Mapping[str, Any],
         batch_size: int,
         notes: Sequence[str] = (),
+        stop_tokens: Sequence[int] = (),
+        shared_prefix: bool = False,
     ):
         self.model = model
         self.tokenizer: Any = tokenizer
         self.weights = weights
-        self.identity = {**identity, "batch_size": batch_size}
+        self.stop_tokens = tuple(stop_tokens)
+        self.identity = {
+            **identity,
+            "batch_size": batch_size,
+            "stop_tokens": list(self.stop_tokens),
+            "shared_prefix": shared_prefix,
+        }
         self.configuration = dict(configuration)
         self.notes = list(notes)
         self._batch_size = batch_size
-        self._pointers = {name: (tensor, tensor.data_ptr()) for name, tensor in _named(model)}
+        self._inventory = Inventory.of(model)
+
+    @property
+    def shared_prefix(self) -> bool:
+        """Whether tokens that requests begin alike with are computed once per call."""
+        return bool(self.identity["shared_prefix"])
 
     @property
     def lam(self) -> float | None:
@@ -81,30 +98,22 @@ class LambdaModel:
 
     def loglikelihood(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[Continuation]:
         """Score N (context ids, continuation ids); see `pa_fast.Engine`."""
-        return scoring.loglikelihood(self.model, pairs, self._batch_size)
+        return scoring.loglikelihood(self.model, pairs, self._batch_size, self.shared_prefix)
 
     def generate(self, prompts: Sequence[list[int]], config: Generation) -> list[list[int]]:
         """Greedy continuations of N prompts; see `pa_fast.Engine`."""
         return scoring.generate(self.model, prompts, config, self._batch_size)
 
     def on_weights_changed(self) -> None:
-        """Prove that the model computes with the live tensors: none replaced, moved, added or lost since `load`.
+        """Prove that the model is made of what it was made of at `load`, and of nothing else that could hold old weights.
 
-        Nothing else goes stale: no key-value cache outlives a call. Waits for the device, so that a switch is timed whole.
+        No key-value cache of `loglikelihood` or `generate` outlives the call. Waits for the device, so that a switch is
+        timed whole.
 
         Raises:
-            EngineError: a parameter or buffer of the model is not the one that was bound.
+            EngineError: a tensor, cache or module was added to the model, replaced, moved or removed.
         """
-        found = dict(_named(self.model))
-        for name in found.keys() | self._pointers.keys():
-            tensor = found.get(name)
-            known, pointer = self._pointers.get(name, (None, 0))
-            if tensor is None or tensor is not known or tensor.data_ptr() != pointer:
-                what = "is gone" if tensor is None else "was added" if known is None else "was replaced or moved"
-                raise EngineError(
-                    f"`{name}` {what} since the pair was loaded, so the model no longer follows λ",
-                    "do not tie, move, convert or reload the model after pa_fast.load; load the pair again",
-                )
+        self._inventory.check(self.model)
         if self.model.device.type == "cuda":
             import torch
 
@@ -130,6 +139,8 @@ def load(
     batch_size: int = 8,
     endpoint_check: bool = True,
     allow_nonfinite: bool = False,
+    shared_prefix: bool = True,
+    ranks: Ranks | Alone = ALONE,
 ) -> LambdaModel:
     """Load two checkpoints as one transformers model at λ = 0.
 
@@ -142,6 +153,8 @@ def load(
         batch_size: requests per forward pass; fixed, because batch composition changes rounding.
         endpoint_check: prove that λ = 0 and 1 give the logits of the two models as loaded, bit for bit.
         allow_nonfinite: let NaN and infinity in the weights pass.
+        shared_prefix: compute tokens that requests begin alike with once per call, where the architecture allows it.
+        ranks: the processes to split the model over; for `pa_fast.engines.tensor_parallel.load`, which sees to the rest.
 
     Cost: on CPU the sources stay memory maps of the files, so memory is one live copy and page cache; tensors that
     transformers converts while loading (fused experts) cost copies. Each file is read once, plus the check's four
@@ -162,10 +175,11 @@ def load(
         if value not in known:
             raise UsageError(f"{option} `{value}` is not available", f"available: {', '.join(known)}")
     where = _device(device)
-    with Checkpoint.open(resolve(base)) as b, Checkpoint.open(resolve(instruct)) as i:
+    sharding = ranks.sharding()
+    with ranks.step("loading"), Checkpoint.open(resolve(base)) as b, Checkpoint.open(resolve(instruct)) as i:
         check_configs(b, i, tying=False)
         notes = compare_vocabularies(b.folder, i.folder)
-        loaded = load_pair(b, i, None if dtype == "auto" else getattr(torch, dtype))
+        loaded = load_pair(b, i, None if dtype == "auto" else getattr(torch, dtype), sharding)
         chosen = _tokenizer(resolve(tokenizer) if tokenizer is not None else i.folder)
         identity = {
             "engine": "transformers",
@@ -179,11 +193,14 @@ def load(
             "tokenizer": _digest(_spelling(chosen)),
             "chat_template": _digest(json.dumps(getattr(chosen, "chat_template", None), sort_keys=True)),
         }
-    allocate(loaded, where)
+    with ranks.step("allocating"):
+        allocate(loaded, where)
     ids = endpoints.prompts(_vocabulary(loaded.module, loaded.reference), where)
     expected = endpoints.reference_logits(loaded, ids) if endpoint_check else {}
+    stops = _stop_tokens(chosen, loaded.reference, loaded.module)
     del loaded.reference
-    weights = LiveWeights.bind(loaded.live, loaded.base, loaded.instruct, via=loaded.via, allow_nonfinite=allow_nonfinite)
+    with ranks.step("binding"):
+        weights = LiveWeights.bind(loaded.live, loaded.base, loaded.instruct, via=loaded.via, allow_nonfinite=allow_nonfinite)
     if endpoint_check:
         endpoints.check_endpoints(loaded.module, weights, ids, expected)
     configuration = {
@@ -195,14 +212,22 @@ def load(
         "attention": str(loaded.module.config._attn_implementation),
     }
     copied = weights.memory().host_bytes
-    if copied:
+    if copied and not sharding:
         loaded.notes.append(f"tensors converted while loading cost {format_bytes(copied)} of memory beside the file maps")
-    return LambdaModel(loaded.module, chosen, weights, identity, configuration, batch_size, [*notes, *loaded.notes])
-
-
-def _named(model: PreTrainedModel) -> Iterator[tuple[str, Any]]:
-    yield from model.named_parameters(remove_duplicate=False)
-    yield from model.named_buffers(remove_duplicate=False)
+    why_not = obstacle(loaded.module) if shared_prefix else None
+    if why_not:
+        loaded.notes.append(f"shared prefixes are computed for every request again: of {type(loaded.module).__name__}, {why_not}")
+    return LambdaModel(
+        loaded.module,
+        chosen,
+        weights,
+        identity,
+        configuration,
+        batch_size,
+        [*notes, *loaded.notes],
+        stops,
+        shared_prefix and not why_not,
+    )
 
 
 def _device(name: str) -> Any:
@@ -236,6 +261,13 @@ def _tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
     # It would warn of long texts, which evaluators cut into windows; what is too long for the model is refused by the engine.
     tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
     return tokenizer
+
+
+def _stop_tokens(tokenizer: Any, *models: PreTrainedModel) -> list[int]:
+    """Every id that ends a text for one of `models`, by its own configurations, or for `tokenizer`."""
+    speakers = [tokenizer, *(c for m in models for c in (m.config.get_text_config(), getattr(m, "generation_config", None)))]
+    found = [getattr(s, "eos_token_id", None) for s in speakers]
+    return sorted({i for ids in found if ids is not None for i in (ids if isinstance(ids, list) else [ids])})
 
 
 def _configuration(checkpoint: Checkpoint) -> str:

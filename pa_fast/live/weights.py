@@ -5,7 +5,7 @@ It knows tensors and names. It must not know files, models or engines: those bui
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
 
@@ -176,12 +176,19 @@ class LiveWeights:
         from λ by a factor at small λ. NaN where base and instruct are equal.
         Cost: reads live and sources once; fp32 dot products of pieces, summed in order in fp64.
         """
+        moved, distance = self.projection()
+        return moved / distance if distance else float("nan")
+
+    def projection(self, names: Container[str] | None = None) -> tuple[float, float]:
+        """⟨W − B, I − B⟩ and ‖I − B‖² over the interpolated weights called `names`, of all where None."""
         import torch
 
         self._open()
 
         def products(t: int, span: slice) -> tuple[float, float]:
             binding = self._floats[t]
+            if names is not None and binding.name not in names:
+                return 0.0, 0.0
             base = binding.base.view(-1)[span].float()  # of fp32 this is the tensor itself: nothing here may write
             delta = binding.instruct.view(-1)[span].float() - base
             moved = torch.dot(binding.live.view(-1)[span].float() - base, delta)
@@ -190,7 +197,7 @@ class LiveWeights:
         moved = distance = 0.0
         for _, (part, whole) in self._over_spans(products):
             moved, distance = moved + part, distance + whole
-        return moved / distance if distance else float("nan")
+        return moved, distance
 
     def memory(self) -> Memory:
         """Bytes of the live copy and of what lies beside it: `live_bytes`, `device_bytes`, `host_bytes`,

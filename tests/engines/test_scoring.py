@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
 import random
 
@@ -10,9 +11,11 @@ import torch
 
 import pa_fast
 from pa_fast import Generation
+from pa_fast.base import stop_tokens
 from pa_fast.engines.scoring import batches
 from pa_fast.errors import EngineError
 from tests.engines.architectures import write_pair
+from tests.engines.test_loading import edit_config
 
 
 @pytest.fixture(scope="module", params=["llama", "gemma-2", "gpt-2", "qwen2"])
@@ -58,6 +61,45 @@ def test_generation_ends_at_a_stop_token_and_leaves_it_out(lm: pa_fast.LambdaMod
     stop = free[0][2]
     for before, after in zip(free, lm.generate(prompts, Generation(max_new_tokens=8, stop=(stop,)))):
         assert after == (before[: before.index(stop)] if stop in before else before)
+
+
+def test_the_first_of_several_stop_tokens_ends_a_text(lm: pa_fast.LambdaModel) -> None:
+    lm.set_lambda(0.4)
+    prompts = [context for context, _ in requests(9)]
+    free = lm.generate(prompts, Generation(max_new_tokens=8))
+    stops = (free[0][5], free[0][2], free[1][4])
+    for before, after in zip(free, lm.generate(prompts, Generation(max_new_tokens=8, stop=stops))):
+        ends = [before.index(stop) for stop in stops if stop in before]
+        assert after == before[: min(ends, default=8)]
+
+
+def test_texts_follow_our_configuration_and_nothing_that_a_model_brings(lm: pa_fast.LambdaModel) -> None:
+    from transformers import GenerationConfig
+
+    lm.set_lambda(0.4)
+    prompts, asked = [context for context, _ in requests(9)], Generation(max_new_tokens=6)
+    expected = lm.generate(prompts, asked)
+    own = lm.model.generation_config
+    said = sorted({token for text in expected for token in text})
+    lm.model.generation_config = brought = GenerationConfig(
+        do_sample=True, temperature=9.0, num_beams=3, repetition_penalty=5.0, max_length=21, forced_eos_token_id=7,
+        suppress_tokens=said, eos_token_id=expected[0][1], cache_implementation="static",
+    )  # fmt: skip
+    try:
+        assert lm.generate(prompts, asked) == expected
+        assert lm.model.generation_config is brought
+    finally:
+        lm.model.generation_config = own
+
+
+def test_a_text_ends_where_either_model_would_end_it(tmp_path: pathlib.Path) -> None:
+    base, instruct = write_pair(tmp_path, "llama")
+    (instruct / "generation_config.json").write_text(json.dumps({"eos_token_id": [90, 7]}))
+    edit_config(base, eos_token_id=5)
+    (base / "generation_config.json").unlink()
+    lm = pa_fast.load(base, instruct)
+    assert lm.stop_tokens == stop_tokens(lm) == (2, 5, 7, 90)
+    assert lm.identity["stop_tokens"] == [2, 5, 7, 90]
 
 
 def test_scores_repeat_to_the_last_bit_when_a_lambda_returns(lm: pa_fast.LambdaModel) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.engines.architectures import write_pair
 
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "examples" / "demo"
@@ -65,3 +69,27 @@ def test_what_does_not_go_together_is_wrong_usage(options: list[str], why: str, 
     done = run("-m", "pa_fast", *SWEEP, "--out", "run", *options, cwd=tmp_path)
     assert (done.returncode, why in done.stderr) == (2, True), done.stderr
     assert "Traceback" not in done.stderr and not (tmp_path / "run").exists()
+
+
+def test_ranks_that_hold_one_model_write_one_run(tmp_path: Path) -> None:
+    sides = write_pair(tmp_path, "llama", vocab_size=64, max_position_embeddings=256)
+    for side in sides:
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            shutil.copy(DEMO / "pair" / "base" / name, side / name)
+    pair = [str(side) for side in sides]
+    sweep = ["sweep", *pair, "--lambdas", "0,1/3", "--eval", f"perplexity:{DEMO / 'README.md'},window=128", "--out"]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "pa_fast"]
+    done = run(*torchrun, *sweep, "split", "--engine", "tensor-parallel", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("effective λ") == 1, "one rank tells"
+    whole = run("-m", "pa_fast", *sweep, "whole", cwd=tmp_path)
+    assert whole.returncode == 0, whole.stderr
+    rows = [json.loads((tmp_path / out / "results.json").read_text())["rows"] for out in ("split", "whole")]
+    assert [row["lambda"] for row in rows[0]] == ["0", "1/3"]
+    assert [row["score"] for row in rows[0]] == pytest.approx(
+        [row["score"] for row in rows[1]], rel=0.01
+    )  # sums of bf16 are split
+    assert [row["effective_lambda"] for row in rows[0]] == pytest.approx([row["effective_lambda"] for row in rows[1]], abs=1e-5)
+    for options, why in (([], "no launcher has started this process"), (["--workers", "2"], "its ranks are one worker")):
+        refused = run("-m", "pa_fast", *sweep, "other", "--engine", "tensor-parallel", *options, cwd=tmp_path)
+        assert refused.returncode and why in refused.stderr and "Traceback" not in refused.stderr

@@ -1,0 +1,108 @@
+"""What a model computes with, as it was when the endpoint check proved it: everything that could hold weights."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pa_fast.engines.layout import local
+from pa_fast.errors import EngineError
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """Every tensor, key-value cache and module that hangs on a model, wherever: parameters, buffers, plain attributes of
+    any submodule, and what lies in their lists, tuples, sets and dicts.
+
+    Attributes:
+        held: name → the object, and its address if it is a tensor.
+        rotary: rotary embeddings, which swap tables by the length of a text; their attributes and buffers.
+    """
+
+    held: Mapping[str, tuple[object, int]]
+    rotary: Sequence[tuple[torch.nn.Module, dict[str, Any], dict[str, Any]]]
+
+    @classmethod
+    def of(cls, model: torch.nn.Module) -> Inventory:
+        """The inventory of `model` as it stands."""
+        rotary = [m for m in model.modules() if hasattr(m, "rope_type") and not m._parameters]
+        return cls(
+            {name: (thing, _address(thing)) for name, thing in _held(model)},
+            [(module, dict(vars(module)), dict(module._buffers)) for module in rotary],
+        )
+
+    def check(self, model: torch.nn.Module) -> None:
+        """Bring back the rotary tables of the inventory, drop transformers' own cache, and compare the rest.
+
+        Cost: about 1 ms for 300 modules; reads no tensor.
+
+        Raises:
+            EngineError: something was added, replaced, moved or removed.
+        """
+        from transformers import Cache
+
+        for module, attributes, buffers in self.rotary:
+            for key in vars(module).keys() - attributes.keys():
+                del vars(module)[key]
+            vars(module).update(attributes)
+            module._buffers.clear()
+            module._buffers.update(buffers)
+        if "_cache" not in self.held and isinstance(vars(model).get("_cache"), Cache):
+            del vars(model)["_cache"]  # where generation keeps a static cache, which it makes anew
+        found = dict(_held(model))
+        for name, (thing, address) in self.held.items():
+            now = found.pop(name, None)
+            if now is not thing or _address(now) != address:
+                _refuse(name, "is gone" if now is None else "was replaced or moved", thing)
+        for name, thing in found.items():
+            _refuse(name, "was added", thing)
+
+
+def _refuse(name: str, what: str, thing: object) -> None:
+    raise EngineError(
+        f"`{name}` {what} since the pair was loaded: a {type(thing).__name__} that may not be what λ says",
+        "do not tie, move, convert, patch or reload the model after pa_fast.load, and leave nothing on it; load the pair again",
+    )
+
+
+def _held(model: torch.nn.Module) -> Iterator[tuple[str, object]]:
+    """Names and objects in the order of the model; a tied one by each of its names."""
+    import torch
+
+    common = vars(torch.nn.Module()).keys()
+    for path, module in model.named_modules(remove_duplicate=False):
+        prefix = path + "." if path else ""
+        for own in (module._parameters, module._buffers):
+            for key, tensor in own.items():
+                if tensor is not None:
+                    yield prefix + key, local(tensor)
+        for key, value in vars(module).items():
+            kind = None if key in common else _kind(value.__class__)
+            if kind == "weight":
+                yield prefix + key, value
+            elif kind is not None:
+                for inner, thing in value.items() if kind == "mapping" else enumerate(value):
+                    if _kind(thing.__class__) == "weight":
+                        yield f"{prefix}{key}[{inner!r}]", thing
+
+
+@functools.cache
+def _kind(kind: type) -> str | None:
+    """`weight` for classes whose objects can hold weights or what was computed from them, and two kinds of containers."""
+    import torch
+    from transformers import Cache
+
+    if issubclass(kind, (torch.Tensor, torch.nn.Module, Cache)):
+        return "weight"
+    return "mapping" if issubclass(kind, dict) else "sequence" if issubclass(kind, (list, tuple, set)) else None
+
+
+def _address(thing: object) -> int:
+    import torch
+
+    return thing.data_ptr() if isinstance(thing, torch.Tensor) else 0

@@ -1,0 +1,85 @@
+"""A sweep by ranks that hold one model together: all run the same evaluators in lockstep, and rank 0 alone records.
+
+Evaluators may use the model as they like, also past the engine, because every rank does the same at the same time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from pa_fast.base import Engine, Evaluator, Lambda, Score, identity
+from pa_fast.run import SweepSpec, opened
+from pa_fast.sweep import schedule
+from pa_fast.sweep.driver import distinct, finished
+from pa_fast.sweep.manifest import describe
+from pa_fast.sweep.point import visit
+from pa_fast.sweep.recording import Recording
+
+if TYPE_CHECKING:
+    from pa_fast.sweep.progress import Progress
+    from pa_fast.sweep.results import SweepResult
+
+
+def sweep(
+    lm: Any,
+    lambdas: str | Iterable[float | str | Lambda],
+    evaluators: Sequence[Evaluator],
+    out: str | os.PathLike[str],
+    *,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    figure: bool = True,
+) -> SweepResult | None:
+    """`pa_fast.sweep` by every rank of `lm`, which all make this call; the result on rank 0, None on the others.
+
+    A point fails where its evaluator fails on any rank. An evaluator must use the same requests on all of them.
+
+    Args:
+        lm: an engine with `ranks`, such as `pa_fast.engines.tensor_parallel.load(...)`.
+        lambdas, evaluators, out, overwrite, progress, figure: see `pa_fast.sweep`; rank 0 alone uses the last four.
+
+    Raises:
+        EngineError: the ranks were given different evaluators, or one of them is gone.
+        PaFastError: what `pa_fast.sweep` raises; on all ranks, whichever failed.
+    """
+    ranks = lm.ranks
+    points = schedule.lambdas(lambdas)
+    asked = distinct(evaluators)
+    ranks.agree("the evaluators", {evaluator.name: dict(identity(evaluator)) for evaluator in asked})
+    in_step = {evaluator.name: _InStep(evaluator, ranks) for evaluator in asked}
+    recording: Recording | None = None
+    missing: list[tuple[Lambda, list[str], int | None]] | None = None
+    with contextlib.ExitStack() as stack:
+        with ranks.step("opening the run folder"):
+            if ranks.rank == 0:
+                now = describe(lm, points, asked)
+                recording = stack.enter_context(Recording(out, points, now, overwrite=overwrite, progress=progress))
+                missing = [(lam, names, recording.checksum(lam)) for lam, names in recording.missing()]
+        for lam, names, checksum in ranks.broadcast("the missing points", missing):
+            queue = [in_step[name] for name in names]
+            for record in visit(lm, lam, queue, checksum, recording.progress if recording else None):
+                with ranks.step("recording"):
+                    if recording is not None:
+                        recording.record(record)
+    return None if recording is None else finished(recording, figure)
+
+
+def run(job: SweepSpec, progress: Progress | None = None) -> SweepResult | None:
+    """Run `job` on one model that the ranks of torchrun hold together; see `sweep`."""
+    model, asked = opened(job)
+    return sweep(model, job.lambdas, asked, job.out, overwrite=job.overwrite, progress=progress)
+
+
+class _InStep:
+    """`evaluator`, which ends on all ranks together or fails on all of them."""
+
+    def __init__(self, evaluator: Evaluator, ranks: Any):
+        self.name, self.higher_is_better = evaluator.name, evaluator.higher_is_better
+        self._evaluator, self._ranks = evaluator, ranks
+
+    def __call__(self, engine: Engine) -> Score:
+        with self._ranks.step(f"the end of `{self.name}` at λ = {engine.weights.lam}", wait=True):
+            return self._evaluator(engine)
