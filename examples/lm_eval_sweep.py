@@ -21,7 +21,7 @@ TASK = {  # any task of lm-eval's would do: TaskManager().load(["ifeval"])
     "test_split": "test",
     "doc_to_text": "{{prompt}}",
     "doc_to_target": "{{answer}}",
-    "generation_kwargs": {"until": ["\n"], "max_gen_toks": 16, "do_sample": False},
+    "generation_kwargs": {"until": [], "max_gen_toks": 16, "do_sample": False},
     "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
     "num_fewshot": 0,
 }

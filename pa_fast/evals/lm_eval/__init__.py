@@ -1,0 +1,29 @@
+"""lm-eval (0.4.13 and later) on one live model: as an evaluator, and as parts for pipelines that call lm-eval themselves.
+
+`PaFastLM(engine)` is an `lm_eval.api.model.LM` whose scores are those of lm-eval's own `HFLM` on a saved merge, at the λ
+that the engine holds. `build_once(tasks)` makes `evaluate()` build the requests of `TaskManager.load(…)` only once:
+
+    harness = PaFastLM(lm)
+    tasks = build_once(TaskManager().load(["piqa", "arc_easy"]))
+    for lam in pa_fast.lambdas("0:1:0.1"):
+        lm.set_lambda(lam)
+        results = evaluate(harness, tasks, bootstrap_iters=0, log_samples=False)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pa_fast.evals.lm_eval.evaluator import KIND, LmEval
+from pa_fast.evals.lm_eval.once import build_once
+
+__all__ = ["KIND", "LmEval", "PaFastLM", "build_once"]
+
+
+def __getattr__(name: str) -> Any:
+    """`PaFastLM` is made when it is first asked for: its base class loads lm-eval."""
+    if name != "PaFastLM":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from pa_fast.evals.lm_eval.model import model_class
+
+    return model_class()

@@ -1,0 +1,228 @@
+"""The lm-eval evaluator: tasks loaded once, requests built once, scored at every λ."""
+
+from __future__ import annotations
+
+import contextlib
+import pathlib
+import random
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from pa_fast.base import Engine, Evaluator, Item, Lambda, Score, configuration, identity
+from pa_fast.errors import EvaluatorError, UsageError
+from pa_fast.evals.kind import EvalSpec, Kind
+from pa_fast.evals.lm_eval.installed import require_lm_eval
+from pa_fast.evals.lm_eval.metrics import figures, item_score, metric_of
+from pa_fast.evals.lm_eval.once import SEED
+from pa_fast.evals.lm_eval.quiet import quiet
+from pa_fast.evals.lm_eval.tasks import load_tasks, plain_json
+
+
+class LmEval:
+    """Mean over the named tasks and groups of each one's metric; an item is a document, its group the task.
+
+    A task's metric is `acc_norm` if it has that, else `acc`, `exact_match`, `prompt_level_strict_acc`, else the first that
+    it lists. A group counts with its own aggregate of that metric, or without one with the mean over its tasks. Every
+    figure of every task is in the details, `results.json` is what lm-eval would have written.
+
+    Args:
+        tasks: names of tasks, groups and tags.
+        shots: examples before each document; None: as each task says.
+        chat: apply the tokenizer's chat template, shots as turns of their own.
+        include_path: folder of YAML files with more tasks.
+        metric: the metric for all tasks, `name` or `name,filter`.
+        limit: the first so many documents of each task, as lm-eval's own limit.
+        seed: 0 draws shots and samples as lm-eval does by default.
+
+    Raises:
+        MissingExtra: lm-eval is not installed.
+        EvaluatorError: a task or its data cannot be loaded, or the tasks' metrics have no common direction.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        tasks: Sequence[str],
+        *,
+        shots: int | None,
+        chat: bool,
+        include_path: pathlib.Path | None,
+        metric: str | None,
+        limit: int | None,
+        seed: int,
+    ):
+        version = require_lm_eval()
+        self.name, self.chat, self.limit, self.seed = name, chat, limit, seed
+        with quiet():
+            self.tasks = load_tasks(tasks, include_path, shots, seed)
+        self.metrics = {task: metric_of(self.tasks[task], metric) for task in self.tasks}
+        self.higher_is_better = _direction(self.metrics)
+        self.identity: Mapping[str, Any] = {
+            "evaluator": "lm-eval",
+            "lm_eval": version,
+            "tasks": list(tasks),
+            "versions": self.tasks.versions(),
+            "shots": shots,
+            "chat": chat,
+            "metric": metric,
+            "limit": limit,
+            "seed": seed,
+            "sha256": self.tasks.digest(limit),
+        }
+        self._model: Any = None
+
+    def __call__(self, engine: Engine) -> Score:
+        from lm_eval.evaluator import evaluate
+
+        with quiet(), _seeded(self.seed):
+            lm = self._around(engine)
+            lm.cut = 0
+            results: Any = evaluate(
+                lm=lm,
+                task_dict=self.tasks.loaded,
+                limit=self.limit,
+                bootstrap_iters=0,
+                log_samples=False,
+                apply_chat_template=self.chat,
+                fewshot_as_multiturn=self.chat,
+            )
+        keys = {task: metric.key(_filters(self.tasks[task])) for task, metric in self.metrics.items()}
+        values = [self._value(name, members, keys, results["results"]) for name, members in self.tasks.members.items()]
+        items = [item for task, key in keys.items() for item in _items(task, self.tasks[task], key)]
+        requests = sum(len(self.tasks[task].instances) for task in self.tasks)
+        return Score(
+            sum(values) / len(values),
+            " and ".join(dict.fromkeys(key.removesuffix(",none") for key in keys.values())),
+            len(items),
+            items,
+            {**figures(results), "requests_cut": lm.cut / requests},
+            {"results.json": plain_json(self._document(engine, lm, results), indent=2) + "\n"},
+        )
+
+    def _around(self, engine: Engine) -> Any:
+        """The LM around `engine`: the same as long as the engine is, and with it all that it remembers."""
+        if self._model is None or self._model.engine is not engine:
+            from pa_fast.evals.lm_eval.model import model_class
+
+            self._model = model_class()(engine, bars=False)
+        if self.chat and not self._model.tokenizer.chat_template:
+            raise EvaluatorError(f"{self.name}: the tokenizer has no chat template", "chat=false, or another --tokenizer")
+        return self._model
+
+    def _value(self, name: str, members: Sequence[str], keys: Mapping[str, str], results: Mapping[str, Any]) -> float:
+        if name not in members and keys[members[0]] in results.get(name, {}):
+            return float(results[name][keys[members[0]]])
+        for task in members:
+            if keys[task] not in results[task]:
+                found = ", ".join(key.removesuffix(",none") for key in results[task] if "," in key and "_stderr," not in key)
+                raise EvaluatorError(
+                    f"{self.name}: `{task}` measured no {keys[task].removesuffix(',none')}, only {found}", "choose a metric="
+                )
+        return sum(float(results[task][keys[task]]) for task in members) / len(members)
+
+    def _document(self, engine: Engine, lm: Any, results: Any) -> dict[str, Any]:
+        """`results` in the form that lm-eval's command line writes, less what differs between equal runs."""
+        from lm_eval.loggers.utils import add_tokenizer_info
+
+        who = identity(engine)
+        lam = None if engine.weights.lam is None else Lambda(engine.weights.lam).key
+        document = {
+            **results,
+            "config": {
+                "model": "pa_fast",
+                "model_args": {key: configuration(engine).get(key) for key in ("base", "instruct")} | {"lambda": lam},
+                "batch_size": lm.batch_size,
+                "device": str(lm.device),
+                "use_cache": None,
+                "limit": self.limit,
+                "bootstrap_iters": 0,
+                "gen_kwargs": None,
+                "random_seed": self.seed,
+                "numpy_seed": SEED + self.seed,
+                "torch_seed": SEED + self.seed,
+                "fewshot_seed": SEED + self.seed,
+                "pa_fast": {
+                    "lambda": lam,
+                    **{key: who.get(key) for key in ("base", "instruct", "dtype", "store", "rounding")},
+                    "checksum": f"{engine.weights.checksum():016x}",
+                },
+            },
+            "lm_eval_version": self.identity["lm_eval"],
+            "chat_template": lm.tokenizer.chat_template if self.chat else None,
+            "fewshot_as_multiturn": self.chat,
+        }
+        add_tokenizer_info(document, lm)
+        return document
+
+
+def _direction(metrics: Mapping[str, Any]) -> bool:
+    up = [f"{task} ({metric.name})" for task, metric in metrics.items() if metric.higher_is_better]
+    down = [f"{task} ({metric.name})" for task, metric in metrics.items() if not metric.higher_is_better]
+    if up and down:
+        raise EvaluatorError(f"lm-eval: more is better for {up[0]} and worse for {down[0]}", "make two --eval of them")
+    return bool(up)
+
+
+def _filters(task: Any) -> list[str]:
+    return list(task.instances[0].filtered_resps)
+
+
+def _items(name: str, task: Any, key: str) -> Iterator[Item]:
+    metric, _, filter = key.partition(",")
+    filters = _filters(task)
+    count = len(task.measured) // len(filters)
+    first = filters.index(filter) * count
+    for document, metrics in enumerate(task.measured[first : first + count]):
+        if metric in metrics:
+            yield Item(str(document), name, item_score(task, metric, metrics[metric]))
+
+
+@contextlib.contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """The seeds of lm-eval's `simple_evaluate` at every λ, for tasks that sample; and what was there before, afterwards."""
+    import numpy as np
+    import torch
+
+    before = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(range(torch.cuda.device_count())):
+        random.seed(seed)
+        np.random.seed(SEED + seed)
+        torch.manual_seed(SEED + seed)
+        if "langdetect" in sys.modules:  # IFEval's, which guesses with a generator of its own
+            sys.modules["langdetect"].DetectorFactory.seed = seed
+        try:
+            yield
+        finally:
+            random.setstate(before[0])
+            np.random.set_state(before[1])
+
+
+def _build(spec: EvalSpec, limit: int | None, seed: int) -> Evaluator:
+    if "use_cache" in spec.options:
+        raise UsageError(
+            f"`{spec.text}`: use_cache would give every λ the scores of the first: lm-eval's cache knows requests, not weights",
+            "leave it out; a sweep keeps its points by itself",
+        )
+    return LmEval(
+        spec.column,
+        spec.targets,
+        shots=spec.count("shots", 0, least=0) if "shots" in spec.options else None,
+        chat=spec.flag("chat", False),
+        include_path=spec.path(spec.options["include_path"]) if "include_path" in spec.options else None,
+        metric=spec.options.get("metric"),
+        limit=limit,
+        seed=seed,
+    )
+
+
+KIND = Kind(
+    "lm-eval",
+    "task",
+    "lm-eval:piqa,arc_easy,shots=5",
+    ("shots", "chat", "metric", "include_path", "use_cache"),
+    _build,
+    many=True,
+    label=str,
+    paths=("include_path",),
+)

@@ -1,0 +1,64 @@
+"""Which of a task's metrics is its score, and what a single document scores."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pa_fast.errors import EvaluatorError
+
+PREFERRED = ("acc_norm", "acc", "exact_match", "prompt_level_strict_acc")
+"""The first of these that a task measures is its score; else the first metric that it lists."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric as lm-eval's results name it: `name,filter`; without a filter, the first that the task applies."""
+
+    name: str
+    filter: str | None
+    higher_is_better: bool
+
+    def key(self, filters: list[str]) -> str:
+        return f"{self.name},{filters[0] if self.filter is None else self.filter}"
+
+
+def metric_of(task: Any, asked: str | None) -> Metric:
+    """The metric that stands for `task`: the one asked for (`acc`, or `exact_match,strict-match`), or its primary one.
+
+    Raises:
+        EvaluatorError: the task does not measure it.
+    """
+    measured = list(task.aggregation())
+    name, _, filter = (asked or next((one for one in PREFERRED if one in measured), measured[0])).partition(",")
+    if name not in measured:
+        raise EvaluatorError(
+            f"lm-eval task `{task.task_name}` has no metric `{name}`, it has {', '.join(measured)}",
+            "choose one of those; tasks without a common metric go to two --eval",
+        )
+    return Metric(name, filter or None, task.higher_is_better().get(name) is not False)
+
+
+def item_score(task: Any, metric: str, value: Any) -> float:
+    """What one document scores: a number as it is; a likelihood in nats, per word or byte where the metric weighs;
+    anything else by the task's own aggregation of that document alone."""
+    if metric == "perplexity" and isinstance(value, numbers.Real):
+        return -float(value)
+    if isinstance(value, numbers.Real):
+        return float(value)
+    if metric in ("word_perplexity", "byte_perplexity", "bits_per_byte"):
+        return -float(value[0]) / float(value[1])
+    return float(task.aggregation()[metric]([value]))
+
+
+def figures(results: Mapping[str, Any]) -> dict[str, float]:
+    """Every finite figure of every task and group: `arc_easy/acc_norm`, `gsm8k/exact_match,strict-match`."""
+    return {
+        f"{name}/{key.removesuffix(',none')}": float(value)
+        for name, measured in results["results"].items()
+        for key, value in measured.items()
+        if "," in key and isinstance(value, numbers.Real) and math.isfinite(value)
+    }

@@ -1,0 +1,179 @@
+"""lm-eval tasks by name: found, loaded and checked before any model is."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import hashlib
+import itertools
+import json
+import pathlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pa_fast.errors import EvaluatorError
+from pa_fast.evals.lm_eval.once import SEED, build_once
+
+
+@dataclass(frozen=True)
+class Tasks:
+    """What a list of names stands for.
+
+    Attributes:
+        loaded: as `TaskManager.load` returns it; each task builds its requests once.
+        members: for each name the tasks behind it: itself, those of a group, or those of a tag.
+        code: Python files beside the YAML files, whose functions these may use.
+    """
+
+    loaded: Any
+    members: dict[str, tuple[str, ...]]
+    code: tuple[pathlib.Path, ...]
+
+    def __getitem__(self, name: str) -> Any:
+        return self.loaded["tasks"][name]
+
+    def __iter__(self) -> Any:
+        return iter(self.loaded["tasks"])
+
+    def versions(self) -> dict[str, str]:
+        return {name: str(self[name].VERSION) for name in self}
+
+    def digest(self, limit: int | None) -> str:
+        """SHA-256 of all that is asked: configurations but for paths, code, documents scored, documents to draw shots from."""
+        whole = hashlib.sha256(b"".join(path.read_bytes() for path in self.code))
+        for name in sorted(self):
+            task = self[name]
+            settings = {key: value for key, value in task.dump_config().items() if key != "dataset_kwargs"}
+            settings["metadata"] = {k: v for k, v in (settings.get("metadata") or {}).items() if k != "config_source"}
+            pool = task.sampler.df if (task.get_config("num_fewshot") or 0) > 0 and hasattr(task, "sampler") else ()
+            for part in ([settings], itertools.islice(task.eval_docs, limit), pool):
+                for value in part:
+                    whole.update(plain_json(value).encode())
+        return whole.hexdigest()
+
+
+def plain_json(value: Any, **layout: Any) -> str:
+    """JSON of what lm-eval hands out, equal for equal values: functions by name, numbers of NumPy as numbers."""
+    return json.dumps(value, default=_plain, ensure_ascii=False, **layout)
+
+
+def _plain(value: Any) -> Any:
+    if callable(value):
+        return getattr(value, "__qualname__", type(value).__name__)
+    if isinstance(value, (set, frozenset)):
+        return sorted(value, key=str)
+    return value.tolist() if hasattr(value, "tolist") else str(value)
+
+
+def load_tasks(names: Sequence[str], include_path: pathlib.Path | None, shots: int | None, seed: int) -> Tasks:
+    """Load tasks, groups and tags with their data.
+
+    Args:
+        include_path: folder of YAML files; its tasks hide lm-eval's own of the same name.
+        shots: for all tasks; None: as each says, else 0.
+        seed: draws the shots; 0 as lm-eval does.
+
+    Raises:
+        EvaluatorError: no such task, or it cannot be loaded or used here.
+    """
+    manager = _manager(names, include_path)
+    for name in names:
+        if name not in manager.task_index:
+            raise _unknown(name, list(manager.task_index), include_path)
+    try:
+        loaded = manager.load(list(names))
+    except Exception as error:  # whatever a YAML file, its functions or a data set can break
+        raise _broken(names, error) from error
+    for name, task in loaded["tasks"].items():
+        _check_usable(name, task)
+        _set_shots(name, task, shots)
+    code = () if include_path is None else tuple(sorted(include_path.glob("**/*.py")))
+    return Tasks(build_once(loaded, SEED + seed), {name: _members(name, loaded, manager) for name in names}, code)
+
+
+@functools.cache
+def _registered() -> Any:
+    """lm-eval's own tasks: 14,000 YAML files, parsed once a process."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager()
+
+
+def _manager(names: Iterable[str], include_path: pathlib.Path | None) -> Any:
+    """A TaskManager that knows `names` if anything does; lm-eval's own tasks are looked at only for those not found."""
+    from lm_eval.tasks import TaskManager
+
+    if include_path is None:
+        return _registered()
+    if not include_path.is_dir():
+        raise EvaluatorError(f"include_path {include_path} is not a folder", "give the folder that holds the tasks' YAML files")
+    manager = TaskManager(include_path=str(include_path.absolute()), include_defaults=False)
+    if not all(_found(name, manager.task_index) for name in names):
+        for name, entry in _registered().task_index.items():
+            manager.task_index.setdefault(name, entry)
+    return manager
+
+
+def _found(name: str, index: Any) -> bool:
+    """Is `name` in `index`, and if it is a group, are all that it names?"""
+    if name not in index:
+        return False
+    listed = (index[name].cfg or {}).get("task") if "group" in (index[name].cfg or {}) else None
+    inner = [one if isinstance(one, str) else one.get("group", one.get("task")) for one in listed or ()]
+    return all(isinstance(one, str) and _found(one, index) for one in inner)
+
+
+def _members(name: str, loaded: Any, manager: Any) -> tuple[str, ...]:
+    if name in loaded["tasks"]:
+        return (name,)
+    if name in loaded["groups"]:
+        return tuple(task.task_name for task in loaded["groups"][name].get_all_tasks())
+    return tuple(one for one in sorted(manager.task_index[name].tags) if one in loaded["tasks"])
+
+
+def _set_shots(name: str, task: Any, shots: int | None) -> None:
+    own = task.get_config("num_fewshot")
+    if shots is not None and own == 0 and shots > 0:
+        raise EvaluatorError(
+            f"lm-eval task `{name}` is fixed at 0 shots by its configuration, found shots={shots}",
+            "leave shots out for it: one --eval for each number of shots",
+        )
+    task.set_config(key="num_fewshot", value=own or 0 if shots is None else shots)
+
+
+def _check_usable(name: str, task: Any) -> None:
+    if getattr(task, "UNSAFE_CODE", False):
+        raise EvaluatorError(f"lm-eval task `{name}` runs code that the model writes, which is refused here", "leave it out")
+    if getattr(task, "MULTIMODAL", False):
+        raise EvaluatorError(f"lm-eval task `{name}` needs images or sound, and only text models are scored", "leave it out")
+    if "bypass" in task.aggregation() or not task.aggregation():
+        raise EvaluatorError(f"lm-eval task `{name}` measures nothing (metrics: {', '.join(task.aggregation())})", "leave it out")
+
+
+def _unknown(name: str, known: Sequence[str], include_path: pathlib.Path | None) -> EvaluatorError:
+    near = difflib.get_close_matches(name, known, n=3)
+    unreadable = [] if include_path is None else list(_unreadable(include_path))
+    hint = f"did you mean {' or '.join(near)}?" if near else "`lm-eval ls tasks` lists lm-eval's own; include_path= adds yours"
+    where = "" if include_path is None else f", nor in {include_path}"
+    broken = f"; {unreadable[0]}" if unreadable else ""
+    return EvaluatorError(f"lm-eval has no task, group or tag `{name}`{where}{broken}", hint)
+
+
+def _unreadable(include_path: pathlib.Path) -> Iterable[str]:
+    """YAML files that lm-eval passed over, and why."""
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    for path in sorted(include_path.glob("**/*.yaml")):
+        try:
+            load_yaml(path, resolve_func=False)
+        except Exception as error:  # whatever a YAML file can hold
+            yield f"{path} cannot be read: {' '.join(str(error).split())}"
+
+
+def _broken(names: Sequence[str], error: Exception) -> EvaluatorError:
+    said = f"{type(error).__name__}: {' '.join(str(error).split()) or 'no message'}"
+    hint = "check the task's YAML file and its data; data sets of the hub need network access the first time"
+    if isinstance(error, ImportError):
+        hint = "install what the task imports; lm-eval has extras for that, such as pip install 'lm-eval[ifeval]'"
+    return EvaluatorError(f"lm-eval cannot load {', '.join(names)}: {said}", hint)

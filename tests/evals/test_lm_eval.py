@@ -1,0 +1,126 @@
+"""lm-eval on a live model: the figures of a fresh process for every λ, and nothing done twice."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import pa_fast
+import pa_fast.evals.lm_eval as ours
+from pa_fast.evals import build
+from pa_fast.evals.lm_eval.tasks import plain_json
+from tests.evals.harness_tasks import BATCH, CASES, PAIR
+from tests.evals.stock import evaluated, loaded
+
+ROOT = Path(__file__).parents[2]
+LAMBDAS = ("0.4", "0.9")
+
+
+@pytest.fixture(scope="module")
+def stock(tasks: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Results and samples of lm-eval's own HFLM on saved merges, each λ in a process of its own."""
+    home = tmp_path_factory.mktemp("stock")
+    merged = {lam: home / f"merged-{lam}" for lam in LAMBDAS}
+    for lam in LAMBDAS:
+        pa_fast.merge(*PAIR, lam=float(lam), out=merged[lam])
+    command = [sys.executable, "-m", "tests.evals.stock", str(tasks), str(BATCH), *map(str, merged.values())]
+    path = f"{ROOT}{os.pathsep}{ROOT / 'kernels'}"
+    offline = {"PYTHONPATH": path, "HF_HOME": str(home), "HF_DATASETS_OFFLINE": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, cwd=ROOT, env={**os.environ, **offline}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return {lam: json.loads((merged[lam] / "stock.json").read_text(encoding="utf-8")) for lam in LAMBDAS}
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """How often any tokenizer encodes, and any context is built."""
+    from lm_eval.api.task import ConfigurableTask
+    from transformers import PreTrainedTokenizerFast
+
+    calls = {"encoded": 0, "built": 0}
+
+    def counting(what: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **options: Any) -> Any:
+            calls[what] += 1
+            return function(*args, **options)
+
+        return call
+
+    monkeypatch.setattr(PreTrainedTokenizerFast, "_encode_plus", counting("encoded", PreTrainedTokenizerFast._encode_plus))
+    monkeypatch.setattr(ConfigurableTask, "fewshot_context", counting("built", ConfigurableTask.fewshot_context))
+    return calls
+
+
+def spelt(results: Any) -> Any:
+    """As read from a file."""
+    return json.loads(plain_json(results))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_reused_requests_give_what_fresh_processes_give(
+    case: str, stock: dict[str, Any], engine: Any, tasks: Path, counted: dict[str, int]
+) -> None:
+    names, shots, chat = CASES[case]
+    lm, once = ours.PaFastLM(engine), ours.build_once(loaded(str(tasks), names, shots))
+    for round_, lam in enumerate((*LAMBDAS, LAMBDAS[0])):
+        engine.set_lambda(float(lam))
+        before = dict(counted)
+        results = spelt(evaluated(lm, once, chat))
+        assert results["samples"] == stock[lam][case]["samples"]
+        assert results["results"] == stock[lam][case]["results"]
+        assert (counted == before) == (round_ > 0), "only the first λ encodes and builds"
+    assert stock[LAMBDAS[0]][case]["samples"] != stock[LAMBDAS[1]][case]["samples"], "the comparison must be able to fail"
+
+
+def test_requests_that_share_a_row_are_scored_as_lm_eval_does(engine: Any, tasks: Path) -> None:
+    lm = ours.PaFastLM(engine)
+    once = ours.build_once(loaded(str(tasks), ["t_likelihood"], 0))
+    evaluated(lm, once, False)
+    rows = sum(len(batch.ids) for _, plan in lm._plans for batch in plan.batches)
+    assert rows == len(once["tasks"]["t_likelihood"].instances) - 1
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_evaluator_scores_what_lm_eval_scores(case: str, stock: dict[str, Any], engine: Any, tasks: Path) -> None:
+    names, shots, chat = CASES[case]
+    names = [name for name in names if name != "t_rolling"]
+    options = f"shots={shots},chat={str(chat).lower()},include_path={tasks}"
+    one = build(f"lm-eval:{','.join(names)},{options}")
+    assert one.higher_is_better
+    primary = {"t_choice": "acc_norm,none", "t_likelihood": "acc,none", "t_answer": "exact_match,strict"}
+    for lam in LAMBDAS:
+        engine.set_lambda(float(lam))
+        score, said = one(engine), stock[lam][case]
+        values = [said["results"][name][primary[name]] for name in names]
+        assert score.value == sum(values) / len(values)
+        assert score.unit == " and ".join(dict.fromkeys(primary[name].removesuffix(",none") for name in names))
+        for name in names:
+            metric, _, filter = primary[name].partition(",")
+            expected = {str(s["doc_id"]): float(s[metric]) for s in said["samples"][name] if s["filter"] == filter}
+            assert {item.id: item.score for item in score.items if item.group == name} == expected
+            figures = {key: value for key, value in said["results"][name].items() if "," in key and "_stderr" not in key}
+            for key, value in figures.items():
+                assert score.details[f"{name}/{key.removesuffix(',none')}"] == value
+        assert score.n == len(score.items) == sum(said["n-samples"][name]["effective"] for name in names)
+
+
+def test_likelihoods_of_documents_are_nats(stock: dict[str, Any], engine: Any, tasks: Path) -> None:
+    rolling = build(f"lm-eval:t_rolling,include_path={tasks}")
+    engine.set_lambda(float(LAMBDAS[0]))
+    score, said = rolling(engine), stock[LAMBDAS[0]]["plain"]
+    assert not rolling.higher_is_better
+    assert (score.value, score.unit) == (said["results"]["t_rolling"]["word_perplexity,none"], "word_perplexity")
+    pairs = [sample["word_perplexity"] for sample in said["samples"]["t_rolling"]]
+    assert [item.score for item in score.items] == [-nats / words for nats, words in pairs]
+    likelihood = build(f"lm-eval:t_likelihood,include_path={tasks},metric=perplexity")
+    assert not likelihood.higher_is_better
+    score = likelihood(engine)
+    assert score.value == pytest.approx(math.exp(sum(item.score for item in score.items) / score.n))

@@ -1,0 +1,205 @@
+"""`lm-eval:…` as an EVAL: which tasks it means, what it records, and what it refuses before a model is loaded."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import json
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pa_fast.base import identity
+from pa_fast.errors import EvaluatorError, MissingExtra, UsageError
+from pa_fast.evals import build, parse
+from pa_fast.evals.lm_eval import tasks as loading
+from tests.evals.harness_tasks import write_tasks
+
+pytestmark = pytest.mark.usefixtures("lm_eval")
+
+
+def figure(score: Any, key: str) -> float:
+    return float(score.details[key])
+
+
+def test_groups_count_with_their_own_aggregate_and_tags_with_the_mean(engine: Any, tasks: Path) -> None:
+    engine.set_lambda(0.4)
+    group = build(f"lm-eval:t_group,include_path={tasks},metric=acc")(engine)
+    assert group.value == figure(group, "t_group/acc")
+    weighted = 12 * figure(group, "t_choice/acc") + 7 * figure(group, "t_likelihood/acc")
+    assert group.value == pytest.approx(weighted / 19)
+    tag = build(f"lm-eval:t_tag,include_path={tasks},metric=acc")(engine)
+    assert tag.value == (figure(tag, "t_choice/acc") + figure(tag, "t_likelihood/acc")) / 2 != group.value
+    assert {item.group for item in tag.items} == {"t_choice", "t_likelihood"}
+    mixed = build(f"lm-eval:t_group,t_answer,include_path={tasks}")(engine)
+    # the group does not aggregate acc_norm, the metric of its first task
+    first = (figure(mixed, "t_choice/acc_norm") + figure(mixed, "t_likelihood/acc")) / 2
+    assert mixed.value == (first + figure(mixed, "t_answer/exact_match,strict")) / 2
+    assert mixed.unit == "acc_norm and acc and exact_match,strict"
+
+
+def test_a_metric_and_a_filter_can_be_chosen(engine: Any, tasks: Path) -> None:
+    engine.set_lambda(1.0)
+    score = build(f"lm-eval:t_answer,include_path={tasks},metric=exact_match\\,lower")(engine)
+    assert (score.unit, score.value) == ("exact_match,lower", figure(score, "t_answer/exact_match,lower"))
+    with pytest.raises(EvaluatorError, match=r"`t_answer` measured no exact_match,upper, only exact_match,strict, exact_match,"):
+        build(f"lm-eval:t_answer,include_path={tasks},metric=exact_match\\,upper")(engine)
+
+
+def test_limit_takes_the_first_documents(engine: Any, tasks: Path) -> None:
+    score = build(f"lm-eval:t_choice,t_answer,include_path={tasks}", limit=5)(engine)
+    assert [item.id for item in score.items] == ["0", "1", "2", "3", "4"] * 2
+
+
+def test_results_are_lm_evals_own_form(engine: Any, tasks: Path) -> None:
+    from lm_eval.utils import make_table
+
+    engine.set_lambda(0.3)
+    one = build(f"lm-eval:t_group,t_answer,include_path={tasks},shots=1,chat=true", limit=3)
+    state = random.getstate()
+    score = one(engine)
+    assert random.getstate() == state
+    (text,) = score.files.values()
+    results = json.loads(text)
+    assert {"results", "groups", "configs", "versions", "n-shot", "n-samples", "higher_is_better"} <= results.keys()
+    assert "acc_norm" in make_table(results) and "t_group" in make_table(results, "groups")
+    assert results["n-shot"] == {"t_answer": 1, "t_choice": 1, "t_group": 1, "t_likelihood": 1}
+    assert results["fewshot_as_multiturn"] is True and "message.role" in results["chat_template"]
+    ours = results["config"]["pa_fast"]
+    assert (ours["lambda"], ours["checksum"]) == ("0.3", f"{engine.weights.checksum():016x}")
+    assert (ours["base"], ours["instruct"], ours["dtype"]) == tuple(engine.identity[key] for key in ("base", "instruct", "dtype"))
+    assert one(engine) == score, "no times, no addresses"
+
+
+def test_nothing_is_said_on_stderr(engine: Any, tasks: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    build(f"lm-eval:t_choice,t_answer,include_path={tasks},shots=1", limit=2)(engine)
+    build(f"lm-eval:t_rolling,include_path={tasks}", limit=2)(engine)
+    said = capfd.readouterr()
+    assert (said.out, said.err) == ("", "")
+
+
+def test_chat_needs_a_template(engine: Any, tasks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine.tokenizer, "chat_template", None)
+    with pytest.raises(EvaluatorError, match="the tokenizer has no chat template"):
+        build(f"lm-eval:t_answer,include_path={tasks},chat=true")(engine)
+
+
+def test_identity_is_what_is_asked(tasks: Path, tmp_path: Path) -> None:
+    def of(folder: Path, names: str = "t_choice", options: str = "shots=2", **more: int) -> Any:
+        return identity(build(f"lm-eval:{names},include_path={folder},{options}", **more))
+
+    moved = write_tasks(tmp_path / "moved")
+    first = of(tasks)
+    assert of(moved) == first, "a folder may move"
+    assert json.loads(json.dumps(first)) == first
+    assert (first["lm_eval"], first["versions"]) == (importlib.metadata.version("lm_eval"), {"t_choice": "1.0"})
+    variants = [of(tasks, options="shots=1"), of(tasks, options="shots=2,chat=true"), of(tasks, options="shots=2,metric=acc")]
+    variants += [of(tasks, limit=3), of(tasks, seed=1), of(tasks, names="t_choice,t_answer")]
+    for file, change in (
+        ("t_choice.yaml", ("{{prompt}}", "{{prompt}} ")),
+        ("t_choice.jsonl", (">", "]")),
+        ("documents.py", ("upper()", "lower()")),
+    ):
+        changed = write_tasks(tmp_path / f"changed-{file}")
+        path = changed / file
+        path.write_text(path.read_text(encoding="utf-8").replace(*change), encoding="utf-8")
+        variants.append(of(changed))
+    shown = write_tasks(tmp_path / "shown")
+    with (shown / "t_choice-pool.jsonl").open("a", encoding="utf-8") as pool:
+        pool.write('{"prompt": "ab>", "answer": "ba", "choices": ["ba", "x"]}\n')
+    variants.append(of(shown))
+    assert all(variant != first for variant in variants)
+
+
+def test_lm_evals_own_tasks_are_looked_at_only_for_names_not_found(tasks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def registered() -> Any:
+        raise LookupError("14,000 files")
+
+    monkeypatch.setattr(loading, "_registered", registered)
+    build(f"lm-eval:t_answer,t_group,include_path={tasks}")
+    (tasks / "t_other.yaml").write_text("group: t_other\ntask: [t_choice, arc_easy]\n", encoding="utf-8")
+    try:
+        for name in ("arc_easy", "t_other"):
+            with pytest.raises(LookupError):
+                build(f"lm-eval:{name},include_path={tasks}")
+    finally:
+        (tasks / "t_other.yaml").unlink()
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """lm-eval's own tasks, as if they were one."""
+    from lm_eval.tasks import TaskManager
+
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "own.yaml").write_text("task: arc_easy\ndataset_path: allenai/ai2_arc\n", encoding="utf-8")
+    manager = TaskManager(include_path=str(tmp_path / "own"), include_defaults=False)
+    monkeypatch.setattr(loading, "_registered", lambda: manager)
+    return manager
+
+
+_CHOICE = "include: t_choice.yaml\ntask: mine\n"
+_NOWHERE = "task: mine\ndataset_path: json\ndataset_kwargs: {data_files: {test: nowhere.jsonl}}\ntest_split: test\n"
+
+
+@pytest.mark.parametrize(
+    ("yaml", "eval", "message", "hint"),
+    [
+        ("", "arc_eazy", "no task, group or tag `arc_eazy`, nor in", "did you mean arc_easy?"),
+        ("task: [", "mine", "mine.yaml cannot be read: while parsing", "lm-eval ls tasks"),
+        ("task: mine\n", "mine", "cannot load mine: ", "YAML file and its data"),
+        (_NOWHERE, "mine", "cannot load mine: FileNotFoundError: ", "YAML file and its data"),
+        (
+            "task: mine\nprocess_docs: !function nowhere.f\n",
+            "mine",
+            "No module named 'nowhere'|module 'nowhere'",
+            "lm-eval[ifeval]",
+        ),
+        (f"{_CHOICE}unsafe_code: true\n", "mine", "runs code that the model writes", "leave it out"),
+        (f"{_CHOICE}doc_to_image: prompt\n", "mine", "needs images or sound", "leave it out"),
+        (f"{_CHOICE}num_fewshot: 0\n", "mine,shots=3", "fixed at 0 shots", "one --eval for each"),
+        (f"{_CHOICE}metric_list: [{{metric: bypass}}]\n", "mine", "measures nothing", "leave it out"),
+        ("", "t_choice,t_rolling", r"more is better for t_choice \(acc_norm\) and worse for t_rolling \(word_perp", "two --eval"),
+        ("", "t_choice,metric=f1", "`t_choice` has no metric `f1`, it has acc, acc_norm", "choose"),
+        ("", "t_choice,t_answer,metric=acc", "`t_answer` has no metric `acc`, it has exact_match", "two --eval"),
+        ("", "t_choice,use_cache=x.db", "use_cache would give every λ the scores of the first", "leave it out"),
+        ("", "t_choice,shots=some", "expected a whole number from 0", "shots=0"),
+        ("", "t_choice,t_group", "cannot load t_choice, t_group: ValueError: Duplicate task 't_choice'", "check"),
+    ],
+)
+def test_what_is_refused_before_a_model_is_loaded(
+    yaml: str, eval: str, message: str, hint: str, few: Any, tasks: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "tasks"
+    shutil.copytree(tasks, folder)
+    if yaml:
+        (folder / "mine.yaml").write_text(yaml, encoding="utf-8")
+    with pytest.raises((EvaluatorError, UsageError), match=message) as said:
+        build(f"lm-eval:{eval},include_path={folder}")
+    assert hint in (said.value.hint or "")
+
+
+def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(EvaluatorError, match=r"include_path .*nowhere is not a folder"):
+        build(f"lm-eval:mine,include_path={tmp_path / 'nowhere'}")
+
+
+def test_a_missing_extra_names_its_install_command(tasks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    for package in ("lm_eval", "accelerate"):
+        with monkeypatch.context() as patch:
+            patch.setattr(importlib.util, "find_spec", lambda name, gone=package: None if name == gone else find(name))
+            with pytest.raises(MissingExtra, match=f"{package}, which is not installed") as error:
+                build(f"lm-eval:t_choice,include_path={tasks}")
+            assert error.value.hint == "pip install 'pa_fast[eval]'"
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.4.9")
+    with pytest.raises(MissingExtra, match=r"found lm_eval 0\.4\.9, expected 0\.4\.13 or later"):
+        build(f"lm-eval:t_choice,include_path={tasks}")
+
+
+def test_columns(tmp_path: Path) -> None:
+    assert parse("lm-eval:piqa,arc_easy,shots=5").column == "lm-eval:piqa,arc_easy,shots=5"
+    assert parse(f"lm-eval:ifeval,chat=true,include_path={tmp_path}/mine").column == "lm-eval:ifeval,chat=true,include_path=mine"
