@@ -29,7 +29,7 @@ def pair() -> tuple[torch.nn.Module, torch.nn.Module, torch.Tensor, torch.Tensor
 def main() -> dict[str, float]:
     base, instruct, inputs, labels = pair()
     model = copy.deepcopy(base)  # the one live copy: its tensors are rewritten in place and never move
-    live = {name: parameter.data for name, parameter in model.named_parameters()}
+    live = dict(model.named_parameters())  # the parameters themselves: that one of them moved shows on no alias
     losses = {}
     with pa_fast.LiveWeights.bind(live, dict(base.named_parameters()), dict(instruct.named_parameters())) as weights:
         for lam in pa_fast.lambdas("0:1:0.1"):

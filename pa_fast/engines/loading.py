@@ -126,7 +126,9 @@ def _from_pretrained(checkpoint: Checkpoint, dtype: torch.dtype | None, sharding
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
         raise EngineError(
             f"transformers cannot load {checkpoint.folder}: {first_line(error)}",
-            "load it with from_pretrained to see the whole report",
+            "load it with from_pretrained to see the whole report"
+            if not sharding
+            else "start another number of ranks; it must divide the heads, and the vocabulary of an own head",
         ) from error
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         keys = sorted(str(key) for key in info.get(problem) or ())

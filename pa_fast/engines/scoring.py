@@ -146,5 +146,6 @@ def check_length(model: PreTrainedModel, count: int, what: str) -> None:
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if limit is not None and count > limit:
         raise EngineError(
-            f"{what} has {count} tokens; the model has positions for {limit}", "shorten it: fewer shots, a smaller window"
+            f"{what} has {count} tokens; the model has positions for {limit}",
+            "shorten it: fewer shots, a smaller window, fewer new tokens",
         )

@@ -35,7 +35,8 @@ def sweep(
 ) -> SweepResult | None:
     """`pa_fast.sweep` by every rank of `lm`, which all make this call; the result on rank 0, None on the others.
 
-    A point fails where its evaluator fails on any rank. An evaluator must use the same requests on all of them.
+    A point fails where its evaluator fails on any rank, or scores differently on two. An evaluator must use the same
+    requests on all of them.
 
     Args:
         lm: an engine with `ranks`, such as `pa_fast.engines.tensor_parallel.load(...)`.
@@ -48,6 +49,7 @@ def sweep(
     ranks = lm.ranks
     points = schedule.lambdas(lambdas)
     asked = distinct(evaluators)
+    ranks.agree("the schedule", [lam.key for lam in points])
     ranks.agree("the evaluators", {evaluator.name: dict(identity(evaluator)) for evaluator in asked})
     in_step = {evaluator.name: _InStep(evaluator, ranks) for evaluator in asked}
     recording: Recording | None = None
@@ -82,4 +84,6 @@ class _InStep:
 
     def __call__(self, engine: Engine) -> Score:
         with self._ranks.step(f"the end of `{self.name}` at λ = {engine.weights.lam}", wait=True):
-            return self._evaluator(engine)
+            score = self._evaluator(engine)
+        self._ranks.agree(f"the score of `{self.name}`", (getattr(score, "value", None), getattr(score, "n", None)))
+        return score

@@ -84,7 +84,7 @@ def sweep(
         raise UsageError(f"{workers} workers", "give at least 1")
     points = schedule.lambdas(lambdas)
     ray = _ray()
-    with _cluster(ray, workers), _Pool(ray, workers, gpus, os.getcwd(), make, points) as pool:
+    with _cluster(ray), _Pool(ray, min(workers, len(points)), gpus, os.getcwd(), make, points) as pool:
         with Recording(out, points, pool.manifest, overwrite=overwrite, progress=progress) as recording:
             pool.run(recording)
         return finished(recording, figure)
@@ -234,18 +234,23 @@ def _ray() -> Any:
 
 
 @contextlib.contextmanager
-def _cluster(ray: Any, workers: int) -> Iterator[None]:
+def _cluster(ray: Any) -> Iterator[None]:
     """A connection to the caller's cluster, or to one of this machine for as long as the block lasts."""
     if ray.is_initialized():
         yield
         return
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     if "RAY_ADDRESS" in os.environ:
-        ray.init(**quiet)
+        try:
+            ray.init(**quiet)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise EngineError(
+                f"the Ray cluster at {os.environ['RAY_ADDRESS']} cannot be reached: {_first_line(error)}",
+                "check RAY_ADDRESS, or unset it to use this machine",
+            ) from error
     else:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        cores = len(os.sched_getaffinity(0))
-        ray.init(address="local", num_cpus=max(cores, workers), include_dashboard=False, **quiet)
+        ray.init(address="local", num_cpus=len(os.sched_getaffinity(0)), include_dashboard=False, **quiet)
     try:
         yield
     finally:

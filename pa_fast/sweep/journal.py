@@ -53,6 +53,7 @@ class Journal:
         self._file = self._shared = -1
         self._finished: dict[tuple[str, str], Entry] = {}
         self._checksums: dict[str, int] = {}
+        self._samples: dict[str, Entry] = {}
 
     def __enter__(self) -> Journal:
         try:
@@ -89,6 +90,10 @@ class Journal:
         """The entry that finished `evaluator` at the λ of key `lam`, in this sweep or an earlier one."""
         return self._finished.get((lam, evaluator))
 
+    def sample(self, evaluator: str) -> Entry | None:
+        """An entry that finished `evaluator` at some λ."""
+        return self._samples.get(evaluator)
+
     def evaluators(self) -> set[str]:
         """Names of the evaluators that have a finished point."""
         return {evaluator for _, evaluator in self._finished}
@@ -124,6 +129,7 @@ class Journal:
     def _note(self, entry: Entry) -> None:
         if entry.finished:
             self._finished.setdefault((entry.lam, entry.evaluator), entry)
+            self._samples.setdefault(entry.evaluator, entry)
             if entry.checksum is not None:
                 self._checksums.setdefault(entry.lam, entry.checksum)
 

@@ -178,6 +178,8 @@ def _checked(name: str, score: object) -> Score:
     """`score` with plain numbers, if it is one that can be recorded and compared."""
     if not isinstance(score, Score):
         raise EvaluatorError(f"evaluator `{name}` returned a {type(score).__name__} instead of a pa_fast.Score")
+    if isinstance(score.value, (str, bool)) or isinstance(score.n, (str, bool)):
+        raise EvaluatorError(f"evaluator `{name}` scored {score.value!r} over {score.n!r} items; two numbers are expected")
     value, n, items = float(score.value), int(score.n), tuple(score.items)
     if not math.isfinite(value):
         raise EvaluatorError(f"evaluator `{name}` scored {value}, which is not a finite number")

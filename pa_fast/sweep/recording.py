@@ -100,10 +100,22 @@ class Recording:
         return self._journal.checksum(lam.key)
 
     def record(self, record: Record) -> Entry:
-        """Make `record` durable, then tell the progress."""
+        """Make `record` durable, then tell the progress. A score that is none of its column's counts as failed."""
+        record = self._alike(record)
         entry = self._journal.record(record.entry, record.items, record.files)
         self.progress.recorded(entry)
         return entry
+
+    def _alike(self, record: Record) -> Record:
+        """`record`, or its failure where it is in another unit, or over another number of items, than its column."""
+        entry, known = record.entry, self._journal.sample(record.entry.evaluator)
+        if not entry.finished or known is None or (entry.unit, entry.n) == (known.unit, known.n):
+            return record
+        message = (
+            f"evaluator `{entry.evaluator}` scored {entry.n} items in `{entry.unit}`, and {known.n} in `{known.unit}` at "
+            f"λ = {known.lam}\n\nhint: points are compared along λ: score the same items in the same unit at each"
+        )
+        return Record(replace(entry, score=None, unit=None, n=None, details=None, error=message))
 
     def draw(self) -> None:
         """Draw `trajectory.svg` and `trajectory.png` from the journal as it is now."""

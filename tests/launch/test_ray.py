@@ -137,7 +137,7 @@ def test_workers_that_would_run_different_sweeps_are_refused(tmp_path: Path, clu
 
 def test_what_a_cluster_cannot_hold_is_refused(tmp_path: Path, cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match="3 workers on a Ray cluster of 2 cores"):
-        launcher.sweep(made.steady, "0,1", tmp_path / "out", 3)
+        launcher.sweep(made.steady, "0:1:0.1", tmp_path / "out", 3)
     with pytest.raises(UsageError, match="1 workers on a Ray cluster of 2 cores and 0 GPUs"):
         launcher.sweep(made.steady, "0,1", tmp_path / "out", 1, gpus=1)
     monkeypatch.setitem(sys.modules, "ray", None)

@@ -138,7 +138,7 @@ def test_no_proof_no_evaluation(tmp_path: Path, where: str) -> None:
         (0.5, "returned a float"),
         (Score(float("nan"), "accuracy", 1), "scored nan"),
         (Score(float("-inf"), "nats", 1), "scored -inf"),
-        (Score("high", "nats", 1), "could not convert"),  # type: ignore[arg-type]
+        (Score("high", "nats", 1), "two numbers are expected"),  # type: ignore[arg-type]
         (Score(0.5, "accuracy", 0), "n = 0 items"),
         (Score(0.5, "accuracy", 1.5), "n = 1.5 items"),  # type: ignore[arg-type]
         (Score(0.5, "two\nlines", 1), "a text of one line is expected"),
@@ -375,9 +375,23 @@ def test_details_and_files_of_a_score_are_kept(tmp_path: Path) -> None:
     assert not list((tmp_path / "outputs").iterdir())
 
 
+@pytest.mark.parametrize("changes", [{"unit": "other"}, {"n": 1, "items": ()}])
+def test_a_point_that_compares_with_no_other_fails(tmp_path: Path, changes: dict[str, Any]) -> None:
+    class Drifting(Scorer):
+        def __call__(self, engine: Engine) -> Score:
+            score = super().__call__(engine)
+            return dataclasses.replace(score, **changes) if engine.weights.lam == 0.5 else score
+
+    result = sweep(FakeEngine(), "0,0.5,1", [Drifting("icl"), Scorer("plain", "nats")], tmp_path, figure=False)
+    assert [(failure.lam.key, failure.evaluator) for failure in result.failures] == [("0.5", "icl")]
+    assert "4 in `accuracy` at λ = 0" in result.failures[0].error and len(result.rows) == 5
+
+
 @pytest.mark.parametrize(
     ("changes", "why"),
     [
+        ({"value": "0.5"}, "two numbers are expected"),
+        ({"n": True}, "two numbers are expected"),
         ({"details": {"truncated": float("nan")}}, "detail `truncated`"),
         ({"files": {"../escape": ""}}, "a file '../escape'"),
         ({"files": {".hidden": ""}}, "a file '.hidden'"),
