@@ -8,7 +8,12 @@ import pathlib
 import torch
 from safetensors.torch import save_file
 
-SIZES = {"tiny": (64, 160, 2, 512), "300m": (1024, 2816, 18, 32000), "1b": (2048, 5632, 18, 32000)}
+SIZES = {
+    "tiny": (64, 160, 2, 512),
+    "100m": (768, 2048, 12, 16000),
+    "300m": (1024, 2816, 18, 32000),
+    "1b": (2048, 5632, 18, 32000),
+}
 """hidden, intermediate, layers, vocabulary."""
 
 
