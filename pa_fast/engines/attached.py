@@ -6,7 +6,7 @@ fused experts) follows λ in the live weights, as in every store.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -23,6 +23,10 @@ class AttachedLinear(torch.nn.Linear):
     Numerics: λ scales the R numbers between the factors, in fp32; a bf16 λ would be off by up to 0.4 %.
     """
 
+    u: torch.Tensor
+    v: torch.Tensor
+    lam: torch.Tensor
+
     def __init__(self, linear: torch.nn.Linear, u: torch.Tensor, v: torch.Tensor, lam: torch.Tensor):
         torch.nn.Module.__init__(self)
         self.in_features, self.out_features = linear.in_features, linear.out_features
@@ -37,6 +41,10 @@ class AttachedLinear(torch.nn.Linear):
 
 class AttachedEmbedding(torch.nn.Embedding):
     """An embedding with the rows of `embedding`, and beside them those of U [M, R] times V [R, N], scaled by λ."""
+
+    u: torch.Tensor
+    v: torch.Tensor
+    lam: torch.Tensor
 
     def __init__(self, embedding: torch.nn.Embedding, u: torch.Tensor, v: torch.Tensor, lam: torch.Tensor):
         torch.nn.Module.__init__(self)
@@ -98,7 +106,7 @@ def attach(model: torch.nn.Module, factors: Mapping[str, Factors]) -> torch.Tens
     return lam
 
 
-def _kind(module: torch.nn.Module) -> type[AttachedLinear] | type[AttachedEmbedding] | None:
+def _kind(module: torch.nn.Module) -> Callable[..., torch.nn.Module] | None:
     if type(module) is torch.nn.Linear:
         return AttachedLinear
     plain = type(module) is torch.nn.Embedding and module.max_norm is None and not module.scale_grad_by_freq
