@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from pa_fast.checkpoint.inspect import PairReport, inspect
     from pa_fast.checkpoint.merge import MergeReport, merge
     from pa_fast.checkpoint.verify import VerifyReport, verify
+    from pa_fast.delta.lowrank_store import LowRankStore
+    from pa_fast.delta.sparse_store import SparseStore
     from pa_fast.engines.transformers import LambdaModel, load
     from pa_fast.live.memory import Memory
     from pa_fast.live.weights import LiveWeights
@@ -34,9 +36,11 @@ __version__ = "0.1.0"
 _LAZY = {
     "LambdaModel": "pa_fast.engines.transformers",
     "LiveWeights": "pa_fast.live.weights",
+    "LowRankStore": "pa_fast.delta.lowrank_store",
     "Memory": "pa_fast.live.memory",
     "MergeReport": "pa_fast.checkpoint.merge",
     "PairReport": "pa_fast.checkpoint.inspect",
+    "SparseStore": "pa_fast.delta.sparse_store",
     "SweepResult": "pa_fast.sweep.results",
     "VerifyReport": "pa_fast.checkpoint.verify",
     "inspect": "pa_fast.checkpoint.inspect",
@@ -55,11 +59,13 @@ __all__ = [
     "Lambda",
     "LambdaModel",
     "LiveWeights",
+    "LowRankStore",
     "Memory",
     "MergeReport",
     "PaFastError",
     "PairReport",
     "Score",
+    "SparseStore",
     "SweepResult",
     "VerifyReport",
     "__version__",

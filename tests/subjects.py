@@ -7,17 +7,24 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from pa_kernels import reference
 
 
 class Subject(abc.ABC):
     """Live weights of some kind, beside plain copies of the tensors that they must interpolate.
 
     Attributes:
-        base, instruct: name → tensor on the CPU.
+        base, instruct: name → tensor on the CPU; `instruct` is the end of the delta that is held.
+        ulps: how many units in the last place a live weight may be off.
     """
 
     base: Mapping[str, torch.Tensor]
     instruct: Mapping[str, torch.Tensor]
+    ulps = 0
+
+    def expected(self, name: str, lam: float, dtype: torch.dtype) -> torch.Tensor:
+        """What live tensor `name` must hold at λ."""
+        return reference.lerp(self.base[name], self.instruct[name], lam, dtype)
 
     @abc.abstractmethod
     def set_lambda(self, lam: float) -> None: ...
@@ -110,3 +117,18 @@ class Live(Subject):
 
     def __repr__(self) -> str:
         return repr(self.weights)
+
+
+class Product(Live):
+    """A subject some of whose deltas are products UV: `factors` has them by name."""
+
+    ulps = 1
+
+    def __init__(self, *args: Any, factors: Mapping[str, tuple[torch.Tensor, torch.Tensor]]):
+        super().__init__(*args)
+        self.factors = factors
+
+    def expected(self, name: str, lam: float, dtype: torch.dtype) -> torch.Tensor:
+        if name not in self.factors:
+            return super().expected(name, lam, dtype)
+        return reference.lowrank(self.base[name], *self.factors[name], lam, dtype)

@@ -8,15 +8,19 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from pa_kernels import reference
 
 import pa_fast
+from pa_fast.delta.entry import Store
+from pa_fast.delta.lowrank_store import LowRankStore
+from pa_fast.delta.sparse_store import SparseStore
 from pa_fast.errors import WeightsError
 from pa_fast.live.binding import as_integers
+from tests.delta import pairs
 from tests.engines.architectures import write_pair
 from tests.engines.test_architectures import reload
+from tests.engines.test_loading import edit
 from tests.remote import Actor, Ranks
-from tests.subjects import Live, Subject
+from tests.subjects import Live, Product, Subject
 
 
 def plain(dtype: torch.dtype, device: str = "cpu") -> Callable[[pathlib.Path], Subject]:
@@ -31,13 +35,44 @@ def plain(dtype: torch.dtype, device: str = "cpu") -> Callable[[pathlib.Path], S
     return make
 
 
-def transformers(architecture: str, device: str = "cpu") -> Callable[[pathlib.Path], Subject]:
+def delta(store: Store, device: str = "cpu", *, file: bool = False) -> Callable[[pathlib.Path], Subject]:
+    """A plain pair of which 3 % changed, held by `store` or opened from a file of it."""
+
     def make(folder: pathlib.Path) -> Subject:
-        base, instruct = write_pair(folder, architecture)
-        lm = pa_fast.load(base, instruct, device=device)
-        return Live(lm.weights, lm.set_lambda, dict(lm.model.named_parameters()), reload(base), reload(instruct))
+        base, instruct = pairs.pair(changed=0.03)
+        ends, factors = pairs.ends(store, base, instruct)
+        live = pairs.live_like(base, device=device)
+        if file:
+            weights = pa_fast.LiveWeights.open(live, base, pairs.saved(folder / "delta", base, instruct, store))
+        else:
+            weights = pa_fast.LiveWeights.bind(live, base, instruct, store)
+        return (Product if factors else Live)(
+            weights, weights.set_lambda, live, base, ends, **({"factors": factors} if factors else {})
+        )
 
     return make
+
+
+def transformers(
+    architecture: str, device: str = "cpu", *, store: str = "auto", changed: float = 1.0
+) -> Callable[[pathlib.Path], Subject]:
+    """A model pair; of which only a share has changed where `changed` says so."""
+
+    def make(folder: pathlib.Path) -> Subject:
+        base, instruct = write_pair(folder, architecture)
+        if changed < 1:
+            edit(base, lambda tensors: kept.update(tensors))
+            edit(instruct, lambda tensors: tensors.update({n: partly(kept[n], t, changed) for n, t in tensors.items()}))
+        lm = pa_fast.load(base, instruct, device=device, store=store)
+        return Live(lm.weights, lm.set_lambda, dict(lm.model.named_parameters()), reload(base), reload(instruct))
+
+    kept: dict[str, torch.Tensor] = {}
+    return make
+
+
+def partly(base: torch.Tensor, instruct: torch.Tensor, share: float) -> torch.Tensor:
+    moved = torch.rand(base.shape, generator=torch.Generator().manual_seed(base.numel())) < share
+    return torch.where(moved, instruct, base)
 
 
 def tensor_parallel(architecture: str, world: int) -> Callable[[pathlib.Path], Subject]:
@@ -56,6 +91,14 @@ SUBJECTS = {
     "plain-dense-bf16": plain(torch.bfloat16),
     "plain-dense-fp16": plain(torch.float16),
     "plain-dense-fp32": plain(torch.float32),
+    "plain-sparse-exact": delta(SparseStore()),
+    "plain-sparse-topk": delta(SparseStore("topk", density=0.01)),
+    "plain-sparse-dare": delta(SparseStore("dare", density=0.5)),
+    "plain-lowrank": delta(LowRankStore(rank=16)),
+    "opened-sparse-exact": delta(SparseStore(), file=True),
+    "opened-lowrank": delta(LowRankStore(rank=16), file=True),
+    "transformers-sparse-experts": transformers("mixtral", store="sparse", changed=0.1),
+    "transformers-sparse-tied": transformers("qwen2", store="sparse", changed=0.1),
     "transformers-dense-llama": transformers("llama"),
     "transformers-dense-tied": transformers("qwen2"),
     "transformers-dense-experts": transformers("mixtral"),
@@ -65,6 +108,9 @@ SUBJECTS = {
 ON_GPU = {
     "plain-dense-bf16-cuda": plain(torch.bfloat16, "cuda"),
     "plain-dense-fp32-cuda": plain(torch.float32, "cuda"),
+    "plain-sparse-exact-cuda": delta(SparseStore(), "cuda"),
+    "plain-lowrank-cuda": delta(LowRankStore(rank=16), "cuda"),
+    "opened-sparse-exact-cuda": delta(SparseStore(), "cuda", file=True),
     "transformers-dense-llama-cuda": transformers("llama", "cuda"),
     "transformers-dense-experts-cuda": transformers("mixtral", "cuda"),
 }
@@ -79,8 +125,21 @@ def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 def assert_holds(subject: Subject, lam: float) -> None:
     for name, tensor in subject.bits().items():
-        expected = reference.lerp(subject.base[name], subject.instruct[name], lam, tensor.dtype)
-        assert torch.equal(as_integers(tensor), as_integers(expected)), (name, lam)
+        assert_same(tensor, subject.expected(name, lam, tensor.dtype), subject.ulps, (name, lam))
+
+
+def assert_same(found: torch.Tensor, expected: torch.Tensor, ulps: int, where: object) -> None:
+    if ulps == 0:
+        assert torch.equal(as_integers(found), as_integers(expected)), where
+    else:
+        assert found.dtype == expected.dtype and found.shape == expected.shape, where
+        assert not found.numel() or int((ordered(found) - ordered(expected)).abs().max()) <= ulps, where
+
+
+def ordered(tensor: torch.Tensor) -> torch.Tensor:
+    """Integers that follow the values: neighbours in the dtype are 1 apart, and 0 and −0 the same."""
+    bits = as_integers(tensor)
+    return torch.where(bits < 0, torch.iinfo(bits.dtype).min - bits.long(), bits.long())
 
 
 def test_order_never_matters(subject: Subject) -> None:
@@ -93,11 +152,11 @@ def test_order_never_matters(subject: Subject) -> None:
 
 
 def test_endpoints_are_the_bits_of_the_sources(subject: Subject) -> None:
-    for lam, source in ((0.0, subject.base), (1.0, subject.instruct)):
+    for lam, source, ulps in ((0.0, subject.base, 0), (1.0, subject.instruct, subject.ulps)):
         subject.set_lambda(0.37)
         subject.set_lambda(lam)
         for name, tensor in subject.bits().items():
-            assert torch.equal(as_integers(tensor), as_integers(source[name])), name
+            assert_same(tensor, source[name].to(tensor.dtype), ulps, name)
 
 
 def test_nothing_moves_and_versions_rise(subject: Subject) -> None:

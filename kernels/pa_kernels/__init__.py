@@ -1,7 +1,25 @@
-"""Tensors in, tensors out: the arithmetic of λ, as Triton kernels on a GPU and as torch on the CPU, with the same bits."""
+"""Tensors in, tensors out: the arithmetic of λ, as Triton kernels on a GPU and as torch on the CPU, with the same bits.
+
+Only the sums of low-rank products have an order, and so last bits, of their own on each device.
+"""
 
 from pa_kernels import reference
 from pa_kernels.checksum import checksum
 from pa_kernels.lerp import Lerp, lerp_
+from pa_kernels.lowrank import LowRank, lowrank_merge_
+from pa_kernels.sparse import Sparse, sparse_set_
+from pa_kernels.sparse_tensor import SparseTensor
+from pa_kernels.svd import truncated_svd
 
-__all__ = ["Lerp", "checksum", "lerp_", "reference"]
+__all__ = [
+    "Lerp",
+    "LowRank",
+    "Sparse",
+    "SparseTensor",
+    "checksum",
+    "lerp_",
+    "lowrank_merge_",
+    "reference",
+    "sparse_set_",
+    "truncated_svd",
+]

@@ -26,6 +26,17 @@ def _one_core() -> None:
 
 
 @contextmanager
+def one_core() -> Iterator[None]:
+    """This thread's torch operations on one core, for results whose bits may depend on how an operation is split."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@contextmanager
 def cores() -> Iterator[ThreadPoolExecutor]:
     """As many threads as torch would use, each of them running its torch operations on one core.
 

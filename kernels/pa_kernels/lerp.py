@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterator, Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -13,6 +12,7 @@ from torch import Tensor
 from pa_kernels import reference
 from pa_kernels.cores import over_cores
 from pa_kernels.reference import BITS, LIVE_DTYPES
+from pa_kernels.switch import Group, Switch, one_for_each, refuse_flushed_denormals
 from pa_kernels.tiles import INTERPRETED
 
 CHUNK = 1 << 17
@@ -23,16 +23,7 @@ STREAM = 1 << 24
 cores (98 % at 4 M). On busy cores torch's own split of every tensor over its threads falls to 46 %, these pieces do not."""
 
 
-class Group(Protocol):
-    """Entries that are rewritten together. Writing `lams` and calling `launch_` is all that a switch does."""
-
-    entries: tuple[int, ...]
-    lams: Tensor
-
-    def launch_(self) -> None: ...
-
-
-class Lerp:
+class Lerp(Switch):
     """T live tensors with their sources, prepared once so that each λ costs one pass and nothing else.
 
     Args:
@@ -68,26 +59,6 @@ class Lerp:
         self.groups: tuple[Group, ...] = (_CpuGroup(on_cpu, [rows[t] for t in on_cpu]),) if on_cpu else ()
         self.groups += tuple(_triton_groups(rows, sorted(set(range(self.count)) - set(on_cpu))))
 
-    def run_(self, lam: float | Sequence[float]) -> None:
-        """Rewrite every live tensor for λ, one for all or one for each.
-
-        Raises:
-            ValueError: a λ is not finite in fp32, or there are not as many as tensors.
-        """
-        lams = _lams(lam, self.count)
-        with torch.inference_mode():
-            for group in self.groups:
-                if isinstance(lam, Sequence):
-                    group.lams.copy_(torch.tensor([lams[t] for t in group.entries], dtype=torch.float32))
-                else:
-                    group.lams.fill_(lams[0])
-        self.launch_()
-
-    def launch_(self) -> None:
-        """Rewrite every live tensor for the λ that the groups' tables hold; on a GPU without touching the host."""
-        for group in self.groups:
-            group.launch_()
-
 
 def lerp_(
     out: Sequence[Tensor],
@@ -105,14 +76,14 @@ def lerp_(
     if INTERPRETED or any(row[0].device.type != "cpu" for row in rows):
         Lerp(out, base, inst, via).run_(lam)
         return
-    _refuse_flushed_denormals()
-    lams = _lams(lam, len(rows))
+    refuse_flushed_denormals()
+    lams = one_for_each(lam, len(rows))
 
     def write(at: tuple[int, slice]) -> None:
         t, piece = at
         w, b, i, rounding = rows[t]
         with torch.inference_mode():
-            _lerp_piece_(w[piece], b[piece], i[piece], lams[t], rounding)
+            lerp_piece_(w[piece], b[piece], i[piece], lams[t], rounding)
 
     over_cores(write, [(t, piece) for t, (w, *_) in enumerate(rows) for piece in _pieces(w.numel())])
 
@@ -133,7 +104,7 @@ class _CpuGroup:
         self.patches = [at for at, need in zip(pieces, needed) if need]
 
     def launch_(self) -> None:
-        _refuse_flushed_denormals()
+        refuse_flushed_denormals()
         lams = self.lams.tolist()
         single = [_is_single_pass(row, lam) for row, lam in zip(self.rows, lams)]
 
@@ -142,7 +113,7 @@ class _CpuGroup:
             w, b, i, via = self.rows[t]
             with torch.inference_mode():
                 if not single[t]:
-                    _lerp_piece_(w[piece], b[piece], i[piece], lams[t], via)
+                    lerp_piece_(w[piece], b[piece], i[piece], lams[t], via)
                 elif lams[t] in (0.0, 1.0):
                     w[piece].copy_((i if lams[t] else b)[piece])
                 else:
@@ -163,7 +134,8 @@ def _is_single_pass(row: Row, lam: float) -> bool:
     return _is_direct(*row) or (lam in (0.0, 1.0) and row[3] is None)
 
 
-def _lerp_piece_(w: Tensor, b: Tensor, i: Tensor, lam: float, via: torch.dtype | None) -> None:
+def lerp_piece_(w: Tensor, b: Tensor, i: Tensor, lam: float, via: torch.dtype | None) -> None:
+    """`reference.lerp` of flat CPU tensors into `w`, for a λ that is an fp32 number; scratch of their size."""
     if lam in (0.0, 1.0):
         source = i if lam else b
         w.copy_(source if via is None else source.to(via))
@@ -228,13 +200,6 @@ def torch_lerp_is_exact(dtype: torch.dtype) -> bool:
     return True
 
 
-def _refuse_flushed_denormals() -> None:
-    if float(torch.full((), 1e-39, dtype=torch.float32, device="cpu") * 0.5) == 0.0:
-        raise RuntimeError(
-            "denormal numbers are flushed to zero in this process: call torch.set_flush_denormal(False) to merge exactly"
-        )
-
-
 def _pieces(size: int, step: int = CHUNK) -> Iterator[slice]:
     return (slice(start, min(start + step, size)) for start in range(0, size, step))
 
@@ -253,15 +218,6 @@ def _triton_groups(rows: Sequence[Row], entries: Sequence[int]) -> list[Group]:
         out, base, inst, vias = zip(*(rows[t] for t in members))
         groups.append(lerp_triton.Group(members, out, base, inst, vias[0]))
     return groups
-
-
-def _lams(lam: float | Sequence[float], count: int) -> list[float]:
-    """λ of each tensor, rounded to fp32, −0 made 0."""
-    if isinstance(lam, Sequence):
-        if len(lam) != count:
-            raise ValueError(f"{len(lam)} λ for {count} tensors: expected one, or one for each")
-        return [reference.fp32(x) + 0.0 for x in lam]
-    return [reference.fp32(lam) + 0.0] * max(count, 1)
 
 
 def _checked(

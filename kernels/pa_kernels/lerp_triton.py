@@ -74,6 +74,37 @@ def round_via(x, OUT: tl.constexpr, VIA: tl.constexpr, INTERPRET: tl.constexpr):
 
 
 @triton.jit
+def roles(lam):
+    """Both branches of the contract in one form: the weight, and which source is `near` and which is `far`."""
+    # `near` is the source that λ is closer to, and (1 − λ)(b − i) is (λ − 1)(i − b) exactly; + 0.0 turns a λ of −0 into 0
+    base_near = tl.abs(lam) < 0.5
+    scale = tl.where(base_near, lam, 1.0 - lam) + 0.0
+    # at an endpoint both are the same source, so that its bits pass through whatever the other holds
+    return scale, base_near, base_near == (scale == 0)
+
+
+@triton.jit
+def lerp_of(
+    b, i, lam,
+    OUT: tl.constexpr, BASE: tl.constexpr, INST: tl.constexpr, VIA: tl.constexpr, INTERPRET: tl.constexpr,
+):  # fmt: skip
+    """The contract for any sources at all, lane by lane."""
+    scale, base_near, base_far = roles(lam)
+    near = tl.where(base_near, widen(b, INTERPRET), widen(i, INTERPRET))
+    far = tl.where(base_far, widen(b, INTERPRET), widen(i, INTERPRET))
+    x = tl.where(bits(near) == bits(far), near, blend(near, far, scale, False))
+    w = round_via(x, OUT, VIA, INTERPRET)
+    if VIA == OUT:
+        if BASE == OUT and INST == OUT:
+            w = tl.where(bits(b) == bits(i), b, w)
+        if BASE == OUT:
+            w = tl.where(lam == 0.0, b, w)
+        if INST == OUT:
+            w = tl.where(lam == 1.0, i, w)
+    return w
+
+
+@triton.jit
 def full_tile(
     w_ptr, b_ptr, i_ptr, offset, scale, base_near, base_far,
     OUT: tl.constexpr, BASE: tl.constexpr, INST: tl.constexpr, VIA: tl.constexpr,
@@ -105,12 +136,7 @@ def lerp_kernel(
     offset = ((word & 0xFFFFFFFF) >> 1) * BLOCK
     lam = tl.load(lams + t)
     w_ptr, b_ptr, i_ptr = tl.load(outs + t), tl.load(bases + t), tl.load(insts + t)
-    # both branches in one form: `near` is the source that λ is closer to, and (1 − λ)(b − i) is (λ − 1)(i − b) exactly;
-    # + 0.0 turns a λ of −0 into 0
-    base_near = tl.abs(lam) < 0.5
-    scale = tl.where(base_near, lam, 1.0 - lam) + 0.0
-    # at an endpoint both are the same source, so that its bits pass through whatever the other holds
-    base_far = base_near == (scale == 0)
+    scale, base_near, base_far = roles(lam)
     if word & 1:
         if scale < 0:
             full_tile(w_ptr, b_ptr, i_ptr, offset, scale, base_near, base_far, OUT, BASE, INST, VIA, BLOCK, False, INTERPRET)
@@ -124,17 +150,7 @@ def lerp_kernel(
             inside = lanes < end
             b = tl.load(b_ptr.to(tl.pointer_type(BASE)) + lanes, mask=inside)
             i = tl.load(i_ptr.to(tl.pointer_type(INST)) + lanes, mask=inside)
-            near = tl.where(base_near, widen(b, INTERPRET), widen(i, INTERPRET))
-            far = tl.where(base_far, widen(b, INTERPRET), widen(i, INTERPRET))
-            x = tl.where(bits(near) == bits(far), near, blend(near, far, scale, False))
-            w = round_via(x, OUT, VIA, INTERPRET)
-            if VIA == OUT:
-                if BASE == OUT and INST == OUT:
-                    w = tl.where(bits(b) == bits(i), b, w)
-                if BASE == OUT:
-                    w = tl.where(lam == 0.0, b, w)
-                if INST == OUT:
-                    w = tl.where(lam == 1.0, i, w)
+            w = lerp_of(b, i, lam, OUT, BASE, INST, VIA, INTERPRET)
             tl.store(w_ptr.to(tl.pointer_type(OUT)) + lanes, w, mask=inside)
             offset += TAIL
 

@@ -18,7 +18,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from pa_kernels import checksum_triton, lerp_triton
+from pa_kernels import checksum_triton, lerp_triton, lowrank_triton, sparse_triton
+from pa_kernels.sparse_tensor import Kind
 from pa_kernels.tiles import INTERPRETED, Launch
 
 TARGETS = {
@@ -40,6 +41,31 @@ LERP_KINDS: tuple[tuple[torch.dtype, torch.dtype, torch.dtype, torch.dtype | Non
     (FP32, FP32, BF16, BF16),
 )
 """(out, base, inst, via): one dtype throughout, and the mixes of real pairs."""
+
+
+LOWRANK_KINDS: tuple[tuple[torch.dtype, torch.dtype, torch.dtype, torch.dtype | None, bool], ...] = (
+    (BF16, BF16, BF16, None, True),
+    (FP16, FP16, FP16, None, True),
+    (FP32, FP32, FP32, None, True),
+    (BF16, BF16, FP32, None, True),
+    (BF16, FP32, BF16, None, True),
+    (FP32, FP32, BF16, BF16, True),
+    (BF16, BF16, BF16, None, False),
+    (FP32, FP32, FP32, None, False),
+)
+"""(out, base, factors, via, whole aligned tiles)."""
+
+SPARSE_KINDS: tuple[tuple[Kind, torch.dtype, torch.dtype, torch.dtype, torch.dtype | None], ...] = (
+    ("index", BF16, BF16, BF16, None),
+    ("index", FP16, FP16, FP16, None),
+    ("index", FP32, FP32, FP32, None),
+    ("index", BF16, FP32, BF16, None),
+    ("index", FP32, FP32, BF16, BF16),
+    ("bitmap", BF16, BF16, BF16, None),
+    ("bitmap", FP32, FP32, FP32, None),
+    ("bitmap", BF16, FP32, BF16, None),
+)
+"""(kind, out, base, target, via)."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +92,8 @@ class Compiled:
         registers: per thread (vector registers on AMD).
         spills: registers or bytes spilled; 0 is the only good value.
         packed_rounding: conversions to bf16 that round two values at once.
+        matrix: instructions of the matrix units.
+        narrow: global accesses of 8 or 16 bits, on any path.
         keeps_denormals: whether no instruction, and no mode, flushes denormal numbers.
     """
 
@@ -78,6 +106,8 @@ class Compiled:
     registers: int
     spills: int
     packed_rounding: int
+    matrix: int
+    narrow: int
     keeps_denormals: bool
 
 
@@ -101,9 +131,53 @@ def checksum(launch: Launch = checksum_triton.LAUNCH) -> Kernel:
     return Kernel("checksum", checksum_triton.checksum_kernel, signature, constants, checksum_triton.OPTIONS, launch, 8)
 
 
+def lowrank(
+    out: torch.dtype,
+    base: torch.dtype,
+    factor: torch.dtype,
+    via: torch.dtype | None = None,
+    full: bool = True,
+    launch: Launch = lowrank_triton.LAUNCH,
+) -> Kernel:
+    """The low-rank merge for one dtype tuple. Its element is a weight, the bytes of it do not count the factors'."""
+    short = {BF16: "bf16", FP16: "fp16", FP32: "fp32"}
+    name = f"lowrank{'' if full else ' edge'} {short[base]}+{short[factor]}→{short[out]}" + (f" via {short[via]}" if via else "")
+    tables = dict.fromkeys(("words", "heights", "widths", "ranks", "outs", "bases", "us", "vs"), "*i64")
+    constants = lowrank_triton.constants(out, base, factor, via, full, launch)
+    launch = lowrank_triton.launch_for(full, launch)
+    options = lowrank_triton.options(full)
+    moved = out.itemsize + base.itemsize
+    return Kernel(name, lowrank_triton.lowrank_kernel, {**tables, "lams": "*fp32"}, constants, options, launch, moved)
+
+
+def sparse(
+    kind: Kind,
+    out: torch.dtype,
+    base: torch.dtype,
+    target: torch.dtype,
+    via: torch.dtype | None = None,
+    launch: Launch | None = None,
+) -> Kernel:
+    """The sparse set of one kind for one dtype tuple. Its element is an entry of an index list, whose bytes count but not those
+    of its scattered store, or a bit of a bitmap, none of whose values move in wide accesses."""
+    launch = launch or sparse_triton.LAUNCHES[kind]
+    short = {BF16: "bf16", FP16: "fp16", FP32: "fp32"}
+    name = f"sparse {kind} {short[base]},{short[target]}→{short[out]}" + (f" via {short[via]}" if via else "")
+    kernel = sparse_triton.index_kernel if kind == "index" else sparse_triton.bitmap_kernel
+    constants = sparse_triton.constants(kind, out, base, target, via, launch)
+    tables = {argument: "*i64" for argument in kernel.arg_names if argument not in constants}
+    moved = 2 + base.itemsize + target.itemsize if kind == "index" else 0
+    return Kernel(name, kernel, {**tables, "lams": "*fp32"}, constants, sparse_triton.OPTIONS, launch, moved)
+
+
 def kernels() -> list[Kernel]:
     """Every kernel of this package, as it is launched."""
-    return [*(lerp(*kind) for kind in LERP_KINDS), checksum()]
+    return [
+        *(lerp(*kind) for kind in LERP_KINDS),
+        checksum(),
+        *(lowrank(*kind) for kind in LOWRANK_KINDS),
+        *(sparse(*kind) for kind in SPARSE_KINDS),
+    ]
 
 
 def compile_for(kernel: Kernel, target: str) -> Compiled:
@@ -139,18 +213,22 @@ def compile_for(kernel: Kernel, target: str) -> Compiled:
         reading.registers,
         reading.spills,
         reading.packed_rounding,
+        reading.matrix,
+        reading.narrow,
         reading.keeps_denormals,
     )
 
 
 @dataclass(frozen=True)
 class _Instruction:
-    """One machine instruction: whether it is a 128-bit load or store, where it may jump, whether the next may follow."""
+    """One machine instruction: whether it is a 128-bit load or store, where it may jump, whether the next may follow, and
+    whether the program may end with it."""
 
     load: bool
     store: bool
     jump: int | None
     falls: bool
+    leaves: bool
 
 
 @dataclass(frozen=True)
@@ -159,6 +237,8 @@ class _Reading:
     registers: int
     spills: int
     packed_rounding: int
+    matrix: int
+    narrow: int
     keeps_denormals: bool
 
 
@@ -176,7 +256,7 @@ def _read_cuda(ptx: str, cubin: bytes) -> _Reading:
         target = re.search(r"\bBRA\b.*?(0x[0-9a-f]+)", text)
         # a guard stands before the instruction (@P0) or, for uniform predicates, inside it (BRA.U !UP0)
         ends = re.match(r"(BRA|EXIT|RET)\b", text) and not re.search(r"\bU?P\d", text)
-        wide = re.search(r"\b(LDG|STG)\.E\S*\.128\b", text)
+        wide = re.search(r"\b(LDG|STG)(?:STS)?\.E\S*\.128\b", text)
         access = wide[1] if wide else None
         instructions.append(
             _Instruction(
@@ -184,11 +264,15 @@ def _read_cuda(ptx: str, cubin: bytes) -> _Reading:
                 store=access == "STG",
                 jump=index.get(int(target[1], 16)) if target else None,
                 falls=not ends,
+                leaves=re.search(r"\b(EXIT|RET)\b", text) is not None,
             )
         )
     resources = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", usage.stdout + usage.stderr))
     spills = int(resources["STACK"]) + int(resources["LOCAL"]) + len(re.findall(r"\b(?:STL|LDL)\b", sass))
-    return _Reading(instructions, int(resources["REG"]), spills, len(re.findall(r"cvt\.rn\.bf16x2\.f32", ptx)), ".ftz" not in ptx)
+    packed = len(re.findall(r"cvt\.rn\.bf16x2\.f32", ptx))
+    matrix = len(re.findall(r"\b(?:HMMA|HGMMA|UTCHMMA)\b", sass))
+    narrow = len(re.findall(r"\b(?:LDG|STG)\.E\S*\.[US](?:8|16)\b", sass))
+    return _Reading(instructions, int(resources["REG"]), spills, packed, matrix, narrow, ".ftz" not in ptx)
 
 
 def _read_amd(text: str) -> _Reading:
@@ -210,12 +294,16 @@ def _read_amd(text: str) -> _Reading:
                 store=access == "store",
                 jump=labels.get(target[1]) if target else None,
                 falls=not re.match(r"s_(?:branch|endpgm|setpc)", line),
+                leaves=re.match(r"s_(?:endpgm|setpc)", line) is not None,
             )
         )
     counts = {name: int(value) for name, value in re.findall(r"\.(vgpr_count|vgpr_spill_count|sgpr_spill_count):\s+(\d+)", text)}
     # bits 0 and 1: keep denormal inputs and results
     keeps = re.search(r"\.amdhsa_float_denorm_mode_32 3\b", text) is not None
-    return _Reading(instructions, counts["vgpr_count"], counts["vgpr_spill_count"] + counts["sgpr_spill_count"], 0, keeps)
+    spills = counts["vgpr_spill_count"] + counts["sgpr_spill_count"]
+    matrix = len(re.findall(r"^\tv_mfma_", text, re.MULTILINE))
+    narrow = len(re.findall(r"^\t(?:global|buffer)_(?:load|store)_[us]?(?:byte|short)", text, re.MULTILINE))
+    return _Reading(instructions, counts["vgpr_count"], spills, 0, matrix, narrow, keeps)
 
 
 def _full_tile_path(instructions: Sequence[_Instruction]) -> tuple[int, int, int]:
@@ -224,26 +312,39 @@ def _full_tile_path(instructions: Sequence[_Instruction]) -> tuple[int, int, int
     Of all ways, loops walked once, it is the shortest of those with the most loads and the fewest stores but not none: a
     compiler for AMD joins the two signs of λ behind conditions that only one of them meets.
     """
-    # for each instruction: (loads, stores) from here to the exit → fewest instructions
-    ways: list[dict[tuple[int, int], int]] = [{} for _ in instructions]
-    for at in reversed(range(len(instructions))):
+    # for each instruction: (loads, stores) from here to the exit → fewest instructions; None while the walk is below it
+    ways: dict[int, dict[tuple[int, int], int] | None] = {}
+    walk = [0]
+    while walk:
+        at = walk[-1]
         step = instructions[at]
-        follow = [] if step.jump is None or step.jump <= at else [ways[step.jump]]
+        follow = [step.jump] if step.jump is not None else []
         if step.falls and at + 1 < len(instructions):
-            follow.append(ways[at + 1])
-        if step.jump is None and not step.falls:
-            follow.append({(0, 0): 0})
-        for after in follow:
-            for (loads, stores), length in after.items():
-                key = (loads + step.load, stores + step.store)
-                ways[at][key] = min(length + 1, ways[at].get(key, length + 1))
-    stored = any(stores for _, stores in ways[0])
-    loads, stores = max((key for key in ways[0] if key[1] or not stored), key=lambda key: (key[0], -key[1]))
-    return loads, stores, ways[0][loads, stores]
+            follow.append(at + 1)
+        if at not in ways:
+            ways[at] = None
+            walk += [to for to in follow if to not in ways]
+            continue
+        walk.pop()
+        if ways[at] is not None:
+            continue
+        # a way that is still open leads back to a loop's head; an exit that only some threads take counts where others have none
+        after = [way for way in map(ways.get, follow) if way]
+        if step.leaves and not after:
+            after = [{(0, 0): 0}]
+        found: dict[tuple[int, int], int] = {}
+        for loads, stores, length in ((*key, length) for way in after for key, length in way.items()):
+            key = (loads + step.load, stores + step.store)
+            found[key] = min(length + 1, found.get(key, length + 1))
+        ways[at] = found
+    whole = ways[0] or {}
+    stored = any(stores for _, stores in whole)
+    loads, stores = max((key for key in whole if key[1] or not stored), key=lambda key: (key[0], -key[1]))
+    return loads, stores, whole[loads, stores]
 
 
 def main() -> None:
-    print(f"triton {triton.__version__}; el: weight, or 64-bit word for checksum")
+    print(f"triton {triton.__version__}; el: weight, 64-bit word for checksum, entry of an index list, bit of a bitmap")
     print(f"{'kernel':32} target   128-bit ld/st  bytes/el  instr/el  registers  spills  bf16x2")
     for kernel in kernels():
         for target in TARGETS:

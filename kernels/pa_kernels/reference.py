@@ -2,6 +2,8 @@
 
     lerp32(b, i, λ) = fma(λ, i − b, b)          if |λ| < 0.5
                     = fma(λ − 1, i − b, i)      otherwise
+    sparse          = lerp at listed positions, nothing elsewhere
+    lowrank         = fma(λ, Σ_k u_k · v_k, b)
     checksum        = Σ_j word_j · odd(j)  mod 2⁶⁴
 
 Everything else in this package is a faster way to these numbers.
@@ -23,6 +25,12 @@ BITS = {torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float32: 
 
 CHUNK_WORDS = 8192
 """Words that share one high factor of `odd`; a constant of the format, for a checksum is stored beside results."""
+
+INDEX_TILE = 1 << 16
+"""Elements of a tensor that share one run of 16-bit positions; a constant of the format of sparse tensors."""
+
+BITMAP_TILE = 1 << 12
+"""Elements of a tensor whose bits share one entry of `starts`; a constant of the format of sparse tensors."""
 
 
 def fp32(lam: float) -> float:
@@ -89,6 +97,74 @@ def lerp(base: Tensor, inst: Tensor, lam: float, dtype: torch.dtype | None = Non
     if base.dtype == inst.dtype == dtype and via is None:
         merged = torch.where(same_bits(base, inst), base, merged)
     return merged
+
+
+def sparse_set_(
+    live: Tensor, positions: Tensor, base: Tensor, target: Tensor, lam: float, via: torch.dtype | None = None
+) -> None:
+    """live[positions] = lerp(base, target, λ): the contract of a delta that lives at positions only.
+
+    Args:
+        live: contiguous; elements that are not listed keep their bits.
+        positions: int64 [P], row-major, no two alike.
+        base, target: [P], the values at these positions for λ = 0 and λ = 1.
+        lam, via: as for `lerp`.
+    """
+    live.view(-1)[positions] = lerp(base, target, lam, live.dtype, via)
+
+
+def index_positions(where: Tensor, starts: Tensor) -> Tensor:
+    """Positions of an index list, int64 [P].
+
+    Args:
+        where: uint16 [P], places within tiles of INDEX_TILE elements, tile after tile.
+        starts: int64 [tiles + 1], entries before each tile, and P.
+    """
+    tile = torch.repeat_interleave(torch.arange(starts.numel() - 1, device=starts.device), starts.diff())
+    return tile * INDEX_TILE + where.long()
+
+
+def bitmap_positions(where: Tensor) -> Tensor:
+    """Positions of a bitmap, int64 [P]: 32·w + j where bit j of word w is set.
+
+    Args:
+        where: int32 words.
+    """
+    bits = (where.long()[:, None] >> torch.arange(32, device=where.device)) & 1
+    return bits.view(-1).nonzero().view(-1)
+
+
+def lowrank(
+    base: Tensor, u: Tensor, v: Tensor, lam: float, dtype: torch.dtype | None = None, via: torch.dtype | None = None
+) -> Tensor:
+    """W(λ) = round_dtype(fma(λ, UV, B)): the contract of a delta that is held as a product of two thin matrices.
+
+    Args:
+        base: B, [M, N] or [E, M, N]; bf16, fp16 or fp32.
+        u, v: U [..., M, R] and V [..., R, N], of these dtypes.
+        lam, dtype, via: as for `lerp`; the result has the base's dtype by default.
+
+    Numerics:
+        UV is `product`, all else is fp32. Faster ways sum UV in fp32, in an order of their own, so they agree with this
+        only up to the error of those sums. λ = 0 gives the base: its bits where it has the live dtype, else its value
+        rounded; U and V do not count then, whatever they hold. Where UV is 0 the result has the base's value, −0 included.
+    """
+    dtype = base.dtype if dtype is None else dtype
+    via = None if via in (dtype, torch.float32) else via
+    lam = fp32(lam)
+    if lam == 0.0:
+        return rounded(base, dtype, via)
+    b, delta = base.float(), product(u, v)
+    merged = fma(torch.full((), lam, dtype=torch.float32, device=b.device), delta, b)
+    return rounded(torch.where(delta == 0, b, merged), dtype, via)
+
+
+def product(u: Tensor, v: Tensor) -> Tensor:
+    """UV in fp32: exact products, summed in fp64 from k = 0 upwards, rounded once."""
+    total = torch.zeros(*u.shape[:-1], v.shape[-1], dtype=torch.float64, device=u.device)
+    for k in range(u.shape[-1]):
+        total += u[..., :, k : k + 1].double() * v[..., k : k + 1, :].double()
+    return total.float()
 
 
 def rounded(values: Tensor, dtype: torch.dtype, via: torch.dtype | None = None) -> Tensor:

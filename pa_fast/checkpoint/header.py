@@ -50,11 +50,12 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Header:
-    """All tensors of the file `file` by name, in the order of their bytes, and the size that was checked."""
+    """All tensors of the file `file` by name, in the order of their bytes, the size that was checked, and the metadata."""
 
     file: Path
     tensors: dict[str, TensorInfo]
     size_bytes: int
+    metadata: dict[str, str]
 
 
 def read_header(path: Path) -> Header:
@@ -80,11 +81,12 @@ def read_header(path: Path) -> Header:
     if not data.startswith(b"{"):
         raise CheckpointError(f"{path}: header begins with {data[:1]!r}, expected `{{`", _AGAIN)
     entries = parse_object(data, f"{path}: header")
-    _check_metadata(path, entries.pop("__metadata__", {}))
+    metadata = entries.pop("__metadata__", {})
+    _check_metadata(path, metadata)
     infos = [_tensor(path, name, entry, 8 + length) for name, entry in entries.items()]
     infos.sort(key=lambda info: (info.start, info.stop))
     _check_tiling(path, infos, 8 + length, size)
-    return Header(path, {info.name: info for info in infos}, size)
+    return Header(path, {info.name: info for info in infos}, size, metadata)
 
 
 def _check_metadata(path: Path, metadata: Any) -> None:

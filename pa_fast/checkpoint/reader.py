@@ -36,7 +36,7 @@ class Checkpoint:
     ends the process, because a source must never change.
     """
 
-    def __init__(self, folder: Path, config: dict[str, Any], tensors: dict[str, TensorInfo], files: dict[Path, _File]):
+    def __init__(self, folder: Path, config: dict[str, Any], tensors: dict[str, TensorInfo], files: dict[Path, WeightFile]):
         self.folder = folder
         self.config = config
         self.tensors = tensors
@@ -63,10 +63,10 @@ class Checkpoint:
             raise CheckpointError(f"{folder}: a quantised checkpoint: {kind}", "use the original 16- or 32-bit checkpoint")
         if not tensors:
             raise CheckpointError(f"{folder}: its weight files hold no tensor", "check the path")
-        files: dict[Path, _File] = {}
+        files: dict[Path, WeightFile] = {}
         try:
             for header in headers:
-                files[header.file] = _File(header.file, header.size_bytes)
+                files[header.file] = WeightFile(header.file, header.size_bytes)
         except BaseException:
             for file in files.values():
                 file.close()
@@ -92,18 +92,8 @@ class Checkpoint:
             KeyError: no such tensor.
             DataError: the file changed since its header was read.
         """
-        import torch
-
         info = self.tensors[name]
-        file = self._files[info.file]
-        file.check()
-        dtype = torch_dtype(info.dtype)
-        if stop == start:
-            return torch.empty(0, dtype=dtype)
-        size = DTYPE_BITS[info.dtype] // 8
-        first = info.start + start * size
-        raw = file.view(first, (stop - start) * size)
-        return raw.clone().view(dtype) if first % size else raw.view(dtype)
+        return self._files[info.file].elements(info, start, stop)
 
     def check_unchanged(self, name: str) -> None:
         """Raise DataError if the file of tensor `name` changed since its header was read: call it after reading."""
@@ -180,7 +170,7 @@ def _accept_read_only_views() -> None:
         torch.frombuffer(b"0", dtype=torch.uint8)
 
 
-class _File:
+class WeightFile:
     """One open weight file: its descriptor pins the bytes even if the name is replaced meanwhile."""
 
     def __init__(self, path: Path, size_bytes: int):
@@ -200,6 +190,19 @@ class _File:
         if (found.st_size, found.st_mtime_ns) != self._state:
             what = f"{found.st_size} bytes, expected {self._state[0]}" if found.st_size != self._state[0] else "written to"
             raise DataError(f"{self.path}: the file changed while it was read: {what}", _CHANGED_HINT)
+
+    def elements(self, info: TensorInfo, start: int, stop: int) -> torch.Tensor:
+        """Elements `start` to `stop` of the flattened tensor `info` of this file, paged in; see `Checkpoint.chunk`."""
+        import torch
+
+        self.check()
+        dtype = torch_dtype(info.dtype)
+        if stop == start:
+            return torch.empty(0, dtype=dtype)
+        size = DTYPE_BITS[info.dtype] // 8
+        first = info.start + start * size
+        raw = self.view(first, (stop - start) * size)
+        return raw.clone().view(dtype) if first % size else raw.view(dtype)
 
     def view(self, start: int, count: int) -> torch.Tensor:
         """`count` bytes from byte `start`, uint8 [count], paged in."""

@@ -63,7 +63,7 @@ class OutputFolder:
     def __enter__(self) -> OutputFolder:
         with output_errors(self.target):
             self.target.parent.mkdir(parents=True, exist_ok=True)
-            self._fd = _locked(self._lock, self.target)
+            self._fd = locked(self._lock, self.target)
             try:
                 self._recover()
                 self._check_target()
@@ -103,7 +103,7 @@ class OutputFolder:
     def commit(self) -> None:
         """Give the folder its name. From here on it is complete, whatever happens."""
         with output_errors(self.target):
-            _sync_folder(self.path)
+            sync_folder(self.path)
             self._check_target()
             if self._overwrite and self.target.exists():
                 os.rename(self.target, self._old)
@@ -113,7 +113,7 @@ class OutputFolder:
                 if self._old.exists():
                     os.rename(self._old, self.target)
                 raise
-            _sync_folder(self.target.parent)
+            sync_folder(self.target.parent)
             shutil.rmtree(self._old, ignore_errors=True)
 
     def _recover(self) -> None:
@@ -222,7 +222,7 @@ def output_errors(path: Path) -> Iterator[None]:
         raise OutputError(f"{where}: cannot be written: {error.strerror or error}{free}", hint) from error
 
 
-def _locked(lock: Path, target: Path) -> int:
+def locked(lock: Path, target: Path) -> int:
     """A descriptor that holds the lock file `lock`, which still has that name.
 
     Raises:
@@ -253,7 +253,8 @@ def _reserve(fd: int, size_bytes: int) -> None:
         os.ftruncate(fd, size_bytes)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Make the names in `folder` durable."""
     fd = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(fd)

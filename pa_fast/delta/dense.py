@@ -6,9 +6,12 @@ Cost: 4 bytes per bf16 parameter beside the live 2; a switch moves 6.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pa_kernels
+
+from pa_fast.delta.entry import Source, Whole
 
 if TYPE_CHECKING:
     import torch
@@ -19,45 +22,79 @@ _CPU_SPAN = 1 << 20
 _GPU_SPAN = 1 << 24
 
 
+@dataclass(frozen=True)
+class DenseStore:
+    """Every tensor whole. Cost: |base| + |instruct| bytes per weight beside the live copy."""
+
+    name = "dense"
+    exact = True
+    lossless = True
+
+    def describe(self) -> str:
+        """All options in one line: there are none."""
+        return self.name
+
+    def encode(self, sources: Sequence[Source]) -> Iterator[Whole]:
+        """Instruct as it is; copied only to reach the live tensor's device."""
+        for source in sources:
+            yield Whole(source.instruct.to(source.device))
+
+
 class Dense:
     """T live float tensors and their sources, switched together.
 
     Args:
-        live, base, instruct: T contiguous tensors each; entry t of all three has the same shape and device.
+        live, base: T contiguous tensors each; entry t of both has the same shape. A base that is elsewhere is copied to its
+            live tensor's device.
+        entries: the targets, where the live tensors are.
         via: for each entry the dtype that a merge is rounded to before it is stored, or None for the live dtype.
 
     Numerics: the contract, `pa_kernels.reference.lerp`.
     """
 
-    name = "dense"
-    exact = True
-
     def __init__(
         self,
         live: Sequence[torch.Tensor],
         base: Sequence[torch.Tensor],
-        instruct: Sequence[torch.Tensor],
+        entries: Sequence[Whole],
         via: Sequence[torch.dtype | None],
     ):
-        self.base, self.instruct, self._live, self._via = list(base), list(instruct), list(live), list(via)
-        self._lerp = pa_kernels.Lerp(self._live, self.base, self.instruct, self._via)
+        self._live, self._via = list(live), list(via)
+        self.base = [b.to(w.device) for w, b in zip(live, base)]
+        self.target = [entry.target for entry in entries]
+        self._lerp = pa_kernels.Lerp(self._live, self.base, self.target, self._via)
 
     def set_(self, lam: float) -> None:
         """Write W(λ) into every live tensor."""
         self._lerp.run_(lam)
 
+    def restore_(self) -> None:
+        """Write what `set_` leaves alone: nothing."""
+
     def spans(self, t: int) -> Iterator[slice]:
         """Pieces of entry t, as slices of its flat elements, small enough to merge on the side."""
-        count = self._live[t].numel()
-        step = _CPU_SPAN if self._live[t].device.type == "cpu" else _GPU_SPAN
-        for start in range(0, count, step):
-            yield slice(start, min(start + step, count))
+        return spans(self._live[t])
 
     def merged(self, t: int, span: slice, lam: float) -> torch.Tensor:
         """A fresh merge of the elements `span` of entry t, in the live dtype, computed from the sources alone."""
         import torch
 
         out = torch.empty(span.stop - span.start, dtype=self._live[t].dtype, device=self._live[t].device)
-        sources = [self.base[t].view(-1)[span]], [self.instruct[t].view(-1)[span]]
+        sources = [self.base[t].view(-1)[span]], [self.target[t].view(-1)[span]]
         pa_kernels.lerp_([out], *sources, lam, via=[self._via[t]])
         return out
+
+    def ends(self, t: int, span: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        """Base and target of the elements `span` of entry t, in fp32; possibly the sources themselves."""
+        return self.base[t].view(-1)[span].float(), self.target[t].view(-1)[span].float()
+
+    def beside(self) -> list[torch.Tensor]:
+        """Every tensor that is kept beside the live copy."""
+        return [*self.base, *self.target]
+
+
+def spans(live: torch.Tensor) -> Iterator[slice]:
+    """Pieces of a tensor, as slices of its flat elements."""
+    step = _CPU_SPAN if live.device.type == "cpu" else _GPU_SPAN
+    for start in range(0, live.numel(), step):
+        yield slice(start, min(start + step, live.numel()))

@@ -8,7 +8,7 @@ The conversions only move elements, so merging converted tensors equals converti
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +46,11 @@ class Loaded:
 
 
 def load_pair(
-    base: Checkpoint, instruct: Checkpoint, dtype: torch.dtype | None, sharding: Mapping[str, Any] | None = None
+    base: Checkpoint,
+    instruct: Checkpoint,
+    dtype: torch.dtype | None,
+    sharding: Mapping[str, Any] | None = None,
+    apart: Container[str] = (),
 ) -> Loaded:
     """Load both sides through transformers and pair them by the names of the modules.
 
@@ -54,6 +58,7 @@ def load_pair(
         base, instruct: opened checkpoints whose configurations are known to fit each other.
         dtype: live dtype of all float tensors; None: the dtype that each has in the instruct files.
         sharding: what `from_pretrained` takes to split a model over processes.
+        apart: names that need storage of their own, however the models tie them.
 
     Raises:
         EngineError: transformers cannot load a side completely, does not know the architecture, or cannot split it.
@@ -75,7 +80,7 @@ def load_pair(
     _check_derived(reference, module)
     # `module` may be the very model that holds the sources: keep the memory, its parameters will point elsewhere.
     sources = {side: {name: tensor.detach().contiguous() for name, tensor in tensors.items()} for side, tensors in named.items()}
-    untied = _untie(module, named)
+    untied = _untie(module, named, apart)
     live = _tensors(module)
     return Loaded(
         module,
@@ -195,17 +200,19 @@ def _check_derived(reference: PreTrainedModel, module: PreTrainedModel) -> None:
             )
 
 
-def _untie(module: PreTrainedModel, named: dict[str, dict[str, torch.Tensor]]) -> list[str]:
-    """Give tensors of `module` that are tied on one side only storage of their own; names of those."""
+def _untie(module: PreTrainedModel, named: dict[str, dict[str, torch.Tensor]], apart: Container[str]) -> list[str]:
+    """Give tensors of `module` that are tied on one side only, or to be apart, storage of their own; names of those."""
     import torch
 
     tied_on = {side: _tied(tensors) for side, tensors in named.items()}
-    both = tied_on["base"].items() & tied_on["instruct"].items()
-    single = sorted(name for name, _ in tied_on["base"].items() ^ tied_on["instruct"].items())
+    both = {
+        (n, first) for n, first in tied_on["base"].items() & tied_on["instruct"].items() if n not in apart or first not in apart
+    }
+    single = sorted(name for name, _ in (tied_on["base"].items() | tied_on["instruct"].items()) - both)
     for name in single:
         owner, _, leaf = name.rpartition(".")
         old = getattr(module.get_submodule(owner), leaf)
-        setattr(module.get_submodule(owner), leaf, torch.nn.Parameter(old.data, requires_grad=False))
+        setattr(module.get_submodule(owner), leaf, torch.nn.Parameter(old.data.clone(), requires_grad=False))
     if not both:
         # A later bare `tie_weights()`, which some harnesses call, would tie by configuration alone.
         for config in {id(c): c for c in (module.config, module.config.get_text_config())}.values():

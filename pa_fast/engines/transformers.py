@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pa_fast.base import Continuation, Generation
 from pa_fast.checkpoint.config import HARMLESS
 from pa_fast.checkpoint.pairing import check_configs
-from pa_fast.checkpoint.reader import Checkpoint
+from pa_fast.checkpoint.reader import Checkpoint, torch_dtype
 from pa_fast.checkpoint.source import resolve
 from pa_fast.checkpoint.streaming import DTYPES
 from pa_fast.checkpoint.vocabulary import compare_vocabularies
@@ -25,10 +25,13 @@ from pa_fast.engines.loading import allocate, first_line, load_pair
 from pa_fast.engines.past import obstacle
 from pa_fast.engines.ranks import ALONE, Alone, Ranks
 from pa_fast.errors import EngineError, UsageError
+from pa_fast.live import opening
+from pa_fast.live.planner import Store, planned
 from pa_fast.live.weights import LiveWeights
 from pa_fast.units import format_bytes
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
@@ -129,12 +132,13 @@ class LambdaModel:
 
 def load(
     base: str | Path,
-    instruct: str | Path,
+    instruct: str | Path | None = None,
     device: str = "auto",
     dtype: str = "auto",
-    store: str = "auto",
+    store: str | Store = "auto",
     residency: str = "auto",
     *,
+    delta: str | Path | None = None,
     tokenizer: str | Path | None = None,
     batch_size: int = 8,
     endpoint_check: bool = True,
@@ -148,10 +152,13 @@ def load(
         base, instruct: local folders, or hub ids (`org/name@revision`).
         device: `cpu`, `cuda`, `cuda:1`, …; `auto` takes the first GPU if there is one.
         dtype: live dtype of every float tensor; `auto`: the dtype that each has in the instruct files.
-        store, residency: `dense` on the live tensors' device is what there is; `auto` picks it.
-        tokenizer: folder or hub id of the tokenizer for all λ; instruct's if not given.
+        store: how the delta is held, see `LiveWeights.bind`; `auto` is `dense`.
+        residency: `device` is what there is; `auto` picks it.
+        delta: a file that `encode` wrote, instead of instruct; it says store and dtype.
+        tokenizer: folder or hub id of the tokenizer for all λ; instruct's if not given, base's beside a delta.
         batch_size: requests per forward pass; fixed, because batch composition changes rounding.
-        endpoint_check: prove that λ = 0 and 1 give the logits of the two models as loaded, bit for bit.
+        endpoint_check: prove that λ = 0 and 1 give the logits of the two models as loaded, bit for bit; of a lossy
+            store, and of a delta, λ = 0 alone.
         allow_nonfinite: let NaN and infinity in the weights pass.
         shared_prefix: compute tokens that requests begin alike with once per call, where the architecture allows it.
         ranks: the processes to split the model over; for `pa_fast.engines.tensor_parallel.load`, which sees to the rest.
@@ -168,26 +175,35 @@ def load(
     import torch
 
     for option, value, known in (
-        ("store", store, ("auto", "dense")),
         ("residency", residency, ("auto", "device")),
         ("dtype", dtype, ("auto", *DTYPES)),
     ):
         if value not in known:
             raise UsageError(f"{option} `{value}` is not available", f"available: {', '.join(known)}")
-    where = _device(device)
+    if (instruct is None) == (delta is None):
+        raise UsageError("one of an instruct model and a delta file is needed", "give the instruct folder, or delta= (--delta)")
+    if delta is not None and (store, dtype) != ("auto", "auto"):
+        raise UsageError("a delta file says by itself how it is held, and in which dtype", "leave out store and dtype")
+    where, held = _device(device), planned(store)
     sharding = ranks.sharding()
-    with ranks.step("loading"), Checkpoint.open(resolve(base)) as b, Checkpoint.open(resolve(instruct)) as i:
+    about = None if delta is None else opening.about(delta)
+    said = held.describe() if about is None else about.options
+    if sharding and not (about is None and held.lossless):
+        raise UsageError(f"a model that is split over processes cannot be held as `{said}`", "use dense, or sparse exact")
+    other = base if instruct is None else instruct  # base stands on both sides where a delta does for instruct
+    with ranks.step("loading"), Checkpoint.open(resolve(base)) as b, Checkpoint.open(resolve(other)) as i:
         check_configs(b, i, tying=False)
         notes = compare_vocabularies(b.folder, i.folder)
-        loaded = load_pair(b, i, None if dtype == "auto" else getattr(torch, dtype), sharding)
+        wanted = None if dtype == "auto" else getattr(torch, dtype)
+        loaded = load_pair(b, i, wanted if about is None else _only(about), sharding, () if about is None else about.tensors)
         chosen = _tokenizer(resolve(tokenizer) if tokenizer is not None else i.folder)
         identity = {
             "engine": "transformers",
             "base": b.quick_fingerprint(),
-            "instruct": i.quick_fingerprint(),
+            "instruct": i.quick_fingerprint() if about is None else f"delta {about.fingerprint()}",
             "base_config": _configuration(b),
             "instruct_config": _configuration(i),
-            "store": "dense",
+            "store": said,
             "rounding": "nearest",
             "dtype": dtype,
             "tokenizer": _digest(_spelling(chosen)),
@@ -200,20 +216,29 @@ def load(
     stops = _stop_tokens(chosen, loaded.reference, loaded.module)
     del loaded.reference
     with ranks.step("binding"):
-        weights = LiveWeights.bind(loaded.live, loaded.base, loaded.instruct, via=loaded.via, allow_nonfinite=allow_nonfinite)
+        if delta is None:
+            sides = (loaded.base, loaded.instruct)
+            weights = LiveWeights.bind(loaded.live, *sides, held, via=loaded.via, allow_nonfinite=allow_nonfinite)
+        else:
+            weights = LiveWeights.open(loaded.live, loaded.base, delta, allow_nonfinite=allow_nonfinite)
+    if delta is not None or not weights.lossless:
+        expected.pop("instruct", None)
+    if not weights.lossless:
+        loaded.notes.append(f"λ = 1 is not the instruct model: the delta is held as {said}, which loses some of it")
     if endpoint_check:
         endpoints.check_endpoints(loaded.module, weights, ids, expected)
     configuration = {
         "base": str(base),
-        "instruct": str(instruct),
-        "tokenizer": str(instruct if tokenizer is None else tokenizer),
+        "instruct": str(instruct if delta is None else delta),
+        "tokenizer": str(other if tokenizer is None else tokenizer),
         "device": str(where),
         "live_dtypes": sorted({str(tensor.dtype).removeprefix("torch.") for tensor in loaded.live.values()}),
         "attention": str(loaded.module.config._attn_implementation),
     }
     copied = weights.memory().host_bytes
     if copied and not sharding:
-        loaded.notes.append(f"tensors converted while loading cost {format_bytes(copied)} of memory beside the file maps")
+        what = "tensors converted while loading" if said == "dense" else f"deltas ({said}) and tensors converted while loading"
+        loaded.notes.append(f"{what} cost {format_bytes(copied)} of memory beside the file maps")
     why_not = obstacle(loaded.module) if shared_prefix else None
     if why_not:
         loaded.notes.append(f"shared prefixes are computed for every request again: of {type(loaded.module).__name__}, {why_not}")
@@ -228,6 +253,15 @@ def load(
         stops,
         shared_prefix and not why_not,
     )
+
+
+def _only(about: opening.Description) -> torch.dtype:
+    """The dtype of a model whose live tensors are those of a delta: what transformers keeps in fp32 beside it, it keeps again."""
+    live = {one.live for one in about.tensors.values()}
+    narrow = live - {"F32"} or live
+    if len(narrow) != 1:
+        raise EngineError(f"the delta is for live tensors of {', '.join(sorted(live)) or 'no dtype'}", "encode it with one dtype")
+    return torch_dtype(narrow.pop())
 
 
 def _device(name: str) -> Any:

@@ -16,26 +16,34 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Binding:
-    """One live storage: its tensor, the sources that feed it, and every name it goes by."""
+    """One live storage: its tensor, the sources that feed it by side, and every name it goes by."""
 
     names: tuple[str, ...]
     live: torch.Tensor
-    base: torch.Tensor
-    instruct: torch.Tensor
+    sources: Mapping[str, torch.Tensor]
     via: torch.dtype | None
 
     @property
     def name(self) -> str:
         return self.names[0]
 
+    @property
+    def base(self) -> torch.Tensor:
+        return self.sources["base"]
+
 
 def bindings(
     live: Mapping[str, torch.Tensor],
-    base: Mapping[str, torch.Tensor],
-    instruct: Mapping[str, torch.Tensor],
+    sides: Mapping[str, Mapping[str, torch.Tensor]],
     via: Mapping[str, torch.dtype],
+    *,
+    written: bool = True,
 ) -> list[Binding]:
-    """Check the three dicts against each other and share storage that has several names.
+    """Check the live tensors against those of each side, and share storage that has several names.
+
+    Args:
+        written: whether the live tensors will be; else they may share memory with a source.
+        sides: `base`, and `instruct` unless a delta stands for it; sources may be on another device than the live tensor.
 
     Raises:
         PairError: names or shapes differ, or one storage would be fed from two different sources.
@@ -49,40 +57,41 @@ def bindings(
         raise WeightsError(
             "there is nothing to bind: `live` is empty", "pass name → tensor, such as dict(model.named_parameters())"
         )
-    _check_names(live, base, instruct)
+    _check_names(live, sides)
     found: dict[tuple[torch.device, int, int], Binding] = {}
     for name, tensor in live.items():
-        for side, given in (("live", tensor), ("base", base[name]), ("instruct", instruct[name])):
-            if not isinstance(given, torch.Tensor):
-                raise WeightsError(f"cannot bind `{name}`: {side} is a {type(given).__name__}", "pass tensors")
-        sources = [base[name].detach(), instruct[name].detach()]
+        given = {"live": tensor, **{side: tensors[name] for side, tensors in sides.items()}}
+        for side, thing in given.items():
+            if not isinstance(thing, torch.Tensor):
+                raise WeightsError(f"cannot bind `{name}`: {side} is a {type(thing).__name__}", "pass tensors")
+        sources = {side: given[side].detach() for side in sides}
         _check_one(name, tensor.detach(), sources)
-        sources = [source.to(tensor.device) for source in sources]
         key = (tensor.device, tensor.data_ptr(), tensor.numel() * tensor.element_size())
         if tensor.numel() == 0:
             key = (tensor.device, -1 - len(found), 0)
         if key in found:
             found[key] = _share(found[key], name, tensor, sources)
         else:
-            found[key] = Binding((name,), tensor.detach(), sources[0], sources[1], via.get(name))
+            found[key] = Binding((name,), tensor.detach(), sources, via.get(name))
     made = list(found.values())
-    _check_overlap(made)
+    if written:
+        _check_overlap(made)
     return made
 
 
-def _check_names(live: Mapping[str, object], base: Mapping[str, object], instruct: Mapping[str, object]) -> None:
-    for side, tensors in (("base", base), ("instruct", instruct)):
+def _check_names(live: Mapping[str, object], sides: Mapping[str, Mapping[str, object]]) -> None:
+    for side, tensors in sides.items():
         missing = [name for name in live if name not in tensors]
         extra = [name for name in tensors if name not in live]
         if missing:
             raise PairError(
                 f"cannot bind `{missing[0]}`: it is live, but {side} has no tensor of that name{_more(missing)}",
-                "live, base and instruct must have the same names",
+                f"{_listed('live', *sides)} must have the same names",
             )
         if extra:
             raise PairError(
                 f"cannot bind `{extra[0]}`: {side} has it, but there is no live tensor of that name{_more(extra)}",
-                "live, base and instruct must have the same names",
+                f"{_listed('live', *sides)} must have the same names",
             )
 
 
@@ -90,10 +99,15 @@ def _more(names: Sequence[str]) -> str:
     return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
 
 
-def _check_one(name: str, live: torch.Tensor, sources: Sequence[torch.Tensor]) -> None:
+def _listed(*words: str) -> str:
+    return f"{', '.join(words[:-1])} and {words[-1]}"
+
+
+def _check_one(name: str, live: torch.Tensor, sources: Mapping[str, torch.Tensor]) -> None:
     import torch
 
-    for side, tensor in zip(("live", "base", "instruct"), (live, *sources)):
+    given = {"live": live, **sources}
+    for side, tensor in given.items():
         if tensor.is_neg() or tensor.is_conj():
             raise WeightsError(f"cannot bind `{name}`: {side} is a lazily negated view", "pass `tensor.resolve_neg()`")
         if hasattr(tensor, "to_local"):
@@ -109,37 +123,37 @@ def _check_one(name: str, live: torch.Tensor, sources: Sequence[torch.Tensor]) -
         if tensor.shape != live.shape:
             raise PairError(
                 f"cannot bind `{name}`: {side} is {list(tensor.shape)}, live is {list(live.shape)}",
-                "base, instruct and live must have the same shape",
+                f"{_listed('live', *sources)} must have the same shape",
             )
-    if all(tensor.dtype in LIVE_DTYPES for tensor in (live, *sources)):
+    if all(tensor.dtype in LIVE_DTYPES for tensor in given.values()):
         return
-    if len({tensor.dtype for tensor in (live, *sources)}) > 1:
-        found = ", ".join(f"{side} {t.dtype}" for side, t in zip(("live", "base", "instruct"), (live, *sources)))
+    if len({tensor.dtype for tensor in given.values()}) > 1:
+        found = ", ".join(f"{side} {tensor.dtype}" for side, tensor in given.items())
         raise PairError(
             f"cannot bind `{name}`: {found}",
             "bf16, fp16 and fp32 are interpolated in any mix; every other dtype must be the same on all sides",
         )
-    if not torch.equal(sources[0], sources[1]):
+    if "instruct" in sources and not torch.equal(sources["base"], sources["instruct"].to(sources["base"].device)):
         raise DataError(
             f"`{name}` ({live.dtype}) differs between base and instruct",
             "tensors that are not bf16, fp16 or fp32 are not interpolated and must be equal on both sides",
         )
 
 
-def _share(first: Binding, name: str, live: torch.Tensor, sources: Sequence[torch.Tensor]) -> Binding:
+def _share(first: Binding, name: str, live: torch.Tensor, sources: Mapping[str, torch.Tensor]) -> Binding:
     """`first` with one more name, if that name asks for the same bits."""
     if live.dtype != first.live.dtype:
         raise WeightsError(
             f"`{name}` ({live.dtype}) and `{first.name}` ({first.live.dtype}) share storage with different dtypes",
             "bind one of them",
         )
-    for side, known, new in zip(("base", "instruct"), (first.base, first.instruct), sources):
-        if not same_bits(known, new):
+    for side, known in first.sources.items():
+        if not same_bits(known, sources[side].to(known.device)):
             raise PairError(
                 f"`{name}` and `{first.name}` share live storage, but their {side} tensors differ",
                 "untie the live tensors before binding them",
             )
-    return Binding((*first.names, name), first.live, first.base, first.instruct, first.via)
+    return Binding((*first.names, name), first.live, first.sources, first.via)
 
 
 def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
@@ -166,7 +180,7 @@ def _check_overlap(made: Iterable[Binding]) -> None:
     """Refuse live bytes that another live tensor or a source would read or write too."""
     spans = []
     for binding in made:
-        for side, tensor in (("live", binding.live), ("base", binding.base), ("instruct", binding.instruct)):
+        for side, tensor in {"live": binding.live, **binding.sources}.items():
             size = tensor.numel() * tensor.element_size()
             if size:
                 start = tensor.data_ptr()

@@ -129,7 +129,7 @@ def a_rank_holds_its_shards_and_no_more(world: World) -> None:
     assert lm.weights.memory().live_bytes == own
     assert lm.weights.memory().total_bytes == 3 * own
     part = lm.weights._part
-    for tensor in (t for b in part._bindings for t in (b.live, b.base, b.instruct)):
+    for tensor in (*(binding.live for binding in part._bindings), *part._store.beside()):
         assert tensor.untyped_storage().nbytes() == nbytes(tensor)
 
 

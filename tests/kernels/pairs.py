@@ -6,7 +6,8 @@ import itertools
 import math
 
 import torch
-from pa_kernels import reference
+from pa_kernels import SparseTensor, reference
+from pa_kernels.sparse_tensor import Kind
 from torch import Tensor
 
 LAMBDAS = (-2.3, -0.2, 0.05, 0.3, 1 / 3, math.nextafter(0.5, 0), 0.49999997, 0.5, 0.50000006, 0.6, 0.999, 1.5, 3.7, 0.0, 1.0)
@@ -60,3 +61,19 @@ def pair(
         ):
             b[kind == at], i[kind == at] = x, y
     return b[skip:], i[skip:]
+
+
+def sparse(
+    size: int, base: torch.dtype, inst: torch.dtype, density: float, kind: Kind | None = None, seed: int = 0, finite: bool = True
+) -> SparseTensor:
+    """A delta at random positions of a tensor of `size` elements, with the values of a `pair`."""
+    mask = torch.rand(size, generator=torch.Generator().manual_seed(seed + 1)) < density
+    b, d = pair(int(mask.sum()), base, inst, seed, finite)
+    return SparseTensor.encode(mask, b, d, size, kind=kind)
+
+
+def sparsely_set(live: Tensor, entry: SparseTensor, lam: float, via: torch.dtype | None = None) -> Tensor:
+    """What `live` becomes, by the reference."""
+    expected = live.clone()
+    reference.sparse_set_(expected, entry.positions(), entry.base, entry.target, lam, via)
+    return expected

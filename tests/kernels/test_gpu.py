@@ -7,12 +7,13 @@ import pathlib
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
-from pa_kernels import Lerp, checksum, lerp_, reference
+from pa_kernels import Lerp, Sparse, SparseTensor, checksum, lerp_, reference, sparse_set_
 
-from tests.kernels.pairs import LAMBDAS, TRIPLES, bits, pair, same
+from tests.kernels.pairs import LAMBDAS, TRIPLES, bits, pair, same, sparse, sparsely_set
 
 pytestmark = pytest.mark.gpu
 ROOT = pathlib.Path(__file__).parents[2]
@@ -99,9 +100,88 @@ def test_more_than_two_to_the_31_elements() -> None:
     assert [found] == checksum([w.cpu()])
 
 
+def to_device(entry: SparseTensor) -> SparseTensor:
+    return replace(entry, **{name: getattr(entry, name).cuda() for name in ("where", "starts", "base", "target")})
+
+
+@pytest.mark.parametrize("kind", ["index", "bitmap"])
+@pytest.mark.parametrize(("out", "base", "inst"), TRIPLES, ids=str)
+def test_sparse_of_every_dtype_triple(out: torch.dtype, base: torch.dtype, inst: torch.dtype, kind: str) -> None:
+    entries = [
+        sparse(size, base, inst, p, kind, seed=size) for size, p in ((0, 0.1), (5, 1.0), (1_000_003, 0.01), (4 << 16, 0.3))
+    ]
+    live = [torch.randn(entry.numel).to(out) for entry in entries]
+    on_device = [w.cuda() for w in live]
+    prepared = Sparse(on_device, [to_device(entry) for entry in entries])
+    assert len(prepared.groups) == 1
+    for lam in LAMBDAS:
+        prepared.run_(lam)
+        for found, w, entry in zip(on_device, live, entries):
+            assert same(found, sparsely_set(w, entry, lam)), (lam, entry.numel)
+
+
+@pytest.mark.parametrize("skip", [0, 1, 2, 4, 7, 8])
+def test_sparse_of_misaligned_tensors(skip: int) -> None:
+    def moved(tensor: torch.Tensor) -> torch.Tensor:
+        storage = torch.zeros(tensor.numel() + skip, dtype=tensor.dtype, device="cuda")
+        storage[skip:] = tensor.cuda()
+        return storage[skip:]
+
+    for kind in ("index", "bitmap"):
+        entry = sparse(300_000, torch.bfloat16, torch.bfloat16, 0.02, kind)
+        for names in (("where",), ("starts",), ("base",), ("target",), ("where", "starts", "base", "target")):
+            there = replace(to_device(entry), **{name: moved(getattr(entry, name)) for name in names})
+            w = moved(torch.ones(300_000, dtype=torch.bfloat16))
+            sparse_set_([w], [there], 0.3)
+            assert torch.equal(bits(w), bits(sparsely_set(torch.ones(300_000, dtype=torch.bfloat16), entry, 0.3))), names
+
+
+@pytest.mark.parametrize("kind", ["index", "bitmap"])
+def test_sparse_is_encoded_and_checked_on_the_device(kind: str) -> None:
+    mask = torch.rand(3_000_001) < 0.02
+    values = torch.randn(int(mask.sum())).bfloat16()
+    here = SparseTensor.encode(mask, values, values, mask.numel(), kind=kind)
+    there = SparseTensor.encode(mask.cuda(), values.cuda(), values.cuda(), mask.numel(), kind=kind)
+    assert torch.equal(there.where.cpu(), here.where) and torch.equal(there.starts.cpu(), here.starts)
+    there.check()
+    assert torch.equal(there.positions().cpu(), here.positions())
+    with pytest.raises(ValueError, match="expected less"):
+        replace(there, numel=int(here.positions()[-1])).check()
+
+
+@pytest.mark.parametrize("kind", ["index", "bitmap"])
+def test_a_graph_replays_a_sparse_set(kind: str) -> None:
+    entry = sparse(500_000, torch.bfloat16, torch.bfloat16, 0.03, kind)
+    w = torch.ones(500_000, dtype=torch.bfloat16, device="cuda")
+    prepared = Sparse([w], [to_device(entry)])
+    prepared.run_(0.5)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        prepared.launch_()
+    for lam in (0.3, 0.0, 1.0, -0.2):
+        prepared.groups[0].lams.fill_(lam)
+        graph.replay()
+        assert torch.equal(bits(w), bits(sparsely_set(torch.ones(500_000, dtype=torch.bfloat16), entry, lam))), lam
+
+
+@pytest.mark.parametrize("kind", ["index", "bitmap"])
+def test_sparse_positions_past_two_to_the_31(kind: str) -> None:
+    size = 2**31 + 5000
+    if torch.cuda.mem_get_info()[0] < 2 * size + 2**31:
+        pytest.skip("needs 7 GB of free device memory")
+    positions = torch.arange(0, size, 1009, device="cuda")
+    b, d = (x.cuda() for x in pair(positions.numel(), torch.bfloat16, torch.bfloat16))
+    w = torch.zeros(size, dtype=torch.bfloat16, device="cuda")
+    sparse_set_([w], [SparseTensor.encode(positions, b, d, size, kind=kind)], 0.3)
+    expected = reference.lerp(b.cpu(), d.cpu(), 0.3)
+    assert torch.equal(bits(w[positions]), bits(expected))
+    w[positions] = 0
+    assert not any(bool(piece.any()) for piece in w.split(1 << 28))
+
+
 SANITIZED = """
 import torch
-from pa_kernels import Lerp, checksum
+from pa_kernels import Lerp, Sparse, SparseTensor, checksum
 for dtype in (torch.bfloat16, torch.float16, torch.float32):
     tensors = [[torch.randn(size + skip, device="cuda").to(dtype)[skip:] for size, skip in
                 ((0, 0), (1, 0), (2047, 0), (2048, 0), (5000, 0), (4096, 1), (4096, 3))] for _ in range(3)]
@@ -109,6 +189,11 @@ for dtype in (torch.bfloat16, torch.float16, torch.float32):
     for lam in (0.0, 0.3, 1.5):
         lerp.run_(lam)
     checksum(tensors[0])
+    for kind in ("index", "bitmap"):
+        masks = [torch.rand(size, device="cuda") < p for size in (1, 4099, 65536, 140_000) for p in (0.0, 0.01, 0.3, 1.0)]
+        values = [torch.randn(int(mask.sum()), device="cuda").to(dtype) for mask in masks]
+        live = [torch.zeros(mask.numel(), dtype=dtype, device="cuda") for mask in masks]
+        Sparse(live, [SparseTensor.encode(m, v, v, m.numel(), kind=kind) for m, v in zip(masks, values)]).run_(0.3)
 torch.cuda.synchronize()
 """
 

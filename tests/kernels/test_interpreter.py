@@ -1,4 +1,4 @@
-"""Kernel bodies without a GPU: `test_triton.py` in a process in which Triton interprets."""
+"""Kernel bodies without a GPU: their tests in a process in which Triton interprets."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[2]
 
 
-def test_kernel_bodies_in_the_interpreter() -> None:
+@pytest.mark.parametrize("bodies", ["test_triton.py", "test_lowrank_triton.py"])
+def test_kernel_bodies_in_the_interpreter(bodies: str) -> None:
     pytest.importorskip("triton", reason="Triton is not installed")
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "tests/kernels/test_triton.py", "-p", "no:cacheprovider"],
+        [sys.executable, "-m", "pytest", f"tests/kernels/{bodies}", "-p", "no:cacheprovider"],
         cwd=ROOT,
         env={**os.environ, "TRITON_INTERPRET": "1"},
         capture_output=True,

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from pa_kernels import Lerp, checksum, lerp_, reference
+from pa_kernels import Lerp, Sparse, SparseTensor, checksum, lerp_, reference, sparse_set_
 from torch import Tensor
 
-from tests.kernels.pairs import LAMBDAS, TRIPLES, bits, pair, same
+from tests.kernels.pairs import LAMBDAS, TRIPLES, bits, pair, same, sparse, sparsely_set
 
 pytestmark = [
     pytest.mark.triton,
@@ -142,3 +143,78 @@ def test_checksum_of_weights_and_words_with_the_top_bit() -> None:
     weights = -torch.rand(9001).bfloat16()
     ones = torch.full((5000,), -1, dtype=torch.int64)
     assert checksum([on_device(weights), on_device(ones)]) == [reference.checksum(weights), reference.checksum(ones)]
+
+
+KINDS = ("index", "bitmap")
+LISTED = {
+    "index": ((0, 0.1), (5, 1.0), (4096, 0.0), (140_000, 0.02), (131_072, 0.0002)),
+    "bitmap": ((0, 0.1), (5, 1.0), (4096, 0.0), (9000, 0.3)),
+}
+"""Sizes and densities: no tile, parts of one, several; tiles with nothing, less than a vector, and several blocks."""
+
+
+def sparse_on_device(entry: SparseTensor, skip: int = 0) -> SparseTensor:
+    names = ("where", "starts", "base", "target")
+    return replace(entry, **{name: on_device(getattr(entry, name), skip) for name in names})
+
+
+def check_sparse(
+    out: torch.dtype, base: torch.dtype, inst: torch.dtype, lams: tuple[float, ...], via: torch.dtype | None = None, **kind: Any
+) -> None:
+    entries = [sparse(size, base, inst, p, k, seed=size, **kind) for k in KINDS for size, p in LISTED[k]]
+    # again, where nothing is aligned
+    entries += [sparse(70_000, base, inst, 0.01, "index", **kind), entries[-1]]
+    skips = [0] * (len(entries) - 2) + [1] * 2
+    storages = [torch.full((entry.numel + 64,), 7.0, dtype=out, device=DEVICE) for entry in entries]
+    live = [storage[16 + skip : 16 + skip + entry.numel] for storage, entry, skip in zip(storages, entries, skips)]
+    prepared = Sparse(live, [sparse_on_device(*pair) for pair in zip(entries, skips)], [via] * len(entries))
+    for lam in lams:
+        prepared.run_(lam)
+        for storage, entry, skip in zip(storages, entries, skips):
+            expected = torch.full((entry.numel + 64,), 7.0, dtype=out)
+            at = slice(16 + skip, 16 + skip + entry.numel)
+            expected[at] = sparsely_set(expected[at], entry, lam, via)
+            assert same(storage, expected), (lam, entry.numel, entry.kind)
+
+
+@fused
+@pytest.mark.parametrize("dtype", reference.LIVE_DTYPES, ids=str)
+def test_sparse_of_one_dtype(dtype: torch.dtype) -> None:
+    check_sparse(dtype, dtype, dtype, (0.0, 0.3, 1.0, 1.5))
+
+
+@fused
+@pytest.mark.parametrize(("out", "base", "inst"), MIXES[::5], ids=str)
+def test_sparse_of_mixed_dtypes(out: torch.dtype, base: torch.dtype, inst: torch.dtype) -> None:
+    check_sparse(out, base, inst, (0.0, 0.6))
+
+
+@fused
+def test_sparse_via_and_non_finite() -> None:
+    check_sparse(torch.float32, torch.float32, torch.bfloat16, (0.6, 1.0), torch.bfloat16)
+    check_sparse(torch.bfloat16, torch.bfloat16, torch.bfloat16, (0.3, 1.0), finite=False)
+
+
+def test_sparse_where_products_are_exact() -> None:
+    # nothing patched, as for the lerp
+    generator = torch.Generator().manual_seed(3)
+    b, d = (torch.randint(-128, 129, (900,), generator=generator).div(64).bfloat16() for _ in range(2))
+    for kind in KINDS:
+        entry = SparseTensor.encode(torch.arange(900) * 11, b, d, 10_000, kind=kind)
+        w = torch.zeros(10_000, dtype=torch.bfloat16, device=DEVICE)
+        for step in (0, 1, 77, 128, 255, 256, 300, -40):
+            sparse_set_([w], [sparse_on_device(entry)], step / 256)
+            assert same(w, sparsely_set(torch.zeros(10_000, dtype=torch.bfloat16), entry, step / 256)), step
+
+
+@fused
+def test_sparse_groups_by_dtypes_and_kind_with_a_lambda_for_each() -> None:
+    entries = [sparse(5000, base, inst, 0.05, kind, seed=7) for _, base, inst in TRIPLES[::9] for kind in KINDS]
+    live = [torch.ones(5000, dtype=out, device=DEVICE) for out, _, _ in TRIPLES[::9] for _ in KINDS]
+    prepared = Sparse(live, [sparse_on_device(entry) for entry in entries])
+    assert len(prepared.groups) == len(entries)
+    assert sorted(t for group in prepared.groups for t in group.entries) == list(range(len(entries)))
+    lams = [0.0, 0.3, 1.0, 1.5, 0.25, -0.1]
+    prepared.run_(lams)
+    for w, entry, lam in zip(live, entries, lams):
+        assert same(w, sparsely_set(torch.ones(5000, dtype=w.dtype), entry, lam)), lam

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import itertools
 import random
+import weakref
 
 import pytest
 import torch
 from pa_kernels import reference
 
 import pa_fast
+from pa_fast.delta.lowrank_store import LowRankStore
+from pa_fast.delta.sparse_store import SparseStore
 from pa_fast.errors import DataError, PairError, UsageError, WeightsError
 from pa_fast.live.binding import as_integers
+from tests.delta import pairs
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 LAMBDAS = [0, 0.05, 0.3, 0.5, 1 / 3, 0.999, 1, -0.2, 1.5]
@@ -252,3 +256,75 @@ def test_what_is_no_tensor_and_nothing_at_all_are_refused() -> None:
         pa_fast.LiveWeights.bind({"x": torch.zeros(1)}, {"x": [1.0]}, {"x": torch.zeros(1)})  # type: ignore[dict-item]
     with pytest.raises(WeightsError, match="nothing to bind"):
         pa_fast.LiveWeights.bind({}, {}, {})
+
+
+def test_a_sparse_store_costs_positions_and_values_and_lets_go_of_instruct() -> None:
+    b, i = pairs.pair(shapes={"w": (500, 1000)}, changed=0.01)
+    held = [weakref.ref(tensor) for tensor in i.values()]
+    weights = pa_fast.LiveWeights.bind(pairs.live_like(b), b, i, "sparse")
+    moved = int((as_integers(b["w"]) != as_integers(i["w"])).sum())
+    assert weights.memory().host_bytes - b["w"].nbytes == pytest.approx(6 * moved, rel=0.05)
+    del i
+    assert all(tensor() is None for tensor in held)
+    weights.set_lambda(0.5)
+    assert weights.verify()
+
+
+@pytest.mark.parametrize("seen_by", ["checksum", "verify"])
+def test_a_write_where_a_sparse_delta_never_writes_is_mended_once_it_was_seen(seen_by: str) -> None:
+    b, i = pairs.pair(shapes={"w": (500, 1000)}, changed=0.01)
+    w = pairs.live_like(b)
+    weights = pa_fast.LiveWeights.bind(w, b, i, "sparse")
+    weights.set_lambda(0.5)
+    before = weights.checksum()
+    still = int((as_integers(b["w"]) == as_integers(i["w"])).nonzero()[0])
+    w["w"].view(-1)[still] += 1
+    if seen_by == "checksum":
+        assert weights.checksum() != before
+    else:
+        assert weights.changed() == ["w"]
+    weights.set_lambda(0.5)
+    assert weights.checksum() == before and weights.verify()
+
+
+def test_a_mended_lambda_is_measured_afresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    b, i = pairs.pair(shapes={"w": (500, 1000)}, changed=0.01)
+    w = pairs.live_like(b)
+    weights = pa_fast.LiveWeights.bind(w, b, i, "sparse")
+    still = int((as_integers(b["w"]) == as_integers(i["w"])).nonzero()[0])
+    w["w"].view(-1)[still] += 1
+    wrong = weights.checksum()  # the first sum of this λ is that of a foreign write
+    assert weights.changed() == ["w"]
+    weights.set_lambda(0.0)
+    right = weights.checksum()
+    assert right != wrong and weights.verify()
+    monkeypatch.setattr(weights._store, "restore_", lambda: pytest.fail("the whole was written again for no reason"))
+    weights.set_lambda(0.0)
+    assert weights.checksum() == right
+
+
+@pytest.mark.parametrize("store", ["sparse", "lowrank", SparseStore("topk", 0.5), LowRankStore(rank=16)])
+def test_every_store_keeps_ties_integers_via_and_default_dtypes(store: str | SparseStore | LowRankStore) -> None:
+    b, i = pairs.pair(torch.float32, torch.bfloat16, shapes={"embed": (64, 48), "norm": (7,)}, changed=0.1)
+    w = pairs.live_like(b)
+    for side in (w, b, i):
+        side["head"], side["steps"] = side["embed"], torch.arange(5)
+    torch.set_default_dtype(torch.float64)
+    try:
+        weights = pa_fast.LiveWeights.bind(w, b, i, store, via={"embed": torch.bfloat16, "norm": torch.bfloat16})
+        for lam in (0.3, 1.5, 1.0, 0.0):
+            weights.set_lambda(lam)
+            assert weights.verify()
+            assert torch.equal(w["embed"], w["embed"].bfloat16().float()) and torch.equal(w["steps"], torch.arange(5))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(w["norm"], b["norm"].bfloat16().float())
+
+
+def test_lossy_stores_say_so() -> None:
+    b, i = pairs.pair()
+    for store, exact, lossless in (("dense", True, True), ("sparse", True, True), ("lowrank", False, False)):
+        weights = pa_fast.LiveWeights.bind(pairs.live_like(b), b, i, store)
+        assert (weights.exact, weights.lossless) == (exact, lossless) and store in repr(weights)
+    topk = pa_fast.LiveWeights.bind(pairs.live_like(b), b, i, SparseStore("topk", 0.1))
+    assert (topk.exact, topk.lossless, topk.store) == (True, False, "sparse topk, density 0.1 tensor")

@@ -1,0 +1,270 @@
+"""A delta that lives at positions only: which they are, in as few bytes as they need, and the two values at each."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+import torch
+from torch import Tensor
+
+from pa_kernels import reference
+from pa_kernels.cores import over_cores
+from pa_kernels.reference import BITMAP_TILE, INDEX_TILE, LIVE_DTYPES
+
+T = TypeVar("T")
+Kind = Literal["index", "bitmap"]
+
+TILE: dict[Kind, int] = {"index": INDEX_TILE, "bitmap": BITMAP_TILE}
+WHERE_DTYPE: dict[Kind, torch.dtype] = {"index": torch.uint16, "bitmap": torch.int32}
+
+SPAN = 1 << 20
+"""Elements, or entries, per unit of work: whole tiles of either kind, and scratch of a few MB."""
+
+
+@dataclass(frozen=True, eq=False)
+class SparseTensor:
+    """P of the N elements of a tensor, ascending, with the base's and the target's value at each; elsewhere the two agree.
+
+    Attributes:
+        kind: how the positions are kept, "index" or "bitmap".
+        numel: N; a position is an element's row-major place.
+        where: index: uint16 [P], places within tiles of 65,536 elements, tile after tile.
+            bitmap: int32 [128·⌈N/4096⌉], element e is bit e mod 32 of word e div 32; bits past N are 0.
+        starts: int64 [tiles + 1], entries before each tile, and P; a bitmap's tiles have 4,096 elements.
+        base, target: [P], bf16, fp16 or fp32, each in its own dtype.
+
+    Cost:
+        Bytes of an index list: 2·P + 8·(⌈N/65,536⌉ + 1); of a bitmap: 520·⌈N/4096⌉ + 8, or 0.127 per element. Either way
+        |base| + |target| per position beside them: 4 where both are bf16. So an index list is the smaller one up to a
+        density of 0.0634 (1/16 but for `starts`), whatever the dtypes.
+    """
+
+    kind: Kind
+    numel: int
+    where: Tensor
+    starts: Tensor
+    base: Tensor
+    target: Tensor
+
+    @classmethod
+    def encode(cls, where: Tensor, base: Tensor, target: Tensor, numel: int, *, kind: Kind | None = None) -> SparseTensor:
+        """These values at these positions of a tensor of N elements.
+
+        Args:
+            where: bool mask of N elements, or int64 [P] positions, ascending.
+            base, target: values at the positions, [P]; bf16, fp16 or fp32. Kept as they are, not copied.
+            numel: N.
+            kind: of the result; by default the one that takes fewer bytes.
+
+        Cost:
+            Scratch for SPAN elements per core beside the result. All of it happens where `where` is.
+
+        Raises:
+            ValueError, TypeError: the positions do not ascend, lie outside, or are not as many as the values.
+        """
+        base, target = (values.detach().reshape(-1).contiguous() for values in (base, target))
+        count = base.numel()
+        if kind is None:
+            kind = "index" if position_bytes("index", numel, count) <= position_bytes("bitmap", numel, count) else "bitmap"
+        packed, starts = _packed(kind, numel, _local(where, numel), where)
+        if int(starts[-1]) != count:
+            raise ValueError(f"{int(starts[-1])} positions and {count} base values, expected as many of each")
+        made = cls(kind, numel, packed, starts, base, target)
+        made._check_form()
+        return made
+
+    def as_index(self) -> SparseTensor:
+        """The same positions as an index list, beside the same values; of a bitmap on the CPU, a copy of the positions."""
+        if self.kind == "index":
+            return self
+        where, starts = _packed("index", self.numel, functools.partial(_of_bitmap, self.where), self.where)
+        return SparseTensor("index", self.numel, where, starts, self.base, self.target)
+
+    @property
+    def count(self) -> int:
+        """P."""
+        return self.base.numel()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(tensor.nbytes for tensor in (self.where, self.starts, self.base, self.target))
+
+    def positions(self) -> Tensor:
+        """The positions, int64 [P] ascending, decoded in the plainest way: up to 20 bytes of scratch per position or element."""
+        if self.kind == "index":
+            return reference.index_positions(self.where, self.starts)
+        return reference.bitmap_positions(self.where)
+
+    def check(self) -> None:
+        """Refuse whatever would make a kernel touch memory that is not the tensor's; the values may be anything.
+
+        Cost: one read of `where` and `starts`, in bounded memory.
+
+        Raises:
+            ValueError: saying what was found and what was expected.
+        """
+        self._check_form()
+        if self.kind == "index":
+            self._check_index()
+        else:
+            self._check_bitmap()
+
+    def _check_form(self) -> None:
+        if self.kind not in TILE:
+            raise ValueError(f"kind is {self.kind!r}, expected 'index' or 'bitmap'")
+        if type(self.numel) is not int or self.numel < 0:
+            raise ValueError(f"numel is {self.numel!r}, expected a number of elements")
+        count, tiles = self.count, -(-self.numel // TILE[self.kind])
+        words = count if self.kind == "index" else tiles * (BITMAP_TILE // 32)
+        for name, tensor, dtypes, size in (
+            ("where", self.where, (WHERE_DTYPE[self.kind],), words),
+            ("starts", self.starts, (torch.int64,), tiles + 1),
+            ("base", self.base, LIVE_DTYPES, count),
+            ("target", self.target, LIVE_DTYPES, count),
+        ):
+            if tensor.dtype not in dtypes:
+                raise ValueError(f"{name} is {tensor.dtype}, expected {' or '.join(map(str, dtypes))}")
+            if tensor.shape != (size,):
+                raise ValueError(
+                    f"{name} has shape {tuple(tensor.shape)}, expected ({size},): {self.kind} of {count} in {self.numel} elements"
+                )
+            if not tensor.is_contiguous():
+                raise ValueError(f"{name} has stride {tensor.stride()}, expected contiguous")
+            if tensor.device != self.base.device:
+                raise ValueError(f"{name} is on {tensor.device}, base on {self.base.device}")
+        starts = self.starts
+        # the range first: differences of what is in range cannot overflow
+        if bool(((starts < 0) | (starts > count)).any()) or bool((starts.diff() < 0).any()):
+            raise ValueError(f"starts go from {int(starts.min())} to {int(starts.max())}, expected ascending from 0 to {count}")
+        if int(starts[0]) != 0 or int(starts[-1]) != count:
+            raise ValueError(f"starts go from {int(starts[0])} to {int(starts[-1])}, expected 0 to {count}")
+
+    def _check_index(self) -> None:
+        def check_span(first: int) -> None:
+            places = self.where[first : first + SPAN + 1].int()
+            falls = (places[1:] <= places[:-1]).nonzero().view(-1)
+            entry = falls + first + 1
+            wrong = self.starts[torch.searchsorted(self.starts, entry)] != entry
+            if bool(wrong.any()):
+                k = int(falls[wrong][0])
+                raise ValueError(
+                    f"place {int(places[k + 1])} of entry {first + k + 1} follows place {int(places[k])} in one tile, "
+                    "expected ascending"
+                )
+
+        _over(check_span, range(0, self.count - 1, SPAN), self.where)
+        tiles = self.starts.numel() - 1
+        if self.count and int(self.starts[tiles - 1]) < self.count:
+            last = int(self.where[-1]) + (tiles - 1) * INDEX_TILE
+            if last >= self.numel:
+                raise ValueError(f"position {last} in a tensor of {self.numel} elements, expected less")
+
+    def _check_bitmap(self) -> None:
+        words = BITMAP_TILE // 32
+
+        def check_span(first: int) -> None:
+            found = _ones(self.where[first * words : first * words + SPAN // 32]).view(-1, words).sum(1)
+            expected = self.starts[first : first + SPAN // BITMAP_TILE + 1].diff()
+            wrong = (found != expected).nonzero().view(-1)
+            if wrong.numel():
+                k = int(wrong[0])
+                raise ValueError(f"{int(found[k])} bits are set in tile {first + k}, expected {int(expected[k])} by starts")
+
+        tiles = self.starts.numel() - 1
+        _over(check_span, range(0, tiles, SPAN // BITMAP_TILE), self.where)
+        last = reference.bitmap_positions(self.where[-words:])[-1:] + (tiles - 1) * BITMAP_TILE
+        if last.numel() and int(last) >= self.numel:
+            raise ValueError(f"position {int(last)} in a tensor of {self.numel} elements, expected less")
+
+
+def position_bytes(kind: Kind, numel: int, count: int) -> int:
+    """Bytes that `count` positions in `numel` elements take, values apart."""
+    tiles = -(-numel // TILE[kind])
+    return 8 * (tiles + 1) + (2 * count if kind == "index" else tiles * BITMAP_TILE // 8)
+
+
+Local = Callable[[int], Tensor]
+"""Positions in [start, start + SPAN), less start: int64, ascending."""
+
+
+def _local(where: Tensor, numel: int) -> Local:
+    if where.dtype == torch.bool:
+        if where.numel() != numel:
+            raise ValueError(f"a mask of {where.numel()} elements for a tensor of {numel}")
+        return functools.partial(_of_mask, where.reshape(-1))
+    if where.dtype != torch.int64 or where.dim() != 1:
+        raise TypeError(f"positions are {where.dtype} {tuple(where.shape)}, expected int64 [P] or a bool mask")
+    return _of_positions(where, numel)
+
+
+def _of_mask(mask: Tensor, start: int) -> Tensor:
+    return mask[start : start + SPAN].nonzero().view(-1)
+
+
+def _of_bitmap(words: Tensor, start: int) -> Tensor:
+    packed = words[start // 32 : (start + SPAN) // 32].view(torch.uint8).int()
+    return torch.index_select(_eight_flags(), 0, packed).view(torch.bool).nonzero().view(-1)
+
+
+def _of_positions(positions: Tensor, numel: int) -> Local:
+    def check_span(first: int) -> None:
+        piece = positions[first : first + SPAN + 1]
+        wrong = (piece[1:] <= piece[:-1]).nonzero().view(-1)
+        if wrong.numel():
+            k = int(wrong[0])
+            raise ValueError(f"position {int(piece[k + 1])} follows {int(piece[k])}, expected ascending")
+
+    _over(check_span, range(0, positions.numel() - 1, SPAN), positions)
+    if positions.numel() and not 0 <= int(positions[0]) <= int(positions[-1]) < numel:
+        raise ValueError(f"positions from {int(positions[0])} to {int(positions[-1])}, expected within {numel} elements")
+    edges = torch.arange(0, numel + SPAN, SPAN, device=positions.device)
+    cuts = torch.searchsorted(positions, edges).tolist()
+    return lambda start: positions[cuts[start // SPAN] : cuts[start // SPAN + 1]] - start
+
+
+def _packed(kind: Kind, numel: int, local: Local, like: Tensor) -> tuple[Tensor, Tensor]:
+    """`where` and `starts` of these positions, made span by span on the device of `like`."""
+    tile = TILE[kind]
+
+    def pack(start: int) -> tuple[Tensor, Tensor]:
+        tiles = -(-min(SPAN, numel - start) // tile)
+        places = local(start)
+        edges = torch.arange(tiles + 1, device=like.device) * tile
+        counts = torch.searchsorted(places, edges).diff()
+        if kind == "index":
+            return (places % INDEX_TILE).to(torch.uint16), counts
+        flags = torch.zeros(tiles * tile, dtype=torch.bool, device=like.device)
+        return _words(flags.index_fill_(0, places, True)), counts
+
+    parts = _over(pack, range(0, numel, SPAN), like)
+    where = torch.cat([torch.empty(0, dtype=WHERE_DTYPE[kind], device=like.device), *(where for where, _ in parts)])
+    counts = torch.cat([torch.zeros(1, dtype=torch.int64, device=like.device), *(counts for _, counts in parts)])
+    return where, counts.cumsum(0)
+
+
+def _words(flags: Tensor) -> Tensor:
+    """int32 words of a bool tensor, element e in bit e mod 32."""
+    # eight bytes of 0 or 1, times this, have their bits side by side in the top byte
+    packed = (flags.view(torch.int64) * 0x0102040810204080) >> 56
+    return (packed & 0xFF).to(torch.uint8).view(torch.int32)
+
+
+@functools.cache
+def _eight_flags() -> Tensor:
+    """For each byte its eight bits as bools, in one int64: a look-up unpacks ten times faster than shifts."""
+    return ((torch.arange(256, device="cpu")[:, None] >> torch.arange(8, device="cpu")) & 1).bool().view(torch.int64).view(-1)
+
+
+def _ones(words: Tensor) -> Tensor:
+    """How many bits of each int32 are set."""
+    x = words - ((words >> 1) & 0x55555555)
+    x = (x & 0x33333333) + ((x >> 2) & 0x33333333)
+    return (((x + (x >> 4)) & 0x0F0F0F0F) * 0x01010101) >> 24
+
+
+def _over(work: Callable[[int], T], starts: Iterable[int], like: Tensor) -> list[T]:
+    return over_cores(work, starts) if like.device.type == "cpu" else [work(start) for start in starts]

@@ -1,0 +1,89 @@
+"""What live weights hold: every entry of a delta, each with its own kind, ready to be switched together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+import torch
+from pa_kernels.sparse_tensor import SparseTensor
+from torch import Tensor
+
+from pa_fast.delta.dense import Dense
+from pa_fast.delta.entry import Entry, Factors, Whole
+from pa_fast.delta.lowrank import LowRank
+from pa_fast.delta.sparse import Sparse
+
+
+class Part(Protocol):
+    """Live tensors whose entries are of one kind, numbered from 0."""
+
+    base: list[Tensor]
+
+    def set_(self, lam: float) -> None: ...
+
+    def restore_(self) -> None: ...
+
+    def spans(self, k: int) -> Iterator[slice]: ...
+
+    def merged(self, k: int, span: slice, lam: float) -> Tensor: ...
+
+    def ends(self, k: int, span: slice) -> tuple[Tensor, Tensor]: ...
+
+    def beside(self) -> list[Tensor]: ...
+
+
+HOLDERS: dict[type, Any] = {Whole: Dense, SparseTensor: Sparse, Factors: LowRank}
+
+
+class Mixed:
+    """T live float tensors, their bases and their entries, switched together.
+
+    Args:
+        live, base, entries, via: as for the store of each kind; entries are copied to the live tensors' devices.
+    """
+
+    def __init__(
+        self, live: Sequence[Tensor], base: Sequence[Tensor], entries: Sequence[Entry], via: Sequence[torch.dtype | None]
+    ):
+        self._live = list(live)
+        self._parts: list[Part] = []
+        self._places: dict[int, tuple[Part, int]] = {}
+        for kind, holder in HOLDERS.items():
+            members = [t for t, entry in enumerate(entries) if isinstance(entry, kind)]
+            if members:
+                part = holder(*([column[t] for t in members] for column in (live, base, entries, via)))
+                self._parts.append(part)
+                self._places.update((t, (part, k)) for k, t in enumerate(members))
+
+    def set_(self, lam: float) -> None:
+        """Write W(λ), as far as another λ would give something else."""
+        for part in self._parts:
+            part.set_(lam)
+
+    def restore_(self) -> None:
+        """Write what no λ changes: with `set_`, every byte of every live tensor."""
+        for part in self._parts:
+            part.restore_()
+
+    def spans(self, t: int) -> Iterator[slice]:
+        """Pieces of entry t, as slices of its flat elements, small enough to merge on the side."""
+        part, k = self._places[t]
+        return part.spans(k)
+
+    def merged(self, t: int, span: slice, lam: float) -> Tensor:
+        """A fresh merge of the elements `span` of entry t, in the live dtype, which looks at no live tensor."""
+        part, k = self._places[t]
+        return part.merged(k, span, lam)
+
+    def products(self, t: int, span: slice) -> tuple[float, float]:
+        """⟨W − B, D − B⟩ and ‖D − B‖² over the elements `span` of entry t, D being the delta's own end; fp32."""
+        part, k = self._places[t]
+        base, end = part.ends(k, span)  # these may be the sources: nothing here may write
+        delta = end - base
+        moved = torch.dot(self._live[t].view(-1)[span].float() - base, delta)
+        return float(moved), float(torch.dot(delta, delta))
+
+    def beside(self) -> list[Tensor]:
+        """Every tensor that is kept beside the live copy."""
+        return [tensor for part in self._parts for tensor in part.beside()]

@@ -1,0 +1,127 @@
+"""Which weights a sparse delta moves: masks over the flat elements of a tensor, made piece by piece.
+
+All of them are functions of values, names and places alone, so that no order and no cutting of the work changes them.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from pa_kernels.cores import over_cores
+from pa_kernels.reference import mix, same_bits
+from torch import Tensor
+
+SPAN = 1 << 20
+"""Elements per unit of work: scratch of some 30 MB per core where places are hashed in int64, a third of it elsewhere."""
+
+_ROUND = 64  # pieces whose results may wait to be taken
+_HIGH = 16  # a magnitude's bits are counted by their high part first, then by the low 16 within one high part
+
+
+def changed(base: Tensor, instruct: Tensor) -> Tensor:
+    """Where some λ changes the merge: base and instruct, in fp32 where their dtypes differ, have different bits. Bool [N]."""
+
+    def differ(b: Tensor, i: Tensor, _: int) -> Tensor:
+        return ~(same_bits(b, i) if b.dtype == i.dtype else same_bits(b.float(), i.float()))
+
+    return _mask(differ, base, instruct)
+
+
+def drawn(name: str, base: Tensor, instruct: Tensor, density: float, seed: int) -> Tensor:
+    """DARE's draw among the changed weights: each is kept with probability `density`. Bool [N].
+
+    Element j is kept where mix(lo32(j) ^ mix(hi32(j) ^ crc32(name) ^ seed)) < density · 2³².
+
+    Source: Yu et al., "Language Models are Super Mario", arXiv 2311.03099.
+    """
+    limit, key = int(density * 2**32), zlib.crc32(name.encode()) ^ seed
+
+    def keep(b: Tensor, i: Tensor, start: int) -> Tensor:
+        place = torch.arange(start, start + b.numel(), device=b.device)
+        noise = mix((place & 0xFFFFFFFF) ^ mix((place >> 32) ^ key))
+        return (noise < limit) & changed(b, i)
+
+    return _mask(keep, base, instruct)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """The K largest of many |I − B|: all whose fp32 bits are above `bits`, and the first `ties` of those equal to it."""
+
+    bits: int
+    ties: int
+
+
+def largest(pairs: Callable[[], Iterable[tuple[Tensor, Tensor]]], count: int) -> Cut:
+    """The cut above which lie `count` of the changed weights of all (base, instruct) that `pairs()` goes over, twice.
+
+    Cost: two reads of the pairs; nothing is sorted, and nothing of their size is kept.
+    """
+    if count < 1:
+        return Cut(2**31 - 1, 0)
+
+    def histogram(bin_of: Callable[[Tensor], Tensor], bins: int) -> Tensor:
+        total = torch.zeros(bins, dtype=torch.int64, device="cpu")
+        for base, instruct in pairs():
+            for found in _over(lambda b, i, _: torch.bincount(bin_of(magnitude(b, i)), minlength=bins).cpu(), base, instruct):
+                total += found
+        return total
+
+    high, above = _crossing(histogram(lambda bits: bits >> _HIGH, 1 << (31 - _HIGH)), count)
+
+    def low(bits: Tensor) -> Tensor:
+        return bits[bits >> _HIGH == high] & 0xFFFF
+
+    rest, within = _crossing(histogram(low, 1 << _HIGH), count - above)
+    bits = high << _HIGH | rest
+    return Cut(bits, count - above - within if bits else 0)
+
+
+def above(cut: Cut, base: Tensor, instruct: Tensor) -> tuple[Tensor, Cut]:
+    """Which elements `cut` selects, bool [N], and the cut that is left for what comes after them."""
+    mask = _mask(lambda b, i, _: magnitude(b, i) > cut.bits, base, instruct)
+    left = cut.ties
+    for start in range(0, base.numel(), SPAN) if left else ():
+        span = slice(start, start + SPAN)
+        ties = (magnitude(base[span], instruct[span]) == cut.bits).nonzero().view(-1)[:left]
+        mask[span][ties] = True
+        left -= ties.numel()
+        if not left:
+            break
+    return mask, Cut(cut.bits, left)
+
+
+def magnitude(base: Tensor, instruct: Tensor) -> Tensor:
+    """The bits of |I − B| in fp32 as int32, which order as the magnitudes do; NaN stands above all."""
+    return (instruct.float() - base.float()).abs().view(torch.int32)
+
+
+def _crossing(counts: Tensor, wanted: int) -> tuple[int, int]:
+    """The highest bin down to which `wanted` are counted (bin 0 if there are fewer), and how many lie above it."""
+    down = counts.flip(0).cumsum(0)
+    at = min(int((down < wanted).sum()), counts.numel() - 1)
+    return counts.numel() - 1 - at, int(down[at] - counts.flip(0)[at])
+
+
+def _mask(work: Callable[[Tensor, Tensor, int], Tensor], base: Tensor, instruct: Tensor) -> Tensor:
+    made = torch.empty(base.numel(), dtype=torch.bool, device=base.device)
+    for start, piece in zip(range(0, base.numel(), SPAN), _over(work, base, instruct)):
+        made[start : start + SPAN] = piece
+    return made
+
+
+def _over(work: Callable[[Tensor, Tensor, int], Tensor], base: Tensor, instruct: Tensor) -> Iterator[Tensor]:
+    """`work(base, instruct, start)` of every piece of two flat tensors, in order; on a CPU one core per piece."""
+
+    def one(start: int) -> Tensor:
+        return work(base[start : start + SPAN], instruct[start : start + SPAN], start)
+
+    starts = range(0, base.numel(), SPAN)
+    if base.device.type != "cpu":
+        yield from map(one, starts)
+        return
+    for first in range(0, len(starts), _ROUND):
+        yield from over_cores(one, starts[first : first + _ROUND])

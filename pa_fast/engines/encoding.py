@@ -1,0 +1,62 @@
+"""Two checkpoint folders → a delta file for the model that transformers builds of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pa_fast.checkpoint.pairing import check_configs
+from pa_fast.checkpoint.reader import Checkpoint
+from pa_fast.checkpoint.source import resolve
+from pa_fast.checkpoint.streaming import DTYPES, check_dtype
+from pa_fast.engines.loading import load_pair
+from pa_fast.live import encoding
+from pa_fast.live.opening import Description
+from pa_fast.live.planner import Store
+
+
+def encode(
+    base: str | Path,
+    instruct: str | Path,
+    out: str | Path,
+    store: str | Store = "sparse",
+    dtype: str = "auto",
+    *,
+    allow_nonfinite: bool = False,
+    overwrite: bool = False,
+) -> Description:
+    """Write the delta between two checkpoints to the file `out`; with it `pa_fast.load` needs base alone.
+
+    Names and shapes in the file are those of the model, after whatever transformers converts while it loads.
+
+    Args:
+        base, instruct: local folders, or hub ids (`org/name@revision`).
+        store: what is kept and how, see `LiveWeights.bind`.
+        dtype: live dtype of every float tensor; `auto`: the dtype that each has in the instruct files.
+        allow_nonfinite: let NaN and infinity in the weights pass.
+        overwrite: replace a file that is there.
+
+    Cost: see the store. The sides stay memory maps of their files, but for tensors that transformers converts.
+
+    Raises:
+        CheckpointError, PairError, DataError: the folders cannot be read or do not pair.
+        EngineError: transformers cannot load a side.
+        OutputError: the file exists or cannot be written.
+        UsageError: unknown dtype or store.
+    """
+    import torch
+
+    check_dtype(dtype)
+    with Checkpoint.open(resolve(base)) as b, Checkpoint.open(resolve(instruct)) as i:
+        check_configs(b, i, tying=False)
+        loaded = load_pair(b, i, getattr(torch, dtype) if dtype in DTYPES else None)
+        return encoding.encode(
+            out,
+            {name: tensor.detach() for name, tensor in loaded.live.items()},
+            loaded.base,
+            loaded.instruct,
+            store,
+            via=loaded.via,
+            quick=(b.quick_fingerprint(), i.quick_fingerprint()),
+            allow_nonfinite=allow_nonfinite,
+            overwrite=overwrite,
+        )

@@ -1,0 +1,95 @@
+"""Whether a delta file, a base and live tensors belong together: every check that `LiveWeights.open` makes of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pa_kernels
+from pa_kernels.reference import LIVE_DTYPES
+
+from pa_fast.checkpoint.fingerprint import as_hex, combine
+from pa_fast.checkpoint.reader import torch_dtype
+from pa_fast.delta.description import Description
+from pa_fast.delta.file import DeltaFile
+from pa_fast.errors import CheckpointError, PairError
+from pa_fast.live.binding import Binding
+
+_ANOTHER = "encode the delta again, from this base and for this model"
+
+
+def about(path: str | Path) -> Description:
+    """What the delta file `path` says of itself; see `DeltaFile.open`."""
+    with DeltaFile.open(path) as file:
+        return file.about
+
+
+def own_name(binding: Binding, file: DeltaFile) -> str:
+    """The one of a live tensor's names by which the file knows it.
+
+    Raises:
+        PairError: it knows none of them, or tells several of them apart.
+    """
+    known = [name for name in binding.names if name in file.about.tensors]
+    if not known:
+        raise PairError(f"cannot bind `{binding.name}`: it is live, but {file.path} has no delta of it", _ANOTHER)
+    if len(known) > 1:
+        raise PairError(
+            f"`{known[0]}` and `{known[1]}` share live storage, but {file.path} has a delta of each",
+            "untie the live tensors before opening the delta",
+        )
+    return known[0]
+
+
+def fed(binding: Binding, file: DeltaFile) -> Binding:
+    """`binding` as the file describes it: checked, and rounded through what it says.
+
+    Raises:
+        PairError: shape or dtype of the live tensor or of the base are not those that the delta was encoded for.
+    """
+    if binding.live.dtype not in LIVE_DTYPES:
+        return binding
+    name = own_name(binding, file)
+    told = file.about.tensors[name]
+    for what, found, expected in (
+        ("live", list(binding.live.shape), list(told.shape)),
+        ("live", binding.live.dtype, torch_dtype(told.live)),
+        ("base", binding.base.dtype, torch_dtype(told.base)),
+    ):
+        if found != expected:
+            raise PairError(f"cannot bind `{name}`: {what} is {found}, the delta {file.path} is for {expected}", _ANOTHER)
+    return replace(binding, via=None if told.via is None else torch_dtype(told.via))
+
+
+def check_names(made: Sequence[Binding], file: DeltaFile) -> None:
+    """Raise PairError if the file has a delta of a tensor that is not live."""
+    floats = {name for binding in made if binding.live.dtype in LIVE_DTYPES for name in binding.names}
+    odd = [name for name in file.about.tensors if name not in floats]
+    if odd:
+        raise PairError(
+            f"cannot bind `{odd[0]}`: {file.path} has a delta of it, but there is no live tensor of that name", _ANOTHER
+        )
+
+
+def check_base(floats: Sequence[Binding], file: DeltaFile) -> None:
+    """Raise PairError unless these are, bit for bit, the base tensors that the delta was encoded from."""
+    sums = pa_kernels.checksum([binding.base for binding in floats])
+    found = as_hex(combine({own_name(binding, file): total for binding, total in zip(floats, sums)}))
+    if found != file.about.base.content:
+        raise PairError(
+            f"{file.path}: encoded from a base of content {file.about.base.content}, this base has {found}",
+            "a delta is for the one base that it was taken from",
+        )
+
+
+def check_end(floats: Sequence[Binding], file: DeltaFile, lam: float) -> None:
+    """Raise CheckpointError, naming the tensor, unless the live tensors at λ = 0 or 1 are what they were at encoding."""
+    for binding, total in zip(floats, pa_kernels.checksum([binding.live for binding in floats])):
+        name = own_name(binding, file)
+        expected = file.about.tensors[name].ends[int(lam)]
+        if expected is not None and as_hex(total) != expected:
+            raise CheckpointError(
+                f"{file.path}: `{name}` at λ = {lam:g} has checksum {as_hex(total)}, expected {expected} as it was encoded",
+                "the file is damaged, or something writes to its base: encode it again",
+            )

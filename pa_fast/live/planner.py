@@ -1,0 +1,31 @@
+"""Which store holds a delta: the one that was asked for, by name or with its options."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from pa_fast.delta.dense import DenseStore
+from pa_fast.delta.entry import Store
+from pa_fast.delta.lowrank_store import LowRankStore
+from pa_fast.delta.sparse_store import SparseStore
+from pa_fast.errors import UsageError
+
+STORES: dict[str, Callable[[], Store]] = {
+    "auto": DenseStore,
+    "dense": DenseStore,
+    "sparse": SparseStore,
+    "lowrank": LowRankStore,
+}
+
+
+def planned(store: str | Store) -> Store:
+    """The store of that name with its default options, or the one given; `auto` never picks a lossy one.
+
+    Raises:
+        UsageError: there is no such store.
+    """
+    if not isinstance(store, str):
+        return store
+    if store not in STORES:
+        raise UsageError(f"store `{store}` is not available", f"available: {', '.join(STORES)}")
+    return STORES[store]()

@@ -1,0 +1,63 @@
+"""Matrices with low-rank deltas for kernel tests, and how far a merge may be from the reference."""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+from pa_kernels import reference
+from pa_kernels.cores import one_core
+from torch import Tensor
+
+from tests.kernels.pairs import bits
+
+KINDS = list(itertools.product(reference.LIVE_DTYPES, repeat=3))
+"""(out, base, factors), all of them."""
+
+Matrix = tuple[Tensor, Tensor, Tensor]
+"""Base, U, V."""
+
+
+def matrix(shape: tuple[int, ...], rank: int, base: torch.dtype, factor: torch.dtype, seed: int = 0) -> Matrix:
+    """Weights with −0 among them and a delta of their size that is 0 in every seventh row."""
+    generator = torch.Generator().manual_seed(seed)
+    b = (torch.randn(shape, generator=generator) * 0.02).to(base)
+    b.view(-1)[::11] = -0.0
+    u = torch.randn(*shape[:-1], rank, generator=generator) * 0.1
+    u[..., ::7, :] = 0
+    v = torch.randn(*shape[:-2], rank, shape[-1], generator=generator) * 0.1
+    return b, u.to(factor), v.to(factor)
+
+
+def exact_matrix(shape: tuple[int, ...], rank: int, base: torch.dtype, factor: torch.dtype, seed: int = 0) -> Matrix:
+    """Numbers so short that UV, and λ·UV + B for λ = n/256, are exact in fp32 in any order."""
+    generator = torch.Generator().manual_seed(seed)
+    b = torch.randint(-128, 129, shape, generator=generator).div(64).to(base)
+    b.view(-1)[::11] = -0.0
+    u = torch.randint(-4, 5, (*shape[:-1], rank), generator=generator).div(8).to(factor)
+    v = torch.randint(-4, 5, (*shape[:-2], rank, shape[-1]), generator=generator).div(8).to(factor)
+    return b, u, v
+
+
+def order(tensor: Tensor) -> Tensor:
+    """Integers that count the values of a dtype in their order: neighbours differ by one, −0 and 0 not at all."""
+    pattern = bits(tensor).long()
+    most = torch.iinfo(reference.BITS[tensor.dtype]).max
+    return torch.where(pattern < 0, -(pattern & most), pattern)
+
+
+def ulps(found: Tensor, expected: Tensor) -> Tensor:
+    return (order(found) - order(expected)).abs()
+
+
+def near(found: Tensor, of: Matrix, lam: float, via: torch.dtype | None = None) -> bool:
+    """Whether `found` is within one ulp of the reference, or within what fp32 sums of R products allow where terms cancel."""
+    b, u, v = of
+    found = found.detach().cpu()
+    with one_core():  # hundreds of short steps, at each of which threads would wait for each other
+        expected = reference.lowrank(b, u, v, lam, found.dtype, via)
+    grid = via or found.dtype
+    allowed = abs(lam) * u.shape[-1] * 2.0**-23 * (u.abs().double() @ v.abs().double())
+    allowed += expected.abs().double() * torch.finfo(grid).eps + torch.finfo(grid).smallest_normal * torch.finfo(grid).eps
+    apart = (found.double() - expected.double()).abs()
+    return bool(((ulps(found.to(grid), expected.to(grid)) <= 1) | (apart <= allowed)).all())
