@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from pa_fast.checkpoint.merge import MergeReport, merge
     from pa_fast.checkpoint.verify import VerifyReport, verify
     from pa_fast.delta.lowrank_store import LowRankStore
+    from pa_fast.delta.quality import QualityReport
     from pa_fast.delta.sparse_store import SparseStore
+    from pa_fast.encoding import encode, export_lora
     from pa_fast.engines.transformers import LambdaModel, load
     from pa_fast.live.memory import Memory
     from pa_fast.live.weights import LiveWeights
@@ -40,9 +42,12 @@ _LAZY = {
     "Memory": "pa_fast.live.memory",
     "MergeReport": "pa_fast.checkpoint.merge",
     "PairReport": "pa_fast.checkpoint.inspect",
+    "QualityReport": "pa_fast.delta.quality",
     "SparseStore": "pa_fast.delta.sparse_store",
     "SweepResult": "pa_fast.sweep.results",
     "VerifyReport": "pa_fast.checkpoint.verify",
+    "encode": "pa_fast.encoding",
+    "export_lora": "pa_fast.encoding",
     "inspect": "pa_fast.checkpoint.inspect",
     "lambdas": "pa_fast.sweep.schedule",
     "load": "pa_fast.engines.transformers",
@@ -64,11 +69,14 @@ __all__ = [
     "MergeReport",
     "PaFastError",
     "PairReport",
+    "QualityReport",
     "Score",
     "SparseStore",
     "SweepResult",
     "VerifyReport",
     "__version__",
+    "encode",
+    "export_lora",
     "inspect",
     "lambdas",
     "load",

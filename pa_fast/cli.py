@@ -114,11 +114,19 @@ def _options(
 @_verb(help=SWEEP_HELP)
 def sweep(
     base: Base,
-    instruct: Instruct,
     lambdas: Annotated[str, typer.Option(metavar="LAMBDAS", help="Which λ: a range, a list, or both.")],
     evals: Annotated[list[str], typer.Option("--eval", metavar="EVAL", help="What to evaluate; may be given again.")],
     out: Annotated[str, typer.Option(metavar="DIR", help="The run folder: journal, results and figure.")],
-    store: Annotated[str, typer.Option(metavar="S", help="How the sources are held: auto or dense.")] = "auto",
+    instruct: Annotated[
+        str | None, typer.Argument(metavar="[INSTRUCT]", help="The instruct checkpoint, λ = 1; not needed beside --delta.")
+    ] = None,
+    store: Annotated[
+        str, typer.Option(metavar="S", help="How the delta is held: auto, dense, sparse, lowrank or attached.")
+    ] = "auto",
+    delta: Annotated[str | None, typer.Option(metavar="FILE", help="A file of `pa-fast encode`, instead of INSTRUCT.")] = None,
+    confirm: Annotated[
+        int, typer.Option(metavar="N", min=0, help="After a sweep with a lossy delta: the best N points once more, exactly.")
+    ] = 0,
     device: Annotated[str, typer.Option(metavar="D", help="cpu, cuda, cuda:1, or auto.")] = "auto",
     dtype: Dtype = "auto",
     tokenizer: Annotated[str | None, typer.Option(metavar="DIR", help="Tokenizer for all λ; INSTRUCT's by default.")] = None,
@@ -135,15 +143,20 @@ def sweep(
     allow_nonfinite: AllowNonfinite = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start afresh in a folder that holds a sweep.")] = False,
 ) -> None:
-    from pa_fast.run import SweepSpec
+    from pa_fast.run import SweepSpec, check_confirm
+    from pa_fast.run import confirm as run_again
     from pa_fast.sweep.progress import TerminalProgress
 
     job = SweepSpec(
         base, instruct, lambdas, tuple(evals), out, device, dtype, store, tokenizer, batch_size, limit, seed,
-        allow_nonfinite, overwrite, engine,
+        allow_nonfinite, overwrite, engine, delta,
     )  # fmt: skip
+    if confirm:
+        check_confirm(job)
+    # a delta takes the place of INSTRUCT, which then serves to confirm alone
+    swept = job if delta is None else dataclasses.replace(job, instruct=None, tokenizer=tokenizer or instruct)
     try:
-        result = _launch(job, workers, shard, TerminalProgress())
+        result = _launch(swept, workers, shard, TerminalProgress())
     except KeyboardInterrupt:
         again = [part for part in sys.argv[1:] if part != "--overwrite"]
         _say(f"\ninterrupted; finished points are kept. Go on with:\n  {shlex.join(['pa-fast', *again])}")
@@ -152,6 +165,12 @@ def sweep(
         return  # a rank whose first one tells
     _print(result.table())
     _say_where(result)
+    if confirm:
+        confirmed = run_again(job, result, confirm, TerminalProgress())
+        print("\nconfirmed with an exact store:")
+        _print(confirmed.table())
+        _say_where(confirmed)
+        result = dataclasses.replace(result, failures=result.failures + confirmed.failures)
     if result.failures:
         for failure in result.failures:
             _say(f"failed: {failure.evaluator} at λ = {failure.lam.key}: {' '.join(failure.error.split())}")
@@ -215,6 +234,57 @@ def merge(
         print(f"{report.out}: λ = {report.lam}, {report.tensors} tensors, {size}, {format_seconds(report.seconds)} ({rate})")
         for note in report.notes:
             _say(f"note: {note}")
+
+
+@_verb()
+def encode(
+    base: Base,
+    instruct: Instruct,
+    format: Annotated[str, typer.Option(metavar="F", help="sparse, lowrank or dense.")],
+    out: Annotated[str, typer.Option(metavar="FILE", help="The delta file to write.")],
+    select: Annotated[str | None, typer.Option(metavar="S", help="sparse: exact, topk, ties or dare.")] = None,
+    density: Annotated[float | None, typer.Option(metavar="D", help="topk, ties, dare: share of the weights, in (0, 1].")] = None,
+    scope: Annotated[str | None, typer.Option(metavar="S", help="topk: that share of each tensor, or global.")] = None,
+    rank: Annotated[int | None, typer.Option(metavar="R", help="lowrank: rank of every matrix; 64 if nothing is said.")] = None,
+    energy: Annotated[float | None, typer.Option(metavar="E", help="lowrank: share of ‖I − B‖² that each matrix keeps.")] = None,
+    budget: Annotated[int | None, typer.Option(metavar="BYTES", help="lowrank: bytes of the whole delta.")] = None,
+    seed: Annotated[int | None, typer.Option(metavar="N", help="Seed of dare and of the decomposition; 0 by default.")] = None,
+    dtype: Dtype = "auto",
+    allow_nonfinite: AllowNonfinite = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace FILE.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Write the delta between two checkpoints to a file; with it `sweep --delta` needs BASE alone."""
+    from pa_fast.encoding import encode as run
+
+    report = run(
+        base, instruct, out, format,
+        select=select, density=density, scope=scope, rank=rank, energy=energy, budget=budget, seed=seed,
+        dtype=dtype, allow_nonfinite=allow_nonfinite, overwrite=overwrite,
+    )  # fmt: skip
+    if as_json:
+        print(report.to_json())
+        return
+    kept = "loses nothing" if report.lossless else f"relative error {report.relative_error:.3g}, energy kept {report.energy:.3g}"
+    size = f"{format_bytes(report.bytes)}, {report.bytes_per_parameter:.3g} bytes per parameter"
+    print(f"{out}: {report.options}: {size}; {kept}")
+
+
+@_verb()
+def lora(
+    delta: Annotated[str, typer.Argument(metavar="DELTA", help="A low-rank file of `pa-fast encode`.")],
+    base: Base,
+    out: Annotated[str, typer.Option(metavar="DIR", help="The LoRA folder to write; must be new or empty.")],
+    lam: Annotated[str, typer.Option("--lambda", metavar="L", help="lora_alpha is λ times the rank.")] = "1",
+    partial: Annotated[bool, typer.Option("--partial", help="Leave out what a LoRA cannot hold, such as norms.")] = False,
+) -> None:
+    """Write a low-rank delta as a LoRA folder that peft loads."""
+    from pa_fast.encoding import export_lora
+
+    made = export_lora(delta, base, out, lam, partial=partial)
+    print(f"{out}: {format_count(len(made.ranks), 'layer')}, rank {max(made.ranks.values())}, λ = {lam}")
+    if made.left_out:
+        _say(f"note: left out {format_count(len(made.left_out), 'tensor')}, such as `{made.left_out[0]}`")
 
 
 @_verb()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import pathlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from pa_fast import evals
@@ -26,7 +27,7 @@ class SweepSpec:
     """One `pa-fast sweep`, as text and numbers: everything that a process needs to run it."""
 
     base: str
-    instruct: str
+    instruct: str | None
     lambdas: str
     evals: tuple[str, ...]
     out: str
@@ -40,6 +41,7 @@ class SweepSpec:
     allow_nonfinite: bool = False
     overwrite: bool = False
     engine: str = "transformers"
+    delta: str | None = None
 
 
 def run_points(job: SweepSpec, points: Iterable[float | str | Lambda]) -> Iterator[Record]:
@@ -59,6 +61,29 @@ def run(job: SweepSpec, progress: Progress | None = None, shard: tuple[int, int]
     points = lambdas(job.lambdas)
     model, asked = opened(job)
     return sweep(model, points, asked, job.out, overwrite=job.overwrite, progress=progress, shard=shard)
+
+
+def confirm(job: SweepSpec, found: SweepResult, count: int, progress: Progress | None = None) -> SweepResult:
+    """Evaluate the `count` best points of each column of `found`, which a lossy store gave, once more with an exact one.
+
+    They are a run of their own, in the folder `confirmed` of the first.
+
+    Raises:
+        UsageError: there is no instruct model, or nothing was lost.
+    """
+    check_confirm(job)
+    if found.approximation is None:
+        raise UsageError(f"nothing to confirm: {job.store} loses nothing", "leave out --confirm")
+    best = {row.lam for name in found.evaluators for row in found.ranked(name)[:count]}
+    points = ",".join(lam.key for lam in sorted(best, key=lambda lam: lam.exact))
+    exact = replace(job, store="dense", delta=None, lambdas=points, out=str(pathlib.Path(job.out) / "confirmed"))
+    return run(exact, progress)
+
+
+def check_confirm(job: SweepSpec) -> None:
+    """What `confirm` needs, before a sweep of hours."""
+    if job.instruct is None:
+        raise UsageError("--confirm needs the instruct model beside the delta", "name INSTRUCT after BASE")
 
 
 def opened(job: SweepSpec) -> tuple[Engine, list[Evaluator]]:
@@ -94,8 +119,9 @@ def engine(job: SweepSpec) -> Engine:
         tokenizer=job.tokenizer,
         batch_size=job.batch_size,
         allow_nonfinite=job.allow_nonfinite,
+        delta=job.delta,
     )
     if loaded.tokenizer is None:
-        looked = job.tokenizer or job.instruct
+        looked = job.tokenizer or job.instruct or job.base
         raise EngineError(f"{looked} has no tokenizer files, and evaluators need one", "pass --tokenizer with a folder that has")
     return loaded

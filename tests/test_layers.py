@@ -20,13 +20,15 @@ ALLOWED: dict[str, set[str]] = {
     "checkpoint": FLOOR,
     "delta": {"checkpoint"} | FLOOR,
     "live": {"delta", "checkpoint"} | FLOOR,
-    "engines": {"live", "checkpoint"} | FLOOR,
+    "engines": {"live", "delta", "checkpoint"} | FLOOR,
     "evals": {"base"} | GROUND,
     "sweep": {"base"} | GROUND,
 }
 ALLOWED["run"] = {"engines", "evals", "sweep", "live", "delta", "checkpoint"} | FLOOR
 ALLOWED["launch"] = {"run", "sweep"} | FLOOR
-ALLOWED["cli"] = ALLOWED["run"] | {"run", "launch", "__init__"}
+ALLOWED["quality"] = ALLOWED["run"]
+ALLOWED["encoding"] = ALLOWED["run"]
+ALLOWED["cli"] = ALLOWED["run"] | {"run", "encoding", "quality", "launch", "__init__"}
 EMBEDDED_STACKS = {"lm_eval", "ray", "vllm", "sglang"}
 
 

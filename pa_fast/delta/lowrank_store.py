@@ -26,6 +26,8 @@ class LowRankStore:
         energy: instead: for each matrix the lowest rank that holds this share of ‖I − B‖², in (0, 1].
         budget_bytes: instead: bytes of the whole delta. Ranks go to the matrix where a byte gains the most of ‖I − B‖².
         seed: of the random start of the decomposition.
+        attached: leave the factors beside the weights of linear and embedding layers, λ a scalar of their forward pass
+            (`pa_fast.load` alone can), instead of merging them.
 
     Ranks are multiples of 16, rounded up, which is what the matrix units of a GPU take at a time.
 
@@ -41,6 +43,7 @@ class LowRankStore:
     energy: float | None = None
     budget_bytes: int | None = None
     seed: int = 0
+    attached: bool = False
 
     name = "lowrank"
     exact = False
@@ -63,7 +66,7 @@ class LowRankStore:
             chosen = f"energy {self.energy:g}"
         else:
             chosen = f"rank {self.rank}" if self.budget_bytes is None else f"budget {self.budget_bytes} bytes"
-        return f"{self.name}, {chosen}, seed {self.seed}"
+        return f"{self.name}{' attached' if self.attached else ''}, {chosen}, seed {self.seed}"
 
     def encode(self, sources: Sequence[Source]) -> Iterator[Entry]:
         """The entry of each source, in order and one at a time.

@@ -26,6 +26,7 @@ class AttachedLinear(torch.nn.Linear):
     u: torch.Tensor
     v: torch.Tensor
     lam: torch.Tensor
+    follows_lambda = ("lam",)
 
     def __init__(self, linear: torch.nn.Linear, u: torch.Tensor, v: torch.Tensor, lam: torch.Tensor):
         torch.nn.Module.__init__(self)
@@ -45,6 +46,7 @@ class AttachedEmbedding(torch.nn.Embedding):
     u: torch.Tensor
     v: torch.Tensor
     lam: torch.Tensor
+    follows_lambda = ("lam",)
 
     def __init__(self, embedding: torch.nn.Embedding, u: torch.Tensor, v: torch.Tensor, lam: torch.Tensor):
         torch.nn.Module.__init__(self)

@@ -38,7 +38,9 @@ class Inventory:
         """The inventory of `model` as it stands."""
         rotary = [m for m in model.modules() if hasattr(m, "rope_type") and not m._parameters]
         held = {name: (thing, _address(thing)) for name, thing in _held(model)}
-        followed = model.state_dict(keep_vars=True).keys()
+        followed = set(model.state_dict(keep_vars=True))
+        for path, module in model.named_modules(remove_duplicate=False):
+            followed.update(f"{path}.{key}".removeprefix(".") for key in getattr(module, "follows_lambda", ()))
         return cls(
             held,
             {name: _version(thing) for name, (thing, _) in held.items() if name not in followed},

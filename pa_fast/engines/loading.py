@@ -93,6 +93,15 @@ def load_pair(
     )
 
 
+def one_side(checkpoint: Checkpoint) -> PreTrainedModel:
+    """The model of one checkpoint, at the dtype of its files; on a CPU its tensors stay memory maps.
+
+    Raises:
+        EngineError: transformers cannot load it completely.
+    """
+    return _from_pretrained(checkpoint, _exact(_file_dtypes(checkpoint)), None)
+
+
 def allocate(loaded: Loaded, device: torch.device) -> None:
     """Give `loaded.module` fresh memory on `device`: one tensor per storage, aligned, allocated once and for all."""
     import torch

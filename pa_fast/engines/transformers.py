@@ -20,6 +20,7 @@ from pa_fast.checkpoint.source import resolve
 from pa_fast.checkpoint.streaming import DTYPES
 from pa_fast.checkpoint.vocabulary import compare_vocabularies
 from pa_fast.engines import endpoints, scoring
+from pa_fast.engines.attached_weights import attached, divertible
 from pa_fast.engines.inventory import Inventory
 from pa_fast.engines.loading import allocate, first_line, load_pair
 from pa_fast.engines.past import obstacle
@@ -152,7 +153,8 @@ def load(
         base, instruct: local folders, or hub ids (`org/name@revision`).
         device: `cpu`, `cuda`, `cuda:1`, …; `auto` takes the first GPU if there is one.
         dtype: live dtype of every float tensor; `auto`: the dtype that each has in the instruct files.
-        store: how the delta is held, see `LiveWeights.bind`; `auto` is `dense`.
+        store: how the delta is held, see `LiveWeights.bind`; `auto` is `dense`. `attached` is `lowrank` with the factors left
+            beside linear and embedding layers, where λ is a scalar of the forward pass; it may stand beside a delta.
         residency: `device` is what there is; `auto` picks it.
         delta: a file that `encode` wrote, instead of instruct; it says store and dtype.
         tokenizer: folder or hub id of the tokenizer for all λ; instruct's if not given, base's beside a delta.
@@ -182,12 +184,15 @@ def load(
             raise UsageError(f"{option} `{value}` is not available", f"available: {', '.join(known)}")
     if (instruct is None) == (delta is None):
         raise UsageError("one of an instruct model and a delta file is needed", "give the instruct folder, or delta= (--delta)")
-    if delta is not None and (store, dtype) != ("auto", "auto"):
+    if delta is not None and (store not in ("auto", "attached") or dtype != "auto"):
         raise UsageError("a delta file says by itself how it is held, and in which dtype", "leave out store and dtype")
     where, held = _device(device), planned(store)
     sharding = ranks.sharding()
     about = None if delta is None else opening.about(delta)
     said = held.describe() if about is None else about.options
+    aside = getattr(held, "attached", False)
+    if aside and about is not None:
+        said = f"{said}, attached"
     if sharding and not (about is None and held.lossless):
         raise UsageError(f"a model that is split over processes cannot be held as `{said}`", "use dense, or sparse exact")
     other = base if instruct is None else instruct  # base stands on both sides where a delta does for instruct
@@ -216,11 +221,17 @@ def load(
     stops = _stop_tokens(chosen, loaded.reference, loaded.module)
     del loaded.reference
     with ranks.step("binding"):
+        diverted = divertible(held, loaded.module) if aside else None
+        weights: Any
         if delta is None:
             sides = (loaded.base, loaded.instruct)
-            weights = LiveWeights.bind(loaded.live, *sides, held, via=loaded.via, allow_nonfinite=allow_nonfinite)
+            weights = LiveWeights.bind(loaded.live, *sides, diverted or held, via=loaded.via, allow_nonfinite=allow_nonfinite)
         else:
-            weights = LiveWeights.open(loaded.live, loaded.base, delta, allow_nonfinite=allow_nonfinite)
+            put_aside = diverted.put_aside if diverted else None
+            weights = LiveWeights.open(loaded.live, loaded.base, delta, allow_nonfinite=allow_nonfinite, divert=put_aside)
+        if diverted is not None:
+            weights = attached(loaded.module, weights, diverted.factors)
+    identity["lossless"] = weights.lossless
     if delta is not None or not weights.lossless:
         expected.pop("instruct", None)
     if not weights.lossless:

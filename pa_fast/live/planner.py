@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from pa_fast.delta.dense import DenseStore
 from pa_fast.delta.entry import Store
@@ -15,6 +16,7 @@ STORES: dict[str, Callable[[], Store]] = {
     "dense": DenseStore,
     "sparse": SparseStore,
     "lowrank": LowRankStore,
+    "attached": partial(LowRankStore, attached=True),
 }
 
 

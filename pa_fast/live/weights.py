@@ -107,6 +107,10 @@ class LiveWeights:
         chosen = planned(store)
         if rounding != "nearest":
             raise UsageError(f"rounding `{rounding}` is not available", "available: nearest")
+        if getattr(chosen, "attached", False):
+            raise UsageError(
+                "factors attach to layers, and here are tensors alone", "use pa_fast.load, or merge them: attached=False"
+            )
         made = bindings(live, {"base": base, "instruct": instruct}, via or {})
         entries = chosen.encode(sources(made, allow_nonfinite))
         return cls(live, made, entries, chosen.describe(), chosen.exact, chosen.lossless)
@@ -119,6 +123,7 @@ class LiveWeights:
         delta: str | Path | DeltaFile,
         *,
         allow_nonfinite: bool = False,
+        divert: Callable[[str, torch.Tensor, Entry], Entry] | None = None,
     ) -> LiveWeights:
         """Make `live` follow λ between `base` and the end of a delta file; returns with λ = 0 written.
 
@@ -126,6 +131,7 @@ class LiveWeights:
             live, base: as for `bind`; float tensors of the names, shapes and dtypes that the file was encoded for.
             delta: the file, or one that is open.
             allow_nonfinite: let NaN and infinity in base and delta pass.
+            divert: (name, base, entry) → the entry to follow instead, for engines that use an entry themselves.
 
         Cost: reads the base three times and the file twice. What the file holds stays a map of it on a CPU.
 
@@ -136,7 +142,7 @@ class LiveWeights:
         """
         if not isinstance(delta, DeltaFile):
             with DeltaFile.open(delta) as file:
-                return cls.open(live, base, file, allow_nonfinite=allow_nonfinite)
+                return cls.open(live, base, file, allow_nonfinite=allow_nonfinite, divert=divert)
         made = [opening.fed(binding, delta) for binding in bindings(live, {"base": base}, {})]
         opening.check_names(made, delta)
         floats = [binding for binding in made if binding.live.dtype in LIVE_DTYPES]
@@ -149,6 +155,8 @@ class LiveWeights:
                     if tensor.dtype in LIVE_DTYPES:
                         check_finite(f"{delta.path}: {part} of", binding.name, tensor)
         about = delta.about
+        if divert is not None:
+            entries = [divert(binding.name, binding.base, entry) for binding, entry in zip(floats, entries)]
         weights = cls(live, made, entries, about.options, about.exact, about.lossless)
         for lam in (1.0, 0.0):
             weights.set_lambda(lam)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import itertools
 import math
+import pathlib
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from pa_fast.sweep import durable, trade_off, trajectory
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
 
 MAX_ROWS = 4
 WIDTH_INCHES = 10.0  # at 100 dpi the 1000 pixels of a README; the PNG has twice as many
-_COLOURS = ("#1f6fb4", "#d9541e", "#2a8f5a", "#8253b8", "#b3892b", "#c2447e", "#3a8f95", "#6b6f76")
+COLOURS = ("#1f6fb4", "#d9541e", "#2a8f5a", "#8253b8", "#b3892b", "#c2447e", "#3a8f95", "#6b6f76")
 _STYLE = {
     "font.family": "DejaVu Sans",
     "font.size": 10.5,
@@ -44,23 +46,27 @@ _STYLE = {
 
 
 def write(result: SweepResult) -> None:
-    """Draw `trajectory.svg` and `trajectory.png` into the run folder; nothing where no point is finished.
+    """Draw `trajectory.svg` and `trajectory.png` into the run folder; nothing where no point is finished."""
+    if result.rows:
+        save(lambda: draw(result), result.out / "trajectory")
 
-    Numerics: equal results give equal files under one version of matplotlib: no date, no host, fixed ids.
+
+def save(make: Callable[[], Figure], path: pathlib.Path) -> None:
+    """Write what `make` draws, in the style of this project, to `path` with `.svg` and with `.png` added.
+
+    Numerics: equal drawings give equal files under one version of matplotlib: no date, no host, fixed ids.
     """
-    if not result.rows:
-        return
     import matplotlib
 
     with matplotlib.rc_context():
         # A matplotlibrc of the user's would otherwise change the file
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_STYLE)
-        drawn = draw(result)
+        drawn = make()
         for kind, metadata in (("svg", {"Date": None, "Creator": None}), ("png", {"Software": None})):
             data = io.BytesIO()
             drawn.savefig(data, format=kind, dpi=200, metadata=metadata)
-            durable.write(result.out / f"trajectory.{kind}", data.getvalue())
+            durable.write(path.with_name(f"{path.name}.{kind}"), data.getvalue())
 
 
 def draw(result: SweepResult) -> Figure:
@@ -82,6 +88,9 @@ def draw(result: SweepResult) -> Figure:
         column, row = divmod(place, rows)
         lowest = row == rows - 1 or place == len(panels) - 1
         trajectory.draw(figure.add_subplot(grid[row, column]), group, lowest)
+    if result.approximation is not None:
+        # smaller and apart, but on the picture itself: it travels without its folder
+        figure.supxlabel(f"approximate delta: {result.approximation}", x=0.01, ha="left", fontsize=9, color="#7b8490")
     if both:
         axes = figure.add_subplot(grid[:, -1])
         trade_off.draw(axes, *lines)
@@ -92,7 +101,7 @@ def draw(result: SweepResult) -> Figure:
 
 def _lines(result: SweepResult) -> list[Line]:
     found = []
-    for name, higher, colour in zip(result.evaluators, result.higher_is_better, itertools.cycle(_COLOURS)):
+    for name, higher, colour in zip(result.evaluators, result.higher_is_better, itertools.cycle(COLOURS)):
         rows = result.scores(name)
         if rows:
             line = Line(

@@ -49,7 +49,8 @@ class Failure:
 class SweepResult:
     """All points of the run folder `out`: by λ, then by evaluator in order of first appearance.
 
-    `lambdas` are all λ of the schedule, also those without a finished point.
+    `lambdas` are all λ of the schedule, also those without a finished point. `approximation` names the store of a sweep whose
+    delta is not all of the difference, else it is None.
     """
 
     out: pathlib.Path
@@ -58,6 +59,7 @@ class SweepResult:
     higher_is_better: tuple[bool, ...]
     rows: tuple[Row, ...]
     failures: tuple[Failure, ...]
+    approximation: str | None = None
 
     def scores(self, evaluator: str) -> dict[str, Row]:
         """The finished points of `evaluator`, by the key of their λ."""
@@ -67,9 +69,13 @@ class SweepResult:
 
     def best(self, evaluator: str) -> Row | None:
         """The best point of `evaluator`, the smallest λ among equals; None where no point is finished."""
+        return next(iter(self.ranked(evaluator)), None)
+
+    def ranked(self, evaluator: str) -> list[Row]:
+        """The finished points of `evaluator`, the best first, the smallest λ first among equals."""
         rows = self.scores(evaluator).values()
-        sign = 1 if self.higher_is_better[self.evaluators.index(evaluator)] else -1
-        return max(rows, key=lambda row: sign * row.score, default=None)
+        sign = -1 if self.higher_is_better[self.evaluators.index(evaluator)] else 1
+        return sorted(rows, key=lambda row: sign * row.score)
 
     def table(self) -> Table:
         """λ down, evaluators across, the best score of each column marked."""
@@ -87,7 +93,8 @@ class SweepResult:
 
     def to_json(self) -> bytes:
         """`results.json`: the rows, the best points, and which points failed; why they did stands in the journal."""
-        document = {
+        document: dict[str, object] = {} if self.approximation is None else {"approximation": self.approximation}
+        document |= {
             "lambdas": [lam.key for lam in self.lambdas],
             "evaluators": [self._summary(name) for name in self.evaluators],
             "rows": [
@@ -129,6 +136,7 @@ def load(folder: pathlib.Path) -> SweepResult:
         higher_is_better=tuple(column.higher_is_better for column in run.evaluators),
         rows=tuple(_row(entry) for entry in ordered if entry.finished),
         failures=tuple(Failure(Lambda(e.lam), e.evaluator, e.error or "") for e in ordered if not e.finished),
+        approximation=None if run.engine.get("lossless", True) else str(run.engine.get("store")),
     )
 
 
@@ -144,7 +152,9 @@ def table(results: Iterable[SweepResult]) -> Table:
     from rich.text import Text
 
     results = list(results)
-    drawn = Table(caption="* best of its column" if any(result.rows for result in results) else None, caption_justify="right")
+    said = ["* best of its column"] if any(result.rows for result in results) else []
+    said += [f"approximate delta: {a}" for a in dict.fromkeys(result.approximation for result in results) if a]
+    drawn = Table(caption="\n".join(said) or None, caption_justify="right")
     drawn.add_column("λ", justify="right")
     for result in results:
         run = f"{result.out.name}\n" if len(results) > 1 else ""

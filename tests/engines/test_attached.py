@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+import pathlib
 
 import pytest
 import torch
 
+import pa_fast
 from pa_fast.engines.attached import attach, attachable
-from pa_fast.errors import EngineError
-from tests.engines.architectures import config
+from pa_fast.engines.encoding import encode
+from pa_fast.errors import EngineError, UsageError, WeightsError
+from tests.engines.architectures import config, write_pair
 
 RANK = 4
 
@@ -109,3 +112,59 @@ def test_lambda_keeps_its_precision_in_bf16() -> None:
     x = torch.arange(1, 65, dtype=torch.bfloat16)[None]
     with torch.no_grad():
         assert torch.equal(holder(x), (x.float() * 0.3).bfloat16())
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "mixtral"])
+def test_a_loaded_pair_follows_lambda_beside_its_weights(architecture: str, tmp_path: pathlib.Path) -> None:
+    base, instruct = write_pair(tmp_path, architecture)
+    store = pa_fast.LowRankStore(rank=16, attached=True)
+    lm = pa_fast.load(base, instruct, store=store, dtype="float32", device="cpu")
+    merged = pa_fast.load(base, instruct, store=pa_fast.LowRankStore(rank=16), dtype="float32", device="cpu")
+    ids = torch.arange(3, 27).view(2, 12)
+    beside = {f"{path}.weight" for path, module in lm.model.named_modules() if hasattr(module, "u")}
+    bits = {name: p.clone() for name, p in lm.model.named_parameters() if name in beside}
+    sums = set()
+    for lam in (0.0, 0.3, 1.0, 0.3):
+        lm.set_lambda(lam)
+        merged.set_lambda(lam)
+        with torch.no_grad():
+            found, expected = (one.model(input_ids=ids, use_cache=False).logits for one in (lm, merged))
+        assert torch.allclose(found, expected, atol=1e-4, rtol=1e-4)
+        assert lm.weights.verify() and lm.weights.effective_lambda() == pytest.approx(lam, abs=1e-5)
+        sums.add(lm.weights.checksum())
+    assert len(sums) == 3 and bits and all(torch.equal(p, bits[n]) for n, p in lm.model.named_parameters() if n in bits)
+    assert not lm.weights.lossless and "attached" in lm.identity["store"]
+    assert lm.weights.memory().total_bytes < merged.weights.memory().total_bytes + merged.weights.memory().mapped_bytes
+
+
+def test_writes_to_what_is_attached_are_seen(tmp_path: pathlib.Path) -> None:
+    lm = pa_fast.load(*write_pair(tmp_path, "llama"), store=pa_fast.LowRankStore(rank=16, attached=True))
+    lm.set_lambda(0.5)
+    before = lm.weights.checksum()
+    layer = lm.model.model.layers[0].mlp.up_proj
+    for tensor, what in ((layer.lam, "the attached λ"), (layer.u, "the attached factors")):
+        kept = tensor.clone()
+        tensor.add_(1)
+        assert lm.weights.checksum() != before and lm.weights.changed() == [what]
+        with pytest.raises(WeightsError, match=what):
+            lm.weights.verify()
+        tensor.copy_(kept)
+    assert lm.weights.checksum() == before and lm.weights.verify()
+
+
+def test_a_delta_file_may_be_attached(tmp_path: pathlib.Path) -> None:
+    base, instruct = write_pair(tmp_path, "llama")
+    encode(base, instruct, tmp_path / "delta", pa_fast.LowRankStore(rank=16))
+    opened = pa_fast.load(base, delta=tmp_path / "delta", store="attached", device="cpu")
+    bound = pa_fast.load(base, instruct, store=pa_fast.LowRankStore(rank=16, attached=True), device="cpu")
+    ids = torch.arange(3, 27).view(2, 12)
+    for lam in (0.0, 0.7):
+        opened.set_lambda(lam)
+        bound.set_lambda(lam)
+        with torch.no_grad():
+            assert torch.equal(opened.model(input_ids=ids).logits, bound.model(input_ids=ids).logits)
+
+
+def test_tensors_alone_have_no_layers_to_attach_to() -> None:
+    with pytest.raises(UsageError, match="factors attach to layers"):
+        pa_fast.LiveWeights.bind(*({"a": torch.ones(32, 32)} for _ in range(3)), store="attached")

@@ -1,0 +1,127 @@
+"""Two checkpoints → a delta file, and the report of what it loses."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pa_fast.base import Lambda
+from pa_fast.checkpoint.source import resolve
+from pa_fast.errors import UsageError
+
+if TYPE_CHECKING:
+    from pa_fast.delta.entry import Store
+    from pa_fast.delta.lora_export import Exported
+    from pa_fast.delta.quality import QualityReport
+
+FORMATS = {"sparse": ("select", "density", "scope", "seed"), "lowrank": ("rank", "energy", "budget", "seed"), "dense": ()}
+"""What a delta can be encoded as, and the options of each."""
+
+
+def encode(
+    base: str | Path,
+    instruct: str | Path,
+    out: str | Path,
+    format: str = "sparse",
+    *,
+    select: str | None = None,
+    density: float | None = None,
+    scope: str | None = None,
+    rank: int | None = None,
+    energy: float | None = None,
+    budget: int | None = None,
+    seed: int | None = None,
+    dtype: str = "auto",
+    allow_nonfinite: bool = False,
+    overwrite: bool = False,
+) -> QualityReport:
+    """Write the delta between two checkpoints to the file `out`; with it `pa_fast.load` needs base alone.
+
+    Args:
+        base, instruct: local folders, or hub ids (`org/name@revision`). Instruct may be a LoRA folder of peft, whose factors
+            are then kept as they are: format `lowrank` without options.
+        format: `sparse`, `lowrank` or `dense`.
+        select, density, scope: of `sparse`, see `SparseStore`.
+        rank, energy, budget: of `lowrank`, see `LowRankStore`; the budget in bytes.
+        seed: of `sparse` with select `dare`, and of `lowrank`.
+        dtype: live dtype of every float tensor; `auto`: the dtype that each has in the instruct files.
+        allow_nonfinite: let NaN and infinity in the weights pass.
+        overwrite: replace a file that is there.
+
+    Cost: tensor by tensor; see the stores, and one more read of both sides for the report.
+
+    Raises:
+        UsageError: an unknown format, or an option that is not the format's.
+        PaFastError: as `pa_fast.load`, and OutputError: the file exists or cannot be written.
+    """
+    from pa_fast.delta.quality import Measured
+    from pa_fast.engines import encoding
+
+    given = {"select": select, "density": density, "scope": scope, "rank": rank, "energy": energy, "budget": budget, "seed": seed}
+    options = {name: value for name, value in given.items() if value is not None}
+    folder = resolve(instruct)
+    if (folder / "adapter_config.json").exists():
+        if format != "lowrank" or options:
+            raise UsageError(
+                f"{instruct} is a LoRA folder, and `{format}` was asked for", "write --format lowrank, without options"
+            )
+        return _adapter(base, folder, out, dtype, allow_nonfinite=allow_nonfinite, overwrite=overwrite)
+    measured = Measured(_store(format, options))
+    encoding.encode(base, instruct, out, measured, dtype, allow_nonfinite=allow_nonfinite, overwrite=overwrite)
+    return measured.report()
+
+
+def export_lora(
+    delta: str | Path, base: str | Path, out: str | Path, lam: float | str = 1.0, *, partial: bool = False
+) -> Exported:
+    """Write the low-rank delta file `delta` of `base` as a LoRA folder that peft loads, at λ = `lam`.
+
+    Args:
+        out: new or empty.
+        partial: leave out what a LoRA cannot hold, such as norms, and say so, instead of refusing.
+
+    Raises:
+        PaFastError: see `pa_fast.delta.lora_export.export`.
+    """
+    from pa_fast.checkpoint.reader import Checkpoint
+    from pa_fast.delta.lora_export import export
+    from pa_fast.engines.loading import one_side
+
+    with Checkpoint.open(resolve(base)) as checkpoint:
+        return export(delta, one_side(checkpoint), out, Lambda(lam), base_model=str(base), partial=partial)
+
+
+def _adapter(base: str | Path, folder: Path, out: str | Path, dtype: str, **options: bool) -> QualityReport:
+    """A delta of the factors in a LoRA folder, which are all that it has: nothing of it is lost."""
+    from pa_fast.checkpoint.reader import Checkpoint
+    from pa_fast.delta.lora_import import read
+    from pa_fast.delta.lora_store import LoraStore
+    from pa_fast.delta.quality import Measured
+    from pa_fast.engines import encoding
+    from pa_fast.engines.loading import one_side
+
+    with Checkpoint.open(resolve(base)) as checkpoint:
+        measured = Measured(LoraStore(read(folder, one_side(checkpoint))))
+    encoding.encode(base, base, out, measured, dtype, **options)
+    report = measured.report()
+    rows = tuple(replace(row, relative_error=0.0, energy=1.0) for row in report.tensors)
+    return replace(report, relative_error=0.0, energy=1.0, mean_error=0.0, mean_energy=1.0, tensors=rows)
+
+
+def _store(format: str, options: dict[str, Any]) -> Store:
+    from pa_fast.delta.dense import DenseStore
+    from pa_fast.delta.lowrank_store import LowRankStore
+    from pa_fast.delta.sparse_store import SparseStore
+
+    if format not in FORMATS:
+        raise UsageError(f"format `{format}` is not available", f"available: {', '.join(FORMATS)}")
+    foreign = [name for name in options if name not in FORMATS[format]]
+    if foreign:
+        takes = ", ".join(FORMATS[format]) or "no options"
+        raise UsageError(f"`{foreign[0]}` with format `{format}`", f"{format} takes {takes}")
+    if format == "sparse":
+        return SparseStore(**options)
+    if format == "lowrank":
+        return LowRankStore(**{"budget_bytes" if name == "budget" else name: value for name, value in options.items()})
+    return DenseStore()

@@ -1,0 +1,99 @@
+"""From two folders to a delta file, to a sweep that says what it lost, to the points that an exact store confirms."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import pa_fast
+from pa_fast.encoding import FORMATS
+from pa_fast.errors import DataError, PairError, UsageError
+from pa_fast.run import SweepSpec, check_confirm, confirm, run
+
+DEMO = Path(__file__).parents[1] / "examples" / "demo"
+BASE, INSTRUCT = DEMO / "pair" / "base", DEMO / "pair" / "instruct"
+EVALS = (f"icl:{DEMO / 'fewshot.jsonl'},shots=1,sep=\\n,name=icl",)
+
+
+def spec(out: Path, **changes: Any) -> SweepSpec:
+    given = {"base": str(BASE), "instruct": str(INSTRUCT), "lambdas": "0:1:0.5", "evals": EVALS, "out": str(out), "limit": 8}
+    return SweepSpec(**{**given, **changes})
+
+
+def test_a_lossless_delta_gives_the_sweep_of_the_pair(tmp_path: Path) -> None:
+    report = pa_fast.encode(BASE, INSTRUCT, tmp_path / "delta")
+    assert report.lossless and report.relative_error == 0
+    whole = run(spec(tmp_path / "whole"))
+    alone = run(spec(tmp_path / "alone", instruct=None, delta=str(tmp_path / "delta"), tokenizer=str(INSTRUCT)))
+    assert alone.rows == whole.rows and alone.approximation is None
+    recorded = [json.loads((tmp_path / name / "run.json").read_text())["engine"] for name in ("whole", "alone")]
+    assert recorded[1]["instruct"].startswith("delta ") and recorded[0]["instruct"] != recorded[1]["instruct"]
+
+
+def test_a_lossy_sweep_says_so_and_its_best_points_are_confirmed(tmp_path: Path) -> None:
+    job = spec(tmp_path / "run", store="lowrank")
+    result = run(job)
+    assert result.approximation == "lowrank, rank 64, seed 0"
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["approximation"] == result.approximation
+    assert "approximate delta" in str(result.table().caption)
+    assert "approximate delta: lowrank" in (tmp_path / "run" / "trajectory.svg").read_text()
+    best = [row.lam.key for row in result.ranked("icl")[:2]]
+    confirmed = confirm(job, result, 2)
+    assert confirmed.approximation is None and confirmed.out == tmp_path / "run" / "confirmed"
+    assert {row.lam.key for row in confirmed.rows} == set(best)
+    exact = run(spec(tmp_path / "exact"))
+    assert {row.lam.key: row.score for row in confirmed.rows}.items() <= {r.lam.key: r.score for r in exact.rows}.items()
+
+
+def test_what_cannot_be_confirmed_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="needs the instruct model"):
+        check_confirm(spec(tmp_path, instruct=None, delta="file"))
+    with pytest.raises(UsageError, match="nothing to confirm"):
+        confirm(spec(tmp_path / "run"), run(spec(tmp_path / "run", lambdas="1")), 1)
+
+
+@pytest.mark.parametrize(
+    ("format", "options", "why"),
+    [
+        ("packed", {}, "format `packed` is not available"),
+        ("lowrank", {"density": 0.1}, "`density` with format `lowrank`"),
+        ("dense", {"rank": 3}, "`rank` with format `dense`"),
+        ("sparse", {"select": "topk"}, "give the share of weights"),
+        ("lowrank", {"rank": 8, "energy": 0.5}, "given together"),
+    ],
+)
+def test_options_that_do_not_fit_are_wrong_usage(format: str, options: dict[str, Any], why: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        pa_fast.encode(BASE, INSTRUCT, tmp_path / "delta", format, **options)
+    assert why in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_every_format_opens_against_its_own_base_alone(format: str, tmp_path: Path) -> None:
+    report = pa_fast.encode(BASE, INSTRUCT, tmp_path / "delta", format)
+    assert pa_fast.QualityReport.from_json(report.to_json()) == report
+    lm = pa_fast.load(BASE, delta=tmp_path / "delta")
+    assert lm.weights.lossless == report.lossless
+    with pytest.raises(PairError):
+        pa_fast.load(INSTRUCT, delta=tmp_path / "delta")
+
+
+def test_a_delta_goes_to_a_lora_folder_and_back(tmp_path: Path) -> None:
+    pa_fast.encode(BASE, INSTRUCT, tmp_path / "delta", "lowrank", rank=16)
+    with pytest.raises(DataError, match="that a LoRA cannot hold"):
+        pa_fast.export_lora(tmp_path / "delta", BASE, tmp_path / "lora")
+    made = pa_fast.export_lora(tmp_path / "delta", BASE, tmp_path / "lora", partial=True)
+    assert made.ranks and any("norm" in name for name in made.left_out)
+    report = pa_fast.encode(BASE, tmp_path / "lora", tmp_path / "back", "lowrank")
+    assert report.lossless and report.relative_error == 0
+    there, back = (pa_fast.load(BASE, delta=tmp_path / name, store="attached") for name in ("delta", "back"))
+    layer = next(path for path in made.ranks)
+    for name in ("u", "v"):
+        found, expected = (getattr(lm.model.get_submodule(layer), name) for lm in (back, there))
+        assert found.float().equal(expected.float())
+    with pytest.raises(UsageError, match="is a LoRA folder"):
+        pa_fast.encode(BASE, tmp_path / "lora", tmp_path / "other", "sparse")
