@@ -252,6 +252,7 @@ def encode(
     dtype: Dtype = "auto",
     allow_nonfinite: AllowNonfinite = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace FILE.")] = False,
+    text: Annotated[str | None, typer.Option(metavar="FILE", help="Also compare with the exact merge on this text.")] = None,
     as_json: Json = False,
 ) -> None:
     """Write the delta between two checkpoints to a file; with it `sweep --delta` needs BASE alone."""
@@ -260,7 +261,7 @@ def encode(
     report = run(
         base, instruct, out, format,
         select=select, density=density, scope=scope, rank=rank, energy=energy, budget=budget, seed=seed,
-        dtype=dtype, allow_nonfinite=allow_nonfinite, overwrite=overwrite,
+        dtype=dtype, allow_nonfinite=allow_nonfinite, overwrite=overwrite, text=text,
     )  # fmt: skip
     if as_json:
         print(report.to_json())
@@ -268,6 +269,8 @@ def encode(
     kept = "loses nothing" if report.lossless else f"relative error {report.relative_error:.3g}, energy kept {report.energy:.3g}"
     size = f"{format_bytes(report.bytes)}, {report.bytes_per_parameter:.3g} bytes per parameter"
     print(f"{out}: {report.options}: {size}; {kept}")
+    for point in report.text.points if report.text else ():
+        print(f"λ = {point.lam}: KL to the exact merge {point.kl:.3g} nats per token, {point.agreement:.1%} of tokens agree")
 
 
 @_verb()

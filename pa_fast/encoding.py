@@ -35,6 +35,7 @@ def encode(
     dtype: str = "auto",
     allow_nonfinite: bool = False,
     overwrite: bool = False,
+    text: str | Path | None = None,
 ) -> QualityReport:
     """Write the delta between two checkpoints to the file `out`; with it `pa_fast.load` needs base alone.
 
@@ -48,6 +49,7 @@ def encode(
         dtype: live dtype of every float tensor; `auto`: the dtype that each has in the instruct files.
         allow_nonfinite: let NaN and infinity in the weights pass.
         overwrite: replace a file that is there.
+        text: a UTF-8 file: the report then says how the delta speaks at λ = 0.5 and 1, beside the exact merge.
 
     Cost: tensor by tensor; see the stores, and one more read of both sides for the report.
 
@@ -69,7 +71,14 @@ def encode(
         return _adapter(base, folder, out, dtype, allow_nonfinite=allow_nonfinite, overwrite=overwrite)
     measured = Measured(_store(format, options))
     encoding.encode(base, instruct, out, measured, dtype, allow_nonfinite=allow_nonfinite, overwrite=overwrite)
-    return measured.report()
+    report = measured.report()
+    if text is None:
+        return report
+    from pa_fast.engines.transformers import load
+    from pa_fast.quality.reports import on_text
+
+    exact, lossy = load(base, instruct, dtype=dtype), load(base, delta=out)
+    return replace(report, text=on_text(exact, lossy, text))
 
 
 def export_lora(

@@ -97,3 +97,13 @@ def test_a_delta_goes_to_a_lora_folder_and_back(tmp_path: Path) -> None:
         assert found.float().equal(expected.float())
     with pytest.raises(UsageError, match="is a LoRA folder"):
         pa_fast.encode(BASE, tmp_path / "lora", tmp_path / "other", "sparse")
+
+
+def test_a_text_shows_what_a_delta_does_to_the_model(tmp_path: Path) -> None:
+    text = tmp_path / "text"
+    text.write_text("[rev owgny]>yngwo\n" * 8)
+    lossy = pa_fast.encode(BASE, INSTRUCT, tmp_path / "a", "lowrank", rank=16, text=text).text
+    whole = pa_fast.encode(BASE, INSTRUCT, tmp_path / "b", text=text).text
+    assert lossy is not None and whole is not None
+    assert [point.lam for point in lossy.points] == ["0.5", "1"] and all(point.kl > 0 for point in lossy.points)
+    assert all((point.kl, point.agreement) == (0, 1) for point in whole.points)

@@ -27,7 +27,7 @@ ALLOWED: dict[str, set[str]] = {
 ALLOWED["run"] = {"engines", "evals", "sweep", "live", "delta", "checkpoint"} | FLOOR
 ALLOWED["launch"] = {"run", "sweep"} | FLOOR
 ALLOWED["quality"] = ALLOWED["run"]
-ALLOWED["encoding"] = ALLOWED["run"]
+ALLOWED["encoding"] = ALLOWED["run"] | {"quality"}
 ALLOWED["cli"] = ALLOWED["run"] | {"run", "encoding", "quality", "launch", "__init__"}
 EMBEDDED_STACKS = {"lm_eval", "ray", "vllm", "sglang"}
 
