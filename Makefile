@@ -14,7 +14,7 @@ help:  ## list the verbs
 
 $(READY): pyproject.toml constraints.txt
 	@echo "Setting up $(VENV). Downloads PyTorch where it is missing (200 MB for a CPU build; on Linux PyPI's default is the CUDA" >&2
-	@echo "build, about 3 GB: set TORCH= to choose) and about 300 MB of other packages (triton is 190 of them)." >&2
+	@echo "build, about 3 GB: set TORCH= to choose) and about 500 MB of other packages (triton is 190 of them, ray 70)." >&2
 	@test -x $(BIN)/python || $(PYTHON) -m venv $$($(PYTHON) -c 'import torch' 2>/dev/null && echo --system-site-packages) $(VENV)
 	@$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/python -m pip install --disable-pip-version-check --progress-bar on $(TORCH)
 	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar on -q -c constraints.txt -e '.[dev]'

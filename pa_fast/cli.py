@@ -151,6 +151,10 @@ def sweep(
         base, instruct, lambdas, tuple(evals), out, device, dtype, store, tokenizer, batch_size, limit, seed,
         allow_nonfinite, overwrite, engine, delta,
     )  # fmt: skip
+    if confirm and shard is not None:
+        raise UsageError(
+            "--confirm and --shard together", "confirm when all shards are done: run the same command without --shard"
+        )
     if confirm:
         check_confirm(job)
     # a delta takes the place of INSTRUCT, which then serves to confirm alone
@@ -266,7 +270,7 @@ def encode(
     if as_json:
         print(report.to_json())
         return
-    kept = "loses nothing" if report.lossless else f"relative error {report.relative_error:.3g}, energy kept {report.energy:.3g}"
+    kept = "loses nothing" if report.lossless else f"relative error {report.relative_error:.3g}, ‖D′‖² / ‖D‖² {report.energy:.3g}"
     size = f"{format_bytes(report.bytes)}, {report.bytes_per_parameter:.3g} bytes per parameter"
     print(f"{out}: {report.options}: {size}; {kept}")
     for point in report.text.points if report.text else ():

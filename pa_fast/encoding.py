@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from pa_fast.base import Lambda
 from pa_fast.checkpoint.source import resolve
-from pa_fast.errors import UsageError
+from pa_fast.errors import OutputError, PairError, UsageError
+from pa_fast.evals.files import read_file
 
 if TYPE_CHECKING:
     from pa_fast.delta.entry import Store
@@ -64,11 +65,15 @@ def encode(
     options = {name: value for name, value in given.items() if value is not None}
     folder = resolve(instruct)
     if (folder / "adapter_config.json").exists():
-        if format != "lowrank" or options:
+        foreign = [*options, *(["text"] if text is not None else [])] if format == "lowrank" else [f"format {format}"]
+        if foreign:
             raise UsageError(
-                f"{instruct} is a LoRA folder, and `{format}` was asked for", "write --format lowrank, without options"
+                f"{instruct} is a LoRA folder, which is encoded as it is, and `{foreign[0]}` was asked for",
+                "write --format lowrank, without options",
             )
         return _adapter(base, folder, out, dtype, allow_nonfinite=allow_nonfinite, overwrite=overwrite)
+    if text is not None:
+        read_file(text)  # what is wrong with it should not cost an encoding
     measured = Measured(_store(format, options))
     encoding.encode(base, instruct, out, measured, dtype, allow_nonfinite=allow_nonfinite, overwrite=overwrite)
     report = measured.report()
@@ -78,7 +83,9 @@ def encode(
     from pa_fast.quality.reports import on_text
 
     exact, lossy = load(base, instruct, dtype=dtype), load(base, delta=out)
-    return replace(report, text=on_text(exact, lossy, text))
+    positions = getattr(exact.model.config.get_text_config(), "max_position_embeddings", None) or 512
+    window = min(512, positions)
+    return replace(report, text=on_text(exact, lossy, text, window=window, stride=window // 2))
 
 
 def export_lora(
@@ -96,8 +103,17 @@ def export_lora(
     from pa_fast.checkpoint.reader import Checkpoint
     from pa_fast.delta.lora_export import export
     from pa_fast.engines.loading import one_side
+    from pa_fast.live import opening
 
+    expected = opening.about(delta).base.quick
+    if next(Path(out).iterdir(), None) if Path(out).is_dir() else Path(out).exists():
+        raise OutputError(f"{out} exists already, and is not an empty folder", "choose another --out")
     with Checkpoint.open(resolve(base)) as checkpoint:
+        if expected not in (None, found := checkpoint.quick_fingerprint()):
+            raise PairError(
+                f"{delta} was encoded from a base of quick fingerprint {expected}, {base} has {found}",
+                "give the base that the delta is for",
+            )
         return export(delta, one_side(checkpoint), out, Lambda(lam), base_model=str(base), partial=partial)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pa_fast import evals
 from pa_fast.base import Engine, Evaluator, Lambda
-from pa_fast.errors import EngineError, UsageError
+from pa_fast.errors import EngineError, PairError, UsageError
 from pa_fast.sweep.driver import distinct
 from pa_fast.sweep.point import Record, visit
 from pa_fast.sweep.schedule import lambdas
@@ -69,11 +69,9 @@ def confirm(job: SweepSpec, found: SweepResult, count: int, progress: Progress |
     They are a run of their own, in the folder `confirmed` of the first.
 
     Raises:
-        UsageError: there is no instruct model, or nothing was lost.
+        UsageError, PairError: see `check_confirm`.
     """
     check_confirm(job)
-    if found.approximation is None:
-        raise UsageError(f"nothing to confirm: {job.store} loses nothing", "leave out --confirm")
     best = {row.lam for name in found.evaluators for row in found.ranked(name)[:count]}
     points = ",".join(lam.key for lam in sorted(best, key=lambda lam: lam.exact))
     exact = replace(job, store="dense", delta=None, lambdas=points, out=str(pathlib.Path(job.out) / "confirmed"))
@@ -81,9 +79,30 @@ def confirm(job: SweepSpec, found: SweepResult, count: int, progress: Progress |
 
 
 def check_confirm(job: SweepSpec) -> None:
-    """What `confirm` needs, before a sweep of hours."""
+    """What `confirm` needs, before a sweep of hours.
+
+    Raises:
+        UsageError: there is no instruct model, or nothing is lost.
+        PairError: the delta stands for another instruct model.
+    """
+    from pa_fast.checkpoint.reader import Checkpoint
+    from pa_fast.checkpoint.source import resolve
+    from pa_fast.live import opening
+    from pa_fast.live.planner import planned
+
     if job.instruct is None:
         raise UsageError("--confirm needs the instruct model beside the delta", "name INSTRUCT after BASE")
+    held: Any = planned(job.store) if job.delta is None else opening.about(job.delta)
+    if held.lossless and not getattr(held, "attached", False):
+        raise UsageError("nothing to confirm: this delta loses nothing", "leave out --confirm")
+    if job.delta is not None:
+        with Checkpoint.open(resolve(job.instruct)) as instruct:
+            found, expected = instruct.quick_fingerprint(), held.instruct.quick
+        if found != expected:
+            raise PairError(
+                f"{job.delta} was encoded from an instruct model of quick fingerprint {expected}, {job.instruct} has {found}",
+                "confirm with the instruct model that the delta stands for",
+            )
 
 
 def opened(job: SweepSpec) -> tuple[Engine, list[Evaluator]]:

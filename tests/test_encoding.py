@@ -10,7 +10,7 @@ import pytest
 
 import pa_fast
 from pa_fast.encoding import FORMATS
-from pa_fast.errors import DataError, PairError, UsageError
+from pa_fast.errors import DataError, EvaluatorError, OutputError, PairError, UsageError
 from pa_fast.run import SweepSpec, check_confirm, confirm, run
 
 DEMO = Path(__file__).parents[1] / "examples" / "demo"
@@ -48,11 +48,33 @@ def test_a_lossy_sweep_says_so_and_its_best_points_are_confirmed(tmp_path: Path)
     assert {row.lam.key: row.score for row in confirmed.rows}.items() <= {r.lam.key: r.score for r in exact.rows}.items()
 
 
-def test_what_cannot_be_confirmed_is_refused(tmp_path: Path) -> None:
+def test_what_cannot_be_confirmed_is_refused_before_the_sweep(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="needs the instruct model"):
         check_confirm(spec(tmp_path, instruct=None, delta="file"))
-    with pytest.raises(UsageError, match="nothing to confirm"):
-        confirm(spec(tmp_path / "run"), run(spec(tmp_path / "run", lambdas="1")), 1)
+    for store in ("auto", "dense", "sparse"):
+        with pytest.raises(UsageError, match="nothing to confirm"):
+            check_confirm(spec(tmp_path, store=store))
+    pa_fast.encode(BASE, INSTRUCT, tmp_path / "delta", "sparse", select="topk", density=0.01)
+    check_confirm(spec(tmp_path, delta=str(tmp_path / "delta")))
+    with pytest.raises(PairError, match="encoded from an instruct model of quick fingerprint"):
+        check_confirm(spec(tmp_path, delta=str(tmp_path / "delta"), instruct=str(BASE)))
+
+
+def test_an_adapter_is_exported_for_its_own_base_alone(tmp_path: Path) -> None:
+    pa_fast.encode(BASE, INSTRUCT, tmp_path / "delta", "lowrank", rank=16)
+    with pytest.raises(PairError, match="encoded from a base of quick fingerprint"):
+        pa_fast.export_lora(tmp_path / "delta", INSTRUCT, tmp_path / "lora", partial=True)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes").touch()
+    with pytest.raises(OutputError, match="not an empty folder"):
+        pa_fast.export_lora(tmp_path / "delta", BASE, tmp_path / "full", partial=True)
+    assert not (tmp_path / "lora").exists()
+
+
+def test_a_text_that_cannot_be_read_costs_no_encoding(tmp_path: Path) -> None:
+    with pytest.raises(EvaluatorError, match="cannot be read"):
+        pa_fast.encode(BASE, INSTRUCT, tmp_path / "delta", text=tmp_path / "no")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -101,7 +123,7 @@ def test_a_delta_goes_to_a_lora_folder_and_back(tmp_path: Path) -> None:
 
 def test_a_text_shows_what_a_delta_does_to_the_model(tmp_path: Path) -> None:
     text = tmp_path / "text"
-    text.write_text("[rev owgny]>yngwo\n" * 8)
+    text.write_text("[rev owgny]>yngwo\n" * 20)  # longer than the model has positions for
     lossy = pa_fast.encode(BASE, INSTRUCT, tmp_path / "a", "lowrank", rank=16, text=text).text
     whole = pa_fast.encode(BASE, INSTRUCT, tmp_path / "b", text=text).text
     assert lossy is not None and whole is not None

@@ -71,7 +71,7 @@ def export(
         if left and not partial:
             raise DataError(
                 f"{file.path}: changes {len(left)} tensors that a LoRA cannot hold, such as {quoted(left[0])}",
-                "export the rest with partial=True, or merge the model instead",
+                "export the rest with --partial (partial=True), or merge the model instead",
             )
         if not adapted:
             raise DataError(f"{file.path}: nothing in it fits into a LoRA", "encode the pair with the store `lowrank`")

@@ -60,7 +60,8 @@ class SparseStore:
         if self.select != "exact":
             share = SELECTIONS[self.select] if self.density is None else self.density
             if share is None or not 0 < share <= 1:
-                raise UsageError(f"`{self.select}` with density {share}", "give the share of weights to keep, such as 0.1")
+                said = "no density" if share is None else f"density {share}"
+                raise UsageError(f"`{self.select}` with {said}", "give the share of weights to keep, such as 0.1")
             object.__setattr__(self, "density", float(share))
         if not 0 <= self.seed < 2**32:
             raise UsageError(f"seed {self.seed}", "give a number from 0 to 4294967295")

@@ -185,7 +185,9 @@ def load(
     if (instruct is None) == (delta is None):
         raise UsageError("one of an instruct model and a delta file is needed", "give the instruct folder, or delta= (--delta)")
     if delta is not None and (store not in ("auto", "attached") or dtype != "auto"):
-        raise UsageError("a delta file says by itself how it is held, and in which dtype", "leave out store and dtype")
+        raise UsageError(
+            "a delta file says by itself how it is held, and in which dtype", "leave out both; store attached alone fits"
+        )
     where, held = _device(device), planned(store)
     sharding = ranks.sharding()
     about = None if delta is None else opening.about(delta)
