@@ -118,7 +118,7 @@ def sweep(
     evals: Annotated[list[str], typer.Option("--eval", metavar="EVAL", help="What to evaluate; may be given again.")],
     out: Annotated[str, typer.Option(metavar="DIR", help="The run folder: journal, results and figure.")],
     instruct: Annotated[
-        str | None, typer.Argument(metavar="[INSTRUCT]", help="The instruct checkpoint, λ = 1; not needed beside --delta.")
+        str | None, typer.Argument(metavar="INSTRUCT", help="The instruct checkpoint, λ = 1; not needed beside --delta.")
     ] = None,
     store: Annotated[
         str, typer.Option(metavar="S", help="How the delta is held: auto, dense, sparse, lowrank or attached.")
