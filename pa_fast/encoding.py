@@ -79,12 +79,12 @@ def encode(
     report = measured.report()
     if text is None:
         return report
+    from pa_fast.engines import scoring
     from pa_fast.engines.transformers import load
     from pa_fast.quality.reports import on_text
 
     exact, lossy = load(base, instruct, dtype=dtype), load(base, delta=out)
-    positions = getattr(exact.model.config.get_text_config(), "max_position_embeddings", None) or 512
-    window = min(512, positions)
+    window = min(512, scoring.positions(exact.model) or 512)
     return replace(report, text=on_text(exact, lossy, text, window=window, stride=window // 2))
 
 

@@ -69,3 +69,8 @@ class RunError(PaFastError):
 
 class MissingExtra(PaFastError):
     """An optional package is not installed; the hint is the install command."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what a library said, or what kind of error it was where it said nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

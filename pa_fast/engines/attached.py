@@ -6,57 +6,63 @@ fused experts) follows λ in the live weights, as in every store.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pa_fast.delta.lora import layers
 from pa_fast.errors import EngineError
 
 if TYPE_CHECKING:
     Factors = tuple[torch.Tensor, torch.Tensor]
 
 
-class AttachedLinear(torch.nn.Linear):
+class _Beside(torch.nn.Module):
+    """A layer with U, V and λ as buffers that no checkpoint holds."""
+
+    u: torch.Tensor
+    v: torch.Tensor
+    lam: torch.Tensor
+    follows_lambda = ("lam",)
+
+    def hold(self, u: torch.Tensor, v: torch.Tensor, lam: torch.Tensor) -> None:
+        for name, tensor in (("u", u), ("v", v), ("lam", lam)):
+            self.register_buffer(name, tensor, persistent=False)
+
+    def scaled(self, inner: torch.Tensor) -> torch.Tensor:
+        """λ times `inner`, in its dtype."""
+        return (inner.float() * self.lam).to(inner.dtype)
+
+
+class AttachedLinear(_Beside, torch.nn.Linear):
     """A linear layer with the weight [M, N] of `linear`, and beside it U [M, R] and V [R, N] scaled by λ.
 
     Numerics: λ scales the R numbers between the factors, in fp32; a bf16 λ would be off by up to 0.4 %.
     """
 
-    u: torch.Tensor
-    v: torch.Tensor
-    lam: torch.Tensor
-    follows_lambda = ("lam",)
-
     def __init__(self, linear: torch.nn.Linear, u: torch.Tensor, v: torch.Tensor, lam: torch.Tensor):
         torch.nn.Module.__init__(self)
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.weight, self.bias = linear.weight, linear.bias
-        _hold(self, u, v, lam)
+        self.hold(u, v, lam)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        inner = torch.nn.functional.linear(input, self.v)
-        scaled = (inner.float() * self.lam).to(inner.dtype)
+        scaled = self.scaled(torch.nn.functional.linear(input, self.v))
         return torch.nn.functional.linear(input, self.weight, self.bias) + torch.nn.functional.linear(scaled, self.u)
 
 
-class AttachedEmbedding(torch.nn.Embedding):
+class AttachedEmbedding(_Beside, torch.nn.Embedding):
     """An embedding with the rows of `embedding`, and beside them those of U [M, R] times V [R, N], scaled by λ."""
-
-    u: torch.Tensor
-    v: torch.Tensor
-    lam: torch.Tensor
-    follows_lambda = ("lam",)
 
     def __init__(self, embedding: torch.nn.Embedding, u: torch.Tensor, v: torch.Tensor, lam: torch.Tensor):
         torch.nn.Module.__init__(self)
         vars(self).update({key: value for key, value in vars(embedding).items() if not key.startswith("_")})
         self.weight = embedding.weight
-        _hold(self, u, v, lam)
+        self.hold(u, v, lam)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        rows = torch.nn.functional.embedding(input, self.u)
-        scaled = (rows.float() * self.lam).to(rows.dtype)
+        scaled = self.scaled(torch.nn.functional.embedding(input, self.u))
         return super().forward(input) + scaled @ self.v
 
 
@@ -65,16 +71,9 @@ def attachable(model: torch.nn.Module) -> dict[str, list[str]]:
 
     Only layers that use their weight in no other way than by their own forward pass: exact subclasses may differ.
     """
-    users: dict[int, list[str]] = {}
-    names: dict[int, str] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        names.setdefault(id(parameter), name)
-        users.setdefault(id(parameter), []).append(name.rpartition(".")[0])
-    found = {}
-    for key, name in names.items():
-        modules = [model.get_submodule(path) for path in users[key]]
-        if name.endswith(".weight") and all(_kind(module) is not None for module in modules):
-            found[name] = users[key]
+    found: dict[str, list[str]] = {}
+    for layer in layers(model).values():
+        found.setdefault(layer.weight, []).append(layer.path)
     return found
 
 
@@ -102,19 +101,7 @@ def attach(model: torch.nn.Module, factors: Mapping[str, Factors]) -> torch.Tens
             raise EngineError(f"nothing can be attached to `{name}`: it is no linear or embedding layer's own weight", "merge it")
         for path in known[name]:
             owner, _, leaf = path.rpartition(".")
-            kind = _kind(model.get_submodule(path))
-            assert kind is not None
-            setattr(model.get_submodule(owner), leaf, kind(model.get_submodule(path), u, v, lam))
+            layer: Any = model.get_submodule(path)
+            kind: Any = AttachedLinear if type(layer) is torch.nn.Linear else AttachedEmbedding
+            setattr(model.get_submodule(owner), leaf, kind(layer, u, v, lam))
     return lam
-
-
-def _kind(module: torch.nn.Module) -> Callable[..., torch.nn.Module] | None:
-    if type(module) is torch.nn.Linear:
-        return AttachedLinear
-    plain = type(module) is torch.nn.Embedding and module.max_norm is None and not module.scale_grad_by_freq
-    return AttachedEmbedding if plain else None
-
-
-def _hold(module: torch.nn.Module, u: torch.Tensor, v: torch.Tensor, lam: torch.Tensor) -> None:
-    for name, tensor in (("u", u), ("v", v), ("lam", lam)):
-        module.register_buffer(name, tensor, persistent=False)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pa_fast.checkpoint.header import FLOATS
 from pa_fast.checkpoint.reader import Checkpoint, torch_dtype
 from pa_fast.engines import layout
-from pa_fast.errors import EngineError, PairError
+from pa_fast.errors import EngineError, PairError, first_line
 
 if TYPE_CHECKING:
     import torch
@@ -154,11 +154,6 @@ def _from_pretrained(checkpoint: Checkpoint, dtype: torch.dtype | None, sharding
     model.eval()
     model.requires_grad_(False)
     return model
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of what a library said, or what kind of error it was where it said nothing."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 @contextlib.contextmanager

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
-from pa_fast.engines.loading import first_line
-from pa_fast.errors import EngineError, PaFastError, UsageError
+from pa_fast.errors import EngineError, PaFastError, UsageError, first_line
 
 T = TypeVar("T")
 

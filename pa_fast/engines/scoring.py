@@ -141,9 +141,15 @@ def _only(model: PreTrainedModel, config: GenerationConfig) -> Iterator[None]:
         model.generation_config = own
 
 
+def positions(model: PreTrainedModel) -> int | None:
+    """The most tokens that `model` has positions for, None where it does not say."""
+    count: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return count
+
+
 def check_length(model: PreTrainedModel, count: int, what: str) -> None:
     """Refuse what does not fit the model's positions, instead of cutting it in silence."""
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    limit = positions(model)
     if limit is not None and count > limit:
         raise EngineError(
             f"{what} has {count} tokens; the model has positions for {limit}",

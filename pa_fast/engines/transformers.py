@@ -22,10 +22,10 @@ from pa_fast.checkpoint.vocabulary import compare_vocabularies
 from pa_fast.engines import endpoints, scoring
 from pa_fast.engines.attached_weights import attached, divertible
 from pa_fast.engines.inventory import Inventory
-from pa_fast.engines.loading import allocate, first_line, load_pair
+from pa_fast.engines.loading import allocate, load_pair
 from pa_fast.engines.past import obstacle
 from pa_fast.engines.ranks import ALONE, Alone, Ranks
-from pa_fast.errors import EngineError, UsageError
+from pa_fast.errors import EngineError, UsageError, first_line
 from pa_fast.live import opening
 from pa_fast.live.planner import Store, planned
 from pa_fast.live.weights import LiveWeights

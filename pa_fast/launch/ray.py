@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pa_fast.base import Engine, Evaluator, Lambda
-from pa_fast.errors import EngineError, MissingExtra, PaFastError, UsageError
+from pa_fast.errors import EngineError, MissingExtra, PaFastError, UsageError, first_line
 from pa_fast.run import SweepSpec, evaluators, opened
 from pa_fast.sweep import schedule
 from pa_fast.sweep.driver import distinct, finished
@@ -178,7 +178,7 @@ class _Pool:
             point = place.lam.key, place.names[0]
             self._deaths[point] += 1
             if self._deaths[point] >= MOST_DEATHS:
-                message = f"{MOST_DEATHS} workers died at this point, the last one so: {_first_line(error)}"
+                message = f"{MOST_DEATHS} workers died at this point, the last one so: {first_line(error)}"
                 recording.record(Record(Entry(*point, error=message)))
                 del place.names[0]
             if place.names:
@@ -220,7 +220,7 @@ class _Pool:
         self._deaths[None] += 1
         if self._deaths[None] >= MOST_DEATHS:
             raise EngineError(
-                f"{MOST_DEATHS} workers died while they loaded the pair, the last one so: {_first_line(error)}",
+                f"{MOST_DEATHS} workers died while they loaded the pair, the last one so: {first_line(error)}",
                 "each worker holds a live copy of its own: take fewer --workers if memory is short",
             )
 
@@ -245,7 +245,7 @@ def _cluster(ray: Any) -> Iterator[None]:
             ray.init(**quiet)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise EngineError(
-                f"the Ray cluster at {os.environ['RAY_ADDRESS']} cannot be reached: {_first_line(error)}",
+                f"the Ray cluster at {os.environ['RAY_ADDRESS']} cannot be reached: {first_line(error)}",
                 "check RAY_ADDRESS, or unset it to use this machine",
             ) from error
     else:
@@ -274,7 +274,3 @@ def _share(ray: Any, workers: int, gpus: int) -> int:
     )
     needs = "a core and a GPU" if gpus else "a core"
     raise UsageError(f"{workers} workers on a Ray cluster of {have}", f"each worker needs {needs}: take fewer, or --device cpu")
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
