@@ -7,6 +7,8 @@ from pa_kernels import reference
 from pa_kernels.checksum import checksum
 from pa_kernels.lerp import Lerp, lerp_
 from pa_kernels.lowrank import LowRank, lowrank_merge_
+from pa_kernels.packed import Packed, packed_switch_
+from pa_kernels.packed_tensor import PackedTensor
 from pa_kernels.sparse import Sparse, sparse_set_
 from pa_kernels.sparse_tensor import SparseTensor
 from pa_kernels.svd import truncated_svd
@@ -14,11 +16,14 @@ from pa_kernels.svd import truncated_svd
 __all__ = [
     "Lerp",
     "LowRank",
+    "Packed",
+    "PackedTensor",
     "Sparse",
     "SparseTensor",
     "checksum",
     "lerp_",
     "lowrank_merge_",
+    "packed_switch_",
     "reference",
     "sparse_set_",
     "truncated_svd",

@@ -87,6 +87,11 @@ def over_cores(work: Callable[[A], T], pieces: Iterable[A]) -> list[T]:
     return [done[k] for k in range(len(pieces))]
 
 
+def over(work: Callable[[A], T], pieces: Iterable[A], like: torch.Tensor) -> list[T]:
+    """`work` of every piece, in order: over cores where `like` is on the CPU, else one after another."""
+    return over_cores(work, pieces) if like.device.type == "cpu" else [work(piece) for piece in pieces]
+
+
 @functools.cache
 def _helpers(count: int) -> ThreadPoolExecutor:
     """Threads that stay: new ones start on the core of the thread that made them, and lose 7 ms until they are moved."""

@@ -18,7 +18,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from pa_kernels import checksum_triton, lerp_triton, lowrank_triton, sparse_triton
+from pa_kernels import checksum_triton, lerp_triton, lowrank_triton, packed_triton, sparse_triton
+from pa_kernels.packed_tensor import BLOCK
 from pa_kernels.sparse_tensor import Kind
 from pa_kernels.tiles import INTERPRETED, Launch
 
@@ -66,6 +67,10 @@ SPARSE_KINDS: tuple[tuple[Kind, torch.dtype, torch.dtype, torch.dtype, torch.dty
     ("bitmap", BF16, FP32, BF16, None),
 )
 """(kind, out, base, target, via)."""
+
+
+PACKED_KINDS = ((BF16, 8), (BF16, 16), (FP16, 8), (FP16, 16))
+"""(dtype, width of codes)."""
 
 
 @dataclass(frozen=True)
@@ -170,6 +175,18 @@ def sparse(
     return Kernel(name, kernel, {**tables, "lams": "*fp32"}, constants, sparse_triton.OPTIONS, launch, moved)
 
 
+def packed(dtype: torch.dtype, width: int, launch: Launch | None = None) -> Kernel:
+    """The packed switch for one dtype and width of codes. Bytes and instructions are those of a block of two planes, tables
+    and sums at its ends included: the program walks a tile's blocks in a loop, which is counted once."""
+    launch = launch or packed_triton.LAUNCHES[width]
+    constants = packed_triton.constants(dtype, width, launch, nvidia=False)
+    function = packed_triton.packed_kernel
+    tables = {name: "*i64" for name in function.arg_names if name not in constants} | {"olds": "*fp32", "lams": "*fp32"}
+    name = f"packed {width}-bit {'bf16' if dtype == BF16 else 'fp16'}"
+    looped = Launch(BLOCK, launch.threads)
+    return Kernel(name, function, tables, constants, packed_triton.OPTIONS, looped, 4 + width // 8)
+
+
 def kernels() -> list[Kernel]:
     """Every kernel of this package, as it is launched."""
     return [
@@ -177,6 +194,7 @@ def kernels() -> list[Kernel]:
         checksum(),
         *(lowrank(*kind) for kind in LOWRANK_KINDS),
         *(sparse(*kind) for kind in SPARSE_KINDS),
+        *(packed(*kind) for kind in PACKED_KINDS),
     ]
 
 
@@ -189,10 +207,13 @@ def compile_for(kernel: Kernel, target: str) -> Compiled:
     if INTERPRETED:
         raise RuntimeError("TRITON_INTERPRET is set: kernels are interpreted in this process and cannot be compiled")
     names = kernel.function.arg_names
+    constants = dict(kernel.constants)
+    if "ASM" in constants:
+        constants["ASM"] = TARGETS[target].backend == "cuda"
     source = ASTSource(
         kernel.function,
-        {**kernel.signature, **dict.fromkeys(kernel.constants, "constexpr")},
-        {(names.index(name),): value for name, value in kernel.constants.items()},
+        {**kernel.signature, **dict.fromkeys(constants, "constexpr")},
+        {(names.index(name),): value for name, value in constants.items()},
     )
     made = triton.compile(
         source,
@@ -253,7 +274,8 @@ def _read_cuda(ptx: str, cubin: bytes) -> _Reading:
     index = {int(address, 16): n for n, (address, _) in enumerate(lines)}
     instructions = []
     for _, text in lines:
-        target = re.search(r"\bBRA\b.*?(0x[0-9a-f]+)", text)
+        # sm_80 leaves loops by calls that do not return
+        target = re.search(r"\b(?:BRA|CALL\.REL\.NOINC)\b.*?(0x[0-9a-f]+)", text)
         # a guard stands before the instruction (@P0) or, for uniform predicates, inside it (BRA.U !UP0)
         ends = re.match(r"(BRA|EXIT|RET)\b", text) and not re.search(r"\bU?P\d", text)
         wide = re.search(r"\b(LDG|STG)(?:STS)?\.E\S*\.128\b", text)

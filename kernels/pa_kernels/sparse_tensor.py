@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from pa_kernels import reference
-from pa_kernels.cores import over_cores
+from pa_kernels.cores import over
 from pa_kernels.reference import BITMAP_TILE, INDEX_TILE, LIVE_DTYPES
 
-T = TypeVar("T")
 Kind = Literal["index", "bitmap"]
 
 TILE: dict[Kind, int] = {"index": INDEX_TILE, "bitmap": BITMAP_TILE}
@@ -156,7 +155,7 @@ class SparseTensor:
                     "expected ascending"
                 )
 
-        _over(check_span, range(0, self.count - 1, SPAN), self.where)
+        over(check_span, range(0, self.count - 1, SPAN), self.where)
         tiles = self.starts.numel() - 1
         if self.count and int(self.starts[tiles - 1]) < self.count:
             last = int(self.where[-1]) + (tiles - 1) * INDEX_TILE
@@ -175,7 +174,7 @@ class SparseTensor:
                 raise ValueError(f"{int(found[k])} bits are set in tile {first + k}, expected {int(expected[k])} by starts")
 
         tiles = self.starts.numel() - 1
-        _over(check_span, range(0, tiles, SPAN // BITMAP_TILE), self.where)
+        over(check_span, range(0, tiles, SPAN // BITMAP_TILE), self.where)
         last = reference.bitmap_positions(self.where[-words:])[-1:] + (tiles - 1) * BITMAP_TILE
         if last.numel() and int(last) >= self.numel:
             raise ValueError(f"position {int(last)} in a tensor of {self.numel} elements, expected less")
@@ -218,7 +217,7 @@ def _of_positions(positions: Tensor, numel: int) -> Local:
             k = int(wrong[0])
             raise ValueError(f"position {int(piece[k + 1])} follows {int(piece[k])}, expected ascending")
 
-    _over(check_span, range(0, positions.numel() - 1, SPAN), positions)
+    over(check_span, range(0, positions.numel() - 1, SPAN), positions)
     if positions.numel() and not 0 <= int(positions[0]) <= int(positions[-1]) < numel:
         raise ValueError(f"positions from {int(positions[0])} to {int(positions[-1])}, expected within {numel} elements")
     edges = torch.arange(0, numel + SPAN, SPAN, device=positions.device)
@@ -240,7 +239,7 @@ def _packed(kind: Kind, numel: int, local: Local, like: Tensor) -> tuple[Tensor,
         flags = torch.zeros(tiles * tile, dtype=torch.bool, device=like.device)
         return _words(flags.index_fill_(0, places, True)), counts
 
-    parts = _over(pack, range(0, numel, SPAN), like)
+    parts = over(pack, range(0, numel, SPAN), like)
     where = torch.cat([torch.empty(0, dtype=WHERE_DTYPE[kind], device=like.device), *(where for where, _ in parts)])
     counts = torch.cat([torch.zeros(1, dtype=torch.int64, device=like.device), *(counts for _, counts in parts)])
     return where, counts.cumsum(0)
@@ -264,7 +263,3 @@ def _ones(words: Tensor) -> Tensor:
     x = words - ((words >> 1) & 0x55555555)
     x = (x & 0x33333333) + ((x >> 2) & 0x33333333)
     return (((x + (x >> 4)) & 0x0F0F0F0F) * 0x01010101) >> 24
-
-
-def _over(work: Callable[[int], T], starts: Iterable[int], like: Tensor) -> list[T]:
-    return over_cores(work, starts) if like.device.type == "cpu" else [work(start) for start in starts]

@@ -13,7 +13,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("bodies", ["test_triton.py", "test_lowrank_triton.py"])
+@pytest.mark.parametrize("bodies", ["test_triton.py", "test_lowrank_triton.py", "test_packed_triton.py"])
 def test_kernel_bodies_in_the_interpreter(bodies: str) -> None:
     pytest.importorskip("triton", reason="Triton is not installed")
     done = subprocess.run(

@@ -1,0 +1,230 @@
+"""A lossless delta beside live weights: a code of 8 or 16 bits for every weight, and both values where no code fits.
+
+    codes, 8 bits: word j of block s       | code of element 4096·s + 2048 + j | code of element 4096·s + j |
+    codes, 16 bits: word j                 | code of element j |
+    exceptions of tile t                   entries starts[t] to starts[t + 1] of `where`, `base`, `target`
+
+A code is 2·k + p in two's complement, as `reference.packed_codes` defines it. Two planes share a word so that on a GPU
+codes and weights are loaded in the same layout, 128 bits at a time, and nothing is exchanged between threads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from pa_kernels import reference
+from pa_kernels.cores import over
+from pa_kernels.reference import LIMIT, MANTISSA, PACKED_TILE, PLANE
+
+BLOCK = 2 * PLANE
+
+SPAN = 1 << 18
+"""Elements per unit of work while encoding: whole tiles, and scratch that stays in a core's cache."""
+
+
+@dataclass(frozen=True, eq=False)
+class PackedTensor:
+    """What W(λ) of N weights needs beside W(λ′) for any λ and λ′ in a range: no copy of base or target is among it.
+
+    Attributes:
+        dtype: of live tensor, base and target: bf16 or fp16.
+        numel: N.
+        width: 8 or 16, the bits of a code.
+        codes: int16; of 8 bits 2048·⌈N/4096⌉ words, of 16 bits N. Past N they are 0.
+        starts: int32 [⌈N/32768⌉ + 1], exceptions before each tile, and P.
+        where: uint16 [P], places of the exceptions within their tiles, ascending.
+        base, target: [P], their two values. The code there is 0.
+        span: fp32 [2] on the CPU, the least and the largest λ that the codes are for.
+
+    Cost:
+        1 or 2 bytes per weight, 6 per exception, 4 per tile.
+    """
+
+    dtype: torch.dtype
+    numel: int
+    width: int
+    codes: Tensor
+    starts: Tensor
+    where: Tensor
+    base: Tensor
+    target: Tensor
+    span: Tensor
+
+    @classmethod
+    def encode(cls, base: Tensor, target: Tensor, span: tuple[float, float] = (0.0, 1.0)) -> PackedTensor | None:
+        """The delta between two tensors in codes of that width which takes fewer bytes; None where exceptions outnumber a tensor.
+
+        Args:
+            base, target: of one shape, both bf16 or both fp16, on the CPU (a read-only map of a file, say) or a GPU.
+            span: the λ that it is for, lo and hi; [0, 1] is always among them.
+
+        Cost:
+            One read of both, on a CPU one core per piece; a second one where 16-bit codes may take less. Beside the result
+            scratch for SPAN elements a core.
+        """
+        sides = base.detach().reshape(-1), target.detach().reshape(-1)
+        lo, hi = min(reference.fp32(span[0]), 0.0), max(reference.fp32(span[1]), 1.0)
+        made = _encode(*sides, 8, (lo, hi))
+        # 16-bit codes take a byte more for every weight: they can pay only where more than this are exceptions
+        if made is None or 6 * made.count > base.numel():
+            wide = _encode(*sides, 16, (lo, hi))
+            made = min((m for m in (made, wide) if m is not None), key=lambda m: m.nbytes, default=None)
+        return made
+
+    @property
+    def count(self) -> int:
+        """P, the exceptions."""
+        return self.base.numel()
+
+    @property
+    def parts(self) -> dict[str, Tensor]:
+        """All tensors by name."""
+        return {field.name: value for field in fields(self) if isinstance(value := getattr(self, field.name), Tensor)}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(tensor.nbytes for tensor in self.parts.values())
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """The least and the largest λ that it is for."""
+        lo, hi = self.span.tolist()
+        return lo, hi
+
+    def element_codes(self, span: slice) -> Tensor:
+        """Codes of the elements `span`, which begins with a block: int16, in their order."""
+        if self.width == 16:
+            return self.codes[span]
+        words = self.codes[span.start // 2 : -(-span.stop // BLOCK) * PLANE].view(-1, PLANE)
+        codes = torch.empty(words.shape[0], 2, PLANE, dtype=torch.int16, device=words.device)
+        torch.bitwise_left_shift(words, 8, out=codes[:, 0])
+        codes[:, 0] >>= 8
+        torch.bitwise_right_shift(words, 8, out=codes[:, 1])
+        return codes.view(-1)[: span.stop - span.start]
+
+    def exceptions(self, span: slice) -> tuple[Tensor, Tensor, Tensor]:
+        """Positions less span.start [P], base and target [P] of the exceptions in `span`, which begins with a tile."""
+        first, stop = span.start // PACKED_TILE, -(-span.stop // PACKED_TILE)
+        starts = self.starts[first : stop + 1].long()
+        begin, end = starts[[0, -1]].tolist()
+        offsets = torch.arange(stop - first, device=starts.device) * PACKED_TILE
+        positions = torch.repeat_interleave(offsets, starts.diff(), output_size=end - begin) + self.where[begin:end].long()
+        return positions, self.base[begin:end], self.target[begin:end]
+
+    def to(self, device: torch.device | str) -> PackedTensor:
+        """The same on another device, where codes and exceptions are concerned."""
+        moved = {name: part if name == "span" else part.to(device) for name, part in self.parts.items()}
+        return PackedTensor(self.dtype, self.numel, self.width, **moved)
+
+    def check(self) -> None:
+        """Refuse whatever would make a switch touch memory that is not the tensor's; the codes may be anything.
+
+        Cost: one read of `starts` and `where`.
+
+        Raises:
+            ValueError: saying what was found and what was expected.
+        """
+        if self.dtype not in MANTISSA or self.width not in LIMIT:
+            raise ValueError(f"{self.width}-bit codes of {self.dtype}, expected 8 or 16 bits and bfloat16 or float16")
+        tiles = -(-self.numel // PACKED_TILE)
+        words = self.numel if self.width == 16 else -(-self.numel // BLOCK) * PLANE
+        for name, dtype, size in (
+            ("codes", torch.int16, words),
+            ("starts", torch.int32, tiles + 1),
+            ("where", torch.uint16, self.count),
+            ("base", self.dtype, self.count),
+            ("target", self.dtype, self.count),
+            ("span", torch.float32, 2),
+        ):
+            part = getattr(self, name)
+            if part.dtype != dtype or part.shape != (size,) or not part.is_contiguous():
+                raise ValueError(f"{name} is {part.dtype} {tuple(part.shape)}, expected {dtype} ({size},)")
+        lo, hi = self.range
+        if not lo <= 0 or not hi >= 1 or abs(lo) + abs(hi) == float("inf"):
+            raise ValueError(f"span is [{lo:g}, {hi:g}], expected finite λ around [0, 1]")
+        starts = self.starts.long()
+        if int(starts[0]) != 0 or int(starts[-1]) != self.count or bool((starts.diff() < 0).any()):
+            raise ValueError(f"starts go from {int(starts[0])} to {int(starts[-1])}, expected ascending from 0 to {self.count}")
+        tile = torch.repeat_interleave(torch.arange(tiles, device=starts.device), starts.diff())
+        places = self.where.long()
+        if bool((places >= PACKED_TILE).any()):
+            raise ValueError(f"a place of {int(places.max())} in a tile, expected less than {PACKED_TILE}")
+        positions = tile * PACKED_TILE + places
+        if bool((positions.diff() <= 0).any()) or (self.count and int(positions[-1]) >= self.numel):
+            raise ValueError(f"positions do not ascend within {self.numel} elements")
+
+
+def packed_bytes(numel: int, exceptions: int, width: int) -> int:
+    """Bytes of a packed tensor."""
+    words = numel if width == 16 else -(-numel // BLOCK) * PLANE
+    return 2 * words + 6 * exceptions + 4 * (-(-numel // PACKED_TILE) + 1) + 8
+
+
+def _encode(base: Tensor, target: Tensor, width: int, span: tuple[float, float]) -> PackedTensor | None:
+    numel, dtype = base.numel(), base.dtype
+    words = torch.empty(numel if width == 16 else -(-numel // BLOCK) * PLANE, dtype=torch.int16, device=base.device)
+
+    def pack(start: int) -> Tensor:
+        piece = slice(start, min(start + SPAN, numel))
+        with torch.inference_mode():
+            b, i = (_whole_blocks(side[piece].view(torch.int16)) for side in (base, target))
+            codes, bad = _codes(b, i, dtype, width, span)
+            if width == 16:
+                words[piece] = codes[: piece.stop - start]
+            else:
+                low, high = codes.view(-1, 2, PLANE).unbind(1)
+                room = words[start // 2 : start // 2 + low.numel()].view(-1, PLANE)
+                torch.bitwise_left_shift(high, 8, out=room)
+                room |= low & 0xFF
+            return bad.nonzero().view(-1) + start
+
+    positions = torch.cat([torch.empty(0, dtype=torch.int64, device=base.device), *over(pack, range(0, numel, SPAN), base)])
+    if 6 * positions.numel() > 2 * numel:
+        return None
+    edges = torch.arange(0, -(-numel // PACKED_TILE) + 1, device=base.device) * PACKED_TILE
+    return PackedTensor(
+        dtype,
+        numel,
+        width,
+        words,
+        torch.searchsorted(positions, edges).int(),
+        (positions % PACKED_TILE).to(torch.uint16),
+        base[positions],
+        target[positions],
+        torch.tensor(span, dtype=torch.float32, device="cpu"),
+    )
+
+
+def _codes(b: Tensor, i: Tensor, dtype: torch.dtype, width: int, span: tuple[float, float]) -> tuple[Tensor, Tensor]:
+    """`reference.packed_codes` of int16 patterns, in 16-bit integers alone: −1 marks what has no code.
+
+    Each condition is the sign of a number, so that one `or` joins them: comparisons cost ten times as much as sums.
+    """
+    first, last = 1 << MANTISSA[dtype], reference._last(dtype)
+    k = i - b  # wraps where the signs differ, which is found by their own bits
+    bad = b ^ i
+    bad |= LIMIT[width] - k.abs()
+    finite = last - (b & 0x7FFF)
+    bad |= last - (i & 0x7FFF)
+    for side in (b, i):
+        bad |= (side & 0x7FFF) - first
+    if span != (0.0, 1.0):
+        sides = b.view(dtype), i.view(dtype)
+        for w in (i, *(reference.lerp(*sides, lam).view(torch.int16) for lam in span)):
+            apart = (w ^ b) >> MANTISSA[dtype]
+            bad |= apart | -apart
+    bad &= k | -k  # equal patterns need to be finite alone
+    bad |= finite
+    bad >>= 15
+    codes = (k << 1) | ((b ^ (k & (k >> 15))) & 1)
+    codes &= ~bad
+    return codes, bad
+
+
+def _whole_blocks(patterns: Tensor) -> Tensor:
+    missing = -patterns.numel() % BLOCK
+    return torch.nn.functional.pad(patterns, (0, missing)) if missing else patterns

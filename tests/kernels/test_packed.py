@@ -1,0 +1,281 @@
+"""Packed deltas: the reference's uniqueness, the CPU path against the reference, and what is refused."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import random
+from dataclasses import replace
+from typing import Any
+
+import hypothesis.strategies as st
+import pytest
+import torch
+from hypothesis import given, settings
+from pa_kernels import Packed, PackedTensor, checksum, packed_switch_, reference
+from pa_kernels.packed import packed_pair, packed_target
+from pa_kernels.packed_tensor import packed_bytes
+from pa_kernels.reference import LIMIT, MANTISSA, PACKED_TILE
+from torch import Tensor
+
+from tests.kernels.pairs import bits
+
+DTYPES = [torch.bfloat16, torch.float16]
+RELATIVE = (0.0018, 0.017, 0.044, 0.14, 0.23)
+SPANS = [(0.0, 1.0), (-0.2, 1.3)]
+WALK = int(os.environ.get("PA_FAST_TEST_WALK", "100"))
+"""Switches of a long walk; 1,000 take two minutes."""
+
+
+def pair(size: int, dtype: torch.dtype, rel: float, seed: int = 0, finite: bool = True) -> tuple[Tensor, Tensor]:
+    """Gaussian weights and a relative step, with zeros, subnormals, and unless `finite` NaN and infinities among them."""
+    g = torch.Generator().manual_seed(seed)
+    b = torch.randn(size, generator=g) * 0.02
+    i = (b + torch.randn(size, generator=g) * 0.02 * rel).to(dtype)
+    b = b.to(dtype)
+    special = [(-0.0, 0.0), (-0.0, -0.0), (0.0, 0.5), (1e-7, 2e-7), (1e-39, 1e-39), (-1e-39, 3e-39), (0.25, -0.25)]
+    if not finite:
+        special += [(math.nan, math.nan), (math.inf, math.inf), (1.0, math.nan), (-math.inf, 2.0)]
+    for at, (x, y) in enumerate(special[: size // 2]):
+        b[at * 2], i[at * 2] = x, y
+    return b, i
+
+
+def hard_lambdas(count: int, seed: int = 0, span: tuple[float, float] = (0.0, 1.0)) -> list[float]:
+    """λ in the span, some of them where results tie or round away, each an fp32."""
+    draw = random.Random(seed)
+    chosen = [
+        0.0,
+        1.0,
+        0.5,
+        0.25,
+        1 / 3,
+        2**-24,
+        1 - 2**-24,
+        math.nextafter(0.5, 0),
+        1e-30,
+        *(k / 256 for k in (1, 85, 171, 255)),
+    ]
+    while len(chosen) < count:
+        chosen.append(draw.choice([draw.uniform(*span), draw.randrange(1, 512) / 512, draw.uniform(*span) * 1e-3]))
+    draw.shuffle(chosen)
+    return [reference.fp32(lam) for lam in chosen[:count]]
+
+
+def neighbours(dtype: torch.dtype, largest: int) -> tuple[Tensor, Tensor]:
+    """Patterns of every position in a binade, with every |k| ≤ largest: all that scaling by powers of two leaves apart."""
+    h = MANTISSA[dtype]
+    one = int(bits(torch.ones(1, dtype=dtype))[0])
+    b = torch.arange(one, one + (1 << h)).repeat_interleave(2 * largest + 1)
+    k = torch.arange(-largest, largest + 1).repeat(1 << h)
+    return b.to(torch.int16).view(dtype), (b + k).to(torch.int16).view(dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_no_two_pairs_of_one_code_meet(dtype: torch.dtype) -> None:
+    # f grows with the lower pattern, so it is enough that neighbours of one parity differ
+    b, i = neighbours(dtype, 63 if dtype == torch.bfloat16 else 15)
+    for lam in hard_lambdas(40):
+        here = bits(reference.lerp(b, i, lam))
+        beyond = bits(reference.lerp((bits(b) + 2).view(dtype), (bits(i) + 2).view(dtype), lam))
+        assert bool((here < beyond).all()), lam
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("width", LIMIT)
+def test_the_reference_finds_both_sources(dtype: torch.dtype, width: int) -> None:
+    for rel, span in itertools.product((0.017, 0.23), SPANS):
+        b, i = pair(20_000, dtype, rel)
+        codes, odd = reference.packed_codes(b, i, width, span)
+        b, i, codes = b[~odd], i[~odd], codes[~odd]
+        for lam in hard_lambdas(8, span=span):
+            found = reference.packed_sources(reference.lerp(b, i, lam), codes, lam)
+            assert torch.equal(bits(found[0]), bits(b)) and torch.equal(bits(found[1]), bits(i)), (rel, span, lam)
+        live = reference.lerp(b, i, 0.3)
+        assert torch.equal(bits(reference.packed_switch(live, codes, 0.3, 0.8)), bits(reference.lerp(b, i, 0.8)))
+
+
+def test_without_the_parity_bit_sources_are_not_told_apart() -> None:
+    # λ = ½, k = 1: W ties to even, so that an odd base and the even one above it meet
+    b = torch.tensor([1 + 2**-7, 1 + 2 * 2**-7]).bfloat16()
+    i = (bits(b) + 1).view(torch.bfloat16)
+    assert bits(reference.lerp(b, i, 0.5)).unique().numel() == 1
+    assert reference.packed_codes(b, i, 8)[0].tolist() == [3, 2]
+
+
+@pytest.mark.parametrize("finite", [True, False])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_codes_and_exceptions_are_the_references(dtype: torch.dtype, finite: bool) -> None:
+    for rel, span, size in itertools.product(RELATIVE, SPANS, (1, 4095, 70_001)):
+        b, i = pair(size, dtype, rel, finite=finite)
+        entry = PackedTensor.encode(b, i, span)
+        if entry is None:
+            continue
+        entry.check()
+        codes, odd = reference.packed_codes(b, i, entry.width, span)
+        assert torch.equal(entry.element_codes(slice(0, size)), codes)
+        positions, base, target = entry.exceptions(slice(0, size))
+        assert torch.equal(positions, odd.nonzero().view(-1))
+        assert torch.equal(bits(base), bits(b[odd])) and torch.equal(bits(target), bits(i[odd]))
+        assert entry.nbytes == packed_bytes(size, entry.count, entry.width)
+
+
+@pytest.mark.parametrize(("rel", "most"), [(0.0018, 3.06), (0.017, 3.2), (0.044, 3.52), (0.14, 4.3), (0.23, 4.5)])
+def test_bytes_per_weight(rel: float, most: float) -> None:
+    entry = PackedTensor.encode(*pair(1 << 20, torch.bfloat16, rel))
+    assert entry is not None and 2 + entry.nbytes / entry.numel < most
+
+
+def test_the_width_is_the_one_that_takes_fewer_bytes() -> None:
+    widths = [PackedTensor.encode(*pair(1 << 17, torch.bfloat16, rel)).width for rel in RELATIVE]  # type: ignore[union-attr]
+    assert widths == [8, 8, 8, 16, 16]
+    g = torch.Generator().manual_seed(1)
+    strangers = [torch.randn(1 << 14, generator=g).bfloat16() for _ in range(2)]
+    assert PackedTensor.encode(*strangers) is None
+
+
+def walk(b: Tensor, i: Tensor, lams: list[float], span: tuple[float, float] = (0.0, 1.0)) -> None:
+    entry = PackedTensor.encode(b, i, span)
+    assert entry is not None
+    live = b.clone()
+    packed = Packed([live], [entry])
+    packed.holds(0.0)
+    for lam in lams:
+        packed.run_(lam)
+        expected = reference.lerp(b, i, lam)
+        assert torch.equal(bits(live), bits(expected)), lam
+        assert packed.wrong() == []
+    assert packed.sums() == checksum([live])
+
+
+@pytest.mark.parametrize("span", SPANS, ids=str)
+@pytest.mark.parametrize("rel", RELATIVE)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_walk_of_switches_has_the_bits_of_fresh_merges(dtype: torch.dtype, rel: float, span: tuple[float, float]) -> None:
+    sources = pair(40_003, dtype, rel, finite=False)
+    if PackedTensor.encode(*sources, span) is not None:
+        walk(*sources, hard_lambdas(12, seed=3, span=span), span)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_long_walk_over_every_pair_of_a_binade_and_its_neighbours(dtype: torch.dtype) -> None:
+    b, i = neighbours(dtype, 63)
+    entry = PackedTensor.encode(b, i)
+    assert entry is not None and entry.width == 8 and entry.count == 0
+    live = b.clone()
+    packed = Packed([live], [entry])
+    packed.holds(0.0)
+    for lam in hard_lambdas(WALK, seed=7):
+        packed.run_(lam)
+        assert torch.equal(bits(live), bits(reference.lerp(b, i, lam))), lam
+    assert packed.wrong() == []
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_walk_over_all_exponents(dtype: torch.dtype) -> None:
+    g = torch.Generator().manual_seed(11)
+    b = torch.randint(-32768, 32768, (100_000,), generator=g)
+    k = (8191 * torch.rand(b.shape, generator=g) ** 4).int() * (1 - 2 * torch.randint(0, 2, b.shape, generator=g))
+    sources = [side.to(torch.int16).view(dtype) for side in (b, (b + k).clamp(-32768, 32767))]
+    walk(*sources, hard_lambdas(WALK // 4, seed=12))
+
+
+def test_steps_in_bf16_drift_and_switches_do_not() -> None:
+    b, i = pair(100_000, torch.bfloat16, 0.017)
+    naive, live = b.clone(), b.clone()
+    packed = Packed([live], [PackedTensor.encode(b, i)])  # type: ignore[list-item]
+    packed.holds(0.0)
+    for step in range(1, 101):
+        naive += ((i.float() - b.float()) * 0.01).bfloat16()
+        packed.run_(step / 100)
+    assert torch.equal(bits(live), bits(i))
+    assert float((naive != i).float().mean()) > 0.8
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.tuples(*[st.integers(-32768, 32767)] * 2), min_size=1, max_size=40), st.floats(0, 1, width=32))
+def test_any_patterns_at_all(patterns: list[tuple[int, int]], lam: float) -> None:
+    for dtype in DTYPES:
+        b, i = (torch.tensor(side, dtype=torch.int16).view(dtype).repeat(200) for side in zip(*patterns))
+        entry = PackedTensor.encode(b, i)
+        if entry is None:
+            continue
+        live = b.clone()
+        packed_switch_([live], [entry], 0.0, lam)
+        packed_switch_([live], [entry], lam, 1.0)
+        assert torch.equal(bits(live), bits(i))
+        packed_switch_([live], [entry], 1.0, lam)
+        packed_switch_([live], [entry], lam, 0.0)
+        assert torch.equal(bits(live), bits(b))
+
+
+def test_both_sides_are_told_from_live_weights_and_the_target_from_the_base() -> None:
+    b, i = pair(PACKED_TILE + 5000, torch.bfloat16, 0.044, finite=False)
+    entry = PackedTensor.encode(b, i)
+    assert entry is not None
+    for span in (slice(0, b.numel()), slice(PACKED_TILE, b.numel())):
+        found = packed_pair(reference.lerp(b, i, 0.3), entry, span, reference.fp32(0.3))
+        assert torch.equal(bits(found[0]), bits(b[span])) and torch.equal(bits(found[1]), bits(i[span]))
+        assert torch.equal(bits(packed_target(b[span], entry, span)), bits(i[span]))
+
+
+def test_one_lambda_for_each_tensor_and_foreign_writes_by_entry() -> None:
+    sources = [pair(5000 + k, torch.bfloat16, 0.017 * (k + 1), seed=k) for k in range(3)]
+    live = [b.clone() for b, _ in sources]
+    packed = Packed(live, [PackedTensor.encode(b, i) for b, i in sources])  # type: ignore[misc]
+    packed.holds(0.0)
+    packed.run_([0.1, 0.6, 1.0])
+    for w, (b, i), lam in zip(live, sources, (0.1, 0.6, 1.0)):
+        assert torch.equal(bits(w), bits(reference.lerp(b, i, lam)))
+    live[1][77] += 1
+    packed.run_(0.5)
+    assert packed.wrong() == [1]
+
+
+def test_a_lambda_outside_the_range_changes_nothing() -> None:
+    b, i = pair(5000, torch.bfloat16, 0.017)
+    live = b.clone()
+    packed = Packed([live], [PackedTensor.encode(b, i)])  # type: ignore[list-item]
+    packed.holds(0.0)
+    for lam in (-0.1, 1.0001):
+        with pytest.raises(ValueError, match=r"outside \[0, 1\]"):
+            packed.run_(lam)
+    assert torch.equal(bits(live), bits(b))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"width": 12},
+        {"dtype": torch.float32},
+        {"codes": torch.zeros(3, dtype=torch.int16)},
+        {"starts": torch.tensor([0, 10**6], dtype=torch.int32)},
+        {"starts": torch.tensor([1, 0], dtype=torch.int32)},
+        {"where": "beyond"},
+        {"where": "twice"},
+        {"span": torch.tensor([0.5, 1.0])},
+        {"span": torch.tensor([0.0, math.nan])},
+        {"base": torch.zeros(2, dtype=torch.bfloat16)},
+    ],
+    ids=str,
+)
+def test_a_tensor_that_would_lead_a_switch_astray_is_refused(changes: dict[str, Any]) -> None:
+    b, i = pair(5000, torch.bfloat16, 0.05)
+    entry = PackedTensor.encode(b, i)
+    assert entry is not None
+    if isinstance(changes.get("where"), str):
+        where = entry.where.clone().int()
+        where[-1] = 5000 if changes["where"] == "beyond" else where[-2]
+        changes = {"where": where.to(torch.uint16)}
+    with pytest.raises(ValueError):
+        replace(entry, **changes).check()
+
+
+def test_live_tensors_that_do_not_fit_are_refused() -> None:
+    b, i = pair(5000, torch.bfloat16, 0.05)
+    entry = PackedTensor.encode(b, i)
+    assert entry is not None
+    for live, error in ((b.float(), TypeError), (b[:-1], ValueError), (b.half(), ValueError), (b.repeat(2)[::2], ValueError)):
+        with pytest.raises(error, match="entry 0"):
+            Packed([live], [entry])
