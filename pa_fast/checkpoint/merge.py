@@ -18,13 +18,14 @@ from pa_fast.checkpoint.fingerprint import as_hex, combine
 from pa_fast.checkpoint.layout import ShardPlan, plan_shards
 from pa_fast.checkpoint.pairing import Pair, pair
 from pa_fast.checkpoint.reader import Checkpoint
-from pa_fast.checkpoint.recipe import Blend, Recipe, RuleLike
+from pa_fast.checkpoint.recipe import Blend, Recipe
 from pa_fast.checkpoint.shards import INDEX
 from pa_fast.checkpoint.source import resolve, revision
 from pa_fast.checkpoint.streaming import check_dtype, check_finite, live_dtype, merge_chunk_, over_chunks
 from pa_fast.checkpoint.vocabulary import compare_vocabularies
 from pa_fast.checkpoint.writer import OutputFolder, ShardFile, output_errors
 from pa_fast.errors import OutputError
+from pa_fast.rules import RuleLike
 from pa_fast.units import parse_bytes
 
 if TYPE_CHECKING:

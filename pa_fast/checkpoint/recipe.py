@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from pa_fast.base import Lambda
 from pa_fast.checkpoint.pairing import Pair
 from pa_fast.rounding import Rounding
-from pa_fast.rules import LambdaRule
-
-RuleLike = LambdaRule | Iterable[Mapping[str, Any]] | str | Path
-"""A λ rule, its rows, or the YAML file that holds them."""
+from pa_fast.rules import LambdaRule, RuleLike
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,12 @@ from pa_fast.checkpoint.card import PROVENANCE, Provenance, read_provenance
 from pa_fast.checkpoint.header import FLOATS
 from pa_fast.checkpoint.pairing import Pair, pair
 from pa_fast.checkpoint.reader import Checkpoint, torch_dtype
-from pa_fast.checkpoint.recipe import Blend, Recipe, RuleLike
+from pa_fast.checkpoint.recipe import Blend, Recipe
 from pa_fast.checkpoint.source import resolve
 from pa_fast.checkpoint.streaming import check_dtype, live_dtype, merge_chunk_, over_chunks
 from pa_fast.errors import UsageError
 from pa_fast.rounding import Rounding
-from pa_fast.rules import LambdaRule
+from pa_fast.rules import LambdaRule, RuleLike
 
 if TYPE_CHECKING:
     import torch

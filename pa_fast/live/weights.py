@@ -184,6 +184,14 @@ class LiveWeights:
             opening.check_end(floats, delta, lam)
         return weights
 
+    def touched(self, rule: LambdaRule) -> list[str]:
+        """What each row of `rule` decides, a line each.
+
+        Raises:
+            UsageError: the rule does not fit the tensors' names.
+        """
+        return self._origins.touched(rule)
+
     def follow(self, rule: LambdaRule | None) -> None:
         """From now on a plain λ is that of `rule`: `set_lambda(0.6)` is `set_lambda(rule.at(0.6))`; None: the same for all again.
         Sets the λ that is set once more, by the rule.
@@ -311,11 +319,17 @@ class LiveWeights:
         """
         if self.lam is None or self.rule is None:
             return float("nan") if self.lam is None else self.lam
+        aimed, distance = self.aim()
+        return aimed / distance if distance else float("nan")
+
+    def aim(self, names: Container[str] | None = None) -> tuple[float, float]:
+        """Σ_t λ_t ‖D_t − B_t‖² and Σ_t ‖D_t − B_t‖² over the interpolated tensors called `names`, all where None."""
         store = self._open()
         aimed = distance = 0.0
         for t, (_, whole) in self._over_spans(store.products):
-            aimed, distance = aimed + self._lams[t] * whole, distance + whole
-        return aimed / distance if distance else float("nan")
+            if names is None or self._floats[t].name in names:
+                aimed, distance = aimed + self._lams[t] * whole, distance + whole
+        return aimed, distance
 
     def projection(self, names: Container[str] | None = None) -> tuple[float, float]:
         """⟨W − B, D − B⟩ and ‖D − B‖² over the interpolated weights called `names`, of all where None."""

@@ -9,6 +9,6 @@ The first row that matches a tensor's name decides; a tensor that no row matches
 
 from __future__ import annotations
 
-from pa_fast.rules.rule import LambdaRule, Touch
+from pa_fast.rules.rule import LambdaRule, RuleLike, Touch
 
-__all__ = ["LambdaRule", "Touch"]
+__all__ = ["LambdaRule", "RuleLike", "Touch"]

@@ -59,7 +59,7 @@ class LambdaRule:
             raise UsageError(f"{where}: found no row", f"for example {EXAMPLE}")
 
     @classmethod
-    def of(cls, rule: LambdaRule | Iterable[Mapping[str, Any]] | str | Path) -> LambdaRule:
+    def of(cls, rule: RuleLike) -> LambdaRule:
         """`rule` itself, or the one that these rows, or the YAML file of that name, hold."""
         if isinstance(rule, LambdaRule):
             return rule
@@ -127,3 +127,7 @@ class LambdaRule:
 
     def __repr__(self) -> str:
         return f"<LambdaRule at λ = {self.lam.key}: {'; '.join(map(str, self.rows))}>"
+
+
+RuleLike = LambdaRule | Iterable[Mapping[str, Any]] | str | Path
+"""A λ rule, its rows, or the YAML file that holds them."""
