@@ -147,15 +147,27 @@ def _row_piece_(row: Row, piece: slice, lam: float) -> None:
 
 
 def drawn_piece_(w: Tensor, b: Tensor, i: Tensor, lam: float, via: torch.dtype | None, draw: Draw) -> None:
-    """`reference.lerp` with noise, of flat CPU tensors into `w`, for a λ that is an fp32 number; scratch of 20 bytes a weight."""
+    """`reference.lerp` with noise, of flat CPU tensors into `w`, for a λ that is an fp32 number."""
     first = via or w.dtype
     source = i if lam else b
     if lam in (0.0, 1.0) and source.dtype == first:
         w.copy_(source)
         return
-    x = torch.empty(w.numel(), dtype=torch.float32, device="cpu")
-    lerp_piece_(x, b, i, lam, None)
-    w.copy_(noise.stochastic(x, draw, first))
+    x, wide_b, wide_i = noise.scratch(w.numel()).view(torch.float32)[:3]
+    if lam in (0.0, 1.0):
+        x.copy_(source)
+    elif torch_lerp_is_exact(torch.float32):
+        torch.lerp(wide_b.copy_(b), wide_i.copy_(i), lam, out=x)
+        if _is_suspect(wide_b):
+            _keep_equal_bits_(x, wide_b, wide_i)
+    else:
+        x.copy_(reference.lerp(b, i, lam, torch.float32))
+    if first == w.dtype:
+        noise.stochastic_(w, x, draw)
+    else:
+        narrow = torch.empty(w.numel(), dtype=first, device="cpu")
+        noise.stochastic_(narrow, x, draw)
+        w.copy_(narrow)
     if w.dtype == b.dtype == i.dtype and via is None and _is_suspect(b):
         _keep_equal_bits_(w, b, i)  # the payload of a NaN
 
