@@ -67,7 +67,7 @@ class AttachedWeights:
         self._norm = sum(float((left * right.T).sum()) for left, right in grams)
         self.store, self.exact, self.lossless = part.store, False, False
 
-    rule = None  # the factors share one λ
+    rule = followed = None  # the factors share one λ
 
     @property
     def lam(self) -> float | None:

@@ -47,6 +47,17 @@ class ShardedWeights:
         """The rule by which each tensor's λ follows from `lam`, or None where all have the same."""
         return self._part.rule
 
+    @property
+    def followed(self) -> LambdaRule | None:
+        """The rule that spreads a plain λ, or None."""
+        return self._part.followed
+
+    def follow(self, rule: LambdaRule | None) -> None:
+        """See `LiveWeights.follow`; every rank gives the same rule."""
+        self._ranks.agree("the rule", None if rule is None else rule.document())
+        with self._ranks.step("following the rule"):
+            self._part.follow(rule)
+
     def set_lambda(self, lam: float | LambdaRule) -> None:
         """Write W(λ) on all ranks; returns when all have, on a GPU when all have queued it.
 

@@ -44,6 +44,7 @@ class LiveWeights:
     Attributes:
         lam: the λ that the live tensors hold, of a rule its swept one, or None after a switch that did not finish.
         rule: the rule by which each tensor's λ follows from that, or None where all have the same.
+        followed: the rule that spreads a plain λ, see `follow`, or None.
         rounding: how a merge is rounded: `nearest`, or `stochastic` with its seed.
         store: how the delta is held, with all options.
         exact: whether W(λ) is, bit for bit, the contract between base and the delta's own end.
@@ -76,7 +77,7 @@ class LiveWeights:
         self._sums: dict[tuple[float, ...], int] = {}
         self._foreign = True  # nothing of what no λ changes has been written yet
         self._lams: tuple[float, ...] = ()
-        self._followed: LambdaRule | None = None
+        self.followed: LambdaRule | None = None
         self.lam: float | None = None
         self.rule: LambdaRule | None = None
         self.store, self.exact, self.lossless = store, exact, lossless
@@ -200,13 +201,13 @@ class LiveWeights:
             UsageError, WeightsError: as for `set_lambda`; what was followed before still is.
         """
         lam = 0.0 if self.lam is None else self.lam
-        before, self._followed = self._followed, None
+        before, self.followed = self.followed, None
         try:
             self.set_lambda(lam if rule is None else rule.at(lam))
         except BaseException:
-            self._followed = before
+            self.followed = before
             raise
-        self._followed = rule
+        self.followed = rule
 
     def set_lambda(self, lam: float | LambdaRule) -> None:
         """Write W(λ) into every live tensor, in place; on a GPU queued on the current stream.
@@ -225,7 +226,7 @@ class LiveWeights:
         import torch
 
         store = self._open()
-        rule = lam if isinstance(lam, LambdaRule) else self._followed and self._followed.at(lam)
+        rule = lam if isinstance(lam, LambdaRule) else self.followed and self.followed.at(lam)
         value = float(Lambda(lam) if rule is None else rule.lam)
         lams = (value,) * len(self._floats) if rule is None else self._origins.lams(rule)
         self._check_pointers()
