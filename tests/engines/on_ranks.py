@@ -197,6 +197,10 @@ def a_rule_is_that_of_one_device(world: World) -> None:
     assert lm.weights.checksum() == before
     lm.set_lambda(0.6)
     assert lm.weights.rule is None and lm.weights.intended_lambda() == 0.6
+    lm.weights.follow(rule)
+    assert lm.weights.followed == rule and lm.weights.checksum() == before
+    lm.weights.follow(None)
+    assert lm.weights.checksum() != before
 
 
 def scores_and_texts_are_those_of_one_device(world: World) -> None:
