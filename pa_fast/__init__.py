@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from pa_fast.base import Continuation, Engine, Evaluator, Generation, Item, Lambda, Score
 from pa_fast.errors import PaFastError
+from pa_fast.rules import LambdaRule
 
 # Bound here and now: the function must shadow the package of the same name, whoever imports that package later.
 from pa_fast.sweep import sweep
@@ -63,6 +64,7 @@ __all__ = [
     "Item",
     "Lambda",
     "LambdaModel",
+    "LambdaRule",
     "LiveWeights",
     "LowRankStore",
     "Memory",

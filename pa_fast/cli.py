@@ -41,6 +41,11 @@ app = typer.Typer(
 Base = Annotated[str, typer.Argument(metavar="BASE", help="The base checkpoint, λ = 0.")]
 Instruct = Annotated[str, typer.Argument(metavar="INSTRUCT", help="The instruct checkpoint, λ = 1.")]
 Dtype = Annotated[str, typer.Option(metavar="D", help="bfloat16, float16, float32, or auto: as each tensor is in INSTRUCT.")]
+Rounding = Annotated[
+    str, typer.Option(metavar="R", help="nearest, or stochastic: λ is followed on average where nearest bends it.")
+]
+Seed = Annotated[int | None, typer.Option(metavar="N", help="Seed of stochastic rounding; 0 by default.")]
+Rule = Annotated[str | None, typer.Option(metavar="FILE", help="YAML rows by which λ spreads over the tensors: docs/rules.md.")]
 AllowNonfinite = Annotated[bool, typer.Option("--allow-nonfinite", help="Let NaN and infinity in the weights pass.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
@@ -132,7 +137,9 @@ def sweep(
     tokenizer: Annotated[str | None, typer.Option(metavar="DIR", help="Tokenizer for all λ; INSTRUCT's by default.")] = None,
     batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="Requests per forward pass, at every λ.")] = 8,
     limit: Annotated[int | None, typer.Option(metavar="N", min=1, help="At most N items per evaluator.")] = None,
-    seed: Annotated[int, typer.Option(metavar="N", help="Seed of shots and of --limit.")] = 0,
+    rounding: Rounding = "nearest",
+    rule: Rule = None,
+    seed: Annotated[int, typer.Option(metavar="N", help="Seed of shots, of --limit and of stochastic rounding.")] = 0,
     engine: Annotated[
         str, typer.Option(metavar="E", help="transformers, or tensor-parallel: one model on all ranks of torchrun.")
     ] = "transformers",
@@ -143,13 +150,14 @@ def sweep(
     allow_nonfinite: AllowNonfinite = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start afresh in a folder that holds a sweep.")] = False,
 ) -> None:
+    from pa_fast.rules import LambdaRule
     from pa_fast.run import SweepSpec, check_confirm
     from pa_fast.run import confirm as run_again
     from pa_fast.sweep.progress import TerminalProgress
 
     job = SweepSpec(
         base, instruct, lambdas, tuple(evals), out, device, dtype, store, tokenizer, batch_size, limit, seed,
-        allow_nonfinite, overwrite, engine, delta,
+        allow_nonfinite, overwrite, engine, delta, rounding, None if rule is None else LambdaRule.load(rule),
     )  # fmt: skip
     if confirm and shard is not None:
         raise UsageError(
@@ -218,6 +226,9 @@ def merge(
     out: Annotated[str, typer.Option(metavar="DIR", help="The folder to write; must be new or empty.")],
     max_shard_size: Annotated[str, typer.Option(metavar="SIZE", help="Largest weight file.")] = "5GB",
     dtype: Dtype = "auto",
+    rounding: Rounding = "nearest",
+    seed: Seed = None,
+    rule: Rule = None,
     allow_nonfinite: AllowNonfinite = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace DIR.")] = False,
     as_json: Json = False,
@@ -228,7 +239,8 @@ def merge(
     with _byte_bar("merging") as bar:
         report = run(
             base, instruct, lam, out,
-            dtype=dtype, max_shard_size=max_shard_size, allow_nonfinite=allow_nonfinite, overwrite=overwrite, progress=bar,
+            dtype=dtype, rounding=rounding, seed=seed, rule=rule, max_shard_size=max_shard_size,
+            allow_nonfinite=allow_nonfinite, overwrite=overwrite, progress=bar,
         )  # fmt: skip
     if as_json:
         _print_json(report)
@@ -302,13 +314,16 @@ def verify(
     lam: Annotated[
         str | None, typer.Option("--lambda", metavar="L", help="λ of the merge; MERGED's pa_fast.json by default.")
     ] = None,
+    rounding: Annotated[str | None, typer.Option(metavar="R", help="Rounding of the merge; by default likewise.")] = None,
+    seed: Seed = None,
+    rule: Annotated[str | None, typer.Option(metavar="FILE", help="λ rule of the merge; by default likewise.")] = None,
     as_json: Json = False,
 ) -> None:
     """Is this checkpoint that merge, bit by bit?"""
     from pa_fast.checkpoint.verify import verify as run
 
     with _byte_bar("verifying") as bar:
-        report = run(merged, base, instruct, lam, progress=bar)
+        report = run(merged, base, instruct, lam, rounding=rounding, seed=seed, rule=rule, progress=bar)
     if as_json:
         _print_json(report)
     elif report.ok:
@@ -321,7 +336,7 @@ def verify(
         counted = f" ({wrong[0].differing:,} of {wrong[0].count:,} weights differ)" if wrong[0].differing else ""
         raise DataError(
             f"{report.merged} is not the merge at λ = {report.lam}: `{wrong[0].name}` {wrong[0].reason}{counted}{more}",
-            "compare λ, dtype and the source folders with those in its pa_fast.json; --json lists every tensor",
+            "compare λ, rule, rounding, dtype and the source folders with those in its pa_fast.json; --json lists every tensor",
         )
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pa_fast import evals
 from pa_fast.base import Engine, Evaluator, Lambda
 from pa_fast.errors import EngineError, PairError, UsageError
+from pa_fast.rules import LambdaRule
 from pa_fast.sweep.driver import distinct
 from pa_fast.sweep.point import Record, visit
 from pa_fast.sweep.schedule import lambdas
@@ -42,6 +43,8 @@ class SweepSpec:
     overwrite: bool = False
     engine: str = "transformers"
     delta: str | None = None
+    rounding: str = "nearest"
+    rule: LambdaRule | None = None
 
 
 def run_points(job: SweepSpec, points: Iterable[float | str | Lambda]) -> Iterator[Record]:
@@ -139,6 +142,9 @@ def engine(job: SweepSpec) -> Engine:
         batch_size=job.batch_size,
         allow_nonfinite=job.allow_nonfinite,
         delta=job.delta,
+        rounding=job.rounding,
+        seed=job.seed if job.rounding != "nearest" else None,
+        rule=job.rule,
     )
     if loaded.tokenizer is None:
         looked = job.tokenizer or job.instruct or job.base

@@ -254,6 +254,37 @@ def test_inspect_prints_a_table(
     assert "parameters" in shown and "BF16" in shown and pair[0] in shown
 
 
+def test_rule_and_rounding_go_from_the_sweep_to_the_merge(
+    pair: tuple[str, str], place: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (place / "rule.yaml").write_text("- {group: norms, lambda: 1}\n- {group: mlp, times: {0: 0.5, 1: 1}}\n")
+    how = ["--rule", "rule.yaml", "--rounding", "stochastic", "--seed", "3"]
+    assert run(monkeypatch, *sweep(pair, "run", *how)) == 0
+    engine = json.loads((place / "run" / "run.json").read_text())["engine"]
+    assert engine["rounding"] == "stochastic, seed 3" and engine["rule"][0] == {"group": "norms", "lambda": "1"}
+    rows = json.loads((place / "run" / "results.json").read_text())["rows"]
+    journal = [json.loads(line) for line in (place / "run" / "journal.jsonl").read_text().splitlines()]
+    for row, line in zip(rows, journal):
+        assert abs(row["effective_lambda"] - row["intended_lambda"]) < 0.01
+        assert line["intended_lambda"] == pytest.approx(row["intended_lambda"], rel=1e-5)
+    assert (place / "run" / "results.csv").read_text().startswith("lambda,evaluator,score,unit,n,effective_lambda\n")
+    capsys.readouterr()
+    for change, said in ((["--seed", "4"], "stochastic, seed 4"), (["--rounding", "nearest"], "nearest")):
+        assert run(monkeypatch, *sweep(pair, "run", *how, *change)) == 1
+        assert f'engine.rounding: recorded "stochastic, seed 3", now "{said}' in capsys.readouterr().err
+    (place / "rule.yaml").write_text("- {group: norms, lambda: 1}\n- {group: mlp, times: 0.5}\n")
+    assert run(monkeypatch, *sweep(pair, "run", *how)) == 1
+    assert "engine.rule: recorded [" in capsys.readouterr().err
+    assert run(monkeypatch, "merge", *pair, "--lambda", "0.5", "--out", "merged", *how) == 0
+    assert "note: rule (group: norms" in capsys.readouterr().err
+    assert run(monkeypatch, "verify", "merged", *pair) == 0
+    assert run(monkeypatch, "verify", "merged", *pair, "--seed", "4") == 1
+    capsys.readouterr()
+    (place / "rule.yaml").write_text("- {group: norms, lambda: 1, layer: 3}\n")
+    assert run(monkeypatch, "merge", *pair, "--lambda", "0.5", "--out", "o", *how) == 2
+    assert "rule.yaml: row 1: unknown key `layer`" in capsys.readouterr().err
+
+
 WRONG_USAGE = {
     "unknown option": (["sweep", "a", "b", "--frobnicate"], "No such option"),
     "unknown verb": (["frobnicate"], "No such command"),
@@ -265,6 +296,13 @@ WRONG_USAGE = {
     "no lambda": (["merge", "a", "b", "--lambda", "lots", "--out", "o"], "`lots` is not a finite number"),
     "unknown evaluator": (["sweep", "a", "b", "--lambdas", "0", "--eval", "bleu:x", "--out", "o"], "no evaluator `bleu`"),
     "unknown dtype": (["merge", "a", "b", "--lambda", "0", "--out", "o", "--dtype", "int4"], "int4"),
+    "unknown rounding": (["merge", "a", "b", "--lambda", "0", "--out", "o", "--rounding", "up"], "rounding `up`"),
+    "a seed of nothing": (["merge", "a", "b", "--lambda", "0", "--out", "o", "--seed", "3"], "seed 3 with rounding `nearest`"),
+    "no rule": (["merge", "a", "b", "--lambda", "0", "--out", "o", "--rule", "none.yaml"], "none.yaml: the rule cannot be read"),
+    "no rule of a sweep": (
+        ["sweep", "a", "b", "--lambdas", "0", "--eval", "python:mine:greedy", "--out", "o", "--rule", "none.yaml"],
+        "none.yaml: the rule cannot be read",
+    ),
     "no size": (["merge", "a", "b", "--lambda", "0", "--out", "o", "--max-shard-size", "big"], "`big` is not a size"),
 }
 

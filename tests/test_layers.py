@@ -11,12 +11,14 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 GROUND = {"errors", "units"}
-FLOOR = {"base", "pa_kernels"} | GROUND
+FLOOR = {"base", "rounding", "rules", "pa_kernels"} | GROUND
 ALLOWED: dict[str, set[str]] = {
     "pa_kernels": set(),
     "errors": set(),
     "units": {"errors"},
     "base": {"errors"},
+    "rounding": {"errors"},
+    "rules": {"base", "errors"},
     "checkpoint": FLOOR,
     "delta": {"checkpoint"} | FLOOR,
     "live": {"delta", "checkpoint"} | FLOOR,

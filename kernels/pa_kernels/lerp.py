@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from pa_kernels import reference
+from pa_kernels import noise, reference
 from pa_kernels.cores import over_cores
-from pa_kernels.reference import BITS, LIVE_DTYPES
+from pa_kernels.reference import BITS, LIVE_DTYPES, Draw
 from pa_kernels.switch import Group, Switch, one_for_each, refuse_flushed_denormals
 from pa_kernels.tiles import INTERPRETED
 
@@ -31,10 +31,11 @@ class Lerp(Switch):
         base, inst: the sources, same shapes and devices, in any mix of these dtypes. They must not change afterwards, and
             no live tensor may overlap a source; neither is checked here.
         via: for each tensor the dtype that its result is rounded to before its own, or None.
+        draws: for each tensor the noise of its first rounding, which is stochastic then, or None.
 
     Attributes:
-        groups: one per (out, base, inst, via) dtype tuple and GPU, and one for all CPU tensors. `group.lams` is the
-            fp32 λ table in the group's own memory, `group.entries` says whose λ stands where.
+        groups: one per (out, base, inst, via) dtype tuple, kind of rounding and GPU, and one for all CPU tensors. `group.lams`
+            is the fp32 λ table in the group's own memory, `group.entries` says whose λ stands where.
 
     Numerics:
         Bit for bit `reference.lerp`, whatever λ came before.
@@ -52,9 +53,10 @@ class Lerp(Switch):
         base: Sequence[Tensor],
         inst: Sequence[Tensor],
         via: Sequence[torch.dtype | None] | None = None,
+        draws: Sequence[Draw | None] | None = None,
     ):
         self.count = len(out)
-        rows = _checked(out, base, inst, via)
+        rows = _checked(out, base, inst, via, draws)
         on_cpu = [t for t, row in enumerate(rows) if row[0].device.type == "cpu" and not INTERPRETED]
         self.groups: tuple[Group, ...] = (_CpuGroup(on_cpu, [rows[t] for t in on_cpu]),) if on_cpu else ()
         self.groups += tuple(_triton_groups(rows, sorted(set(range(self.count)) - set(on_cpu))))
@@ -67,29 +69,29 @@ def lerp_(
     lam: float | Sequence[float],
     *,
     via: Sequence[torch.dtype | None] | None = None,
+    draws: Sequence[Draw | None] | None = None,
 ) -> None:
     """Write W(λ) = lerp(base, inst, λ) into `out`, once; see `Lerp` for the arguments, and for many λ.
 
     On the CPU this prepares nothing: it goes over each tensor in pieces that stay in cache.
     """
-    rows = _checked(out, base, inst, via)
+    rows = _checked(out, base, inst, via, draws)
     if INTERPRETED or any(row[0].device.type != "cpu" for row in rows):
-        Lerp(out, base, inst, via).run_(lam)
+        Lerp(out, base, inst, via, draws).run_(lam)
         return
     refuse_flushed_denormals()
     lams = one_for_each(lam, len(rows))
 
     def write(at: tuple[int, slice]) -> None:
         t, piece = at
-        w, b, i, rounding = rows[t]
         with torch.inference_mode():
-            lerp_piece_(w[piece], b[piece], i[piece], lams[t], rounding)
+            _row_piece_(rows[t], piece, lams[t])
 
     over_cores(write, [(t, piece) for t, (w, *_) in enumerate(rows) for piece in _pieces(w.numel())])
 
 
-Row = tuple[Tensor, Tensor, Tensor, "torch.dtype | None"]
-"""Live tensor, base, instruct (all flat and detached), and the dtype to round to first."""
+Row = tuple[Tensor, Tensor, Tensor, "torch.dtype | None", "Draw | None"]
+"""Live tensor, base, instruct (all flat and detached), the dtype to round to first, and the noise of that rounding."""
 
 
 class _CpuGroup:
@@ -99,7 +101,7 @@ class _CpuGroup:
         self.entries = tuple(entries)
         self.rows = rows
         self.lams = torch.zeros(len(rows), dtype=torch.float32, device="cpu")
-        pieces = [(t, piece) for t, (w, b, i, via) in enumerate(rows) if _is_direct(w, b, i, via) for piece in _pieces(w.numel())]
+        pieces = [(t, piece) for t, row in enumerate(rows) if _is_direct(*row) for piece in _pieces(row[0].numel())]
         needed = over_cores(lambda at: _needs_patch(rows[at[0]][1][at[1]], rows[at[0]][2][at[1]]), pieces)
         self.patches = [at for at, need in zip(pieces, needed) if need]
 
@@ -110,10 +112,10 @@ class _CpuGroup:
 
         def write(at: tuple[int, slice]) -> None:
             t, piece = at
-            w, b, i, via = self.rows[t]
+            w, b, i, *_ = self.rows[t]
             with torch.inference_mode():
                 if not single[t]:
-                    lerp_piece_(w[piece], b[piece], i[piece], lams[t], via)
+                    _row_piece_(self.rows[t], piece, lams[t])
                 elif lams[t] in (0.0, 1.0):
                     w[piece].copy_((i if lams[t] else b)[piece])
                 else:
@@ -124,14 +126,50 @@ class _CpuGroup:
         # largest first: what is left for the end is small, and the cores finish together
         over_cores(write, sorted(pieces, key=lambda at: at[1].start - at[1].stop))
         for t, piece in self.patches:
-            w, b, i, _ = self.rows[t]
+            w, b, i, *_ = self.rows[t]
             if lams[t] not in (0.0, 1.0):
                 _keep_equal_bits_(w[piece], b[piece], i[piece])
 
 
 def _is_single_pass(row: Row, lam: float) -> bool:
     """Whether one torch operation writes the row, so that its pieces need no cache."""
-    return _is_direct(*row) or (lam in (0.0, 1.0) and row[3] is None)
+    w, b, i, via, draw = row
+    endpoint = lam in (0.0, 1.0) and via is None
+    return _is_direct(*row) or (endpoint and (draw is None or (i if lam else b).dtype == w.dtype))
+
+
+def _row_piece_(row: Row, piece: slice, lam: float) -> None:
+    w, b, i, via, draw = row
+    if draw is None:
+        lerp_piece_(w[piece], b[piece], i[piece], lam, via)
+    else:
+        drawn_piece_(w[piece], b[piece], i[piece], lam, via, Draw(draw.key, draw.start + piece.start))
+
+
+def drawn_piece_(w: Tensor, b: Tensor, i: Tensor, lam: float, via: torch.dtype | None, draw: Draw) -> None:
+    """`reference.lerp` with noise, of flat CPU tensors into `w`, for a λ that is an fp32 number."""
+    first = via or w.dtype
+    source = i if lam else b
+    if lam in (0.0, 1.0) and source.dtype == first:
+        w.copy_(source)
+        return
+    x, wide_b, wide_i = noise.scratch(w.numel()).view(torch.float32)[:3]
+    if lam in (0.0, 1.0):
+        x.copy_(source)
+    elif torch_lerp_is_exact(torch.float32):
+        torch.lerp(wide_b.copy_(b), wide_i.copy_(i), lam, out=x)
+        if _is_suspect(wide_b):
+            _keep_equal_bits_(x, wide_b, wide_i)
+    else:
+        x.copy_(reference.lerp(b, i, lam, torch.float32))
+    if first == w.dtype:
+        noise.stochastic_(w, x, draw)
+    else:
+        narrow = torch.empty(w.numel(), dtype=first, device="cpu")
+        noise.stochastic_(narrow, x, draw)
+        w.copy_(narrow)
+    if w.dtype == b.dtype == i.dtype and via is None and _is_suspect(b):
+        _keep_equal_bits_(w, b, i)  # the payload of a NaN
 
 
 def lerp_piece_(w: Tensor, b: Tensor, i: Tensor, lam: float, via: torch.dtype | None) -> None:
@@ -153,9 +191,9 @@ def lerp_piece_(w: Tensor, b: Tensor, i: Tensor, lam: float, via: torch.dtype | 
         w.copy_(reference.lerp(b, i, lam, w.dtype, via))
 
 
-def _is_direct(w: Tensor, b: Tensor, i: Tensor, via: torch.dtype | None) -> bool:
+def _is_direct(w: Tensor, b: Tensor, i: Tensor, via: torch.dtype | None, draw: Draw | None = None) -> bool:
     """Whether torch.lerp can write `w` by itself."""
-    return via is None and w.dtype == b.dtype == i.dtype and torch_lerp_is_exact(w.dtype)
+    return via is None and draw is None and w.dtype == b.dtype == i.dtype and torch_lerp_is_exact(w.dtype)
 
 
 def _is_suspect(b: Tensor) -> bool:
@@ -207,29 +245,38 @@ def _pieces(size: int, step: int = CHUNK) -> Iterator[slice]:
 def _triton_groups(rows: Sequence[Row], entries: Sequence[int]) -> list[Group]:
     if not entries:
         return []
-    from pa_kernels import lerp_triton
+    from pa_kernels import drawn_triton, lerp_triton
 
     kinds: dict[tuple[object, ...], list[int]] = {}
     for t in entries:
-        w, b, i, via = rows[t]
-        kinds.setdefault((w.device, w.dtype, b.dtype, i.dtype, via), []).append(t)
+        w, b, i, via, draw = rows[t]
+        kinds.setdefault((w.device, w.dtype, b.dtype, i.dtype, via, draw is None), []).append(t)
     groups: list[Group] = []
     for members in kinds.values():
-        out, base, inst, vias = zip(*(rows[t] for t in members))
-        groups.append(lerp_triton.Group(members, out, base, inst, vias[0]))
+        out, base, inst, vias, draws = zip(*(rows[t] for t in members))
+        if draws[0] is None:
+            groups.append(lerp_triton.Group(members, out, base, inst, vias[0]))
+        else:
+            groups.append(drawn_triton.Group(members, out, base, inst, vias[0], draws))
     return groups
 
 
 def _checked(
-    out: Sequence[Tensor], base: Sequence[Tensor], inst: Sequence[Tensor], via: Sequence[torch.dtype | None] | None
+    out: Sequence[Tensor],
+    base: Sequence[Tensor],
+    inst: Sequence[Tensor],
+    via: Sequence[torch.dtype | None] | None,
+    draws: Sequence[Draw | None] | None,
 ) -> list[Row]:
     vias = [None] * len(out) if via is None else list(via)
-    if not len(out) == len(base) == len(inst) == len(vias):
+    draws = [None] * len(out) if draws is None else list(draws)
+    if not len(out) == len(base) == len(inst) == len(vias) == len(draws):
         raise ValueError(
-            f"{len(out)} live tensors, {len(base)} base, {len(inst)} instruct, {len(vias)} via: expected as many of each"
+            f"{len(out)} live tensors, {len(base)} base, {len(inst)} instruct, {len(vias)} via, {len(draws)} draws: "
+            "expected as many of each"
         )
     rows: list[Row] = []
-    for t, (w, b, i, rounding) in enumerate(zip(out, base, inst, vias)):
+    for t, (w, b, i, rounding, draw) in enumerate(zip(out, base, inst, vias, draws)):
         for side, tensor in (("live", w), ("base", b), ("instruct", i)):
             if not isinstance(tensor, Tensor) or tensor.dtype not in LIVE_DTYPES:
                 found = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
@@ -248,5 +295,6 @@ def _checked(
             raise TypeError(f"entry {t}: via is {rounding}, expected bfloat16, float16, float32 or None")
         # rounding to fp32, or twice to the same dtype, changes nothing
         rounding = None if rounding in (torch.float32, w.dtype) else rounding
-        rows.append((w.detach().view(-1), b.detach().view(-1), i.detach().view(-1), rounding))
+        draw = None if (rounding or w.dtype) == torch.float32 else draw
+        rows.append((w.detach().view(-1), b.detach().view(-1), i.detach().view(-1), rounding, draw))
     return rows

@@ -84,16 +84,17 @@ def roles(lam):
 
 
 @triton.jit
-def lerp_of(
-    b, i, lam,
-    OUT: tl.constexpr, BASE: tl.constexpr, INST: tl.constexpr, VIA: tl.constexpr, INTERPRET: tl.constexpr,
-):  # fmt: skip
-    """The contract for any sources at all, lane by lane."""
+def unrounded(b, i, lam, INTERPRET: tl.constexpr):
+    """lerp32 of any sources at all, lane by lane."""
     scale, base_near, base_far = roles(lam)
     near = tl.where(base_near, widen(b, INTERPRET), widen(i, INTERPRET))
     far = tl.where(base_far, widen(b, INTERPRET), widen(i, INTERPRET))
-    x = tl.where(bits(near) == bits(far), near, blend(near, far, scale, False))
-    w = round_via(x, OUT, VIA, INTERPRET)
+    return tl.where(bits(near) == bits(far), near, blend(near, far, scale, False))
+
+
+@triton.jit
+def keep_bits(w, b, i, lam, OUT: tl.constexpr, BASE: tl.constexpr, INST: tl.constexpr, VIA: tl.constexpr):
+    """`w`, or the bits of a source where the contract says that they survive."""
     if VIA == OUT:
         if BASE == OUT and INST == OUT:
             w = tl.where(bits(b) == bits(i), b, w)
@@ -105,12 +106,21 @@ def lerp_of(
 
 
 @triton.jit
-def full_tile(
-    w_ptr, b_ptr, i_ptr, offset, scale, base_near, base_far,
-    OUT: tl.constexpr, BASE: tl.constexpr, INST: tl.constexpr, VIA: tl.constexpr,
-    BLOCK: tl.constexpr, UP: tl.constexpr, INTERPRET: tl.constexpr,
+def lerp_of(
+    b, i, lam,
+    OUT: tl.constexpr, BASE: tl.constexpr, INST: tl.constexpr, VIA: tl.constexpr, INTERPRET: tl.constexpr,
 ):  # fmt: skip
-    lanes = tl.multiple_of(offset, BLOCK) + tl.arange(0, BLOCK)
+    """The contract for any sources at all, lane by lane."""
+    w = round_via(unrounded(b, i, lam, INTERPRET), OUT, VIA, INTERPRET)
+    return keep_bits(w, b, i, lam, OUT, BASE, INST, VIA)
+
+
+@triton.jit
+def full_blend(
+    b_ptr, i_ptr, lanes, scale, base_near, base_far,
+    BASE: tl.constexpr, INST: tl.constexpr, UP: tl.constexpr, INTERPRET: tl.constexpr,
+):  # fmt: skip
+    """lerp32 of the sources at `lanes` of a full tile."""
     if BASE == INST:
         near_ptr = tl.where(base_near, b_ptr, i_ptr).to(tl.pointer_type(BASE))
         far_ptr = tl.where(base_far, b_ptr, i_ptr).to(tl.pointer_type(BASE))
@@ -121,7 +131,18 @@ def full_tile(
         i = widen(tl.load(tl.multiple_of(i_ptr.to(tl.pointer_type(INST)), 16) + lanes), INTERPRET)
         near = tl.where(base_near, b, i)
         far = tl.where(base_far, b, i)
-    w = round_via(blend(near, far, scale, UP), OUT, VIA, INTERPRET)
+    return blend(near, far, scale, UP)
+
+
+@triton.jit
+def full_tile(
+    w_ptr, b_ptr, i_ptr, offset, scale, base_near, base_far,
+    OUT: tl.constexpr, BASE: tl.constexpr, INST: tl.constexpr, VIA: tl.constexpr,
+    BLOCK: tl.constexpr, UP: tl.constexpr, INTERPRET: tl.constexpr,
+):  # fmt: skip
+    lanes = tl.multiple_of(offset, BLOCK) + tl.arange(0, BLOCK)
+    x = full_blend(b_ptr, i_ptr, lanes, scale, base_near, base_far, BASE, INST, UP, INTERPRET)
+    w = round_via(x, OUT, VIA, INTERPRET)
     tl.store(tl.multiple_of(w_ptr.to(tl.pointer_type(OUT)), 16) + lanes, w)
 
 

@@ -18,7 +18,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from pa_kernels import checksum_triton, lerp_triton, lowrank_triton, packed_triton, sparse_triton
+from pa_kernels import checksum_triton, drawn_triton, lerp_triton, lowrank_triton, packed_triton, sparse_triton
 from pa_kernels.packed_tensor import BLOCK
 from pa_kernels.sparse_tensor import Kind
 from pa_kernels.tiles import INTERPRETED, Launch
@@ -43,6 +43,13 @@ LERP_KINDS: tuple[tuple[torch.dtype, torch.dtype, torch.dtype, torch.dtype | Non
 )
 """(out, base, inst, via): one dtype throughout, and the mixes of real pairs."""
 
+DRAWN_KINDS: tuple[tuple[torch.dtype, torch.dtype, torch.dtype, torch.dtype | None], ...] = (
+    (BF16, BF16, BF16, None),
+    (FP16, FP16, FP16, None),
+    (BF16, FP32, BF16, None),
+    (FP32, FP32, BF16, BF16),
+)
+"""The same of the lerp with stochastic rounding."""
 
 LOWRANK_KINDS: tuple[tuple[torch.dtype, torch.dtype, torch.dtype, torch.dtype | None, bool], ...] = (
     (BF16, BF16, BF16, None, True),
@@ -120,13 +127,33 @@ def lerp(
     out: torch.dtype, base: torch.dtype, inst: torch.dtype, via: torch.dtype | None = None, launch: Launch | None = None
 ) -> Kernel:
     """The lerp kernel for one dtype tuple."""
+    return _dense("lerp", lerp_triton.lerp_kernel, {}, out, base, inst, via, launch)
+
+
+def drawn(
+    out: torch.dtype, base: torch.dtype, inst: torch.dtype, via: torch.dtype | None = None, launch: Launch | None = None
+) -> Kernel:
+    """The lerp kernel with stochastic rounding for one dtype tuple."""
+    return _dense("drawn", drawn_triton.drawn_kernel, {"draws": "*i64"}, out, base, inst, via, launch)
+
+
+def _dense(
+    op: str,
+    function: Any,
+    tables: Mapping[str, str],
+    out: torch.dtype,
+    base: torch.dtype,
+    inst: torch.dtype,
+    via: torch.dtype | None,
+    launch: Launch | None,
+) -> Kernel:
     launch = launch or lerp_triton.launch_for(out, base, inst)
     short = {BF16: "bf16", FP16: "fp16", FP32: "fp32"}
-    name = f"lerp {short[base]},{short[inst]}→{short[out]}" + (f" via {short[via]}" if via else "")
-    signature = {"words": "*i64", "sizes": "*i64", "outs": "*i64", "bases": "*i64", "insts": "*i64", "lams": "*fp32"}
+    name = f"{op} {short[base]},{short[inst]}→{short[out]}" + (f" via {short[via]}" if via else "")
+    signature = {"words": "*i64", "sizes": "*i64", "outs": "*i64", "bases": "*i64", "insts": "*i64", "lams": "*fp32", **tables}
     constants = lerp_triton.constants(out, base, inst, via, launch)
     moved = out.itemsize + base.itemsize + inst.itemsize
-    return Kernel(name, lerp_triton.lerp_kernel, signature, constants, lerp_triton.OPTIONS, launch, moved)
+    return Kernel(name, function, signature, constants, lerp_triton.OPTIONS, launch, moved)
 
 
 def checksum(launch: Launch = checksum_triton.LAUNCH) -> Kernel:
@@ -191,6 +218,7 @@ def kernels() -> list[Kernel]:
     """Every kernel of this package, as it is launched."""
     return [
         *(lerp(*kind) for kind in LERP_KINDS),
+        *(drawn(*kind) for kind in DRAWN_KINDS),
         checksum(),
         *(lowrank(*kind) for kind in LOWRANK_KINDS),
         *(sparse(*kind) for kind in SPARSE_KINDS),

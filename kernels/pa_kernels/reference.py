@@ -5,6 +5,7 @@
     sparse          = lerp at listed positions, nothing elsewhere
     lowrank         = fma(λ, Σ_k u_k · v_k, b)
     packed          = lerp between what bits(W), λ, k = bits(i) − bits(b) and one parity bit tell of b and i
+    stochastic      = |x| plus noise of less than one ulp, cut off
     checksum        = Σ_j word_j · odd(j)  mod 2⁶⁴
 
 Everything else in this package is a faster way to these numbers.
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -44,6 +46,27 @@ PLANE = 1 << 11
 
 PACKED_TILE = 1 << 15
 """Elements of a packed tensor that share one entry of `starts`; a constant of the format."""
+
+DRAW_STEP = 1 << 16
+"""Where in its tensor's noise a piece may begin: at multiples of this, so that no tile of a kernel crosses an index of 2³²."""
+
+
+@dataclass(frozen=True)
+class Draw:
+    """The noise of a piece of a tensor: that of `key`, a number of 32 bits, from element `start` on.
+
+    Noise belongs to the element, not to λ: the same λ gives the same bits, whatever came before and however the work is cut.
+
+    Raises:
+        ValueError: `key` is no such number, or `start` no multiple of DRAW_STEP.
+    """
+
+    key: int
+    start: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.key < 2**32 or not 0 <= self.start < 2**48 or self.start % DRAW_STEP:
+            raise ValueError(f"{self}: expected a key of 32 bits, and a start of less than 2⁴⁸ that {DRAW_STEP} divides")
 
 
 def fp32(lam: float) -> float:
@@ -83,7 +106,14 @@ def fma(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
     return torch.where(inexact & even, torch.nextafter(total, towards), total).float()
 
 
-def lerp(base: Tensor, inst: Tensor, lam: float, dtype: torch.dtype | None = None, via: torch.dtype | None = None) -> Tensor:
+def lerp(
+    base: Tensor,
+    inst: Tensor,
+    lam: float,
+    dtype: torch.dtype | None = None,
+    via: torch.dtype | None = None,
+    draw: Draw | None = None,
+) -> Tensor:
     """W(λ) = round_dtype(lerp32(base, inst, λ)): the contract of every merge and every switch.
 
     Args:
@@ -91,22 +121,24 @@ def lerp(base: Tensor, inst: Tensor, lam: float, dtype: torch.dtype | None = Non
         lam: any finite λ; rounded to fp32 once.
         dtype: of the result; the instruct side's by default.
         via: dtype to which the result is rounded first, for a tensor that is held wider than its checkpoint says.
+        draw: the noise of the elements in row-major order, for a first rounding that is `stochastic`.
 
     Numerics:
-        Sources are upcast exactly, all arithmetic is fp32, rounding is nearest-even. Where both sources have the same
-        bits the result has their value, −0 included. λ = 0 and λ = 1 give the source: its bits where it has the live
+        Sources are upcast exactly, all arithmetic is fp32, rounding is nearest-even unless drawn. Where both sources have the
+        same bits the result has their value, −0 included. λ = 0 and λ = 1 give the source: its bits where it has the live
         dtype (NaN payloads too), else its value rounded. Where all dtypes are equal, equal bits survive as they are;
         in a mix the payload of a NaN is not specified.
     """
     dtype = inst.dtype if dtype is None else dtype
     via = None if via in (dtype, torch.float32) else via  # roundings that change nothing
     lam = fp32(lam)
+    u = None if draw is None else noise(draw, base.numel()).view(base.shape).to(base.device)
     if lam in (0.0, 1.0):
-        return rounded(inst if lam else base, dtype, via)
+        return rounded(inst if lam else base, dtype, via, u)
     b, i = base.float(), inst.float()
     weight = torch.full((), lam, dtype=torch.float32, device=b.device)
     merged = fma(weight, i - b, b) if abs(lam) < 0.5 else fma(weight - 1, i - b, i)
-    merged = rounded(torch.where(same_bits(b, i), b, merged), dtype, via)
+    merged = rounded(torch.where(same_bits(b, i), b, merged), dtype, via, u)
     if base.dtype == inst.dtype == dtype and via is None:
         merged = torch.where(same_bits(base, inst), base, merged)
     return merged
@@ -180,9 +212,45 @@ def product(u: Tensor, v: Tensor) -> Tensor:
     return total.float()
 
 
-def rounded(values: Tensor, dtype: torch.dtype, via: torch.dtype | None = None) -> Tensor:
-    """A copy of `values` in `dtype`, rounded to `via` first where given."""
+def rounded(values: Tensor, dtype: torch.dtype, via: torch.dtype | None = None, u: Tensor | None = None) -> Tensor:
+    """A copy of `values` in `dtype`, rounded to `via` first where given; the first of these roundings draws `u` where given."""
+    first = dtype if via is None else via
+    if u is not None and values.dtype != first:
+        values = stochastic(values.float(), u, first)
     return (values if via is None else values.to(via)).to(dtype, copy=True)
+
+
+def noise(draw: Draw, count: int) -> Tensor:
+    """u of `count` elements, 16 bits each in int64: u = mix(lo32(index) ^ mix(hi32(index) ^ key)) & 0xFFFF."""
+    index = torch.arange(draw.start, draw.start + count, device="cpu")
+    return mix((index & 0xFFFFFFFF) ^ mix((index >> 32) ^ draw.key)) & 0xFFFF
+
+
+def stochastic(x: Tensor, u: Tensor, dtype: torch.dtype) -> Tensor:
+    """`x` in `dtype`, away from zero with a probability that is its distance from the neighbour nearer to zero, in ulps.
+
+    Args:
+        x: fp32.
+        u: integers of 16 bits, in the shape of x.
+
+    Numerics:
+        With m = |x|, sign kept: bf16: (bits(m) + u) >> 16. fp16: ((bits(m) + (u >> 3)) >> 13) − (112 << 10) for m ≥ 2⁻¹⁴, else
+        (⌊m·2⁴⁰⌋ + u) >> 16. What `dtype` represents keeps its value. Non-finite x, and m that is not below the largest number
+        of `dtype`, go to nearest; so does all for fp32. For one u, monotone in x.
+    """
+    nearest = x.to(dtype)
+    if dtype == torch.float32:
+        return nearest
+    m = x.abs()
+    bits = m.view(torch.int32).long()
+    if dtype == torch.bfloat16:
+        made = (bits + u) >> 16
+    else:
+        normal = ((bits + (u >> 3)) >> 13) - (112 << 10)
+        below = (torch.where(m < 2**-14, m.double() * 2**40, 0.0).floor().long() + u) >> 16
+        made = torch.where(m < 2**-14, below, normal)
+    made = torch.where(torch.signbit(x), made - 2**15, made).to(torch.int16).view(dtype)
+    return torch.where(m < torch.finfo(dtype).max, made, nearest)
 
 
 def same_bits(a: Tensor, b: Tensor) -> Tensor:

@@ -10,11 +10,16 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from pa_fast.base import Lambda
 from pa_fast.checkpoint.document import read_object
-from pa_fast.errors import CheckpointError
+from pa_fast.checkpoint.recipe import Recipe
+from pa_fast.errors import CheckpointError, UsageError
+from pa_fast.rounding import Rounding
+from pa_fast.rules import LambdaRule
 
 PROVENANCE = "pa_fast.json"
 FORMAT = 1
+_ANOTHER = "it was written by another version of pa_fast, or edited"
 
 
 @dataclass(frozen=True)
@@ -29,18 +34,23 @@ class Source:
 
 @dataclass(frozen=True)
 class Provenance:
-    """Everything that decides the bits of a merge. `lam` is the key of λ: a decimal, or a fraction such as 1/3."""
+    """Everything that decides the bits of a merge."""
 
     base: Source
     instruct: Source
-    lam: str
+    recipe: Recipe
     dtype: str
-    rounding: str = "nearest"
-    rule: None = None
 
     def to_json(self) -> str:
         sides = {"base": vars(self.base), "instruct": vars(self.instruct)}
-        how = {"lambda": self.lam, "rounding": self.rounding, "rule": self.rule, "dtype": self.dtype}
+        rounding, rule = self.recipe.rounding, self.recipe.rule
+        how = {
+            "lambda": self.recipe.lam.key,
+            "rounding": rounding.mode,
+            "seed": rounding.seed,
+            "rule": None if rule is None else rule.document(),
+            "dtype": self.dtype,
+        }
         return json.dumps({"format": FORMAT, "version": _version(), **how, **sides}, indent=1, ensure_ascii=False) + "\n"
 
 
@@ -55,22 +65,33 @@ def read_provenance(folder: Path) -> Provenance | None:
         return None
     found = read_object(file)
     try:
-        if found["format"] != FORMAT or found["rounding"] != "nearest" or found["rule"] is not None:
+        if found["format"] != FORMAT:
             raise ValueError
         base, instruct = (Source(**{key: found[side][key] for key in Source.__annotations__}) for side in ("base", "instruct"))
-        lam, dtype = found["lambda"], found["dtype"]
+        lam, dtype, rule = found["lambda"], found["dtype"], found["rule"]
         if not isinstance(lam, str) or not isinstance(dtype, str):
             raise TypeError
+        rounding = Rounding(found["rounding"], found.get("seed"))
+        if rounding.drawn and found.get("seed") is None:
+            raise ValueError
+        recipe = Recipe(Lambda(lam), rounding, None if rule is None else LambdaRule(rule, lam, where=f"{file}: rule"))
     except (KeyError, TypeError, ValueError):
-        expected = f"expected format {FORMAT}, rounding nearest and no rule"
-        raise CheckpointError(f"{file}: {expected}", "it was written by another version of pa_fast, or edited") from None
-    return Provenance(base, instruct, lam, dtype)
+        raise CheckpointError(f"{file}: expected format {FORMAT}, with λ, dtype, rounding and rule", _ANOTHER) from None
+    except UsageError as error:
+        said = error.message if error.message.startswith(str(file)) else f"{file}: {error.message}"
+        raise CheckpointError(said, _ANOTHER) from None
+    return Provenance(base, instruct, recipe, dtype)
 
 
 def model_card(provenance: Provenance, out: str) -> str:
     """README.md of a merged checkpoint: front matter for the hub, the formula, λ and the command that makes it again."""
-    base, instruct, lam = provenance.base.source, provenance.instruct.source, provenance.lam
+    base, instruct, lam = provenance.base.source, provenance.instruct.source, provenance.recipe.lam.key
+    rounding, rule = provenance.recipe.rounding, provenance.recipe.rule
     options = [] if provenance.dtype == "auto" else ["--dtype", provenance.dtype]
+    options += ["--rounding", rounding.mode, "--seed", str(rounding.seed)] if rounding.drawn else []
+    options += ["--rule", "rule.yaml"] if rule else []
+    rows = "".join(f"    - {json.dumps(row, ensure_ascii=False)}\n" for row in rule.document()) if rule else ""
+    ruled = f"λ of each tensor by the rule\n\n{rows}\n" if rule else ""
     # = because a negative λ would read as an option
     command = shlex.join(["pa-fast", "merge", base, instruct, f"--lambda={lam}", "--out", out, *options])
     names = "".join(f"- {json.dumps(name, ensure_ascii=False)}\n" for name in (base, instruct))
@@ -79,7 +100,8 @@ def model_card(provenance: Provenance, out: str) -> str:
         f"# Partial adaptation, λ = {lam}\n\n"
         f"A point on the line between a base checkpoint B and its instruct checkpoint I:\n\n"
         f"    W = B + λ (I − B)        λ = {lam}\n    B   {base}\n    I   {instruct}\n\n"
-        f"Computed in fp32 and rounded once (nearest). Tokenizer, chat template and generation settings are those of I.\n\n"
+        f"{ruled}Computed in fp32 and rounded once ({rounding}).\n"
+        f"Tokenizer, chat template and generation settings are those of I.\n\n"
         f"    {command}\n\n"
         f"`{PROVENANCE}` holds the fingerprints of both sources; `pa-fast verify` checks every bit against them.\n"
     )

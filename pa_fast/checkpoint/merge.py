@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +18,14 @@ from pa_fast.checkpoint.fingerprint import as_hex, combine
 from pa_fast.checkpoint.layout import ShardPlan, plan_shards
 from pa_fast.checkpoint.pairing import Pair, pair
 from pa_fast.checkpoint.reader import Checkpoint
+from pa_fast.checkpoint.recipe import Blend, Recipe
 from pa_fast.checkpoint.shards import INDEX
 from pa_fast.checkpoint.source import resolve, revision
 from pa_fast.checkpoint.streaming import check_dtype, check_finite, live_dtype, merge_chunk_, over_chunks
 from pa_fast.checkpoint.vocabulary import compare_vocabularies
 from pa_fast.checkpoint.writer import OutputFolder, ShardFile, output_errors
 from pa_fast.errors import OutputError
+from pa_fast.rules import RuleLike
 from pa_fast.units import parse_bytes
 
 if TYPE_CHECKING:
@@ -59,6 +61,9 @@ def merge(
     out: str | Path,
     *,
     dtype: str = "auto",
+    rounding: str = "nearest",
+    seed: int | None = None,
+    rule: RuleLike | None = None,
     max_shard_size: str | int = "5GB",
     allow_nonfinite: bool = False,
     overwrite: bool = False,
@@ -70,31 +75,36 @@ def merge(
         base_dir, instruct_dir: folders or hub ids `org/name[@revision]`.
         lam: any finite λ; a string may be a fraction (`1/3`).
         dtype: of all merged tensors: bfloat16, float16, float32, or `auto`: each tensor's in the instruct checkpoint.
+        rounding: `nearest`, or `stochastic`: by noise of (seed, tensor name, place), so that the weights follow λ on average
+            where nearest swallows updates of less than half a unit in the last place.
+        seed: of stochastic rounding, 0 to 2³² − 1; 0 unless given.
+        rule: which λ each tensor has, of which `lam` is the swept one: a `LambdaRule`, its rows, or a YAML file of them.
         max_shard_size: bytes, or text such as 5GB.
         allow_nonfinite: let NaN and infinite weights pass.
         overwrite: replace a checkpoint folder at `out` once the new one is complete.
         progress: called with (bytes written, bytes in all) as data stream.
 
     Numerics: the contract of `pa_kernels.lerp_`: fp32 arithmetic, one rounding; λ = 0 and 1 are the sources' bits where
-        their dtype is the output's.
+        their dtype is the output's. The bits of live weights with the same λ, rule, rounding and seed.
     Cost: one pass over both checkpoints, fingerprints included; anonymous memory of a few chunks (2^20 elements each).
 
     Raises:
-        UsageError: λ, dtype or shard size is no such thing.
+        UsageError: λ, dtype, rounding, seed or shard size is no such thing, or the rule is none or does not fit the names.
         CheckpointError, PairError: before any output exists.
         DataError: non-finite or unequal integer weights, or a file that changed; nothing is left behind.
         OutputError: `out` is not empty, being written, a source, or does not fit on the disk.
     """
     began = time.perf_counter()
-    lam = Lambda(lam)
+    recipe = Recipe.of(lam, rounding, seed, rule)
     check_dtype(dtype)
     shard_bytes = parse_bytes(str(max_shard_size))
     with Checkpoint.open(resolve(base_dir)) as base, Checkpoint.open(resolve(instruct_dir)) as instruct:
         found = pair(base, instruct)
-        notes = found.notes + compare_vocabularies(base.folder, instruct.folder)
+        blends = recipe.blends(found)
+        notes = found.notes + compare_vocabularies(base.folder, instruct.folder) + recipe.notes(found)
         _check_apart(Path(out), found)
         shards = _plan(found, dtype, shard_bytes)
-        stream = _Stream(found, lam, not allow_nonfinite, sum(s.stop - s.start for p in shards for s in p.slots), progress)
+        stream = _Stream(found, blends, not allow_nonfinite, sum(s.stop - s.start for p in shards for s in p.slots), progress)
         need_bytes = sum(plan.size_bytes for plan in shards)
         from pa_kernels.cores import cores  # torch: only once nothing in the headers speaks against it
 
@@ -106,14 +116,14 @@ def merge(
             provenance = Provenance(
                 base=_source(base_dir, base, stream.base_sums),
                 instruct=_source(instruct_dir, instruct, stream.instruct_sums),
-                lam=lam.key,
+                recipe=recipe,
                 dtype=dtype,
             )
             _write_companions(folder, found, shards, provenance, str(out))
             folder.commit()
     return MergeReport(
         out=str(out),
-        lam=lam.key,
+        lam=recipe.lam.key,
         dtype=dtype,
         tensors=len(found.names),
         parameters=sum(instruct.tensors[name].count for name in found.names if found.is_lerped(name)),
@@ -129,9 +139,11 @@ def merge(
 class _Stream:
     """Merges tensors into open output files, and sums the sources' checksums while their bytes are in cache."""
 
-    def __init__(self, pair: Pair, lam: Lambda, finite: bool, total: int, progress: Callable[[int, int], None] | None):
+    def __init__(
+        self, pair: Pair, blends: Mapping[str, Blend], finite: bool, total: int, progress: Callable[[int, int], None] | None
+    ):
         self._pair = pair
-        self._lam = float(lam)
+        self._blends = blends
         self._finite = finite
         self._total = total
         self._done = 0
@@ -140,13 +152,13 @@ class _Stream:
         self.instruct_sums: dict[str, int] = {}
 
     def tensor(self, pool: ThreadPoolExecutor, name: str, file: ShardFile) -> None:
-        checked = self._finite and self._pair.is_lerped(name)
+        blend = self._blends.get(name)
 
         def one(start: int, stop: int, base: torch.Tensor, instruct: torch.Tensor) -> tuple[int, int, int]:
             out = file.chunk(name, start, stop)
-            merge_chunk_(out, base, instruct, self._lam)
-            if checked:
-                check_finite(self._pair, name, self._lam, out, base, instruct)
+            merge_chunk_(out, base, instruct, blend, start)
+            if self._finite and blend is not None:
+                check_finite(self._pair, name, blend.lam, out, base, instruct)
             return out.nbytes, _sum(base, start), _sum(instruct, start)
 
         self.base_sums[name] = self.instruct_sums[name] = 0

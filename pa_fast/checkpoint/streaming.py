@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from pa_fast.checkpoint.document import quoted
 from pa_fast.checkpoint.pairing import Pair
+from pa_fast.checkpoint.recipe import Blend
 from pa_fast.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -51,18 +52,21 @@ def over_chunks(pool: ThreadPoolExecutor, pair: Pair, name: str, work: Callable[
         side.check_unchanged(name)
 
 
-def merge_chunk_(out: Tensor, base: Tensor, instruct: Tensor, lam: float) -> None:
-    """Write W(λ) of one chunk [n] into `out` [n]; tensors that are not merged are copied.
+def merge_chunk_(out: Tensor, base: Tensor, instruct: Tensor, blend: Blend | None, start: int = 0) -> None:
+    """Write W(λ) of one chunk [n] into `out` [n]; a tensor that is not merged has no blend, and is copied.
+
+    Args:
+        start: elements of the tensor before the chunk.
 
     Numerics: the contract of `pa_kernels.lerp_`, into the dtype of `out`.
     """
-    import torch
     from pa_kernels import lerp_
+    from pa_kernels.reference import Draw
 
-    if instruct.dtype in (torch.bfloat16, torch.float16, torch.float32):
-        lerp_([out], [base], [instruct], lam)
-    else:
+    if blend is None:
         out.copy_(instruct)
+    else:
+        lerp_([out], [base], [instruct], blend.lam, draws=[None if blend.key is None else Draw(blend.key, start)])
 
 
 def check_finite(pair: Pair, name: str, lam: float, out: Tensor, base: Tensor, instruct: Tensor) -> None:

@@ -13,9 +13,12 @@ from pa_fast.checkpoint.card import PROVENANCE, Provenance, read_provenance
 from pa_fast.checkpoint.header import FLOATS
 from pa_fast.checkpoint.pairing import Pair, pair
 from pa_fast.checkpoint.reader import Checkpoint, torch_dtype
+from pa_fast.checkpoint.recipe import Blend, Recipe
 from pa_fast.checkpoint.source import resolve
 from pa_fast.checkpoint.streaming import check_dtype, live_dtype, merge_chunk_, over_chunks
 from pa_fast.errors import UsageError
+from pa_fast.rounding import Rounding
+from pa_fast.rules import LambdaRule, RuleLike
 
 if TYPE_CHECKING:
     import torch
@@ -49,19 +52,22 @@ def verify(
     instruct: str | Path,
     lam: Lambda | float | str | None = None,
     *,
+    rounding: str | None = None,
+    seed: int | None = None,
+    rule: RuleLike | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> VerifyReport:
     """Compare the checkpoint `merged` with W(λ) of a pair, bit by bit, without writing anything.
 
     Args:
-        lam: λ; that of pa_fast.json in `merged` where not given. So is the dtype; a folder without that file is
-            compared in its own dtypes.
+        lam, rounding, seed, rule: as for `merge`; those of pa_fast.json in `merged` where not given. So is the dtype; a folder
+            without that file is compared in its own dtypes.
         progress: called with (bytes compared, bytes in all).
 
     Cost: one pass over the three checkpoints; memory of a few chunks (2^20 elements each).
 
     Raises:
-        UsageError: no λ given, and no pa_fast.json says it.
+        UsageError: no λ given, and no pa_fast.json says it; or an argument is no such thing.
         CheckpointError, PairError, DataError: a folder cannot be read, or the pair is none.
     """
     from pa_kernels.cores import cores
@@ -75,26 +81,38 @@ def verify(
         provenance = read_provenance(found.folder)
         if lam is None and provenance is None:
             raise UsageError(f"{merged}: no {PROVENANCE} says which λ it was merged with", "give it: --lambda 0.6")
-        exact = Lambda(lam if lam is not None else provenance.lam)  # type: ignore[union-attr]
+        recipe = _recipe(provenance.recipe if provenance else None, lam, rounding, seed, rule)
         dtype = provenance.dtype if provenance else None
         if dtype is not None:
             check_dtype(dtype)
         sources = pair(left, right)
+        blends = recipe.blends(sources)
         differences = []
         done, total = 0, sum(info.nbytes for info in found.tensors.values())
         for name in [*sources.names, *(name for name in found.tensors if name not in right.tensors)]:
-            difference = _tensor(pool, found, sources, name, float(exact), dtype)
+            difference = _tensor(pool, found, sources, name, blends.get(name), dtype)
             if difference:
                 differences.append(difference)
             done += found.tensors[name].nbytes if name in found.tensors else 0
             if progress:
                 progress(done, total)
-        notes = _notes(provenance, sources, exact)
-    return VerifyReport(not differences, str(merged), exact.key, len(sources.names), tuple(differences), notes)
+        notes = _notes(provenance, sources, recipe)
+    return VerifyReport(not differences, str(merged), recipe.lam.key, len(sources.names), tuple(differences), notes)
+
+
+def _recipe(
+    recorded: Recipe | None, lam: Lambda | float | str | None, rounding: str | None, seed: int | None, rule: RuleLike | None
+) -> Recipe:
+    """What was asked for, and of what was not, what the merge says of itself."""
+    known = recorded or Recipe(Lambda(0), Rounding())
+    wanted = Lambda(known.lam if lam is None else lam)
+    mode = known.rounding.mode if rounding is None else rounding
+    noise = known.rounding.seed if seed is None and mode == known.rounding.mode else seed
+    return Recipe.of(wanted, mode, noise, known.rule if rule is None else rule)
 
 
 def _tensor(
-    pool: ThreadPoolExecutor, found: Checkpoint, sources: Pair, name: str, lam: float, dtype: str | None
+    pool: ThreadPoolExecutor, found: Checkpoint, sources: Pair, name: str, blend: Blend | None, dtype: str | None
 ) -> TensorDifference | None:
     if name not in sources.instruct.tensors:
         return TensorDifference(name, "not in the pair", 0, found.tensors[name].count)
@@ -108,11 +126,11 @@ def _tensor(
     want = own.dtype if free else live_dtype(sources, name, dtype or "auto")
     if own.dtype != want:
         return TensorDifference(name, f"dtype {own.dtype}, expected {want}", 0, own.count)
-    differing = _differing(pool, found, sources, name, lam)
+    differing = _differing(pool, found, sources, name, blend)
     return TensorDifference(name, "bits differ", differing, own.count) if differing else None
 
 
-def _differing(pool: ThreadPoolExecutor, found: Checkpoint, sources: Pair, name: str, lam: float) -> int:
+def _differing(pool: ThreadPoolExecutor, found: Checkpoint, sources: Pair, name: str, blend: Blend | None) -> int:
     """Elements of tensor `name` whose bits are not those of the merge."""
     import torch
 
@@ -120,7 +138,7 @@ def _differing(pool: ThreadPoolExecutor, found: Checkpoint, sources: Pair, name:
 
     def one(start: int, stop: int, base: torch.Tensor, instruct: torch.Tensor) -> int:
         expected = torch.empty(stop - start, dtype=dtype)
-        merge_chunk_(expected, base, instruct, lam)
+        merge_chunk_(expected, base, instruct, blend, start)
         left, right = _bits(found.chunk(name, start, stop)), _bits(expected)
         return 0 if torch.equal(left, right) else int((left != right).any(dim=1).sum())
 
@@ -136,19 +154,28 @@ def _bits(chunk: torch.Tensor) -> torch.Tensor:
     return chunk.view(torch.uint8).view(-1, chunk.element_size())
 
 
-def _notes(provenance: Provenance | None, sources: Pair, lam: Lambda) -> tuple[str, ...]:
+def _notes(provenance: Provenance | None, sources: Pair, recipe: Recipe) -> tuple[str, ...]:
     if provenance is None:
         return (f"no {PROVENANCE}: compared in the dtypes that the checkpoint has",)
     notes = []
-    if provenance.lam != lam.key:
-        notes.append(f"{PROVENANCE} says λ = {provenance.lam}, compared with λ = {lam.key}")
-    for side, recorded, checkpoint in (
+    for what, recorded, used in (
+        ("λ =", provenance.recipe.lam.key, recipe.lam.key),
+        ("rounding", provenance.recipe.rounding, recipe.rounding),
+        ("the rule", _spelled(provenance.recipe.rule), _spelled(recipe.rule)),
+    ):
+        if recorded != used:
+            notes.append(f"{PROVENANCE} says {what} {recorded}, compared with {what} {used}")
+    for side, source, checkpoint in (
         ("base", provenance.base, sources.base),
         ("instruct", provenance.instruct, sources.instruct),
     ):
         found = checkpoint.quick_fingerprint()
-        if found != recorded.quick_fingerprint:
+        if found != source.quick_fingerprint:
             notes.append(
-                f"{side} is not the checkpoint that was merged: fingerprint {found}, recorded {recorded.quick_fingerprint}"
+                f"{side} is not the checkpoint that was merged: fingerprint {found}, recorded {source.quick_fingerprint}"
             )
     return tuple(notes)
+
+
+def _spelled(rule: LambdaRule | None) -> str:
+    return "none" if rule is None else "; ".join(map(str, rule.rows))

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pa_kernels
+from pa_kernels.reference import Draw
 
 from pa_fast.delta.entry import Source, Whole
 
@@ -48,6 +49,7 @@ class Dense:
             live tensor's device.
         entries: the targets, where the live tensors are.
         via: for each entry the dtype that a merge is rounded to before it is stored, or None for the live dtype.
+        draws: for each entry the noise of stochastic rounding, or None; None for all where not given.
 
     Numerics: the contract, `pa_kernels.reference.lerp`.
     """
@@ -58,14 +60,16 @@ class Dense:
         base: Sequence[torch.Tensor],
         entries: Sequence[Whole],
         via: Sequence[torch.dtype | None],
+        draws: Sequence[Draw | None] | None = None,
     ):
         self._live, self._via = list(live), list(via)
+        self._draws = [None] * len(live) if draws is None else list(draws)
         self.base = [b.to(w.device) for w, b in zip(live, base)]
         self.target = [entry.target for entry in entries]
-        self._lerp = pa_kernels.Lerp(self._live, self.base, self.target, self._via)
+        self._lerp = pa_kernels.Lerp(self._live, self.base, self.target, self._via, self._draws)
 
-    def set_(self, lam: float) -> None:
-        """Write W(λ) into every live tensor."""
+    def set_(self, lam: float | Sequence[float]) -> None:
+        """Write W(λ) into every live tensor, of one λ for all or of one for each."""
         self._lerp.run_(lam)
 
     def restore_(self) -> None:
@@ -81,7 +85,9 @@ class Dense:
 
         out = torch.empty(span.stop - span.start, dtype=self._live[t].dtype, device=self._live[t].device)
         sources = [self.base[t].view(-1)[span]], [self.target[t].view(-1)[span]]
-        pa_kernels.lerp_([out], *sources, lam, via=[self._via[t]])
+        draw = self._draws[t]
+        here = draw and Draw(draw.key, draw.start + span.start)
+        pa_kernels.lerp_([out], *sources, lam, via=[self._via[t]], draws=[here])
         return out
 
     def ends(self, t: int, span: slice) -> tuple[torch.Tensor, torch.Tensor]:

@@ -38,7 +38,7 @@ class LowRank:
         self.base = [b.to(w.device) for w, b in zip(live, base)]
         self._merge = merging.LowRank(self._live, self.base, [e.u for e in entries], [e.v for e in entries], via)
 
-    def set_(self, lam: float) -> None:
+    def set_(self, lam: float | Sequence[float]) -> None:
         """Write W(λ) into every live tensor."""
         self._merge.run_(lam)
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
+from pa_kernels.reference import Draw
 from pa_kernels.sparse_tensor import SparseTensor
 from torch import Tensor
 
@@ -20,7 +21,7 @@ class Part(Protocol):
 
     base: list[Tensor]
 
-    def set_(self, lam: float) -> None: ...
+    def set_(self, lam: float | Sequence[float]) -> None: ...
 
     def restore_(self) -> None: ...
 
@@ -41,25 +42,35 @@ class Mixed:
 
     Args:
         live, base, entries, via: as for the store of each kind; entries are copied to the live tensors' devices.
+        draws: the noise of stochastic rounding, where all entries are whole.
     """
 
     def __init__(
-        self, live: Sequence[Tensor], base: Sequence[Tensor], entries: Sequence[Entry], via: Sequence[torch.dtype | None]
+        self,
+        live: Sequence[Tensor],
+        base: Sequence[Tensor],
+        entries: Sequence[Entry],
+        via: Sequence[torch.dtype | None],
+        draws: Sequence[Draw | None] | None = None,
     ):
         self._live = list(live)
         self._parts: list[Part] = []
+        self._members: list[list[int]] = []
+        columns: list[Sequence[Any]] = [live, base, entries, via] + ([] if draws is None else [draws])
         self._places: dict[int, tuple[Part, int]] = {}
         for kind, holder in HOLDERS.items():
             members = [t for t, entry in enumerate(entries) if isinstance(entry, kind)]
             if members:
-                part = holder(*([column[t] for t in members] for column in (live, base, entries, via)))
+                part = holder(*([column[t] for t in members] for column in columns))
                 self._parts.append(part)
+                self._members.append(members)
                 self._places.update((t, (part, k)) for k, t in enumerate(members))
 
-    def set_(self, lam: float) -> None:
-        """Write W(λ), as far as another λ would give something else."""
-        for part in self._parts:
-            part.set_(lam)
+    def set_(self, lam: float | Sequence[float]) -> None:
+        """Write W(λ), of one λ for all or of one for each, as far as another λ would give something else."""
+        for part, members in zip(self._parts, self._members):
+            own = [lam[t] for t in members] if isinstance(lam, Sequence) else [lam]
+            part.set_(own[0] if len(set(own)) == 1 else own)
 
     def restore_(self) -> None:
         """Write what no λ changes: with `set_`, every byte of every live tensor."""

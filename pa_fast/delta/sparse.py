@@ -41,7 +41,7 @@ class Sparse:
         self._entries = [entry.as_index() if w.device.type == "cpu" else entry for w, entry in zip(live, entries)]
         self._setting = pa_kernels.Sparse(self._live, self._entries, self._via)
 
-    def set_(self, lam: float) -> None:
+    def set_(self, lam: float | Sequence[float]) -> None:
         """Write W(λ) at the positions; elsewhere the live tensors must hold the base."""
         self._setting.run_(lam)
 

@@ -14,8 +14,9 @@ from pa_fast.base import Lambda
 from pa_fast.checkpoint.fingerprint import combine
 from pa_fast.delta.entry import Entry, Factors, Source, Store
 from pa_fast.engines.attached import attach, attachable
-from pa_fast.errors import WeightsError
+from pa_fast.errors import UsageError, WeightsError
 from pa_fast.live.memory import Memory
+from pa_fast.rules import LambdaRule
 
 if TYPE_CHECKING:
     from pa_fast.live.weights import LiveWeights
@@ -66,6 +67,8 @@ class AttachedWeights:
         self._norm = sum(float((left * right.T).sum()) for left, right in grams)
         self.store, self.exact, self.lossless = part.store, False, False
 
+    rule = followed = None  # the factors share one λ
+
     @property
     def lam(self) -> float | None:
         """The λ that the model computes with."""
@@ -73,6 +76,8 @@ class AttachedWeights:
 
     def set_lambda(self, lam: float) -> None:
         """Store λ where the forward passes read it, and write W(λ) into what nothing is attached to."""
+        if isinstance(lam, LambdaRule):
+            raise UsageError("a λ rule for attached factors, which share one λ", "use another store")
         value = float(Lambda(lam))
         self._part.set_lambda(value)
         with torch.no_grad():

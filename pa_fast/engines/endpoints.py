@@ -55,6 +55,18 @@ def reference_logits(loaded: Loaded, ids: torch.Tensor) -> dict[str, torch.Tenso
     return made
 
 
+def is_drawn(loaded: Loaded, side: str) -> bool:
+    """Whether stochastic rounding moves a weight of `side`: one that the dtype of a merge cannot represent."""
+    import torch
+
+    sources = {"base": loaded.base, "instruct": loaded.instruct}[side]
+    for name, live in loaded.live.items():
+        source, dtype = sources[name], loaded.via.get(name, live.dtype)
+        if source.dtype != dtype and not torch.equal(source.to(dtype).to(source.dtype), source):
+            return True
+    return False
+
+
 def check_endpoints(module: torch.nn.Module, weights: LiveWeights, ids: torch.Tensor, expected: dict[str, torch.Tensor]) -> None:
     """Set λ = 1 and 0, those that are expected, and compare logits bit for bit; leaves λ = 0.
 
@@ -74,6 +86,8 @@ def check_endpoints(module: torch.nn.Module, weights: LiveWeights, ids: torch.Te
                 f"endpoint check failed: at λ = {lam:g} the logits are not those of the {side} model (off by up to {worst:.3g})",
                 "wrong pairing, tying or a tensor derived from weights; please report the architecture",
             )
+    if weights.lam != 0.0:
+        weights.set_lambda(0.0)
 
 
 def _same_nan(a: torch.Tensor, b: torch.Tensor) -> bool:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pa_fast.checkpoint.header import FLOATS
 from pa_fast.checkpoint.reader import Checkpoint, torch_dtype
 from pa_fast.engines import layout
+from pa_fast.engines.origins import trace
 from pa_fast.errors import EngineError, PairError, first_line
 
 if TYPE_CHECKING:
@@ -249,19 +250,9 @@ def _via(
 
 def _traced(names: list[str], instruct: Checkpoint, module: Any) -> dict[str, torch.dtype]:
     """File dtypes by module name, for files of mixed dtypes: ask transformers where each key goes."""
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
-
-    rules = get_model_conversion_mapping(module)
-    renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
-    converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
-    wanted = module.state_dict(keep_vars=True)
     found: dict[str, set[str]] = {}
-    for key, info in instruct.tensors.items():
-        name, _ = rename_source_key(key, renamings, converters, module.base_model_prefix, wanted)
-        if name not in wanted and key in wanted:
-            name = key
-        found.setdefault(name, set()).add(info.dtype)
+    for name, keys in trace(module, instruct.tensors).names.items():
+        found[name] = {instruct.tensors[key].dtype for key in keys}
     for tied, first in _tied(_tensors(module)).items():
         found.setdefault(tied, found.get(first, set()))
         found.setdefault(first, found.get(tied, set()))

@@ -21,6 +21,7 @@ from pa_fast.engines.transformers import LambdaModel
 from pa_fast.errors import EngineError, WeightsError, first_line
 from pa_fast.live.memory import Memory
 from pa_fast.live.weights import LiveWeights
+from pa_fast.rules import LambdaRule
 
 
 class ShardedWeights:
@@ -41,7 +42,23 @@ class ShardedWeights:
         """The λ that the live tensors of this rank hold."""
         return self._part.lam
 
-    def set_lambda(self, lam: float) -> None:
+    @property
+    def rule(self) -> LambdaRule | None:
+        """The rule by which each tensor's λ follows from `lam`, or None where all have the same."""
+        return self._part.rule
+
+    @property
+    def followed(self) -> LambdaRule | None:
+        """The rule that spreads a plain λ, or None."""
+        return self._part.followed
+
+    def follow(self, rule: LambdaRule | None) -> None:
+        """See `LiveWeights.follow`; every rank gives the same rule."""
+        self._ranks.agree("the rule", None if rule is None else rule.document())
+        with self._ranks.step("following the rule"):
+            self._part.follow(rule)
+
+    def set_lambda(self, lam: float | LambdaRule) -> None:
         """Write W(λ) on all ranks; returns when all have, on a GPU when all have queued it.
 
         Raises:
@@ -50,7 +67,7 @@ class ShardedWeights:
         """
         import torch
 
-        keys = self._ranks.gather("set_lambda", lambda: Lambda(lam).key)
+        keys = self._ranks.gather("set_lambda", lambda: repr(lam) if isinstance(lam, LambdaRule) else Lambda(lam).key)
         if len(set(keys)) > 1:
             found = ", ".join(f"rank {rank} has {key}" for rank, key in enumerate(keys))
             raise EngineError(f"the ranks were given different λ: {found}", "call set_lambda with the same λ on every rank")
@@ -92,6 +109,15 @@ class ShardedWeights:
         parts = self._ranks.gather("effective_lambda", lambda: self._part.projection(names))
         moved, distance = (sum(column) for column in zip(*parts))
         return moved / distance if distance else float("nan")
+
+    def intended_lambda(self) -> float:
+        """See `LiveWeights.intended_lambda`; over the whole model, what every rank has a copy of counted once."""
+        if self.lam is None or self.rule is None:
+            return float("nan") if self.lam is None else self.lam
+        names = None if self._ranks.rank == 0 else self._split
+        parts = self._ranks.gather("intended_lambda", lambda: self._part.aim(names))
+        aimed, distance = (sum(column) for column in zip(*parts))
+        return aimed / distance if distance else float("nan")
 
     def memory(self) -> Memory:
         """Bytes on this rank; see `LiveWeights.memory`."""

@@ -23,12 +23,15 @@ from pa_fast.engines import endpoints, scoring
 from pa_fast.engines.attached_weights import attached, divertible
 from pa_fast.engines.inventory import Inventory
 from pa_fast.engines.loading import allocate, load_pair
+from pa_fast.engines.origins import trace
 from pa_fast.engines.past import obstacle
 from pa_fast.engines.ranks import ALONE, Alone, Ranks
 from pa_fast.errors import EngineError, UsageError, first_line
 from pa_fast.live import opening
 from pa_fast.live.planner import Store, planned
 from pa_fast.live.weights import LiveWeights
+from pa_fast.rounding import Rounding
+from pa_fast.rules import LambdaRule, RuleLike
 from pa_fast.units import format_bytes
 
 if TYPE_CHECKING:
@@ -81,18 +84,22 @@ class LambdaModel:
 
     @property
     def lam(self) -> float | None:
-        """The λ that the model holds."""
+        """The λ that the model holds; of a rule, its swept one."""
         return self.weights.lam
 
-    def set_lambda(self, lam: float) -> None:
-        """Rewrite the model's weights in place to W(λ), and prove that the model still uses them."""
+    def set_lambda(self, lam: float | LambdaRule) -> None:
+        """Rewrite the model's weights in place to W(λ), and prove that the model still uses them.
+
+        Args:
+            lam: one λ for all tensors, or of the rule that was given to `load`; or a rule at its λ, such as `rule.at(0.6)`.
+        """
         self.weights.set_lambda(lam)
         self.on_weights_changed()
 
     @contextlib.contextmanager
-    def at(self, lam: float) -> Iterator[LambdaModel]:
-        """`with lm.at(0.3): …` runs at λ = 0.3 and restores the previous λ."""
-        before = self.weights.lam
+    def at(self, lam: float | LambdaRule) -> Iterator[LambdaModel]:
+        """`with lm.at(0.3): …` runs at λ = 0.3 and restores the previous λ, or rule."""
+        before = self.weights.lam if self.weights.rule is None else self.weights.rule
         self.set_lambda(lam)
         try:
             yield self
@@ -140,6 +147,9 @@ def load(
     residency: str = "auto",
     *,
     delta: str | Path | None = None,
+    rounding: str = "nearest",
+    seed: int | None = None,
+    rule: RuleLike | None = None,
     tokenizer: str | Path | None = None,
     batch_size: int = 8,
     endpoint_check: bool = True,
@@ -157,10 +167,13 @@ def load(
             beside linear and embedding layers, where λ is a scalar of the forward pass; it may stand beside a delta.
         residency: `device` is what there is; `auto` picks it.
         delta: a file that `encode` wrote, instead of instruct; it says store and dtype.
+        rounding, seed: see `LiveWeights.bind`; stochastic rounding needs a model whose tensors transformers loads as they are.
+        rule: by which a plain λ spreads over the tensors, by their names in the checkpoint: a `LambdaRule`, its rows, or a
+            YAML file of them.
         tokenizer: folder or hub id of the tokenizer for all λ; instruct's if not given, base's beside a delta.
         batch_size: requests per forward pass; fixed, because batch composition changes rounding.
-        endpoint_check: prove that λ = 0 and 1 give the logits of the two models as loaded, bit for bit; of a lossy
-            store, and of a delta, λ = 0 alone.
+        endpoint_check: prove that λ = 0 and 1, without the rule, give the logits of the two models as loaded, bit for bit; of
+            a lossy store, and of a delta, λ = 0 alone; of a side that is rounded stochastically, neither.
         allow_nonfinite: let NaN and infinity in the weights pass.
         shared_prefix: compute tokens that requests begin alike with once per call, where the architecture allows it.
         ranks: the processes to split the model over; for `pa_fast.engines.tensor_parallel.load`, which sees to the rest.
@@ -172,7 +185,8 @@ def load(
     Raises:
         CheckpointError, PairError, DataError: the folders cannot be read or do not pair.
         EngineError: transformers cannot load a side, or the endpoint check failed.
-        UsageError: unknown device, dtype, store or residency.
+        UsageError: unknown device, dtype, store, rounding or residency, stochastic rounding of tensors that are converted or
+            split, or a rule that does not fit the checkpoint's names.
     """
     import torch
 
@@ -188,6 +202,7 @@ def load(
         raise UsageError(
             "a delta file says by itself how it is held, and in which dtype", "leave out both; store attached alone fits"
         )
+    how, ruled = Rounding(rounding, seed), None if rule is None else LambdaRule.of(rule)
     where, held = _device(device), planned(store)
     sharding = ranks.sharding()
     about = None if delta is None else opening.about(delta)
@@ -195,6 +210,11 @@ def load(
     aside = getattr(held, "attached", False)
     if aside and about is not None:
         said = f"{said}, attached"
+    if how.drawn and (sharding or about is not None):
+        what = "a delta file" if about is not None else "a model that is split over processes"
+        raise UsageError(f"stochastic rounding of {what}", "use rounding nearest, or the whole pair in one process")
+    if aside and ruled is not None:
+        raise UsageError(f"a λ rule for a delta that is held as `{said}`: its factors share one λ", "use another store")
     if sharding and not (about is None and held.lossless):
         raise UsageError(f"a model that is split over processes cannot be held as `{said}`", "use dense, or sparse exact")
     other = base if instruct is None else instruct  # base stands on both sides where a delta does for instruct
@@ -203,6 +223,7 @@ def load(
         notes = compare_vocabularies(b.folder, i.folder)
         wanted = None if dtype == "auto" else getattr(torch, dtype)
         loaded = load_pair(b, i, wanted if about is None else _only(about), sharding, () if about is None else about.tensors)
+        traced = trace(loaded.module, [*b.tensors, *i.tensors])
         chosen = _tokenizer(resolve(tokenizer) if tokenizer is not None else i.folder)
         identity = {
             "engine": "transformers",
@@ -211,13 +232,16 @@ def load(
             "base_config": _configuration(b),
             "instruct_config": _configuration(i),
             "store": said,
-            "rounding": "nearest",
+            "rounding": str(how),
+            **({} if ruled is None else {"rule": ruled.document()}),
             "dtype": dtype,
             "tokenizer": _digest(_spelling(chosen)),
             "chat_template": _digest(json.dumps(getattr(chosen, "chat_template", None), sort_keys=True)),
         }
     with ranks.step("allocating"):
         allocate(loaded, where)
+    if how.drawn:
+        traced.check_elementwise({name: tensor for name, tensor in loaded.live.items() if tensor.is_floating_point()})
     ids = endpoints.prompts(_vocabulary(loaded.module, loaded.reference), where)
     expected = endpoints.reference_logits(loaded, ids) if endpoint_check else {}
     stops = _stop_tokens(chosen, loaded.reference, loaded.module)
@@ -227,19 +251,32 @@ def load(
         weights: Any
         if delta is None:
             sides = (loaded.base, loaded.instruct)
-            weights = LiveWeights.bind(loaded.live, *sides, diverted or held, via=loaded.via, allow_nonfinite=allow_nonfinite)
+            weights = LiveWeights.bind(
+                loaded.live, *sides, diverted or held, how.mode,
+                seed=how.seed, via=loaded.via, allow_nonfinite=allow_nonfinite, origins=traced.names,
+            )  # fmt: skip
         else:
             put_aside = diverted.put_aside if diverted else None
-            weights = LiveWeights.open(loaded.live, loaded.base, delta, allow_nonfinite=allow_nonfinite, divert=put_aside)
+            weights = LiveWeights.open(
+                loaded.live, loaded.base, delta, allow_nonfinite=allow_nonfinite, divert=put_aside, origins=traced.names
+            )
         if diverted is not None:
             weights = attached(loaded.module, weights, diverted.factors)
     identity["lossless"] = weights.lossless
     if delta is not None or not weights.lossless:
         expected.pop("instruct", None)
+    for side in list(expected) if how.drawn else ():
+        if endpoints.is_drawn(loaded, side):
+            expected.pop(side)
+            loaded.notes.append(f"the {side} model is rounded stochastically: its logits were not compared with it as loaded")
     if not weights.lossless:
         loaded.notes.append(f"λ = 1 is not the instruct model: the delta is held as {said}, which loses some of it")
     if endpoint_check:
         endpoints.check_endpoints(loaded.module, weights, ids, expected)
+    if ruled is not None:
+        with ranks.step("following the rule"):
+            weights.follow(ruled)
+        loaded.notes += weights.touched(ruled)
     configuration = {
         "base": str(base),
         "instruct": str(instruct if delta is None else delta),

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import pa_kernels
 from pa_kernels.cores import over_cores
-from pa_kernels.reference import LIVE_DTYPES
+from pa_kernels.reference import LIVE_DTYPES, Draw
 
 from pa_fast.base import Lambda
 from pa_fast.checkpoint.fingerprint import combine
@@ -25,7 +25,10 @@ from pa_fast.live import opening
 from pa_fast.live.binding import Binding, bindings, same_bits
 from pa_fast.live.encoding import check_finite, sources
 from pa_fast.live.memory import Memory, measure
+from pa_fast.live.origins import Origins
 from pa_fast.live.planner import Store, planned
+from pa_fast.rounding import Rounding
+from pa_fast.rules import LambdaRule
 
 if TYPE_CHECKING:
     import torch
@@ -39,7 +42,10 @@ class LiveWeights:
     Make one with `LiveWeights.bind` or `LiveWeights.open`. A context manager: leaving it closes it.
 
     Attributes:
-        lam: the λ that the live tensors hold, or None after a switch that did not finish.
+        lam: the λ that the live tensors hold, of a rule its swept one, or None after a switch that did not finish.
+        rule: the rule by which each tensor's λ follows from that, or None where all have the same.
+        followed: the rule that spreads a plain λ, see `follow`, or None.
+        rounding: how a merge is rounded: `nearest`, or `stochastic` with its seed.
         store: how the delta is held, with all options.
         exact: whether W(λ) is, bit for bit, the contract between base and the delta's own end.
         lossless: whether that end is the instruct model.
@@ -53,19 +59,27 @@ class LiveWeights:
         store: str,
         exact: bool,
         lossless: bool,
+        rounding: Rounding | None = None,
+        origins: Mapping[str, Sequence[str]] | None = None,
     ):
         floats = [binding for binding in made if binding.live.dtype in LIVE_DTYPES]
+        self._origins = Origins([b.names for b in floats], origins)
+        self.rounding = rounding or Rounding()
+        draws = [Draw(key) for key in self._origins.keys(self.rounding)] if self.rounding.drawn else None
         with _writing(floats):
             self._store: Mixed | None = Mixed(
-                [b.live for b in floats], [b.base for b in floats], list(entries), [b.via for b in floats]
+                [b.live for b in floats], [b.base for b in floats], list(entries), [b.via for b in floats], draws
             )
         self._floats = [replace(binding, sources={}) for binding in floats]  # the store keeps what it needs of them
         self._fixed = [binding for binding in made if binding.live.dtype not in LIVE_DTYPES]
         self._bindings = [*self._floats, *self._fixed]
         self._watched = [(name, tensor, tensor.data_ptr()) for name, tensor in live.items()]
-        self._sums: dict[float, int] = {}
+        self._sums: dict[tuple[float, ...], int] = {}
         self._foreign = True  # nothing of what no λ changes has been written yet
+        self._lams: tuple[float, ...] = ()
+        self.followed: LambdaRule | None = None
         self.lam: float | None = None
+        self.rule: LambdaRule | None = None
         self.store, self.exact, self.lossless = store, exact, lossless
         self.set_lambda(0.0)
 
@@ -78,8 +92,10 @@ class LiveWeights:
         store: str | Store = "dense",
         rounding: str = "nearest",
         *,
+        seed: int | None = None,
         via: Mapping[str, torch.dtype] | None = None,
         allow_nonfinite: bool = False,
+        origins: Mapping[str, Sequence[str]] | None = None,
     ) -> LiveWeights:
         """Make `live` follow λ between `base` and `instruct`; returns with λ = 0 written.
 
@@ -92,9 +108,13 @@ class LiveWeights:
             store: how the delta is held: `dense` (or `auto`): both sides, as they are, on the live tensors' device;
                 `sparse`: what differs, and the base wherever it is; `lowrank`: factors, an approximation. For options
                 pass a `SparseStore` or a `LowRankStore`.
-            rounding: `nearest`, ties to even.
+            rounding: `nearest`, ties to even; or `stochastic`, of the dense store alone: each element has noise of its own by
+                tensor name, place and seed, so that the weights follow λ on average where nearest swallows small updates.
+            seed: of stochastic rounding, 0 to 2³² − 1; 0 unless given.
             via: for names whose live tensor is wider than the dtype that a saved merge would have, that dtype.
             allow_nonfinite: let NaN and infinity in the sources pass.
+            origins: live name → names of the checkpoint's tensors whose elements it holds: what λ rules and noise go by. Its
+                own name where not given, and so wherever live tensors are those of a checkpoint.
 
         Numerics: see `pa_kernels.reference.lerp` for the contract, and the store for the end of its delta.
         Cost: reads every source once to check it and as often as the store says, tensor by tensor; then one switch.
@@ -102,18 +122,18 @@ class LiveWeights:
         Raises:
             PairError, WeightsError: the dicts do not fit each other, or memory overlaps.
             DataError: non-finite sources, or unequal tensors of a dtype that is not interpolated.
-            UsageError: unknown store or rounding.
+            UsageError: unknown store or rounding, or stochastic rounding of another store than dense.
         """
-        chosen = planned(store)
-        if rounding != "nearest":
-            raise UsageError(f"rounding `{rounding}` is not available", "available: nearest")
+        chosen, how = planned(store), Rounding(rounding, seed)
+        if how.drawn and chosen.name != "dense":
+            raise UsageError(f"stochastic rounding of a delta that is held as `{chosen.describe()}`", "use the dense store")
         if getattr(chosen, "attached", False):
             raise UsageError(
                 "factors attach to layers, and here are tensors alone", "use pa_fast.load, or merge them: attached=False"
             )
         made = bindings(live, {"base": base, "instruct": instruct}, via or {})
         entries = chosen.encode(sources(made, allow_nonfinite))
-        return cls(live, made, entries, chosen.describe(), chosen.exact, chosen.lossless)
+        return cls(live, made, entries, chosen.describe(), chosen.exact, chosen.lossless, how, origins)
 
     @classmethod
     def open(
@@ -124,6 +144,7 @@ class LiveWeights:
         *,
         allow_nonfinite: bool = False,
         divert: Callable[[str, torch.Tensor, Entry], Entry] | None = None,
+        origins: Mapping[str, Sequence[str]] | None = None,
     ) -> LiveWeights:
         """Make `live` follow λ between `base` and the end of a delta file; returns with λ = 0 written.
 
@@ -132,6 +153,7 @@ class LiveWeights:
             delta: the file, or one that is open.
             allow_nonfinite: let NaN and infinity in base and delta pass.
             divert: (name, base, entry) → the entry to follow instead, for engines that use an entry themselves.
+            origins: as for `bind`.
 
         Cost: reads the base three times and the file twice. What the file holds stays a map of it on a CPU.
 
@@ -157,36 +179,66 @@ class LiveWeights:
         about = delta.about
         if divert is not None:
             entries = [divert(binding.name, binding.base, entry) for binding, entry in zip(floats, entries)]
-        weights = cls(live, made, entries, about.options, about.exact, about.lossless)
+        weights = cls(live, made, entries, about.options, about.exact, about.lossless, origins=origins)
         for lam in (1.0, 0.0):
             weights.set_lambda(lam)
             opening.check_end(floats, delta, lam)
         return weights
 
-    def set_lambda(self, lam: float) -> None:
+    def touched(self, rule: LambdaRule) -> list[str]:
+        """What each row of `rule` decides, a line each.
+
+        Raises:
+            UsageError: the rule does not fit the tensors' names.
+        """
+        return self._origins.touched(rule)
+
+    def follow(self, rule: LambdaRule | None) -> None:
+        """From now on a plain λ is that of `rule`: `set_lambda(0.6)` is `set_lambda(rule.at(0.6))`; None: the same for all again.
+        Sets the λ that is set once more, by the rule.
+
+        Raises:
+            UsageError, WeightsError: as for `set_lambda`; what was followed before still is.
+        """
+        lam = 0.0 if self.lam is None else self.lam
+        before, self.followed = self.followed, None
+        try:
+            self.set_lambda(lam if rule is None else rule.at(lam))
+        except BaseException:
+            self.followed = before
+            raise
+        self.followed = rule
+
+    def set_lambda(self, lam: float | LambdaRule) -> None:
         """Write W(λ) into every live tensor, in place; on a GPU queued on the current stream.
+
+        Args:
+            lam: one λ for all tensors, or of the rule that is followed; or a rule at its λ, which says each tensor's by the name
+                that it has in the checkpoint.
 
         Cost: one pass over what the store holds, 6 bytes per bf16 parameter for `dense`; nothing is allocated on a GPU.
             After something else was seen to have written to the weights, one more pass that writes all of them.
 
         Raises:
-            UsageError: λ is not a finite number.
+            UsageError: λ is not a finite number, or the rule does not fit the tensors' names.
             WeightsError: closed, or a live tensor no longer lies where it was bound.
         """
         import torch
 
-        value = float(Lambda(lam))
         store = self._open()
+        rule = lam if isinstance(lam, LambdaRule) else self.followed and self.followed.at(lam)
+        value = float(Lambda(lam) if rule is None else rule.lam)
+        lams = (value,) * len(self._floats) if rule is None else self._origins.lams(rule)
         self._check_pointers()
         self.lam = None  # until the last byte is written, this is no λ at all
         with _writing(self._floats):
             if self._foreign:
                 store.restore_()
-            store.set_(value)
+            store.set_(lams)
             for binding in self._fixed:
                 binding.live.copy_(binding.base)
         torch.autograd.graph.increment_version([b.live for b in self._bindings if not b.live.is_inference()])
-        self.lam = value
+        self.lam, self.rule, self._lams = value, rule, lams
         if self._foreign:
             self._foreign = False
             self._sums.clear()
@@ -204,8 +256,8 @@ class LiveWeights:
         self._check_pointers()
         sums = pa_kernels.checksum([binding.live for binding in self._bindings])
         total = combine({binding.name: part for binding, part in zip(self._bindings, sums)})
-        # a λ has one sum: where it has another one, the next switch trusts nothing that it finds
-        if self.lam is not None and self._sums.setdefault(self.lam, total) != total:
+        # one λ for each tensor has one sum: where it has another one, the next switch trusts nothing that it finds
+        if self.lam is not None and self._sums.setdefault(self._lams, total) != total:
             self._foreign = True
         return total
 
@@ -237,10 +289,9 @@ class LiveWeights:
         self._check_pointers()
         if self.lam is None:
             raise WeightsError("no λ is set: the last switch did not finish", "call set_lambda")
-        lam = self.lam
 
         def holds(t: int, span: slice) -> bool:
-            return same_bits(store.merged(t, span, lam), self._floats[t].live.view(-1)[span])
+            return same_bits(store.merged(t, span, self._lams[t]), self._floats[t].live.view(-1)[span])
 
         differing = {t for t, held in self._over_spans(holds) if not held}
         wrong = [binding.name for t, binding in enumerate(self._floats) if t in differing]
@@ -254,11 +305,32 @@ class LiveWeights:
         D is the delta's own end, which is instruct where the store is lossless.
 
         The grid of a 16-bit dtype swallows updates smaller than half a unit in the last place, so this can differ
-        from λ by a factor at small λ. NaN where base and instruct are equal.
+        from λ by a factor at small λ. Under a rule it is the mean of what the tensors' λ act like, each weighted by its
+        ‖D − B‖²; `intended_lambda` is that mean of the λ themselves. NaN where base and instruct are equal.
         Cost: reads live and sources once; fp32 dot products of pieces, summed in order in fp64.
         """
         moved, distance = self.projection()
         return moved / distance if distance else float("nan")
+
+    def intended_lambda(self) -> float:
+        """What `effective_lambda` would be without rounding: λ, or under a rule the mean of the tensors' λ, each weighted by its
+        ‖D − B‖². NaN where base and instruct are equal, or no λ is set.
+
+        Cost: that of `effective_lambda` under a rule, else nothing.
+        """
+        if self.lam is None or self.rule is None:
+            return float("nan") if self.lam is None else self.lam
+        aimed, distance = self.aim()
+        return aimed / distance if distance else float("nan")
+
+    def aim(self, names: Container[str] | None = None) -> tuple[float, float]:
+        """Σ_t λ_t ‖D_t − B_t‖² and Σ_t ‖D_t − B_t‖² over the interpolated tensors called `names`, all where None."""
+        store = self._open()
+        aimed = distance = 0.0
+        for t, (_, whole) in self._over_spans(store.products):
+            if names is None or self._floats[t].name in names:
+                aimed, distance = aimed + self._lams[t] * whole, distance + whole
+        return aimed, distance
 
     def projection(self, names: Container[str] | None = None) -> tuple[float, float]:
         """⟨W − B, D − B⟩ and ‖D − B‖² over the interpolated weights called `names`, of all where None."""
@@ -282,7 +354,8 @@ class LiveWeights:
         if self._store is None:
             return "<LiveWeights, closed>"
         count = sum(binding.live.numel() for binding in self._bindings)
-        return f"<LiveWeights at λ = {self.lam}: {len(self._bindings)} tensors, {count:,} weights, {self.store}>"
+        rule = "" if self.rule is None else " by a rule"
+        return f"<LiveWeights at λ = {self.lam}{rule}: {len(self._bindings)} tensors, {count:,} weights, {self.store}>"
 
     def close(self) -> None:
         """Let go of the sources. The live tensors keep the λ they have; nothing else can be asked any more."""

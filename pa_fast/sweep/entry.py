@@ -18,7 +18,8 @@ class Entry:
 
     `lam` is the exact key of λ; `items` names the file of item scores, `outputs` the folder of the evaluator's own files,
     relative to the run folder; `details` are its further figures; `checksum` is that of the live weights after the switch,
-    None where the switch itself failed; times are wall seconds.
+    None where the switch itself failed; `intended_lambda` is what `effective_lambda` would be without rounding, where a rule
+    gives tensors different λ; times are wall seconds.
     """
 
     lam: str
@@ -33,6 +34,7 @@ class Entry:
     traceback: str | None = None
     checksum: int | None = None
     effective_lambda: float | None = None
+    intended_lambda: float | None = None
     switch_s: float | None = None
     eval_s: float | None = None
     host: str | None = None
@@ -52,7 +54,7 @@ class Entry:
 
 
 _TEXTS = ("unit", "items", "outputs", "error", "traceback", "host")
-_NUMBERS = ("score", "effective_lambda", "switch_s", "eval_s")
+_NUMBERS = ("score", "effective_lambda", "intended_lambda", "switch_s", "eval_s")
 
 
 def parse(line: bytes) -> Entry:

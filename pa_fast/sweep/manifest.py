@@ -60,10 +60,19 @@ def describe(engine: Engine, points: Sequence[Lambda], evaluators: Sequence[Eval
     return Manifest(
         tuple(lam.key for lam in points),
         tuple(Column(e.name, bool(e.higher_is_better), _plain(f"evaluator `{e.name}`", identity(e))) for e in evaluators),
-        _plain("the engine", identity(engine)),
+        _plain("the engine", _identity(engine)),
         (_versions(),),
         (_plain("the engine", configuration(engine)),),
     )
+
+
+def _identity(engine: Engine) -> Mapping[str, Any]:
+    """The engine's identity, with the rule that its weights follow now, whatever it knew of that when it was made."""
+    if not hasattr(engine.weights, "followed"):
+        return identity(engine)
+    rule = engine.weights.followed
+    known = {key: value for key, value in identity(engine).items() if key != "rule"}
+    return known if rule is None else {**known, "rule": rule.document()}
 
 
 def reconcile(folder: pathlib.Path, now: Manifest, finished: Collection[str] | None = None) -> Manifest:

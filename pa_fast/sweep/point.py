@@ -33,6 +33,7 @@ class _Proof:
 
     checksum: int
     effective_lambda: float | None
+    intended_lambda: float | None
     switch_s: float
 
 
@@ -98,11 +99,20 @@ def _switch(engine: Engine, lam: Lambda, before: _Proof | None) -> _Proof:
         )
     checksum = weights.checksum()
     if before is None:
-        effective = float(weights.effective_lambda())
-        return _Proof(checksum, effective if math.isfinite(effective) else None, switch_s)
+        return _Proof(checksum, _finite(weights.effective_lambda()), _intended(weights), switch_s)
     if checksum != before.checksum:
         raise WeightsError(f"setting λ = {lam.key} again did not restore the live weights", "reload the pair and run again")
     return before
+
+
+def _intended(weights: Weights) -> float | None:
+    """What effective λ would be without rounding, where weights follow a rule and say so; else that is λ."""
+    intended = getattr(weights, "intended_lambda", None)
+    return None if getattr(weights, "rule", None) is None or intended is None else _finite(intended())
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
 
 
 def _evaluate(engine: Engine, lam: Lambda, evaluator: Evaluator, proof: _Proof) -> tuple[Record, bool]:
@@ -148,6 +158,7 @@ def _entry(
         traceback=None if fault is None else fault.traceback,
         checksum=None if proof is None else proof.checksum,
         effective_lambda=None if proof is None else proof.effective_lambda,
+        intended_lambda=None if proof is None else proof.intended_lambda,
         switch_s=None if proof is None else proof.switch_s,
         eval_s=eval_s,
         host=_HOST,

@@ -24,8 +24,8 @@ CSV_HEADER = ("lambda", "evaluator", "score", "unit", "n", "effective_lambda")
 
 @dataclass(frozen=True)
 class Row:
-    """One finished point. `effective_lambda` has 6 significant digits, None where base and instruct are equal; `details`
-    are the evaluator's further figures."""
+    """One finished point. `effective_lambda` has 6 significant digits, None where base and instruct are equal; so has
+    `intended_lambda`, what it would be without rounding, None where that is λ; `details` are the evaluator's further figures."""
 
     lam: Lambda
     evaluator: str
@@ -34,6 +34,7 @@ class Row:
     n: int
     effective_lambda: float | None
     details: Mapping[str, float] = field(default_factory=dict)
+    intended_lambda: float | None = None
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,7 @@ class SweepResult:
             "evaluators": [self._summary(name) for name in self.evaluators],
             "rows": [
                 dict(zip(CSV_HEADER, (r.lam.key, r.evaluator, r.score, r.unit, r.n, r.effective_lambda)))
+                | ({} if r.intended_lambda is None else {"intended_lambda": r.intended_lambda})
                 | ({"details": dict(r.details)} if r.details else {})
                 for r in self.rows
             ],
@@ -193,5 +195,9 @@ def score_text(score: float) -> str:
 
 def _row(entry: Entry) -> Row:
     assert entry.score is not None and entry.unit is not None and entry.n is not None
-    effective = None if entry.effective_lambda is None else float(f"{entry.effective_lambda:.6g}")
-    return Row(Lambda(entry.lam), entry.evaluator, entry.score, entry.unit, entry.n, effective, entry.details or {})
+    effective, intended = _rounded(entry.effective_lambda), _rounded(entry.intended_lambda)
+    return Row(Lambda(entry.lam), entry.evaluator, entry.score, entry.unit, entry.n, effective, entry.details or {}, intended)
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.6g}")

@@ -181,6 +181,28 @@ def a_rank_with_another_lambda_is_refused(world: World) -> None:
     assert lm.lam == 0.25
 
 
+def a_rule_is_that_of_one_device(world: World) -> None:
+    lm = world.model("gpt-neox")
+    alone = pa_fast.load(*world.pair("gpt-neox"))
+    rule = pa_fast.LambdaRule([{"group": "norms", "lambda": 1}, {"group": "mlp", "times": {0: 0.5, 1: 1}}])
+    for model in (lm, alone):
+        model.set_lambda(rule.at(0.6))
+    assert lm.weights.rule == rule.at(0.6) and lm.weights.verify()
+    assert_same_bits(whole(lm.model), alone.model.state_dict())
+    intended = lm.weights.intended_lambda()
+    assert world.gather(intended) == [intended] * world.size
+    assert intended == pytest.approx(alone.weights.intended_lambda(), rel=1e-6) and abs(intended - 0.6) > 0.01
+    before = lm.weights.checksum()
+    world.refused(EngineError, "different λ", lambda: lm.set_lambda(rule.at((0.3, 0.4)[world.rank % 2])))
+    assert lm.weights.checksum() == before
+    lm.set_lambda(0.6)
+    assert lm.weights.rule is None and lm.weights.intended_lambda() == 0.6
+    lm.weights.follow(rule)
+    assert lm.weights.followed == rule and lm.weights.checksum() == before
+    lm.weights.follow(None)
+    assert lm.weights.checksum() != before
+
+
 def scores_and_texts_are_those_of_one_device(world: World) -> None:
     lm = world.model("qwen3")
     alone = pa_fast.load(*world.pair("qwen3"), dtype="float32")
@@ -363,6 +385,7 @@ ON_TWO_RANKS: dict[str, Callable[[World], None]] = {
         for check in (
             a_saved_merge_is_the_live_one,
             a_foreign_write_on_one_rank_is_seen_on_all,
+            a_rule_is_that_of_one_device,
             a_rank_with_another_lambda_is_refused,
             ranks_out_of_step_fail_instead_of_waiting,
             a_replaced_parameter_fails_on_all_ranks,

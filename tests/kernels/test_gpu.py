@@ -12,6 +12,7 @@ from dataclasses import replace
 import pytest
 import torch
 from pa_kernels import Lerp, Sparse, SparseTensor, checksum, lerp_, reference, sparse_set_
+from pa_kernels.reference import DRAW_STEP, Draw
 
 from tests.kernels.pairs import LAMBDAS, TRIPLES, bits, pair, same, sparse, sparsely_set
 
@@ -78,6 +79,30 @@ def test_a_graph_replays_whatever_lambda_the_table_holds() -> None:
         lerp.groups[0].lams.fill_(lam)
         graph.replay()
         assert torch.equal(bits(w), bits(reference.lerp(b, i, lam))), lam
+
+
+@pytest.mark.parametrize(("out", "base", "inst"), [t for t in TRIPLES if t[0] != torch.float32], ids=str)
+def test_stochastic_rounding(out: torch.dtype, base: torch.dtype, inst: torch.dtype) -> None:
+    b, i = pair(500_001, base, inst)
+    w = torch.empty(b.shape, dtype=out, device="cuda")
+    for draw in (Draw(77), Draw(2**32 - 1, 2**32 - DRAW_STEP)):
+        for lam in (0.0, 0.05, 0.6, 1.0, 1.5, -0.2):
+            lerp_([w], [b.cuda()], [i.cuda()], lam, draws=[draw])
+            assert same(w, reference.lerp(b, i, lam, out, draw=draw)), lam
+
+
+def test_a_graph_replays_stochastic_rounding() -> None:
+    b, i = pair(100_003, torch.bfloat16, torch.bfloat16)
+    w = torch.zeros(b.shape, dtype=b.dtype, device="cuda")
+    lerp = Lerp([w], [b.cuda()], [i.cuda()], draws=[Draw(77)])
+    lerp.run_(0.5)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        lerp.launch_()
+    for lam in (0.3, 0.0, 1.0, 0.3):
+        lerp.groups[0].lams.fill_(lam)
+        graph.replay()
+        assert torch.equal(bits(w), bits(reference.lerp(b, i, lam, draw=Draw(77)))), lam
 
 
 def test_more_than_two_to_the_31_elements() -> None:

@@ -16,17 +16,18 @@ pytestmark = pytest.mark.skipif(INTERPRETED, reason="TRITON_INTERPRET=1: nothing
 
 REGISTERS = {
     "lerp": {"cuda": 40, "hip": 64},
+    "drawn": {"cuda": 56, "hip": 72},
     "checksum": {"cuda": 40, "hip": 64},
     "sparse": {"cuda": 64, "hip": 72},
     "packed": {"cuda": 80, "hip": 136},
 }
-"""At the first two bounds an SM still holds 48 warps, and a SIMD of a CDNA 3 unit its 8 waves; at the third 32 and 7, at the last
-24 and 3."""
+"""At 40 an SM still holds 48 warps, at 56 36, at 64 32, at 80 24; at 64 a SIMD of a CDNA 3 unit holds its 8 waves, at 72 7."""
 
-INSTRUCTIONS = {"lerp": 24.0, "checksum": 30.0, "sparse": 64.0, "packed": 124.0}
+INSTRUCTIONS = {"lerp": 24.0, "drawn": 40.0, "checksum": 30.0, "sparse": 64.0, "packed": 124.0}
 """Per weight, per 64-bit word, per entry or bit: an H200 at full bandwidth has about 34 for a bf16 weight switched, 54 for a word
-read, and over 400 for an entry of an index list, whose store touches a sector of its own. A packed weight with a code
-of 16 bits takes more than there are; of 8 bits 43 in its loop, and 62 with all that a tile does once counted on one block."""
+read, and over 400 for an entry of an index list, whose store touches a sector of its own. Of `drawn`, 11 are the hash. A packed
+weight with a code of 16 bits takes more than there are; of 8 bits 43 in its loop, and 62 with all that a tile does once counted
+on one block."""
 
 
 STREAMS = [kernel for kernel in offline.kernels() if kernel.function is not offline.lowrank_triton.lowrank_kernel]

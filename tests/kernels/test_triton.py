@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from pa_kernels import Lerp, Sparse, SparseTensor, checksum, lerp_, reference, sparse_set_
+from pa_kernels.reference import DRAW_STEP, Draw
 from torch import Tensor
 
 from tests.kernels.pairs import LAMBDAS, TRIPLES, bits, pair, same, sparse, sparsely_set
@@ -104,6 +105,73 @@ def test_lerp_where_products_are_exact(dtype: torch.dtype) -> None:
     for step in (0, 1, 77, 127, 128, 129, 255, 256, 300, -40):
         lerp_([w], [on_device(b)], [on_device(i)], step / 256)
         assert torch.equal(bits(w), bits(reference.lerp(b, i, step / 256))), step
+
+
+DRAWN = [triple for triple in TRIPLES if triple[0] != torch.float32]
+STARTS = (0, DRAW_STEP, 2**32 - DRAW_STEP, 2**32, 2**40 + DRAW_STEP)
+
+
+def check_drawn(
+    out: torch.dtype, base: torch.dtype, inst: torch.dtype, lams: tuple[float, ...], via: torch.dtype | None = None, **kind: Any
+) -> None:
+    sources = [pair(size, base, inst, seed=size, **kind) for size in SIZES]
+    # the last one is misaligned, so that it takes the loop of tails
+    skips = [0] * (len(SIZES) - 1) + [1]
+    draws = [Draw(0x9E3779B9 ^ t, start) for t, start in enumerate(STARTS)]
+    bases = [on_device(b, skip) for (b, _), skip in zip(sources, skips)]
+    insts = [on_device(i, skip) for (_, i), skip in zip(sources, skips)]
+    live = [on_device(torch.full(b.shape, 9.0, dtype=out), skip) for (b, _), skip in zip(sources, skips)]
+    lerp = Lerp(live, bases, insts, [via] * len(live), draws)
+    for lam in lams:
+        lerp.run_(lam)
+        for w, (b, i), draw in zip(live, sources, draws):
+            expected = reference.lerp(b, i, lam, out, via, draw)
+            assert same(w, expected), (lam, w.shape)
+            if out == base == inst and via is None:
+                kept = (bits(b) == bits(i)) | (lam in (0.0, 1.0))
+                assert torch.equal(bits(w)[kept], bits(expected)[kept]), (lam, w.shape)
+
+
+@fused
+@pytest.mark.parametrize(("out", "base", "inst"), DRAWN[::2], ids=str)
+def test_stochastic_rounding(out: torch.dtype, base: torch.dtype, inst: torch.dtype) -> None:
+    check_drawn(out, base, inst, (0.0, 0.05, 0.6, 1.0))
+
+
+@fused
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_stochastic_rounding_via_and_of_non_finite_and_of_large_weights(dtype: torch.dtype) -> None:
+    check_drawn(torch.float32, torch.float32, dtype, (0.0, 0.3, 1.0), dtype)
+    check_drawn(dtype, dtype, dtype, (0.0, 0.3, 1.0), finite=False)
+    check_drawn(dtype, dtype, dtype, (LARGE,))
+
+
+LARGE = 1e38
+"""A λ that takes a weight to the largest number of its dtype, and past it."""
+
+
+def test_stochastic_rounding_where_products_are_exact() -> None:
+    # nothing patched, as for the lerp
+    generator = torch.Generator().manual_seed(3)
+    for dtype in (torch.bfloat16, torch.float16):
+        b, i = (torch.randint(-128, 129, (BLOCK + 70,), generator=generator).div(64).to(dtype) for _ in range(2))
+        w = on_device(torch.zeros_like(b))
+        for step in (0, 1, 77, 127, 128, 129, 255, 256, 300, -40):
+            lerp_([w], [on_device(b)], [on_device(i)], step / 256, draws=[Draw(77)])
+            assert torch.equal(bits(w), bits(reference.lerp(b, i, step / 256, draw=Draw(77)))), step
+
+
+@fused
+def test_tensors_with_and_without_noise_beside_each_other() -> None:
+    sources = [pair(700, torch.bfloat16, torch.bfloat16, seed) for seed in range(4)]
+    draws = [None, Draw(1), None, Draw(2)]
+    live = [on_device(torch.zeros(700, dtype=torch.bfloat16)) for _ in sources]
+    lams = [0.1, 0.2, 0.3, 0.4]
+    lerp = Lerp(live, [on_device(b) for b, _ in sources], [on_device(i) for _, i in sources], draws=draws)
+    assert len(lerp.groups) == 2
+    lerp.run_(lams)
+    for w, (b, i), lam, draw in zip(live, sources, lams, draws):
+        assert same(w, reference.lerp(b, i, lam, draw=draw))
 
 
 @fused

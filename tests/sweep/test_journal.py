@@ -39,6 +39,7 @@ entries = st.builds(
     traceback=st.none() | texts,
     checksum=st.none() | st.integers(0, 2**64 - 1),
     effective_lambda=st.none() | numbers,
+    intended_lambda=st.none() | numbers,
     switch_s=st.none() | numbers,
     eval_s=st.none() | numbers,
     host=st.none() | texts,

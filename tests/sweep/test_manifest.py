@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from pa_fast import LambdaRule
 from pa_fast.errors import RunError, UsageError
 from pa_fast.sweep import manifest
 from pa_fast.sweep.schedule import lambdas
@@ -19,6 +20,18 @@ IDENTITY = {"base": "b0", "options": {"dtype": "bf16", "stop": (1, 2)}}
 def write(folder: Path, engine: FakeEngine | None = None, points: str = "0,1", *scorers: Scorer) -> manifest.Manifest:
     now = manifest.describe(engine or FakeEngine(IDENTITY), lambdas(points), scorers or (Scorer("icl"),))
     return manifest.reconcile(folder, now)
+
+
+def test_a_rule_that_the_weights_follow_is_part_of_the_run(tmp_path: Path) -> None:
+    engine = FakeEngine()
+    engine.weights.followed = LambdaRule([{"match": "head.*", "times": 0.5}])  # type: ignore[attr-defined]
+    now = manifest.describe(engine, lambdas("0"), [Scorer("a")])
+    assert now.engine["rule"] == [{"match": "head.*", "times": "0.5"}]
+    manifest.reconcile(tmp_path, now)
+    engine.identity["rule"] = "what it was made with"
+    engine.weights.followed = None  # type: ignore[attr-defined]
+    with pytest.raises(RunError, match=r"engine\.rule: recorded \[.*now nothing"):
+        manifest.reconcile(tmp_path, manifest.describe(engine, lambdas("0"), [Scorer("a")]))
 
 
 def test_read_back_as_written(tmp_path: Path) -> None:
