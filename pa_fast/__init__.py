@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pa_fast.checkpoint.merge import MergeReport, merge
     from pa_fast.checkpoint.verify import VerifyReport, verify
     from pa_fast.delta.lowrank_store import LowRankStore
+    from pa_fast.delta.packed_store import PackedStore
     from pa_fast.delta.quality import QualityReport
     from pa_fast.delta.sparse_store import SparseStore
     from pa_fast.encoding import encode, export_lora
@@ -42,6 +43,7 @@ _LAZY = {
     "LowRankStore": "pa_fast.delta.lowrank_store",
     "Memory": "pa_fast.live.memory",
     "MergeReport": "pa_fast.checkpoint.merge",
+    "PackedStore": "pa_fast.delta.packed_store",
     "PairReport": "pa_fast.checkpoint.inspect",
     "QualityReport": "pa_fast.delta.quality",
     "SparseStore": "pa_fast.delta.sparse_store",
@@ -70,6 +72,7 @@ __all__ = [
     "Memory",
     "MergeReport",
     "PaFastError",
+    "PackedStore",
     "PairReport",
     "QualityReport",
     "Score",

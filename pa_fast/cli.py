@@ -126,7 +126,7 @@ def sweep(
         str | None, typer.Argument(metavar="INSTRUCT", help="The instruct checkpoint, λ = 1; not needed beside --delta.")
     ] = None,
     store: Annotated[
-        str, typer.Option(metavar="S", help="How the delta is held: auto, dense, sparse, lowrank or attached.")
+        str, typer.Option(metavar="S", help="How the delta is held: auto, dense, packed, sparse, lowrank or attached.")
     ] = "auto",
     delta: Annotated[str | None, typer.Option(metavar="FILE", help="A file of `pa-fast encode`, instead of INSTRUCT.")] = None,
     confirm: Annotated[
@@ -256,8 +256,11 @@ def merge(
 def encode(
     base: Base,
     instruct: Instruct,
-    format: Annotated[str, typer.Option(metavar="F", help="sparse, lowrank or dense.")],
+    format: Annotated[str, typer.Option(metavar="F", help="packed or sparse, which can lose nothing; lowrank or dense.")],
     out: Annotated[str, typer.Option(metavar="FILE", help="The delta file to write.")],
+    range_: Annotated[
+        str | None, typer.Option("--range", metavar="LO:HI", help="packed: the λ that it is for; 0:1 by default.")
+    ] = None,
     select: Annotated[str | None, typer.Option(metavar="S", help="sparse: exact, topk, ties or dare.")] = None,
     density: Annotated[float | None, typer.Option(metavar="D", help="topk, ties, dare: share of the weights, in (0, 1].")] = None,
     scope: Annotated[str | None, typer.Option(metavar="S", help="topk: that share of each tensor, or global.")] = None,
@@ -276,7 +279,7 @@ def encode(
 
     report = run(
         base, instruct, out, format,
-        select=select, density=density, scope=scope, rank=rank, energy=energy, budget=budget, seed=seed,
+        select=select, density=density, scope=scope, rank=rank, energy=energy, budget=budget, seed=seed, range=_range(range_),
         dtype=dtype, allow_nonfinite=allow_nonfinite, overwrite=overwrite, text=text,
     )  # fmt: skip
     if as_json:
@@ -287,6 +290,17 @@ def encode(
     print(f"{out}: {report.options}: {size}; {kept}")
     for point in report.text.points if report.text else ():
         print(f"λ = {point.lam}: KL to the exact merge {point.kl:.3g} nats per token, {point.agreement:.1%} of tokens agree")
+
+
+def _range(text: str | None) -> tuple[float, float] | None:
+    from pa_fast.base import Lambda
+
+    if text is None:
+        return None
+    ends = text.split(":")
+    if len(ends) != 2:
+        raise UsageError(f"--range {text}", "write the least and the largest λ, such as -0.2:1.5")
+    return float(Lambda(ends[0])), float(Lambda(ends[1]))
 
 
 @_verb()

@@ -16,7 +16,12 @@ if TYPE_CHECKING:
     from pa_fast.delta.lora_export import Exported
     from pa_fast.delta.quality import QualityReport
 
-FORMATS = {"sparse": ("select", "density", "scope", "seed"), "lowrank": ("rank", "energy", "budget", "seed"), "dense": ()}
+FORMATS = {
+    "packed": ("range",),
+    "sparse": ("select", "density", "scope", "seed"),
+    "lowrank": ("rank", "energy", "budget", "seed"),
+    "dense": (),
+}
 """What a delta can be encoded as, and the options of each."""
 
 
@@ -24,8 +29,9 @@ def encode(
     base: str | Path,
     instruct: str | Path,
     out: str | Path,
-    format: str = "sparse",
+    format: str = "packed",
     *,
+    range: tuple[float, float] | None = None,
     select: str | None = None,
     density: float | None = None,
     scope: str | None = None,
@@ -43,7 +49,8 @@ def encode(
     Args:
         base, instruct: local folders, or hub ids (`org/name@revision`). Instruct may be a LoRA folder of peft, whose factors
             are then kept as they are: format `lowrank` without options.
-        format: `sparse`, `lowrank` or `dense`.
+        format: `packed`, `sparse`, `lowrank` or `dense`.
+        range: of `packed`, the least and the largest λ that it is for; 0 and 1 if not given.
         select, density, scope: of `sparse`, see `SparseStore`.
         rank, energy, budget: of `lowrank`, see `LowRankStore`; the budget in bytes.
         seed: of `sparse` with select `dare`, and of `lowrank`.
@@ -61,7 +68,8 @@ def encode(
     from pa_fast.delta.quality import Measured
     from pa_fast.engines import encoding
 
-    given = {"select": select, "density": density, "scope": scope, "rank": rank, "energy": energy, "budget": budget, "seed": seed}
+    given = {"select": select, "density": density, "scope": scope, "rank": rank, "energy": energy, "budget": budget, "seed": seed,
+             "range": range}  # fmt: skip
     options = {name: value for name, value in given.items() if value is not None}
     folder = resolve(instruct)
     if (folder / "adapter_config.json").exists():
@@ -137,6 +145,7 @@ def _adapter(base: str | Path, folder: Path, out: str | Path, dtype: str, **opti
 def _store(format: str, options: dict[str, Any]) -> Store:
     from pa_fast.delta.dense import DenseStore
     from pa_fast.delta.lowrank_store import LowRankStore
+    from pa_fast.delta.packed_store import PackedStore
     from pa_fast.delta.sparse_store import SparseStore
 
     if format not in FORMATS:
@@ -147,6 +156,8 @@ def _store(format: str, options: dict[str, Any]) -> Store:
         raise UsageError(f"`{foreign[0]}` with format `{format}`", f"{format} takes {takes}")
     if format == "sparse":
         return SparseStore(**options)
+    if format == "packed":
+        return PackedStore(*options.get("range", ()))
     if format == "lowrank":
         return LowRankStore(**{"budget_bytes" if name == "budget" else name: value for name, value in options.items()})
     return DenseStore()

@@ -16,11 +16,13 @@ class Subject(abc.ABC):
     Attributes:
         base, instruct: name → tensor on the CPU; `instruct` is the end of the delta that is held.
         ulps: how many units in the last place a live weight may be off.
+        span: the λ that may be asked for.
     """
 
     base: Mapping[str, torch.Tensor]
     instruct: Mapping[str, torch.Tensor]
     ulps = 0
+    span = (-0.5, 1.5)
 
     def expected(self, name: str, lam: float, dtype: torch.dtype) -> torch.Tensor:
         """What live tensor `name` must hold at λ."""

@@ -12,11 +12,12 @@ import torch
 import pa_fast
 from pa_fast.delta.entry import Store
 from pa_fast.delta.lowrank_store import LowRankStore
+from pa_fast.delta.packed_store import PackedStore
 from pa_fast.delta.sparse_store import SparseStore
 from pa_fast.errors import WeightsError
 from pa_fast.live.binding import as_integers
 from tests.delta import pairs
-from tests.engines.architectures import write_pair
+from tests.engines.architectures import ARCHITECTURES, write_pair
 from tests.engines.test_architectures import reload
 from tests.engines.test_loading import edit
 from tests.remote import Actor, Ranks
@@ -33,6 +34,17 @@ def plain(dtype: torch.dtype, device: str = "cpu") -> Callable[[pathlib.Path], S
         return Live(weights, weights.set_lambda, live, base, instruct)
 
     return make
+
+
+def inside(make: Callable[[pathlib.Path], Subject]) -> Callable[[pathlib.Path], Subject]:
+    """A subject that is only asked for λ in [0, 1]."""
+
+    def made(folder: pathlib.Path) -> Subject:
+        subject = make(folder)
+        subject.span = (0.0, 1.0)
+        return subject
+
+    return made
 
 
 def delta(store: Store, device: str = "cpu", *, file: bool = False) -> Callable[[pathlib.Path], Subject]:
@@ -54,20 +66,30 @@ def delta(store: Store, device: str = "cpu", *, file: bool = False) -> Callable[
 
 
 def transformers(
-    architecture: str, device: str = "cpu", *, store: str = "auto", changed: float = 1.0
+    architecture: str, device: str = "cpu", *, store: str | Store = "auto", changed: float = 1.0, rel: float | None = None
 ) -> Callable[[pathlib.Path], Subject]:
-    """A model pair; of which only a share has changed where `changed` says so."""
+    """A model pair, of which only a share has changed where `changed` says so; with `rel` by such a share of the weights."""
 
     def make(folder: pathlib.Path) -> Subject:
         base, instruct = write_pair(folder, architecture)
         if changed < 1:
             edit(base, lambda tensors: kept.update(tensors))
             edit(instruct, lambda tensors: tensors.update({n: partly(kept[n], t, changed) for n, t in tensors.items()}))
+        if rel is not None:
+            edit(base, lambda tensors: kept.update(tensors))
+            edit(instruct, lambda tensors: tensors.update({n: stepped(kept[n], rel) for n in tensors}))
         lm = pa_fast.load(base, instruct, device=device, store=store)
+        if store == "packed":
+            assert lm.weights.memory().host_bytes < 0.8 * lm.weights.memory().live_bytes
         return Live(lm.weights, lm.set_lambda, dict(lm.model.named_parameters()), reload(base), reload(instruct))
 
     kept: dict[str, torch.Tensor] = {}
     return make
+
+
+def stepped(base: torch.Tensor, rel: float) -> torch.Tensor:
+    noise = torch.randn(base.shape, generator=torch.Generator().manual_seed(base.numel()))
+    return (base.float() + base.float().std(correction=0) * rel * noise).to(base.dtype)
 
 
 def partly(base: torch.Tensor, instruct: torch.Tensor, share: float) -> torch.Tensor:
@@ -95,7 +117,11 @@ SUBJECTS = {
     "plain-sparse-topk": delta(SparseStore("topk", density=0.01)),
     "plain-sparse-dare": delta(SparseStore("dare", density=0.5)),
     "plain-lowrank": delta(LowRankStore(rank=16)),
+    "plain-packed": inside(delta(PackedStore())),
+    "plain-packed-wide": delta(PackedStore(-0.5, 1.5)),
+    "opened-packed": inside(delta(PackedStore(), file=True)),
     "opened-sparse-exact": delta(SparseStore(), file=True),
+    **{f"transformers-packed-{name}": inside(transformers(name, store="packed", rel=0.02)) for name in ARCHITECTURES},
     "opened-lowrank": delta(LowRankStore(rank=16), file=True),
     "transformers-sparse-experts": transformers("mixtral", store="sparse", changed=0.1),
     "transformers-sparse-tied": transformers("qwen2", store="sparse", changed=0.1),
@@ -110,6 +136,8 @@ ON_GPU = {
     "plain-dense-fp32-cuda": plain(torch.float32, "cuda"),
     "plain-sparse-exact-cuda": delta(SparseStore(), "cuda"),
     "plain-lowrank-cuda": delta(LowRankStore(rank=16), "cuda"),
+    "plain-packed-cuda": inside(delta(PackedStore(), "cuda")),
+    "plain-packed-wide-cuda": delta(PackedStore(-0.5, 1.5), "cuda"),
     "opened-sparse-exact-cuda": delta(SparseStore(), "cuda", file=True),
     "transformers-dense-llama-cuda": transformers("llama", "cuda"),
     "transformers-dense-experts-cuda": transformers("mixtral", "cuda"),
@@ -145,8 +173,10 @@ def ordered(tensor: torch.Tensor) -> torch.Tensor:
 def test_order_never_matters(subject: Subject) -> None:
     draw = random.Random(1)
     for _ in range(200):
-        subject.set_lambda(draw.choice([draw.uniform(-0.5, 1.5), draw.uniform(0, 1), 0.0, 1.0]))
+        subject.set_lambda(draw.choice([draw.uniform(*subject.span), draw.uniform(0, 1), 0.0, 1.0]))
     for lam in (0, 0.05, 0.3, 0.5, 1 / 3, 0.999, 1, -0.2, 1.5):
+        if not subject.span[0] <= lam <= subject.span[1]:
+            continue
         subject.set_lambda(lam)
         assert_holds(subject, lam)
 

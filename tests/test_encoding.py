@@ -80,7 +80,9 @@ def test_a_text_that_cannot_be_read_costs_no_encoding(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("format", "options", "why"),
     [
-        ("packed", {}, "format `packed` is not available"),
+        ("zipped", {}, "format `zipped` is not available"),
+        ("packed", {"rank": 3}, "`rank` with format `packed`"),
+        ("packed", {"range": (0.2, 1.0)}, "range 0.2:1"),
         ("lowrank", {"density": 0.1}, "`density` with format `lowrank`"),
         ("dense", {"rank": 3}, "`rank` with format `dense`"),
         ("sparse", {"select": "topk"}, "give the share of weights"),

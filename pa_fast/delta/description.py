@@ -1,7 +1,7 @@
 """What a delta file says of itself: the `__metadata__` of its header, which nobody has vouched for when it is read.
 
 format      "1"
-store       how the delta is held: dense, sparse or lowrank
+store       how the delta is held: dense, packed, sparse or lowrank
 options     the store's options in one line
 exact, lossless                     "true" or "false", see `pa_fast.delta.entry.Store`
 base, instruct                      JSON {"content", "quick"}: fingerprints of the two sides
@@ -24,8 +24,9 @@ from pa_fast.checkpoint.header import FLOATS, MAX_DIMENSIONS
 from pa_fast.errors import CheckpointError
 
 FORMAT = "1"
+_PACKED = ("codes", "starts", "where", "base", "target", "span")
 KINDS = {"whole": ("target",), "index": ("where", "starts", "base", "target"), "bitmap": ("where", "starts", "base", "target"),
-         "factors": ("u", "v")}  # fmt: skip
+         "packed8": _PACKED, "packed16": _PACKED, "factors": ("u", "v")}  # fmt: skip
 """The kinds of entries, and the tensors of each: `NAME::PART` in the file."""
 
 _AGAIN = "the file is damaged or was not written by pa_fast: encode the delta again"
@@ -45,7 +46,7 @@ class About:
     """One tensor of a delta.
 
     Attributes:
-        kind: whole, index, bitmap or factors.
+        kind: one of KINDS.
         shape: of the live tensor.
         base, live, via: safetensors dtypes of base and live tensor, and the one to round to before the latter, or None.
         data: fingerprint of the parts, in hex.

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+from pa_kernels.packed_tensor import PackedTensor
 from pa_kernels.sparse_tensor import SparseTensor
 from torch import Tensor
 
@@ -49,7 +50,7 @@ class Factors:
     v: Tensor
 
 
-Entry = Whole | SparseTensor | Factors
+Entry = Whole | SparseTensor | PackedTensor | Factors
 
 
 class Store(Protocol):
@@ -80,8 +81,17 @@ class Store(Protocol):
 
 def parts(entry: Entry) -> dict[str, Tensor]:
     """The tensors that an entry consists of, by the names that they have in a file."""
+    if isinstance(entry, PackedTensor):
+        return entry.parts
     names = {Whole: ("target",), Factors: ("u", "v"), SparseTensor: ("where", "starts", "base", "target")}[type(entry)]
     return {name: getattr(entry, name) for name in names}
+
+
+def kind(entry: Entry) -> str:
+    """What a delta file calls an entry of this kind."""
+    if isinstance(entry, PackedTensor):
+        return f"packed{entry.width}"
+    return entry.kind if isinstance(entry, SparseTensor) else {Whole: "whole", Factors: "factors"}[type(entry)]
 
 
 def nbytes(entry: Entry) -> int:

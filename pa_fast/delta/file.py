@@ -11,12 +11,13 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 import pa_kernels
+from pa_kernels.packed_tensor import PackedTensor
 from pa_kernels.sparse_tensor import SparseTensor
 
 from pa_fast.checkpoint.document import quoted
 from pa_fast.checkpoint.fingerprint import as_hex, combine
 from pa_fast.checkpoint.header import FLOATS, TensorInfo, read_header
-from pa_fast.checkpoint.reader import WeightFile
+from pa_fast.checkpoint.reader import WeightFile, torch_dtype
 from pa_fast.delta.description import KINDS, About, Description, described
 from pa_fast.delta.entry import Entry, Factors, Whole
 from pa_fast.errors import CheckpointError
@@ -78,17 +79,22 @@ class DeltaFile:
         found = as_hex(combine(dict(zip(read, pa_kernels.checksum(list(read.values()))))))
         if found != about.data:
             raise CheckpointError(f"{self.path}: tensor {quoted(name)}: content {found}, expected {about.data}", _AGAIN)
-        moved = {part: tensor.to(device) for part, tensor in read.items()}
+        moved = {part: tensor if part == "span" else tensor.to(device) for part, tensor in read.items()}
         if about.kind == "whole":
             return Whole(**moved)
         if about.kind == "factors":
             return Factors(**moved)
-        sparse = SparseTensor(about.kind, math.prod(about.shape), **moved)  # type: ignore[arg-type]
+        count = math.prod(about.shape)
+        found_entry: PackedTensor | SparseTensor
+        if about.kind in ("packed8", "packed16"):
+            found_entry = PackedTensor(torch_dtype(about.live), count, int(about.kind.removeprefix("packed")), **moved)
+        else:
+            found_entry = SparseTensor(about.kind, count, **moved)  # type: ignore[arg-type]
         try:
-            sparse.check()
+            found_entry.check()
         except ValueError as error:
             raise CheckpointError(f"{self.path}: tensor {quoted(name)}: {error}", _AGAIN) from None
-        return sparse
+        return found_entry
 
     def close(self) -> None:
         """Close the file. Maps live on while a view of them does."""
@@ -112,15 +118,21 @@ def _check_parts(path: Path, name: str, about: About, infos: dict[str, TensorInf
         found = f"{infos[part].dtype} {list(infos[part].shape)}"
         return CheckpointError(f"{path}: tensor {quoted(f'{name}::{part}')} is {found}, expected {expected}", _AGAIN)
 
+    packed = about.kind.startswith("packed")
+    wheres = {"index": "U16", "bitmap": "I32", "packed8": "U16", "packed16": "U16"}
+    lists = {"where": wheres.get(about.kind), "starts": "I32" if packed else "I64", "codes": "I16", "span": "F32"}
     for part, info in infos.items():
-        if part in ("where", "starts"):
-            dtype = "I64" if part == "starts" else {"index": "U16", "bitmap": "I32"}[about.kind]
-            if info.dtype != dtype or len(info.shape) != 1:
-                raise refuse(part, f"a list of {dtype}")
+        if part in lists:
+            if info.dtype != lists[part] or len(info.shape) != 1:
+                raise refuse(part, f"a list of {lists[part]}")
         elif info.dtype not in FLOATS:
             raise refuse(part, f"one of {', '.join(sorted(FLOATS))}")
     if about.kind == "whole" and infos["target"].shape != about.shape:
         raise refuse("target", f"shape {list(about.shape)}")
+    if packed:
+        for part in ("base", "target"):
+            if infos[part].dtype != about.live or infos[part].shape != infos["where"].shape:
+                raise refuse(part, f"{about.live} {list(infos['where'].shape)}")
     if about.kind in ("index", "bitmap"):
         if infos["base"].dtype != about.base or len(infos["base"].shape) != 1:
             raise refuse("base", f"a list of {about.base}")

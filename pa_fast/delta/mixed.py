@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
+from pa_kernels.packed_tensor import PackedTensor
 from pa_kernels.reference import Draw
 from pa_kernels.sparse_tensor import SparseTensor
 from torch import Tensor
@@ -13,13 +14,12 @@ from torch import Tensor
 from pa_fast.delta.dense import Dense
 from pa_fast.delta.entry import Entry, Factors, Whole
 from pa_fast.delta.lowrank import LowRank
+from pa_fast.delta.packed import Overwritten, Packed
 from pa_fast.delta.sparse import Sparse
 
 
 class Part(Protocol):
     """Live tensors whose entries are of one kind, numbered from 0."""
-
-    base: list[Tensor]
 
     def set_(self, lam: float | Sequence[float]) -> None: ...
 
@@ -34,7 +34,7 @@ class Part(Protocol):
     def beside(self) -> list[Tensor]: ...
 
 
-HOLDERS: dict[type, Any] = {Whole: Dense, SparseTensor: Sparse, Factors: LowRank}
+HOLDERS: dict[type, Any] = {Whole: Dense, PackedTensor: Packed, SparseTensor: Sparse, Factors: LowRank}
 
 
 class Mixed:
@@ -66,16 +66,43 @@ class Mixed:
                 self._members.append(members)
                 self._places.update((t, (part, k)) for k, t in enumerate(members))
 
-    def set_(self, lam: float | Sequence[float]) -> None:
-        """Write W(λ), of one λ for all or of one for each, as far as another λ would give something else."""
+    def check(self, lam: float | Sequence[float]) -> None:
+        """Raise UsageError, before anything is written, if λ is outside the range of a packed delta."""
         for part, members in zip(self._parts, self._members):
-            own = [lam[t] for t in members] if isinstance(lam, Sequence) else [lam]
-            part.set_(own[0] if len(set(own)) == 1 else own)
+            if isinstance(part, Packed):
+                part.check(_own(lam, members))
 
-    def restore_(self) -> None:
-        """Write what no λ changes: with `set_`, every byte of every live tensor."""
-        for part in self._parts:
-            part.restore_()
+    def set_(self, lam: float | Sequence[float]) -> None:
+        """Write W(λ), of one λ for all or of one for each, as far as another λ would give something else.
+
+        Raises:
+            Overwritten: somebody else wrote to tensors that are switched from what they hold; all have been tried.
+        """
+        wrong: list[int] = []
+        for part, members in zip(self._parts, self._members):
+            try:
+                part.set_(_own(lam, members))
+            except Overwritten as found:
+                wrong += [members[k] for k in found.entries]
+        if wrong:
+            raise Overwritten(wrong)
+
+    def restore_(self, base: Callable[[int], Tensor | None] = lambda t: None) -> None:
+        """Write what no λ changes: with `set_`, every byte of every live tensor.
+
+        Args:
+            base: entry → its base, for packed ones whose base is not kept; None where there is none to give.
+        """
+        for part, members in zip(self._parts, self._members):
+            if isinstance(part, Packed):
+                part.restore_(lambda k, members=members: base(members[k]))  # type: ignore[misc]
+            else:
+                part.restore_()
+
+    def known_sum(self, t: int) -> int | None:
+        """The checksum that live tensor t must have, where that is all that is known of it: `merged` cannot be asked then."""
+        part, k = self._places[t]
+        return part.sum(k) if isinstance(part, Packed) and not part.proven(k) else None
 
     def spans(self, t: int) -> Iterator[slice]:
         """Pieces of entry t, as slices of its flat elements, small enough to merge on the side."""
@@ -98,3 +125,9 @@ class Mixed:
     def beside(self) -> list[Tensor]:
         """Every tensor that is kept beside the live copy."""
         return [tensor for part in self._parts for tensor in part.beside()]
+
+
+def _own(lam: float | Sequence[float], members: Sequence[int]) -> float | list[float]:
+    """What of one λ for each tensor is for these; one number where it is one."""
+    own = [lam[t] for t in members] if isinstance(lam, Sequence) else [lam]
+    return own[0] if len(set(own)) == 1 else own

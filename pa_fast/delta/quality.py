@@ -10,9 +10,8 @@ from typing import Any
 
 import torch
 from pa_kernels.cores import over_cores
-from pa_kernels.sparse_tensor import SparseTensor
 
-from pa_fast.delta.entry import Entry, Factors, Source, Store, Whole, nbytes
+from pa_fast.delta.entry import Entry, Source, Store, kind, nbytes
 from pa_fast.delta.mixed import HOLDERS
 
 
@@ -21,7 +20,7 @@ class TensorQuality:
     """One tensor of a delta; D = I − B is what it stands for, D′ = W(1) − B what it gives.
 
     Attributes:
-        kind: of its entry: whole, index, bitmap or factors.
+        kind: of its entry: whole, index, bitmap, packed8, packed16 or factors.
         parameters, bytes: of the tensor; of its entry.
         norm: ‖D‖_F.
         relative_error: ‖D − D′‖_F / ‖D‖_F; 0 where nothing is lost, NaN where D = 0 and D′ is not, or D is not finite.
@@ -194,11 +193,6 @@ def sums(source: Source, entry: Entry) -> Sums:
 
     run = over_cores if source.device.type == "cpu" else map
     return sum(run(over, part.spans(0)), Sums())
-
-
-def kind(entry: Entry) -> str:
-    """What a delta file calls an entry of this kind."""
-    return entry.kind if isinstance(entry, SparseTensor) else {Whole: "whole", Factors: "factors"}[type(entry)]
 
 
 def _nulled(value: Any) -> Any:

@@ -14,19 +14,18 @@ from typing import BinaryIO
 
 import pa_kernels
 import torch
-from pa_kernels.sparse_tensor import SparseTensor
 from torch import Tensor
 
 from pa_fast.checkpoint.fingerprint import as_hex, combine
 from pa_fast.checkpoint.writer import locked, output_errors, sync_folder
 from pa_fast.delta.description import About, Description, Side
-from pa_fast.delta.entry import Entry, Factors, Source, Store, Whole, parts
+from pa_fast.delta.entry import Entry, Factors, Source, Store, kind, parts
 from pa_fast.delta.mixed import Mixed
 from pa_fast.errors import OutputError, PairError
 
 _ALIGNMENT = 64  # of the first tensor; those after it follow without a gap
 _DTYPES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32",
-           torch.uint16: "U16", torch.int32: "I32", torch.int64: "I64"}  # fmt: skip
+           torch.uint16: "U16", torch.int16: "I16", torch.int32: "I32", torch.int64: "I64"}  # fmt: skip
 
 
 def write(
@@ -74,7 +73,7 @@ def _about(source: Source, entry: Entry, data: _Data) -> About:
     for part, tensor in named.items():
         data.append(f"{source.name}::{part}", tensor)
     return About(
-        entry.kind if isinstance(entry, SparseTensor) else {Whole: "whole", Factors: "factors"}[type(entry)],
+        kind(entry),
         tuple(source.base.shape),
         _DTYPES[source.base.dtype],
         _DTYPES[source.dtype],

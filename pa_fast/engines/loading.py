@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pa_fast.checkpoint.header import FLOATS
@@ -101,6 +102,13 @@ def one_side(checkpoint: Checkpoint) -> PreTrainedModel:
         EngineError: transformers cannot load it completely.
     """
     return _from_pretrained(checkpoint, _exact(_file_dtypes(checkpoint)), None)
+
+
+def base_tensors(folder: Path, live: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The base tensors of `live`, read once more from the checkpoint at `folder`."""
+    with Checkpoint.open(folder) as checkpoint:
+        named = _tensors(one_side(checkpoint))
+    return {name: named[name].detach().contiguous() for name in live}
 
 
 def allocate(loaded: Loaded, device: torch.device) -> None:

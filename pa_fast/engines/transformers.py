@@ -22,7 +22,7 @@ from pa_fast.checkpoint.vocabulary import compare_vocabularies
 from pa_fast.engines import endpoints, scoring
 from pa_fast.engines.attached_weights import attached, divertible
 from pa_fast.engines.inventory import Inventory
-from pa_fast.engines.loading import allocate, load_pair
+from pa_fast.engines.loading import allocate, base_tensors, load_pair
 from pa_fast.engines.origins import trace
 from pa_fast.engines.past import obstacle
 from pa_fast.engines.ranks import ALONE, Alone, Ranks
@@ -254,6 +254,7 @@ def load(
             weights = LiveWeights.bind(
                 loaded.live, *sides, diverted or held, how.mode,
                 seed=how.seed, via=loaded.via, allow_nonfinite=allow_nonfinite, origins=traced.names,
+                reread=lambda: base_tensors(resolve(base), loaded.live),
             )  # fmt: skip
         else:
             put_aside = diverted.put_aside if diverted else None

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
+from weakref import ref
 
 from pa_kernels.reference import LIVE_DTYPES
 
@@ -22,6 +23,8 @@ class Binding:
     live: torch.Tensor
     sources: Mapping[str, torch.Tensor]
     via: torch.dtype | None
+    origin: ref[torch.Tensor] | None = None
+    """The base tensor as the caller holds it, for as long as that is."""
 
     @property
     def name(self) -> str:
@@ -72,7 +75,7 @@ def bindings(
         if key in found:
             found[key] = _share(found[key], name, tensor, sources)
         else:
-            found[key] = Binding((name,), tensor.detach(), sources, via.get(name))
+            found[key] = Binding((name,), tensor.detach(), sources, via.get(name), ref(given["base"]))
     made = list(found.values())
     if written:
         _check_overlap(made)
@@ -153,7 +156,7 @@ def _share(first: Binding, name: str, live: torch.Tensor, sources: Mapping[str, 
                 f"`{name}` and `{first.name}` share live storage, but their {side} tensors differ",
                 "untie the live tensors before binding them",
             )
-    return Binding((*first.names, name), first.live, first.sources, first.via)
+    return replace(first, names=(*first.names, name))
 
 
 def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:

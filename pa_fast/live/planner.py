@@ -8,12 +8,14 @@ from functools import partial
 from pa_fast.delta.dense import DenseStore
 from pa_fast.delta.entry import Store
 from pa_fast.delta.lowrank_store import LowRankStore
+from pa_fast.delta.packed_store import PackedStore
 from pa_fast.delta.sparse_store import SparseStore
 from pa_fast.errors import UsageError
 
 STORES: dict[str, Callable[[], Store]] = {
     "auto": DenseStore,
     "dense": DenseStore,
+    "packed": PackedStore,
     "sparse": SparseStore,
     "lowrank": LowRankStore,
     "attached": partial(LowRankStore, attached=True),

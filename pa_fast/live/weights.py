@@ -20,8 +20,10 @@ from pa_fast.checkpoint.fingerprint import combine
 from pa_fast.delta.entry import Entry, parts
 from pa_fast.delta.file import DeltaFile
 from pa_fast.delta.mixed import Mixed
+from pa_fast.delta.packed import Overwritten
 from pa_fast.errors import UsageError, WeightsError
 from pa_fast.live import opening
+from pa_fast.live.bases import kept_bases
 from pa_fast.live.binding import Binding, bindings, same_bits
 from pa_fast.live.encoding import check_finite, sources
 from pa_fast.live.memory import Memory, measure
@@ -61,15 +63,17 @@ class LiveWeights:
         lossless: bool,
         rounding: Rounding | None = None,
         origins: Mapping[str, Sequence[str]] | None = None,
+        reread: Callable[[], Mapping[str, torch.Tensor]] | None = None,
     ):
         floats = [binding for binding in made if binding.live.dtype in LIVE_DTYPES]
         self._origins = Origins([b.names for b in floats], origins)
         self.rounding = rounding or Rounding()
+        self._reread = reread
         draws = [Draw(key) for key in self._origins.keys(self.rounding)] if self.rounding.drawn else None
         with _writing(floats):
-            self._store: Mixed | None = Mixed(
-                [b.live for b in floats], [b.base for b in floats], list(entries), [b.via for b in floats], draws
-            )
+            held = list(entries)
+            bases = kept_bases(floats, held)
+            self._store: Mixed | None = Mixed([b.live for b in floats], bases, held, [b.via for b in floats], draws)
         self._floats = [replace(binding, sources={}) for binding in floats]  # the store keeps what it needs of them
         self._fixed = [binding for binding in made if binding.live.dtype not in LIVE_DTYPES]
         self._bindings = [*self._floats, *self._fixed]
@@ -96,6 +100,7 @@ class LiveWeights:
         via: Mapping[str, torch.dtype] | None = None,
         allow_nonfinite: bool = False,
         origins: Mapping[str, Sequence[str]] | None = None,
+        reread: Callable[[], Mapping[str, torch.Tensor]] | None = None,
     ) -> LiveWeights:
         """Make `live` follow λ between `base` and `instruct`; returns with λ = 0 written.
 
@@ -106,8 +111,8 @@ class LiveWeights:
             base, instruct: the same names and shapes. Read only; bf16, fp16, fp32 in any mix, on any device. The base is
                 kept until `close`; of instruct only what the store says.
             store: how the delta is held: `dense` (or `auto`): both sides, as they are, on the live tensors' device;
-                `sparse`: what differs, and the base wherever it is; `lowrank`: factors, an approximation. For options
-                pass a `SparseStore` or a `LowRankStore`.
+                `packed`: codes alone, bit for bit as dense, for λ from 0 to 1; `sparse`: what differs, and the base wherever it
+                is; `lowrank`: factors, an approximation. For options pass a `PackedStore`, `SparseStore` or `LowRankStore`.
             rounding: `nearest`, ties to even; or `stochastic`, of the dense store alone: each element has noise of its own by
                 tensor name, place and seed, so that the weights follow λ on average where nearest swallows small updates.
             seed: of stochastic rounding, 0 to 2³² − 1; 0 unless given.
@@ -115,6 +120,7 @@ class LiveWeights:
             allow_nonfinite: let NaN and infinity in the sources pass.
             origins: live name → names of the checkpoint's tensors whose elements it holds: what λ rules and noise go by. Its
                 own name where not given, and so wherever live tensors are those of a checkpoint.
+            reread: reads the base again, by name: for a store that keeps none of it, after a foreign write.
 
         Numerics: see `pa_kernels.reference.lerp` for the contract, and the store for the end of its delta.
         Cost: reads every source once to check it and as often as the store says, tensor by tensor; then one switch.
@@ -133,7 +139,7 @@ class LiveWeights:
             )
         made = bindings(live, {"base": base, "instruct": instruct}, via or {})
         entries = chosen.encode(sources(made, allow_nonfinite))
-        return cls(live, made, entries, chosen.describe(), chosen.exact, chosen.lossless, how, origins)
+        return cls(live, made, entries, chosen.describe(), chosen.exact, chosen.lossless, how, origins, reread)
 
     @classmethod
     def open(
@@ -230,18 +236,59 @@ class LiveWeights:
         value = float(Lambda(lam) if rule is None else rule.lam)
         lams = (value,) * len(self._floats) if rule is None else self._origins.lams(rule)
         self._check_pointers()
-        self.lam = None  # until the last byte is written, this is no λ at all
+        store.check(lams)
+        # until the last byte is written, this is no λ at all, and nothing that is found can be trusted
+        foreign, self._foreign, self.lam = self._foreign, True, None
         with _writing(self._floats):
-            if self._foreign:
-                store.restore_()
-            store.set_(lams)
+            if foreign:
+                store.restore_(self._given)
+            try:
+                store.set_(lams)
+            except Overwritten as found:
+                raise _overwritten([self._floats[t].name for t in found.entries]) from None
             for binding in self._fixed:
                 binding.live.copy_(binding.base)
         torch.autograd.graph.increment_version([b.live for b in self._bindings if not b.live.is_inference()])
         self.lam, self.rule, self._lams = value, rule, lams
-        if self._foreign:
-            self._foreign = False
+        self._foreign = False
+        if foreign:
             self._sums.clear()
+
+    def resync(self, base: Mapping[str, torch.Tensor] | None = None) -> None:
+        """Write every byte anew, whatever the live tensors hold: what a packed store needs after a foreign write.
+
+        Args:
+            base: the base tensors by name, for packed weights whose base is neither a memory map of a file nor still held by
+                whoever bound it. They are checked to be the ones that were bound.
+
+        Ends at the λ, and by the rule, that was set; at λ = 0 if a switch did not finish. Cost: one copy, and one switch.
+
+        Raises:
+            WeightsError: closed, no base is at hand, or it is another one.
+        """
+        self._open()
+        self._check_pointers()
+        again = 0.0 if self.lam is None else self.lam if self.rule is None else self.rule
+        reread = self._reread
+
+        if base is not None:
+            self._reread = lambda: base
+        self._foreign = True
+        try:
+            self.set_lambda(again)
+        finally:
+            self._reread = reread
+
+    def _given(self, t: int) -> torch.Tensor | None:
+        """The base of entry t, for a store that has not kept it."""
+        named = {} if self._reread is None else self._reread()
+        found = next((named[name].detach() for name in self._floats[t].names if name in named), None)
+        if found is not None and found.shape != self._floats[t].live.shape:
+            raise WeightsError(
+                f"base tensor `{self._floats[t].name}` is {list(found.shape)}, expected {list(self._floats[t].live.shape)}",
+                "pass the base tensors that were bound",
+            )
+        return found
 
     def checksum(self) -> int:
         """The proof of switch: S = Σ_t odd(name_t) · Σ_j word_j · odd(j) mod 2⁶⁴ over the live tensors.
@@ -290,10 +337,14 @@ class LiveWeights:
         if self.lam is None:
             raise WeightsError("no λ is set: the last switch did not finish", "call set_lambda")
 
+        told = {t: total for t in range(len(self._floats)) if (total := store.known_sum(t)) is not None}
+
         def holds(t: int, span: slice) -> bool:
-            return same_bits(store.merged(t, span, self._lams[t]), self._floats[t].live.view(-1)[span])
+            return t in told or same_bits(store.merged(t, span, self._lams[t]), self._floats[t].live.view(-1)[span])
 
         differing = {t for t, held in self._over_spans(holds) if not held}
+        sums = pa_kernels.checksum([self._floats[t].live for t in told])
+        differing |= {t for t, total in zip(told, sums) if total != told[t]}
         wrong = [binding.name for t, binding in enumerate(self._floats) if t in differing]
         wrong += [binding.name for binding in self._fixed if not same_bits(binding.live, binding.base.to(binding.live.device))]
         self._foreign |= bool(wrong)
@@ -388,6 +439,14 @@ class LiveWeights:
                     f"live tensor `{name}` has moved: bound at {pointer:#x}, now at {tensor.data_ptr():#x}",
                     "bind after everything that moves or replaces parameters (`to`, `half`, `tie_weights`, loading)",
                 )
+
+
+def _overwritten(names: Sequence[str]) -> WeightsError:
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return WeightsError(
+        f"live tensor `{names[0]}`{more} did not hold what the last switch had left: something else wrote to it",
+        "packed weights are switched from what they hold: resync(), or the next set_lambda, writes them anew from the base",
+    )
 
 
 def _writing(made: Iterable[Binding]) -> torch.inference_mode | torch.no_grad:

@@ -54,7 +54,7 @@ class Forged:
     def agree(self, name: str) -> None:
         """Make the sum of a tensor's parts right again."""
         own = {key.rpartition("::")[2]: part for key, part in self.parts.items() if key.rpartition("::")[0] == name}
-        order = [part for part in ("target", "where", "starts", "base", "u", "v") if part in own]
+        order = [part for part in ("codes", "target", "where", "starts", "base", "span", "u", "v") if part in own]
         self.about[name]["data"] = as_hex(combine({part: pa_kernels.checksum([own[part]])[0] for part in order}))
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from pa_kernels import SparseTensor
+from pa_kernels import PackedTensor, SparseTensor
 
 import pa_fast
 from pa_fast.delta import writer
@@ -53,6 +53,13 @@ def end(entry: Entry, base: torch.Tensor) -> torch.Tensor:
         target = base.to(torch.promote_types(base.dtype, entry.target.dtype), copy=True)
         target.view(-1)[entry.positions()] = entry.target.to(target.dtype)
         return target
+    if isinstance(entry, PackedTensor):
+        everything = slice(0, entry.numel)
+        steps = entry.element_codes(everything) >> 1
+        target = (base.to(entry.dtype).view(-1).view(torch.int16) + steps).view(entry.dtype)
+        positions, _, values = entry.exceptions(everything)
+        target[positions] = values
+        return target.view(base.shape)
     return (base.double() + entry.u.double() @ entry.v.double()).float()
 
 

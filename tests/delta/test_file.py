@@ -18,6 +18,7 @@ from pa_fast.delta import writer
 from pa_fast.delta.entry import Entry, Source, parts
 from pa_fast.delta.file import DeltaFile
 from pa_fast.delta.lowrank_store import LowRankStore
+from pa_fast.delta.packed_store import PackedStore
 from pa_fast.delta.sparse_store import SparseStore
 from pa_fast.errors import OutputError, PairError, WeightsError
 from pa_fast.live.binding import as_integers
@@ -28,6 +29,7 @@ STORES = {
     "topk": SparseStore("topk", 0.05, "global"),
     "dare": SparseStore("dare", 0.3),
     "lowrank": LowRankStore(rank=16),
+    "packed": PackedStore(-0.2, 1.0),
 }
 
 

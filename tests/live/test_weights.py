@@ -232,8 +232,8 @@ def test_non_finite_weights_pass_when_allowed() -> None:
     assert w["norm"][2].isnan() and w["norm"].isnan().sum() == 1
 
 
-@pytest.mark.parametrize(("option", "value"), [("store", "packed"), ("rounding", "upwards")])
-def test_what_is_not_there_yet_is_refused(option: str, value: str) -> None:
+@pytest.mark.parametrize(("option", "value"), [("store", "zipped"), ("rounding", "upwards")])
+def test_what_is_not_there_is_refused(option: str, value: str) -> None:
     with pytest.raises(UsageError, match=f"{option} `{value}` is not available"):
         pa_fast.LiveWeights.bind(*three(*[torch.bfloat16] * 3), **{option: value})  # type: ignore[arg-type]
 
