@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -18,7 +19,7 @@ from pa_kernels.reference import MANTISSA
 from pa_kernels.switch import Group, Switch, one_for_each, refuse_flushed_denormals
 from pa_kernels.tiles import INTERPRETED
 
-PIECE = 1 << 17
+PIECE = 1 << 18
 """Elements per unit of work on the CPU: whole tiles and whole chunks of the checksum, and scratch that stays in a core's L2."""
 
 
@@ -122,7 +123,9 @@ def packed_pair(live: Tensor, entry: PackedTensor, span: slice, lam: float) -> t
     Numerics: exact where `live` holds W(λ).
     """
     w, codes = live[span].view(torch.int16), entry.element_codes(span)
-    b, i = _sources(w, codes, _table(entry.width, entry.dtype, lam).to(w.device), entry.dtype, lam)
+    b, i, _ = (
+        found.clone() for found in _sources(w, codes, _table(entry.width, entry.dtype, lam).to(w.device), entry.dtype, lam)
+    )
     positions, base, target = entry.exceptions(span)
     for side, values in ((b, base), (i, target)):
         side[positions] = values.view(torch.int16)
@@ -178,51 +181,88 @@ class _CpuGroup(PackedGroup):
         self.olds.copy_(self.lams)
 
 
+class _Scratch(threading.local):
+    """A thread's buffers for one piece: memory that is new costs more to touch than to compute with."""
+
+    def __init__(self) -> None:
+        self._held: dict[tuple[int, torch.dtype], Tensor] = {}
+
+    def __call__(self, count: int, number: int, dtype: torch.dtype = torch.int16) -> list[Tensor]:
+        """`number` buffers of `count` elements; those of one dtype are the same ones at every call."""
+        for k in range(number):
+            held = self._held.get((k, dtype))
+            if held is None or held.numel() < count:
+                self._held[k, dtype] = torch.empty(max(count, PIECE), dtype=dtype, device="cpu")
+        return [self._held[k, dtype][:count] for k in range(number)]
+
+
+_scratch = _Scratch()
+
+
 def _switch_piece_(live: Tensor, entry: PackedTensor, piece: slice, table: Tensor, old: float, new: float) -> tuple[int, int]:
     """Switch a piece of a CPU tensor; what it added to the tensor's checksum before, and what it adds now."""
     chunk = piece.start * live.itemsize // CHUNK_BYTES
     before = piece_checksum(live, chunk)
-    w, codes = live.view(torch.int16), entry.element_codes(piece)
-    b, i = _sources(w, codes, table, entry.dtype, old)
-    merged = _merged(b.view(entry.dtype), i.view(entry.dtype), new).view(torch.int16)
+    w = live.view(torch.int16)
+    b, i, moves = _sources(w, entry.element_codes(piece), table, entry.dtype, old)
     positions, base, target = entry.exceptions(piece)
     values = torch.empty_like(base)
     lerp_piece_(values, base, target, new, None)
-    # what has no code of its own, or equal patterns, stays as it is, NaN and −0 included
-    moves = codes >> 1
-    moves |= -moves
-    moves >>= 15
-    w ^= (merged ^ w) & moves
+    merged = _merged(b.view(entry.dtype), i.view(entry.dtype), new).view(torch.int16)
+    # what has no code of its own, or equal patterns, stays as it is, −0 included
+    merged ^= w
+    merged &= moves
+    w ^= merged
     w.index_copy_(0, positions, values.view(torch.int16))
     return before, piece_checksum(live, chunk)
 
 
 def _merged(b: Tensor, i: Tensor, lam: float) -> Tensor:
-    """`reference.lerp` where both are finite and not −0; possibly a side itself."""
+    """`reference.lerp` where both are finite and not −0; a side itself, or written over base."""
     if lam in (0.0, 1.0):
         return i if lam else b
-    return torch.lerp(b, i, lam) if torch_lerp_is_exact(b.dtype) else reference.lerp(b, i, lam)
+    return torch.lerp(b, i, lam, out=b) if torch_lerp_is_exact(b.dtype) else reference.lerp(b, i, lam)
 
 
-def _sources(w: Tensor, codes: Tensor, table: Tensor, dtype: torch.dtype, lam: float) -> tuple[Tensor, Tensor]:
-    """Patterns of base and target of what holds W(λ) in patterns w; of equal ones w itself, of exceptions anything.
+def _sources(w: Tensor, codes: Tensor, table: Tensor, dtype: torch.dtype, lam: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Patterns of base and target of what holds W(λ) in patterns w, of equal ones w itself, of exceptions anything; and −1 where
+    they differ, else 0. On a CPU all three are the thread's scratch.
 
     In one binade W is as many units above the lower of the two as the table says, whatever the exponent. A code does not
     say whether its weight is of that kind: it is not if what lies so far below W has the wrong parity, or does not share
     its binade with the upper one; then the lower one is solved for.
     """
-    k = codes >> 1
-    low = w - torch.index_select(table, 0, codes.int() + table.numel() // 2)
-    n = k.abs()
-    odd = low ^ (low + n)
-    odd &= -1 << MANTISSA[dtype]
-    odd |= (low ^ codes) & 1
-    odd &= (k | -k) >> 15
+    if w.device.type == "cpu":
+        k, low, n, odd, moves = _scratch(w.numel(), 5)
+        (places,) = _scratch(w.numel(), 1, torch.int32)
+    else:
+        k, low, n, odd, moves = torch.empty(5, w.numel(), dtype=torch.int16, device=w.device)
+        places = torch.empty(w.numel(), dtype=torch.int32, device=w.device)
+    torch.bitwise_right_shift(codes, 1, out=k)
+    torch.neg(k, out=moves)
+    moves |= k
+    moves >>= 15
+    torch.abs(k, out=n)
+    places.copy_(codes)
+    places += table.numel() // 2
+    torch.index_select(table, 0, places, out=odd)
+    torch.sub(w, odd, out=low)
+    torch.bitwise_xor(low, codes, out=odd)
+    odd &= 1
+    upper = torch.add(low, n, out=places.view(torch.int16)[: w.numel()])
+    upper ^= low
+    upper &= -1 << MANTISSA[dtype]
+    odd |= upper
+    odd &= moves
     at = odd.nonzero().view(-1)
     if at.numel():
         low[at] = _solved(w[at], codes[at], dtype, lam)
-    b = low + (n & (k >> 15))
-    return b, b + k
+    # base is the upper one where k is negative
+    torch.bitwise_right_shift(k, 15, out=odd)
+    n &= odd
+    low += n
+    k += low
+    return low, k, moves
 
 
 def _table(width: int, dtype: torch.dtype, lam: float) -> Tensor:
@@ -250,22 +290,30 @@ def _solved(w: Tensor, codes: Tensor, dtype: torch.dtype, lam: float) -> Tensor:
     which is why it is nearest: doubles are far more exact than that.
     """
     h = MANTISSA[dtype]
-    one = float(1 << h)
-    magnitude, n, p = w.int() & 0x7FFF, (codes >> 1).abs().int(), (codes & 1).double()
-    rising = (codes >= 0).double()
-    upper = rising * lam + (1 - rising) * (1.0 - lam)  # the weight of the upper one
-    lower = rising * (1.0 - lam) + (1 - rising) * lam
-    grown, j = torch.ldexp(upper, n >> h), (n & ((1 << h) - 1)).double()
-    significand = (magnitude & ((1 << h) - 1)).double() + one
-    least = one * (lower + grown) + grown * j  # f of the power of two itself
-    shift = torch.frexp(significand / least).exponent - 1
-    y = torch.ldexp(significand, -shift)
-    below = (y - grown * j) / (lower + grown) - one
-    above = (y - one * lower - 2 * grown * j) / (lower + 2 * grown)
-    found = torch.where(y >= lower * (2 * one - j) + 2 * one * grown, above, below)
-    steps = 2 * torch.round((found - p) / 2) + p
-    solved = (((magnitude >> h) + shift) << h) + steps.nan_to_num(0).clamp(-32768, 32767).int()
-    return (solved.clamp(0, 32767).to(torch.int16)) | (w & -32768)
+    one = 1 << h
+    # fp32 is exact enough for bf16
+    wide, whole, bits, bias = (torch.float32, torch.int32, 23, 127) if h == 7 else (torch.float64, torch.int64, 52, 1023)
+
+    def power(exponent: Tensor) -> Tensor:
+        return ((exponent + bias) << bits).view(wide)
+
+    codes = codes.to(whole)
+    magnitude, n, p = w.to(whole) & 0x7FFF, (codes >> 1).abs(), (codes & 1).to(wide)
+    up, down = torch.tensor([lam, 1.0 - lam], dtype=wide, device=w.device)
+    rising = codes >= 0
+    upper, lower = torch.where(rising, up, down), torch.where(rising, down, up)  # the weights of either
+    grown, j = upper * power(n >> h), (n & (one - 1)).to(wide)
+    significand = ((magnitude & (one - 1)) + one).to(wide)
+    least = grown * (j + one) + lower * one  # f of the power of two itself
+    shift = ((significand / least).view(whole) >> bits) - bias
+    y = significand * power(-shift)
+    # where the upper one is beyond a power of two more than the lower one, its units are twice as large
+    crosses = y >= lower * (2 * one - j) + 2 * one * grown
+    units = torch.where(crosses, 2 * grown, grown)
+    origin = units * j + lower * one + torch.where(crosses, 0, grown * one)
+    steps = 2 * torch.round(((y - origin) / (lower + units) - p) / 2) + p
+    solved = (((magnitude >> h) + shift) << h) + steps.nan_to_num(0).clamp(-32768, 32767).to(whole)
+    return solved.clamp(0, 32767).to(torch.int16) | (w & -32768)
 
 
 def _pieces(size: int) -> Iterator[slice]:
