@@ -128,6 +128,9 @@ def sweep(
     store: Annotated[
         str, typer.Option(metavar="S", help="How the delta is held: auto, dense, packed, sparse, lowrank or attached.")
     ] = "auto",
+    residency: Annotated[
+        str, typer.Option(metavar="R", help="Where a GPU keeps it: auto, device, or host (pinned memory).")
+    ] = "auto",
     delta: Annotated[str | None, typer.Option(metavar="FILE", help="A file of `pa-fast encode`, instead of INSTRUCT.")] = None,
     confirm: Annotated[
         int, typer.Option(metavar="N", min=0, help="After a sweep with a lossy delta: the best N points once more, exactly.")
@@ -158,6 +161,7 @@ def sweep(
     job = SweepSpec(
         base, instruct, lambdas, tuple(evals), out, device, dtype, store, tokenizer, batch_size, limit, seed,
         allow_nonfinite, overwrite, engine, delta, rounding, None if rule is None else LambdaRule.load(rule),
+        residency,
     )  # fmt: skip
     if confirm and shard is not None:
         raise UsageError(

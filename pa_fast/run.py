@@ -45,6 +45,7 @@ class SweepSpec:
     delta: str | None = None
     rounding: str = "nearest"
     rule: LambdaRule | None = None
+    residency: str = "auto"
 
 
 def run_points(job: SweepSpec, points: Iterable[float | str | Lambda]) -> Iterator[Record]:
@@ -145,6 +146,7 @@ def engine(job: SweepSpec) -> Engine:
         rounding=job.rounding,
         seed=job.seed if job.rounding != "nearest" else None,
         rule=job.rule,
+        **({} if job.residency == "auto" else {"residency": job.residency}),
     )
     if loaded.tokenizer is None:
         looked = job.tokenizer or job.instruct or job.base

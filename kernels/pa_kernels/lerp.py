@@ -28,7 +28,8 @@ class Lerp(Switch):
 
     Args:
         out: live tensors, rewritten in place; contiguous bf16, fp16 or fp32.
-        base, inst: the sources, same shapes and devices, in any mix of these dtypes. They must not change afterwards, and
+        base, inst: the sources, same shapes, in any mix of these dtypes; on the live tensors' devices, for one on a GPU also in
+            pinned host memory. They must not change afterwards, and
             no live tensor may overlap a source; neither is checked here.
         via: for each tensor the dtype that its result is rounded to before its own, or None.
         draws: for each tensor the noise of its first rounding, which is stochastic then, or None.
@@ -287,7 +288,7 @@ def _checked(
                 )
             if tensor.shape != w.shape:
                 raise ValueError(f"entry {t}: {side} has shape {tuple(tensor.shape)}, the live tensor {tuple(w.shape)}")
-            if tensor.device != w.device:
+            if tensor.device != w.device and not (w.device.type == "cuda" and tensor.is_pinned()):
                 raise ValueError(f"entry {t}: {side} is on {tensor.device}, the live tensor on {w.device}")
         if w.device.type not in ("cpu", "cuda"):
             raise ValueError(f"entry {t}: on {w.device}, expected cpu or cuda")

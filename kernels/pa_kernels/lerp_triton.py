@@ -211,7 +211,10 @@ class Group:
         self.lams = torch.zeros(len(out), dtype=torch.float32, device=self.device)
         self.launch = launch or launch_for(out[0].dtype, base[0].dtype, inst[0].dtype)
         self.constants = constants(out[0].dtype, base[0].dtype, inst[0].dtype, via, self.launch)
-        finite = torch.stack([b.sum(dtype=torch.float32) + i.sum(dtype=torch.float32) for b, i in zip(base, inst)]).isfinite()
+        totals = [
+            b.sum(dtype=torch.float32).to(self.device) + i.sum(dtype=torch.float32).to(self.device) for b, i in zip(base, inst)
+        ]
+        finite = torch.stack(totals).isfinite()
         self.tiles = tiles.build(self.tensors, [w.numel() for w in out], self.launch.block, finite.tolist())
 
     def launch_(self) -> None:

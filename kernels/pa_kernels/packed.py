@@ -122,14 +122,14 @@ def packed_pair(live: Tensor, entry: PackedTensor, span: slice, lam: float) -> t
 
     Numerics: exact where `live` holds W(λ).
     """
-    w, codes = live[span].view(torch.int16), entry.element_codes(span)
-    b, i, _ = (
-        found.clone() for found in _sources(w, codes, _table(entry.width, entry.dtype, lam).to(w.device), entry.dtype, lam)
-    )
-    positions, base, target = entry.exceptions(span)
-    for side, values in ((b, base), (i, target)):
-        side[positions] = values.view(torch.int16)
-    return b.view(entry.dtype), i.view(entry.dtype)
+    with torch.inference_mode():
+        w, codes = live[span].view(torch.int16), entry.element_codes(span)
+        table = _table(entry.width, entry.dtype, lam).to(w.device)
+        b, i, _ = (side.clone() for side in _sources(w, codes, table, entry.dtype, lam))
+        positions, base, target = entry.exceptions(span)
+        for side, values in ((b, base), (i, target)):
+            side[positions] = values.view(torch.int16)
+        return b.view(entry.dtype), i.view(entry.dtype)
 
 
 def packed_target(base: Tensor, entry: PackedTensor, span: slice) -> Tensor:

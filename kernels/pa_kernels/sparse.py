@@ -160,7 +160,7 @@ def _checked(out: Sequence[Tensor], entries: Sequence[SparseTensor], via: Sequen
             raise TypeError(f"entry {t}: sparse is {type(entry).__name__}, expected a SparseTensor")
         if entry.numel != w.numel():
             raise ValueError(f"entry {t}: sparse is of {entry.numel} elements, the live tensor has {w.numel()}")
-        if entry.base.device != w.device:
+        if entry.base.device != w.device and not (w.device.type == "cuda" and entry.where.is_pinned()):
             raise ValueError(f"entry {t}: sparse is on {entry.base.device}, the live tensor on {w.device}")
         try:
             entry.check()

@@ -46,8 +46,8 @@ class Dense:
 
     Args:
         live, base: T contiguous tensors each; entry t of both has the same shape. A base that is elsewhere is copied to its
-            live tensor's device.
-        entries: the targets, where the live tensors are.
+            live tensor's device, but for one in pinned host memory, which a GPU reads where it is.
+        entries: the targets, where the live tensors are, or in pinned host memory.
         via: for each entry the dtype that a merge is rounded to before it is stored, or None for the live dtype.
         draws: for each entry the noise of stochastic rounding, or None; None for all where not given.
 
@@ -64,7 +64,7 @@ class Dense:
     ):
         self._live, self._via = list(live), list(via)
         self._draws = [None] * len(live) if draws is None else list(draws)
-        self.base = [b.to(w.device) for w, b in zip(live, base)]
+        self.base = [b if b.is_pinned() else b.to(w.device) for w, b in zip(live, base)]
         self.target = [entry.target for entry in entries]
         self._lerp = pa_kernels.Lerp(self._live, self.base, self.target, self._via, self._draws)
 
@@ -84,15 +84,16 @@ class Dense:
         import torch
 
         out = torch.empty(span.stop - span.start, dtype=self._live[t].dtype, device=self._live[t].device)
-        sources = [self.base[t].view(-1)[span]], [self.target[t].view(-1)[span]]
+        base, target = ([side.view(-1)[span].to(out.device)] for side in (self.base[t], self.target[t]))
         draw = self._draws[t]
         here = draw and Draw(draw.key, draw.start + span.start)
-        pa_kernels.lerp_([out], *sources, lam, via=[self._via[t]], draws=[here])
+        pa_kernels.lerp_([out], base, target, lam, via=[self._via[t]], draws=[here])
         return out
 
     def ends(self, t: int, span: slice) -> tuple[torch.Tensor, torch.Tensor]:
         """Base and target of the elements `span` of entry t, in fp32; possibly the sources themselves."""
-        return self.base[t].view(-1)[span].float(), self.target[t].view(-1)[span].float()
+        where = self._live[t].device
+        return self.base[t].view(-1)[span].to(where).float(), self.target[t].view(-1)[span].to(where).float()
 
     def beside(self) -> list[torch.Tensor]:
         """Every tensor that is kept beside the live copy."""

@@ -22,13 +22,13 @@ from pa_fast.checkpoint.vocabulary import compare_vocabularies
 from pa_fast.engines import endpoints, scoring
 from pa_fast.engines.attached_weights import attached, divertible
 from pa_fast.engines.inventory import Inventory
-from pa_fast.engines.loading import allocate, base_tensors, load_pair
+from pa_fast.engines.loading import Loaded, allocate, base_tensors, load_pair
 from pa_fast.engines.origins import trace
 from pa_fast.engines.past import obstacle
 from pa_fast.engines.ranks import ALONE, Alone, Ranks
 from pa_fast.errors import EngineError, UsageError, first_line
-from pa_fast.live import opening
-from pa_fast.live.planner import Store, planned
+from pa_fast.live import opening, planner
+from pa_fast.live.planner import RESIDENCIES, Store, planned
 from pa_fast.live.weights import LiveWeights
 from pa_fast.rounding import Rounding
 from pa_fast.rules import LambdaRule, RuleLike
@@ -163,9 +163,11 @@ def load(
         base, instruct: local folders, or hub ids (`org/name@revision`).
         device: `cpu`, `cuda`, `cuda:1`, …; `auto` takes the first GPU if there is one.
         dtype: live dtype of every float tensor; `auto`: the dtype that each has in the instruct files.
-        store: how the delta is held, see `LiveWeights.bind`; `auto` is `dense`. `attached` is `lowrank` with the factors left
+        store: how the delta is held, see `LiveWeights.bind`; `auto` is `dense` where it fits the device, else `packed`, else
+            `dense` on the host. `attached` is `lowrank` with the factors left
             beside linear and embedding layers, where λ is a scalar of the forward pass; it may stand beside a delta.
-        residency: `device` is what there is; `auto` picks it.
+        residency: where what is kept beside the live copy lies: `device`, `host` (pinned memory that a GPU reads at every
+            switch), or `auto`: on the device as far as it fits. On a CPU it is where it is.
         delta: a file that `encode` wrote, instead of instruct; it says store and dtype.
         rounding, seed: see `LiveWeights.bind`; stochastic rounding needs a model whose tensors transformers loads as they are.
         rule: by which a plain λ spreads over the tensors, by their names in the checkpoint: a `LambdaRule`, its rows, or a
@@ -191,7 +193,7 @@ def load(
     import torch
 
     for option, value, known in (
-        ("residency", residency, ("auto", "device")),
+        ("residency", residency, RESIDENCIES if delta is None else ("auto", "device")),
         ("dtype", dtype, ("auto", *DTYPES)),
     ):
         if value not in known:
@@ -224,6 +226,12 @@ def load(
         wanted = None if dtype == "auto" else getattr(torch, dtype)
         loaded = load_pair(b, i, wanted if about is None else _only(about), sharding, () if about is None else about.tensors)
         traced = trace(loaded.module, [*b.tensors, *i.tensors])
+        held_as: planner.Plan | None = None
+        if about is None and not aside:
+            exact = "dense" if store == "auto" and how.drawn else store
+            held_as = planner.plan(_sizes(loaded), exact, residency, planner.Room.of(where), allocated=False)
+            said = held_as.store.describe()
+            loaded.notes.append(f"the delta is held {held_as.describe()}")
         chosen = _tokenizer(resolve(tokenizer) if tokenizer is not None else i.folder)
         identity = {
             "engine": "transformers",
@@ -252,7 +260,7 @@ def load(
         if delta is None:
             sides = (loaded.base, loaded.instruct)
             weights = LiveWeights.bind(
-                loaded.live, *sides, diverted or held, how.mode,
+                loaded.live, *sides, diverted or held_as or held, how.mode,
                 seed=how.seed, via=loaded.via, allow_nonfinite=allow_nonfinite, origins=traced.names,
                 reread=lambda: base_tensors(resolve(base), loaded.live),
             )  # fmt: skip
@@ -304,6 +312,17 @@ def load(
         stops,
         shared_prefix and not why_not,
     )
+
+
+def _sizes(loaded: Loaded) -> list[planner.Size]:
+    """What each live float tensor takes, by its first name, and a dense delta beside it."""
+    first = {id(tensor): name for name, tensor in reversed(loaded.live.items()) if tensor.is_floating_point()}
+    return [
+        planner.Size(
+            n, loaded.live[n].nbytes, loaded.base[n].nbytes + loaded.instruct[n].nbytes, (loaded.base[n], loaded.instruct[n])
+        )
+        for n in first.values()
+    ]
 
 
 def _only(about: opening.Description) -> torch.dtype:

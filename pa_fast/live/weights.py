@@ -25,10 +25,11 @@ from pa_fast.errors import UsageError, WeightsError
 from pa_fast.live import opening
 from pa_fast.live.bases import kept_bases
 from pa_fast.live.binding import Binding, bindings, same_bits
-from pa_fast.live.encoding import check_finite, sources
+from pa_fast.live.encoding import check_finite
 from pa_fast.live.memory import Memory, measure
 from pa_fast.live.origins import Origins
-from pa_fast.live.planner import Store, planned
+from pa_fast.live.placement import placed, room, sizes
+from pa_fast.live.planner import Plan, Store, plan, planned
 from pa_fast.rounding import Rounding
 from pa_fast.rules import LambdaRule
 
@@ -51,6 +52,7 @@ class LiveWeights:
         store: how the delta is held, with all options.
         exact: whether W(λ) is, bit for bit, the contract between base and the delta's own end.
         lossless: whether that end is the instruct model.
+        plan: why the delta is held as it is, or None where it came from a file.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class LiveWeights:
         self._origins = Origins([b.names for b in floats], origins)
         self.rounding = rounding or Rounding()
         self._reread = reread
+        self.plan: Plan | None = None
         draws = [Draw(key) for key in self._origins.keys(self.rounding)] if self.rounding.drawn else None
         with _writing(floats):
             held = list(entries)
@@ -93,9 +96,10 @@ class LiveWeights:
         live: Mapping[str, torch.Tensor],
         base: Mapping[str, torch.Tensor],
         instruct: Mapping[str, torch.Tensor],
-        store: str | Store = "dense",
+        store: str | Store | Plan = "dense",
         rounding: str = "nearest",
         *,
+        residency: str = "device",
         seed: int | None = None,
         via: Mapping[str, torch.dtype] | None = None,
         allow_nonfinite: bool = False,
@@ -113,6 +117,8 @@ class LiveWeights:
             store: how the delta is held: `dense` (or `auto`): both sides, as they are, on the live tensors' device;
                 `packed`: codes alone, bit for bit as dense, for λ from 0 to 1; `sparse`: what differs, and the base wherever it
                 is; `lowrank`: factors, an approximation. For options pass a `PackedStore`, `SparseStore` or `LowRankStore`.
+            residency: where what is kept beside live tensors on a GPU lies: `device`; `host`, in pinned memory that the GPU reads
+                at every switch; `auto`, as much of it on the device as fits. On a CPU it is where it is.
             rounding: `nearest`, ties to even; or `stochastic`, of the dense store alone: each element has noise of its own by
                 tensor name, place and seed, so that the weights follow λ on average where nearest swallows small updates.
             seed: of stochastic rounding, 0 to 2³² − 1; 0 unless given.
@@ -130,16 +136,17 @@ class LiveWeights:
             DataError: non-finite sources, or unequal tensors of a dtype that is not interpolated.
             UsageError: unknown store or rounding, or stochastic rounding of another store than dense.
         """
-        chosen, how = planned(store), Rounding(rounding, seed)
-        if how.drawn and chosen.name != "dense":
-            raise UsageError(f"stochastic rounding of a delta that is held as `{chosen.describe()}`", "use the dense store")
-        if getattr(chosen, "attached", False):
-            raise UsageError(
-                "factors attach to layers, and here are tensors alone", "use pa_fast.load, or merge them: attached=False"
-            )
+        how = Rounding(rounding, seed)
+        asked = store.store if isinstance(store, Plan) else planned(store)
+        _check_store(asked, how)
         made = bindings(live, {"base": base, "instruct": instruct}, via or {})
-        entries = chosen.encode(sources(made, allow_nonfinite))
-        return cls(live, made, entries, chosen.describe(), chosen.exact, chosen.lossless, how, origins, reread)
+        how_held = store if isinstance(store, Plan) else plan(sizes(made), store, residency, room(made))
+        chosen = how_held.store
+        _check_store(chosen, how)
+        made, entries = placed(made, chosen, how_held.host, allow_nonfinite)
+        weights = cls(live, made, entries, chosen.describe(), chosen.exact, chosen.lossless, how, origins, reread)
+        weights.plan = how_held
+        return weights
 
     @classmethod
     def open(
@@ -439,6 +446,15 @@ class LiveWeights:
                     f"live tensor `{name}` has moved: bound at {pointer:#x}, now at {tensor.data_ptr():#x}",
                     "bind after everything that moves or replaces parameters (`to`, `half`, `tie_weights`, loading)",
                 )
+
+
+def _check_store(store: Store, rounding: Rounding) -> None:
+    if rounding.drawn and store.name != "dense":
+        raise UsageError(f"stochastic rounding of a delta that is held as `{store.describe()}`", "use the dense store")
+    if getattr(store, "attached", False):
+        raise UsageError(
+            "factors attach to layers, and here are tensors alone", "use pa_fast.load, or merge them: attached=False"
+        )
 
 
 def _overwritten(names: Sequence[str]) -> WeightsError:

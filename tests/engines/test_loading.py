@@ -226,7 +226,7 @@ def test_an_unknown_architecture_is_refused(tmp_path: pathlib.Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"store": "packed"}, {"residency": "host"}, {"dtype": "int8"}, {"device": "tpu"}, {"device": "cuda:99"}]
+    "options", [{"store": "zipped"}, {"residency": "disk"}, {"dtype": "int8"}, {"device": "tpu"}, {"device": "cuda:99"}]
 )
 def test_options_that_do_not_exist_are_usage_errors(options: dict[str, str], tmp_path: pathlib.Path) -> None:
     with pytest.raises(UsageError, match=next(iter(options.values()))):
