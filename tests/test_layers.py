@@ -30,7 +30,8 @@ ALLOWED["run"] = {"engines", "evals", "sweep", "live", "delta", "checkpoint"} | 
 ALLOWED["launch"] = {"run", "sweep"} | FLOOR
 ALLOWED["quality"] = ALLOWED["run"]
 ALLOWED["encoding"] = ALLOWED["run"] | {"quality"}
-ALLOWED["cli"] = ALLOWED["run"] | {"run", "encoding", "quality", "launch", "__init__"}
+ALLOWED["throughput"] = {"live", "delta", "checkpoint"} | FLOOR
+ALLOWED["cli"] = ALLOWED["run"] | {"run", "encoding", "quality", "launch", "throughput", "__init__"}
 EMBEDDED_STACKS = {"lm_eval", "ray", "vllm", "sglang"}
 
 
