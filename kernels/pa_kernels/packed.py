@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -21,6 +22,13 @@ from pa_kernels.tiles import INTERPRETED
 
 PIECE = 1 << 18
 """Elements per unit of work on the CPU: whole tiles and whole chunks of the checksum, and scratch that stays in a core's L2."""
+
+
+FEW = 1 << 17
+"""Weights up to which a switch on the CPU makes no table of its steps: one takes as long as switching so many without."""
+
+Kind = tuple[int, torch.dtype, float, float]
+"""Width of codes, dtype, λ before and after."""
 
 
 class PackedGroup(Group, Protocol):
@@ -125,7 +133,7 @@ def packed_pair(live: Tensor, entry: PackedTensor, span: slice, lam: float) -> t
     with torch.inference_mode():
         w, codes = live[span].view(torch.int16), entry.element_codes(span)
         table = _table(entry.width, entry.dtype, lam).to(w.device)
-        b, i, _ = (side.clone() for side in _sources(w, codes, table, entry.dtype, lam))
+        b, i, _ = _sources(w, codes, table, entry.dtype, lam)
         positions, base, target = entry.exceptions(span)
         for side, values in ((b, base), (i, target)):
             side[positions] = values.view(torch.int16)
@@ -163,14 +171,23 @@ class _CpuGroup(PackedGroup):
     def launch_(self) -> None:
         refuse_flushed_denormals()
         olds, news = self.olds.tolist(), self.lams.tolist()
-        tables = {kind: _table(*kind) for kind in {(row.entry.width, row.entry.dtype, old) for row, old in zip(self.rows, olds)}}
+        kinds = [(row.entry.width, row.entry.dtype, old, new) for row, old, new in zip(self.rows, olds, news)]
+        counts: Counter[Kind] = Counter()
+        for kind, row in zip(kinds, self.rows):
+            counts[kind] += row.out.numel()
+        with torch.inference_mode():
+            ways = {kind: _Way(*kind, tabled=count > FEW) for kind, count in counts.items() if kind[2] != kind[3]}
 
         def write(at: tuple[int, slice]) -> tuple[int, int]:
             k, piece = at
-            row, old = self.rows[k], olds[k]
+            row = self.rows[k]
             with torch.inference_mode():
-                table = tables[row.entry.width, row.entry.dtype, old]
-                return _switch_piece_(row.out[piece], row.entry, piece, table, old, news[k])
+                live = row.out[piece]
+                before = piece_checksum(live, chunk := piece.start * live.itemsize // CHUNK_BYTES)
+                if kinds[k] not in ways:
+                    return before, before
+                _switch_piece_(live, row.entry, piece, ways[kinds[k]])
+                return before, piece_checksum(live, chunk)
 
         found, left = [0] * len(self.rows), [0] * len(self.rows)
         for (k, _), (before, after) in zip(self.pieces, over_cores(write, self.pieces)):
@@ -199,22 +216,59 @@ class _Scratch(threading.local):
 _scratch = _Scratch()
 
 
-def _switch_piece_(live: Tensor, entry: PackedTensor, piece: slice, table: Tensor, old: float, new: float) -> tuple[int, int]:
-    """Switch a piece of a CPU tensor; what it added to the tensor's checksum before, and what it adds now."""
-    chunk = piece.start * live.itemsize // CHUNK_BYTES
-    before = piece_checksum(live, chunk)
-    w = live.view(torch.int16)
-    b, i, moves = _sources(w, entry.element_codes(piece), table, entry.dtype, old)
+class _Way:
+    """From λ to λ′ in codes of one width and dtype.
+
+    Attributes:
+        steps: bits(W(λ′)) − bits(W(λ)) by what stands below W(λ)'s leading one and by code: int16 [2ʰ · codes], flat; None if
+            not `tabled`. A pair, its merges and their roundings keep their proportions when both are doubled, so the exponent
+            does not matter, and a pair that lies across powers of two is like any other. Of 16-bit codes those of small |k|
+            alone are in it: a table has to stay in a core's cache.
+    """
+
+    def __init__(self, width: int, dtype: torch.dtype, old: float, new: float, *, tabled: bool):
+        self.dtype, self.old, self.new = dtype, old, new
+        self._table = _table(width, dtype, old)
+        self.columns = 1 << (10 if width == 16 and dtype == torch.bfloat16 else 8)
+        self.steps: Tensor | None = None
+        if tabled:
+            one = int(torch.ones(1, dtype=dtype, device="cpu").view(torch.int16))
+            rows = 1 << MANTISSA[dtype]
+            w = torch.arange(one, one + rows, device="cpu").to(torch.int16).repeat_interleave(self.columns)
+            codes = torch.arange(-self.columns // 2, self.columns // 2, device="cpu").to(torch.int16).repeat(rows)
+            self.steps = self.stepped(w, codes)
+
+    def stepped(self, w: Tensor, codes: Tensor) -> Tensor:
+        """bits(W(λ′)) − bits(W(λ)) of patterns w of W(λ); 0 where codes say that both sides are equal."""
+        b, i, moves = _sources(w, codes, self._table, self.dtype, self.old)
+        return (_merged(b.view(self.dtype), i.view(self.dtype), self.new).view(torch.int16) - w) & moves
+
+
+def _switch_piece_(live: Tensor, entry: PackedTensor, piece: slice, way: _Way) -> None:
+    """Switch a piece of a CPU tensor."""
+    w, codes = live.view(torch.int16), entry.element_codes(piece)
+    if way.steps is None:
+        w += way.stepped(w, codes)
+    else:
+        near, (places,) = codes, _scratch(w.numel(), 1, torch.int32)
+        far = None
+        if entry.width == 16:
+            (near,) = _scratch(w.numel(), 1)
+            torch.clamp(codes, -way.columns // 2, way.columns // 2 - 1, out=near)
+            far = (codes ^ near).nonzero().view(-1)
+        places.copy_(w)
+        places &= (1 << MANTISSA[entry.dtype]) - 1
+        places *= way.columns
+        places += near
+        places += way.columns // 2
+        steps = torch.index_select(way.steps, 0, places)
+        if far is not None and far.numel():
+            steps[far] = way.stepped(w[far], codes[far])
+        w += steps
     positions, base, target = entry.exceptions(piece)
     values = torch.empty_like(base)
-    lerp_piece_(values, base, target, new, None)
-    merged = _merged(b.view(entry.dtype), i.view(entry.dtype), new).view(torch.int16)
-    # what has no code of its own, or equal patterns, stays as it is, −0 included
-    merged ^= w
-    merged &= moves
-    w ^= merged
+    lerp_piece_(values, base, target, way.new, None)
     w.index_copy_(0, positions, values.view(torch.int16))
-    return before, piece_checksum(live, chunk)
 
 
 def _merged(b: Tensor, i: Tensor, lam: float) -> Tensor:
@@ -226,43 +280,22 @@ def _merged(b: Tensor, i: Tensor, lam: float) -> Tensor:
 
 def _sources(w: Tensor, codes: Tensor, table: Tensor, dtype: torch.dtype, lam: float) -> tuple[Tensor, Tensor, Tensor]:
     """Patterns of base and target of what holds W(λ) in patterns w, of equal ones w itself, of exceptions anything; and −1 where
-    they differ, else 0. On a CPU all three are the thread's scratch.
+    they differ, else 0.
 
     In one binade W is as many units above the lower of the two as the table says, whatever the exponent. A code does not
     say whether its weight is of that kind: it is not if what lies so far below W has the wrong parity, or does not share
     its binade with the upper one; then the lower one is solved for.
     """
-    if w.device.type == "cpu":
-        k, low, n, odd, moves = _scratch(w.numel(), 5)
-        (places,) = _scratch(w.numel(), 1, torch.int32)
-    else:
-        k, low, n, odd, moves = torch.empty(5, w.numel(), dtype=torch.int16, device=w.device)
-        places = torch.empty(w.numel(), dtype=torch.int32, device=w.device)
-    torch.bitwise_right_shift(codes, 1, out=k)
-    torch.neg(k, out=moves)
-    moves |= k
-    moves >>= 15
-    torch.abs(k, out=n)
-    places.copy_(codes)
-    places += table.numel() // 2
-    torch.index_select(table, 0, places, out=odd)
-    torch.sub(w, odd, out=low)
-    torch.bitwise_xor(low, codes, out=odd)
-    odd &= 1
-    upper = torch.add(low, n, out=places.view(torch.int16)[: w.numel()])
-    upper ^= low
-    upper &= -1 << MANTISSA[dtype]
-    odd |= upper
-    odd &= moves
-    at = odd.nonzero().view(-1)
+    k = codes >> 1
+    n = k.abs()
+    moves = (k | -k) >> 15
+    low = w - torch.index_select(table, 0, codes.int() + table.numel() // 2)
+    odd = ((low ^ (low + n)) & (-1 << MANTISSA[dtype])) | ((low ^ codes) & 1)
+    at = (odd & moves).nonzero().view(-1)
     if at.numel():
         low[at] = _solved(w[at], codes[at], dtype, lam)
-    # base is the upper one where k is negative
-    torch.bitwise_right_shift(k, 15, out=odd)
-    n &= odd
-    low += n
-    k += low
-    return low, k, moves
+    b = low + (n & (k >> 15))  # the upper one where k is negative
+    return b, b + k, moves
 
 
 def _table(width: int, dtype: torch.dtype, lam: float) -> Tensor:
