@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import errno
 import functools
@@ -106,9 +107,13 @@ class Checkpoint:
         for file in self._files.values():
             file.check()
 
+    def files(self) -> list[WeightFile]:
+        """The open weight files, in file order."""
+        return [self._files[path] for path in sorted(self._files)]
+
     def state(self) -> list[tuple[str, int, int]]:
         """Name, bytes and time of the last change (ns) of every weight file, as they were when it was opened."""
-        return [(path.name, *file.state) for path, file in sorted(self._files.items())]
+        return [(file.path.name, *file.state) for file in self.files()]
 
     def quick_fingerprint(self) -> str:
         """16 hex digits over every tensor's name, dtype, shape and 4 KiB of its bytes; how it is sharded does not matter.
@@ -205,6 +210,21 @@ class WeightFile:
         if (found.st_size, found.st_mtime_ns) != self.state:
             what = f"{found.st_size} bytes, expected {self.state[0]}" if found.st_size != self.state[0] else "written to"
             raise DataError(f"{self.path}: the file changed while it was read: {what}", _CHANGED_HINT)
+
+    def check_name(self) -> None:
+        """Raise DataError if `path` is not this file any more."""
+        try:
+            same = os.path.samestat(os.fstat(self._fd), os.stat(self.path))
+        except OSError:
+            same = False
+        if not same:
+            raise DataError(f"{self.path}: the file was replaced while it was read", _CHANGED_HINT)
+
+    def duplicate(self) -> WeightFile:
+        """The same file with a descriptor of its own, to be closed by itself."""
+        made = copy.copy(self)
+        made._fd, made._map, made._mapping = os.dup(self._fd), None, threading.Lock()
+        return made
 
     def elements(self, info: TensorInfo, start: int, stop: int) -> torch.Tensor:
         """Elements `start` to `stop` of the flattened tensor `info` of this file, mapped and paged in."""

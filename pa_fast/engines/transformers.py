@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pa_fast.base import Continuation, Generation
 from pa_fast.checkpoint.config import HARMLESS
+from pa_fast.checkpoint.guard import Guard
 from pa_fast.checkpoint.pairing import check_configs
 from pa_fast.checkpoint.reader import Checkpoint, torch_dtype
 from pa_fast.checkpoint.source import resolve
@@ -203,6 +204,8 @@ def load(
         notes = compare_vocabularies(b.folder, i.folder)
         wanted = None if dtype == "auto" else getattr(torch, dtype)
         loaded = load_pair(b, i, wanted if about is None else _only(about), sharding, () if about is None else about.tensors)
+        guard = Guard(b, i)
+        guard.check_names()
         chosen = _tokenizer(resolve(tokenizer) if tokenizer is not None else i.folder)
         identity = {
             "engine": "transformers",
@@ -218,11 +221,13 @@ def load(
         }
     with ranks.step("allocating"):
         allocate(loaded, where)
+        guard.check()
     ids = endpoints.prompts(_vocabulary(loaded.module, loaded.reference), where)
     expected = endpoints.reference_logits(loaded, ids) if endpoint_check else {}
     stops = _stop_tokens(chosen, loaded.reference, loaded.module)
     del loaded.reference
     with ranks.step("binding"):
+        guard.check()
         diverted = divertible(held, loaded.module) if aside else None
         weights: Any
         if delta is None:
@@ -231,6 +236,8 @@ def load(
         else:
             put_aside = diverted.put_aside if diverted else None
             weights = LiveWeights.open(loaded.live, loaded.base, delta, allow_nonfinite=allow_nonfinite, divert=put_aside)
+        if weights.memory().mapped_bytes:
+            weights.before_reading = guard.check
         if diverted is not None:
             weights = attached(loaded.module, weights, diverted.factors)
     identity["lossless"] = weights.lossless
