@@ -167,11 +167,12 @@ def load(
         ranks: the processes to split the model over; for `pa_fast.engines.tensor_parallel.load`, which sees to the rest.
 
     Cost: on CPU the sources stay memory maps of the files, so memory is one live copy and page cache; tensors that
-    transformers converts while loading (fused experts) cost copies. Each file is read once, plus the check's four
-    short forward passes.
+    transformers converts while loading (fused experts) cost copies. Each file comes from the disk once; from the page
+    cache the base is read five times and instruct three, and the check makes four short forward passes.
 
     Raises:
-        CheckpointError, PairError, DataError: the folders cannot be read or do not pair.
+        CheckpointError, PairError, DataError: the folders cannot be read or do not pair, or a file changes meanwhile; a
+            later switch raises DataError where a file that is still mapped changed since.
         EngineError: transformers cannot load a side, or the endpoint check failed.
         UsageError: unknown device, dtype, store or residency.
     """
