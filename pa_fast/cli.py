@@ -224,7 +224,9 @@ def merge(
     instruct: Instruct,
     lam: Annotated[str, typer.Option("--lambda", metavar="L", help="Any finite λ: 0.6, 1/3, -0.2.")],
     out: Annotated[str, typer.Option(metavar="DIR", help="The folder to write; must be new or empty.")],
-    max_shard_size: Annotated[str, typer.Option(metavar="SIZE", help="Largest weight file.")] = "5GB",
+    max_shard_size: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Largest weight file, such as 5GB; cut as BASE's files are by default.")
+    ] = None,
     dtype: Dtype = "auto",
     rounding: Rounding = "nearest",
     seed: Seed = None,
@@ -233,21 +235,30 @@ def merge(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace DIR.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Write the merge at one λ as a checkpoint folder that transformers loads."""
+    """Write the merge at one λ as a checkpoint folder that transformers loads.
+
+    A merge that was killed or interrupted goes on from its complete weight files when the same command runs again.
+    """
     from pa_fast.checkpoint.merge import merge as run
 
-    with _byte_bar("merging") as bar:
-        report = run(
-            base, instruct, lam, out,
-            dtype=dtype, rounding=rounding, seed=seed, rule=rule, max_shard_size=max_shard_size,
-            allow_nonfinite=allow_nonfinite, overwrite=overwrite, progress=bar,
-        )  # fmt: skip
+    try:
+        with _byte_bar("merging") as bar:
+            report = run(
+                base, instruct, lam, out,
+                dtype=dtype, rounding=rounding, seed=seed, rule=rule, max_shard_size=max_shard_size,
+                allow_nonfinite=allow_nonfinite, overwrite=overwrite, progress=bar,
+            )  # fmt: skip
+    except KeyboardInterrupt:
+        _say(f"\ninterrupted; complete weight files are kept. Go on with:\n  {shlex.join(['pa-fast', *sys.argv[1:]])}")
+        raise typer.Exit(130) from None
     if as_json:
         _print_json(report)
     else:
         rate = format_rate(report.bytes, report.seconds)
         size = f"{format_bytes(report.bytes)} in {format_count(report.shards, 'file')}"
         print(f"{report.out}: λ = {report.lam}, {report.tensors} tensors, {size}, {format_seconds(report.seconds)} ({rate})")
+        if report.resumed:
+            _say(f"note: {report.resumed} of {format_count(report.shards, 'file')} were complete from an unfinished run")
         for note in report.notes:
             _say(f"note: {note}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pathlib
@@ -11,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -206,6 +208,27 @@ def test_an_interrupt_prints_the_command_that_goes_on(pair: tuple[str, str], pla
     assert process.returncode == 130, shown
     assert "Go on with:" in shown and "pa-fast sweep" in shown and "--out runs/a" in shown
     assert "Traceback" not in shown
+
+
+def test_an_interrupted_merge_goes_on(
+    pair: tuple[str, str], place: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    @contextlib.contextmanager
+    def interrupting(what: str) -> Iterator[Callable[[int, int], None]]:
+        def stop(done: int, total: int) -> None:
+            if done == total:
+                raise KeyboardInterrupt
+
+        yield stop
+
+    command = ("merge", *pair, "--lambda", "0.5", "--out", "merged", "--max-shard-size", "20kB")
+    with monkeypatch.context() as patched:
+        patched.setattr(cli, "_byte_bar", interrupting)
+        assert run(monkeypatch, *command) == 130
+    assert "Go on with:" in (shown := capsys.readouterr().err) and "--out merged" in shown
+    assert run(monkeypatch, *command) == 0
+    assert "were complete from an unfinished run" in capsys.readouterr().err
+    assert run(monkeypatch, "verify", "merged", *pair) == 0
 
 
 def test_merge_verify_and_what_a_flipped_bit_does(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from pa_fast.checkpoint.header import FLOATS
 from pa_fast.checkpoint.pairing import Pair, pair
 from pa_fast.checkpoint.reader import Checkpoint, torch_dtype
 from pa_fast.checkpoint.recipe import Blend, Recipe
+from pa_fast.checkpoint.scratch import Scratch
 from pa_fast.checkpoint.source import resolve
 from pa_fast.checkpoint.streaming import check_dtype, live_dtype, merge_chunk_, over_chunks
 from pa_fast.errors import UsageError
@@ -64,7 +65,7 @@ def verify(
             without that file is compared in its own dtypes.
         progress: called with (bytes compared, bytes in all).
 
-    Cost: one pass over the three checkpoints; memory of a few chunks (2^20 elements each).
+    Cost: one pass over the three checkpoints; memory of a few chunks (2^19 elements each).
 
     Raises:
         UsageError: no λ given, and no pa_fast.json says it; or an argument is no such thing.
@@ -87,15 +88,20 @@ def verify(
             check_dtype(dtype)
         sources = pair(left, right)
         blends = recipe.blends(sources)
-        differences = []
-        done, total = 0, sum(info.nbytes for info in found.tensors.values())
-        for name in [*sources.names, *(name for name in found.tensors if name not in right.tensors)]:
-            difference = _tensor(pool, found, sources, name, blends.get(name), dtype)
-            if difference:
-                differences.append(difference)
-            done += found.tensors[name].nbytes if name in found.tensors else 0
+        names = [*sources.names, *(name for name in found.tensors if name not in right.tensors)]
+        wrong = {name: difference for name in names if (difference := _header(found, sources, name, dtype))}
+        compared = [name for name in names if name not in wrong]
+        done, total = 0, sum(found.tensors[name].nbytes for name in compared)
+        counts = dict.fromkeys(compared, 0)
+        for name, (size, differing) in _compared(pool, found, sources, compared, blends):
+            counts[name] += differing
+            done += size
             if progress:
                 progress(done, total)
+        for name, differing in counts.items():
+            if differing:
+                wrong[name] = TensorDifference(name, "bits differ", differing, found.tensors[name].count)
+        differences = [wrong[name] for name in names if name in wrong]
         notes = _notes(provenance, sources, recipe)
     return VerifyReport(not differences, str(merged), recipe.lam.key, len(sources.names), tuple(differences), notes)
 
@@ -111,9 +117,8 @@ def _recipe(
     return Recipe.of(wanted, mode, noise, known.rule if rule is None else rule)
 
 
-def _tensor(
-    pool: ThreadPoolExecutor, found: Checkpoint, sources: Pair, name: str, blend: Blend | None, dtype: str | None
-) -> TensorDifference | None:
+def _header(found: Checkpoint, sources: Pair, name: str, dtype: str | None) -> TensorDifference | None:
+    """What speaks against tensor `name` before its bits are read."""
     if name not in sources.instruct.tensors:
         return TensorDifference(name, "not in the pair", 0, found.tensors[name].count)
     expected = sources.instruct.tensors[name]
@@ -126,25 +131,25 @@ def _tensor(
     want = own.dtype if free else live_dtype(sources, name, dtype or "auto")
     if own.dtype != want:
         return TensorDifference(name, f"dtype {own.dtype}, expected {want}", 0, own.count)
-    differing = _differing(pool, found, sources, name, blend)
-    return TensorDifference(name, "bits differ", differing, own.count) if differing else None
+    return None
 
 
-def _differing(pool: ThreadPoolExecutor, found: Checkpoint, sources: Pair, name: str, blend: Blend | None) -> int:
-    """Elements of tensor `name` whose bits are not those of the merge."""
+def _compared(
+    pool: ThreadPoolExecutor, found: Checkpoint, sources: Pair, names: list[str], blends: Mapping[str, Blend]
+) -> Iterator[tuple[str, tuple[int, int]]]:
+    """For every chunk of the tensors `names`: its bytes, and how many of its elements have not the bits of the merge."""
     import torch
 
-    dtype = torch_dtype(found.tensors[name].dtype)
+    scratch = Scratch()
 
-    def one(start: int, stop: int, base: torch.Tensor, instruct: torch.Tensor) -> int:
-        expected = torch.empty(stop - start, dtype=dtype)
-        merge_chunk_(expected, base, instruct, blend, start)
-        left, right = _bits(found.chunk(name, start, stop)), _bits(expected)
-        return 0 if torch.equal(left, right) else int((left != right).any(dim=1).sum())
+    def one(name: str, start: int, stop: int, base: torch.Tensor, instruct: torch.Tensor) -> tuple[int, int]:
+        dtype = torch_dtype(found.tensors[name].dtype)
+        expected, own = (scratch.take(use, stop - start, dtype) for use in ("expected", "found"))
+        merge_chunk_(expected, base, instruct, blends.get(name), start)
+        left, right = _bits(found.chunk(name, start, stop, own)), _bits(expected)
+        return own.nbytes, 0 if torch.equal(left, right) else int((left != right).any(dim=1).sum())
 
-    count = sum(over_chunks(pool, sources, name, one))
-    found.check_unchanged(name)
-    return count
+    return over_chunks(pool, sources, names, one)
 
 
 def _bits(chunk: torch.Tensor) -> torch.Tensor:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pa_fast.base import Continuation, Generation
 from pa_fast.checkpoint.config import HARMLESS
+from pa_fast.checkpoint.guard import Guard
 from pa_fast.checkpoint.pairing import check_configs
 from pa_fast.checkpoint.reader import Checkpoint, torch_dtype
 from pa_fast.checkpoint.source import resolve
@@ -179,11 +180,12 @@ def load(
         ranks: the processes to split the model over; for `pa_fast.engines.tensor_parallel.load`, which sees to the rest.
 
     Cost: on CPU the sources stay memory maps of the files, so memory is one live copy and page cache; tensors that
-    transformers converts while loading (fused experts) cost copies. Each file is read once, plus the check's four
-    short forward passes.
+    transformers converts while loading (fused experts) cost copies. Each file comes from the disk once; from the page
+    cache the base is read five times and instruct three, and the check makes four short forward passes.
 
     Raises:
-        CheckpointError, PairError, DataError: the folders cannot be read or do not pair.
+        CheckpointError, PairError, DataError: the folders cannot be read or do not pair, or a file changes meanwhile; a
+            later switch raises DataError where a file that is still mapped changed since.
         EngineError: transformers cannot load a side, or the endpoint check failed.
         UsageError: unknown device, dtype, store, rounding or residency, stochastic rounding of tensors that are converted or
             split, or a rule that does not fit the checkpoint's names.
@@ -224,6 +226,8 @@ def load(
         wanted = None if dtype == "auto" else getattr(torch, dtype)
         loaded = load_pair(b, i, wanted if about is None else _only(about), sharding, () if about is None else about.tensors)
         traced = trace(loaded.module, [*b.tensors, *i.tensors])
+        guard = Guard(b, i)
+        guard.check_names()
         chosen = _tokenizer(resolve(tokenizer) if tokenizer is not None else i.folder)
         identity = {
             "engine": "transformers",
@@ -240,6 +244,7 @@ def load(
         }
     with ranks.step("allocating"):
         allocate(loaded, where)
+        guard.check()
     if how.drawn:
         traced.check_elementwise({name: tensor for name, tensor in loaded.live.items() if tensor.is_floating_point()})
     ids = endpoints.prompts(_vocabulary(loaded.module, loaded.reference), where)
@@ -247,6 +252,7 @@ def load(
     stops = _stop_tokens(chosen, loaded.reference, loaded.module)
     del loaded.reference
     with ranks.step("binding"):
+        guard.check()
         diverted = divertible(held, loaded.module) if aside else None
         weights: Any
         if delta is None:
@@ -260,6 +266,8 @@ def load(
             weights = LiveWeights.open(
                 loaded.live, loaded.base, delta, allow_nonfinite=allow_nonfinite, divert=put_aside, origins=traced.names
             )
+        if weights.memory().mapped_bytes:
+            weights.before_reading = guard.check
         if diverted is not None:
             weights = attached(loaded.module, weights, diverted.factors)
     identity["lossless"] = weights.lossless

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pa_kernels.cores import over_cores
 from pa_kernels.reference import LIVE_DTYPES
 
 from pa_fast.delta import writer
@@ -17,6 +19,9 @@ from pa_fast.live.planner import Store, planned
 
 if TYPE_CHECKING:
     import torch
+
+
+_PIECE = 1 << 22
 
 
 def encode(
@@ -63,8 +68,15 @@ def check_finite(side: str, name: str, tensor: torch.Tensor) -> None:
     """Raise DataError, naming side and tensor, if a weight is NaN or infinite."""
     import torch
 
-    # A finite sum proves finite terms, at a third of the cost of looking at each; a sum that overflows proves nothing.
-    if bool(torch.isfinite(tensor.sum(dtype=torch.float32))) or bool(torch.isfinite(tensor).all()):
+    flat = tensor.detach().reshape(-1)
+    wide = torch.float32 if tensor.dtype == torch.float16 else None
+
+    def finite(piece: torch.Tensor) -> bool:
+        # A finite sum proves finite terms, at a third of the cost of looking at each; a sum that overflows proves nothing.
+        return math.isfinite(piece.sum(dtype=wide)) or bool(torch.isfinite(piece).all())
+
+    # torch's own threads wait for one another once per tensor: on busy cores 30 times as long
+    if all(over_cores(finite, flat.split(_PIECE)) if tensor.device.type == "cpu" else [finite(flat)]):
         return
     count = int((~torch.isfinite(tensor)).sum())
     raise DataError(

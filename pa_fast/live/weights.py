@@ -49,6 +49,8 @@ class LiveWeights:
         store: how the delta is held, with all options.
         exact: whether W(λ) is, bit for bit, the contract between base and the delta's own end.
         lossless: whether that end is the instruct model.
+        before_reading: called before the sources may be read, if whoever made these weights sets it: it raises where they
+            are not what they were.
     """
 
     def __init__(
@@ -80,6 +82,7 @@ class LiveWeights:
         self.followed: LambdaRule | None = None
         self.lam: float | None = None
         self.rule: LambdaRule | None = None
+        self.before_reading: Callable[[], None] | None = None
         self.store, self.exact, self.lossless = store, exact, lossless
         self.set_lambda(0.0)
 
@@ -360,6 +363,7 @@ class LiveWeights:
     def close(self) -> None:
         """Let go of the sources. The live tensors keep the λ they have; nothing else can be asked any more."""
         self._store = None
+        self.before_reading = None
         self._bindings, self._floats, self._fixed, self._watched = [], [], [], []
 
     def __enter__(self) -> LiveWeights:
@@ -379,6 +383,8 @@ class LiveWeights:
     def _open(self) -> Mixed:
         if self._store is None:
             raise WeightsError("these live weights are closed", "bind them again")
+        if self.before_reading is not None:
+            self.before_reading()
         return self._store
 
     def _check_pointers(self) -> None:

@@ -1,0 +1,218 @@
+"""Merges that end too early: what they leave never loads wrong, and the next run goes on from it to the same bytes.
+
+`PA_FAST_KILLS=30` for more kills than the few of the normal suite.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pa_fast.checkpoint.merge import MergeReport, merge
+from pa_fast.checkpoint.reader import Checkpoint
+from pa_fast.checkpoint.verify import verify
+from pa_fast.errors import CheckpointError, DataError, OutputError
+from tests.checkpoint.pairs import write_checkpoint, write_pair
+
+KILLS = int(os.environ.get("PA_FAST_KILLS", "6"))
+LOG = ".pa_fast.shards.jsonl"
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def interrupted(after: int) -> Callable[[int, int], None]:
+    """A progress function that is Ctrl-C once `after` bytes are written."""
+
+    def stop(done: int, total: int) -> None:
+        if done > after:
+            raise KeyboardInterrupt
+
+    return stop
+
+
+@pytest.fixture
+def three(tmp_path: Path) -> tuple[Path, Path]:
+    """A pair whose base has three files of 40 kB."""
+    tensors = {f"w{n}": torch.randn(10_000, generator=torch.Generator().manual_seed(n)) for n in range(3)}
+    moved = {name: tensor + 0.1 for name, tensor in tensors.items()}
+    return write_checkpoint(tmp_path / "base", tensors, shards=3), write_checkpoint(tmp_path / "instruct", moved)
+
+
+@pytest.fixture
+def unfinished(tmp_path: Path, three: tuple[Path, Path]) -> Path:
+    """The folder of a merge of `three` that was interrupted in its last file."""
+    with pytest.raises(KeyboardInterrupt):
+        merge(*three, 0.3, tmp_path / "out", progress=interrupted(80_000))
+    partial = tmp_path / ".out.pa_fast.partial"
+    assert sorted(path.name for path in partial.glob("*.safetensors")) == [
+        f"model-{n:05d}-of-00003.safetensors" for n in (1, 2)
+    ], "two of three files should be complete"
+    return partial
+
+
+@pytest.fixture
+def children(tmp_path: Path) -> Iterator[Callable[[int], str]]:
+    """Merges of the pair in `tmp_path` into `out`, killed at a given call: see tests/checkpoint/killed.py."""
+    command = [sys.executable, "-m", "tests.checkpoint.killed", *(str(tmp_path / name) for name in ("base", "instruct", "out"))]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([os.getcwd(), *sys.path])}
+    with subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin and process.stdout
+
+        def run(last: int) -> str:
+            print(last, file=process.stdin, flush=True)
+            return process.stdout.readline().strip()  # type: ignore[union-attr]
+
+        yield run
+        process.stdin.close()
+
+
+def test_kills_at_any_moment_lose_nothing_and_leave_nothing_wrong(tmp_path: Path, children: Callable[[int], str]) -> None:
+    pair = write_pair(tmp_path, shards=(3, 2))
+    out, partial = tmp_path / "out", tmp_path / ".out.pa_fast.partial"
+    calls = int(children(0).split()[0])
+    assert verify(out, *pair).ok
+    expected = contents(out)
+    chance = random.Random(0)
+    resumed, spread = 0, [n * calls // KILLS for n in range(KILLS)]
+    for first in spread:
+        shutil.rmtree(out)
+        moments = [1 + first + chance.randrange(max(calls // KILLS, 1))]
+        moments += [1 + chance.randrange(calls) for _ in range(chance.randrange(3))]
+        for moment in moments:
+            answer = children(moment)
+            assert answer == "killed" or answer.split()[0].isdigit(), answer
+            if out.exists():
+                assert contents(out) == expected, f"what has the final name is complete ({moments})"
+                break
+            if partial.exists():
+                try:
+                    Checkpoint.open(partial).close()
+                except CheckpointError:
+                    pass
+                else:
+                    assert verify(partial, *pair).ok, f"what loads is right ({moments})"
+        else:
+            resumed += int(children(0).split()[1])
+        assert contents(out) == expected, f"another run ends in the same bytes ({moments})"
+        left = {path.name for path in tmp_path.iterdir()}
+        # a kill after the last rename leaves an unlocked lock file
+        assert left - {".out.pa_fast.lock"} == {"base", "instruct", "out"}, moments
+    assert resumed, "no run went on from a complete shard: the test shows nothing"
+
+
+def test_complete_files_are_not_written_again(tmp_path: Path, three: tuple[Path, Path], unfinished: Path) -> None:
+    before = {path.name: path.stat() for path in unfinished.glob("*.safetensors")}
+    seen: list[tuple[int, int]] = []
+    report = merge(*three, 0.3, tmp_path / "out", progress=lambda done, total: seen.append((done, total)))
+    after = {name: (tmp_path / "out" / name).stat() for name in before}
+    assert all((s.st_ino, s.st_mtime_ns) == (after[n].st_ino, after[n].st_mtime_ns) for n, s in before.items())
+    assert report.resumed == 2 and seen[-1][0] == seen[-1][1]
+    again = merge(*three, 0.3, tmp_path / "again")
+    ours, theirs = contents(tmp_path / "out"), contents(tmp_path / "again")
+    assert ours.pop("README.md") != theirs.pop("README.md"), "the card names the folder"
+    assert ours == theirs and again.resumed == 0
+    assert (report.base_fingerprint, report.instruct_fingerprint) == (again.base_fingerprint, again.instruct_fingerprint)
+
+
+def flip(partial: Path) -> None:
+    with open(partial / "model-00001-of-00003.safetensors", "r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        (last,) = file.read(1)
+        file.seek(-1, os.SEEK_END)
+        file.write(bytes([last ^ 1]))
+
+
+def rename_tensor(partial: Path) -> None:
+    file = partial / "model-00001-of-00003.safetensors"
+    file.write_bytes(file.read_bytes().replace(b'"w0"', b'"w9"'))
+
+
+def lie(partial: Path) -> None:
+    log = partial / LOG
+    log.write_text(log.read_text().replace('"w0": ["', '"w0": ["f', 1))
+
+
+DAMAGES: list[Callable[[Path], Any]] = [
+    flip,
+    rename_tensor,
+    lie,
+    lambda partial: os.truncate(partial / "model-00001-of-00003.safetensors", 100),
+    lambda partial: os.remove(partial / "model-00001-of-00003.safetensors"),
+    lambda partial: os.truncate(partial / LOG, (partial / LOG).stat().st_size - 20),
+]
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=["bit", "header", "log", "shorter", "gone", "torn"])
+def test_a_file_that_is_not_what_was_written_is_written_again(
+    tmp_path: Path, three: tuple[Path, Path], unfinished: Path, damage: Callable[[Path], Any]
+) -> None:
+    damage(unfinished)
+    assert merge(*three, 0.3, tmp_path / "out").resumed == 1
+    assert verify(tmp_path / "out", *three).ok
+    assert LOG not in contents(tmp_path / "out")
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"job": 1}', '{"job": "x", "file": "../../base", "tensors": {}}', "\x00\xff"])
+def test_a_log_of_anything_else_counts_for_nothing(tmp_path: Path, three: tuple[Path, Path], unfinished: Path, text: str) -> None:
+    (unfinished / LOG).write_text(text)
+    assert merge(*three, 0.3, tmp_path / "out").resumed == 0
+    assert verify(tmp_path / "out", *three).ok
+
+
+def test_another_job_starts_afresh(tmp_path: Path, three: tuple[Path, Path], unfinished: Path) -> None:
+    kept = tmp_path / "kept"
+    unfinished.rename(kept)
+
+    def run(pair: tuple[Path, Path] = three, lam: float = 0.3, **options: Any) -> MergeReport:
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+        shutil.copytree(kept, unfinished)
+        report = merge(*pair, lam, tmp_path / "out", **options)
+        assert verify(tmp_path / "out", *pair).ok
+        return report
+
+    assert run().resumed == 2
+    assert run(lam=0.4).resumed == 0
+    assert run(dtype="bfloat16").resumed == 0
+    assert run(max_shard_size=40_000).resumed == 2, "the same files, whoever asked for them"
+    assert run(max_shard_size="1MB").resumed == 0
+    assert run(allow_nonfinite=True).resumed == 0
+    os.utime(three[1] / "model.safetensors", ns=(1, 1))
+    assert run().resumed == 0, "a source that was written to since"
+
+
+def test_an_error_leaves_nothing(tmp_path: Path, three: tuple[Path, Path], unfinished: Path) -> None:
+    def touch(done: int, total: int) -> None:
+        os.utime(three[0] / "model-00003-of-00003.safetensors", ns=(1, 1))
+
+    with pytest.raises(DataError, match="changed while it was read"):
+        merge(*three, 0.3, tmp_path / "out", progress=touch)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "instruct"]
+
+
+def test_complete_files_count_as_space_that_is_there(
+    tmp_path: Path, three: tuple[Path, Path], unfinished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pa_fast.checkpoint.writer._SPARE_BYTES", 0)
+    free = 41_000  # one more file, not three
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9 - free, free))
+    with pytest.raises(OutputError, match="are free on its disk"):
+        merge(*three, 0.4, tmp_path / "other")
+    assert merge(*three, 0.3, tmp_path / "out").resumed == 2
+
+
+def test_the_log_is_what_its_page_says(unfinished: Path) -> None:
+    lines = [json.loads(line) for line in (unfinished / LOG).read_text().splitlines() if line]
+    assert [line["file"] for line in lines] == [f"model-{n:05d}-of-00003.safetensors" for n in (1, 2)]
+    assert all(len(sums) == 3 and all(len(one) == 16 for one in sums) for line in lines for sums in line["tensors"].values())
