@@ -41,6 +41,9 @@ app = typer.Typer(
 Base = Annotated[str, typer.Argument(metavar="BASE", help="The base checkpoint, λ = 0.")]
 Instruct = Annotated[str, typer.Argument(metavar="INSTRUCT", help="The instruct checkpoint, λ = 1.")]
 Dtype = Annotated[str, typer.Option(metavar="D", help="bfloat16, float16, float32, or auto: as each tensor is in INSTRUCT.")]
+ExtraRows = Annotated[
+    str, typer.Option(metavar="P", help="Vocabulary rows that one side alone has: instruct keeps them as they are, or refuse.")
+]
 AllowNonfinite = Annotated[bool, typer.Option("--allow-nonfinite", help="Let NaN and infinity in the weights pass.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
@@ -140,6 +143,7 @@ def sweep(
     shard: Annotated[
         str | None, typer.Option(metavar="I/N", help="Run every Nth λ from I on; auto: as torchrun or SLURM says.")
     ] = None,
+    extra_rows: ExtraRows = "instruct",
     allow_nonfinite: AllowNonfinite = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start afresh in a folder that holds a sweep.")] = False,
 ) -> None:
@@ -149,7 +153,7 @@ def sweep(
 
     job = SweepSpec(
         base, instruct, lambdas, tuple(evals), out, device, dtype, store, tokenizer, batch_size, limit, seed,
-        allow_nonfinite, overwrite, engine, delta,
+        allow_nonfinite, overwrite, engine, delta, extra_rows,
     )  # fmt: skip
     if confirm and shard is not None:
         raise UsageError(
@@ -218,6 +222,7 @@ def merge(
     out: Annotated[str, typer.Option(metavar="DIR", help="The folder to write; must be new or empty.")],
     max_shard_size: Annotated[str, typer.Option(metavar="SIZE", help="Largest weight file.")] = "5GB",
     dtype: Dtype = "auto",
+    extra_rows: ExtraRows = "instruct",
     allow_nonfinite: AllowNonfinite = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace DIR.")] = False,
     as_json: Json = False,
@@ -228,7 +233,8 @@ def merge(
     with _byte_bar("merging") as bar:
         report = run(
             base, instruct, lam, out,
-            dtype=dtype, max_shard_size=max_shard_size, allow_nonfinite=allow_nonfinite, overwrite=overwrite, progress=bar,
+            dtype=dtype, max_shard_size=max_shard_size, extra_rows=extra_rows,
+            allow_nonfinite=allow_nonfinite, overwrite=overwrite, progress=bar,
         )  # fmt: skip
     if as_json:
         _print_json(report)

@@ -42,6 +42,7 @@ class SweepSpec:
     overwrite: bool = False
     engine: str = "transformers"
     delta: str | None = None
+    extra_rows: str = "instruct"
 
 
 def run_points(job: SweepSpec, points: Iterable[float | str | Lambda]) -> Iterator[Record]:
@@ -139,6 +140,7 @@ def engine(job: SweepSpec) -> Engine:
         batch_size=job.batch_size,
         allow_nonfinite=job.allow_nonfinite,
         delta=job.delta,
+        extra_rows=job.extra_rows,
     )
     if loaded.tokenizer is None:
         looked = job.tokenizer or job.instruct or job.base

@@ -80,6 +80,12 @@ def tied(config: Mapping[str, Any]) -> bool | None:
     return None
 
 
+def ties(config: Mapping[str, Any]) -> bool | None:
+    """Whether the head is tied: as `tied` says, else as the model's class in transformers does; None where nothing tells."""
+    said = tied(config)
+    return said if said is not None else tied(_expanded(config) or {})
+
+
 def _compare(base: Mapping[str, Any], instruct: Mapping[str, Any]) -> list[Difference]:
     left, right = _flat(base), _flat(instruct)
     ignored = set()

@@ -12,7 +12,6 @@ from pa_fast.checkpoint.header import FLOATS
 from pa_fast.checkpoint.pairing import pair
 from pa_fast.checkpoint.reader import Checkpoint
 from pa_fast.checkpoint.source import resolve
-from pa_fast.checkpoint.vocabulary import compare_vocabularies
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,6 @@ def inspect(base_dir: str | Path, instruct_dir: str | Path) -> PairReport:
     """
     with Checkpoint.open(resolve(base_dir)) as base, Checkpoint.open(resolve(instruct_dir)) as instruct:
         found = pair(base, instruct)
-        notes = found.notes + compare_vocabularies(base.folder, instruct.folder)
         infos = list(instruct.tensors.values())
         said = tied(instruct.config)
         return PairReport(
@@ -69,7 +67,7 @@ def inspect(base_dir: str | Path, instruct_dir: str | Path) -> PairReport:
             base=_side(base),
             instruct=_side(instruct),
             differences=found.differences,
-            notes=notes,
+            notes=found.notes,
         )
 
 

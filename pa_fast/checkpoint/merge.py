@@ -10,7 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pa_fast.base import Lambda
 from pa_fast.checkpoint.card import PROVENANCE, Provenance, Source, merged_config, model_card
@@ -18,10 +18,11 @@ from pa_fast.checkpoint.fingerprint import as_hex, combine
 from pa_fast.checkpoint.layout import ShardPlan, plan_shards
 from pa_fast.checkpoint.pairing import Pair, pair
 from pa_fast.checkpoint.reader import Checkpoint
+from pa_fast.checkpoint.rows import with_vocabulary_sizes
 from pa_fast.checkpoint.shards import INDEX
 from pa_fast.checkpoint.source import resolve, revision
 from pa_fast.checkpoint.streaming import check_dtype, check_finite, live_dtype, merge_chunk_, over_chunks
-from pa_fast.checkpoint.vocabulary import compare_vocabularies
+from pa_fast.checkpoint.tying import untied_config
 from pa_fast.checkpoint.writer import OutputFolder, ShardFile, output_errors
 from pa_fast.errors import OutputError
 from pa_fast.units import parse_bytes
@@ -60,6 +61,7 @@ def merge(
     *,
     dtype: str = "auto",
     max_shard_size: str | int = "5GB",
+    extra_rows: str = "instruct",
     allow_nonfinite: bool = False,
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
@@ -71,6 +73,7 @@ def merge(
         lam: any finite λ; a string may be a fraction (`1/3`).
         dtype: of all merged tensors: bfloat16, float16, float32, or `auto`: each tensor's in the instruct checkpoint.
         max_shard_size: bytes, or text such as 5GB.
+        extra_rows: vocabulary rows that one side alone has are kept as they are (`instruct`) or refused (`refuse`).
         allow_nonfinite: let NaN and infinite weights pass.
         overwrite: replace a checkpoint folder at `out` once the new one is complete.
         progress: called with (bytes written, bytes in all) as data stream.
@@ -80,7 +83,7 @@ def merge(
     Cost: one pass over both checkpoints, fingerprints included; anonymous memory of a few chunks (2^20 elements each).
 
     Raises:
-        UsageError: λ, dtype or shard size is no such thing.
+        UsageError: λ, dtype, shard size or policy is no such thing.
         CheckpointError, PairError: before any output exists.
         DataError: non-finite or unequal integer weights, or a file that changed; nothing is left behind.
         OutputError: `out` is not empty, being written, a source, or does not fit on the disk.
@@ -90,8 +93,7 @@ def merge(
     check_dtype(dtype)
     shard_bytes = parse_bytes(str(max_shard_size))
     with Checkpoint.open(resolve(base_dir)) as base, Checkpoint.open(resolve(instruct_dir)) as instruct:
-        found = pair(base, instruct)
-        notes = found.notes + compare_vocabularies(base.folder, instruct.folder)
+        found = pair(base, instruct, extra_rows)
         _check_apart(Path(out), found)
         shards = _plan(found, dtype, shard_bytes)
         stream = _Stream(found, lam, not allow_nonfinite, sum(s.stop - s.start for p in shards for s in p.slots), progress)
@@ -116,12 +118,12 @@ def merge(
         lam=lam.key,
         dtype=dtype,
         tensors=len(found.names),
-        parameters=sum(instruct.tensors[name].count for name in found.names if found.is_lerped(name)),
+        parameters=sum(found.count(name) for name in found.names if found.is_lerped(name)),
         shards=len(shards),
         bytes=need_bytes,
         base_fingerprint=provenance.base.content_fingerprint,
         instruct_fingerprint=provenance.instruct.content_fingerprint,
-        notes=notes,
+        notes=found.notes,
         seconds=time.perf_counter() - began,
     )
 
@@ -147,7 +149,8 @@ class _Stream:
             merge_chunk_(out, base, instruct, self._lam)
             if checked:
                 check_finite(self._pair, name, self._lam, out, base, instruct)
-            return out.nbytes, _sum(base, start), _sum(instruct, start)
+            own = self._pair.own_part("base", name, start, base), self._pair.own_part("instruct", name, start, instruct)
+            return out.nbytes, _sum(own[0], start), _sum(own[1], start)
 
         self.base_sums[name] = self.instruct_sums[name] = 0
         for written, base_sum, instruct_sum in over_chunks(pool, self._pair, name, one):
@@ -166,8 +169,7 @@ def _sum(chunk: torch.Tensor, start: int) -> int:
 
 
 def _plan(pair: Pair, dtype: str, shard_bytes: int) -> list[ShardPlan]:
-    infos = pair.instruct.tensors
-    return plan_shards(((n, live_dtype(pair, n, dtype), infos[n].shape, infos[n].count) for n in pair.names), shard_bytes)
+    return plan_shards(((n, live_dtype(pair, n, dtype), pair.shapes[n], pair.count(n)) for n in pair.names), shard_bytes)
 
 
 def _source(spec: str | Path, checkpoint: Checkpoint, sums: dict[str, int]) -> Source:
@@ -196,4 +198,14 @@ def _write_companions(folder: OutputFolder, pair: Pair, shards: list[ShardPlan],
         folder.write(INDEX, (json.dumps(index, indent=2, ensure_ascii=False) + "\n").encode())
     folder.write("README.md", model_card(provenance, out).encode())
     folder.write(PROVENANCE, provenance.to_json().encode())
-    folder.write("config.json", merged_config((source / "config.json").read_bytes(), pair.instruct.config, provenance.dtype))
+    text, config = (source / "config.json").read_bytes(), _config(pair)
+    if config != pair.instruct.config:
+        text = (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()
+    folder.write("config.json", merged_config(text, config, provenance.dtype))
+
+
+def _config(pair: Pair) -> dict[str, Any]:
+    """Instruct's configuration, true of the merged tensors: with a head of its own and as many rows as they have."""
+    config = untied_config(pair.instruct.config) if pair.tied else pair.instruct.config
+    own = {name: pair.stored("instruct", name).shape for name in pair.names}
+    return with_vocabulary_sizes(config, {own[n][0]: shape[0] for n, shape in pair.shapes.items() if shape != own[n]})

@@ -21,7 +21,7 @@ DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 
 def live_dtype(pair: Pair, name: str, dtype: str) -> str:
     """The safetensors dtype that tensor `name` has after a merge with option `dtype` (`auto`: that of instruct)."""
-    own = pair.instruct.tensors[name].dtype
+    own = pair.stored("instruct", name).dtype
     return own if dtype == "auto" or not pair.is_lerped(name) else DTYPES[dtype]
 
 
@@ -37,18 +37,17 @@ def over_chunks(pool: ThreadPoolExecutor, pair: Pair, name: str, work: Callable[
     Raises:
         DataError: a file changed meanwhile, or a tensor that is not merged differs between the sides.
     """
-    count = pair.instruct.tensors[name].count
+    count = pair.count(name)
 
     def one(start: int) -> T:
         stop = min(start + CHUNK_ELEMENTS, count)
-        base, instruct = pair.base.chunk(name, start, stop), pair.instruct.chunk(name, start, stop)
+        base, instruct = pair.chunk("base", name, start, stop), pair.chunk("instruct", name, start, stop)
         if not pair.is_lerped(name):
             _check_equal(pair, name, base, instruct)
         return work(start, stop, base, instruct)
 
     yield from pool.map(one, range(0, count, CHUNK_ELEMENTS))
-    for side in (pair.base, pair.instruct):
-        side.check_unchanged(name)
+    pair.check_unchanged(name)
 
 
 def merge_chunk_(out: Tensor, base: Tensor, instruct: Tensor, lam: float) -> None:
@@ -81,10 +80,10 @@ def check_finite(pair: Pair, name: str, lam: float, out: Tensor, base: Tensor, i
     if all(bool(torch.isfinite(chunk.sum(dtype=torch.float32))) for chunk in suspects):
         return
     where = f"tensor {quoted(name)}"
-    for side, checkpoint, chunk in (("base", pair.base, base), ("instruct", pair.instruct, instruct)):
+    for side, chunk in (("base", base), ("instruct", instruct)):
         found = int((~torch.isfinite(chunk)).sum())
         if found:
-            file = checkpoint.tensors[name].file
+            file = pair.stored(side, name).file
             hint = "the checkpoint may be damaged; --allow-nonfinite merges it all the same"
             raise DataError(f"{file}: {where} of {side} has non-finite weights ({found} in one chunk)", hint)
     found = int((~torch.isfinite(out)).sum())
@@ -97,6 +96,6 @@ def _check_equal(pair: Pair, name: str, base: Tensor, instruct: Tensor) -> None:
     import torch
 
     if not torch.equal(base.view(torch.uint8), instruct.view(torch.uint8)):
-        dtype = pair.instruct.tensors[name].dtype
+        dtype = pair.stored("instruct", name).dtype
         found = f"tensor {quoted(name)} of {dtype} differs between base and instruct"
         raise DataError(f"{found}, expected equal values: only {', '.join(sorted(DTYPES))} are merged", "use a pair that agrees")

@@ -82,28 +82,27 @@ def verify(
         sources = pair(left, right)
         differences = []
         done, total = 0, sum(info.nbytes for info in found.tensors.values())
-        for name in [*sources.names, *(name for name in found.tensors if name not in right.tensors)]:
+        for name in [*sources.names, *(name for name in found.tensors if name not in sources.shapes)]:
             difference = _tensor(pool, found, sources, name, float(exact), dtype)
             if difference:
                 differences.append(difference)
             done += found.tensors[name].nbytes if name in found.tensors else 0
             if progress:
                 progress(done, total)
-        notes = _notes(provenance, sources, exact)
+        notes = _notes(provenance, sources, exact) + sources.notes
     return VerifyReport(not differences, str(merged), exact.key, len(sources.names), tuple(differences), notes)
 
 
 def _tensor(
     pool: ThreadPoolExecutor, found: Checkpoint, sources: Pair, name: str, lam: float, dtype: str | None
 ) -> TensorDifference | None:
-    if name not in sources.instruct.tensors:
+    if name not in sources.shapes:
         return TensorDifference(name, "not in the pair", 0, found.tensors[name].count)
-    expected = sources.instruct.tensors[name]
     if name not in found.tensors:
-        return TensorDifference(name, "missing", 0, expected.count)
-    own = found.tensors[name]
-    if own.shape != expected.shape:
-        return TensorDifference(name, f"shape {list(own.shape)}, expected {list(expected.shape)}", 0, own.count)
+        return TensorDifference(name, "missing", 0, sources.count(name))
+    own, expected = found.tensors[name], sources.shapes[name]
+    if own.shape != expected:
+        return TensorDifference(name, f"shape {list(own.shape)}, expected {list(expected)}", 0, own.count)
     free = dtype is None and own.dtype in FLOATS and sources.is_lerped(name)
     want = own.dtype if free else live_dtype(sources, name, dtype or "auto")
     if own.dtype != want:

@@ -23,11 +23,14 @@ class Vocabulary:
     added: frozenset[int]
 
 
-def compare_vocabularies(base: Path, instruct: Path) -> tuple[str, ...]:
+def compare_vocabularies(base: Path, instruct: Path, *, required: bool = False) -> tuple[str, ...]:
     """Notes on harmless differences between the vocabularies of two checkpoint folders.
 
     An added token may be renamed (a reserved token that instruct puts to use): that is a note. A normal token may not,
     and a token that both sides know must have the same id.
+
+    Args:
+        required: refuse a pair whose ids cannot be compared, instead of noting it.
 
     Raises:
         PairError: an id means different tokens; the first ids are named.
@@ -35,6 +38,9 @@ def compare_vocabularies(base: Path, instruct: Path) -> tuple[str, ...]:
     """
     files = base / "tokenizer.json", instruct / "tokenizer.json"
     missing = [str(file.parent) for file in files if not file.exists()]
+    if missing and required:
+        found = f"no tokenizer.json in {' and '.join(missing)}: the sides have different vocabularies, and ids cannot be compared"
+        raise PairError(found, "save each tokenizer as tokenizer.json: AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)")
     if missing:
         return (f"token ids were not compared: no tokenizer.json in {' and '.join(missing)}",)
     if filecmp.cmp(*files, shallow=False):

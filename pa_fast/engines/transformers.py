@@ -16,9 +16,9 @@ from pa_fast.base import Continuation, Generation
 from pa_fast.checkpoint.config import HARMLESS
 from pa_fast.checkpoint.pairing import check_configs
 from pa_fast.checkpoint.reader import Checkpoint, torch_dtype
+from pa_fast.checkpoint.rows import check_vocabulary, extended
 from pa_fast.checkpoint.source import resolve
 from pa_fast.checkpoint.streaming import DTYPES
-from pa_fast.checkpoint.vocabulary import compare_vocabularies
 from pa_fast.engines import endpoints, scoring
 from pa_fast.engines.attached_weights import attached, divertible
 from pa_fast.engines.inventory import Inventory
@@ -145,6 +145,7 @@ def load(
     endpoint_check: bool = True,
     allow_nonfinite: bool = False,
     shared_prefix: bool = True,
+    extra_rows: str = "instruct",
     ranks: Ranks | Alone = ALONE,
 ) -> LambdaModel:
     """Load two checkpoints as one transformers model at λ = 0.
@@ -163,6 +164,7 @@ def load(
             store, and of a delta, λ = 0 alone.
         allow_nonfinite: let NaN and infinity in the weights pass.
         shared_prefix: compute tokens that requests begin alike with once per call, where the architecture allows it.
+        extra_rows: vocabulary rows that one side alone has are kept as they are at every λ (`instruct`), or refused (`refuse`).
         ranks: the processes to split the model over; for `pa_fast.engines.tensor_parallel.load`, which sees to the rest.
 
     Cost: on CPU the sources stay memory maps of the files, so memory is one live copy and page cache; tensors that
@@ -172,7 +174,7 @@ def load(
     Raises:
         CheckpointError, PairError, DataError: the folders cannot be read or do not pair.
         EngineError: transformers cannot load a side, or the endpoint check failed.
-        UsageError: unknown device, dtype, store or residency.
+        UsageError: unknown device, dtype, store, residency or policy of extra rows.
     """
     import torch
 
@@ -200,9 +202,11 @@ def load(
     other = base if instruct is None else instruct  # base stands on both sides where a delta does for instruct
     with ranks.step("loading"), Checkpoint.open(resolve(base)) as b, Checkpoint.open(resolve(other)) as i:
         check_configs(b, i, tying=False)
-        notes = compare_vocabularies(b.folder, i.folder)
+        rows = extended(b.tensors, i.tensors, b.config, i.config)
+        notes = check_vocabulary(b, i, rows, extra_rows)
         wanted = None if dtype == "auto" else getattr(torch, dtype)
-        loaded = load_pair(b, i, wanted if about is None else _only(about), sharding, () if about is None else about.tensors)
+        apart = () if about is None else about.tensors
+        loaded = load_pair(b, i, wanted if about is None else _only(about), sharding, apart, extra_rows=bool(rows))
         chosen = _tokenizer(resolve(tokenizer) if tokenizer is not None else i.folder)
         identity = {
             "engine": "transformers",

@@ -1,0 +1,91 @@
+"""Vocabularies of two sizes, and heads tied on one side: live weights, saved merges and the check of them agree."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+
+import pytest
+import torch
+
+import pa_fast
+from pa_fast.errors import PairError
+from tests.engines.architectures import write_model
+from tests.engines.test_architectures import assert_same_bits, reload
+
+LAMBDAS = ("0", "0.3", "1", "-0.2")
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
+
+def written(
+    root: pathlib.Path,
+    rows: tuple[int, int],
+    ties: tuple[bool, bool] = (False, False),
+    dtypes: tuple[str, str] = ("bfloat16",) * 2,
+) -> tuple[pathlib.Path, pathlib.Path]:
+    """Base and instruct of so many rows, with one tokenizer."""
+    folders = root / "base", root / "instruct"
+    for seed, (folder, count, tie, dtype) in enumerate(zip(folders, rows, ties, dtypes)):
+        write_model(folder, "llama", seed, dtype=dtype, vocab_size=count, tie_word_embeddings=tie)
+        (folder / "tokenizer.json").write_text(json.dumps({"model": {"vocab": {"a": 0}}}))
+    return folders
+
+
+@pytest.mark.parametrize(
+    ("rows", "ties"),
+    [
+        ((128, 133), (False, False)),
+        ((133, 128), (True, True)),
+        ((128, 129), (True, False)),
+        ((133, 128), (True, False)),
+        ((133, 128), (False, True)),
+    ],
+)
+def test_a_loaded_pair_equals_the_saved_merge(rows: tuple[int, int], ties: tuple[bool, bool], tmp_path: pathlib.Path) -> None:
+    base, instruct = written(tmp_path, rows, ties)
+    lm = pa_fast.load(base, instruct, tokenizer=pathlib.Path("examples/demo/pair/instruct").absolute())
+    assert lm.model.config.vocab_size == len(lm.model.get_input_embeddings().weight) == max(rows)
+    assert any("kept as they are at every λ" in note for note in lm.notes)
+    for lam in LAMBDAS:
+        lm.set_lambda(float(lam))
+        report = pa_fast.merge(base, instruct, lam, tmp_path / lam)
+        assert any("kept as they are at every λ" in note for note in report.notes)
+        assert pa_fast.verify(tmp_path / lam, base, instruct).ok
+        config = json.loads((tmp_path / lam / "config.json").read_text())
+        assert (config["vocab_size"], config["tie_word_embeddings"]) == (max(rows), ties == (True, True))
+        assert_same_bits(lm.model.state_dict(), reload(tmp_path / lam))
+
+
+def test_rows_of_one_side_are_that_sides_bits_at_every_lambda(tmp_path: pathlib.Path) -> None:
+    base, instruct = written(tmp_path, (128, 133), dtypes=("float32", "bfloat16"))
+    b, i = reload(base), reload(instruct)
+    for lam in LAMBDAS:
+        pa_fast.merge(base, instruct, lam, tmp_path / lam)
+        merged = reload(tmp_path / lam)
+        for name in (EMBEDDING, HEAD):
+            assert torch.equal(merged[name][128:], i[name][128:])
+            assert torch.equal(merged[name][:128], torch.lerp(b[name], i[name][:128].float(), float(lam)).bfloat16())
+
+
+@pytest.mark.parametrize("tied", ["base", "instruct"])
+def test_a_head_tied_on_one_side_is_written_as_its_own(tied: str, tmp_path: pathlib.Path) -> None:
+    base, instruct = written(tmp_path, (128, 128), (tied == "base", tied == "instruct"), ("float32", "bfloat16"))
+    lm = pa_fast.load(base, instruct, tokenizer=pathlib.Path("examples/demo/pair/instruct").absolute())
+    for lam in LAMBDAS:
+        lm.set_lambda(float(lam))
+        report = pa_fast.merge(base, instruct, lam, tmp_path / lam)
+        assert f"`{HEAD}` is tied in {tied} only: the merge has a head of its own" in report.notes
+        assert pa_fast.verify(tmp_path / lam, base, instruct).ok
+        merged = reload(tmp_path / lam)
+        assert_same_bits(lm.model.state_dict(), merged)
+        assert torch.equal(merged[HEAD], merged[EMBEDDING]) == (lam == {"base": "0", "instruct": "1"}[tied])
+    plain = pa_fast.merge(base, base, "0", tmp_path / "plain")
+    assert plain.base_fingerprint == report.base_fingerprint, "what is fingerprinted is the files' own tensors"
+
+
+def test_rows_are_refused_on_request_and_in_deltas(tmp_path: pathlib.Path) -> None:
+    base, instruct = written(tmp_path, (128, 133))
+    with pytest.raises(PairError, match="128 vocabulary rows in base and 133 in instruct"):
+        pa_fast.load(base, instruct, extra_rows="refuse")
+    with pytest.raises(PairError, match=r"has shape \[128, 64\] in the base and \[133, 64\] in the instruct model"):
+        pa_fast.encode(base, instruct, tmp_path / "delta")
