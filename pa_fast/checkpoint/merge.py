@@ -23,6 +23,7 @@ from pa_fast.checkpoint.shards import INDEX
 from pa_fast.checkpoint.source import resolve, revision
 from pa_fast.checkpoint.streaming import check_dtype, check_finite, live_dtype, merge_chunk_, over_chunks
 from pa_fast.checkpoint.tying import untied_config
+from pa_fast.checkpoint.untrained import untrained_rows
 from pa_fast.checkpoint.writer import OutputFolder, ShardFile, output_errors
 from pa_fast.errors import OutputError
 from pa_fast.units import parse_bytes
@@ -94,6 +95,7 @@ def merge(
     shard_bytes = parse_bytes(str(max_shard_size))
     with Checkpoint.open(resolve(base_dir)) as base, Checkpoint.open(resolve(instruct_dir)) as instruct:
         found = pair(base, instruct, extra_rows)
+        notes = found.notes + untrained_rows(base, instruct)
         _check_apart(Path(out), found)
         shards = _plan(found, dtype, shard_bytes)
         stream = _Stream(found, lam, not allow_nonfinite, sum(s.stop - s.start for p in shards for s in p.slots), progress)
@@ -123,7 +125,7 @@ def merge(
         bytes=need_bytes,
         base_fingerprint=provenance.base.content_fingerprint,
         instruct_fingerprint=provenance.instruct.content_fingerprint,
-        notes=found.notes,
+        notes=notes,
         seconds=time.perf_counter() - began,
     )
 

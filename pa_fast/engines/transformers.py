@@ -19,6 +19,7 @@ from pa_fast.checkpoint.reader import Checkpoint, torch_dtype
 from pa_fast.checkpoint.rows import check_vocabulary, extended
 from pa_fast.checkpoint.source import resolve
 from pa_fast.checkpoint.streaming import DTYPES
+from pa_fast.checkpoint.untrained import untrained_rows
 from pa_fast.engines import endpoints, scoring
 from pa_fast.engines.attached_weights import attached, divertible
 from pa_fast.engines.inventory import Inventory
@@ -203,7 +204,7 @@ def load(
     with ranks.step("loading"), Checkpoint.open(resolve(base)) as b, Checkpoint.open(resolve(other)) as i:
         check_configs(b, i, tying=False)
         rows = extended(b.tensors, i.tensors, b.config, i.config)
-        notes = check_vocabulary(b, i, rows, extra_rows)
+        notes = check_vocabulary(b, i, rows, extra_rows) + (untrained_rows(b, i) if about is None else ())
         wanted = None if dtype == "auto" else getattr(torch, dtype)
         apart = () if about is None else about.tensors
         loaded = load_pair(b, i, wanted if about is None else _only(about), sharding, apart, extra_rows=bool(rows))
