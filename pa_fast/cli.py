@@ -332,11 +332,11 @@ def verify(
 
 
 @_verb()
-def inspect(base: Base, instruct: Instruct, as_json: Json = False) -> None:
+def inspect(base: Base, instruct: Instruct, extra_rows: ExtraRows = "instruct", as_json: Json = False) -> None:
     """Do these two checkpoints pair? Answered from headers alone, in a second."""
     from pa_fast.checkpoint.inspect import inspect as run
 
-    report = run(base, instruct)
+    report = run(base, instruct, extra_rows=extra_rows)
     if as_json:
         _print_json(report)
     else:

@@ -44,7 +44,7 @@ class PairReport:
         return json.dumps(asdict(self), indent=1, ensure_ascii=False, default=str)
 
 
-def inspect(base_dir: str | Path, instruct_dir: str | Path) -> PairReport:
+def inspect(base_dir: str | Path, instruct_dir: str | Path, *, extra_rows: str = "instruct") -> PairReport:
     """Pair two checkpoints from headers, configurations and tokenizers, and report what they are.
 
     Cost: headers, JSON files and 4 KiB per tensor are read; torch is not imported unless the two config.json differ in
@@ -55,7 +55,7 @@ def inspect(base_dir: str | Path, instruct_dir: str | Path) -> PairReport:
         PairError: the two are not one model.
     """
     with Checkpoint.open(resolve(base_dir)) as base, Checkpoint.open(resolve(instruct_dir)) as instruct:
-        found = pair(base, instruct)
+        found = pair(base, instruct, extra_rows)
         infos = list(instruct.tensors.values())
         said = tied(instruct.config)
         return PairReport(
