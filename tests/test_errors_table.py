@@ -151,7 +151,7 @@ TABLE = {
         "share one vocabulary",
     ),
     "extra rows without a tokenizer": Row(
-        lambda r: (grow(r / "instruct"), (r / "instruct" / "tokenizer.json").unlink()), "ids cannot be compared", "save_pretrained"
+        lambda r: (grow(r / "instruct"), (r / "base" / "tokenizer.json").unlink()), "ids cannot be compared", "save_pretrained"
     ),
     "extra rows that are refused": Row(
         lambda r: grow(r / "instruct"), "40 vocabulary rows in base and 48 in instruct", "--extra-rows instruct",
