@@ -300,7 +300,7 @@ def test_failures_are_one_message_and_a_hint(
 def test_a_bug_is_one_line_and_a_traceback_only_with_debug(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def bug(*_: object) -> None:
+    def bug(*_: object, **__: object) -> None:
         raise ZeroDivisionError("boom")
 
     monkeypatch.setattr("pa_fast.checkpoint.inspect.inspect", bug)
