@@ -85,37 +85,51 @@ def delta_sums(base: torch.Tensor, instruct: torch.Tensor, dtype: torch.dtype, l
     wide_b, wide_i = base.float(), instruct.float()
     delta = wide_i - wide_b
     live_b, live_i = base.to(dtype), instruct.to(dtype)
-    kind, exponent = (torch.int32, 0xFF) if dtype.itemsize == 4 else (torch.int16, 0xFF if dtype == torch.bfloat16 else 0x1F)
-    low = {torch.float32: 23, torch.bfloat16: 7, torch.float16: 10}[dtype]
+    kind, low, exponents, unsigned = {
+        torch.bfloat16: (torch.int16, 7, 0x7F80, 0x7FFF),
+        torch.float16: (torch.int16, 10, 0x7C00, 0x7FFF),
+        torch.float32: (torch.int32, 23, 0x7F800000, 0x7FFFFFFF),
+    }[dtype]
     bits_b, bits_i = live_b.view(kind), live_i.view(kind)
-    crossed = (bits_b ^ bits_i) < 0
-    exponents = (bits_b >> low) & exponent, (bits_i >> low) & exponent
+    differing = bits_b ^ bits_i
+    crossed = differing < 0
     wider = torch.int64 if kind == torch.int32 else torch.int32
     distance = (bits_i.to(wider) - bits_b.to(wider)).abs_()
-    normal = (exponents[0] != 0) & (exponents[1] != 0) & (exponents[0] != exponent) & (exponents[1] != exponent)
-    coded = ~crossed & (normal | (distance == 0))
+    sizes = bits_b & unsigned, bits_i & unsigned
+    normal = (torch.minimum(*sizes) >= 1 << low) & (torch.maximum(*sizes) < exponents)
+    coded = normal.logical_or_(distance == 0) & ~crossed
     inexact = 0
     if not base.dtype == instruct.dtype == dtype:
-        inexact = int(((live_b.float() != wide_b) | (live_i.float() != wide_i)).sum())
+        inexact = _count((live_b.float() != wide_b) | (live_i.float() != wide_i))
     return DeltaSums(
         weights=base.numel(),
         base_square=float(torch.dot(wide_b, wide_b)),
         delta_square=float(torch.dot(delta, delta)),
-        unchanged=int((wide_b.view(torch.int32) == wide_i.view(torch.int32)).sum()),
-        sign_crossings=int(crossed.sum()),
-        binade_crossings=int((exponents[0] != exponents[1]).sum()),
-        no_small_code=base.numel() - int((coded & (distance <= SMALL_CODE)).sum()),
-        no_large_code=base.numel() - int((coded & (distance <= LARGE_CODE)).sum()),
+        unchanged=_count(wide_b.view(torch.int32) == wide_i.view(torch.int32)),
+        sign_crossings=_count(crossed),
+        binade_crossings=_count(differing & exponents),
+        no_small_code=base.numel() - _count(coded & (distance <= SMALL_CODE)),
+        no_large_code=base.numel() - _count(coded & (distance <= LARGE_CODE)),
         inexact=inexact,
-        histogram=_histogram(distance[~crossed]),
+        histogram=_histogram(distance, crossed),
         moved=tuple(fidelity(base, instruct, lams, dtype)) if lams else (),
     )
 
 
-def _histogram(distance: torch.Tensor) -> tuple[int, ...]:
-    """How many of int32 or int64 [P] numbers have each number of binary digits."""
+def _count(flags: torch.Tensor) -> int:
     import torch
 
-    exact = distance.double() if distance.dtype == torch.int64 else distance.float()  # int32 ones have 16 digits at most
-    digits = torch.frexp(exact).exponent  # 0 has exponent 0, 2^(n−1) to 2^n − 1 have n
-    return tuple(torch.bincount(digits, minlength=BUCKETS).tolist())
+    return int(torch.count_nonzero(flags))  # `sum` would first make int64 of them
+
+
+def _histogram(distance: torch.Tensor, left_out: torch.Tensor) -> tuple[int, ...]:
+    """How many of int32 or int64 [N] numbers have each number of binary digits, those `left_out` apart."""
+    import torch
+
+    # the exponent of a float is the number of digits: int32 ones have 16 at most, which fp32 holds exactly
+    if distance.dtype == torch.int64:
+        digits = (distance.double().view(torch.int64) >> 52) - 1022
+    else:
+        digits = (distance.float().view(torch.int32) >> 23) - 126
+    digits.clamp_min_(0).masked_fill_(left_out, BUCKETS)
+    return tuple(torch.bincount(digits, minlength=BUCKETS + 1)[:BUCKETS].tolist())

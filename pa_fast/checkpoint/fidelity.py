@@ -54,6 +54,6 @@ def fidelity(
     found = []
     for lam in lams:
         merge(out, base, instruct, lam)
-        moved = int((out.view(kind) != start.view(kind)).sum())
+        moved = int(torch.count_nonzero(out.view(kind) != start.view(kind)))
         found.append(Moved(float(torch.dot(out.float() - wide, delta)), moved))
     return found
