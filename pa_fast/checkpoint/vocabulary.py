@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pa_fast.checkpoint.document import quoted, read_object
+from pa_fast.checkpoint.document import quoted, read_object, regular_size
 from pa_fast.errors import CheckpointError, PairError
 
 _LIMIT_BYTES = 500_000_000  # the largest published tokenizer.json are about 35 MB
@@ -37,13 +37,13 @@ def compare_vocabularies(base: Path, instruct: Path, *, required: bool = False) 
         CheckpointError: tokenizer.json is not one.
     """
     files = base / "tokenizer.json", instruct / "tokenizer.json"
-    missing = [str(file.parent) for file in files if not file.exists()]
+    missing = [str(file.parent) for file in files if not (file.exists() or file.is_symlink())]
     if missing and required:
         found = f"no tokenizer.json in {' and '.join(missing)}: the sides have different vocabularies, and ids cannot be compared"
         raise PairError(found, "save each tokenizer as tokenizer.json: AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)")
     if missing:
         return (f"token ids were not compared: no tokenizer.json in {' and '.join(missing)}",)
-    if filecmp.cmp(*files, shallow=False):
+    if regular_size(files[0]) == regular_size(files[1]) and filecmp.cmp(*files, shallow=False):
         return ()
     left, right = read_vocabulary(files[0]), read_vocabulary(files[1])
     renamed = [(i, token, right.tokens[i]) for i, token in left.tokens.items() if right.tokens.get(i, token) != token]
