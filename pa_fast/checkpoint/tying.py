@@ -60,9 +60,12 @@ def tied_head(base: Checkpoint, instruct: Checkpoint) -> TiedHead | None:
 
 
 def untied_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """`config` with the head said to be untied, at every place that speaks of it."""
-    parts = {k: untied_config(v) if isinstance(v, Mapping) and KEY in v else v for k, v in config.items()}
-    return {**parts, KEY: False}
+    """`config` with the head said to be untied, wherever a loader may look."""
+    made = {**config, KEY: False}
+    for name, part in config.items():
+        if isinstance(part, Mapping) and (KEY in part or name == "text_config"):
+            made[name] = {**part, KEY: False}
+    return made
 
 
 def _embedding(checkpoint: Checkpoint, head: TensorInfo) -> str:

@@ -10,9 +10,10 @@ import torch
 
 import pa_fast
 from pa_fast.errors import PairError
-from tests.engines.architectures import write_model
+from tests.engines.architectures import SMALL, write_model
 from tests.engines.test_architectures import assert_same_bits, reload
 
+TOKENIZER = pathlib.Path(__file__).parents[2] / "examples" / "demo" / "pair" / "instruct"
 LAMBDAS = ("0", "0.3", "1", "-0.2")
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
@@ -43,7 +44,7 @@ def written(
 )
 def test_a_loaded_pair_equals_the_saved_merge(rows: tuple[int, int], ties: tuple[bool, bool], tmp_path: pathlib.Path) -> None:
     base, instruct = written(tmp_path, rows, ties)
-    lm = pa_fast.load(base, instruct, tokenizer=pathlib.Path("examples/demo/pair/instruct").absolute())
+    lm = pa_fast.load(base, instruct, tokenizer=TOKENIZER)
     assert lm.model.config.vocab_size == len(lm.model.get_input_embeddings().weight) == max(rows)
     assert any("kept as they are at every λ" in note for note in lm.notes)
     for lam in LAMBDAS:
@@ -70,7 +71,7 @@ def test_rows_of_one_side_are_that_sides_bits_at_every_lambda(tmp_path: pathlib.
 @pytest.mark.parametrize("tied", ["base", "instruct"])
 def test_a_head_tied_on_one_side_is_written_as_its_own(tied: str, tmp_path: pathlib.Path) -> None:
     base, instruct = written(tmp_path, (128, 128), (tied == "base", tied == "instruct"), ("float32", "bfloat16"))
-    lm = pa_fast.load(base, instruct, tokenizer=pathlib.Path("examples/demo/pair/instruct").absolute())
+    lm = pa_fast.load(base, instruct, tokenizer=TOKENIZER)
     for lam in LAMBDAS:
         lm.set_lambda(float(lam))
         report = pa_fast.merge(base, instruct, lam, tmp_path / lam)
@@ -83,9 +84,45 @@ def test_a_head_tied_on_one_side_is_written_as_its_own(tied: str, tmp_path: path
     assert plain.base_fingerprint == report.base_fingerprint, "what is fingerprinted is the files' own tensors"
 
 
+def test_a_delta_of_shifted_token_ids_is_refused(tmp_path: pathlib.Path) -> None:
+    base, instruct = written(tmp_path, (128, 128))
+    (base / "tokenizer.json").write_text(json.dumps({"model": {"vocab": {"b": 0, "a": 1}}}))
+    with pytest.raises(PairError, match="`a` is id 1 in base and 0 in instruct"):
+        pa_fast.encode(base, instruct, tmp_path / "delta")
+
+
 def test_rows_are_refused_on_request_and_in_deltas(tmp_path: pathlib.Path) -> None:
     base, instruct = written(tmp_path, (128, 133))
     with pytest.raises(PairError, match="128 vocabulary rows in base and 133 in instruct"):
         pa_fast.load(base, instruct, extra_rows="refuse")
     with pytest.raises(PairError, match=r"has shape \[128, 64\] in the base and \[133, 64\] in the instruct model"):
         pa_fast.encode(base, instruct, tmp_path / "delta")
+
+
+@pytest.mark.parametrize(
+    ("rows", "ties"), [((128, 128), (False, False)), ((128, 133), (False, False)), ((133, 128), (True, False))]
+)
+def test_a_vision_language_model_needs_no_table_of_its_own(
+    rows: tuple[int, int], ties: tuple[bool, bool], tmp_path: pathlib.Path
+) -> None:
+    import transformers
+
+    for seed, (side, count, tie) in enumerate(zip(("base", "instruct"), rows, ties)):
+        config = transformers.LlavaConfig(
+            text_config=transformers.LlamaConfig(**{**SMALL, "vocab_size": count}),
+            vision_config=transformers.CLIPVisionConfig(
+                hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=16, patch_size=8
+            ),
+            image_token_index=5,
+            tie_word_embeddings=tie,
+        )
+        torch.manual_seed(seed)
+        transformers.LlavaForConditionalGeneration(config).bfloat16().save_pretrained(tmp_path / side)
+        (tmp_path / side / "tokenizer.json").write_text(json.dumps({"model": {"vocab": {"a": 0}}}))
+    lm = pa_fast.load(tmp_path / "base", tmp_path / "instruct", tokenizer=TOKENIZER)
+    for lam in ("0", "0.3", "1"):
+        lm.set_lambda(float(lam))
+        pa_fast.merge(tmp_path / "base", tmp_path / "instruct", lam, tmp_path / lam)
+        saved = transformers.LlavaForConditionalGeneration.from_pretrained(tmp_path / lam, dtype="auto")
+        assert saved.config.text_config.vocab_size == max(rows)
+        assert_same_bits(lm.model.state_dict(), saved.state_dict())
