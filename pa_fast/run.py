@@ -61,6 +61,9 @@ def run(job: SweepSpec, progress: Progress | None = None, shard: tuple[int, int]
 
     points = lambdas(job.lambdas)
     model, asked = opened(job)
+    if progress is not None:
+        for note in getattr(model, "notes", ()):
+            progress.noted(note)
     return sweep(model, points, asked, job.out, overwrite=job.overwrite, progress=progress, shard=shard)
 
 
