@@ -46,6 +46,8 @@ def compare_vocabularies(base: Path, instruct: Path, *, required: bool = False) 
     if regular_size(files[0]) == regular_size(files[1]) and filecmp.cmp(*files, shallow=False):
         return ()
     left, right = read_vocabulary(files[0]), read_vocabulary(files[1])
+    if left == right:
+        return ()
     renamed = [(i, token, right.tokens[i]) for i, token in left.tokens.items() if right.tokens.get(i, token) != token]
     moved = _moved(left, right)
     if moved:
