@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import resource
 import statistics
 import subprocess
 import sys
@@ -75,6 +76,9 @@ def test_inspect_of_a_70b_pair(tmp_path: pathlib.Path, benchmark: Any, capsys: A
         "again": (pa_fast, "inspect", str(base), str(instruct)),
         "help": (pa_fast, "--help"),
     }
+    before = sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])
+    seconds(*contenders["whole"])
+    cpu = sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2]) - before
     found: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(ROUNDS):
         for name, command in contenders.items():
@@ -87,7 +91,8 @@ def test_inspect_of_a_70b_pair(tmp_path: pathlib.Path, benchmark: Any, capsys: A
     with capsys.disabled():
         print(
             f"\ninspect, 70B shapes ({len(one.tensors)} tensors, 30 and 17 files, 2 × {VOCABULARY:,} tokens), "
-            f"{os.cpu_count()} cores: {whole:.2f} s whole process (the same again {again:.2f} s; --help {start_up:.2f} s); "
+            f"{os.cpu_count()} cores: {whole:.2f} s whole process, {cpu:.2f} s of CPU "
+            f"(the same again {again:.2f} s; --help {start_up:.2f} s); "
             f"a fingerprint of one side, of holes, would add {fingerprint * 1e3:.0f} ms and {len(one.tensors)} reads"
         )
     benchmark.pedantic(lambda: seconds(*contenders["whole"]), rounds=3)
