@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pa_fast import cli
-from tests.engines.architectures import write_pair
+from tests.engines.architectures import write_model, write_pair
 
 ROOT = pathlib.Path(__file__).parents[1]
 TOKENIZER = ROOT / "examples" / "demo" / "pair" / "instruct"
@@ -123,6 +123,18 @@ def test_a_sweep_writes_what_it_promises_and_does_nothing_twice(
     assert "batch_size" in capsys.readouterr().err
     assert run(monkeypatch, "report", "runs/a") == 0
     assert "python:greedy" in capsys.readouterr().out
+
+
+def test_a_sweep_prints_what_loading_found(
+    place: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for seed, (folder, rows) in enumerate((("base", 128), ("instruct", 133))):
+        write_model(place / folder, "llama", seed, vocab_size=rows)
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            shutil.copy(TOKENIZER / name, place / folder)
+    assert run(monkeypatch, *sweep(("base", "instruct"), "runs/a", "--lambdas", "0.5")) == 0
+    shown = capsys.readouterr()
+    assert "note: rows 128 to 132 of `" in shown.err and "note" not in shown.out
 
 
 def test_the_same_sweep_in_two_places_gives_equal_files(
@@ -361,7 +373,7 @@ def test_failures_are_one_message_and_a_hint(
 def test_a_bug_is_one_line_and_a_traceback_only_with_debug(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def bug(*_: object) -> None:
+    def bug(*_: object, **__: object) -> None:
         raise ZeroDivisionError("boom")
 
     monkeypatch.setattr("pa_fast.checkpoint.inspect.inspect", bug)

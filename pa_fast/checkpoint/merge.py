@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pa_fast.base import Lambda
 from pa_fast.checkpoint.card import PROVENANCE, Provenance, Source, merged_config, model_card
@@ -22,11 +22,13 @@ from pa_fast.checkpoint.pairing import Pair, pair
 from pa_fast.checkpoint.reader import Checkpoint, torch_dtype
 from pa_fast.checkpoint.recipe import Blend, Recipe
 from pa_fast.checkpoint.resume import Sums, chunk_sum, is_complete
+from pa_fast.checkpoint.rows import with_vocabulary_sizes
 from pa_fast.checkpoint.scratch import Scratch
 from pa_fast.checkpoint.shards import INDEX
 from pa_fast.checkpoint.source import resolve, revision
 from pa_fast.checkpoint.streaming import check_dtype, check_finite, live_dtype, merge_chunk_, over_chunks
-from pa_fast.checkpoint.vocabulary import compare_vocabularies
+from pa_fast.checkpoint.tying import untied_config
+from pa_fast.checkpoint.untrained import untrained_rows
 from pa_fast.checkpoint.writer import OutputFolder, ShardFile, output_errors
 from pa_fast.errors import OutputError
 from pa_fast.rules import RuleLike
@@ -73,6 +75,7 @@ def merge(
     seed: int | None = None,
     rule: RuleLike | None = None,
     max_shard_size: str | int | None = None,
+    extra_rows: str = "instruct",
     allow_nonfinite: bool = False,
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
@@ -91,6 +94,7 @@ def merge(
         seed: of stochastic rounding, 0 to 2³² − 1; 0 unless given.
         rule: which λ each tensor has, of which `lam` is the swept one: a `LambdaRule`, its rows, or a YAML file of them.
         max_shard_size: of a weight file, bytes or text such as 5GB; None: files are cut as the base's are.
+        extra_rows: vocabulary rows that one side alone has are kept as they are (`instruct`) or refused (`refuse`).
         allow_nonfinite: let NaN and infinite weights pass.
         overwrite: replace a checkpoint folder at `out` once the new one is complete.
         progress: called with (bytes written, bytes in all) as data stream.
@@ -100,7 +104,8 @@ def merge(
     Cost: one pass over both checkpoints, fingerprints included; memory of a few chunks (2^19 elements each) per core.
 
     Raises:
-        UsageError: λ, dtype, rounding, seed or shard size is no such thing, or the rule is none or does not fit the names.
+        UsageError: λ, dtype, rounding, seed, shard size or policy is no such thing, or the rule is none or does not
+            fit the names.
         CheckpointError, PairError: before any output exists.
         DataError: non-finite or unequal integer weights, or a file that changed or cannot be read; nothing is left behind.
         OutputError: `out` is not empty, being written, a source, or does not fit on the disk.
@@ -110,14 +115,14 @@ def merge(
     check_dtype(dtype)
     shard_bytes = None if max_shard_size is None else parse_bytes(str(max_shard_size))
     with Checkpoint.open(resolve(base_dir)) as base, Checkpoint.open(resolve(instruct_dir)) as instruct:
-        found = pair(base, instruct)
+        found = pair(base, instruct, extra_rows)
         blends = recipe.blends(found)
-        notes = found.notes + compare_vocabularies(base.folder, instruct.folder) + recipe.notes(found)
+        notes = found.notes + untrained_rows(base, instruct) + recipe.notes(found)
         _check_apart(Path(out), found)
         shards = _plan(found, dtype, shard_bytes)
         stream = _Stream(found, blends, not allow_nonfinite, sum(s.stop - s.start for p in shards for s in p.slots), progress)
         need_bytes = sum(plan.size_bytes for plan in shards)
-        provenance = Provenance(_source(base_dir, base), _source(instruct_dir, instruct), recipe, dtype)
+        provenance = Provenance(_source(base_dir, base), _source(instruct_dir, instruct), recipe, dtype, extra_rows)
         job = _job(found, shards, provenance, allow_nonfinite)
         from pa_kernels.cores import cores  # torch: only once nothing in the headers speaks against it
 
@@ -147,7 +152,7 @@ def merge(
         lam=recipe.lam.key,
         dtype=dtype,
         tensors=len(found.names),
-        parameters=sum(instruct.tensors[name].count for name in found.names if found.is_lerped(name)),
+        parameters=sum(found.count(name) for name in found.names if found.is_lerped(name)),
         shards=len(shards),
         bytes=need_bytes,
         base_fingerprint=provenance.base.content_fingerprint,
@@ -184,7 +189,8 @@ class _Stream:
             if self._finite and blend is not None:
                 check_finite(self._pair, name, blend.lam, out, base, instruct)
             file.write(name, start, out)
-            return out.nbytes, [chunk_sum(chunk, start) for chunk in (out, base, instruct)]
+            own = [self._pair.own_part(side, name, start, part) for side, part in (("base", base), ("instruct", instruct))]
+            return out.nbytes, [chunk_sum(chunk, start) for chunk in (out, *own)]
 
         for name, (written, parts) in over_chunks(pool, self._pair, dtypes, one):
             totals[name] = [(total + part) % 2**64 for total, part in zip(totals[name], parts)]
@@ -204,12 +210,11 @@ class _Stream:
 
 
 def _plan(pair: Pair, dtype: str, shard_bytes: int | None) -> list[ShardPlan]:
-    infos = pair.instruct.tensors
-    rows = [(n, live_dtype(pair, n, dtype), infos[n].shape, infos[n].count) for n in pair.names]
+    rows = [(n, live_dtype(pair, n, dtype), pair.shapes[n], pair.count(n)) for n in pair.names]
     if shard_bytes is not None:
         return plan_shards(rows, shard_bytes)
     places = {file: place for place, file in enumerate(sorted({info.file for info in pair.base.tensors.values()}))}
-    return plan_shards_like(rows, {name: places[info.file] for name, info in pair.base.tensors.items()})
+    return plan_shards_like(rows, {name: places[pair.stored("base", name).file] for name in pair.names})
 
 
 def _job(pair: Pair, shards: list[ShardPlan], provenance: Provenance, allow_nonfinite: bool) -> str:
@@ -250,4 +255,14 @@ def _write_companions(folder: OutputFolder, pair: Pair, shards: list[ShardPlan],
         folder.write(INDEX, (json.dumps(index, indent=2, ensure_ascii=False) + "\n").encode())
     folder.write("README.md", model_card(provenance, out).encode())
     folder.write(PROVENANCE, provenance.to_json().encode())
-    folder.write("config.json", merged_config((source / "config.json").read_bytes(), pair.instruct.config, provenance.dtype))
+    text, config = (source / "config.json").read_bytes(), _config(pair)
+    if config != pair.instruct.config:
+        text = (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()
+    folder.write("config.json", merged_config(text, config, provenance.dtype))
+
+
+def _config(pair: Pair) -> dict[str, Any]:
+    """Instruct's configuration, true of the merged tensors: with a head of its own and as many rows as they have."""
+    config = untied_config(pair.instruct.config) if pair.tied else pair.instruct.config
+    own = {name: pair.stored("instruct", name).shape for name in pair.names}
+    return with_vocabulary_sizes(config, {own[n][0]: shape[0] for n, shape in pair.shapes.items() if shape != own[n]})

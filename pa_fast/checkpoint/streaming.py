@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, TypeVar
 
 from pa_fast.checkpoint.document import quoted
 from pa_fast.checkpoint.pairing import Pair
-from pa_fast.checkpoint.reader import Checkpoint, torch_dtype
 from pa_fast.checkpoint.recipe import Blend
 from pa_fast.checkpoint.scratch import Scratch
 from pa_fast.errors import DataError, UsageError
@@ -27,7 +26,7 @@ DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 
 def live_dtype(pair: Pair, name: str, dtype: str) -> str:
     """The safetensors dtype that tensor `name` has after a merge with option `dtype` (`auto`: that of instruct)."""
-    own = pair.instruct.tensors[name].dtype
+    own = pair.stored("instruct", name).dtype
     return own if dtype == "auto" or not pair.is_lerped(name) else DTYPES[dtype]
 
 
@@ -50,14 +49,12 @@ def over_chunks(
     scratch = Scratch()
 
     def one(name: str, start: int, stop: int) -> T:
-        base, instruct = (
-            _read(side, name, start, stop, scratch, use) for side, use in ((pair.base, "base"), (pair.instruct, "instruct"))
-        )
+        base, instruct = (pair.chunk(side, name, start, stop, scratch) for side in ("base", "instruct"))
         if not pair.is_lerped(name):
             _check_equal(pair, name, base, instruct)
         return work(name, start, stop, base, instruct)
 
-    yield from in_order(pool, one, ((name, *cut) for name in names for cut in cuts(pair.instruct.tensors[name].count)))
+    yield from in_order(pool, one, ((name, *cut) for name in names for cut in cuts(pair.count(name))))
 
 
 def cuts(count: int) -> Iterator[tuple[int, int]]:
@@ -119,10 +116,10 @@ def check_finite(pair: Pair, name: str, lam: float, out: Tensor, base: Tensor, i
     if all(math.isfinite(chunk.sum(dtype=torch.float32 if chunk.dtype == torch.float16 else None)) for chunk in suspects):
         return
     where = f"tensor {quoted(name)}"
-    for side, checkpoint, chunk in (("base", pair.base, base), ("instruct", pair.instruct, instruct)):
+    for side, chunk in (("base", base), ("instruct", instruct)):
         found = int((~torch.isfinite(chunk)).sum())
         if found:
-            file = checkpoint.tensors[name].file
+            file = pair.stored(side, name).file
             hint = "the checkpoint may be damaged; --allow-nonfinite merges it all the same"
             raise DataError(f"{file}: {where} of {side} has non-finite weights ({found} in one chunk)", hint)
     found = int((~torch.isfinite(out)).sum())
@@ -131,14 +128,10 @@ def check_finite(pair: Pair, name: str, lam: float, out: Tensor, base: Tensor, i
         raise DataError(f"{where}: {found} merged weights do not fit into {str(out.dtype).removeprefix('torch.')}", hint)
 
 
-def _read(side: Checkpoint, name: str, start: int, stop: int, scratch: Scratch, use: str) -> Tensor:
-    return side.chunk(name, start, stop, scratch.take(use, stop - start, torch_dtype(side.tensors[name].dtype)))
-
-
 def _check_equal(pair: Pair, name: str, base: Tensor, instruct: Tensor) -> None:
     import torch
 
     if not torch.equal(base.view(torch.uint8), instruct.view(torch.uint8)):
-        dtype = pair.instruct.tensors[name].dtype
+        dtype = pair.stored("instruct", name).dtype
         found = f"tensor {quoted(name)} of {dtype} differs between base and instruct"
         raise DataError(f"{found}, expected equal values: only {', '.join(sorted(DTYPES))} are merged", "use a pair that agrees")

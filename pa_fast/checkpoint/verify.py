@@ -61,8 +61,8 @@ def verify(
     """Compare the checkpoint `merged` with W(λ) of a pair, bit by bit, without writing anything.
 
     Args:
-        lam, rounding, seed, rule: as for `merge`; those of pa_fast.json in `merged` where not given. So is the dtype; a folder
-            without that file is compared in its own dtypes.
+        lam, rounding, seed, rule: as for `merge`; those of pa_fast.json in `merged` where not given. So are the dtype and the
+            policy of extra rows; a folder without that file is compared in its own dtypes.
         progress: called with (bytes compared, bytes in all).
 
     Cost: one pass over the three checkpoints; memory of a few chunks (2^19 elements each).
@@ -86,9 +86,9 @@ def verify(
         dtype = provenance.dtype if provenance else None
         if dtype is not None:
             check_dtype(dtype)
-        sources = pair(left, right)
+        sources = pair(left, right, provenance.extra_rows if provenance else "instruct")
         blends = recipe.blends(sources)
-        names = [*sources.names, *(name for name in found.tensors if name not in right.tensors)]
+        names = [*sources.names, *(name for name in found.tensors if name not in sources.shapes)]
         wrong = {name: difference for name in names if (difference := _header(found, sources, name, dtype))}
         compared = [name for name in names if name not in wrong]
         done, total = 0, sum(found.tensors[name].nbytes for name in compared)
@@ -102,7 +102,7 @@ def verify(
             if differing:
                 wrong[name] = TensorDifference(name, "bits differ", differing, found.tensors[name].count)
         differences = [wrong[name] for name in names if name in wrong]
-        notes = _notes(provenance, sources, recipe)
+        notes = _notes(provenance, sources, recipe) + sources.notes
     return VerifyReport(not differences, str(merged), recipe.lam.key, len(sources.names), tuple(differences), notes)
 
 
@@ -119,14 +119,13 @@ def _recipe(
 
 def _header(found: Checkpoint, sources: Pair, name: str, dtype: str | None) -> TensorDifference | None:
     """What speaks against tensor `name` before its bits are read."""
-    if name not in sources.instruct.tensors:
+    if name not in sources.shapes:
         return TensorDifference(name, "not in the pair", 0, found.tensors[name].count)
-    expected = sources.instruct.tensors[name]
     if name not in found.tensors:
-        return TensorDifference(name, "missing", 0, expected.count)
-    own = found.tensors[name]
-    if own.shape != expected.shape:
-        return TensorDifference(name, f"shape {list(own.shape)}, expected {list(expected.shape)}", 0, own.count)
+        return TensorDifference(name, "missing", 0, sources.count(name))
+    own, expected = found.tensors[name], sources.shapes[name]
+    if own.shape != expected:
+        return TensorDifference(name, f"shape {list(own.shape)}, expected {list(expected)}", 0, own.count)
     free = dtype is None and own.dtype in FLOATS and sources.is_lerped(name)
     want = own.dtype if free else live_dtype(sources, name, dtype or "auto")
     if own.dtype != want:

@@ -17,9 +17,10 @@ from pa_fast.checkpoint.config import HARMLESS
 from pa_fast.checkpoint.guard import Guard
 from pa_fast.checkpoint.pairing import check_configs
 from pa_fast.checkpoint.reader import Checkpoint, torch_dtype
+from pa_fast.checkpoint.rows import check_vocabulary, extended
 from pa_fast.checkpoint.source import resolve
 from pa_fast.checkpoint.streaming import DTYPES
-from pa_fast.checkpoint.vocabulary import compare_vocabularies
+from pa_fast.checkpoint.untrained import untrained_rows
 from pa_fast.engines import endpoints, scoring
 from pa_fast.engines.attached_weights import attached, divertible
 from pa_fast.engines.inventory import Inventory
@@ -156,6 +157,7 @@ def load(
     endpoint_check: bool = True,
     allow_nonfinite: bool = False,
     shared_prefix: bool = True,
+    extra_rows: str = "instruct",
     ranks: Ranks | Alone = ALONE,
 ) -> LambdaModel:
     """Load two checkpoints as one transformers model at λ = 0.
@@ -177,6 +179,7 @@ def load(
             a lossy store, and of a delta, λ = 0 alone; of a side that is rounded stochastically, neither.
         allow_nonfinite: let NaN and infinity in the weights pass.
         shared_prefix: compute tokens that requests begin alike with once per call, where the architecture allows it.
+        extra_rows: vocabulary rows that one side alone has are kept as they are at every λ (`instruct`), or refused (`refuse`).
         ranks: the processes to split the model over; for `pa_fast.engines.tensor_parallel.load`, which sees to the rest.
 
     Cost: on CPU the sources stay memory maps of the files, so memory is one live copy and page cache; tensors that
@@ -187,8 +190,8 @@ def load(
         CheckpointError, PairError, DataError: the folders cannot be read or do not pair, or a file changes meanwhile; a
             later switch raises DataError where a file that is still mapped changed since.
         EngineError: transformers cannot load a side, or the endpoint check failed.
-        UsageError: unknown device, dtype, store, rounding or residency, stochastic rounding of tensors that are converted or
-            split, or a rule that does not fit the checkpoint's names.
+        UsageError: unknown device, dtype, store, rounding, residency or policy of extra rows, stochastic rounding of tensors that
+            are converted or split, or a rule that does not fit the checkpoint's names.
     """
     import torch
 
@@ -222,9 +225,11 @@ def load(
     other = base if instruct is None else instruct  # base stands on both sides where a delta does for instruct
     with ranks.step("loading"), Checkpoint.open(resolve(base)) as b, Checkpoint.open(resolve(other)) as i:
         check_configs(b, i, tying=False)
-        notes = compare_vocabularies(b.folder, i.folder)
+        rows = extended(b.tensors, i.tensors, b.config, i.config)
+        notes = check_vocabulary(b, i, rows, extra_rows) + (untrained_rows(b, i) if about is None else ())
         wanted = None if dtype == "auto" else getattr(torch, dtype)
-        loaded = load_pair(b, i, wanted if about is None else _only(about), sharding, () if about is None else about.tensors)
+        apart = () if about is None else about.tensors
+        loaded = load_pair(b, i, wanted if about is None else _only(about), sharding, apart, extra_rows=bool(rows))
         traced = trace(loaded.module, [*b.tensors, *i.tensors])
         guard = Guard(b, i)
         guard.check_names()
@@ -274,6 +279,7 @@ def load(
     if delta is not None or not weights.lossless:
         expected.pop("instruct", None)
     for side in list(expected) if how.drawn else ():
+        guard.check()
         if endpoints.is_drawn(loaded, side):
             expected.pop(side)
             loaded.notes.append(f"the {side} model is rounded stochastically: its logits were not compared with it as loaded")

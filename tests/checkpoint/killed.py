@@ -1,6 +1,9 @@
 """A process that merges when told to, in children that end by SIGKILL at a chosen call of the operating system.
 
-    python -m tests.checkpoint.killed BASE INSTRUCT OUT      then a number on each line of stdin, answered by a line:
+    python -m tests.checkpoint.killed BASE INSTRUCT OUT OPTIONS      OPTIONS of `merge`, as JSON
+
+then a number on each line of stdin, answered by a line:
+
     N    killed at the Nth such call: "killed", or "done" if there were fewer
     0    not killed: how many calls there were
 
@@ -9,6 +12,7 @@ Forking is far cheaper than starting: torch is imported once, and runs nothing b
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -18,6 +22,8 @@ from typing import Any
 import pa_kernels  # noqa: F401
 
 from pa_fast.checkpoint.merge import merge
+from pa_fast.checkpoint.pairing import pair
+from pa_fast.checkpoint.reader import Checkpoint
 
 CALLS = ("open", "pwrite", "fsync", "rename", "unlink", "rmdir", "mkdir", "posix_fallocate", "close")
 
@@ -49,11 +55,13 @@ def child(last: int, arguments: list[str]) -> None:
     counted = Counted(last)
     for name in CALLS:
         setattr(os, name, counted.wrap(getattr(os, name)))
-    report = merge(*arguments[:2], 0.3, arguments[2])
+    report = merge(*arguments[:2], 0.3, arguments[2], **json.loads(arguments[3]))
     print(f"{counted.count} {report.resumed}", flush=True)
 
 
 def main() -> None:
+    with Checkpoint.open(sys.argv[1]) as base, Checkpoint.open(sys.argv[2]) as instruct:
+        pair(base, instruct)  # imports transformers where configurations differ, once for all children
     for line in sys.stdin:
         process = os.fork()
         if not process:

@@ -5,24 +5,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
 import shutil
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from pa_kernels import reference
+from pa_kernels.reference import Draw
 
+from pa_fast.checkpoint.card import read_provenance
 from pa_fast.checkpoint.merge import MergeReport, merge
 from pa_fast.checkpoint.reader import Checkpoint
 from pa_fast.checkpoint.verify import verify
-from pa_fast.errors import CheckpointError, DataError, OutputError
-from tests.checkpoint.pairs import write_checkpoint, write_pair
+from pa_fast.errors import CheckpointError, DataError, OutputError, PairError
+from tests.checkpoint.pairs import CONFIG, load_folder, same_bits, write_checkpoint, write_pair
 
 KILLS = int(os.environ.get("PA_FAST_KILLS", "6"))
 LOG = ".pa_fast.shards.jsonl"
@@ -62,10 +67,39 @@ def unfinished(tmp_path: Path, three: tuple[Path, Path]) -> Path:
     return partial
 
 
-@pytest.fixture
-def children(tmp_path: Path) -> Iterator[Callable[[int], str]]:
-    """Merges of the pair in `tmp_path` into `out`, killed at a given call: see tests/checkpoint/killed.py."""
-    command = [sys.executable, "-m", "tests.checkpoint.killed", *(str(tmp_path / name) for name in ("base", "instruct", "out"))]
+ALL: dict[str, Any] = {
+    "rounding": "stochastic",
+    "seed": 3,
+    "rule": [{"match": "lm_head.*", "times": "1/2"}, {"group": "norms", "lambda": 1}],
+}
+
+
+def uneven(root: Path) -> tuple[Path, Path]:
+    """An fp32 base that ties its head, and a bf16 instruct model of ten more rows with a head of its own."""
+    chance = torch.Generator().manual_seed(0)
+    shapes = {"model.embed_tokens.weight": (8190, 64), "model.norm.weight": (64,), "v": (5000,)}
+    base = {name: torch.randn(shape, generator=chance) for name, shape in shapes.items()}
+    more = torch.randn(10, 64, generator=chance)
+    instruct = {name: (value + 0.01 * torch.randn(value.shape, generator=chance)) for name, value in base.items()}
+    instruct["model.embed_tokens.weight"] = torch.cat([instruct["model.embed_tokens.weight"], more])
+    instruct["lm_head.weight"] = instruct["model.embed_tokens.weight"] + 0.01
+    said = {"shards": 3, "tokenizer": {"model": {"vocab": {"a": 0}}}}
+    return (
+        write_checkpoint(root / "base", base, config=CONFIG | {"vocab_size": 8190, "tie_word_embeddings": True}, **said),
+        write_checkpoint(
+            root / "instruct",
+            {name: value.bfloat16() for name, value in instruct.items()},
+            config=CONFIG | {"vocab_size": 8200},
+            **said,
+        ),
+    )
+
+
+@contextlib.contextmanager
+def children(root: Path, **options: Any) -> Iterator[Callable[[int], str]]:
+    """Merges of the pair in `root` into `out`, killed at a given call: see tests/checkpoint/killed.py."""
+    folders = [str(root / name) for name in ("base", "instruct", "out")]
+    command = [sys.executable, "-m", "tests.checkpoint.killed", *folders, json.dumps(options)]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([os.getcwd(), *sys.path])}
     with subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin and process.stdout
@@ -78,17 +112,22 @@ def children(tmp_path: Path) -> Iterator[Callable[[int], str]]:
         process.stdin.close()
 
 
-def test_kills_at_any_moment_lose_nothing_and_leave_nothing_wrong(tmp_path: Path, children: Callable[[int], str]) -> None:
+def test_kills_at_any_moment_lose_nothing_and_leave_nothing_wrong(tmp_path: Path) -> None:
     pair = write_pair(tmp_path, shards=(3, 2))
+    with children(tmp_path) as run:
+        check_kills(tmp_path, pair, run, KILLS)
+
+
+def check_kills(tmp_path: Path, pair: tuple[Path, Path], children: Callable[[int], str], kills: int) -> None:
     out, partial = tmp_path / "out", tmp_path / ".out.pa_fast.partial"
     calls = int(children(0).split()[0])
     assert verify(out, *pair).ok
     expected = contents(out)
     chance = random.Random(0)
-    resumed, spread = 0, [n * calls // KILLS for n in range(KILLS)]
+    resumed, spread = 0, [n * calls // kills for n in range(kills)]
     for first in spread:
         shutil.rmtree(out)
-        moments = [1 + first + chance.randrange(max(calls // KILLS, 1))]
+        moments = [1 + first + chance.randrange(max(calls // kills, 1))]
         moments += [1 + chance.randrange(calls) for _ in range(chance.randrange(3))]
         for moment in moments:
             answer = children(moment)
@@ -110,6 +149,41 @@ def test_kills_at_any_moment_lose_nothing_and_leave_nothing_wrong(tmp_path: Path
         # a kill after the last rename leaves an unlocked lock file
         assert left - {".out.pa_fast.lock"} == {"base", "instruct", "out"}, moments
     assert resumed, "no run went on from a complete shard: the test shows nothing"
+
+
+def test_everything_at_once_goes_on_after_kills(tmp_path: Path) -> None:
+    """Rows of one side across a chunk's end, a head tied on one side, two dtypes, a rule, noise; against plain torch."""
+    pair = uneven(tmp_path)
+    with children(tmp_path, **ALL) as run:
+        check_kills(tmp_path, pair, run, 4)
+    said = read_provenance(tmp_path / "out")
+    assert said and (said.extra_rows, str(said.recipe.rounding)) == ("instruct", "stochastic, seed 3")
+    b, i, merged = (load_folder(tmp_path / side) for side in ("base", "instruct", "out"))
+    b["lm_head.weight"] = b["model.embed_tokens.weight"]
+    for name, lam in (("model.embed_tokens.weight", 0.3), ("lm_head.weight", 0.15), ("model.norm.weight", 1.0), ("v", 0.3)):
+        own = torch.cat([b[name], i[name][len(b[name]) :].float()])
+        draw = Draw(zlib.crc32(name.encode()) ^ 3)
+        assert same_bits(merged[name], reference.lerp(own, i[name], lam, draw=draw)), name
+
+
+@pytest.mark.parametrize("changed", [{"seed": 4}, {"rule": None}, {"rounding": "nearest", "seed": None}, {"dtype": "float16"}])
+def test_only_the_same_recipe_goes_on(tmp_path: Path, changed: dict[str, Any]) -> None:
+    pair = uneven(tmp_path)
+    for options, resumed in ((ALL | changed, 0), (ALL, 2)):
+        with pytest.raises(KeyboardInterrupt):
+            merge(*pair, 0.3, tmp_path / "out", **ALL, progress=interrupted(2_099_328))
+        assert merge(*pair, 0.3, tmp_path / "out", **options).resumed == resumed
+        assert verify(tmp_path / "out", *pair).ok
+        shutil.rmtree(tmp_path / "out")
+
+
+def test_rows_may_be_refused_by_a_merge_and_so_by_its_check(tmp_path: Path, three: tuple[Path, Path]) -> None:
+    merge(*three, 0.3, tmp_path / "out", extra_rows="refuse")
+    assert "--extra-rows refuse" in (tmp_path / "out" / "README.md").read_text()
+    assert verify(tmp_path / "out", *three).ok
+    uneven(tmp_path / "other")
+    with pytest.raises(PairError, match="8190 vocabulary rows in base and 8200 in instruct"):
+        verify(tmp_path / "out", tmp_path / "other" / "base", tmp_path / "other" / "instruct")
 
 
 def test_complete_files_are_not_written_again(tmp_path: Path, three: tuple[Path, Path], unfinished: Path) -> None:

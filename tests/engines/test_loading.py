@@ -142,8 +142,8 @@ def test_wrong_pairing_is_caught_by_the_endpoint_check(tmp_path: pathlib.Path, m
     base, instruct = write_pair(tmp_path, "llama")
     load_pair = loading.load_pair
 
-    def crossed(*args: object) -> loading.Loaded:
-        loaded = load_pair(*args)  # type: ignore[arg-type]
+    def crossed(*args: object, **options: object) -> loading.Loaded:
+        loaded = load_pair(*args, **options)  # type: ignore[arg-type]
         inside = loaded.instruct["model.layers.0.input_layernorm.weight"]
         loaded.instruct["model.layers.0.input_layernorm.weight"] = loaded.instruct["model.layers.1.input_layernorm.weight"]
         loaded.instruct["model.layers.1.input_layernorm.weight"] = inside
