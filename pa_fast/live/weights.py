@@ -167,18 +167,22 @@ class LiveWeights:
         """
         if not isinstance(delta, DeltaFile):
             with DeltaFile.open(delta) as file:
-                return cls.open(live, base, file, allow_nonfinite=allow_nonfinite, divert=divert)
+                return cls.open(live, base, file, allow_nonfinite=allow_nonfinite, divert=divert, origins=origins)
         made = [opening.fed(binding, delta) for binding in bindings(live, {"base": base}, {})]
         opening.check_names(made, delta)
         floats = [binding for binding in made if binding.live.dtype in LIVE_DTYPES]
         opening.check_base(floats, delta)
         entries = [delta.entry(opening.own_name(binding, delta), binding.live.device) for binding in floats]
         if not allow_nonfinite:
-            for binding, entry in zip(floats, entries):
-                check_finite("base", binding.name, binding.base)
-                for part, tensor in parts(entry).items():
-                    if tensor.dtype in LIVE_DTYPES:
-                        check_finite(f"{delta.path}: {part} of", binding.name, tensor)
+            check_finite(
+                read
+                for binding, entry in zip(floats, entries)
+                for read in (
+                    ("base", binding.name, binding.base),
+                    *((f"{delta.path}: {part} of", binding.name, tensor) for part, tensor in parts(entry).items()),
+                )
+                if read[2].dtype in LIVE_DTYPES
+            )
         about = delta.about
         if divert is not None:
             entries = [divert(binding.name, binding.base, entry) for binding, entry in zip(floats, entries)]
