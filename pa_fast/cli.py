@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from pa_fast.checkpoint.inspect import PairReport
     from pa_fast.run import SweepSpec
     from pa_fast.sweep.progress import Progress
     from pa_fast.sweep.results import SweepResult
@@ -47,6 +46,9 @@ Rounding = Annotated[
 ]
 Seed = Annotated[int | None, typer.Option(metavar="N", help="Seed of stochastic rounding; 0 by default.")]
 Rule = Annotated[str | None, typer.Option(metavar="FILE", help="YAML rows by which λ spreads over the tensors: docs/rules.md.")]
+ExtraRows = Annotated[
+    str, typer.Option(metavar="P", help="Vocabulary rows that one side alone has: instruct keeps them as they are, or refuse.")
+]
 AllowNonfinite = Annotated[bool, typer.Option("--allow-nonfinite", help="Let NaN and infinity in the weights pass.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
@@ -151,6 +153,7 @@ def sweep(
     shard: Annotated[
         str | None, typer.Option(metavar="I/N", help="Run every Nth λ from I on; auto: as torchrun or SLURM says.")
     ] = None,
+    extra_rows: ExtraRows = "instruct",
     allow_nonfinite: AllowNonfinite = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start afresh in a folder that holds a sweep.")] = False,
 ) -> None:
@@ -161,7 +164,7 @@ def sweep(
 
     job = SweepSpec(
         base, instruct, lambdas, tuple(evals), out, device, dtype, store, tokenizer, batch_size, limit, seed,
-        allow_nonfinite, overwrite, engine, delta, rounding, None if rule is None else LambdaRule.load(rule),
+        allow_nonfinite, overwrite, engine, delta, rounding, None if rule is None else LambdaRule.load(rule), extra_rows,
         residency,
     )  # fmt: skip
     if confirm and shard is not None:
@@ -229,30 +232,42 @@ def merge(
     instruct: Instruct,
     lam: Annotated[str, typer.Option("--lambda", metavar="L", help="Any finite λ: 0.6, 1/3, -0.2.")],
     out: Annotated[str, typer.Option(metavar="DIR", help="The folder to write; must be new or empty.")],
-    max_shard_size: Annotated[str, typer.Option(metavar="SIZE", help="Largest weight file.")] = "5GB",
+    max_shard_size: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Largest weight file, such as 5GB; cut as BASE's files are by default.")
+    ] = None,
     dtype: Dtype = "auto",
     rounding: Rounding = "nearest",
     seed: Seed = None,
     rule: Rule = None,
+    extra_rows: ExtraRows = "instruct",
     allow_nonfinite: AllowNonfinite = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace DIR.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Write the merge at one λ as a checkpoint folder that transformers loads."""
+    """Write the merge at one λ as a checkpoint folder that transformers loads.
+
+    A merge that was killed or interrupted goes on from its complete weight files when the same command runs again.
+    """
     from pa_fast.checkpoint.merge import merge as run
 
-    with _byte_bar("merging") as bar:
-        report = run(
-            base, instruct, lam, out,
-            dtype=dtype, rounding=rounding, seed=seed, rule=rule, max_shard_size=max_shard_size,
-            allow_nonfinite=allow_nonfinite, overwrite=overwrite, progress=bar,
-        )  # fmt: skip
+    try:
+        with _byte_bar("merging") as bar:
+            report = run(
+                base, instruct, lam, out,
+                dtype=dtype, rounding=rounding, seed=seed, rule=rule, max_shard_size=max_shard_size,
+                extra_rows=extra_rows, allow_nonfinite=allow_nonfinite, overwrite=overwrite, progress=bar,
+            )  # fmt: skip
+    except KeyboardInterrupt:
+        _say(f"\ninterrupted; complete weight files are kept. Go on with:\n  {shlex.join(['pa-fast', *sys.argv[1:]])}")
+        raise typer.Exit(130) from None
     if as_json:
         _print_json(report)
     else:
         rate = format_rate(report.bytes, report.seconds)
         size = f"{format_bytes(report.bytes)} in {format_count(report.shards, 'file')}"
         print(f"{report.out}: λ = {report.lam}, {report.tensors} tensors, {size}, {format_seconds(report.seconds)} ({rate})")
+        if report.resumed:
+            _say(f"note: {report.resumed} of {format_count(report.shards, 'file')} were complete from an unfinished run")
         for note in report.notes:
             _say(f"note: {note}")
 
@@ -360,15 +375,49 @@ def verify(
 
 
 @_verb()
-def inspect(base: Base, instruct: Instruct, as_json: Json = False) -> None:
-    """Do these two checkpoints pair? Answered from headers alone, in a second."""
-    from pa_fast.checkpoint.inspect import inspect as run
+def inspect(
+    base: Base,
+    instruct: Instruct,
+    sample: Annotated[bool, typer.Option("--sample", help="Measure 65,536 weights of every tensor.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="Measure all weights.")] = False,
+    fidelity: Annotated[
+        str | None, typer.Option(metavar="LAMBDAS", help="Which λ each of these really is, once rounded; 0:1:0.1.")
+    ] = None,
+    figure: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Draw the delta by layer and module to FILE.png and FILE.svg.")
+    ] = None,
+    dtype: Dtype = "auto",
+    rounding: Rounding = "nearest",
+    seed: Seed = None,
+    rule: Rule = None,
+    extra_rows: ExtraRows = "instruct",
+    as_json: Json = False,
+) -> None:
+    """Do these two checkpoints pair? Answered from headers alone, in a second; how far apart they are from the weights.
 
-    report = run(base, instruct)
+    Without --full, --fidelity and --figure measure a sample.
+    """
+    from pa_fast.checkpoint.inspect import inspect as run
+    from pa_fast.sweep.schedule import lambdas
+
+    grid = lambdas(fidelity) if fidelity is not None else ()
+    with _byte_bar("measuring", shown=sample or full or fidelity is not None or figure is not None) as bar:
+        report = run(
+            base, instruct,
+            sample=sample or (figure is not None and not full), full=full, fidelity=grid,
+            dtype=dtype, rounding=rounding, seed=seed, rule=rule, extra_rows=extra_rows, progress=bar,
+        )  # fmt: skip
+    if figure is not None:
+        from pa_fast.quality import delta_map
+
+        delta_map.write(report, figure.removesuffix(".png").removesuffix(".svg"))
     if as_json:
         _print_json(report)
-    else:
-        _print(_pair_table(report))
+        return
+    from pa_fast.quality.pair_table import tables
+
+    for table in tables(report):
+        _print(table)
 
 
 @_verb()
@@ -428,33 +477,6 @@ def _throughput_table(found: Throughput) -> Table:
     return table
 
 
-def _pair_table(report: PairReport) -> Table:
-    """What `inspect` found, base beside instruct."""
-    from rich import box
-    from rich.table import Table
-
-    sides = (report.base, report.instruct)
-    table = Table(box=box.SIMPLE_HEAD, title=f"{report.model_type}: these two pair", title_justify="left")
-    for column in ("", "base", "instruct"):
-        table.add_column(column)
-    table.add_row("folder", *(side.folder for side in sides))
-    table.add_row("weights", *(f"{format_bytes(side.bytes)} in {format_count(side.shards, 'file')}" for side in sides))
-    table.add_row("dtypes", *(_counts(side.dtypes) for side in sides))
-    table.add_row("quick fingerprint", *(side.quick_fingerprint for side in sides))
-    table.add_section()
-    head = "tied head" if report.tied else "own head"
-    table.add_row("merged", f"{report.parameters:,} parameters", f"{_counts(report.live_dtypes)}, {head}")
-    for difference in report.differences:
-        table.add_row("config differs", str(difference), "harmless" if difference.harmless else "")
-    for note in report.notes:
-        table.add_row("note", note)
-    return table
-
-
-def _counts(dtypes: dict[str, int]) -> str:
-    return ", ".join(f"{count} × {dtype}" for dtype, count in dtypes.items())
-
-
 def main() -> NoReturn:
     """Entry point of `pa-fast`: every failure is one message and an exit code, a traceback only with --debug."""
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
@@ -507,8 +529,11 @@ def _print_json(report: Any, **more: Any) -> None:
 
 
 @contextmanager
-def _byte_bar(what: str) -> Iterator[Callable[[int, int], None]]:
+def _byte_bar(what: str, *, shown: bool = True) -> Iterator[Callable[[int, int], None] | None]:
     """A bar of bytes and rate on stderr, if stderr is a terminal."""
+    if not shown:
+        yield None
+        return
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 

@@ -45,6 +45,7 @@ class SweepSpec:
     delta: str | None = None
     rounding: str = "nearest"
     rule: LambdaRule | None = None
+    extra_rows: str = "instruct"
     residency: str = "auto"
 
 
@@ -64,6 +65,9 @@ def run(job: SweepSpec, progress: Progress | None = None, shard: tuple[int, int]
 
     points = lambdas(job.lambdas)
     model, asked = opened(job)
+    if progress is not None:
+        for note in getattr(model, "notes", ()):
+            progress.noted(note)
     return sweep(model, points, asked, job.out, overwrite=job.overwrite, progress=progress, shard=shard)
 
 
@@ -147,6 +151,7 @@ def engine(job: SweepSpec) -> Engine:
         seed=job.seed if job.rounding != "nearest" else None,
         rule=job.rule,
         **({} if job.residency == "auto" else {"residency": job.residency}),
+        extra_rows=job.extra_rows,
     )
     if loaded.tokenizer is None:
         looked = job.tokenizer or job.instruct or job.base

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pathlib
@@ -11,13 +12,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from pa_fast import cli
-from tests.engines.architectures import write_pair
+from tests.engines.architectures import write_model, write_pair
 
 ROOT = pathlib.Path(__file__).parents[1]
 TOKENIZER = ROOT / "examples" / "demo" / "pair" / "instruct"
@@ -123,6 +125,18 @@ def test_a_sweep_writes_what_it_promises_and_does_nothing_twice(
     assert "python:greedy" in capsys.readouterr().out
 
 
+def test_a_sweep_prints_what_loading_found(
+    place: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for seed, (folder, rows) in enumerate((("base", 128), ("instruct", 133))):
+        write_model(place / folder, "llama", seed, vocab_size=rows)
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            shutil.copy(TOKENIZER / name, place / folder)
+    assert run(monkeypatch, *sweep(("base", "instruct"), "runs/a", "--lambdas", "0.5")) == 0
+    shown = capsys.readouterr()
+    assert "note: rows 128 to 132 of `" in shown.err and "note" not in shown.out
+
+
 def test_the_same_sweep_in_two_places_gives_equal_files(
     pair: tuple[str, str], place: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -206,6 +220,27 @@ def test_an_interrupt_prints_the_command_that_goes_on(pair: tuple[str, str], pla
     assert process.returncode == 130, shown
     assert "Go on with:" in shown and "pa-fast sweep" in shown and "--out runs/a" in shown
     assert "Traceback" not in shown
+
+
+def test_an_interrupted_merge_goes_on(
+    pair: tuple[str, str], place: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    @contextlib.contextmanager
+    def interrupting(what: str) -> Iterator[Callable[[int, int], None]]:
+        def stop(done: int, total: int) -> None:
+            if done == total:
+                raise KeyboardInterrupt
+
+        yield stop
+
+    command = ("merge", *pair, "--lambda", "0.5", "--out", "merged", "--max-shard-size", "20kB")
+    with monkeypatch.context() as patched:
+        patched.setattr(cli, "_byte_bar", interrupting)
+        assert run(monkeypatch, *command) == 130
+    assert "Go on with:" in (shown := capsys.readouterr().err) and "--out merged" in shown
+    assert run(monkeypatch, *command) == 0
+    assert "were complete from an unfinished run" in capsys.readouterr().err
+    assert run(monkeypatch, "verify", "merged", *pair) == 0
 
 
 def test_merge_verify_and_what_a_flipped_bit_does(
@@ -338,7 +373,7 @@ def test_failures_are_one_message_and_a_hint(
 def test_a_bug_is_one_line_and_a_traceback_only_with_debug(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def bug(*_: object) -> None:
+    def bug(*_: object, **__: object) -> None:
         raise ZeroDivisionError("boom")
 
     monkeypatch.setattr("pa_fast.checkpoint.inspect.inspect", bug)

@@ -13,6 +13,7 @@ from typing import Any
 from pa_fast.base import Lambda
 from pa_fast.checkpoint.document import read_object
 from pa_fast.checkpoint.recipe import Recipe
+from pa_fast.checkpoint.rows import check_policy
 from pa_fast.errors import CheckpointError, UsageError
 from pa_fast.rounding import Rounding
 from pa_fast.rules import LambdaRule
@@ -40,6 +41,7 @@ class Provenance:
     instruct: Source
     recipe: Recipe
     dtype: str
+    extra_rows: str = "instruct"
 
     def to_json(self) -> str:
         sides = {"base": vars(self.base), "instruct": vars(self.instruct)}
@@ -50,6 +52,7 @@ class Provenance:
             "seed": rounding.seed,
             "rule": None if rule is None else rule.document(),
             "dtype": self.dtype,
+            "extra_rows": self.extra_rows,
         }
         return json.dumps({"format": FORMAT, "version": _version(), **how, **sides}, indent=1, ensure_ascii=False) + "\n"
 
@@ -68,9 +71,10 @@ def read_provenance(folder: Path) -> Provenance | None:
         if found["format"] != FORMAT:
             raise ValueError
         base, instruct = (Source(**{key: found[side][key] for key in Source.__annotations__}) for side in ("base", "instruct"))
-        lam, dtype, rule = found["lambda"], found["dtype"], found["rule"]
+        lam, dtype, rule, rows = found["lambda"], found["dtype"], found["rule"], found.get("extra_rows", "instruct")
         if not isinstance(lam, str) or not isinstance(dtype, str):
             raise TypeError
+        check_policy(rows)
         rounding = Rounding(found["rounding"], found.get("seed"))
         if rounding.drawn and found.get("seed") is None:
             raise ValueError
@@ -80,7 +84,7 @@ def read_provenance(folder: Path) -> Provenance | None:
     except UsageError as error:
         said = error.message if error.message.startswith(str(file)) else f"{file}: {error.message}"
         raise CheckpointError(said, _ANOTHER) from None
-    return Provenance(base, instruct, recipe, dtype)
+    return Provenance(base, instruct, recipe, dtype, rows)
 
 
 def model_card(provenance: Provenance, out: str) -> str:
@@ -90,6 +94,7 @@ def model_card(provenance: Provenance, out: str) -> str:
     options = [] if provenance.dtype == "auto" else ["--dtype", provenance.dtype]
     options += ["--rounding", rounding.mode, "--seed", str(rounding.seed)] if rounding.drawn else []
     options += ["--rule", "rule.yaml"] if rule else []
+    options += ["--extra-rows", provenance.extra_rows] if provenance.extra_rows != "instruct" else []
     rows = "".join(f"    - {json.dumps(row, ensure_ascii=False)}\n" for row in rule.document()) if rule else ""
     ruled = f"λ of each tensor by the rule\n\n{rows}\n" if rule else ""
     # = because a negative λ would read as an option

@@ -72,12 +72,17 @@ def differences(base: Mapping[str, Any], instruct: Mapping[str, Any]) -> list[Di
 
 
 def tied(config: Mapping[str, Any]) -> bool | None:
-    """`tie_word_embeddings`, of the text model where the configuration nests one; None where it does not say."""
+    """`tie_word_embeddings`, of the model or of the text model that it nests; None where neither says, or they disagree."""
     text = config.get("text_config")
-    for part in (text if isinstance(text, Mapping) else {}, config):
-        if isinstance(part.get("tie_word_embeddings"), bool):
-            return part["tie_word_embeddings"]
-    return None
+    parts = (text if isinstance(text, Mapping) else {}, config)
+    said = {part["tie_word_embeddings"] for part in parts if isinstance(part.get("tie_word_embeddings"), bool)}
+    return said.pop() if len(said) == 1 else None
+
+
+def ties(config: Mapping[str, Any]) -> bool | None:
+    """Whether the head is tied: as `tied` says, else as the model's class in transformers does; None where nothing tells."""
+    said = tied(config)
+    return said if said is not None else tied(_expanded(config) or {})
 
 
 def _compare(base: Mapping[str, Any], instruct: Mapping[str, Any]) -> list[Difference]:

@@ -75,6 +75,19 @@ def read_object(path: Path, limit_bytes: int = LIMIT_BYTES) -> dict[str, Any]:
     return parse_object(data, str(path))
 
 
+def check_depth(document: dict[str, Any], where: str, most: int = 64) -> None:
+    """Refuse what is nested deeper than `most` levels: whoever walks a document recurses, and the parser goes deeper.
+
+    Raises:
+        CheckpointError: it is.
+    """
+    level: list[Any] = [document]
+    for _ in range(most):
+        level = [v for part in level for v in (part.values() if isinstance(part, dict) else part) if isinstance(v, (dict, list))]
+    if level:
+        raise CheckpointError(f"{where}: JSON nested too deep to be a checkpoint's", "download the file again")
+
+
 class _Duplicate(Exception):
     pass
 

@@ -68,7 +68,7 @@ def read_header(path: Path) -> Header:
     if size < 8:
         raise CheckpointError(f"{path}: {size} bytes, too short for a safetensors header", _AGAIN)
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", buffering=0) as file:  # not a byte past the header
             length = int.from_bytes(file.read(8), "little")
             if length > LIMIT_BYTES:
                 raise CheckpointError(f"{path}: header length {length}, expected at most {LIMIT_BYTES}", _AGAIN)

@@ -1,34 +1,43 @@
-"""What a pair is, from its headers: the answer of `pa-fast inspect`."""
+"""What a pair is: the answer of `pa-fast inspect`, from headers alone or from the weights."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from pa_fast.base import Lambda
 from pa_fast.checkpoint.config import Difference, tied
-from pa_fast.checkpoint.header import FLOATS
-from pa_fast.checkpoint.pairing import pair
+from pa_fast.checkpoint.pairing import Pair, pair
 from pa_fast.checkpoint.reader import Checkpoint
+from pa_fast.checkpoint.recipe import Recipe
 from pa_fast.checkpoint.source import resolve
-from pa_fast.checkpoint.vocabulary import compare_vocabularies
+from pa_fast.checkpoint.streaming import check_dtype, live_dtype
+from pa_fast.errors import UsageError
+from pa_fast.rules import RuleLike
+
+if TYPE_CHECKING:
+    from pa_fast.checkpoint.measure import Measured
 
 
 @dataclass(frozen=True)
 class SideReport:
-    """One checkpoint: its folder, weight bytes, shards, tensors per dtype and quick fingerprint."""
+    """One checkpoint: its folder, weight bytes, shards and tensors per dtype; `quick_fingerprint` where weights were read."""
 
     folder: str
     bytes: int
     shards: int
     dtypes: dict[str, int]
-    quick_fingerprint: str
+    quick_fingerprint: str | None
 
 
 @dataclass(frozen=True)
 class PairReport:
-    """A pair that can be merged. `parameters` counts elements that follow λ; `live_dtypes` counts tensors by live dtype."""
+    """A pair that can be merged. `parameters` counts elements that follow λ; `live_dtypes` counts tensors by live dtype;
+    `measured` is how far apart the sides are, where weights were read."""
 
     model_type: str
     tensors: int
@@ -39,46 +48,89 @@ class PairReport:
     instruct: SideReport
     differences: tuple[Difference, ...]
     notes: tuple[str, ...]
+    measured: Measured | None = None
 
     def to_json(self) -> str:
         """One JSON document with the fields of this class."""
         return json.dumps(asdict(self), indent=1, ensure_ascii=False, default=str)
 
 
-def inspect(base_dir: str | Path, instruct_dir: str | Path) -> PairReport:
-    """Pair two checkpoints from headers, configurations and tokenizers, and report what they are.
+def inspect(
+    base_dir: str | Path,
+    instruct_dir: str | Path,
+    *,
+    sample: bool = False,
+    full: bool = False,
+    fidelity: Iterable[Lambda | float | str] = (),
+    dtype: str = "auto",
+    rounding: str = "nearest",
+    seed: int | None = None,
+    rule: RuleLike | None = None,
+    extra_rows: str = "instruct",
+    progress: Callable[[int, int], None] | None = None,
+) -> PairReport:
+    """Pair two checkpoints and report what they are; on request, how far apart.
 
-    Cost: headers, JSON files and 4 KiB per tensor are read; torch is not imported unless the two config.json differ in
-    a key that could change the model.
+    Args:
+        base_dir, instruct_dir: folders or hub ids `org/name[@revision]`.
+        sample: also measure 65,536 evenly placed weights of every tensor; see `pa_fast.checkpoint.measure`.
+        full: also measure all weights.
+        fidelity: a grid of λ (`pa_fast.lambdas("0:1:0.1")`): which λ each really is at the live dtype; a sample unless full.
+        dtype: the live dtype, as for a merge.
+        rounding, seed, rule: of the λ of `fidelity`, as for a merge.
+        extra_rows: vocabulary rows that one side alone has are kept (`instruct`) or refused (`refuse`).
+        progress: called with (bytes read, bytes in all) while weights are measured.
+
+    Cost: headers and JSON files; no weights are read, and torch is not imported unless the two config.json differ in a
+    key that could change the model. With `sample` or `full` what they say, and 4 KiB per tensor.
 
     Raises:
         CheckpointError: a folder is no readable checkpoint.
         PairError: the two are not one model.
+        DataError: measured weights are not finite, or a file changed meanwhile.
+        UsageError: `sample` and `full` together; rounding or rule without `fidelity`; no such dtype, λ, rounding, seed or
+            policy; or a rule that is none or does not fit the names.
     """
+    grid = [Recipe.of(lam, rounding, seed, rule) for lam in fidelity]
+    check_dtype(dtype)
+    if sample and full:
+        raise UsageError("--sample and --full together", "--full measures all weights, --sample some of each tensor")
+    if not grid and (rule is not None or seed is not None or rounding != "nearest"):
+        raise UsageError("rounding and rule of no λ", "say of which: --fidelity 0:1:0.1")
     with Checkpoint.open(resolve(base_dir)) as base, Checkpoint.open(resolve(instruct_dir)) as instruct:
-        found = pair(base, instruct)
-        notes = found.notes + compare_vocabularies(base.folder, instruct.folder)
-        infos = list(instruct.tensors.values())
+        found = pair(base, instruct, extra_rows)
+        more: dict[str, Any] = {"notes": found.notes}
+        weights = sample or full or bool(grid)
+        if weights:
+            from pa_fast.checkpoint.measure import measure
+            from pa_fast.checkpoint.untrained import untrained_rows
+
+            more["notes"] += untrained_rows(base, instruct)
+            more["measured"] = measure(found, dtype, grid, sample=not full, progress=progress)
         said = tied(instruct.config)
         return PairReport(
             model_type=str(instruct.config.get("model_type", "unknown")),
-            tensors=len(infos),
-            parameters=sum(info.count for info in infos if info.dtype in FLOATS),
-            tied=said if said is not None else not any(info.name.endswith("lm_head.weight") for info in infos),
-            live_dtypes=dict(Counter(info.dtype for info in infos)),
-            base=_side(base),
-            instruct=_side(instruct),
+            tensors=len(found.names),
+            parameters=sum(found.count(name) for name in found.names if found.is_lerped(name)),
+            tied=said if said is not None and not found.tied else not _has_head(found),
+            live_dtypes=dict(Counter(live_dtype(found, name, dtype) for name in found.names)),
+            base=_side(base, weights),
+            instruct=_side(instruct, weights),
             differences=found.differences,
-            notes=notes,
+            **more,
         )
 
 
-def _side(checkpoint: Checkpoint) -> SideReport:
+def _has_head(pair: Pair) -> bool:
+    return any(name.endswith("lm_head.weight") for name in pair.names)
+
+
+def _side(checkpoint: Checkpoint, weights: bool) -> SideReport:
     infos = list(checkpoint.tensors.values())
     return SideReport(
         folder=str(checkpoint.folder),
         bytes=sum(info.nbytes for info in infos),
         shards=len({info.file for info in infos}),
         dtypes=dict(Counter(info.dtype for info in infos)),
-        quick_fingerprint=checkpoint.quick_fingerprint(),
+        quick_fingerprint=checkpoint.quick_fingerprint() if weights else None,
     )

@@ -1,7 +1,9 @@
-"""`pa-fast merge`: W(λ) of a pair as a Hugging Face folder, streamed from mapped files into mapped files."""
+"""`pa-fast merge`: W(λ) of a pair as a Hugging Face folder, streamed from files to files chunk by chunk."""
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
 import os
 import shutil
@@ -10,19 +12,23 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pa_fast.base import Lambda
 from pa_fast.checkpoint.card import PROVENANCE, Provenance, Source, merged_config, model_card
 from pa_fast.checkpoint.fingerprint import as_hex, combine
-from pa_fast.checkpoint.layout import ShardPlan, plan_shards
+from pa_fast.checkpoint.layout import ShardPlan, plan_shards, plan_shards_like
 from pa_fast.checkpoint.pairing import Pair, pair
-from pa_fast.checkpoint.reader import Checkpoint
+from pa_fast.checkpoint.reader import Checkpoint, torch_dtype
 from pa_fast.checkpoint.recipe import Blend, Recipe
+from pa_fast.checkpoint.resume import Sums, chunk_sum, is_complete
+from pa_fast.checkpoint.rows import with_vocabulary_sizes
+from pa_fast.checkpoint.scratch import Scratch
 from pa_fast.checkpoint.shards import INDEX
 from pa_fast.checkpoint.source import resolve, revision
 from pa_fast.checkpoint.streaming import check_dtype, check_finite, live_dtype, merge_chunk_, over_chunks
-from pa_fast.checkpoint.vocabulary import compare_vocabularies
+from pa_fast.checkpoint.tying import untied_config
+from pa_fast.checkpoint.untrained import untrained_rows
 from pa_fast.checkpoint.writer import OutputFolder, ShardFile, output_errors
 from pa_fast.errors import OutputError
 from pa_fast.rules import RuleLike
@@ -39,7 +45,10 @@ _WRITTEN = {"config.json", "README.md", PROVENANCE}
 
 @dataclass(frozen=True)
 class MergeReport:
-    """A finished merge. `bytes` and `seconds` are what was written and how long all of it took, syncing included."""
+    """A finished merge. `bytes` are what its weight files hold, `seconds` how long all of it took, syncing included.
+
+    `resumed` of its `shards` were complete already, from an unfinished run of the same merge.
+    """
 
     out: str
     lam: str
@@ -52,6 +61,7 @@ class MergeReport:
     instruct_fingerprint: str
     notes: tuple[str, ...]
     seconds: float
+    resumed: int = 0
 
 
 def merge(
@@ -64,12 +74,16 @@ def merge(
     rounding: str = "nearest",
     seed: int | None = None,
     rule: RuleLike | None = None,
-    max_shard_size: str | int = "5GB",
+    max_shard_size: str | int | None = None,
+    extra_rows: str = "instruct",
     allow_nonfinite: bool = False,
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> MergeReport:
     """Write W(λ) = B + λ (I − B) as a checkpoint folder `out`, which appears whole or not at all.
+
+    A run that was killed leaves its complete weight files hidden beside `out`. The next run with the same arguments and
+    sources verifies them and goes on from there; any other starts afresh.
 
     Args:
         base_dir, instruct_dir: folders or hub ids `org/name[@revision]`.
@@ -79,45 +93,57 @@ def merge(
             where nearest swallows updates of less than half a unit in the last place.
         seed: of stochastic rounding, 0 to 2³² − 1; 0 unless given.
         rule: which λ each tensor has, of which `lam` is the swept one: a `LambdaRule`, its rows, or a YAML file of them.
-        max_shard_size: bytes, or text such as 5GB.
+        max_shard_size: of a weight file, bytes or text such as 5GB; None: files are cut as the base's are.
+        extra_rows: vocabulary rows that one side alone has are kept as they are (`instruct`) or refused (`refuse`).
         allow_nonfinite: let NaN and infinite weights pass.
         overwrite: replace a checkpoint folder at `out` once the new one is complete.
         progress: called with (bytes written, bytes in all) as data stream.
 
     Numerics: the contract of `pa_kernels.lerp_`: fp32 arithmetic, one rounding; λ = 0 and 1 are the sources' bits where
         their dtype is the output's. The bits of live weights with the same λ, rule, rounding and seed.
-    Cost: one pass over both checkpoints, fingerprints included; anonymous memory of a few chunks (2^20 elements each).
+    Cost: one pass over both checkpoints, fingerprints included; memory of a few chunks (2^19 elements each) per core.
 
     Raises:
-        UsageError: λ, dtype, rounding, seed or shard size is no such thing, or the rule is none or does not fit the names.
+        UsageError: λ, dtype, rounding, seed, shard size or policy is no such thing, or the rule is none or does not
+            fit the names.
         CheckpointError, PairError: before any output exists.
-        DataError: non-finite or unequal integer weights, or a file that changed; nothing is left behind.
+        DataError: non-finite or unequal integer weights, or a file that changed or cannot be read; nothing is left behind.
         OutputError: `out` is not empty, being written, a source, or does not fit on the disk.
     """
     began = time.perf_counter()
     recipe = Recipe.of(lam, rounding, seed, rule)
     check_dtype(dtype)
-    shard_bytes = parse_bytes(str(max_shard_size))
+    shard_bytes = None if max_shard_size is None else parse_bytes(str(max_shard_size))
     with Checkpoint.open(resolve(base_dir)) as base, Checkpoint.open(resolve(instruct_dir)) as instruct:
-        found = pair(base, instruct)
+        found = pair(base, instruct, extra_rows)
         blends = recipe.blends(found)
-        notes = found.notes + compare_vocabularies(base.folder, instruct.folder) + recipe.notes(found)
+        notes = found.notes + untrained_rows(base, instruct) + recipe.notes(found)
         _check_apart(Path(out), found)
         shards = _plan(found, dtype, shard_bytes)
         stream = _Stream(found, blends, not allow_nonfinite, sum(s.stop - s.start for p in shards for s in p.slots), progress)
         need_bytes = sum(plan.size_bytes for plan in shards)
+        provenance = Provenance(_source(base_dir, base), _source(instruct_dir, instruct), recipe, dtype, extra_rows)
+        job = _job(found, shards, provenance, allow_nonfinite)
         from pa_kernels.cores import cores  # torch: only once nothing in the headers speaks against it
 
-        with OutputFolder(out, need_bytes, overwrite=overwrite) as folder, cores() as pool:
+        resumed = 0
+        sums: dict[str, Sums] = {}
+        with OutputFolder(out, need_bytes, overwrite=overwrite, job=job) as folder, cores() as pool:
             for plan in shards:
-                with folder.shard(plan) as file:
-                    for slot in plan.slots:
-                        stream.tensor(pool, slot.name, file)
-            provenance = Provenance(
-                base=_source(base_dir, base, stream.base_sums),
-                instruct=_source(instruct_dir, instruct, stream.instruct_sums),
-                recipe=recipe,
-                dtype=dtype,
+                left = folder.complete.get(plan.file)
+                if left is not None and is_complete(pool, folder.path / plan.file, plan, left):
+                    stream.skip(plan)
+                    resumed += 1
+                else:
+                    with folder.shard(plan) as file:
+                        left = stream.fill(pool, plan, file)
+                sums |= left
+            base.check_all_unchanged()
+            instruct.check_all_unchanged()
+            provenance = dataclasses.replace(
+                provenance,
+                base=_summed(provenance.base, {name: one.base for name, one in sums.items()}),
+                instruct=_summed(provenance.instruct, {name: one.instruct for name, one in sums.items()}),
             )
             _write_companions(folder, found, shards, provenance, str(out))
             folder.commit()
@@ -126,18 +152,19 @@ def merge(
         lam=recipe.lam.key,
         dtype=dtype,
         tensors=len(found.names),
-        parameters=sum(instruct.tensors[name].count for name in found.names if found.is_lerped(name)),
+        parameters=sum(found.count(name) for name in found.names if found.is_lerped(name)),
         shards=len(shards),
         bytes=need_bytes,
         base_fingerprint=provenance.base.content_fingerprint,
         instruct_fingerprint=provenance.instruct.content_fingerprint,
         notes=notes,
         seconds=time.perf_counter() - began,
+        resumed=resumed,
     )
 
 
 class _Stream:
-    """Merges tensors into open output files, and sums the sources' checksums while their bytes are in cache."""
+    """Merges tensors into open output files, and sums the checksums of all three while their bytes are in cache."""
 
     def __init__(
         self, pair: Pair, blends: Mapping[str, Blend], finite: bool, total: int, progress: Callable[[int, int], None] | None
@@ -148,42 +175,62 @@ class _Stream:
         self._total = total
         self._done = 0
         self._progress = progress
-        self.base_sums: dict[str, int] = {}
-        self.instruct_sums: dict[str, int] = {}
 
-    def tensor(self, pool: ThreadPoolExecutor, name: str, file: ShardFile) -> None:
-        blend = self._blends.get(name)
+    def fill(self, pool: ThreadPoolExecutor, plan: ShardPlan, file: ShardFile) -> dict[str, Sums]:
+        """Merge the tensors of `plan` into `file`; their checksums, which are `file.sums` too."""
+        dtypes = {slot.name: torch_dtype(slot.dtype) for slot in plan.slots}
+        totals = {slot.name: [0, 0, 0] for slot in plan.slots}
+        scratch = Scratch()
 
-        def one(start: int, stop: int, base: torch.Tensor, instruct: torch.Tensor) -> tuple[int, int, int]:
-            out = file.chunk(name, start, stop)
+        def one(name: str, start: int, stop: int, base: torch.Tensor, instruct: torch.Tensor) -> tuple[int, list[int]]:
+            out = scratch.take("out", stop - start, dtypes[name])
+            blend = self._blends.get(name)
             merge_chunk_(out, base, instruct, blend, start)
             if self._finite and blend is not None:
                 check_finite(self._pair, name, blend.lam, out, base, instruct)
-            return out.nbytes, _sum(base, start), _sum(instruct, start)
+            file.write(name, start, out)
+            own = [self._pair.own_part(side, name, start, part) for side, part in (("base", base), ("instruct", instruct))]
+            return out.nbytes, [chunk_sum(chunk, start) for chunk in (out, *own)]
 
-        self.base_sums[name] = self.instruct_sums[name] = 0
-        for written, base_sum, instruct_sum in over_chunks(pool, self._pair, name, one):
-            self.base_sums[name] += base_sum
-            self.instruct_sums[name] += instruct_sum
+        for name, (written, parts) in over_chunks(pool, self._pair, dtypes, one):
+            totals[name] = [(total + part) % 2**64 for total, part in zip(totals[name], parts)]
             file.written(written)
-            self._done += written
-            if self._progress:
-                self._progress(self._done, self._total)
+            self._advance(written)
+        file.sums = {name: Sums(*total) for name, total in totals.items()}
+        return file.sums
+
+    def skip(self, plan: ShardPlan) -> None:
+        """Count the tensors of `plan` as done."""
+        self._advance(sum(slot.stop - slot.start for slot in plan.slots))
+
+    def _advance(self, count: int) -> None:
+        self._done += count
+        if self._progress:
+            self._progress(self._done, self._total)
 
 
-def _sum(chunk: torch.Tensor, start: int) -> int:
-    from pa_kernels.checksum import CHUNK_BYTES, piece_checksum
-
-    return piece_checksum(chunk, start * chunk.element_size() // CHUNK_BYTES)
-
-
-def _plan(pair: Pair, dtype: str, shard_bytes: int) -> list[ShardPlan]:
-    infos = pair.instruct.tensors
-    return plan_shards(((n, live_dtype(pair, n, dtype), infos[n].shape, infos[n].count) for n in pair.names), shard_bytes)
+def _plan(pair: Pair, dtype: str, shard_bytes: int | None) -> list[ShardPlan]:
+    rows = [(n, live_dtype(pair, n, dtype), pair.shapes[n], pair.count(n)) for n in pair.names]
+    if shard_bytes is not None:
+        return plan_shards(rows, shard_bytes)
+    places = {file: place for place, file in enumerate(sorted({info.file for info in pair.base.tensors.values()}))}
+    return plan_shards_like(rows, {name: places[pair.stored("base", name).file] for name in pair.names})
 
 
-def _source(spec: str | Path, checkpoint: Checkpoint, sums: dict[str, int]) -> Source:
-    return Source(str(spec), revision(checkpoint.folder), checkpoint.quick_fingerprint(), as_hex(combine(sums)))
+def _job(pair: Pair, shards: list[ShardPlan], provenance: Provenance, allow_nonfinite: bool) -> str:
+    """16 hex digits over everything that decides the bytes of the weight files, and over the sources' file times."""
+    plans = [(plan.file, plan.header) for plan in shards]
+    parts = (provenance.to_json(), pair.base.state(), pair.instruct.state(), plans, allow_nonfinite)
+    return hashlib.blake2b(repr(parts).encode(), digest_size=8).hexdigest()
+
+
+def _source(spec: str | Path, checkpoint: Checkpoint) -> Source:
+    """What a side is, but for its content fingerprint: that takes a pass over its bytes."""
+    return Source(str(spec), revision(checkpoint.folder), checkpoint.quick_fingerprint(), "")
+
+
+def _summed(source: Source, sums: dict[str, int]) -> Source:
+    return dataclasses.replace(source, content_fingerprint=as_hex(combine(sums)))
 
 
 def _check_apart(out: Path, pair: Pair) -> None:
@@ -208,4 +255,14 @@ def _write_companions(folder: OutputFolder, pair: Pair, shards: list[ShardPlan],
         folder.write(INDEX, (json.dumps(index, indent=2, ensure_ascii=False) + "\n").encode())
     folder.write("README.md", model_card(provenance, out).encode())
     folder.write(PROVENANCE, provenance.to_json().encode())
-    folder.write("config.json", merged_config((source / "config.json").read_bytes(), pair.instruct.config, provenance.dtype))
+    text, config = (source / "config.json").read_bytes(), _config(pair)
+    if config != pair.instruct.config:
+        text = (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()
+    folder.write("config.json", merged_config(text, config, provenance.dtype))
+
+
+def _config(pair: Pair) -> dict[str, Any]:
+    """Instruct's configuration, true of the merged tensors: with a head of its own and as many rows as they have."""
+    config = untied_config(pair.instruct.config) if pair.tied else pair.instruct.config
+    own = {name: pair.stored("instruct", name).shape for name in pair.names}
+    return with_vocabulary_sizes(config, {own[n][0]: shape[0] for n, shape in pair.shapes.items() if shape != own[n]})

@@ -2,48 +2,138 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from pa_fast.checkpoint.config import Difference, differences, tied
+from pa_fast.checkpoint.config import Difference, differences
 from pa_fast.checkpoint.document import quoted
 from pa_fast.checkpoint.header import FLOATS, TensorInfo
-from pa_fast.checkpoint.reader import Checkpoint
+from pa_fast.checkpoint.reader import Checkpoint, torch_dtype
+from pa_fast.checkpoint.rows import check_policy, check_vocabulary, extended
+from pa_fast.checkpoint.scratch import Scratch
+from pa_fast.checkpoint.tying import KEY, TiedHead, tied_head
 from pa_fast.errors import PairError
+
+if TYPE_CHECKING:
+    import torch
+
+OTHER = {"base": "instruct", "instruct": "base"}
 
 
 @dataclass(frozen=True)
 class Pair:
     """A base and an instruct checkpoint that describe the same model.
 
-    `names` has every tensor in instruct's order on disk; `differences` are configuration keys that differ without
-    changing the model; `notes` are sentences worth telling the user.
+    `names` has every tensor of the merge in instruct's order on disk; `shapes` their shapes; `differences` are
+    configuration keys that differ without changing the model; `notes` are sentences worth telling the user; `tied` is the
+    head that one side alone stores.
     """
 
     base: Checkpoint
     instruct: Checkpoint
     names: tuple[str, ...]
+    shapes: Mapping[str, tuple[int, ...]]
     differences: tuple[Difference, ...]
     notes: tuple[str, ...]
+    tied: TiedHead | None = None
 
     def is_lerped(self, name: str) -> bool:
         """True for tensors that follow λ; the others (integers, bool, F64) must be equal on both sides."""
-        return self.instruct.tensors[name].dtype in FLOATS
+        return self.stored("instruct", name).dtype in FLOATS
+
+    def count(self, name: str) -> int:
+        """Elements of the merged tensor `name`."""
+        return math.prod(self.shapes[name])
+
+    def checkpoint(self, side: str) -> Checkpoint:
+        """`base` or `instruct`."""
+        return self.base if side == "base" else self.instruct
+
+    def stored(self, side: str, name: str) -> TensorInfo:
+        """The tensor in the files of `side` that feeds tensor `name` of the merge: its embedding where it ties its head."""
+        tensors = self.checkpoint(side).tensors
+        return tensors[self.tied.embedding if self.tied and name not in tensors else name]
+
+    def chunk(self, side: str, name: str, start: int, stop: int, scratch: Scratch | None = None) -> torch.Tensor:
+        """Elements `start` to `stop` of what `side` gives to the flattened tensor `name`, [stop - start].
+
+        Vocabulary rows that `side` lacks are the other side's, so that they stay as they are at every λ.
+
+        Args:
+            scratch: memory to read into, for the use `side`; new memory without it.
+
+        Numerics: exact; a chunk in which both sides' rows meet is of a dtype that holds both.
+        Cost: every element is read once.
+
+        Raises:
+            DataError: a file cannot be read, or changed since its header was read.
+        """
+        own, other = self.stored(side, name), self.stored(OTHER[side], name)
+        end = max(start, min(stop, own.count))
+        if end == stop:
+            return self._read(side, own, start, stop, scratch, side)
+        if end == start:
+            return self._read(OTHER[side], other, start, stop, scratch, side)
+        return _joined(
+            self._read(side, own, start, end, scratch, side), self.checkpoint(OTHER[side]).chunk(other.name, end, stop)
+        )
+
+    def own_part(self, side: str, name: str, start: int, chunk: torch.Tensor) -> torch.Tensor:
+        """The part of `chunk`, from `start` on, that is of that very tensor of `side`: none of a tied head, no row it lacks.
+
+        Cost: nothing is read again but where rows of two dtypes meet.
+        """
+        own = self.stored(side, name)
+        if own.name != name or start >= own.count:
+            return chunk[:0]
+        if start + chunk.numel() > own.count and chunk.dtype != torch_dtype(own.dtype):
+            return self.checkpoint(side).chunk(name, start, own.count)
+        return chunk[: own.count - start]
+
+    def _read(self, side: str, info: TensorInfo, start: int, stop: int, scratch: Scratch | None, use: str) -> torch.Tensor:
+        out = scratch.take(use, stop - start, torch_dtype(info.dtype)) if scratch else None
+        return self.checkpoint(side).chunk(info.name, start, stop, out)
+
+    def check_unchanged(self, name: str) -> None:
+        """Raise DataError if a file that feeds `name` changed since its header was read: call it after reading."""
+        for side in ("base", "instruct"):
+            self.checkpoint(side).check_unchanged(self.stored(side, name).name)
 
 
-def pair(base: Checkpoint, instruct: Checkpoint) -> Pair:
-    """Pair two open checkpoints by tensor name, from headers and config.json alone.
+def pair(base: Checkpoint, instruct: Checkpoint, extra_rows: str = "instruct") -> Pair:
+    """Pair two open checkpoints by tensor name, from headers, config.json and tokenizer.json alone.
+
+    Args:
+        extra_rows: vocabulary rows that one side alone has are kept (`instruct`) or not paired (`refuse`).
 
     Raises:
-        PairError: the configurations describe different functions, a name is on one side only, shapes differ, or a
-            dtype cannot be interpolated; each message names the key or tensor and both values.
+        UsageError: no such policy.
+        PairError: the configurations describe different functions, a name is on one side only, shapes differ, a dtype
+            cannot be interpolated, or token ids mean different tokens; each message names the key or tensor and both
+            values.
+        CheckpointError: a tokenizer.json is not one.
     """
-    found = check_configs(base, instruct)
-    _check_names(base, instruct)
-    for name, info in instruct.tensors.items():
-        _check_tensor(base.tensors[name], info)
-    kept = tuple(n for n, info in instruct.tensors.items() if info.dtype not in FLOATS)
-    notes = (f"{len(kept)} tensors are not of a merged dtype and must be equal on both sides",) if kept else ()
-    return Pair(base, instruct, tuple(instruct.tensors), tuple(found), notes)
+    check_policy(extra_rows)
+    head = tied_head(base, instruct)
+    found = check_configs(base, instruct, tying=head is None)
+    names = [*instruct.tensors, *([head.name] if head and head.side == "instruct" else [])]
+    if head is None:
+        _check_names(base, instruct)
+    made = Pair(base, instruct, tuple(names), {}, tuple(found), (), head)
+    sides = {side: {name: made.stored(side, name) for name in names} for side in ("base", "instruct")}
+    rows = extended(sides["base"], sides["instruct"], base.config, instruct.config)
+    shapes = {}
+    for name in names:
+        b, i = sides["base"][name], sides["instruct"][name]
+        _check_tensor(name, b, i, name in rows)
+        shapes[name] = max(b.shape, i.shape)
+    fixed = [name for name in names if not made.is_lerped(name)]
+    notes = [f"{len(fixed)} tensors are not of a merged dtype and must be equal on both sides"] if fixed else []
+    notes += [str(head)] if head else []
+    notes += check_vocabulary(base, instruct, rows, extra_rows)
+    return replace(made, shapes=shapes, notes=tuple(notes))
 
 
 def check_configs(base: Checkpoint, instruct: Checkpoint, *, tying: bool = True) -> list[Difference]:
@@ -56,12 +146,12 @@ def check_configs(base: Checkpoint, instruct: Checkpoint, *, tying: bool = True)
         PairError: a key that changes the function differs; the message names it and both values.
     """
     found = differences(base.config, instruct.config)
-    serious = [d for d in found if not d.harmless and (tying or not d.key.endswith("tie_word_embeddings"))]
+    serious = [d for d in found if not d.harmless and (tying or not d.key.endswith(KEY))]
     if serious:
         more = f" (and {len(serious) - 5} more keys)" if len(serious) > 5 else ""
         hint = "these are not base and instruct of one model"
-        if any(difference.key.endswith("tie_word_embeddings") for difference in serious):
-            hint = "an output head that is tied on one side only is not supported"
+        if all(difference.key.endswith(KEY) for difference in serious):
+            hint = f"the files of both sides store the same heads: correct {KEY} in the config.json that is wrong"
         raise PairError(f"config.json changes the model: {'; '.join(map(str, serious[:5]))}{more}", hint)
     return found
 
@@ -71,20 +161,27 @@ def _check_names(base: Checkpoint, instruct: Checkpoint) -> None:
         only = [name for name in own.tensors if name not in other.tensors]
         if only:
             shown = ", ".join(quoted(name) for name in only[:3]) + (f" and {len(only) - 3} more" if len(only) > 3 else "")
-            hint = "these are not base and instruct of one model"
-            if all(name.endswith(("lm_head.weight", "embed_out.weight")) for name in only):
-                hint = f"the output head is stored on one side only (tie_word_embeddings: {tied(own.config)}): not supported"
-            raise PairError(f"{other.folder}: lacks {shown}, which only {side} ({own.folder}) has", hint)
+            raise PairError(
+                f"{other.folder}: lacks {shown}, which only {side} ({own.folder}) has",
+                "these are not base and instruct of one model",
+            )
 
 
-def _check_tensor(base: TensorInfo, instruct: TensorInfo) -> None:
-    where = f"tensor {quoted(instruct.name)}"
-    if base.shape != instruct.shape:
+def _check_tensor(name: str, base: TensorInfo, instruct: TensorInfo, extended: bool) -> None:
+    where = f"tensor {quoted(name)}"
+    if base.shape != instruct.shape and not extended:
         hint = "these are not base and instruct of one model"
-        if len(base.shape) == len(instruct.shape) == 2 and base.shape[1:] == instruct.shape[1:]:
-            hint = "if these are vocabulary rows: rows that one side alone has are not supported"
+        if base.shape[1:] == instruct.shape[1:] and base.shape and instruct.shape:
+            hint = "if these are vocabulary rows: each config.json must state its own number as vocab_size"
         raise PairError(f"{where}: shape {list(base.shape)} in base and {list(instruct.shape)} in instruct", hint)
     if base.dtype != instruct.dtype and not {base.dtype, instruct.dtype} <= FLOATS:
         merged = ", ".join(sorted(FLOATS))
         found = f"dtype {base.dtype} in base and {instruct.dtype} in instruct"
         raise PairError(f"{where}: {found}, expected equal dtypes or any of {merged}", "convert one side to the other's dtype")
+
+
+def _joined(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    import torch
+
+    dtype = first.dtype if first.dtype == second.dtype else torch.float32
+    return torch.cat([first.to(dtype), second.to(dtype)])

@@ -12,6 +12,7 @@ _CODE_DTYPES = {"F4": "fp4", "F6_E2M3": "fp6", "F6_E3M2": "fp6"}
 _CODE_NAMES = {
     ".qweight": "GPTQ or AWQ", ".qzeros": "GPTQ or AWQ", ".weight_packed": "compressed-tensors", ".SCB": "bitsandbytes 8-bit",
     ".weight.absmax": "bitsandbytes 4-bit", ".weight.quant_map": "bitsandbytes 4-bit", ".weight_scale_inv": "fp8",
+    "_proj_blocks": "mxfp4", ".W_q": "HQQ", ".codebooks": "AQLM",
 }  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import errno
 import functools
@@ -15,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from pa_fast.checkpoint.document import read_object
+from pa_fast.checkpoint.document import check_depth, read_object
 from pa_fast.checkpoint.header import DTYPE_BITS, TensorInfo
 from pa_fast.checkpoint.quantised import quantisation
 from pa_fast.checkpoint.shards import read_shards
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     import torch
 
 SAMPLE_BYTES = 4096
-MADV_POPULATE_READ, MADV_POPULATE_WRITE = 22, 23  # Linux 5.14; the mmap module does not name them
+MADV_POPULATE_READ = 22  # Linux 5.14; the mmap module does not name it
 _CHANGED_HINT = "something writes to this checkpoint: wait until it is done, or copy the checkpoint, and run again"
 
 
@@ -57,6 +58,7 @@ class Checkpoint:
         except OSError as error:
             raise CheckpointError(f"{folder}: cannot be read: {error.strerror}", "check its permissions") from None
         config = read_object(folder / "config.json")
+        check_depth(config, str(folder / "config.json"))
         tensors = {name: info for header in headers for name, info in header.tensors.items()}
         kind = quantisation(config, tensors.values())
         if kind:
@@ -81,23 +83,38 @@ class Checkpoint:
             DataError: the file changed since its header was read.
         """
         info = self.tensors[name]
-        return self.chunk(name, 0, info.count).view(info.shape)
+        return self._files[info.file].elements(info, 0, info.count).view(info.shape)
 
-    def chunk(self, name: str, start: int, stop: int) -> torch.Tensor:
-        """Elements `start` to `stop` of the flattened tensor `name`, [stop - start], paged in.
+    def chunk(self, name: str, start: int, stop: int, out: torch.Tensor | None = None) -> torch.Tensor:
+        """Elements `start` to `stop` of the flattened tensor `name`, [stop - start], read into `out` or new memory.
 
-        Cost: no copy, unless the file misaligns the dtype: then one of the chunk.
+        A map would end the process where the file shrinks or the disk fails; a read ends in an error.
+
+        Cost: one copy, which stays in cache if `out` does; faster than mapping pages that are looked at once.
 
         Raises:
             KeyError: no such tensor.
-            DataError: the file changed since its header was read.
+            DataError: the file cannot be read, or changed since its header was read.
         """
         info = self.tensors[name]
-        return self._files[info.file].elements(info, start, stop)
+        return self._files[info.file].read(info, start, stop, out)
 
     def check_unchanged(self, name: str) -> None:
         """Raise DataError if the file of tensor `name` changed since its header was read: call it after reading."""
         self._files[self.tensors[name].file].check()
+
+    def check_all_unchanged(self) -> None:
+        """Raise DataError if any weight file changed since its header was read."""
+        for file in self._files.values():
+            file.check()
+
+    def files(self) -> list[WeightFile]:
+        """The open weight files, in file order."""
+        return [self._files[path] for path in sorted(self._files)]
+
+    def state(self) -> list[tuple[str, int, int]]:
+        """Name, bytes and time of the last change (ns) of every weight file, as they were when it was opened."""
+        return [(file.path.name, *file.state) for file in self.files()]
 
     def quick_fingerprint(self) -> str:
         """16 hex digits over every tensor's name, dtype, shape and 4 KiB of its bytes; how it is sharded does not matter.
@@ -115,8 +132,7 @@ class Checkpoint:
             place = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
             skip = place % max(info.nbytes - SAMPLE_BYTES + 1, 1)
             digest.update(self._files[info.file].sample(info.start + skip, min(info.nbytes, SAMPLE_BYTES)))
-        for file in self._files.values():
-            file.check()
+        self.check_all_unchanged()
         return digest.hexdigest()
 
     def close(self) -> None:
@@ -139,7 +155,12 @@ def torch_dtype(dtype: str) -> torch.dtype:
     return getattr(torch, names.get(dtype) or dtype.replace("U", "uint").replace("I", "int"))
 
 
-def page_in(view: torch.Tensor, advice: int) -> None:
+def memory(tensor: torch.Tensor) -> memoryview:
+    """The bytes of a contiguous CPU tensor, for reading into and writing from; valid while the tensor is."""
+    return memoryview((ctypes.c_ubyte * tensor.nbytes).from_address(tensor.data_ptr()))
+
+
+def page_in(view: torch.Tensor) -> None:
     """Map all pages of `view`, a view of a mapped file, in one call instead of one fault per page (4x faster to stream).
 
     Raises:
@@ -149,7 +170,7 @@ def page_in(view: torch.Tensor, advice: int) -> None:
         return
     first = view.data_ptr() - view.data_ptr() % mmap.PAGESIZE
     # through ctypes, which lets other threads run meanwhile; mmap.madvise does not
-    if _libc().madvise(ctypes.c_void_p(first), ctypes.c_size_t(view.data_ptr() + view.nbytes - first), advice):
+    if _libc().madvise(ctypes.c_void_p(first), ctypes.c_size_t(view.data_ptr() + view.nbytes - first), MADV_POPULATE_READ):
         code = ctypes.get_errno()
         if code not in (errno.EINVAL, errno.ENOSYS):  # a kernel without it faults them in one by one
             raise OSError(code, os.strerror(code))
@@ -182,17 +203,32 @@ class WeightFile:
         self._map: mmap.mmap | None = None
         self._mapping = threading.Lock()
         found = os.fstat(self._fd)
-        self._state = (size_bytes, found.st_mtime_ns)
+        self.state = (size_bytes, found.st_mtime_ns)
         self.check()
 
     def check(self) -> None:
         found = os.fstat(self._fd)
-        if (found.st_size, found.st_mtime_ns) != self._state:
-            what = f"{found.st_size} bytes, expected {self._state[0]}" if found.st_size != self._state[0] else "written to"
+        if (found.st_size, found.st_mtime_ns) != self.state:
+            what = f"{found.st_size} bytes, expected {self.state[0]}" if found.st_size != self.state[0] else "written to"
             raise DataError(f"{self.path}: the file changed while it was read: {what}", _CHANGED_HINT)
 
+    def check_name(self) -> None:
+        """Raise DataError if `path` is not this file any more."""
+        try:
+            same = os.path.samestat(os.fstat(self._fd), os.stat(self.path))
+        except OSError:
+            same = False
+        if not same:
+            raise DataError(f"{self.path}: the file was replaced while it was read", _CHANGED_HINT)
+
+    def duplicate(self) -> WeightFile:
+        """The same file with a descriptor of its own, to be closed by itself."""
+        made = copy.copy(self)
+        made._fd, made._map, made._mapping = os.dup(self._fd), None, threading.Lock()
+        return made
+
     def elements(self, info: TensorInfo, start: int, stop: int) -> torch.Tensor:
-        """Elements `start` to `stop` of the flattened tensor `info` of this file, paged in; see `Checkpoint.chunk`."""
+        """Elements `start` to `stop` of the flattened tensor `info` of this file, mapped and paged in."""
         import torch
 
         self.check()
@@ -214,13 +250,42 @@ class WeightFile:
                 self._map = mmap.mmap(self._fd, 0, access=mmap.ACCESS_READ)
         try:
             found = torch.frombuffer(self._map, dtype=torch.uint8, count=count, offset=start)
-            page_in(found, MADV_POPULATE_READ)
+            page_in(found)
         except (OSError, ValueError) as error:  # ValueError: it shrank before it was mapped
             raise DataError(f"{self.path}: bytes {start} to {start + count} cannot be read: {error}", _CHANGED_HINT) from None
         return found
 
+    def read(self, info: TensorInfo, start: int, stop: int, out: torch.Tensor | None = None) -> torch.Tensor:
+        """Elements `start` to `stop` of the flattened tensor `info` of this file, in memory; see `Checkpoint.chunk`."""
+        import torch
+
+        if out is None:
+            out = torch.empty(stop - start, dtype=torch_dtype(info.dtype))
+        at = info.start + start * DTYPE_BITS[info.dtype] // 8
+        left = memory(out)
+        while left:
+            count = self._read(left, at)
+            left, at = left[count:], at + count
+        self.check()
+        return out
+
     def sample(self, start: int, count: int) -> bytes:
-        return os.pread(self._fd, count, start)
+        """`count` bytes from byte `start`."""
+        found = bytearray(count)
+        self._read(memoryview(found), start)
+        return bytes(found)
+
+    def _read(self, into: memoryview, start: int) -> int:
+        """Read once, and something: how many bytes."""
+        try:
+            count = os.preadv(self._fd, [into], start)
+        except OSError as error:
+            hint = "check the disk and the file: download it again if the disk is well"
+            raise DataError(f"{self.path}: bytes from {start} cannot be read: {error.strerror}", hint) from None
+        if into and not count:
+            self.check()
+            raise DataError(f"{self.path}: no bytes at {start}, expected {len(into)}", _CHANGED_HINT)
+        return count
 
     def close(self) -> None:
         self._map = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from pa_fast.checkpoint.header import FLOATS
 from pa_fast.checkpoint.pairing import Pair, pair
 from pa_fast.checkpoint.reader import Checkpoint, torch_dtype
 from pa_fast.checkpoint.recipe import Blend, Recipe
+from pa_fast.checkpoint.scratch import Scratch
 from pa_fast.checkpoint.source import resolve
 from pa_fast.checkpoint.streaming import check_dtype, live_dtype, merge_chunk_, over_chunks
 from pa_fast.errors import UsageError
@@ -60,11 +61,11 @@ def verify(
     """Compare the checkpoint `merged` with W(λ) of a pair, bit by bit, without writing anything.
 
     Args:
-        lam, rounding, seed, rule: as for `merge`; those of pa_fast.json in `merged` where not given. So is the dtype; a folder
-            without that file is compared in its own dtypes.
+        lam, rounding, seed, rule: as for `merge`; those of pa_fast.json in `merged` where not given. So are the dtype and the
+            policy of extra rows; a folder without that file is compared in its own dtypes.
         progress: called with (bytes compared, bytes in all).
 
-    Cost: one pass over the three checkpoints; memory of a few chunks (2^20 elements each).
+    Cost: one pass over the three checkpoints; memory of a few chunks (2^19 elements each).
 
     Raises:
         UsageError: no λ given, and no pa_fast.json says it; or an argument is no such thing.
@@ -85,18 +86,23 @@ def verify(
         dtype = provenance.dtype if provenance else None
         if dtype is not None:
             check_dtype(dtype)
-        sources = pair(left, right)
+        sources = pair(left, right, provenance.extra_rows if provenance else "instruct")
         blends = recipe.blends(sources)
-        differences = []
-        done, total = 0, sum(info.nbytes for info in found.tensors.values())
-        for name in [*sources.names, *(name for name in found.tensors if name not in right.tensors)]:
-            difference = _tensor(pool, found, sources, name, blends.get(name), dtype)
-            if difference:
-                differences.append(difference)
-            done += found.tensors[name].nbytes if name in found.tensors else 0
+        names = [*sources.names, *(name for name in found.tensors if name not in sources.shapes)]
+        wrong = {name: difference for name in names if (difference := _header(found, sources, name, dtype))}
+        compared = [name for name in names if name not in wrong]
+        done, total = 0, sum(found.tensors[name].nbytes for name in compared)
+        counts = dict.fromkeys(compared, 0)
+        for name, (size, differing) in _compared(pool, found, sources, compared, blends):
+            counts[name] += differing
+            done += size
             if progress:
                 progress(done, total)
-        notes = _notes(provenance, sources, recipe)
+        for name, differing in counts.items():
+            if differing:
+                wrong[name] = TensorDifference(name, "bits differ", differing, found.tensors[name].count)
+        differences = [wrong[name] for name in names if name in wrong]
+        notes = _notes(provenance, sources, recipe) + sources.notes
     return VerifyReport(not differences, str(merged), recipe.lam.key, len(sources.names), tuple(differences), notes)
 
 
@@ -111,40 +117,38 @@ def _recipe(
     return Recipe.of(wanted, mode, noise, known.rule if rule is None else rule)
 
 
-def _tensor(
-    pool: ThreadPoolExecutor, found: Checkpoint, sources: Pair, name: str, blend: Blend | None, dtype: str | None
-) -> TensorDifference | None:
-    if name not in sources.instruct.tensors:
+def _header(found: Checkpoint, sources: Pair, name: str, dtype: str | None) -> TensorDifference | None:
+    """What speaks against tensor `name` before its bits are read."""
+    if name not in sources.shapes:
         return TensorDifference(name, "not in the pair", 0, found.tensors[name].count)
-    expected = sources.instruct.tensors[name]
     if name not in found.tensors:
-        return TensorDifference(name, "missing", 0, expected.count)
-    own = found.tensors[name]
-    if own.shape != expected.shape:
-        return TensorDifference(name, f"shape {list(own.shape)}, expected {list(expected.shape)}", 0, own.count)
+        return TensorDifference(name, "missing", 0, sources.count(name))
+    own, expected = found.tensors[name], sources.shapes[name]
+    if own.shape != expected:
+        return TensorDifference(name, f"shape {list(own.shape)}, expected {list(expected)}", 0, own.count)
     free = dtype is None and own.dtype in FLOATS and sources.is_lerped(name)
     want = own.dtype if free else live_dtype(sources, name, dtype or "auto")
     if own.dtype != want:
         return TensorDifference(name, f"dtype {own.dtype}, expected {want}", 0, own.count)
-    differing = _differing(pool, found, sources, name, blend)
-    return TensorDifference(name, "bits differ", differing, own.count) if differing else None
+    return None
 
 
-def _differing(pool: ThreadPoolExecutor, found: Checkpoint, sources: Pair, name: str, blend: Blend | None) -> int:
-    """Elements of tensor `name` whose bits are not those of the merge."""
+def _compared(
+    pool: ThreadPoolExecutor, found: Checkpoint, sources: Pair, names: list[str], blends: Mapping[str, Blend]
+) -> Iterator[tuple[str, tuple[int, int]]]:
+    """For every chunk of the tensors `names`: its bytes, and how many of its elements have not the bits of the merge."""
     import torch
 
-    dtype = torch_dtype(found.tensors[name].dtype)
+    scratch = Scratch()
 
-    def one(start: int, stop: int, base: torch.Tensor, instruct: torch.Tensor) -> int:
-        expected = torch.empty(stop - start, dtype=dtype)
-        merge_chunk_(expected, base, instruct, blend, start)
-        left, right = _bits(found.chunk(name, start, stop)), _bits(expected)
-        return 0 if torch.equal(left, right) else int((left != right).any(dim=1).sum())
+    def one(name: str, start: int, stop: int, base: torch.Tensor, instruct: torch.Tensor) -> tuple[int, int]:
+        dtype = torch_dtype(found.tensors[name].dtype)
+        expected, own = (scratch.take(use, stop - start, dtype) for use in ("expected", "found"))
+        merge_chunk_(expected, base, instruct, blends.get(name), start)
+        left, right = _bits(found.chunk(name, start, stop, own)), _bits(expected)
+        return own.nbytes, 0 if torch.equal(left, right) else int((left != right).any(dim=1).sum())
 
-    count = sum(over_chunks(pool, sources, name, one))
-    found.check_unchanged(name)
-    return count
+    return over_chunks(pool, sources, names, one)
 
 
 def _bits(chunk: torch.Tensor) -> torch.Tensor:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pa_fast.checkpoint.document import quoted, read_object
+from pa_fast.checkpoint.document import quoted, read_object, regular_size
 from pa_fast.errors import CheckpointError, PairError
 
 _LIMIT_BYTES = 500_000_000  # the largest published tokenizer.json are about 35 MB
@@ -23,23 +23,31 @@ class Vocabulary:
     added: frozenset[int]
 
 
-def compare_vocabularies(base: Path, instruct: Path) -> tuple[str, ...]:
+def compare_vocabularies(base: Path, instruct: Path, *, required: bool = False) -> tuple[str, ...]:
     """Notes on harmless differences between the vocabularies of two checkpoint folders.
 
     An added token may be renamed (a reserved token that instruct puts to use): that is a note. A normal token may not,
     and a token that both sides know must have the same id.
+
+    Args:
+        required: refuse a pair whose ids cannot be compared, instead of noting it.
 
     Raises:
         PairError: an id means different tokens; the first ids are named.
         CheckpointError: tokenizer.json is not one.
     """
     files = base / "tokenizer.json", instruct / "tokenizer.json"
-    missing = [str(file.parent) for file in files if not file.exists()]
+    missing = [str(file.parent) for file in files if not (file.exists() or file.is_symlink())]
+    if missing and required:
+        found = f"no tokenizer.json in {' and '.join(missing)}: the sides have different vocabularies, and ids cannot be compared"
+        raise PairError(found, "save each tokenizer as tokenizer.json: AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)")
     if missing:
         return (f"token ids were not compared: no tokenizer.json in {' and '.join(missing)}",)
-    if filecmp.cmp(*files, shallow=False):
+    if regular_size(files[0]) == regular_size(files[1]) and filecmp.cmp(*files, shallow=False):
         return ()
     left, right = read_vocabulary(files[0]), read_vocabulary(files[1])
+    if left == right:
+        return ()
     renamed = [(i, token, right.tokens[i]) for i, token in left.tokens.items() if right.tokens.get(i, token) != token]
     moved = _moved(left, right)
     if moved:

@@ -5,15 +5,14 @@
     .NAME.pa_fast.old       the replaced folder, between the two renames of an overwrite
 
 A killed run leaves the partial folder, in which nothing loads: shards carry a `.partial` suffix until they are complete,
-and config.json comes last. The next run into the same target removes it, or moves the old folder back if it was killed
-between the renames.
+and config.json comes last. The next run into the same target keeps what `ShardLog` says is complete, if it is the same
+job, and removes everything else; or it moves the old folder back, if the killed run was between the renames.
 """
 
 from __future__ import annotations
 
 import errno
 import fcntl
-import mmap
 import os
 import shutil
 from collections.abc import Iterator
@@ -25,7 +24,8 @@ from typing import TYPE_CHECKING
 
 from pa_fast.checkpoint.header import DTYPE_BITS
 from pa_fast.checkpoint.layout import ShardPlan, Slot
-from pa_fast.checkpoint.reader import MADV_POPULATE_WRITE, page_in, torch_dtype
+from pa_fast.checkpoint.reader import memory
+from pa_fast.checkpoint.resume import ShardLog, Sums
 from pa_fast.errors import OutputError
 from pa_fast.units import format_bytes
 
@@ -37,19 +37,26 @@ _SPARE_BYTES = 64 * 2**20  # tokenizer, configuration, file system overhead
 
 
 class OutputFolder:
-    """The target folder in the making: write into `path`, then `commit`. Left without commit, nothing remains.
+    """The target folder in the making: write into `path`, then `commit`.
+
+    Left by an error, nothing remains; left by an interrupt, the complete shards of a job that can go on do.
 
     Args:
         target: the folder to create; its parents are created.
-        need_bytes: what will be written, checked against the free space first.
+        need_bytes: what will be in it, checked against the free space first.
         overwrite: replace a checkpoint folder that is already there; it stays in place until the new one is complete.
+        job: what decides every byte of the shards, so that another run of the same job can go on from them; without it
+            every run starts afresh.
+
+    Attributes:
+        complete: file → checksums of the shards that an unfinished run of this job left. Verify before use.
 
     Raises:
         OutputError: the target is not empty, is no folder, is being written by another process, cannot be written, or
             the disk is too small (with the figures).
     """
 
-    def __init__(self, target: str | Path, need_bytes: int, *, overwrite: bool = False):
+    def __init__(self, target: str | Path, need_bytes: int, *, overwrite: bool = False, job: str | None = None):
         self.target = Path(os.path.realpath(Path(target).expanduser()))
         if not self.target.name:
             raise OutputError(f"{target}: found the root folder, expected a new folder", "choose another --out")
@@ -59,6 +66,8 @@ class OutputFolder:
         self._overwrite = overwrite
         self._need_bytes = need_bytes
         self._fd = -1
+        self._log = ShardLog(self.path, job) if job else None
+        self.complete: dict[str, dict[str, Sums]] = {}
 
     def __enter__(self) -> OutputFolder:
         with output_errors(self.target):
@@ -68,7 +77,7 @@ class OutputFolder:
                 self._recover()
                 self._check_target()
                 self._check_space()
-                self.path.mkdir()
+                self.path.mkdir(exist_ok=True)
             except BaseException:
                 self._unlock()
                 raise
@@ -76,15 +85,21 @@ class OutputFolder:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         try:
-            shutil.rmtree(self.path, ignore_errors=True)
+            interrupted = kind is not None and not issubclass(kind, Exception)
+            if not (interrupted and self._log and self._log.read()):
+                shutil.rmtree(self.path, ignore_errors=True)
         finally:
             self._unlock()
 
     @contextmanager
     def shard(self, plan: ShardPlan) -> Iterator[ShardFile]:
-        """The weight file of `plan`, open for filling; synced and given its final name when the block ends well."""
+        """The weight file of `plan`, open for filling; synced and given its final name when the block ends well.
+
+        The checksums in `file.sums` by then are what another run of the job verifies it by.
+        """
         partial = self.path / f"{plan.file}.partial"
         with output_errors(self.path):
+            (self.path / plan.file).unlink(missing_ok=True)
             file = ShardFile(partial, plan)
             try:
                 yield file
@@ -92,6 +107,8 @@ class OutputFolder:
             finally:
                 file.close()
             os.rename(partial, self.path / plan.file)
+            if self._log:
+                self._log.add(plan.file, file.sums)
 
     def write(self, name: str, data: bytes) -> None:
         """Write a small file and sync it."""
@@ -105,6 +122,8 @@ class OutputFolder:
         with output_errors(self.target):
             sync_folder(self.path)
             self._check_target()
+            if self._log:
+                self._log.remove()
             if self._overwrite and self.target.exists():
                 os.rename(self.target, self._old)
             try:
@@ -123,8 +142,12 @@ class OutputFolder:
                 shutil.rmtree(self._old)
             else:
                 os.rename(self._old, self.target)
-        if self.path.exists():
-            shutil.rmtree(self.path)
+        if not self.path.exists():
+            return
+        self.complete = {} if self._log is None else {f: s for f, s in self._log.read().items() if (self.path / f).is_file()}
+        for path in list(self.path.iterdir()):
+            if path.name not in self.complete and not (self.complete and self._log and path == self._log.file):
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
     def _check_target(self) -> None:
         if not self.target.exists():
@@ -142,8 +165,9 @@ class OutputFolder:
 
     def _check_space(self) -> None:
         free = shutil.disk_usage(self.target.parent).free
-        if free < self._need_bytes + _SPARE_BYTES:
-            need = format_bytes(self._need_bytes + _SPARE_BYTES)
+        bytes_ = self._need_bytes + _SPARE_BYTES - sum((self.path / file).stat().st_size for file in self.complete)
+        if free < bytes_:
+            need = format_bytes(bytes_)
             found = f"needs {need}, {format_bytes(free)} are free on its disk"
             raise OutputError(f"{self.target}: {found}", "free some space or choose another disk")
 
@@ -155,35 +179,30 @@ class OutputFolder:
 
 
 class ShardFile:
-    """One weight file of known layout, mapped for writing. Its header is written first; its space is reserved."""
+    """One weight file of known layout, open for writing. Its header is written first; its space is reserved.
+
+    Attributes:
+        sums: checksums by tensor, for whoever fills the file to leave here.
+    """
 
     def __init__(self, path: Path, plan: ShardPlan):
         self._slots: dict[str, Slot] = {slot.name: slot for slot in plan.slots}
+        self.sums: dict[str, Sums] = {}
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         try:
             _reserve(self._fd, plan.size_bytes)
-            self._map = mmap.mmap(self._fd, plan.size_bytes)
+            _write(self._fd, memoryview(plan.header), 0)
         except BaseException:
             os.close(self._fd)
             raise
-        self._map[: len(plan.header)] = plan.header
         self._waiting_bytes = 0
         self._syncer = ThreadPoolExecutor(1)
         self._syncing: Future[None] | None = None
 
-    def chunk(self, name: str, start: int, stop: int) -> torch.Tensor:
-        """Elements `start` to `stop` of the flattened tensor `name` [stop - start]: a view of the file, to be written."""
-        import torch
-
+    def write(self, name: str, start: int, data: torch.Tensor) -> None:
+        """Write `data` [n], contiguous, as elements `start` to `start + n` of the flattened tensor `name`; from any thread."""
         slot = self._slots[name]
-        dtype = torch_dtype(slot.dtype)
-        if start == stop:
-            return torch.empty(0, dtype=dtype)
-        size = DTYPE_BITS[slot.dtype] // 8
-        first = slot.start + start * size
-        view = torch.frombuffer(self._map, dtype=dtype, count=stop - start, offset=first)
-        page_in(view, MADV_POPULATE_WRITE)
-        return view
+        _write(self._fd, memory(data), slot.start + start * DTYPE_BITS[slot.dtype] // 8)
 
     def written(self, count: int) -> None:
         """Say that `count` more bytes are final: the disk starts on them while the next are computed."""
@@ -199,7 +218,6 @@ class ShardFile:
         """Bring everything written to the disk."""
         if self._syncing is not None:
             self._syncing.result()
-        self._map.flush()
         os.fsync(self._fd)
 
     def close(self) -> None:
@@ -243,8 +261,14 @@ def locked(lock: Path, target: Path) -> int:
         os.close(fd)
 
 
+def _write(fd: int, data: memoryview, at: int) -> None:
+    while data:
+        count = os.pwrite(fd, data, at)
+        data, at = data[count:], at + count
+
+
 def _reserve(fd: int, size_bytes: int) -> None:
-    """Give the file its size and, where the file system can, its blocks: a map must not run out of disk."""
+    """Give the file its size and, where the file system can, its blocks: a disk that is too small says so at once."""
     try:
         os.posix_fallocate(fd, 0, size_bytes)
     except (AttributeError, OSError) as error:

@@ -81,7 +81,7 @@ def export(
             with out.shard(plan) as shard:
                 for layer, factors in adapted.items():
                     for key, tensor in zip(layer.keys, layer.adapter(factors)):
-                        shard.chunk(key, 0, tensor.numel()).copy_(tensor.reshape(-1))
+                        shard.write(key, 0, tensor.contiguous())
             out.write(CONFIG, (json.dumps(_config(ranks, scale, base_model), indent=2) + "\n").encode())
             out.commit()
     return Exported(ranks, tuple(left))

@@ -8,6 +8,7 @@ from pa_fast.checkpoint.pairing import check_configs
 from pa_fast.checkpoint.reader import Checkpoint
 from pa_fast.checkpoint.source import resolve
 from pa_fast.checkpoint.streaming import DTYPES, check_dtype
+from pa_fast.checkpoint.vocabulary import compare_vocabularies
 from pa_fast.engines.loading import load_pair
 from pa_fast.live import encoding
 from pa_fast.live.opening import Description
@@ -48,6 +49,7 @@ def encode(
     check_dtype(dtype)
     with Checkpoint.open(resolve(base)) as b, Checkpoint.open(resolve(instruct)) as i:
         check_configs(b, i, tying=False)
+        compare_vocabularies(b.folder, i.folder)
         loaded = load_pair(b, i, getattr(torch, dtype) if dtype in DTYPES else None)
         return encoding.encode(
             out,

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from pa_fast.checkpoint.header import FLOATS
 from pa_fast.checkpoint.reader import Checkpoint, torch_dtype
+from pa_fast.checkpoint.rows import may_be_extended, vocabulary_sizes
 from pa_fast.engines import layout
 from pa_fast.engines.origins import trace
 from pa_fast.errors import EngineError, PairError, first_line
@@ -53,6 +54,8 @@ def load_pair(
     dtype: torch.dtype | None,
     sharding: Mapping[str, Any] | None = None,
     apart: Container[str] = (),
+    *,
+    extra_rows: bool = False,
 ) -> Loaded:
     """Load both sides through transformers and pair them by the names of the modules.
 
@@ -61,10 +64,13 @@ def load_pair(
         dtype: live dtype of all float tensors; None: the dtype that each has in the instruct files.
         sharding: what `from_pretrained` takes to split a model over processes.
         apart: names that need storage of their own, however the models tie them.
+        extra_rows: keep vocabulary rows that one side alone has, as they are; else they are refused.
 
     Raises:
         EngineError: transformers cannot load a side completely, does not know the architecture, or cannot split it.
         PairError: the two modules have different tensors, or split them differently.
+
+    Cost: see `Loaded`; tensors with extra rows cost a copy of the shorter side.
     """
     files = {side: _file_dtypes(checkpoint) for side, checkpoint in (("base", base), ("instruct", instruct))}
     source_b = _from_pretrained(base, _exact(files["base"]), sharding)
@@ -82,6 +88,7 @@ def load_pair(
     _check_derived(reference, module)
     # `module` may be the very model that holds the sources: keep the memory, its parameters will point elsewhere.
     sources = {side: {name: tensor.detach().contiguous() for name, tensor in tensors.items()} for side, tensors in named.items()}
+    _grow(module, sources, (base.config, instruct.config), extra_rows and not sharding)
     untied = _untie(module, named, apart)
     live = _tensors(module)
     return Loaded(
@@ -104,11 +111,17 @@ def one_side(checkpoint: Checkpoint) -> PreTrainedModel:
     return _from_pretrained(checkpoint, _exact(_file_dtypes(checkpoint)), None)
 
 
-def base_tensors(folder: Path, live: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The base tensors of `live`, read once more from the checkpoint at `folder`."""
-    with Checkpoint.open(folder) as checkpoint:
-        named = _tensors(one_side(checkpoint))
-    return {name: named[name].detach().contiguous() for name in live}
+def base_tensors(base: Path, instruct: Path, live: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The base tensors of `live`, read once more from the checkpoints; rows that base lacks are instruct's."""
+    with Checkpoint.open(base) as b, Checkpoint.open(instruct) as i:
+        named = {name: tensor.detach().contiguous() for name, tensor in _tensors(one_side(b)).items()}
+        if all(named[name].shape == tensor.shape for name, tensor in live.items()):
+            return named
+        longer = _tensors(one_side(i))
+        return {
+            name: named[name] if named[name].shape == w.shape else _with_rows(named[name], longer[name])
+            for name, w in live.items()
+        }
 
 
 def allocate(loaded: Loaded, device: torch.device) -> None:
@@ -211,6 +224,51 @@ def _check_derived(reference: PreTrainedModel, module: PreTrainedModel) -> None:
                 f"derived buffer `{name}` differs between the base and the instruct model",
                 "a configuration value that shapes the function differs; compare the two config.json",
             )
+
+
+def _grow(module: PreTrainedModel, sources: dict[str, dict[str, torch.Tensor]], configs: tuple[Any, Any], allowed: bool) -> None:
+    """Give both sides and `module` every vocabulary row that either side has; a row that a side lacks is the other's.
+
+    Raises:
+        PairError: shapes differ in anything else, or such rows are not `allowed`.
+    """
+    import torch
+
+    sizes = vocabulary_sizes(configs[0]), vocabulary_sizes(configs[1])
+    joined: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor, torch.nn.Parameter]] = {}
+    for name, b in sources["base"].items():
+        i = sources["instruct"][name]
+        if b.shape == i.shape:
+            continue
+        if not allowed or not may_be_extended(tuple(b.shape), tuple(i.shape), sizes):
+            raise PairError(
+                f"`{name}` has shape {list(b.shape)} in the base and {list(i.shape)} in the instruct model",
+                "vocabulary rows of one side are kept by merge, and by load and sweep on one process; not in deltas",
+            )
+        owner, leaf = module.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]
+        key = (b.data_ptr(), i.data_ptr())  # tied tensors stay tied
+        if key not in joined:
+            longer = b if len(b) > len(i) else i
+            fresh = torch.nn.Parameter(torch.empty(longer.shape, dtype=getattr(owner, leaf).dtype), requires_grad=False)
+            joined[key] = _with_rows(b, longer), _with_rows(i, longer), fresh
+        sources["base"][name], sources["instruct"][name], fresh = joined[key]
+        setattr(owner, leaf, fresh)
+        for count in ("num_embeddings", "out_features"):
+            if getattr(owner, count, None) == len(i):
+                setattr(owner, count, len(fresh))
+        for config in (module.config, module.config.get_text_config()):
+            if getattr(config, "vocab_size", None) == len(i):
+                config.vocab_size = len(fresh)
+
+
+def _with_rows(own: torch.Tensor, longer: torch.Tensor) -> torch.Tensor:
+    """`own`, with the rows of `longer` that it lacks; in fp32 where the two dtypes differ, which holds both."""
+    import torch
+
+    if own is longer:
+        return own
+    dtype = own.dtype if own.dtype == longer.dtype else torch.float32
+    return torch.cat([own.to(dtype), longer[len(own) :].to(dtype)])
 
 
 def _untie(module: PreTrainedModel, named: dict[str, dict[str, torch.Tensor]], apart: Container[str]) -> list[str]:

@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from pa_fast.base import Continuation, Generation
 from pa_fast.checkpoint.config import HARMLESS
+from pa_fast.checkpoint.guard import Guard
 from pa_fast.checkpoint.pairing import check_configs
 from pa_fast.checkpoint.reader import Checkpoint, torch_dtype
+from pa_fast.checkpoint.rows import check_vocabulary, extended
 from pa_fast.checkpoint.source import resolve
 from pa_fast.checkpoint.streaming import DTYPES
-from pa_fast.checkpoint.vocabulary import compare_vocabularies
+from pa_fast.checkpoint.untrained import untrained_rows
 from pa_fast.engines import endpoints, scoring
 from pa_fast.engines.attached_weights import attached, divertible
 from pa_fast.engines.inventory import Inventory
@@ -155,6 +157,7 @@ def load(
     endpoint_check: bool = True,
     allow_nonfinite: bool = False,
     shared_prefix: bool = True,
+    extra_rows: str = "instruct",
     ranks: Ranks | Alone = ALONE,
 ) -> LambdaModel:
     """Load two checkpoints as one transformers model at λ = 0.
@@ -178,17 +181,19 @@ def load(
             a lossy store, and of a delta, λ = 0 alone; of a side that is rounded stochastically, neither.
         allow_nonfinite: let NaN and infinity in the weights pass.
         shared_prefix: compute tokens that requests begin alike with once per call, where the architecture allows it.
+        extra_rows: vocabulary rows that one side alone has are kept as they are at every λ (`instruct`), or refused (`refuse`).
         ranks: the processes to split the model over; for `pa_fast.engines.tensor_parallel.load`, which sees to the rest.
 
     Cost: on CPU the sources stay memory maps of the files, so memory is one live copy and page cache; tensors that
-    transformers converts while loading (fused experts) cost copies. Each file is read once, plus the check's four
-    short forward passes.
+    transformers converts while loading (fused experts) cost copies. Each file comes from the disk once; from the page
+    cache the base is read five times and instruct three, and the check makes four short forward passes.
 
     Raises:
-        CheckpointError, PairError, DataError: the folders cannot be read or do not pair.
+        CheckpointError, PairError, DataError: the folders cannot be read or do not pair, or a file changes meanwhile; a
+            later switch raises DataError where a file that is still mapped changed since.
         EngineError: transformers cannot load a side, or the endpoint check failed.
-        UsageError: unknown device, dtype, store, rounding or residency, stochastic rounding of tensors that are converted or
-            split, or a rule that does not fit the checkpoint's names.
+        UsageError: unknown device, dtype, store, rounding, residency or policy of extra rows, stochastic rounding of tensors that
+            are converted or split, or a rule that does not fit the checkpoint's names.
     """
     import torch
 
@@ -222,9 +227,11 @@ def load(
     other = base if instruct is None else instruct  # base stands on both sides where a delta does for instruct
     with ranks.step("loading"), Checkpoint.open(resolve(base)) as b, Checkpoint.open(resolve(other)) as i:
         check_configs(b, i, tying=False)
-        notes = compare_vocabularies(b.folder, i.folder)
+        rows = extended(b.tensors, i.tensors, b.config, i.config)
+        notes = check_vocabulary(b, i, rows, extra_rows) + (untrained_rows(b, i) if about is None else ())
         wanted = None if dtype == "auto" else getattr(torch, dtype)
-        loaded = load_pair(b, i, wanted if about is None else _only(about), sharding, () if about is None else about.tensors)
+        apart = () if about is None else about.tensors
+        loaded = load_pair(b, i, wanted if about is None else _only(about), sharding, apart, extra_rows=bool(rows))
         traced = trace(loaded.module, [*b.tensors, *i.tensors])
         held_as: planner.Plan | None = None
         if about is None and not aside:
@@ -232,6 +239,8 @@ def load(
             held_as = planner.plan(_sizes(loaded), exact, residency, planner.Room.of(where), allocated=False)
             said = held_as.store.describe()
             loaded.notes.append(f"the delta is held {held_as.describe()}")
+        guard = Guard(b, i)
+        guard.check_names()
         chosen = _tokenizer(resolve(tokenizer) if tokenizer is not None else i.folder)
         identity = {
             "engine": "transformers",
@@ -248,6 +257,7 @@ def load(
         }
     with ranks.step("allocating"):
         allocate(loaded, where)
+        guard.check()
     if how.drawn:
         traced.check_elementwise({name: tensor for name, tensor in loaded.live.items() if tensor.is_floating_point()})
     ids = endpoints.prompts(_vocabulary(loaded.module, loaded.reference), where)
@@ -255,6 +265,7 @@ def load(
     stops = _stop_tokens(chosen, loaded.reference, loaded.module)
     del loaded.reference
     with ranks.step("binding"):
+        guard.check()
         diverted = divertible(held, loaded.module) if aside else None
         weights: Any
         if delta is None:
@@ -262,19 +273,22 @@ def load(
             weights = LiveWeights.bind(
                 loaded.live, *sides, diverted or held_as or held, how.mode,
                 seed=how.seed, via=loaded.via, allow_nonfinite=allow_nonfinite, origins=traced.names,
-                reread=lambda: base_tensors(resolve(base), loaded.live),
+                reread=lambda: base_tensors(resolve(base), resolve(other), loaded.live),
             )  # fmt: skip
         else:
             put_aside = diverted.put_aside if diverted else None
             weights = LiveWeights.open(
                 loaded.live, loaded.base, delta, allow_nonfinite=allow_nonfinite, divert=put_aside, origins=traced.names
             )
+        if weights.memory().mapped_bytes:
+            weights.before_reading = guard.check
         if diverted is not None:
             weights = attached(loaded.module, weights, diverted.factors)
     identity["lossless"] = weights.lossless
     if delta is not None or not weights.lossless:
         expected.pop("instruct", None)
     for side in list(expected) if how.drawn else ():
+        guard.check()
         if endpoints.is_drawn(loaded, side):
             expected.pop(side)
             loaded.notes.append(f"the {side} model is rounded stochastically: its logits were not compared with it as loaded")

@@ -53,6 +53,8 @@ class LiveWeights:
         exact: whether W(λ) is, bit for bit, the contract between base and the delta's own end.
         lossless: whether that end is the instruct model.
         plan: why the delta is held as it is, or None where it came from a file.
+        before_reading: called before the sources may be read, if whoever made these weights sets it: it raises where they
+            are not what they were.
     """
 
     def __init__(
@@ -87,6 +89,7 @@ class LiveWeights:
         self.followed: LambdaRule | None = None
         self.lam: float | None = None
         self.rule: LambdaRule | None = None
+        self.before_reading: Callable[[], None] | None = None
         self.store, self.exact, self.lossless = store, exact, lossless
         self.set_lambda(0.0)
 
@@ -177,18 +180,22 @@ class LiveWeights:
         """
         if not isinstance(delta, DeltaFile):
             with DeltaFile.open(delta) as file:
-                return cls.open(live, base, file, allow_nonfinite=allow_nonfinite, divert=divert)
+                return cls.open(live, base, file, allow_nonfinite=allow_nonfinite, divert=divert, origins=origins)
         made = [opening.fed(binding, delta) for binding in bindings(live, {"base": base}, {})]
         opening.check_names(made, delta)
         floats = [binding for binding in made if binding.live.dtype in LIVE_DTYPES]
         opening.check_base(floats, delta)
         entries = [delta.entry(opening.own_name(binding, delta), binding.live.device) for binding in floats]
         if not allow_nonfinite:
-            for binding, entry in zip(floats, entries):
-                check_finite("base", binding.name, binding.base)
-                for part, tensor in parts(entry).items():
-                    if tensor.dtype in LIVE_DTYPES:
-                        check_finite(f"{delta.path}: {part} of", binding.name, tensor)
+            check_finite(
+                read
+                for binding, entry in zip(floats, entries)
+                for read in (
+                    ("base", binding.name, binding.base),
+                    *((f"{delta.path}: {part} of", binding.name, tensor) for part, tensor in parts(entry).items()),
+                )
+                if read[2].dtype in LIVE_DTYPES
+            )
         about = delta.about
         if divert is not None:
             entries = [divert(binding.name, binding.base, entry) for binding, entry in zip(floats, entries)]
@@ -418,6 +425,7 @@ class LiveWeights:
     def close(self) -> None:
         """Let go of the sources. The live tensors keep the λ they have; nothing else can be asked any more."""
         self._store = None
+        self.before_reading = None
         self._bindings, self._floats, self._fixed, self._watched = [], [], [], []
 
     def __enter__(self) -> LiveWeights:
@@ -437,6 +445,8 @@ class LiveWeights:
     def _open(self) -> Mixed:
         if self._store is None:
             raise WeightsError("these live weights are closed", "bind them again")
+        if self.before_reading is not None:
+            self.before_reading()
         return self._store
 
     def _check_pointers(self) -> None:

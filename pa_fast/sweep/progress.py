@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 class Progress(Protocol):
     """What the driver tells, in this order: `begin`, then per λ `switched`, per evaluator `evaluating` and
-    `recorded` (the point is durable by then), and `end` whatever happened."""
+    `recorded` (the point is durable by then), and `end` whatever happened. Before all of it, whoever loads the model tells
+    what is worth knowing of it: `noted`."""
+
+    def noted(self, note: str) -> None: ...
 
     def begin(self, points: int, finished: int) -> None:
         """The sweep has `points` points, of which `finished` were finished by earlier runs."""
@@ -34,6 +37,8 @@ class Progress(Protocol):
 
 class Silent:
     """Shows nothing."""
+
+    def noted(self, note: str) -> None: ...
 
     def begin(self, points: int, finished: int) -> None: ...
 
@@ -56,6 +61,9 @@ class TerminalProgress:
         self._bar: Bar | None = None
         self._points = self._done = self._done_before = 0
         self._started_s = 0.0
+
+    def noted(self, note: str) -> None:
+        self._console.print(f"note: {note}", markup=False, soft_wrap=True)
 
     def begin(self, points: int, finished: int) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn

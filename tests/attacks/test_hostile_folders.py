@@ -107,6 +107,10 @@ def test_quantised_by_its_configuration(sharded: Path, config: dict[str, Any], k
         ("q_proj.weight", torch.zeros(2, dtype=torch.uint8), "integer codes"),
         ("q_proj.weight.quant_map", torch.zeros(2), "bitsandbytes 4-bit"),
         ("q_proj.SCB", torch.zeros(2), "bitsandbytes 8-bit"),
+        ("q_proj.weight_packed", torch.zeros(2, dtype=torch.int32), "compressed-tensors"),
+        ("mlp.experts.gate_up_proj_blocks", torch.zeros(2, dtype=torch.uint8), "mxfp4"),
+        ("q_proj.W_q", torch.zeros(2, dtype=torch.uint8), "HQQ"),
+        ("q_proj.codebooks", torch.zeros(2), "AQLM"),
     ],
 )
 def test_quantised_by_its_tensors(tmp_path: Path, name: str, tensor: torch.Tensor, kind: str) -> None:

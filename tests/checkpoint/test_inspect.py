@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from pa_fast.checkpoint.inspect import inspect
+from pa_fast.checkpoint.reader import WeightFile
 from pa_fast.errors import CheckpointError
-from tests.checkpoint.pairs import SHAPES, write_pair
+from tests.checkpoint.pairs import CONFIG, SHAPES, random_tensors, write_checkpoint, write_pair
 
 
 def test_report(tmp_path: Path) -> None:
@@ -24,7 +25,7 @@ def test_report(tmp_path: Path) -> None:
     assert (found.base.bytes, found.instruct.bytes) == (4 * parameters, 2 * parameters)
     assert (found.base.shards, found.instruct.shards) == (2, 3)
     assert found.base.dtypes == {"F32": len(SHAPES)} and found.live_dtypes == {"BF16": len(SHAPES)}
-    assert found.base.quick_fingerprint != found.instruct.quick_fingerprint
+    assert found.base.quick_fingerprint is None and found.measured is None, "those cost reads of weights"
     assert "token ids were not compared" in found.notes[-1]
     assert json.loads(found.to_json())["instruct"]["bytes"] == 2 * parameters
 
@@ -36,6 +37,33 @@ def test_it_loads_no_torch(tmp_path: Path) -> None:
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
     assert done.stdout.strip() == "set()", done.stderr
+
+
+def test_it_reads_no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pair = write_pair(tmp_path)
+
+    def read(*_: object) -> None:
+        raise AssertionError("weights were read")
+
+    monkeypatch.setattr(WeightFile, "sample", read)
+    monkeypatch.setattr(WeightFile, "view", read)
+    assert inspect(*pair).tensors == len(SHAPES)
+    with pytest.raises(AssertionError, match="weights were read"):
+        inspect(*pair, sample=True)
+
+
+def test_a_head_tied_on_one_side_and_extra_rows(tmp_path: Path) -> None:
+    base, instruct = random_tensors(torch.bfloat16), random_tensors(torch.bfloat16)
+    instruct["model.embed_tokens.weight"] = torch.ones(48, 16).bfloat16()
+    instruct["lm_head.weight"] = torch.ones(48, 16).bfloat16()
+    tokenizer = {"model": {"vocab": {"a": 0}}}
+    left = write_checkpoint(tmp_path / "b", base, config={**CONFIG, "tie_word_embeddings": True}, tokenizer=tokenizer)
+    right = write_checkpoint(tmp_path / "i", instruct, config={**CONFIG, "vocab_size": 48}, tokenizer=tokenizer)
+    found = inspect(left, right, full=True)
+    assert found.tied is False and found.tensors == len(SHAPES) + 1
+    assert found.parameters == sum(t.numel() for t in instruct.values())
+    assert found.measured and {p.name: p.parameters for p in found.measured.tensors}["lm_head.weight"] == 640, "common rows"
+    assert [note for note in found.notes if "rows 40 to 47" in note and "lm_head.weight" in note]
 
 
 def test_a_path_that_does_not_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -91,8 +91,20 @@ def test_shards_are_cut_and_indexed(tmp_path: Path) -> None:
             assert len(held) == 1 or sum(info.nbytes for info in held) <= 600
 
 
+def test_shards_are_cut_as_the_bases_are(tmp_path: Path) -> None:
+    base, instruct = write_pair(tmp_path, FP32, BF16, shards=(3, 2))
+    merge(base, instruct, 0.5, tmp_path / "out")
+    cut: list[dict[str, set[str]]] = []
+    for folder in (base, tmp_path / "out"):
+        with Checkpoint.open(folder) as found:
+            cut.append({})
+            for name, info in found.tensors.items():
+                cut[-1].setdefault(info.file.name, set()).add(name)
+    assert cut[0] == cut[1] and len(cut[0]) == 3
+
+
 def test_one_shard_has_no_index(tmp_path: Path) -> None:
-    merge(*write_pair(tmp_path, shards=(2, 3)), 0.5, tmp_path / "out")
+    merge(*write_pair(tmp_path, shards=(2, 3)), 0.5, tmp_path / "out", max_shard_size="5GB")
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "README.md", "config.json", "model.safetensors", "pa_fast.json",
     }  # fmt: skip

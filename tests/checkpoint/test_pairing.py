@@ -11,8 +11,11 @@ import torch
 from pa_fast.checkpoint.config import differences
 from pa_fast.checkpoint.pairing import Pair, pair
 from pa_fast.checkpoint.reader import Checkpoint
-from pa_fast.errors import PairError
-from tests.checkpoint.pairs import CONFIG, random_tensors, write_checkpoint
+from pa_fast.errors import PairError, UsageError
+from tests.checkpoint.pairs import CONFIG, SHAPES, random_tensors, same_bits, write_checkpoint
+
+SIDES = ("base", "instruct")
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 LLAMA3_ROPE = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 
@@ -21,6 +24,17 @@ def paired(root: Path, base: dict[str, torch.Tensor], instruct: dict[str, torch.
     left = write_checkpoint(root / "base", base, config={**CONFIG, **configs.get("base", {})})
     right = write_checkpoint(root / "instruct", instruct, shards=2, config={**CONFIG, **configs.get("instruct", {})})
     return pair(Checkpoint.open(left), Checkpoint.open(right))
+
+
+def with_rows(root: Path, base: int, instruct: int, extra_rows: str = "instruct", tokens: Any = ({"a": 0}, {"a": 0})) -> Pair:
+    """A pair of as many vocabulary rows; base is fp32 and instruct bf16."""
+    folders = []
+    for side, rows, dtype, vocabulary in zip(SIDES, (base, instruct), (torch.float32, torch.bfloat16), tokens):
+        generator = torch.Generator().manual_seed(rows)
+        tensors = random_tensors(dtype) | {EMBEDDING: torch.randn(rows, 16, generator=generator).to(dtype)}
+        tokenizer = None if vocabulary is None else {"model": {"vocab": vocabulary}}
+        folders.append(write_checkpoint(root / side, tensors, config={**CONFIG, "vocab_size": rows}, tokenizer=tokenizer))
+    return pair(Checkpoint.open(folders[0]), Checkpoint.open(folders[1]), extra_rows)
 
 
 def test_pairs_by_name_whatever_the_shards(tmp_path: Path) -> None:
@@ -32,7 +46,7 @@ def test_pairs_by_name_whatever_the_shards(tmp_path: Path) -> None:
     ), "names follow instruct's files, so that it is read in order"
 
 
-@pytest.mark.parametrize("side", ["base", "instruct"])
+@pytest.mark.parametrize("side", SIDES)
 def test_a_name_on_one_side_only(tmp_path: Path, side: str) -> None:
     both = {"base": random_tensors(torch.bfloat16), "instruct": random_tensors(torch.bfloat16)}
     both[side]["model.extra.weight"] = torch.zeros(2)
@@ -40,18 +54,79 @@ def test_a_name_on_one_side_only(tmp_path: Path, side: str) -> None:
         paired(tmp_path, both["base"], both["instruct"])
 
 
-def test_a_head_tied_on_one_side_only(tmp_path: Path) -> None:
-    tensors = random_tensors(torch.bfloat16)
-    with pytest.raises(PairError, match="output head is stored on one side only"):
-        paired(tmp_path, tensors, tensors | {"lm_head.weight": torch.zeros(40, 16)})
+@pytest.mark.parametrize("side", SIDES)
+def test_a_head_tied_on_one_side_only_is_that_sides_embedding(tmp_path: Path, side: str) -> None:
+    both = {s: random_tensors(torch.bfloat16, seed) for seed, s in enumerate(SIDES)}
+    both["base" if side == "instruct" else "instruct"][HEAD] = torch.ones(40, 16).bfloat16()
+    found = paired(tmp_path, both["base"], both["instruct"], **{side: {"tie_word_embeddings": True}})
+    assert set(found.names) == {*SHAPES, HEAD} and found.stored(side, HEAD).name == EMBEDDING
+    assert torch.equal(found.chunk(side, HEAD, 3, 50), both[side][EMBEDDING].view(-1)[3:50])
+    assert f"`{HEAD}` is tied in {side} only: the merge has a head of its own" in found.notes
 
 
-def test_extra_vocabulary_rows(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("ties", "lacks", "message"),
+    [
+        ((False, False), "base", "lacks `lm_head.weight`, and its config.json does not tie it"),
+        ((True, True), "base", "stores `lm_head.weight`, but its config.json ties the head"),
+        ((True, False), "nobody", r"config.json changes the model: `tie_word_embeddings` is `True` in base"),
+    ],
+)
+def test_a_tie_that_contradicts_the_files(tmp_path: Path, ties: tuple[bool, bool], lacks: str, message: str) -> None:
+    head = {HEAD: torch.zeros(40, 16).bfloat16()}
+    base = random_tensors(torch.bfloat16) | ({} if lacks == "base" else head)
+    sides = {side: {"tie_word_embeddings": tie} for side, tie in zip(SIDES, ties)}
+    with pytest.raises(PairError, match=message):
+        paired(tmp_path, base, random_tensors(torch.bfloat16) | head, **sides)
+
+
+def test_a_tied_head_whose_embedding_cannot_be_told(tmp_path: Path) -> None:
+    tensors = random_tensors(torch.bfloat16) | {"another.weight": torch.zeros(40, 16).bfloat16()}
+    with pytest.raises(PairError, match=r"expected one embedding of shape \[40, 16\], found `another.weight`, `model.embed"):
+        paired(tmp_path, tensors, tensors | {HEAD: torch.zeros(40, 16).bfloat16()}, base={"tie_word_embeddings": True})
+
+
+@pytest.mark.parametrize("rows", [(40, 48), (48, 40)])
+def test_extra_vocabulary_rows_are_kept(tmp_path: Path, rows: tuple[int, int]) -> None:
+    found = with_rows(tmp_path, *rows)
+    longer, shorter = ("base", "instruct") if rows[0] > rows[1] else ("instruct", "base")
+    assert found.shapes[EMBEDDING] == (48, 16)
+    assert f"rows 40 to 47 of `{EMBEDDING}`: in {longer} only, kept as they are at every λ" in found.notes
+    whole = found.chunk(longer, EMBEDDING, 0, 48 * 16)
+    assert same_bits(found.checkpoint(longer).tensor(EMBEDDING).view(-1), whole)
+    own = found.checkpoint(shorter).tensor(EMBEDDING).view(-1).float()
+    for start, stop in ((0, 640), (0, 768), (600, 700), (640, 641), (700, 768), (640, 640)):
+        expected = torch.cat([own, whole[640:].float()])[start:stop]
+        assert torch.equal(found.chunk(shorter, EMBEDDING, start, stop).float(), expected), (start, stop)
+        part = found.own_part(shorter, EMBEDDING, start, found.chunk(shorter, EMBEDDING, start, stop))
+        assert torch.equal(part.float(), own[start:stop])
+
+
+def test_extra_vocabulary_rows_are_refused_when_asked(tmp_path: Path) -> None:
+    with pytest.raises(PairError, match=r"embed_tokens.weight`: 40 vocabulary rows in base and 48 in instruct, expected as"):
+        with_rows(tmp_path, 40, 48, extra_rows="refuse")
+    with pytest.raises(UsageError, match=r"extra rows `drop`: expected instruct or refuse"):
+        with_rows(tmp_path / "more", 40, 40, extra_rows="drop")
+
+
+def test_extra_rows_need_token_ids_that_can_be_compared(tmp_path: Path) -> None:
+    with pytest.raises(PairError, match=r"no tokenizer.json in .*instruct: .* ids cannot be compared"):
+        with_rows(tmp_path, 40, 48, tokens=({"a": 0}, None))
+
+
+def test_a_shifted_vocabulary_is_refused(tmp_path: Path) -> None:
+    base = {"<unk>": 0, "<s>": 1, "</s>": 2, "<0x00>": 3, "a": 4}
+    instruct = {"<unk>": 0, "<s>": 1, "</s>": 2, "[INST]": 3, "[/INST]": 4, "<0x00>": 5, "a": 6}
+    with pytest.raises(PairError, match=r"2 tokens have different ids: `<0x00>` is id 3 in base and 5 in instruct"):
+        with_rows(tmp_path, 40, 48, tokens=(base, instruct))
+
+
+def test_rows_that_no_config_states_are_another_shape(tmp_path: Path) -> None:
     tensors = random_tensors(torch.bfloat16)
-    more = tensors | {"model.embed_tokens.weight": torch.zeros(48, 16, dtype=torch.bfloat16)}
+    more = tensors | {EMBEDDING: torch.zeros(48, 16, dtype=torch.bfloat16)}
     with pytest.raises(PairError, match=r"embed_tokens.weight`: shape \[40, 16\] in base and \[48, 16\] in instruct") as error:
-        paired(tmp_path, tensors, more, instruct={"vocab_size": 48})
-    assert "vocabulary rows" in str(error.value.hint)
+        paired(tmp_path, tensors, more)
+    assert "vocab_size" in str(error.value.hint)
 
 
 def test_mixed_floats_pair_and_other_mixes_do_not(tmp_path: Path) -> None:

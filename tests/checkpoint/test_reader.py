@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import mmap
 import os
@@ -52,12 +53,12 @@ def test_shards_are_read_through_the_index(tmp_path: Path) -> None:
         assert all(same_bits(found.tensor(name), tensor) for name, tensor in tensors.items())
 
 
-def test_a_chunk_is_a_view_where_the_file_aligns_it(tmp_path: Path) -> None:
+def test_a_chunk_is_read_into_the_memory_that_is_given(tmp_path: Path) -> None:
     with Checkpoint.open(write_checkpoint(tmp_path / "c", random_tensors(torch.bfloat16))) as found:
         whole = found.tensor("a.odd").reshape(-1)
-        part = found.chunk("a.odd", 5, 9)
-        assert part.data_ptr() == whole.data_ptr() + 10
-        assert torch.equal(part, whole[5:9])
+        out = torch.empty(4, dtype=torch.bfloat16)
+        part = found.chunk("a.odd", 5, 9, out)
+        assert part is out and torch.equal(part, whole[5:9]) and torch.equal(found.chunk("a.odd", 5, 9), part)
 
 
 def test_misaligned_data_are_copied_to_an_aligned_place(tmp_path: Path) -> None:
@@ -99,10 +100,27 @@ def test_bytes_that_are_gone_are_refused_before_they_are_touched(tmp_path: Path,
         pytest.skip("needs a kernel with MADV_POPULATE_READ")
     folder = write_checkpoint(tmp_path / "c", {"a": torch.randn(100_000)})
     with Checkpoint.open(folder) as found:
-        found.chunk("a", 0, 1)
+        found.tensor("a")
         monkeypatch.setattr(reader.WeightFile, "check", lambda self: os.truncate(self.path, 5000))
         with pytest.raises(DataError, match=r"model.safetensors: bytes \d+ to \d+ cannot be read"):
             found.tensor("a")
+
+
+def test_reading_a_file_that_shrinks_or_fails_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_checkpoint(tmp_path / "c", {"a": torch.randn(100_000)})
+    with Checkpoint.open(folder) as found:
+        os.truncate(folder / "model.safetensors", 5000)
+        with pytest.raises(DataError, match=r"model.safetensors: the file changed .* 5000 bytes, expected"):
+            found.chunk("a", 0, 100_000)
+
+        def fail(*_: object) -> int:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+        monkeypatch.setattr(os, "preadv", fail)
+        with pytest.raises(DataError, match=r"model.safetensors: bytes from \d+ cannot be read: Input/output error"):
+            found.chunk("a", 0, 100_000)
+        with pytest.raises(DataError, match="cannot be read"):
+            found.quick_fingerprint()
 
 
 def test_a_file_that_is_written_to_is_refused(tmp_path: Path) -> None:

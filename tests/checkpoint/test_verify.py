@@ -17,7 +17,7 @@ from tests.checkpoint.pairs import load_folder, random_tensors, write_checkpoint
 
 @pytest.fixture
 def merged(tmp_path: Path) -> tuple[Path, Path, Path]:
-    pair = write_pair(tmp_path, shards=(2, 1))
+    pair = write_pair(tmp_path, shards=(1, 2))
     merge(*pair, "0.3", tmp_path / "out")
     return tmp_path / "out", *pair
 

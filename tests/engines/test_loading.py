@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import os
 import pathlib
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 import pa_fast
 from pa_fast.engines import endpoints, loading
-from pa_fast.errors import EngineError, PairError, UsageError
+from pa_fast.errors import DataError, EngineError, PairError, UsageError
 from tests.engines.architectures import write_model, write_pair
 from tests.engines.test_architectures import assert_same_bits, reload
 
@@ -139,8 +142,8 @@ def test_wrong_pairing_is_caught_by_the_endpoint_check(tmp_path: pathlib.Path, m
     base, instruct = write_pair(tmp_path, "llama")
     load_pair = loading.load_pair
 
-    def crossed(*args: object) -> loading.Loaded:
-        loaded = load_pair(*args)  # type: ignore[arg-type]
+    def crossed(*args: object, **options: object) -> loading.Loaded:
+        loaded = load_pair(*args, **options)  # type: ignore[arg-type]
         inside = loaded.instruct["model.layers.0.input_layernorm.weight"]
         loaded.instruct["model.layers.0.input_layernorm.weight"] = loaded.instruct["model.layers.1.input_layernorm.weight"]
         loaded.instruct["model.layers.1.input_layernorm.weight"] = inside
@@ -253,3 +256,63 @@ def test_fp32_pairs_survive_being_looked_at(tmp_path: pathlib.Path) -> None:
         assert lm.weights.effective_lambda() == pytest.approx(lam, abs=1e-4)
         assert lm.weights.checksum() == before
     assert_same_bits(lm.model.state_dict(), reload(instruct))
+
+
+@pytest.mark.parametrize("change", [lambda file: os.truncate(file, 5000), lambda file: os.utime(file, ns=(1, 1))])
+def test_a_source_that_changes_after_loading_is_noticed_and_not_a_crash(
+    tmp_path: pathlib.Path, change: Callable[[pathlib.Path], None]
+) -> None:
+    lm = pa_fast.load(*write_pair(tmp_path, "llama"))
+    assert lm.weights.memory().mapped_bytes, "the sources should be maps of the files for this test to mean anything"
+    lm.set_lambda(0.3)
+    change(next(iter((tmp_path / "instruct").glob("*.safetensors"))))
+    for reads in (lambda: lm.set_lambda(0.6), lm.weights.verify, lm.weights.effective_lambda, lm.weights.checksum):
+        with pytest.raises(DataError, match=r"instruct/model.*safetensors: the file changed while it was read"):
+            reads()
+    assert lm.lam == 0.3, "nothing was written"
+    lm.close()
+
+
+def test_a_source_that_is_replaced_while_it_loads_is_noticed(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folders = write_pair(tmp_path, "llama")
+    plain = loading.load_pair
+
+    def replacing(*args: Any, **kwargs: Any) -> Any:
+        file = next(iter(folders[0].glob("*.safetensors")))
+        (tmp_path / "new").write_bytes(file.read_bytes())
+        os.replace(tmp_path / "new", file)
+        return plain(*args, **kwargs)
+
+    monkeypatch.setattr("pa_fast.engines.transformers.load_pair", replacing)
+    with pytest.raises(DataError, match="the file was replaced while it was read"):
+        pa_fast.load(*folders)
+
+
+def test_a_source_may_be_replaced_once_it_is_loaded(tmp_path: pathlib.Path) -> None:
+    lm = pa_fast.load(*write_pair(tmp_path, "llama"))
+    lm.set_lambda(0.3)
+    before = lm.weights.checksum()
+    for file in (tmp_path / "instruct").glob("*.safetensors"):
+        (tmp_path / "new").write_bytes(b"another download")
+        os.replace(tmp_path / "new", file)
+    lm.set_lambda(0.0)
+    lm.set_lambda(0.3)
+    assert lm.weights.checksum() == before and lm.weights.verify()
+
+
+def test_files_are_let_go_of_with_the_model(tmp_path: pathlib.Path) -> None:
+    def held() -> set[str]:
+        return {link for fd in os.listdir("/proc/self/fd") if (link := _link(fd)).startswith(str(tmp_path))}
+
+    lm = pa_fast.load(*write_pair(tmp_path, "llama"))
+    assert held()
+    lm.close()
+    gc.collect()
+    assert not held()
+
+
+def _link(fd: str) -> str:
+    try:
+        return os.readlink(f"/proc/self/fd/{fd}")
+    except OSError:
+        return ""

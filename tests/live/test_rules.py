@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from pa_kernels import reference
 
 import pa_fast
-from pa_fast import LambdaRule
+from pa_fast import LambdaRule, LiveWeights
 from pa_fast.delta.sparse_store import SparseStore
 from pa_fast.errors import UsageError, WeightsError
 from pa_fast.live.binding import as_integers
+from pa_fast.live.encoding import encode
 
 Tensors = dict[str, torch.Tensor]
 NAMES = ("embed.weight", "layers.0.mlp.weight", "layers.1.mlp.weight", "layers.1.norm.weight")
@@ -129,3 +131,13 @@ def test_a_tied_tensor_cannot_have_two() -> None:
     known = pa_fast.LiveWeights.bind(w, b, i, origins={"embed.weight": ["embed.weight"]})
     known.set_lambda(LambdaRule([{"match": "embed.*", "lambda": 0.25}]))
     assert_holds(w, b, i, dict.fromkeys(w, 0.25))
+
+
+def test_a_delta_file_goes_by_checkpoint_names_too(tmp_path: Path) -> None:
+    base = {"w": torch.randn(64), "v": torch.randn(64)}
+    instruct = {name: value + 1 for name, value in base.items()}
+    live = {name: torch.empty_like(value) for name, value in base.items()}
+    encode(tmp_path / "delta", live, base, instruct, "sparse")
+    with LiveWeights.open(live, base, tmp_path / "delta", origins={"w": ("model.w",)}) as weights:
+        weights.set_lambda(LambdaRule([{"match": "model.w", "lambda": 1}], 0))
+        assert torch.equal(live["w"], instruct["w"]) and torch.equal(live["v"], base["v"])

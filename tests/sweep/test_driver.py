@@ -258,6 +258,9 @@ class Told:
     def __init__(self) -> None:
         self.told: list[tuple[Any, ...]] = []
 
+    def noted(self, note: str) -> None:
+        self.told.append(("noted", note))
+
     def begin(self, points: int, finished: int) -> None:
         self.told.append(("begin", points, finished))
 

@@ -1,0 +1,123 @@
+"""What `pa-fast inspect` found, as tables for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from pa_fast.checkpoint.inspect import PairReport
+from pa_fast.checkpoint.place import short_names
+from pa_fast.units import format_bytes, format_count
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from pa_fast.checkpoint.measure import Measured, Part
+
+
+def tables(report: PairReport) -> Iterator[Table]:
+    """The pair; and where weights were measured, its modules, its stores and the fidelity of each λ."""
+    yield _pair(report)
+    if report.measured:
+        yield _modules(report.measured)
+        yield _stores(report.measured)
+        yield _distances(report.measured)
+        if report.measured.total.fidelity:
+            yield _fidelity(report.measured)
+
+
+def _pair(report: PairReport) -> Table:
+    sides = (report.base, report.instruct)
+    table = _table(f"{report.model_type}: these two pair", "", "base", "instruct", numbers=False)
+    table.add_row("folder", *(side.folder for side in sides))
+    table.add_row("weights", *(f"{format_bytes(side.bytes)} in {format_count(side.shards, 'file')}" for side in sides))
+    table.add_row("dtypes", *(_counts(side.dtypes) for side in sides))
+    if report.measured:
+        table.add_row("quick fingerprint", *(str(side.quick_fingerprint) for side in sides))
+    table.add_section()
+    head = "tied head" if report.tied else "own head"
+    table.add_row("merged", f"{report.parameters:,} parameters", f"{_counts(report.live_dtypes)}, {head}")
+    for difference in report.differences:
+        table.add_row("config differs", str(difference), "harmless" if difference.harmless else "")
+    for note in report.notes:
+        table.add_row("note", note)
+    return table
+
+
+def _modules(measured: Measured) -> Table:
+    read = (
+        f"a sample of {measured.total.measured:,} weights" if measured.is_sampled else f"all {measured.total.measured:,} weights"
+    )
+    columns = ("parameters", "‖I − B‖ / ‖B‖", "unchanged", "other sign", "other binade", "|k| median")
+    table = _table(f"how far apart: {read}", "module", *columns)
+    names = short_names((part.name for part in measured.modules), {p.module for p in measured.tensors if p.layer is not None})
+    for part in measured.modules:
+        table.add_row(names[part.name], *_figures(part))
+    table.add_section()
+    table.add_row("all", *_figures(measured.total))
+    return table
+
+
+def _figures(part: Part) -> tuple[str, ...]:
+    norm = "" if part.relative_norm is None else f"{part.relative_norm:.3g}"
+    shares = (part.unchanged, part.sign_crossings, part.binade_crossings)
+    return f"{part.parameters:,}", norm, *(f"{share:.2%}" for share in shares), _median(part.histogram)
+
+
+def _median(histogram: tuple[int, ...]) -> str:
+    """The bucket that holds the median of |k|."""
+    seen, total = 0, sum(histogram)
+    for bucket, count in enumerate(histogram):
+        seen += count
+        if total and 2 * seen >= total:
+            return bucket_name(bucket)
+    return ""
+
+
+def bucket_name(bucket: int) -> str:
+    """The |k| of a histogram's bucket: `0`, `1`, `2–3`, `4–7`, …"""
+    return str(bucket) if bucket < 2 else f"{2 ** (bucket - 1)}–{2**bucket - 1}"
+
+
+def _stores(measured: Measured) -> Table:
+    table = _table("beside the live copy", "store", "bytes", "per parameter")
+    total = measured.total
+    for name, size in vars(total.stores).items():
+        table.add_row(name, format_bytes(size), f"{size / max(total.parameters, 1):.3g}")
+    return table
+
+
+def _distances(measured: Measured) -> Table:
+    table = _table("distance on the grid, weights of equal sign: k = bits(I) − bits(B)", "|k|", "weights", "share")
+    found = measured.total.histogram
+    for bucket, count in enumerate(found):
+        if count:
+            table.add_row(bucket_name(bucket), f"{count:,}", f"{count / sum(found):.2%}")
+    return table
+
+
+def _fidelity(measured: Measured) -> Table:
+    columns = ("effective λ", "weights moved", "lowest module", "highest module")
+    table = _table("λ fidelity", "λ", *columns)
+    names = short_names((part.name for part in measured.modules), {p.module for p in measured.tensors if p.layer is not None})
+    for at, whole in enumerate(measured.total.fidelity):
+        found = [(part.fidelity[at].effective_lambda, names[part.name]) for part in measured.modules]
+        known = sorted((value, name) for value, name in found if value is not None)
+        ends = [f"{value:.4g}  {name}" for value, name in (known[:1] + known[-1:])] or ["", ""]
+        effective = "" if whole.effective_lambda is None else f"{whole.effective_lambda:.4g}"
+        table.add_row(whole.lam, effective, f"{whole.moved:.2%}", *ends)
+    return table
+
+
+def _table(title: str, *columns: str, numbers: bool = True) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
+    for at, column in enumerate(columns):
+        table.add_column(column, justify="right" if at and numbers else "left")
+    return table
+
+
+def _counts(dtypes: dict[str, int]) -> str:
+    return ", ".join(f"{count} × {dtype}" for dtype, count in dtypes.items())
