@@ -42,11 +42,13 @@ def main() -> int:
     if not options.only_time and not tests_pass():
         print("a kernel test failed: no speed is printed", file=sys.stderr)
         return 1
-    rows = time_switches(options.layers)
-    if rows is None:
-        return 1
-    path = save(rows)
-    print(f"\n{path.relative_to(ROOT)}: {len(rows)} rows")
+    for what, timed in (("lerp", lambda: time_switches(options.layers)), ("packed", time_packed)):
+        rows = timed()
+        torch.cuda.empty_cache()
+        if rows is None:
+            return 1
+        path = save(what, rows)
+        print(f"\n{path.relative_to(ROOT)}: {len(rows)} rows")
     return 0
 
 
@@ -108,16 +110,7 @@ def time_switches(layers: int | None) -> list[dict[str, object]] | None:
     contenders["ours as shipped, again"] = (6, lerp.launch_)
     lerp.run_(0.3)
 
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    for round_, (name, (_, run)) in itertools.product(range(ROUNDS + 2), contenders.items()):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        run()
-        end.record()
-        end.synchronize()
-        if round_ >= 2:
-            seconds[name].append(start.elapsed_time(end) / 1000)
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    medians = timed(contenders)
     speed = {name: contenders[name][0] * count / medians[name] for name in contenders}
     # the best 2-read-1-write stream over flat buffers that is known here: torch's add, or our kernel on one tensor
     copy, stream = speed["device copy"], max(speed["flat add, 2 reads 1 write"], speed["ours, one flat tensor"])
@@ -143,7 +136,92 @@ def time_switches(layers: int | None) -> list[dict[str, object]] | None:
     ]
 
 
-def save(rows: list[dict[str, object]]) -> pathlib.Path:
+def time_packed(weights: int = 1 << 31) -> list[dict[str, object]] | None:
+    """Rows of packed switches, of pairs with three sizes of delta (P3, P4); None if a switch had wrong bits."""
+    room = int(torch.cuda.mem_get_info()[0] * 0.8) // 16
+    sizes = [min(weights, room) // 32 // 32768 * 32768] * 32
+    rows = []
+    for relative in (0.017, 0.044, 0.23):
+        found = time_packed_pair(relative, sizes, pinned=relative == 0.017)
+        if found is None:
+            return None
+        rows += found
+    return rows
+
+
+def time_packed_pair(relative: float, sizes: list[int], pinned: bool) -> list[dict[str, object]] | None:
+    """Packed switches of one pair with every launch, beside dense ones of its weights, on the device and from host memory."""
+    from pa_kernels import Lerp, Packed, PackedTensor, packed_triton, reference
+
+    b = torch.empty(sum(sizes), dtype=torch.bfloat16, device="cuda").normal_(0, 0.02)
+    steps = (torch.empty(size, device="cuda").normal_(0, 0.02 * relative) for size in sizes)
+    i = torch.cat([(part.float() + step).bfloat16() for part, step in zip(b.split(sizes), steps)])
+    w = b.clone()
+    out, base, inst = (list(x.split(sizes)) for x in (w, b, i))
+    entries = [entry for x, y in zip(base, inst) if (entry := PackedTensor.encode(x, y)) is not None]
+    assert len(entries) == len(sizes), "exceptions outnumber a tensor"
+    held = sum(entry.nbytes for entry in entries)
+    lerp = Lerp(out, base, inst)
+    lerp.run_(0.3)
+    contenders: dict[str, tuple[int, Callable[[], object]]] = {
+        "device copy": (2 * w.nbytes, lambda: w.copy_(b)),
+        "dense": (3 * w.nbytes, lerp.launch_),
+        "dense, again": (3 * w.nbytes, lerp.launch_),
+    }
+    expected = reference.lerp(b[: 1 << 20].cpu(), i[: 1 << 20].cpu(), 0.3)
+    for launch in packed_triton.CANDIDATES:
+        packed = Packed(out, entries)
+        for group in packed.groups:
+            assert isinstance(group, packed_triton.Group)
+            group.relaunch(launch)
+        w.copy_(b)
+        packed.holds(0.0)
+        for lam in (0.7, 0.3):
+            packed.run_(lam)
+        if packed.wrong() or not torch.equal(w[: 1 << 20].cpu().view(torch.int16), expected.view(torch.int16)):
+            print(f"wrong bits from packed {launch}: no speed is printed", file=sys.stderr)
+            return None
+        # what others write between its rounds changes its sums, not its time
+        contenders[f"packed {entries[0].width}-bit {launch.threads}"] = (2 * w.nbytes + held, packed.launch_)
+    if pinned:
+        part = slice(0, min(1 << 28, w.numel()))
+        there = [side[part].cpu().pin_memory() for side in (b, i)]
+        host = Lerp([w[part]], [there[0]], [there[1]])
+        contenders["pinned copy to the device"] = (there[0].nbytes, lambda: w[part].copy_(there[0], non_blocking=True))
+        contenders["dense from pinned host memory"] = (2 * there[0].nbytes, host.launch_)
+    medians = timed(contenders)
+    rows: list[dict[str, object]] = []
+    for name, (moved, _) in contenders.items():
+        speed, share = moved / medians[name] / 1e9, medians[name] / medians["dense"]
+        print(f"{relative:6g} {name:32} {medians[name] * 1000:9.3f} ms {speed:8.1f} GB/s {share:5.2f} × dense")
+        row = {
+            "what": name,
+            "relative_delta": relative,
+            "weights": sum(sizes),
+            "bytes": moved,
+            "ms": round(medians[name] * 1000, 4),
+        }
+        rows.append(
+            {**row, "gbps": round(speed, 1), "of_dense": round(share, 4), "bytes_per_weight": round(2 + held / sum(sizes), 4)}
+        )
+    return rows
+
+
+def timed(contenders: dict[str, tuple[int, Callable[[], object]]]) -> dict[str, float]:
+    """Median seconds of each, in turn, after two rounds to warm up."""
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for round_, (name, (_, run)) in itertools.product(range(ROUNDS + 2), contenders.items()):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        run()
+        end.record()
+        end.synchronize()
+        if round_ >= 2:
+            seconds[name].append(start.elapsed_time(end) / 1000)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def save(what: str, rows: list[dict[str, object]]) -> pathlib.Path:
     """Write the rows with machine and versions to a dated file."""
     import triton
 
@@ -158,7 +236,7 @@ def save(rows: list[dict[str, object]]) -> pathlib.Path:
         "triton": triton.__version__,
         "commit": said,
     }
-    path = ROOT / "bench" / "results" / f"lerp-{now:%Y%m%d-%H%M%S}.csv"
+    path = ROOT / "bench" / "results" / f"{what}-{now:%Y%m%d-%H%M%S}.csv"
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, [*machine, *rows[0]])

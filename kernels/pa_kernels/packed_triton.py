@@ -283,10 +283,14 @@ class Group:
         self.sums, self.found, self.left = (torch.zeros(len(rows), dtype=torch.int64, device=self.device) for _ in range(3))
         self.wrong = torch.zeros(len(rows), dtype=torch.bool, device=self.device)
         held = [row.entry for row in rows]
-        self.launch = launch or LAUNCHES[held[0].width]
-        self.constants = constants(held[0].dtype, held[0].width, self.launch, torch.version.hip is None)
+        self.relaunch(launch or LAUNCHES[held[0].width])
         operands = (self.tensors, *([getattr(e, part) for e in held] for part in ("codes", "starts", "where", "base", "target")))
         self.tiles = tiles.build(operands, [row.out.numel() for row in rows], PACKED_TILE)
+
+    def relaunch(self, launch: Launch) -> None:
+        """Cut the work so from now on."""
+        self.launch = launch
+        self.constants = constants(self.rows[0].entry.dtype, self.rows[0].entry.width, launch, torch.version.hip is None)
 
     def launch_(self) -> None:
         """Switch from the λ in `olds` to those in `lams`. Touches device memory only, so a CUDA graph can record it."""

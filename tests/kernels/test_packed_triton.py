@@ -42,3 +42,22 @@ def test_a_walk_has_the_bits_of_fresh_merges(dtype: torch.dtype, rel: float, spa
     live[1][-1:].view(torch.int16).add_(1)
     packed.run_(0.5)
     assert packed.wrong() == [1]
+
+
+@pytest.mark.gpu
+def test_a_graph_replays_for_the_lambda_that_its_tables_hold() -> None:
+    b, i = pair(100_000, torch.bfloat16, 0.03)
+    live = b.cuda()
+    entry = PackedTensor.encode(live, i.cuda())
+    assert entry is not None and torch.equal(entry.codes.cpu(), PackedTensor.encode(b, i).codes)  # type: ignore[union-attr]
+    packed = Packed([live], [entry])
+    packed.holds(0.0)
+    packed.run_(0.1)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        packed.launch_()
+    for lam in (0.8, 0.25, 1.0, 0.0):
+        packed.groups[0].lams.fill_(lam)
+        graph.replay()
+        assert same(live, reference.lerp(b, i, lam)), lam
+    assert packed.wrong() == []
