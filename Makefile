@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.pa_fast-ready
 SOURCES := PYTHONPATH=.:kernels
 
-.PHONY: help demo test check bench gpu train-demo clean
+.PHONY: help demo test test-slow check bench gpu train-demo clean
 help:  ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -27,6 +27,9 @@ demo: $(READY)  ## sweep the shipped pair: table and figure in runs/demo
 
 test: $(READY)  ## the whole test suite, no GPU needed
 	$(BIN)/python -m pytest
+
+test-slow: $(READY)  ## the tests that `test` leaves out: more architectures, ranks, kills and longer walks
+	PA_FAST_TEST_WALK=1000 PA_FAST_KILLS=30 $(BIN)/python -m pytest -m slow
 
 check: $(READY)  ## format, lint, types
 	$(BIN)/ruff format --check .

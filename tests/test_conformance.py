@@ -144,7 +144,17 @@ ON_GPU = {
 }
 
 
-@pytest.fixture(scope="module", params=[*SUBJECTS, *(pytest.param(name, marks=pytest.mark.gpu) for name in ON_GPU)])
+QUICK = ("llama", "qwen2", "mixtral", "phi-3")  # plain, tied, converted experts, fused
+SLOW = {f"transformers-packed-{name}" for name in ARCHITECTURES if name not in QUICK}
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        *(pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in SUBJECTS),
+        *(pytest.param(name, marks=pytest.mark.gpu) for name in ON_GPU),
+    ],
+)
 def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Subject]:
     made = {**SUBJECTS, **ON_GPU}[request.param](tmp_path_factory.mktemp("subject"))
     yield made

@@ -41,7 +41,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[int, pathlib.Path]
 
 
 @pytest.mark.parametrize(
-    ("world", "check"), [*((2, name) for name in ON_TWO_RANKS), *((4, name) for name in CHECKS)], ids=lambda value: str(value)
+    ("world", "check"),
+    [*((2, name) for name in ON_TWO_RANKS), *(pytest.param(4, name, marks=pytest.mark.slow) for name in CHECKS)],
+    ids=lambda value: str(value),
 )
 def test_on_ranks(world: int, check: str, folders: dict[int, pathlib.Path]) -> None:
     results = launched(world, folders[world])

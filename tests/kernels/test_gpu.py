@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from pa_kernels import Lerp, Sparse, SparseTensor, checksum, lerp_, reference, sparse_set_
+from pa_kernels import Lerp, Packed, PackedTensor, Sparse, SparseTensor, checksum, lerp_, reference, sparse_set_
 from pa_kernels.reference import DRAW_STEP, Draw
 
 from tests.kernels.pairs import LAMBDAS, TRIPLES, bits, pair, same, sparse, sparsely_set
@@ -206,7 +206,7 @@ def test_sparse_positions_past_two_to_the_31(kind: str) -> None:
 
 SANITIZED = """
 import torch
-from pa_kernels import Lerp, Sparse, SparseTensor, checksum
+from pa_kernels import Lerp, Packed, PackedTensor, Sparse, SparseTensor, checksum
 for dtype in (torch.bfloat16, torch.float16, torch.float32):
     tensors = [[torch.randn(size + skip, device="cuda").to(dtype)[skip:] for size, skip in
                 ((0, 0), (1, 0), (2047, 0), (2048, 0), (5000, 0), (4096, 1), (4096, 3))] for _ in range(3)]
@@ -235,3 +235,21 @@ def test_memcheck() -> None:
         text=True,
     )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+
+
+def test_a_graph_of_packed_switches_replays_for_the_lambda_that_its_tables_hold() -> None:
+    b, i = pair(100_000, torch.bfloat16, torch.bfloat16)
+    live = b.cuda()
+    entry = PackedTensor.encode(live, i.cuda())
+    assert entry is not None and torch.equal(entry.codes.cpu(), PackedTensor.encode(b, i).codes)  # type: ignore[union-attr]
+    packed = Packed([live], [entry])
+    packed.holds(0.0)
+    packed.run_(0.1)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        packed.launch_()
+    for lam in (0.8, 0.25, 1.0, 0.0):
+        packed.groups[0].lams.fill_(lam)
+        graph.replay()
+        assert same(live, reference.lerp(b, i, lam)), lam
+    assert packed.wrong() == []

@@ -163,6 +163,16 @@ def test_a_walk_of_switches_has_the_bits_of_fresh_merges(dtype: torch.dtype, rel
         walk(*sources, hard_lambdas(8, seed=3, span=span), span)
 
 
+@pytest.mark.slow
+def test_a_thousand_switches_of_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    # PA_FAST_TEST_WALK says how many
+    for dtype in DTYPES:
+        for few in (-1, 1 << 40):
+            monkeypatch.setattr("pa_kernels.packed.FEW", few)
+            test_a_long_walk_over_every_pair_of_a_binade_and_its_neighbours(dtype)
+            test_a_walk_over_all_exponents(dtype)
+
+
 @pytest.mark.usefixtures("either_way")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_a_long_walk_over_every_pair_of_a_binade_and_its_neighbours(dtype: torch.dtype) -> None:
@@ -185,7 +195,7 @@ def test_a_walk_over_all_exponents(dtype: torch.dtype) -> None:
     b = torch.randint(-32768, 32768, (100_000,), generator=g)
     k = (8191 * torch.rand(b.shape, generator=g) ** 4).int() * (1 - 2 * torch.randint(0, 2, b.shape, generator=g))
     sources = [side.to(torch.int16).view(dtype) for side in (b, (b + k).clamp(-32768, 32767))]
-    walk(*sources, hard_lambdas(WALK // 3, seed=12))
+    walk(*sources, hard_lambdas(WALK if WALK > 100 else 6, seed=12))
 
 
 def test_steps_in_bf16_drift_and_switches_do_not() -> None:

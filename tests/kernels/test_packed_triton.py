@@ -27,13 +27,13 @@ pytestmark = [pytest.mark.triton, pytest.mark.filterwarnings("ignore:.*encounter
 )
 def test_a_walk_has_the_bits_of_fresh_merges(dtype: torch.dtype, rel: float, span: tuple[float, float]) -> None:
     # a full tile and a tail, a tail alone, and what starts at an odd place; NaN and infinities are among them
-    sources = [pair(size, dtype, rel, seed=size, finite=False) for size in (40_100, 3_000, 2_500)]
+    sources = [pair(size, dtype, rel, seed=size, finite=False) for size in (33_400, 2_600, 2_500)]
     skips = (0, 0, 1)
     live = [on_device(b, skip) for (b, _), skip in zip(sources, skips)]
     entries = [PackedTensor.encode(b, i, span) for b, i in sources]
     packed = Packed(live, [entry.to(live[0].device) for entry in entries])  # type: ignore[union-attr]
     packed.holds(0.0)
-    for lam in hard_lambdas(3 if INTERPRETED else 100, seed=5, span=span):
+    for lam in hard_lambdas(2 if INTERPRETED else 100, seed=5, span=span):
         packed.run_(lam)
         for w, (b, i) in zip(live, sources):
             assert same(w, reference.lerp(b, i, lam)), (lam, w.shape)
@@ -42,22 +42,3 @@ def test_a_walk_has_the_bits_of_fresh_merges(dtype: torch.dtype, rel: float, spa
     live[1][-1:].view(torch.int16).add_(1)
     packed.run_(0.5)
     assert packed.wrong() == [1]
-
-
-@pytest.mark.gpu
-def test_a_graph_replays_for_the_lambda_that_its_tables_hold() -> None:
-    b, i = pair(100_000, torch.bfloat16, 0.03)
-    live = b.cuda()
-    entry = PackedTensor.encode(live, i.cuda())
-    assert entry is not None and torch.equal(entry.codes.cpu(), PackedTensor.encode(b, i).codes)  # type: ignore[union-attr]
-    packed = Packed([live], [entry])
-    packed.holds(0.0)
-    packed.run_(0.1)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        packed.launch_()
-    for lam in (0.8, 0.25, 1.0, 0.0):
-        packed.groups[0].lams.fill_(lam)
-        graph.replay()
-        assert same(live, reference.lerp(b, i, lam)), lam
-    assert packed.wrong() == []

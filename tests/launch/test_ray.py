@@ -58,6 +58,7 @@ def points(out: Path) -> list[tuple[str, str]]:
     return [(entry.lam, entry.evaluator) for entry in journal.read(out) if entry.finished]
 
 
+@pytest.mark.slow
 def test_ten_killed_workers_lose_nothing_and_repeat_no_finished_point(tmp_path: Path, whole: Path, cluster: None) -> None:
     out, log = tmp_path / "out", tmp_path / "log"
     seed = random.randrange(2**32)
