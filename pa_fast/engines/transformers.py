@@ -98,6 +98,11 @@ class LambdaModel:
         self.weights.set_lambda(lam)
         self.on_weights_changed()
 
+    def resync(self) -> None:
+        """Write every weight anew from the base, read again from its files where that is needed; see `LiveWeights.resync`."""
+        self.weights.resync()
+        self.on_weights_changed()
+
     @contextlib.contextmanager
     def at(self, lam: float | LambdaRule) -> Iterator[LambdaModel]:
         """`with lm.at(0.3): …` runs at λ = 0.3 and restores the previous λ, or rule."""

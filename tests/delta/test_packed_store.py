@@ -191,6 +191,10 @@ def test_a_model_reads_its_base_again_from_its_files(tmp_path: pathlib.Path) -> 
         lm.set_lambda(0.6)
     lm.set_lambda(0.5)
     assert lm.weights.checksum() == before
+    with torch.no_grad():
+        expert.zero_()
+    lm.resync()
+    assert lm.lam == 0.5 and lm.weights.checksum() == before
 
 
 def test_wrong_ranges_are_wrong_usage() -> None:
