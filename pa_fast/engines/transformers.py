@@ -31,6 +31,7 @@ from pa_fast.engines.ranks import ALONE, Alone, Ranks
 from pa_fast.errors import EngineError, UsageError, first_line
 from pa_fast.live import opening, planner
 from pa_fast.live.planner import RESIDENCIES, Store, planned
+from pa_fast.live.room import Room
 from pa_fast.live.weights import LiveWeights
 from pa_fast.rounding import Rounding
 from pa_fast.rules import LambdaRule, RuleLike
@@ -243,7 +244,7 @@ def load(
         held_as: planner.Plan | None = None
         if about is None and not aside:
             exact = "dense" if store == "auto" and how.drawn else store
-            held_as = planner.plan(_sizes(loaded), exact, residency, planner.Room.of(where), allocated=False)
+            held_as = planner.plan(_sizes(loaded), exact, residency, Room.of(where), allocated=False)
             said = held_as.store.describe()
             loaded.notes.append(f"the delta is held {held_as.describe()}")
         guard = Guard(b, i)
@@ -314,7 +315,11 @@ def load(
         "live_dtypes": sorted({str(tensor.dtype).removeprefix("torch.") for tensor in loaded.live.values()}),
         "attention": str(loaded.module.config._attn_implementation),
     }
-    copied = weights.memory().host_bytes
+    memory = weights.memory()
+    if where.type == "cpu":
+        mapped = f", beside {format_bytes(memory.mapped_bytes)} of mapped files (page cache)" if memory.mapped_bytes else ""
+        loaded.notes.append(f"memory: {format_bytes(memory.live_bytes)} for the live copy{mapped}")
+    copied = memory.host_bytes
     if copied and not sharding:
         what = "tensors converted while loading" if said == "dense" else f"deltas ({said}) and tensors converted while loading"
         loaded.notes.append(f"{what} cost {format_bytes(copied)} of memory beside the file maps")
