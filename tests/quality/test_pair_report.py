@@ -56,6 +56,28 @@ def test_the_figure_is_drawn_and_equal_reports_draw_equal_files(tmp_path: Path, 
         assert text in drawn, text
 
 
+def test_a_figure_that_has_no_folder_is_refused_before_anything_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pair = [str(side) for side in layered(tmp_path)]
+    monkeypatch.setattr("pa_fast.checkpoint.measure.measure", lambda *_, **__: pytest.fail("measured"))
+    assert run(monkeypatch, *pair, "--figure", str(tmp_path / "none" / "map.png")) == 1
+    shown = capsys.readouterr().err
+    assert f"{tmp_path / 'none'} is no folder, and the figure map belongs there" in shown
+    assert "\n\nhint: make it" in shown and "points" not in shown and "Traceback" not in shown
+
+
+def test_the_tables_are_there_where_the_figure_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pair = [str(side) for side in layered(tmp_path)]
+    (tmp_path / "map.png").mkdir()
+    assert run(monkeypatch, *pair, "--figure", str(tmp_path / "map")) == 1
+    shown = capsys.readouterr()
+    assert "self_attn.q_proj" in shown.out
+    assert "map.png cannot be written" in shown.err and "draw it again" in shown.err and "points" not in shown.err
+
+
 def test_nothing_to_draw(tmp_path: Path) -> None:
     base, instruct = layered(tmp_path)
     for report in (inspect(base, instruct), inspect(base, base, full=True)):
