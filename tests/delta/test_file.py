@@ -181,7 +181,7 @@ def test_a_failed_encode_leaves_what_was_there_and_nothing_else(tmp_path: pathli
     (tmp_path / ".d.pa_fast.partial").write_bytes(b"x" * 10**6)  # what a killed run leaves
     writer.write(path, pairs.sources(b, i), SparseStore(), overwrite=True)
     assert path.read_bytes() == before and os.listdir(tmp_path) == ["d"]
-    with pytest.raises(OutputError, match="no file"):
+    with pytest.raises(OutputError, match="is a folder"):
         writer.write(tmp_path, pairs.sources(b, i), SparseStore(), overwrite=True)
 
 
