@@ -145,8 +145,8 @@ def check_configs(base: Checkpoint, instruct: Checkpoint, *, tying: bool = True)
     Raises:
         PairError: a key that changes the function differs; the message names it and both values.
     """
-    found = differences(base.config, instruct.config)
-    serious = [d for d in found if not d.harmless and (tying or not d.key.endswith(KEY))]
+    found = differences(base.config, instruct.config, frozenset() if tying else frozenset({KEY}))
+    serious = [difference for difference in found if not difference.harmless]
     if serious:
         more = f" (and {len(serious) - 5} more keys)" if len(serious) > 5 else ""
         hint = "these are not base and instruct of one model"
