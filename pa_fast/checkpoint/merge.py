@@ -187,7 +187,7 @@ class _Stream:
             blend = self._blends.get(name)
             merge_chunk_(out, base, instruct, blend, start)
             if self._finite and blend is not None:
-                check_finite(self._pair, name, blend.lam, out, base, instruct)
+                check_finite(self._pair, name, blend.lam, out, base, instruct, start)
             file.write(name, start, out)
             own = [self._pair.own_part(side, name, start, part) for side, part in (("base", base), ("instruct", instruct))]
             return out.nbytes, [chunk_sum(chunk, start) for chunk in (out, *own)]
