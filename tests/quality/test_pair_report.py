@@ -31,6 +31,22 @@ def test_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     assert " 2–3 " in shown and "32768" not in shown
 
 
+def test_the_fidelity_of_a_rule_stands_beside_what_the_rule_asks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pair = [str(side) for side in layered(tmp_path)]
+    asked = [*pair, "--full", "--fidelity", "0.5"]
+    assert run(monkeypatch, *asked) == 0
+    assert "intended λ" not in capsys.readouterr().out
+    (tmp_path / "rule.yaml").write_text("- {match: '*', times: 1/4}\n")
+    assert run(monkeypatch, *asked, "--rule", str(tmp_path / "rule.yaml")) == 0
+    shown = capsys.readouterr().out
+    assert "intended λ" in shown and " 0.125 " in shown
+    assert run(monkeypatch, *asked, "--rule", str(tmp_path / "rule.yaml"), "--json") == 0
+    (said,) = json.loads(capsys.readouterr().out)["measured"]["total"]["fidelity"]
+    assert said["lam"] == "0.5" and said["intended_lambda"] == 0.125
+
+
 def test_json_says_what_the_library_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
