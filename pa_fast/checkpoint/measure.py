@@ -31,8 +31,8 @@ class Fidelity:
     Attributes:
         effective_lambda: what it acts like, None where nothing differs.
         moved: the share of weights that it moves.
-        intended_lambda: what it would act like without rounding: itself, or under a rule the mean of the tensors' λ, each weighted
-            by its ‖I − B‖²; None where these differ and nothing else does.
+        intended_lambda: what it would act like without rounding: itself, or under a rule the mean of the tensors' λ, each
+            weighted by its ‖I − B‖²; None where these λ differ and nothing else does.
     """
 
     lam: str
