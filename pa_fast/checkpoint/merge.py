@@ -122,7 +122,9 @@ def merge(
         shards = _plan(found, dtype, shard_bytes)
         stream = _Stream(found, blends, not allow_nonfinite, sum(s.stop - s.start for p in shards for s in p.slots), progress)
         need_bytes = sum(plan.size_bytes for plan in shards)
-        provenance = Provenance(_source(base_dir, base), _source(instruct_dir, instruct), recipe, dtype, extra_rows)
+        provenance = Provenance(
+            _source(base_dir, base), _source(instruct_dir, instruct), recipe, dtype, extra_rows, found.tied, found.kept
+        )
         job = _job(found, shards, provenance, allow_nonfinite)
         from pa_kernels.cores import cores  # torch: only once nothing in the headers speaks against it
 
