@@ -75,6 +75,11 @@ class ShardedWeights:
             self._part.set_lambda(lam)
         torch.autograd.graph.increment_version(self._owners)  # they do not share their shard's counter
 
+    def check_lambda(self, lam: float | LambdaRule) -> None:
+        """See `LiveWeights.check_lambda`; on all ranks, whichever cannot reach λ."""
+        with self._ranks.step("checking λ"):
+            self._part.check_lambda(lam)
+
     def checksum(self) -> int:
         """The proof of switch: S = Σ_r odd("rank r of R") · S_r mod 2⁶⁴, S_r the checksum of rank r's live tensors.
 

@@ -288,11 +288,13 @@ def load(
             )  # fmt: skip
         else:
             put_aside = diverted.put_aside if diverted else None
-            weights = LiveWeights.open(
-                loaded.live, loaded.base, delta, allow_nonfinite=allow_nonfinite, divert=put_aside, origins=traced.names
-            )
-            if not aside:
-                weights.prove(ends)
+            with opening.again(delta, about) as file:
+                guard.add(file.file)
+                weights = LiveWeights.open(
+                    loaded.live, loaded.base, file, allow_nonfinite=allow_nonfinite, divert=put_aside, origins=traced.names
+                )
+                if not aside:
+                    weights.prove(ends)
         if weights.memory().mapped_bytes:
             weights.before_reading = guard.check
         if diverted is not None:

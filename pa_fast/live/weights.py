@@ -258,15 +258,13 @@ class LiveWeights:
             After something else was seen to have written to the weights, one more pass that writes all of them.
 
         Raises:
-            UsageError: λ is not a finite number, or the rule does not fit the tensors' names.
+            UsageError: λ is not a finite number, or outside the range of a packed delta; or the rule does not fit the tensors'
+                names.
             WeightsError: closed, or a live tensor no longer lies where it was bound.
         """
         store = self._open()
-        rule = lam if isinstance(lam, LambdaRule) else self.followed and self.followed.at(lam)
-        value = float(Lambda(lam) if rule is None else rule.lam)
-        lams = (value,) * len(self._floats) if rule is None else self._origins.lams(rule)
+        value, rule, lams = self._resolved(lam)
         self._check_pointers()
-        store.check(lams)
         # until the last byte is written, this is no λ at all, and nothing that is found can be trusted
         foreign, self._foreign, self.lam = self._foreign, True, None
         with _writing(self._floats):
@@ -280,6 +278,24 @@ class LiveWeights:
         self._written(value, rule, lams)
         if foreign:
             self._sums.clear()
+
+    def check_lambda(self, lam: float | LambdaRule) -> None:
+        """Raise the UsageError that `set_lambda` would for this λ, and write nothing; what sweeps ask before the first point."""
+        self._resolved(lam)
+
+    def _resolved(self, lam: float | LambdaRule) -> tuple[float, LambdaRule | None, tuple[float, ...]]:
+        """The swept λ, the rule if there is one, and the λ of each live tensor, all of them within reach of the store."""
+        store = self._open()
+        rule = lam if isinstance(lam, LambdaRule) else self.followed and self.followed.at(lam)
+        value = float(Lambda(lam) if rule is None else rule.lam)
+        lams = (value,) * len(self._floats) if rule is None else self._origins.lams(rule)
+        try:
+            store.check(lams)
+        except UsageError as error:
+            if rule is None:
+                raise
+            raise UsageError(f"at λ = {rule.lam.key} of the rule, {error.message}", error.hint) from None
+        return value, rule, lams
 
     def resync(self, base: Mapping[str, torch.Tensor] | None = None) -> None:
         """Write every byte anew, whatever the live tensors hold: what a packed store needs after a foreign write.
@@ -319,7 +335,8 @@ class LiveWeights:
             WeightsError: a tensor differs (named).
         """
         for lam in sorted(ends, reverse=True):
-            self.set_lambda(lam)
+            if self.lam != lam or self.rule is not None:
+                self.set_lambda(lam)
             check([*self._floats, *self._fixed], lam, ends)
         if self.lam != 0.0:
             self.set_lambda(0.0)
