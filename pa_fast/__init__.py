@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from pa_fast.delta.quality import QualityReport
     from pa_fast.delta.sparse_store import SparseStore
     from pa_fast.encoding import encode, export_lora
-    from pa_fast.engines.transformers import LambdaModel, load
+    from pa_fast.engines.model import LambdaModel
+    from pa_fast.engines.transformers import load
     from pa_fast.live.memory import Memory
     from pa_fast.live.weights import LiveWeights
     from pa_fast.sweep.results import SweepResult
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _LAZY = {
-    "LambdaModel": "pa_fast.engines.transformers",
+    "LambdaModel": "pa_fast.engines.model",
     "LiveWeights": "pa_fast.live.weights",
     "LowRankStore": "pa_fast.delta.lowrank_store",
     "Memory": "pa_fast.live.memory",

@@ -10,11 +10,13 @@ the base's own module, whose tensors are moved into the same memory by plain cop
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pa_kernels.cores import one_core, over_cores
 
 from pa_fast.engines import layout
+from pa_fast.engines.asked import Asked
 from pa_fast.engines.loading import Loaded
 from pa_fast.errors import EngineError
 
@@ -86,37 +88,55 @@ def _probed(module: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
     return logits(module, ids)
 
 
-def ends(loaded: Loaded, lossless: bool, drawn: bool) -> tuple[Ends, list[str]]:
-    """What the live tensors must be at λ = 0 and, where the store is lossless, 1; and what is left out, in words.
+@dataclass(frozen=True)
+class Proof:
+    """What a live model is held against.
 
-    Args:
-        drawn: whether weights are rounded stochastically: a side that this moves is left out.
+    Attributes:
+        ends: what the live tensors must be at λ = 0 and, where the store is lossless, 1. None where that is not asked of
+            tensors: of a model with attached factors.
+        logits: what they must give instead at λ = 0 on `ids`.
+        notes: what is left out, in words.
     """
-    held: dict[float, Mapping[str, torch.Tensor]] = {}
-    notes = []
-    for lam, side in ((0.0, "base"), (1.0, "instruct")):
-        if drawn and _is_drawn(loaded, side):
-            notes.append(f"the {side} model is rounded stochastically: the live tensors were not compared with it as loaded")
-        elif lossless or side == "base":
-            held[lam] = loaded.ends[side]
-    return held, notes
 
+    ends: Ends | None = None
+    logits: torch.Tensor | None = None
+    ids: torch.Tensor | None = None
+    notes: tuple[str, ...] = ()
 
-def check_logits(module: torch.nn.Module, ids: torch.Tensor, expected: torch.Tensor) -> None:
-    """Compare the logits of a model at λ = 0 with those of the base, bit for bit.
+    @classmethod
+    def of(cls, loaded: Loaded, asked: Asked) -> Proof:
+        """That of a pair that is loaded and allocated. Stochastic rounding moves a side whose dtype a merge cannot represent:
+        nothing is asked of it. With attached factors it leaves the live tensors holding the base."""
+        if asked.attached:
+            ids = prompts(min(m.get_input_embeddings().weight.shape[0] for m in (loaded.module, loaded.reference)), asked.device)
+            return cls(None, base_logits(loaded, ids), ids)
+        ends: dict[float, Mapping[str, torch.Tensor]] = {}
+        notes = []
+        for lam, side in ((0.0, "base"), (1.0, "instruct")):
+            if asked.rounding.drawn and _is_drawn(loaded, side):
+                notes.append(f"the {side} model is rounded stochastically: the live tensors were not compared with it as loaded")
+            elif asked.lossless or side == "base":
+                ends[lam] = loaded.ends[side]
+        return cls(ends, notes=tuple(notes))
 
-    Raises:
-        EngineError: they differ.
-    """
-    import torch
+    def check_logits(self, module: PreTrainedModel) -> None:
+        """Compare logits at λ = 0, bit for bit, where they are to be.
 
-    found = _probed(module, ids)
-    if not torch.equal(found, expected) and not _same_nan(found, expected):
-        worst = float((found.float() - expected.float()).abs().max())
-        raise EngineError(
-            f"endpoint check failed: at λ = 0 the logits are not those of the base model (off by up to {worst:.3g})",
-            "wrong pairing, tying or a tensor derived from weights; please report the architecture",
-        )
+        Raises:
+            EngineError: they differ.
+        """
+        import torch
+
+        if self.logits is None or self.ids is None:
+            return
+        found = _probed(module, self.ids)
+        if not torch.equal(found, self.logits) and not _same_nan(found, self.logits):
+            worst = float((found.float() - self.logits.float()).abs().max())
+            raise EngineError(
+                f"endpoint check failed: at λ = 0 the logits are not those of the base model (off by up to {worst:.3g})",
+                "wrong pairing, tying or a tensor derived from weights; please report the architecture",
+            )
 
 
 def _is_drawn(loaded: Loaded, side: str) -> bool:

@@ -16,8 +16,8 @@ from typing import Any
 from pa_fast.base import Continuation, Generation, Lambda
 from pa_fast.checkpoint.fingerprint import combine
 from pa_fast.engines import endpoints, layout, transformers
+from pa_fast.engines.model import LambdaModel
 from pa_fast.engines.ranks import Ranks
-from pa_fast.engines.transformers import LambdaModel
 from pa_fast.errors import EngineError, WeightsError, first_line
 from pa_fast.live.memory import Memory
 from pa_fast.live.weights import LiveWeights

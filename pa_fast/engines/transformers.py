@@ -5,145 +5,34 @@ Has been run for real on CPU. The code for one GPU is the same and has not been 
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import json
-from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from pa_fast.base import Continuation, Generation
-from pa_fast.checkpoint.config import HARMLESS
 from pa_fast.checkpoint.guard import Guard
 from pa_fast.checkpoint.pairing import check_configs
-from pa_fast.checkpoint.reader import Checkpoint, torch_dtype
+from pa_fast.checkpoint.reader import Checkpoint
 from pa_fast.checkpoint.rows import check_vocabulary, extended
 from pa_fast.checkpoint.source import resolve
-from pa_fast.checkpoint.streaming import DTYPES
 from pa_fast.checkpoint.untrained import untrained_rows
-from pa_fast.engines import endpoints, scoring
+from pa_fast.engines.asked import Asked, asked
 from pa_fast.engines.attached_weights import attached, divertible
-from pa_fast.engines.inventory import Inventory
+from pa_fast.engines.endpoints import Proof
+from pa_fast.engines.identity import identity
 from pa_fast.engines.loading import Loaded, allocate, base_tensors, load_pair
+from pa_fast.engines.model import LambdaModel
 from pa_fast.engines.origins import trace
 from pa_fast.engines.past import obstacle
 from pa_fast.engines.ranks import ALONE, Alone, Ranks
-from pa_fast.errors import EngineError, UsageError, first_line
+from pa_fast.engines.tokenizer import stop_tokens, tokenizer_of
+from pa_fast.errors import UsageError
 from pa_fast.live import opening, planner
-from pa_fast.live.planner import RESIDENCIES, Store, planned
+from pa_fast.live.memory import Memory
+from pa_fast.live.planner import Store
 from pa_fast.live.room import Room
 from pa_fast.live.weights import LiveWeights
 from pa_fast.rounding import Rounding
-from pa_fast.rules import LambdaRule, RuleLike
+from pa_fast.rules import RuleLike
 from pa_fast.units import format_bytes
-
-if TYPE_CHECKING:
-    import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-
-class LambdaModel:
-    """A transformers model whose weights follow λ. Make one with `pa_fast.load`; implements `pa_fast.Engine`.
-
-    Attributes:
-        model: the transformers model; its parameters are the live tensors.
-        tokenizer: the tokenizer used at every λ, or None if neither folder ships one.
-        weights: the `LiveWeights` behind it.
-        stop_tokens: ids that end a text for either model or for the tokenizer, in order.
-        notes: what loading found worth saying.
-    """
-
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase | None,
-        weights: LiveWeights,
-        identity: Mapping[str, Any],
-        configuration: Mapping[str, Any],
-        batch_size: int,
-        notes: Sequence[str] = (),
-        stop_tokens: Sequence[int] = (),
-        shared_prefix: bool = False,
-    ):
-        self.model = model
-        self.tokenizer: Any = tokenizer
-        self.weights = weights
-        self.stop_tokens = tuple(stop_tokens)
-        self.identity = {
-            **identity,
-            "batch_size": batch_size,
-            "stop_tokens": list(self.stop_tokens),
-            "shared_prefix": shared_prefix,
-        }
-        self.configuration = dict(configuration)
-        self.notes = list(notes)
-        self._batch_size = batch_size
-        self._inventory = Inventory.of(model)
-
-    @property
-    def shared_prefix(self) -> bool:
-        """Whether tokens that requests begin alike with are computed once per call."""
-        return bool(self.identity["shared_prefix"])
-
-    @property
-    def lam(self) -> float | None:
-        """The λ that the model holds; of a rule, its swept one."""
-        return self.weights.lam
-
-    def set_lambda(self, lam: float | LambdaRule) -> None:
-        """Rewrite the model's weights in place to W(λ), and prove that the model still uses them.
-
-        Args:
-            lam: one λ for all tensors, or of the rule that was given to `load`; or a rule at its λ, such as `rule.at(0.6)`.
-        """
-        self.weights.set_lambda(lam)
-        self.on_weights_changed()
-
-    def resync(self) -> None:
-        """Write every weight anew from the base, read again from its files where that is needed; see `LiveWeights.resync`."""
-        self.weights.resync()
-        self.on_weights_changed()
-
-    @contextlib.contextmanager
-    def at(self, lam: float | LambdaRule) -> Iterator[LambdaModel]:
-        """`with lm.at(0.3): …` runs at λ = 0.3 and restores the previous λ, or rule."""
-        before = self.weights.lam if self.weights.rule is None else self.weights.rule
-        self.set_lambda(lam)
-        try:
-            yield self
-        finally:
-            if before is not None:
-                self.set_lambda(before)
-
-    def loglikelihood(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[Continuation]:
-        """Score N (context ids, continuation ids); see `pa_fast.Engine`."""
-        return scoring.loglikelihood(self.model, pairs, self._batch_size, self.shared_prefix)
-
-    def generate(self, prompts: Sequence[list[int]], config: Generation) -> list[list[int]]:
-        """Greedy continuations of N prompts; see `pa_fast.Engine`."""
-        return scoring.generate(self.model, prompts, config, self._batch_size)
-
-    def on_weights_changed(self) -> None:
-        """Prove that the model is made of what it was made of at `load`, and of nothing else that could hold old weights.
-
-        No key-value cache of `loglikelihood` or `generate` outlives the call. Waits for the device, so that a switch is
-        timed whole.
-
-        Raises:
-            EngineError: a tensor, cache or module was added to the model, replaced, moved or removed.
-        """
-        self._inventory.check(self.model)
-        if self.model.device.type == "cuda":
-            import torch
-
-            torch.cuda.synchronize(self.model.device)
-
-    def __repr__(self) -> str:
-        return f"<LambdaModel {type(self.model).__name__} at λ = {self.lam} on {self.model.device}>"
-
-    def close(self) -> None:
-        """Let go of the sources; the model keeps the λ it has."""
-        self.weights.close()
 
 
 def load(
@@ -203,142 +92,100 @@ def load(
         UsageError: unknown device, dtype, store, rounding, residency or policy of extra rows, stochastic rounding of tensors that
             are converted or split, or a rule that does not fit the checkpoint's names.
     """
-    import torch
-
-    for option, value, known in (
-        ("residency", residency, RESIDENCIES if delta is None else ("auto", "device")),
-        ("dtype", dtype, ("auto", *DTYPES)),
-    ):
-        if value not in known:
-            raise UsageError(f"{option} `{value}` is not available", f"available: {', '.join(known)}")
-    if (instruct is None) == (delta is None):
-        raise UsageError("one of an instruct model and a delta file is needed", "give the instruct folder, or delta= (--delta)")
-    if delta is not None and (store not in ("auto", "attached") or dtype != "auto"):
-        raise UsageError(
-            "a delta file says by itself how it is held, and in which dtype", "leave out both; store attached alone fits"
-        )
-    how, ruled = Rounding(rounding, seed), None if rule is None else LambdaRule.of(rule)
-    where, held = _device(device), planned(store)
-    sharding = ranks.sharding()
-    about = None if delta is None else opening.about(delta)
-    said = held.describe() if about is None else about.options
-    aside = getattr(held, "attached", False)
-    if aside and about is not None:
-        said = f"{said}, attached"
-    if how.drawn and (sharding or about is not None):
-        what = "a delta file" if about is not None else "a model that is split over processes"
-        raise UsageError(f"stochastic rounding of {what}", "use rounding nearest, or the whole pair in one process")
-    if aside and ruled is not None:
-        raise UsageError(f"a λ rule for a delta that is held as `{said}`: its factors share one λ", "use another store")
-    if sharding and not (about is None and held.lossless):
-        raise UsageError(f"a model that is split over processes cannot be held as `{said}`", "use dense, or sparse exact")
+    want = asked(
+        _device(device), dtype, store, residency, Rounding(rounding, seed), rule, instruct, delta, ranks.sharding()
+    )  # fmt: skip
     other = base if instruct is None else instruct  # base stands on both sides where a delta does for instruct
     with ranks.step("loading"), Checkpoint.open(resolve(base)) as b, Checkpoint.open(resolve(other)) as i:
         check_configs(b, i, tying=False)
         rows = extended(b.tensors, i.tensors, b.config, i.config)
-        notes = check_vocabulary(b, i, rows, extra_rows) + (untrained_rows(b, i) if about is None else ())
-        wanted = None if dtype == "auto" else getattr(torch, dtype)
-        apart = () if about is None else about.tensors
-        loaded = load_pair(b, i, wanted if about is None else _only(about), sharding, apart, extra_rows=bool(rows))
+        notes = [*check_vocabulary(b, i, rows, extra_rows), *(untrained_rows(b, i) if want.about is None else ())]
+        apart = () if want.about is None else want.about.tensors
+        loaded = load_pair(b, i, want.live_dtype(), want.sharding, apart, extra_rows=bool(rows))
         traced = trace(loaded.module, [*b.tensors, *i.tensors])
-        held_as: planner.Plan | None = None
-        if about is None and not aside:
-            exact = "dense" if store == "auto" and how.drawn else store
-            held_as = planner.plan(_sizes(loaded), exact, residency, Room.of(where), allocated=False)
-            said = held_as.store.describe()
-            loaded.notes.append(f"the delta is held {held_as.describe()}")
+        plan = _planned(want, loaded)
+        said = want.described if plan is None else plan.store.describe()
         guard = Guard(b, i)
         guard.check_names()
-        chosen = _tokenizer(resolve(tokenizer) if tokenizer is not None else i.folder)
-        identity = {
-            "engine": "transformers",
-            "base": b.quick_fingerprint(),
-            "instruct": i.quick_fingerprint() if about is None else f"delta {about.fingerprint()}",
-            "base_config": _configuration(b),
-            "instruct_config": _configuration(i),
-            "store": said,
-            "rounding": str(how),
-            **({} if ruled is None else {"rule": ruled.document()}),
-            "dtype": dtype,
-            "tokenizer": _digest(_spelling(chosen)),
-            "chat_template": _digest(json.dumps(getattr(chosen, "chat_template", None), sort_keys=True)),
-        }
+        chosen = tokenizer_of(resolve(tokenizer) if tokenizer is not None else i.folder)
+        same = identity(want, b, i, said, chosen)
     with ranks.step("allocating"):
-        allocate(loaded, where)
+        allocate(loaded, want.device)
         guard.check()
-    if how.drawn:
+    if want.rounding.drawn:
         traced.check_elementwise({name: tensor for name, tensor in loaded.live.items() if tensor.is_floating_point()})
-    ends, said_of_them = endpoints.ends(loaded, delta is None and held.lossless, how.drawn) if endpoint_check else ({}, [])
-    loaded.notes += said_of_them
-    ids = endpoints.prompts(_vocabulary(loaded.module, loaded.reference), where)
-    expected = endpoints.base_logits(loaded, ids) if endpoint_check and aside else None
-    stops = _stop_tokens(chosen, loaded.reference, loaded.module)
+    proof = Proof.of(loaded, want) if endpoint_check else Proof({})
+    stops = stop_tokens(chosen, loaded.reference, loaded.module)
     del loaded.reference
     with ranks.step("binding"):
         guard.check()
-        diverted = divertible(held, loaded.module) if aside else None
         weights: Any
-        if delta is None:
-            sides = (loaded.base, loaded.instruct)
+        diverted = divertible(want.store, loaded.module) if want.attached else None
+        if want.delta is None:
             weights = LiveWeights.bind(
-                loaded.live, *sides, diverted or held_as or held, how.mode,
-                seed=how.seed, via=loaded.via, allow_nonfinite=allow_nonfinite, origins=traced.names,
-                reread=lambda: base_tensors(resolve(base), resolve(other), loaded.live),
-                ends=None if aside else ends,
+                loaded.live, loaded.base, loaded.instruct, diverted or plan or want.store, want.rounding.mode,
+                seed=want.rounding.seed, via=loaded.via, allow_nonfinite=allow_nonfinite, origins=traced.names,
+                reread=lambda: base_tensors(resolve(base), resolve(other), loaded.live), ends=proof.ends,
             )  # fmt: skip
         else:
-            put_aside = diverted.put_aside if diverted else None
-            with opening.again(delta, about) as file:
+            with opening.again(want.delta, want.about) as file:
                 guard.add(file.file)
                 weights = LiveWeights.open(
-                    loaded.live, loaded.base, file, allow_nonfinite=allow_nonfinite, divert=put_aside, origins=traced.names
-                )
-                if not aside:
-                    weights.prove(ends)
+                    loaded.live, loaded.base, file, allow_nonfinite=allow_nonfinite,
+                    divert=diverted.put_aside if diverted else None, origins=traced.names,
+                )  # fmt: skip
+                weights.prove(proof.ends or {})
         if weights.memory().mapped_bytes:
             weights.before_reading = guard.check
         if diverted is not None:
             weights = attached(loaded.module, weights, diverted.factors)
-    identity["lossless"] = weights.lossless
-    if not weights.lossless:
-        loaded.notes.append(f"λ = 1 is not the instruct model: the delta is held as {said}, which loses some of it")
-    if expected is not None:
-        endpoints.check_logits(loaded.module, ids, expected)
+    proof.check_logits(loaded.module)
     loaded.ends.clear()
-    if ruled is not None:
+    notes += [] if plan is None else [f"the delta is held {plan.describe()}"]
+    notes += [*loaded.notes, *proof.notes]
+    if not weights.lossless:
+        notes.append(f"λ = 1 is not the instruct model: the delta is held as {said}, which loses some of it")
+    if want.rule is not None:
         with ranks.step("following the rule"):
-            weights.follow(ruled)
-        loaded.notes += weights.touched(ruled)
+            weights.follow(want.rule)
+        notes += weights.touched(want.rule)
+    notes += _of_memory(weights.memory(), said, want)
+    why_not = obstacle(loaded.module) if shared_prefix else None
+    if why_not:
+        notes.append(f"shared prefixes are computed for every request again: of {type(loaded.module).__name__}, {why_not}")
     configuration = {
         "base": str(base),
         "instruct": str(instruct if delta is None else delta),
         "tokenizer": str(other if tokenizer is None else tokenizer),
-        "device": str(where),
+        "device": str(want.device),
         "live_dtypes": sorted({str(tensor.dtype).removeprefix("torch.") for tensor in loaded.live.values()}),
         "attention": str(loaded.module.config._attn_implementation),
     }
-    memory = weights.memory()
-    if where.type == "cpu":
-        mapped = f", beside {format_bytes(memory.mapped_bytes)} of mapped files (page cache)" if memory.mapped_bytes else ""
-        loaded.notes.append(f"memory: {format_bytes(memory.live_bytes)} for the live copy{mapped}")
-    copied = memory.host_bytes
-    if copied and not sharding:
-        what = "tensors converted while loading" if said == "dense" else f"deltas ({said}) and tensors converted while loading"
-        loaded.notes.append(f"{what} cost {format_bytes(copied)} of memory beside the file maps")
-    why_not = obstacle(loaded.module) if shared_prefix else None
-    if why_not:
-        loaded.notes.append(f"shared prefixes are computed for every request again: of {type(loaded.module).__name__}, {why_not}")
-    return LambdaModel(
-        loaded.module,
-        chosen,
-        weights,
-        identity,
-        configuration,
-        batch_size,
-        [*notes, *loaded.notes],
-        stops,
-        shared_prefix and not why_not,
+    same["lossless"] = weights.lossless
+    shared = shared_prefix and not why_not
+    return LambdaModel(loaded.module, chosen, weights, same, configuration, batch_size, notes, stops, shared)
+
+
+def _planned(want: Asked, loaded: Loaded) -> planner.Plan | None:
+    """Store and residency for a pair that is about to be allocated; None where a file or the layers decide."""
+    if want.about is not None or want.attached:
+        return None
+    left_open = want.auto and not want.rounding.drawn  # stochastic rounding is dense
+    return planner.plan(
+        _sizes(loaded), "auto" if left_open else want.store, want.residency, Room.of(want.device), allocated=False
     )
+
+
+def _of_memory(memory: Memory, said: str, want: Asked) -> list[str]:
+    """What the loaded pair takes, in words."""
+    notes = []
+    if want.device.type == "cpu":
+        mapped = f", beside {format_bytes(memory.mapped_bytes)} of mapped files (page cache)" if memory.mapped_bytes else ""
+        notes.append(f"memory: {format_bytes(memory.live_bytes)} for the live copy{mapped}")
+    if memory.host_bytes and not want.sharding:
+        what = "tensors converted while loading" if said == "dense" else f"deltas ({said}) and tensors converted while loading"
+        notes.append(f"{what} cost {format_bytes(memory.host_bytes)} of memory beside the file maps")
+    return notes
 
 
 def _sizes(loaded: Loaded) -> list[planner.Size]:
@@ -350,15 +197,6 @@ def _sizes(loaded: Loaded) -> list[planner.Size]:
         )
         for n in first.values()
     ]
-
-
-def _only(about: opening.Description) -> torch.dtype:
-    """The dtype of a model whose live tensors are those of a delta: what transformers keeps in fp32 beside it, it keeps again."""
-    live = {one.live for one in about.tensors.values()}
-    narrow = live - {"F32"} or live
-    if len(narrow) != 1:
-        raise EngineError(f"the delta is for live tensors of {', '.join(sorted(live)) or 'no dtype'}", "encode it with one dtype")
-    return torch_dtype(narrow.pop())
 
 
 def _device(name: str) -> Any:
@@ -375,46 +213,3 @@ def _device(name: str) -> Any:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UsageError(f"device `{name}` does not exist: PyTorch sees {torch.cuda.device_count()} GPUs", "write cpu or auto")
     return device
-
-
-def _tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
-    """The tokenizer in `folder`, or None where there is none."""
-    names = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
-    if not any((folder / name).exists() for name in names):
-        return None
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-    except Exception as error:  # whatever a tokenizer file can break
-        said = first_line(error)
-        raise EngineError(f"transformers cannot load the tokenizer in {folder}: {said}", "check tokenizer.json there") from error
-    # It would warn of long texts, which evaluators cut into windows; what is too long for the model is refused by the engine.
-    tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
-    return tokenizer
-
-
-def _stop_tokens(tokenizer: Any, *models: PreTrainedModel) -> list[int]:
-    """Every id that ends a text for one of `models`, by its own configurations, or for `tokenizer`."""
-    speakers = [tokenizer, *(c for m in models for c in (m.config.get_text_config(), getattr(m, "generation_config", None)))]
-    found = [getattr(s, "eos_token_id", None) for s in speakers]
-    return sorted({i for ids in found if ids is not None for i in (ids if isinstance(ids, list) else [ids])})
-
-
-def _configuration(checkpoint: Checkpoint) -> str:
-    """Digest of what config.json says about the function that the model computes."""
-    return _digest(json.dumps({k: v for k, v in checkpoint.config.items() if k not in HARMLESS}, sort_keys=True))
-
-
-def _spelling(tokenizer: Any) -> str:
-    """Everything that decides how `tokenizer` splits text, as text."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    return str(backend.to_str()) if backend is not None else repr(tokenizer)
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _vocabulary(*models: PreTrainedModel) -> int:
-    return min(model.get_input_embeddings().weight.shape[0] for model in models)

@@ -12,7 +12,7 @@ from pa_fast.engines import endpoints, scoring
 if TYPE_CHECKING:
     import torch
 
-    from pa_fast.engines.transformers import LambdaModel
+    from pa_fast.engines.model import LambdaModel
 
 _PAD = 0  # on the right, where causal models do not look from the tokens before it
 

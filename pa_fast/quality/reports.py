@@ -18,7 +18,7 @@ from pa_fast.live.planner import planned
 from pa_fast.quality.divergence import divergence
 
 if TYPE_CHECKING:
-    from pa_fast.engines.transformers import LambdaModel
+    from pa_fast.engines.model import LambdaModel
 
 LAMBDAS = (0.5, 1)
 

@@ -25,7 +25,7 @@ from transformers import AutoModelForCausalLM
 import pa_fast
 from pa_fast.base import Generation, Score
 from pa_fast.checkpoint.fingerprint import combine
-from pa_fast.engines import endpoints, layout
+from pa_fast.engines import layout, loading, transformers
 from pa_fast.engines.tensor_parallel import ShardedModel, load
 from pa_fast.errors import CheckpointError, DataError, EngineError, PairError, UsageError, WeightsError
 from pa_fast.live.binding import as_integers
@@ -247,19 +247,19 @@ def a_replaced_parameter_fails_on_all_ranks(world: World) -> None:
 
 def an_endpoint_that_is_wrong_on_one_rank_fails_on_all(world: World) -> None:
     base, instruct = world.pair("llama")
-    taken = endpoints.ends
+    pair = loading.load_pair
 
-    def spoilt(*args: Any) -> Any:
-        ends, notes = taken(*args)
+    def spoilt(*args: Any, **options: Any) -> Any:
+        loaded = pair(*args, **options)
         if world.rank == 1:
-            ends[1.0] = {**ends[1.0], "lm_head.weight": ends[1.0]["lm_head.weight"] * 2}
-        return ends, notes
+            loaded.ends["instruct"]["lm_head.weight"] = loaded.ends["instruct"]["lm_head.weight"] * 2
+        return loaded
 
-    endpoints.ends = spoilt
+    transformers.load_pair = spoilt
     try:
         world.refused(WeightsError, "endpoint check failed", lambda: load(base, instruct))
     finally:
-        endpoints.ends = taken
+        transformers.load_pair = pair
 
 
 def what_one_rank_cannot_load_no_rank_loads(world: World) -> None:

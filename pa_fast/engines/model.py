@@ -1,0 +1,120 @@
+"""A model pair as one live transformers model."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from pa_fast.base import Continuation, Generation
+from pa_fast.engines import scoring
+from pa_fast.engines.inventory import Inventory
+from pa_fast.live.weights import LiveWeights
+from pa_fast.rules import LambdaRule
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class LambdaModel:
+    """A transformers model whose weights follow λ. Make one with `pa_fast.load`; implements `pa_fast.Engine`.
+
+    Attributes:
+        model: the transformers model; its parameters are the live tensors.
+        tokenizer: the tokenizer used at every λ, or None if neither folder ships one.
+        weights: the `LiveWeights` behind it.
+        stop_tokens: ids that end a text for either model or for the tokenizer, in order.
+        notes: what loading found worth saying.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase | None,
+        weights: LiveWeights,
+        identity: Mapping[str, Any],
+        configuration: Mapping[str, Any],
+        batch_size: int,
+        notes: Sequence[str] = (),
+        stop_tokens: Sequence[int] = (),
+        shared_prefix: bool = False,
+    ):
+        self.model = model
+        self.tokenizer: Any = tokenizer
+        self.weights = weights
+        self.stop_tokens = tuple(stop_tokens)
+        self.identity = {
+            **identity,
+            "batch_size": batch_size,
+            "stop_tokens": list(self.stop_tokens),
+            "shared_prefix": shared_prefix,
+        }
+        self.configuration = dict(configuration)
+        self.notes = list(notes)
+        self._batch_size = batch_size
+        self._inventory = Inventory.of(model)
+
+    @property
+    def shared_prefix(self) -> bool:
+        """Whether tokens that requests begin alike with are computed once per call."""
+        return bool(self.identity["shared_prefix"])
+
+    @property
+    def lam(self) -> float | None:
+        """The λ that the model holds; of a rule, its swept one."""
+        return self.weights.lam
+
+    def set_lambda(self, lam: float | LambdaRule) -> None:
+        """Rewrite the model's weights in place to W(λ), and prove that the model still uses them.
+
+        Args:
+            lam: one λ for all tensors, or of the rule that was given to `load`; or a rule at its λ, such as `rule.at(0.6)`.
+        """
+        self.weights.set_lambda(lam)
+        self.on_weights_changed()
+
+    def resync(self) -> None:
+        """Write every weight anew from the base, read again from its files where that is needed; see `LiveWeights.resync`."""
+        self.weights.resync()
+        self.on_weights_changed()
+
+    @contextlib.contextmanager
+    def at(self, lam: float | LambdaRule) -> Iterator[LambdaModel]:
+        """`with lm.at(0.3): …` runs at λ = 0.3 and restores the previous λ, or rule."""
+        before = self.weights.lam if self.weights.rule is None else self.weights.rule
+        self.set_lambda(lam)
+        try:
+            yield self
+        finally:
+            if before is not None:
+                self.set_lambda(before)
+
+    def loglikelihood(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[Continuation]:
+        """Score N (context ids, continuation ids); see `pa_fast.Engine`."""
+        return scoring.loglikelihood(self.model, pairs, self._batch_size, self.shared_prefix)
+
+    def generate(self, prompts: Sequence[list[int]], config: Generation) -> list[list[int]]:
+        """Greedy continuations of N prompts; see `pa_fast.Engine`."""
+        return scoring.generate(self.model, prompts, config, self._batch_size)
+
+    def on_weights_changed(self) -> None:
+        """Prove that the model is made of what it was made of at `load`, and of nothing else that could hold old weights.
+
+        No key-value cache of `loglikelihood` or `generate` outlives the call. Waits for the device, so that a switch is
+        timed whole.
+
+        Raises:
+            EngineError: a tensor, cache or module was added to the model, replaced, moved or removed.
+        """
+        self._inventory.check(self.model)
+        if self.model.device.type == "cuda":
+            import torch
+
+            torch.cuda.synchronize(self.model.device)
+
+    def __repr__(self) -> str:
+        return f"<LambdaModel {type(self.model).__name__} at λ = {self.lam} on {self.model.device}>"
+
+    def close(self) -> None:
+        """Let go of the sources; the model keeps the λ it has."""
+        self.weights.close()

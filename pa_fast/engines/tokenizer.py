@@ -1,0 +1,41 @@
+"""The tokenizer of a pair, and the tokens that end a text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pa_fast.errors import EngineError, first_line
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def tokenizer_of(folder: Path) -> PreTrainedTokenizerBase | None:
+    """The tokenizer in `folder`, or None where there is none."""
+    names = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+    if not any((folder / name).exists() for name in names):
+        return None
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    except Exception as error:  # whatever a tokenizer file can break
+        said = first_line(error)
+        raise EngineError(f"transformers cannot load the tokenizer in {folder}: {said}", "check tokenizer.json there") from error
+    # It would warn of long texts, which evaluators cut into windows; what is too long for the model is refused by the engine.
+    tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
+    return tokenizer
+
+
+def stop_tokens(tokenizer: Any, *models: PreTrainedModel) -> list[int]:
+    """Every id that ends a text for one of `models`, by its own configurations, or for `tokenizer`."""
+    speakers = [tokenizer, *(c for m in models for c in (m.config.get_text_config(), getattr(m, "generation_config", None)))]
+    found = [getattr(s, "eos_token_id", None) for s in speakers]
+    return sorted({i for ids in found if ids is not None for i in (ids if isinstance(ids, list) else [ids])})
+
+
+def spelling(tokenizer: Any) -> str:
+    """Everything that decides how `tokenizer` splits text, as text."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    return str(backend.to_str()) if backend is not None else repr(tokenizer)
