@@ -15,7 +15,7 @@ from typing import Any
 
 from pa_fast.base import Continuation, Generation, Lambda
 from pa_fast.checkpoint.fingerprint import combine
-from pa_fast.engines import layout, transformers
+from pa_fast.engines import endpoints, layout, transformers
 from pa_fast.engines.ranks import Ranks
 from pa_fast.engines.transformers import LambdaModel
 from pa_fast.errors import EngineError, WeightsError, first_line
@@ -191,6 +191,7 @@ def load(base: str | Path, instruct: str | Path, device: str = "auto", **options
     ranks = Ranks.join(device)
     try:
         part = transformers.load(base, instruct, ranks.device, ranks=ranks, **options)
+        endpoints.try_out(part.model)
     except (RuntimeError, ValueError) as error:
         raise EngineError(
             f"the model does not run on {ranks.world} ranks: {first_line(error)}",
