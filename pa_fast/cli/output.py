@@ -38,9 +38,9 @@ def show(drawable: Any) -> None:
     _console().print(drawable)
 
 
-def show_json(report: Any, **more: Any) -> None:
-    """A report, and `more` beside its fields, as one document on stdout."""
-    print(json.dumps({**dataclasses.asdict(report), **more}, indent=1, ensure_ascii=False, default=str))
+def show_json(report: Any) -> None:
+    """A report, as one document on stdout."""
+    print(json.dumps(dataclasses.asdict(report), indent=1, ensure_ascii=False, default=str))
 
 
 @contextmanager
