@@ -13,19 +13,10 @@ import triton.language as tl
 from torch import Tensor
 
 from pa_kernels import lerp_triton
+from pa_kernels.checksum_triton import mix
 from pa_kernels.lerp_triton import full_blend, keep_bits, roles, round_to, round_via, unrounded, widen
 from pa_kernels.reference import DRAW_STEP, Draw
 from pa_kernels.tiles import Launch
-
-
-@triton.jit
-def mix(x):
-    """`reference.mix` of uint32."""
-    x ^= x >> 16
-    x *= 0x7FEB352D
-    x ^= x >> 15
-    x *= 0x846CA68B
-    return x ^ (x >> 16)
 
 
 @triton.jit
