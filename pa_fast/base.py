@@ -120,7 +120,10 @@ class Tokenizer(Protocol):
 
 
 class Weights(Protocol):
-    """Weights that follow λ in place: what the driver needs of `pa_fast.LiveWeights`."""
+    """Weights that follow λ in place: what the driver needs of `pa_fast.LiveWeights`.
+
+    With `check_lambda(lam)`, which raises where `set_lambda` would, a schedule past their reach fails before its first point.
+    """
 
     @property
     def lam(self) -> float | None: ...

@@ -253,7 +253,7 @@ def test_an_interrupted_merge_goes_on(
 
     command = ("merge", *pair, "--lambda", "0.5", "--out", "merged", "--max-shard-size", "20kB")
     with monkeypatch.context() as patched:
-        patched.setattr(cli, "_byte_bar", interrupting)
+        patched.setattr("pa_fast.cli.merges.byte_bar", interrupting)
         assert run(monkeypatch, *command) == 130
     assert "Go on with:" in (shown := capsys.readouterr().err) and "--out merged" in shown
     assert run(monkeypatch, *command) == 0

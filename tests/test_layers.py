@@ -106,7 +106,10 @@ def test_transformers_does_not_take_our_kernels_folder_for_another_package() -> 
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("module", ["pa_fast", "pa_fast.cli", "pa_fast.base", "pa_fast.checkpoint", "pa_fast.sweep"])
+@pytest.mark.parametrize(
+    "module",
+    ["pa_fast", "pa_fast.cli", "pa_fast.base", "pa_fast.checkpoint.merge", "pa_fast.checkpoint.inspect", "pa_fast.sweep"],
+)
 def test_light_imports_load_no_torch(module: str) -> None:
     code = f"import sys, {module}; print(sorted({{'torch', 'transformers', 'matplotlib'}} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, env=_path())

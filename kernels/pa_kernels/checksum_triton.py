@@ -27,6 +27,7 @@ OPTIONS = {"enable_fp_fusion": False, "num_stages": 1}
 
 @triton.jit
 def mix(x):
+    """`reference.mix` of uint32."""
     x ^= x >> 16
     x *= 0x7FEB352D
     x ^= x >> 15

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 
 import torch
 import triton
@@ -14,19 +13,10 @@ import triton.language as tl
 from torch import Tensor
 
 from pa_kernels import lerp_triton
-from pa_kernels.lerp_triton import OPTIONS, full_blend, keep_bits, roles, round_to, round_via, unrounded, widen
+from pa_kernels.checksum_triton import mix
+from pa_kernels.lerp_triton import full_blend, keep_bits, roles, round_to, round_via, unrounded, widen
 from pa_kernels.reference import DRAW_STEP, Draw
 from pa_kernels.tiles import Launch
-
-
-@triton.jit
-def mix(x):
-    """`reference.mix` of uint32."""
-    x ^= x >> 16
-    x *= 0x7FEB352D
-    x ^= x >> 15
-    x *= 0x846CA68B
-    return x ^ (x >> 16)
 
 
 @triton.jit
@@ -109,6 +99,8 @@ class Group(lerp_triton.Group):
         draws: int64 [T] on the device, start / DRAW_STEP << 32 | key of each tensor's noise.
     """
 
+    kernel = drawn_kernel
+
     def __init__(
         self,
         entries: Sequence[int],
@@ -123,12 +115,6 @@ class Group(lerp_triton.Group):
         words = [draw.start // DRAW_STEP << 32 | draw.key for draw in draws]
         self.draws = torch.tensor(words, dtype=torch.int64, device="cpu").to(self.device)
 
-    def launch_(self) -> None:
-        """Rewrite the live tensors for the λ in `lams`. Touches device memory only, so a CUDA graph can record it."""
-        if self.tiles.count == 0:
-            return
-        with torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
-            drawn_kernel[(self.tiles.count,)](
-                self.tiles.words, self.tiles.sizes, *self.tiles.pointers, self.lams, self.draws,
-                **self.constants, num_warps=self.launch.num_warps(), **OPTIONS,
-            )  # fmt: skip
+    @property
+    def tables(self) -> tuple[Tensor, ...]:
+        return (self.lams, self.draws)

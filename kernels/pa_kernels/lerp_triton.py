@@ -194,7 +194,10 @@ class Group:
     Attributes:
         entries: places of the group's tensors in the caller's lists.
         lams: fp32 [T] on the device; what the next launch reads, a replayed CUDA graph included.
+        kernel: what is launched.
     """
+
+    kernel: Any = lerp_kernel
 
     def __init__(
         self,
@@ -217,12 +220,17 @@ class Group:
         finite = torch.stack(totals).isfinite()
         self.tiles = tiles.build(self.tensors, [w.numel() for w in out], self.launch.block, finite.tolist())
 
+    @property
+    def tables(self) -> tuple[Tensor, ...]:
+        """What the kernel reads a number of for each tensor, after the pointers."""
+        return (self.lams,)
+
     def launch_(self) -> None:
         """Rewrite the live tensors for the λ in `lams`. Touches device memory only, so a CUDA graph can record it."""
         if self.tiles.count == 0:
             return
         with torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
-            lerp_kernel[(self.tiles.count,)](
-                self.tiles.words, self.tiles.sizes, *self.tiles.pointers, self.lams,
+            self.kernel[(self.tiles.count,)](
+                self.tiles.words, self.tiles.sizes, *self.tiles.pointers, *self.tables,
                 **self.constants, num_warps=self.launch.num_warps(), **OPTIONS,
             )  # fmt: skip

@@ -6,31 +6,24 @@ Every step is one operation of torch over scratch that its thread keeps: fresh m
 from __future__ import annotations
 
 import functools
-import threading
 
 import torch
 from torch import Tensor
 
 from pa_kernels import reference
 from pa_kernels.reference import Draw
+from pa_kernels.scratch import Scratch
 
 _SPAN = 1 << 32
 _TINY = 0x38800000  # bits of 2⁻¹⁴
 
 
-class _Scratch(threading.local):
-    rows: Tensor | None = None
-
-
-_scratch = _Scratch()
+_scratch = Scratch()
 
 
 def scratch(count: int) -> Tensor:
     """Five rows of `count` int32 that are this thread's own; what is written there lasts until somebody asks again."""
-    if _scratch.rows is None or _scratch.rows.shape[1] < count:
-        with torch.inference_mode(False):
-            _scratch.rows = torch.empty((5, count), dtype=torch.int32, device="cpu")
-    return _scratch.rows[:, :count]
+    return _scratch.take("rows", 5 * count, torch.int32).view(5, count)
 
 
 def noise_(out: Tensor, draw: Draw, shifted: Tensor) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,10 +10,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from pa_kernels import reference
 from pa_kernels.checksum import CHUNK_BYTES, checksum, piece_checksum
 from pa_kernels.cores import over_cores
-from pa_kernels.lerp import lerp_piece_, torch_lerp_is_exact
+from pa_kernels.packed_look_up import Kind, Way, switch_piece_
+from pa_kernels.packed_pairs import sources, table
 from pa_kernels.packed_tensor import PackedTensor
 from pa_kernels.reference import MANTISSA
 from pa_kernels.switch import Group, Switch, one_for_each, refuse_flushed_denormals
@@ -26,9 +25,6 @@ PIECE = 1 << 18
 
 FEW = 1 << 17
 """Weights up to which a switch on the CPU makes no table of its steps: one takes as long as switching so many without."""
-
-Kind = tuple[int, torch.dtype, float, float]
-"""Width of codes, dtype, λ before and after."""
 
 
 class PackedGroup(Group, Protocol):
@@ -105,6 +101,11 @@ class Packed(Switch):
         found = {t: total for group in self.groups for t, total in zip(group.entries, group.sums.tolist())}
         return [found[t] % 2**64 for t in range(self.count)]
 
+    def holding(self, t: int) -> float:
+        """The fp32 λ that live tensor t holds, by what was written to it. Waits for the device."""
+        group = next(group for group in self.groups if t in group.entries)
+        return float(group.olds[group.entries.index(t)])
+
     def _within(self, lam: float | Sequence[float]) -> list[float]:
         lams = one_for_each(lam, self.count)[: self.count]
         for t, (one, (lo, hi)) in enumerate(zip(lams, self.ranges)):
@@ -132,8 +133,8 @@ def packed_pair(live: Tensor, entry: PackedTensor, span: slice, lam: float) -> t
     """
     with torch.inference_mode():
         w, codes = live[span].view(torch.int16), entry.element_codes(span)
-        table = _table(entry.width, entry.dtype, lam).to(w.device)
-        b, i, _ = _sources(w, codes, table, entry.dtype, lam)
+        above = table(entry.width, entry.dtype, lam).to(w.device)
+        b, i, _ = sources(w, codes, above, entry.dtype, lam)
         positions, base, target = entry.exceptions(span)
         for side, values in ((b, base), (i, target)):
             side[positions] = values.view(torch.int16)
@@ -176,7 +177,7 @@ class _CpuGroup(PackedGroup):
         for kind, row in zip(kinds, self.rows):
             counts[kind] += row.out.numel()
         with torch.inference_mode():
-            ways = {kind: _Way(*kind, tabled=count > FEW) for kind, count in counts.items() if kind[2] != kind[3]}
+            ways = {kind: Way(*kind, tabled=count > FEW) for kind, count in counts.items() if kind[2] != kind[3]}
 
         def write(at: tuple[int, slice]) -> tuple[int, int]:
             k, piece = at
@@ -186,7 +187,7 @@ class _CpuGroup(PackedGroup):
                 before = piece_checksum(live, chunk := piece.start * live.itemsize // CHUNK_BYTES)
                 if kinds[k] not in ways:
                     return before, before
-                _switch_piece_(live, row.entry, piece, ways[kinds[k]])
+                switch_piece_(live, row.entry, piece, ways[kinds[k]])
                 return before, piece_checksum(live, chunk)
 
         found, left = [0] * len(self.rows), [0] * len(self.rows)
@@ -196,157 +197,6 @@ class _CpuGroup(PackedGroup):
             self.wrong[k] |= (found[k] - expected) % 2**64 != 0
             self.sums[k] = (left[k] + 2**63) % 2**64 - 2**63
         self.olds.copy_(self.lams)
-
-
-class _Scratch(threading.local):
-    """A thread's buffers for one piece: memory that is new costs more to touch than to compute with."""
-
-    def __init__(self) -> None:
-        self._held: dict[tuple[int, torch.dtype], Tensor] = {}
-
-    def __call__(self, count: int, number: int, dtype: torch.dtype = torch.int16) -> list[Tensor]:
-        """`number` buffers of `count` elements; those of one dtype are the same ones at every call."""
-        for k in range(number):
-            held = self._held.get((k, dtype))
-            if held is None or held.numel() < count:
-                self._held[k, dtype] = torch.empty(max(count, PIECE), dtype=dtype, device="cpu")
-        return [self._held[k, dtype][:count] for k in range(number)]
-
-
-_scratch = _Scratch()
-
-
-class _Way:
-    """From λ to λ′ in codes of one width and dtype.
-
-    Attributes:
-        steps: bits(W(λ′)) − bits(W(λ)) by what stands below W(λ)'s leading one and by code: int16 [2ʰ · codes], flat; None if
-            not `tabled`. A pair, its merges and their roundings keep their proportions when both are doubled, so the exponent
-            does not matter, and a pair that lies across powers of two is like any other. Of 16-bit codes those of small |k|
-            alone are in it: a table has to stay in a core's cache.
-    """
-
-    def __init__(self, width: int, dtype: torch.dtype, old: float, new: float, *, tabled: bool):
-        self.dtype, self.old, self.new = dtype, old, new
-        self._table = _table(width, dtype, old)
-        self.columns = 1 << (10 if width == 16 and dtype == torch.bfloat16 else 8)
-        self.steps: Tensor | None = None
-        if tabled:
-            one = int(torch.ones(1, dtype=dtype, device="cpu").view(torch.int16))
-            rows = 1 << MANTISSA[dtype]
-            w = torch.arange(one, one + rows, device="cpu").to(torch.int16).repeat_interleave(self.columns)
-            codes = torch.arange(-self.columns // 2, self.columns // 2, device="cpu").to(torch.int16).repeat(rows)
-            self.steps = self.stepped(w, codes)
-
-    def stepped(self, w: Tensor, codes: Tensor) -> Tensor:
-        """bits(W(λ′)) − bits(W(λ)) of patterns w of W(λ); 0 where codes say that both sides are equal."""
-        b, i, moves = _sources(w, codes, self._table, self.dtype, self.old)
-        return (_merged(b.view(self.dtype), i.view(self.dtype), self.new).view(torch.int16) - w) & moves
-
-
-def _switch_piece_(live: Tensor, entry: PackedTensor, piece: slice, way: _Way) -> None:
-    """Switch a piece of a CPU tensor."""
-    w, codes = live.view(torch.int16), entry.element_codes(piece)
-    if way.steps is None:
-        w += way.stepped(w, codes)
-    else:
-        near, (places,) = codes, _scratch(w.numel(), 1, torch.int32)
-        far = None
-        if entry.width == 16:
-            (near,) = _scratch(w.numel(), 1)
-            torch.clamp(codes, -way.columns // 2, way.columns // 2 - 1, out=near)
-            far = (codes ^ near).nonzero().view(-1)
-        places.copy_(w)
-        places &= (1 << MANTISSA[entry.dtype]) - 1
-        places *= way.columns
-        places += near
-        places += way.columns // 2
-        steps = torch.index_select(way.steps, 0, places)
-        if far is not None and far.numel():
-            steps[far] = way.stepped(w[far], codes[far])
-        w += steps
-    positions, base, target = entry.exceptions(piece)
-    values = torch.empty_like(base)
-    lerp_piece_(values, base, target, way.new, None)
-    w.index_copy_(0, positions, values.view(torch.int16))
-
-
-def _merged(b: Tensor, i: Tensor, lam: float) -> Tensor:
-    """`reference.lerp` where both are finite and not −0; a side itself, or written over base."""
-    if lam in (0.0, 1.0):
-        return i if lam else b
-    return torch.lerp(b, i, lam, out=b) if torch_lerp_is_exact(b.dtype) else reference.lerp(b, i, lam)
-
-
-def _sources(w: Tensor, codes: Tensor, table: Tensor, dtype: torch.dtype, lam: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Patterns of base and target of what holds W(λ) in patterns w, of equal ones w itself, of exceptions anything; and −1 where
-    they differ, else 0.
-
-    In one binade W is as many units above the lower of the two as the table says, whatever the exponent. A code does not
-    say whether its weight is of that kind: it is not if what lies so far below W has the wrong parity, or does not share
-    its binade with the upper one; then the lower one is solved for.
-    """
-    k = codes >> 1
-    n = k.abs()
-    moves = (k | -k) >> 15
-    low = w - torch.index_select(table, 0, codes.int() + table.numel() // 2)
-    odd = ((low ^ (low + n)) & (-1 << MANTISSA[dtype])) | ((low ^ codes) & 1)
-    at = (odd & moves).nonzero().view(-1)
-    if at.numel():
-        low[at] = _solved(w[at], codes[at], dtype, lam)
-    b = low + (n & (k >> 15))  # the upper one where k is negative
-    return b, b + k, moves
-
-
-def _table(width: int, dtype: torch.dtype, lam: float) -> Tensor:
-    """bits(W(λ)) less the lower pattern, for pairs that share a binade, by code from the least to the largest: int16 [2^width].
-
-    fp32 keeps 24 bits of a sum whose leading one stands where the dtype's does, so it rounds multiples of λ to a fixed
-    fraction of a unit, and which way a tie of the last rounding goes is a matter of the one parity bit.
-    """
-    codes = torch.arange(-(1 << (width - 1)), 1 << (width - 1), dtype=torch.int32, device="cpu")
-    k, p = (codes >> 1).double(), (codes & 1).double()
-    fraction = 2.0 ** (23 - MANTISSA[dtype])
-    near_base = abs(lam) < 0.5
-    weight = lam if near_base else reference.fp32(lam - 1)
-    # base is k⁻ units above the lower one, target k⁺
-    above = (-k if near_base else k).clamp(min=0) + torch.round(weight * k * fraction) / fraction
-    return (torch.round(p + above) - p).clamp(-32768, 32767).to(torch.int16)
-
-
-def _solved(w: Tensor, codes: Tensor, dtype: torch.dtype, lam: float) -> Tensor:
-    """The lower patterns of weights whose pairs lie across binades, by the inverse of f in `reference.packed_sources`.
-
-    f is linear between powers of two of either side, and f(2L) = 2·f(L). So: scale W until L is in [1, 2) (in units of
-    its last place [2ʰ, 2ʰ⁺¹)), choose between the two places that the upper one's power of two can have, solve, and take
-    the nearest number of the right parity. W being rounded moves the solution by less than one, by 1/2ʰ⁺¹ at least less,
-    which is why it is nearest: doubles are far more exact than that.
-    """
-    h = MANTISSA[dtype]
-    one = 1 << h
-    # fp32 is exact enough for bf16
-    wide, whole, bits, bias = (torch.float32, torch.int32, 23, 127) if h == 7 else (torch.float64, torch.int64, 52, 1023)
-
-    def power(exponent: Tensor) -> Tensor:
-        return ((exponent + bias) << bits).view(wide)
-
-    codes = codes.to(whole)
-    magnitude, n, p = w.to(whole) & 0x7FFF, (codes >> 1).abs(), (codes & 1).to(wide)
-    up, down = torch.tensor([lam, 1.0 - lam], dtype=wide, device=w.device)
-    rising = codes >= 0
-    upper, lower = torch.where(rising, up, down), torch.where(rising, down, up)  # the weights of either
-    grown, j = upper * power(n >> h), (n & (one - 1)).to(wide)
-    significand = ((magnitude & (one - 1)) + one).to(wide)
-    least = grown * (j + one) + lower * one  # f of the power of two itself
-    shift = ((significand / least).view(whole) >> bits) - bias
-    y = significand * power(-shift)
-    # where the upper one is beyond a power of two more than the lower one, its units are twice as large
-    crosses = y >= lower * (2 * one - j) + 2 * one * grown
-    units = torch.where(crosses, 2 * grown, grown)
-    origin = units * j + lower * one + torch.where(crosses, 0, grown * one)
-    steps = 2 * torch.round(((y - origin) / (lower + units) - p) / 2) + p
-    solved = (((magnitude >> h) + shift) << h) + steps.nan_to_num(0).clamp(-32768, 32767).to(whole)
-    return solved.clamp(0, 32767).to(torch.int16) | (w & -32768)
 
 
 def _pieces(size: int) -> Iterator[slice]:

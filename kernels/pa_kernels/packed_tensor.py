@@ -4,7 +4,7 @@
     codes, 16 bits: word j                 | code of element j |
     exceptions of tile t                   entries starts[t] to starts[t + 1] of `where`, `base`, `target`
 
-A code is 2·k + p in two's complement, as `reference.packed_codes` defines it. Two planes share a word so that on a GPU
+A code is 2·k + p in two's complement, as `packed_reference.packed_codes` defines it. Two planes share a word so that on a GPU
 codes and weights are loaded in the same layout, 128 bits at a time, and nothing is exchanged between threads.
 """
 
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pa_kernels import reference
 from pa_kernels.cores import over
+from pa_kernels.packed_reference import largest
 from pa_kernels.reference import LIMIT, MANTISSA, PACKED_TILE, PLANE
 
 BLOCK = 2 * PLANE
@@ -200,11 +201,11 @@ def _encode(base: Tensor, target: Tensor, width: int, span: tuple[float, float])
 
 
 def _codes(b: Tensor, i: Tensor, dtype: torch.dtype, width: int, span: tuple[float, float]) -> tuple[Tensor, Tensor]:
-    """`reference.packed_codes` of int16 patterns, in 16-bit integers alone: −1 marks what has no code.
+    """`packed_reference.packed_codes` of int16 patterns, in 16-bit integers alone: −1 marks what has no code.
 
     Each condition is the sign of a number, so that one `or` joins them: comparisons cost ten times as much as sums.
     """
-    first, last = 1 << MANTISSA[dtype], reference._last(dtype)
+    first, last = 1 << MANTISSA[dtype], largest(dtype)
     k = i - b  # wraps where the signs differ, which is found by their own bits
     bad = b ^ i
     bad |= LIMIT[width] - k.abs()

@@ -56,7 +56,7 @@ def solve_near(m, k, p, lam, inside, H: tl.constexpr):
 
 @triton.jit
 def solve_far(m, k, p, lam, inside, H: tl.constexpr):
-    """The lower pattern of what has magnitude m, for any k: `pa_kernels.packed._solved` in fp32."""
+    """The lower pattern of what has magnitude m, for any k: `pa_kernels.packed_pairs.solved` in fp32."""
     one: tl.constexpr = 1 << H
     n = tl.abs(k)
     upper = tl.where(k > 0, lam, 1.0 - lam)

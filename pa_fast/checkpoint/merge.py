@@ -23,7 +23,6 @@ from pa_fast.checkpoint.reader import Checkpoint, torch_dtype
 from pa_fast.checkpoint.recipe import Blend, Recipe
 from pa_fast.checkpoint.resume import Sums, chunk_sum, is_complete
 from pa_fast.checkpoint.rows import with_vocabulary_sizes
-from pa_fast.checkpoint.scratch import Scratch
 from pa_fast.checkpoint.shards import INDEX
 from pa_fast.checkpoint.source import resolve, revision
 from pa_fast.checkpoint.streaming import check_dtype, check_finite, live_dtype, merge_chunk_, over_chunks
@@ -180,6 +179,8 @@ class _Stream:
 
     def fill(self, pool: ThreadPoolExecutor, plan: ShardPlan, file: ShardFile) -> dict[str, Sums]:
         """Merge the tensors of `plan` into `file`; their checksums, which are `file.sums` too."""
+        from pa_kernels.scratch import Scratch
+
         dtypes = {slot.name: torch_dtype(slot.dtype) for slot in plan.slots}
         totals = {slot.name: [0, 0, 0] for slot in plan.slots}
         scratch = Scratch()

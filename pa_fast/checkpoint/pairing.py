@@ -12,12 +12,12 @@ from pa_fast.checkpoint.document import quoted
 from pa_fast.checkpoint.header import FLOATS, TensorInfo
 from pa_fast.checkpoint.reader import Checkpoint, torch_dtype
 from pa_fast.checkpoint.rows import KeptRows, check_policy, check_vocabulary, extended, kept_rows
-from pa_fast.checkpoint.scratch import Scratch
 from pa_fast.checkpoint.tying import KEY, TiedHead, tied_head
 from pa_fast.errors import PairError
 
 if TYPE_CHECKING:
     import torch
+    from pa_kernels.scratch import Scratch
 
 OTHER = {"base": "instruct", "instruct": "base"}
 

@@ -21,7 +21,6 @@ from pa_fast.checkpoint.fingerprint import as_hex
 from pa_fast.checkpoint.header import TensorInfo
 from pa_fast.checkpoint.layout import ShardPlan
 from pa_fast.checkpoint.reader import WeightFile, torch_dtype
-from pa_fast.checkpoint.scratch import Scratch
 from pa_fast.checkpoint.streaming import cuts, in_order
 from pa_fast.errors import PaFastError
 
@@ -82,6 +81,8 @@ def is_complete(pool: ThreadPoolExecutor, path: Path, plan: ShardPlan, sums: Map
 
     Cost: one pass over the file.
     """
+    from pa_kernels.scratch import Scratch
+
     if sums.keys() != {slot.name for slot in plan.slots}:
         return False
     infos = {s.name: TensorInfo(s.name, s.dtype, s.shape, path, s.start, s.stop) for s in plan.slots}

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, TypeVar
 from pa_fast.checkpoint.document import quoted
 from pa_fast.checkpoint.pairing import Pair
 from pa_fast.checkpoint.recipe import Blend
-from pa_fast.checkpoint.scratch import Scratch
 from pa_fast.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -46,6 +45,8 @@ def over_chunks(
     Raises:
         DataError: a file changed meanwhile, or a tensor that is not merged differs between the sides.
     """
+    from pa_kernels.scratch import Scratch
+
     scratch = Scratch()
 
     def one(name: str, start: int, stop: int) -> T:

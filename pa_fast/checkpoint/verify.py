@@ -14,7 +14,6 @@ from pa_fast.checkpoint.header import FLOATS
 from pa_fast.checkpoint.pairing import Pair, pair
 from pa_fast.checkpoint.reader import Checkpoint, torch_dtype
 from pa_fast.checkpoint.recipe import Blend, Recipe
-from pa_fast.checkpoint.scratch import Scratch
 from pa_fast.checkpoint.source import resolve
 from pa_fast.checkpoint.streaming import check_dtype, live_dtype, merge_chunk_, over_chunks
 from pa_fast.errors import UsageError
@@ -138,6 +137,7 @@ def _compared(
 ) -> Iterator[tuple[str, tuple[int, int]]]:
     """For every chunk of the tensors `names`: its bytes, and how many of its elements have not the bits of the merge."""
     import torch
+    from pa_kernels.scratch import Scratch
 
     scratch = Scratch()
 

@@ -52,7 +52,6 @@ class Packed:
         self._live, self._kept, self._entries = list(live), list(base), list(entries)
         self._packed = pa_kernels.Packed(self._live, self._entries)
         self._stale = True
-        self._lams: list[float] = [0.0] * len(live)
         self._zeros: list[int] | None = None
 
     @property
@@ -85,7 +84,6 @@ class Packed:
         wrong = self._packed.wrong()
         if wrong:
             raise Overwritten(wrong)
-        self._lams = list(lam) if isinstance(lam, Sequence) else [lam] * len(self._live)
         self._stale = False
 
     def restore_(self, base: Callable[[int], Tensor | None] = lambda k: None) -> None:
@@ -110,7 +108,6 @@ class Packed:
             self._zeros = zeros
         elif self._zeros != zeros:
             raise WeightsError("these are not the base tensors that the live weights were bound to", "pass those")
-        self._lams = [0.0] * len(self._live)
         self._stale = False
 
     def spans(self, k: int) -> Iterator[slice]:
@@ -138,8 +135,7 @@ class Packed:
         """Base and target of the elements `span` of entry k, in fp32: from the base, or else from the live weights themselves."""
         base = self._at_hand(k)
         if base is None:
-            live = self._live[k].view(-1)
-            sides = packed_pair(live, self._entries[k], span, pa_kernels.reference.fp32(self._lams[k]))
+            sides = packed_pair(self._live[k].view(-1), self._entries[k], span, self._packed.holding(k))
         else:
             sides = self._from_base(k, span, base)
         return sides[0].float(), sides[1].float()

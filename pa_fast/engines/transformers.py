@@ -134,7 +134,7 @@ def load(
                     loaded.live, loaded.base, file, allow_nonfinite=allow_nonfinite,
                     divert=diverted.put_aside if diverted else None, origins=traced.names,
                 )  # fmt: skip
-                weights.prove(proof.ends or {})
+            weights.prove(proof.ends or {})
         if weights.memory().mapped_bytes:
             weights.before_reading = guard.check
         if diverted is not None:

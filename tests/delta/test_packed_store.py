@@ -144,14 +144,14 @@ def test_a_switch_that_does_not_finish_leaves_no_lambda_and_the_next_one_starts_
 
     weights = bound[0]
     weights.set_lambda(0.4)
-    switch = packed._switch_piece_
+    switch = packed.switch_piece_
 
     def fail(live: torch.Tensor, *rest: Any) -> None:
         if live.numel() == bound[1]["long"].numel():
             raise error
         switch(live, *rest)
 
-    monkeypatch.setattr(packed, "_switch_piece_", fail)
+    monkeypatch.setattr(packed, "switch_piece_", fail)
     with pytest.raises(error):
         weights.set_lambda(0.9)
     assert weights.lam is None

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pa_fast.cli import SWEEP_HELP
+from pa_fast.cli.runs import SWEEP_HELP
 from pa_fast.errors import EvaluatorError, UsageError
 from pa_fast.evals import EXAMPLES, build, parse
 from pa_fast.evals.kind import Kind

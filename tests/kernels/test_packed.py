@@ -13,7 +13,7 @@ import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import given, settings
-from pa_kernels import Packed, PackedTensor, checksum, packed_switch_, reference
+from pa_kernels import Packed, PackedTensor, checksum, packed_reference, packed_switch_, reference
 from pa_kernels.packed import packed_pair, packed_target
 from pa_kernels.packed_tensor import packed_bytes
 from pa_kernels.reference import LIMIT, MANTISSA, PACKED_TILE
@@ -87,13 +87,13 @@ def test_no_two_pairs_of_one_code_meet(dtype: torch.dtype) -> None:
 def test_the_reference_finds_both_sources(dtype: torch.dtype, width: int) -> None:
     for rel, span in itertools.product((0.017, 0.23), SPANS):
         b, i = pair(20_000, dtype, rel)
-        codes, odd = reference.packed_codes(b, i, width, span)
+        codes, odd = packed_reference.packed_codes(b, i, width, span)
         b, i, codes = b[~odd], i[~odd], codes[~odd]
         for lam in hard_lambdas(8, span=span):
-            found = reference.packed_sources(reference.lerp(b, i, lam), codes, lam)
+            found = packed_reference.packed_sources(reference.lerp(b, i, lam), codes, lam)
             assert torch.equal(bits(found[0]), bits(b)) and torch.equal(bits(found[1]), bits(i)), (rel, span, lam)
         live = reference.lerp(b, i, 0.3)
-        assert torch.equal(bits(reference.packed_switch(live, codes, 0.3, 0.8)), bits(reference.lerp(b, i, 0.8)))
+        assert torch.equal(bits(packed_reference.packed_switch(live, codes, 0.3, 0.8)), bits(reference.lerp(b, i, 0.8)))
 
 
 def test_without_the_parity_bit_sources_are_not_told_apart() -> None:
@@ -101,7 +101,7 @@ def test_without_the_parity_bit_sources_are_not_told_apart() -> None:
     b = torch.tensor([1 + 2**-7, 1 + 2 * 2**-7]).bfloat16()
     i = (bits(b) + 1).view(torch.bfloat16)
     assert bits(reference.lerp(b, i, 0.5)).unique().numel() == 1
-    assert reference.packed_codes(b, i, 8)[0].tolist() == [3, 2]
+    assert packed_reference.packed_codes(b, i, 8)[0].tolist() == [3, 2]
 
 
 @pytest.mark.parametrize("finite", [True, False])
@@ -113,7 +113,7 @@ def test_codes_and_exceptions_are_the_references(dtype: torch.dtype, finite: boo
         if entry is None:
             continue
         entry.check()
-        codes, odd = reference.packed_codes(b, i, entry.width, span)
+        codes, odd = packed_reference.packed_codes(b, i, entry.width, span)
         assert torch.equal(entry.element_codes(slice(0, size)), codes)
         positions, base, target = entry.exceptions(slice(0, size))
         assert torch.equal(positions, odd.nonzero().view(-1))

@@ -119,6 +119,23 @@ def test_weights_that_come_back_different_fail_the_rest_of_their_λ(tmp_path: Pa
     assert "setting λ = 0.5 again did not restore the live weights" in result.failures[1].error
 
 
+def test_weights_that_cannot_reach_a_λ_refuse_the_schedule_before_its_first_point(tmp_path: Path) -> None:
+    engine, scorer = FakeEngine(), Scorer("a")
+
+    def check_lambda(lam: float) -> None:
+        if lam > 0.5:
+            raise UsageError(f"λ = {float(lam)} is out of reach", "stay below")
+
+    engine.weights.check_lambda = check_lambda  # type: ignore[attr-defined]
+    with pytest.raises(UsageError, match=r"λ = 0\.75 is out of reach"):
+        run(engine, "0:1:0.25", [scorer], tmp_path / "run")
+    assert not scorer.calls and not engine.weights.switches and not (tmp_path / "run").exists()
+    run(engine, "0,0.5", [scorer], tmp_path / "run")
+    with pytest.raises(UsageError, match=r"λ = 1\.0 is out of reach"):
+        run(engine, "0.25,1", [scorer], tmp_path / "run")
+    assert scorer.calls == [0, 0.5], "λ that are added are looked at like the first ones"
+
+
 @pytest.mark.parametrize("where", ["failing", "stale", "unproven"])
 def test_no_proof_no_evaluation(tmp_path: Path, where: str) -> None:
     engine, scorer, other = FakeEngine(), Scorer("a"), Scorer("b")

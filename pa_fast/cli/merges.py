@@ -1,0 +1,92 @@
+"""The verbs of merged checkpoints: `merge` writes one, `verify` checks one."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from typing import Annotated
+
+import typer
+
+from pa_fast.cli.options import AllowNonfinite, Base, Dtype, ExtraRows, Instruct, Json, Rounding, Rule, Seed
+from pa_fast.cli.output import byte_bar, say, show_json
+from pa_fast.errors import DataError
+from pa_fast.units import format_bytes, format_count, format_rate, format_seconds
+
+
+def merge(
+    base: Base,
+    instruct: Instruct,
+    lam: Annotated[str, typer.Option("--lambda", metavar="L", help="Any finite λ: 0.6, 1/3, -0.2.")],
+    out: Annotated[str, typer.Option(metavar="DIR", help="The folder to write; must be new or empty.")],
+    max_shard_size: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Largest weight file, such as 5GB; cut as BASE's files are by default.")
+    ] = None,
+    dtype: Dtype = "auto",
+    rounding: Rounding = "nearest",
+    seed: Seed = None,
+    rule: Rule = None,
+    extra_rows: ExtraRows = "instruct",
+    allow_nonfinite: AllowNonfinite = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace DIR.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Write the merge at one λ as a checkpoint folder that transformers loads.
+
+    A merge that was killed or interrupted goes on from its complete weight files when the same command runs again.
+    """
+    from pa_fast.checkpoint.merge import merge as run
+
+    try:
+        with byte_bar("merging") as bar:
+            report = run(
+                base, instruct, lam, out,
+                dtype=dtype, rounding=rounding, seed=seed, rule=rule, max_shard_size=max_shard_size,
+                extra_rows=extra_rows, allow_nonfinite=allow_nonfinite, overwrite=overwrite, progress=bar,
+            )  # fmt: skip
+    except KeyboardInterrupt:
+        say(f"\ninterrupted; complete weight files are kept. Go on with:\n  {shlex.join(['pa-fast', *sys.argv[1:]])}")
+        raise typer.Exit(130) from None
+    if as_json:
+        show_json(report)
+    else:
+        rate = format_rate(report.bytes, report.seconds)
+        size = f"{format_bytes(report.bytes)} in {format_count(report.shards, 'file')}"
+        print(f"{report.out}: λ = {report.lam}, {report.tensors} tensors, {size}, {format_seconds(report.seconds)} ({rate})")
+        if report.resumed:
+            say(f"note: {report.resumed} of {format_count(report.shards, 'file')} were complete from an unfinished run")
+        for note in report.notes:
+            say(f"note: {note}")
+
+
+def verify(
+    merged: Annotated[str, typer.Argument(metavar="MERGED", help="The checkpoint in question.")],
+    base: Base,
+    instruct: Instruct,
+    lam: Annotated[
+        str | None, typer.Option("--lambda", metavar="L", help="λ of the merge; MERGED's pa_fast.json by default.")
+    ] = None,
+    rounding: Annotated[str | None, typer.Option(metavar="R", help="Rounding of the merge; by default likewise.")] = None,
+    seed: Seed = None,
+    rule: Annotated[str | None, typer.Option(metavar="FILE", help="λ rule of the merge; by default likewise.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Is this checkpoint that merge, bit by bit?"""
+    from pa_fast.checkpoint.verify import verify as run
+
+    with byte_bar("verifying") as bar:
+        report = run(merged, base, instruct, lam, rounding=rounding, seed=seed, rule=rule, progress=bar)
+    if as_json:
+        show_json(report)
+    elif report.ok:
+        print(f"{report.merged}: every bit of {report.tensors} tensors is the merge at λ = {report.lam}")
+        for note in report.notes:
+            say(f"note: {note}")
+    if not report.ok:
+        wrong = report.differences
+        more = f" and {len(wrong) - 1} more tensors" if len(wrong) > 1 else ""
+        counted = f" ({wrong[0].differing:,} of {wrong[0].count:,} weights differ)" if wrong[0].differing else ""
+        raise DataError(
+            f"{report.merged} is not the merge at λ = {report.lam}: `{wrong[0].name}` {wrong[0].reason}{counted}{more}",
+            "compare λ, rule, rounding, dtype and the source folders with those in its pa_fast.json; --json lists every tensor",
+        )

@@ -1,0 +1,58 @@
+"""What a verb prints: data on stdout; messages and bars on stderr."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from pa_fast.sweep.results import SweepResult
+
+
+def say(message: str) -> None:
+    """A message, on stderr."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def say_where(result: SweepResult) -> None:
+    """The folder of a sweep."""
+    drawn = " and figure" if (result.out / "trajectory.png").exists() else ""
+    say(f"results{drawn}: {result.out}")
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    # A pipe has no width: wrapping there would break tables for the programs that read them.
+    return Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=10_000)
+
+
+def show(drawable: Any) -> None:
+    """A table, on stdout."""
+    _console().print(drawable)
+
+
+def show_json(report: Any) -> None:
+    """A report, as one document on stdout."""
+    print(json.dumps(dataclasses.asdict(report), indent=1, ensure_ascii=False, default=str))
+
+
+@contextmanager
+def byte_bar(what: str, *, shown: bool = True) -> Iterator[Callable[[int, int], None] | None]:
+    """A bar of bytes and rate on stderr, if stderr is a terminal."""
+    if not (shown and sys.stderr.isatty()):
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (TextColumn(what), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(what, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)

@@ -1,0 +1,61 @@
+"""The verb of pairs: `inspect`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pa_fast.cli.options import Base, Dtype, ExtraRows, Instruct, Json, Rounding, Rule, Seed
+from pa_fast.cli.output import byte_bar, show, show_json
+
+
+def inspect(
+    base: Base,
+    instruct: Instruct,
+    sample: Annotated[bool, typer.Option("--sample", help="Measure 65,536 weights of every tensor.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="Measure all weights.")] = False,
+    fidelity: Annotated[
+        str | None, typer.Option(metavar="LAMBDAS", help="Which λ each of these really is, once rounded; 0:1:0.1.")
+    ] = None,
+    figure: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Draw the delta by layer and module to FILE.png and FILE.svg.")
+    ] = None,
+    dtype: Dtype = "auto",
+    rounding: Rounding = "nearest",
+    seed: Seed = None,
+    rule: Rule = None,
+    extra_rows: ExtraRows = "instruct",
+    as_json: Json = False,
+) -> None:
+    """Do these two checkpoints pair? Answered from headers alone, in a second; how far apart they are from the weights.
+
+    Without --full, --fidelity and --figure measure a sample.
+    """
+    from pa_fast.checkpoint.inspect import inspect as run
+    from pa_fast.sweep.schedule import lambdas
+
+    grid = lambdas(fidelity) if fidelity is not None else ()
+    drawing = None if figure is None else Path(figure.removesuffix(".png").removesuffix(".svg"))
+    if drawing is not None:
+        from pa_fast.sweep.figure import check_place
+
+        check_place(drawing)
+    with byte_bar("measuring", shown=sample or full or fidelity is not None or figure is not None) as bar:
+        report = run(
+            base, instruct,
+            sample=sample or (figure is not None and not full), full=full, fidelity=grid,
+            dtype=dtype, rounding=rounding, seed=seed, rule=rule, extra_rows=extra_rows, progress=bar,
+        )  # fmt: skip
+    if as_json:
+        show_json(report)
+    else:
+        from pa_fast.quality.pair_table import tables
+
+        for table in tables(report):
+            show(table)
+    if drawing is not None:
+        from pa_fast.quality import delta_map
+
+        delta_map.write(report, drawing)

@@ -1,0 +1,183 @@
+"""The verbs of run folders: `sweep` fills one, `report` prints them."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pa_fast.cli.options import AllowNonfinite, Base, Dtype, ExtraRows, Rounding, Rule
+from pa_fast.cli.output import say, say_where, show
+from pa_fast.errors import PaFastError, UsageError, parted
+from pa_fast.units import format_count
+
+if TYPE_CHECKING:
+    from pa_fast.run import SweepSpec
+    from pa_fast.sweep.progress import Progress
+    from pa_fast.sweep.results import Failure, SweepResult
+
+
+SWEEP_HELP = """Evaluate every λ on one live copy of the weights, and draw the trajectory.
+
+A sweep resumes by itself: run it again with the same --out, and finished points are not run again.
+
+\b
+LAMBDAS   0:1:0.1          both ends included
+          0,0.25,1/3,1.5   decimals and fractions
+EVAL      perplexity:notes.txt,window=512
+          icl:tasks.jsonl,shots=5,mode=cloze
+          generate:requests.jsonl,chat=true,max_new_tokens=256
+          alpaca:alpaca_eval.json,max_new_tokens=2048
+          lm-eval:piqa,arc_easy,shots=5
+          python:my_package.my_module:my_function
+          suite.yaml       a list of these, or of mappings such as
+                           {eval: icl, file: tasks.jsonl, shots: 5}
+
+\b
+Options of EVAL follow the target: name=… is its column in the results.
+          perplexity  window= stride= split=blank
+          icl         shots= sep= pool=FILE mode=cloze|letter|generate
+                      norm= (cloze)  until= max_new_tokens= (generate)
+          generate    chat=true max_new_tokens= regex= check=module:function
+          alpaca      chat=false max_new_tokens= generator=
+          lm-eval     shots= chat=true metric= include_path=FOLDER
+Rows of data are JSON, one a line or a list in a .json file; id and group are optional.
+          icl         question (or a verbatim prompt), choices, answer
+          generate    prompt or messages; answer or regex scores the output
+          alpaca      instruction
+A comma in a value is written \\, and --limit does not reach python:.
+"""
+
+
+def sweep(
+    base: Base,
+    lambdas: Annotated[str, typer.Option(metavar="LAMBDAS", help="Which λ: a range, a list, or both.")],
+    evals: Annotated[list[str], typer.Option("--eval", metavar="EVAL", help="What to evaluate; may be given again.")],
+    out: Annotated[str, typer.Option(metavar="DIR", help="The run folder: journal, results and figure.")],
+    instruct: Annotated[
+        str | None, typer.Argument(metavar="INSTRUCT", help="The instruct checkpoint, λ = 1; not needed beside --delta.")
+    ] = None,
+    store: Annotated[
+        str, typer.Option(metavar="S", help="How the delta is held: auto, dense, packed, sparse, lowrank or attached.")
+    ] = "auto",
+    residency: Annotated[
+        str, typer.Option(metavar="R", help="Where a GPU keeps it: auto, device, or host (pinned memory).")
+    ] = "auto",
+    delta: Annotated[str | None, typer.Option(metavar="FILE", help="A file of `pa-fast encode`, instead of INSTRUCT.")] = None,
+    confirm: Annotated[
+        int, typer.Option(metavar="N", min=0, help="After a sweep with a lossy delta: the best N points once more, exactly.")
+    ] = 0,
+    device: Annotated[str, typer.Option(metavar="D", help="cpu, cuda, cuda:1, or auto.")] = "auto",
+    dtype: Dtype = "auto",
+    tokenizer: Annotated[str | None, typer.Option(metavar="DIR", help="Tokenizer for all λ; INSTRUCT's by default.")] = None,
+    batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="Requests per forward pass, at every λ.")] = 8,
+    limit: Annotated[int | None, typer.Option(metavar="N", min=1, help="At most N items per evaluator.")] = None,
+    rounding: Rounding = "nearest",
+    rule: Rule = None,
+    seed: Annotated[int, typer.Option(metavar="N", help="Seed of shots, of --limit and of stochastic rounding.")] = 0,
+    engine: Annotated[
+        str, typer.Option(metavar="E", help="transformers, or tensor-parallel: one model on all ranks of torchrun.")
+    ] = "transformers",
+    workers: Annotated[int, typer.Option(metavar="N", min=1, help="Processes on Ray, one GPU or share of cores each.")] = 1,
+    shard: Annotated[
+        str | None, typer.Option(metavar="I/N", help="Run every Nth λ from I on; auto: as torchrun or SLURM says.")
+    ] = None,
+    extra_rows: ExtraRows = "instruct",
+    allow_nonfinite: AllowNonfinite = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start afresh in a folder that holds a sweep.")] = False,
+) -> None:
+    from pa_fast.rules import LambdaRule
+    from pa_fast.run import SweepSpec, check_confirm
+    from pa_fast.run import confirm as run_again
+    from pa_fast.sweep.progress import TerminalProgress
+
+    job = SweepSpec(
+        base, instruct, lambdas, tuple(evals), out, device, dtype, store, tokenizer, batch_size, limit, seed,
+        allow_nonfinite, overwrite, engine, delta, rounding, None if rule is None else LambdaRule.load(rule), extra_rows,
+        residency,
+    )  # fmt: skip
+    if confirm and shard is not None:
+        raise UsageError(
+            "--confirm and --shard together", "confirm when all shards are done: run the same command without --shard"
+        )
+    if confirm:
+        check_confirm(job)
+    # a delta takes the place of INSTRUCT, which then serves to confirm alone
+    swept = job if delta is None else dataclasses.replace(job, instruct=None, tokenizer=tokenizer or instruct)
+    try:
+        result = _launch(swept, workers, shard, TerminalProgress())
+    except KeyboardInterrupt:
+        again = [part for part in sys.argv[1:] if part != "--overwrite"]
+        say(f"\ninterrupted; finished points are kept. Go on with:\n  {shlex.join(['pa-fast', *again])}")
+        raise typer.Exit(130) from None
+    if result is None:
+        return  # a rank whose first one tells
+    show(result.table())
+    say_where(result)
+    if confirm:
+        confirmed = run_again(job, result, confirm, TerminalProgress())
+        print("\nconfirmed with an exact store:")
+        show(confirmed.table())
+        say_where(confirmed)
+        result = dataclasses.replace(result, failures=result.failures + confirmed.failures)
+    if result.failures:
+        say_failures(result.failures)
+        raise PaFastError(
+            f"{len(result.failures)} of {format_count(len(result.failures) + len(result.rows), 'point')} failed",
+            "run the same command again to try the failed points once more",
+        )
+
+
+def _launch(job: SweepSpec, workers: int, shard: str | None, progress: Progress) -> SweepResult | None:
+    """Run `job` in as many processes as asked for; None on ranks that leave the telling to the first."""
+    if shard is not None and workers > 1:
+        raise UsageError("--workers and --shard together", "--workers starts processes here; --shard is one of several")
+    if job.engine == "tensor-parallel":
+        if shard is not None or workers > 1:
+            raise UsageError(
+                "--engine tensor-parallel with --workers or --shard", "its ranks are one worker: start it with torchrun"
+            )
+        from pa_fast.launch import lockstep
+
+        return lockstep.run(job, progress)
+    if workers > 1:
+        from pa_fast.launch import ray
+
+        return ray.run(job, workers, progress)
+    from pa_fast.launch import environment
+    from pa_fast.run import run
+    from pa_fast.sweep.shard import Shard
+
+    if shard is None:
+        return run(job, progress)
+    part = Shard(*environment.shard()) if shard == "auto" else Shard.parse(shard)
+    return run(job, progress, (part.rank, part.world))
+
+
+def say_failures(failures: Iterable[Failure]) -> None:
+    """One line a point; a hint below the first point that it is for."""
+    known: set[str | None] = {None}
+    for failure in failures:
+        message, hint = parted(failure.error)
+        say(f"failed: {failure.evaluator} at λ = {failure.lam.key}: {' '.join(message.split())}")
+        if hint not in known:
+            say(f"  hint: {hint}")
+            known.add(hint)
+
+
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN_DIR", help="Run folders of sweeps.")],
+) -> None:
+    """Print the table of one or more runs, and write their results and figures again from the journals."""
+    from pa_fast.sweep.report import report as run
+    from pa_fast.sweep.results import table
+
+    results = run(runs)
+    show(table(results))
+    for result in results:
+        say_where(result)

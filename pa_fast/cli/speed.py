@@ -1,0 +1,58 @@
+"""The verb of this machine: `bench`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pa_fast.cli.options import Json
+from pa_fast.cli.output import say, show
+from pa_fast.units import format_seconds
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from pa_fast.throughput import Throughput
+
+
+def bench(
+    device: Annotated[str, typer.Option(metavar="D", help="cpu, cuda, cuda:1, or auto.")] = "auto",
+    shape: Annotated[
+        str, typer.Option(metavar="S", help="1b, 8b, 70b, or a checkpoint folder; auto: 8b on a GPU, 1b on a CPU.")
+    ] = "auto",
+    rounds: Annotated[int, typer.Option(metavar="N", min=1, help="Runs of everything; the median counts.")] = 5,
+    as_json: Json = False,
+) -> None:
+    """Time switches of synthetic weights on this machine, beside what it can do at all, and count the bytes of each store."""
+    from pa_fast.throughput import measure
+
+    found = measure(device, shape, rounds, say)
+    if as_json:
+        print(found.to_json())
+    else:
+        show(_throughput_table(found))
+
+
+def _throughput_table(found: Throughput) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    title = f"{found.machine}, torch {found.torch}: {found.weights / 1e9:.2f} G bf16 weights in {found.tensors} tensors"
+    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
+    for column in ("", "‖I − B‖ / ‖B‖", "bytes per weight", "ms", "GB/s", "× dense", "encoded in"):
+        table.add_column(column, justify="left" if not column else "right")
+    dense = {row.relative_delta: row.seconds for row in found.rows if row.what == "dense"}
+    for row in found.rows:
+        if row.what == "dense" or row.relative_delta is None:
+            table.add_section()
+        table.add_row(
+            row.what,
+            "" if row.relative_delta is None else f"{row.relative_delta:g}",
+            "" if row.bytes_per_weight is None else f"{row.bytes_per_weight:.3f}",
+            f"{row.seconds * 1000:.4g}",
+            f"{row.gbps:.4g}",
+            "" if row.relative_delta is None else f"{row.seconds / dense[row.relative_delta]:.2f}",
+            "" if row.encode_s is None else format_seconds(row.encode_s),
+        )
+    return table
