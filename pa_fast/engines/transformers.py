@@ -21,6 +21,7 @@ from pa_fast.checkpoint.rows import check_vocabulary, extended
 from pa_fast.checkpoint.source import resolve
 from pa_fast.checkpoint.streaming import DTYPES
 from pa_fast.checkpoint.untrained import untrained_rows
+from pa_fast.device import device_of
 from pa_fast.engines import endpoints, scoring
 from pa_fast.engines.attached_weights import attached, divertible
 from pa_fast.engines.inventory import Inventory
@@ -215,7 +216,7 @@ def load(
             "a delta file says by itself how it is held, and in which dtype", "leave out both; store attached alone fits"
         )
     how, ruled = Rounding(rounding, seed), None if rule is None else LambdaRule.of(rule)
-    where, held = _device(device), planned(store)
+    where, held = device_of(device), planned(store)
     sharding = ranks.sharding()
     about = None if delta is None else opening.about(delta)
     said = held.describe() if about is None else about.options
@@ -351,22 +352,6 @@ def _only(about: opening.Description) -> torch.dtype:
     if len(narrow) != 1:
         raise EngineError(f"the delta is for live tensors of {', '.join(sorted(live)) or 'no dtype'}", "encode it with one dtype")
     return torch_dtype(narrow.pop())
-
-
-def _device(name: str) -> Any:
-    import torch
-
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UsageError(f"device `{name}` is not known", "write cpu, cuda or cuda:0") from None
-    if device.type not in ("cpu", "cuda"):
-        raise UsageError(f"device `{name}` is not supported", "write cpu, cuda or cuda:0")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UsageError(f"device `{name}` does not exist: PyTorch sees {torch.cuda.device_count()} GPUs", "write cpu or auto")
-    return device
 
 
 def _tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
