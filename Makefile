@@ -40,7 +40,7 @@ bench: $(READY)  ## what this machine can measure, as ratios in one run
 	$(BIN)/python -m pytest bench --benchmark-enable --benchmark-only
 
 gpu:  ## everything that needs a GPU, correctness first; installs nothing, uses $(PYTHON) as it is
-	$(SOURCES) $(PYTHON) bench/gpu.py
+	$(SOURCES) $(PYTHON) -m bench.gpu $(GPU)
 
 train-demo: $(READY)  ## retrain the demo pair from scratch (under 10 minutes on 2 cores)
 	OMP_WAIT_POLICY=passive $(BIN)/python -m examples.demo.train

@@ -11,12 +11,13 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 GROUND = {"errors", "units"}
-FLOOR = {"base", "rounding", "rules", "pa_kernels"} | GROUND
+FLOOR = {"base", "device", "rounding", "rules", "pa_kernels"} | GROUND
 ALLOWED: dict[str, set[str]] = {
     "pa_kernels": set(),
     "errors": set(),
     "units": {"errors"},
     "base": {"errors"},
+    "device": {"errors"},
     "rounding": {"errors"},
     "rules": {"base", "errors"},
     "checkpoint": FLOOR,

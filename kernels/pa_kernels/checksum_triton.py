@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pa_kernels import tiles
 from pa_kernels.reference import CHUNK_WORDS
-from pa_kernels.tiles import Launch
+from pa_kernels.tiles import Launch, Tiles
 
 LAUNCH = Launch(block=1024, threads=128)
 """In 64-bit words; `block` divides the chunk. Not yet timed on a GPU; the bench sweeps CANDIDATES."""
@@ -88,10 +88,15 @@ def sums(flat: Sequence[Tensor], launch: Launch = LAUNCH) -> list[int]:
     """Sums, mod 2⁶⁴ and signed, of byte tensors that are all on one device."""
     table = tiles.build([flat], [data.numel() for data in flat], 8 * launch.block)
     totals = torch.zeros(len(flat), dtype=torch.int64, device=flat[0].device)
+    add_(totals, table, launch)
+    return totals.tolist()
+
+
+def add_(totals: Tensor, table: Tiles, launch: Launch = LAUNCH) -> None:
+    """Add to each of `totals`, int64 [T], the sum of its tensor; tables of tiles of 8 · `launch.block` bytes, one operand."""
     if table.count:
-        with torch.cuda.device(flat[0].device) if flat[0].device.type == "cuda" else nullcontext():
+        with torch.cuda.device(totals.device) if totals.device.type == "cuda" else nullcontext():
             checksum_kernel[(table.count,)](
                 table.words, table.sizes, table.pointers, totals,
                 **constants(launch), num_warps=launch.num_warps(), **OPTIONS,
             )  # fmt: skip
-    return totals.tolist()

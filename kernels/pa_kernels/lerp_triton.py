@@ -22,7 +22,8 @@ WIDE = Launch(block=2048, threads=256)
 """Launches where every tensor has one 16-bit dtype, and for all else: 64 bytes of loads in flight per thread, 40 registers or
 fewer. Not yet timed on a GPU: chosen from offline compilation; the bench sweeps CANDIDATES."""
 
-CANDIDATES = tuple(Launch(block, threads) for block in (2048, 4096, 8192) for threads in (64, 128, 256))
+CANDIDATES = tuple(Launch(each * threads, threads) for threads in (64, 128, 256, 512) for each in (8, 16, 32))
+"""8, 16 and 32 weights a thread: 32, 64 and 128 bytes of loads in flight, 30, 40 and 72–91 registers (sm_90; 64 take 168)."""
 
 OPTIONS = {"enable_fp_fusion": False, "num_stages": 1}
 """Fusion is off because its default may change: every fma of the contract is written out."""
@@ -147,12 +148,12 @@ def full_tile(
 
 
 @triton.jit
-def lerp_kernel(
-    words, sizes, outs, bases, insts, lams,
+def lerp_tile(
+    word, sizes, outs, bases, insts, lams,
     OUT: tl.constexpr, BASE: tl.constexpr, INST: tl.constexpr, VIA: tl.constexpr,
     BLOCK: tl.constexpr, TAIL: tl.constexpr, INTERPRET: tl.constexpr,
 ):  # fmt: skip
-    word = tl.load(words + tl.program_id(0))
+    """Rewrite the tile that a word of the tile table names."""
     t = word >> 32
     offset = ((word & 0xFFFFFFFF) >> 1) * BLOCK
     lam = tl.load(lams + t)
@@ -174,6 +175,16 @@ def lerp_kernel(
             w = lerp_of(b, i, lam, OUT, BASE, INST, VIA, INTERPRET)
             tl.store(w_ptr.to(tl.pointer_type(OUT)) + lanes, w, mask=inside)
             offset += TAIL
+
+
+@triton.jit
+def lerp_kernel(
+    words, sizes, outs, bases, insts, lams,
+    OUT: tl.constexpr, BASE: tl.constexpr, INST: tl.constexpr, VIA: tl.constexpr,
+    BLOCK: tl.constexpr, TAIL: tl.constexpr, INTERPRET: tl.constexpr,
+):  # fmt: skip
+    word = tl.load(words + tl.program_id(0))
+    lerp_tile(word, sizes, outs, bases, insts, lams, OUT, BASE, INST, VIA, BLOCK, TAIL, INTERPRET)
 
 
 def launch_for(*dtypes: torch.dtype) -> Launch:

@@ -55,12 +55,15 @@ class PackedTensor:
     span: Tensor
 
     @classmethod
-    def encode(cls, base: Tensor, target: Tensor, span: tuple[float, float] = (0.0, 1.0)) -> PackedTensor | None:
+    def encode(
+        cls, base: Tensor, target: Tensor, span: tuple[float, float] = (0.0, 1.0), *, width: int | None = None
+    ) -> PackedTensor | None:
         """The delta between two tensors in codes of that width which takes fewer bytes; None where exceptions outnumber a tensor.
 
         Args:
             base, target: of one shape, both bf16 or both fp16, on the CPU (a read-only map of a file, say) or a GPU.
             span: the λ that it is for, lo and hi; [0, 1] is always among them.
+            width: 8 or 16, the bits of a code; by default those that take fewer bytes in all.
 
         Cost:
             One read of both, on a CPU one core per piece; a second one where 16-bit codes may take less. Beside the result
@@ -68,6 +71,8 @@ class PackedTensor:
         """
         sides = base.detach().reshape(-1), target.detach().reshape(-1)
         lo, hi = min(reference.fp32(span[0]), 0.0), max(reference.fp32(span[1]), 1.0)
+        if width is not None:
+            return _encode(*sides, width, (lo, hi))
         made = _encode(*sides, 8, (lo, hi))
         # 16-bit codes take a byte more for every weight: they can pay only where more than this are exceptions
         if made is None or 6 * made.count > base.numel():

@@ -24,7 +24,10 @@ def bench(
     rounds: Annotated[int, typer.Option(metavar="N", min=1, help="Runs of everything; the median counts.")] = 5,
     as_json: Json = False,
 ) -> None:
-    """Time switches of synthetic weights on this machine, beside what it can do at all, and count the bytes of each store."""
+    """Time switches of synthetic weights on this machine, beside what it can do at all, and count the bytes of each store.
+
+    Bits are compared with the contract before any speed is given; dense and sparse switches are timed twice to show the noise.
+    """
     from pa_fast.throughput import measure
 
     found = measure(device, shape, rounds, say)

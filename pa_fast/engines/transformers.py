@@ -14,6 +14,7 @@ from pa_fast.checkpoint.reader import Checkpoint
 from pa_fast.checkpoint.rows import check_vocabulary, extended
 from pa_fast.checkpoint.source import resolve
 from pa_fast.checkpoint.untrained import untrained_rows
+from pa_fast.device import device_of
 from pa_fast.engines.asked import Asked, asked
 from pa_fast.engines.attached_weights import attached, divertible
 from pa_fast.engines.endpoints import Proof
@@ -24,7 +25,6 @@ from pa_fast.engines.origins import trace
 from pa_fast.engines.past import obstacle
 from pa_fast.engines.ranks import ALONE, Alone, Ranks
 from pa_fast.engines.tokenizer import stop_tokens, tokenizer_of
-from pa_fast.errors import UsageError
 from pa_fast.live import opening, planner
 from pa_fast.live.memory import Memory
 from pa_fast.live.planner import Store
@@ -93,7 +93,7 @@ def load(
             are converted or split, or a rule that does not fit the checkpoint's names.
     """
     want = asked(
-        _device(device), dtype, store, residency, Rounding(rounding, seed), rule, instruct, delta, ranks.sharding()
+        device_of(device), dtype, store, residency, Rounding(rounding, seed), rule, instruct, delta, ranks.sharding()
     )  # fmt: skip
     other = base if instruct is None else instruct  # base stands on both sides where a delta does for instruct
     with ranks.step("loading"), Checkpoint.open(resolve(base)) as b, Checkpoint.open(resolve(other)) as i:
@@ -197,19 +197,3 @@ def _sizes(loaded: Loaded) -> list[planner.Size]:
         )
         for n in first.values()
     ]
-
-
-def _device(name: str) -> Any:
-    import torch
-
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UsageError(f"device `{name}` is not known", "write cpu, cuda or cuda:0") from None
-    if device.type not in ("cpu", "cuda"):
-        raise UsageError(f"device `{name}` is not supported", "write cpu, cuda or cuda:0")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UsageError(f"device `{name}` does not exist: PyTorch sees {torch.cuda.device_count()} GPUs", "write cpu or auto")
-    return device

@@ -1,0 +1,86 @@
+"""Dense switches whose sources lie in pinned host memory, beside what a copy from there reaches (P4)."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+
+import torch
+from pa_kernels import Lerp, lerp_triton
+from pa_kernels.tiles import Launch
+from torch import Tensor
+
+from bench.gpu import persistent
+from bench.gpu.pairs import Pair
+from bench.gpu.run import Contender, Run
+
+LAUNCHES = (Launch(1024, 128), Launch(2048, 128), Launch(4096, 128), Launch(4096, 256), Launch(8192, 256))
+PROGRAMS = (0.25, 1, 4)
+"""Programs a multiprocessor that stay: 0.25 of them have 270 kB in flight on 132 multiprocessors."""
+
+
+def host(run: Run) -> None:
+    count = min(run.scale.host, run.room() // 12)
+    pair = Pair.random(run, [count])
+    b, i = (side.cpu() if run.rehearsal else side.cpu().pin_memory() for side in (pair.b, pair.i))
+    lam = run.scale.lams[0]
+    read = 2 * b.nbytes
+    groups: dict[str, lerp_triton.Group] = {}
+    for launch in run.some(LAUNCHES):
+        groups[f"pointers, {launch.block}/{launch.threads}"] = lerp_triton.Group([0], [pair.w], [b], [i], None, launch)
+    for each in run.some(PROGRAMS):
+        launch, programs = lerp_triton.NARROW, max(int(each * run.multiprocessors), 1)
+        name = f"pointers, {launch.block}/{launch.threads}, {programs} programs"
+        groups[name] = persistent.Group([0], [pair.w], [b], [i], None, launch, programs=programs)
+    shipped = Lerp([pair.w], [b], [i])
+    staged = Staged(pair.w, b, i, run.scale.chunk)
+    shipped.run_(lam)
+    for group in groups.values():
+        group.lams.fill_(lam)
+    ways = {"pointers as shipped": shipped.launch_, "staged copies": lambda: staged.run_(lam)}
+    ways |= {name: group.launch_ for name, group in groups.items()}
+    for name, way in ways.items():
+        pair.poison()
+        way()
+        pair.prove(f"host {name}", lam)
+    copy = "pinned copy to the device"
+    contenders = {copy: Contender(b.nbytes, lambda: pair.b.copy_(b, non_blocking=True))}
+    contenders |= {name: Contender(read, way, note="bytes read over the bus") for name, way in ways.items()}
+    contenders["pinned copy to the device, again"] = contenders[copy]
+    contenders["pointers as shipped, again"] = contenders["pointers as shipped"]
+    rows = run.time("host", contenders, count)
+    ceiling = max(rows[name].gbps or 0 for name in (copy, f"{copy}, again"))
+    best = run.choose("host", rows, "pointers as shipped", [*groups, "staged copies"], "the launch for pinned sources")
+    share, as_is = ((rows[name].gbps or math.nan) / ceiling for name in (best, "pointers as shipped"))
+    run.ledger.verdict(
+        "host", "P4", "≥ 90 % of the pinned host→device copy rate",
+        f"{best}: {share:.1%} of {ceiling:.1f} GB/s; as shipped {as_is:.1%}", share >= 0.9,
+    )  # fmt: skip
+
+
+class Staged:
+    """The other way: chunks of both sources copied to the device, two on their way while a third is merged."""
+
+    def __init__(self, w: Tensor, b: Tensor, i: Tensor, chunk: int):
+        self.pieces = list(zip(w.split(chunk), b.split(chunk), i.split(chunk)))
+        self.device = w.device
+        self.streams = [torch.cuda.Stream(w.device) for _ in range(3)] if w.device.type == "cuda" else []
+        self.buffers = [(torch.empty_like(w[:chunk]), torch.empty_like(w[:chunk])) for _ in range(3)]
+        self.merges = [
+            Lerp([w], [b[: w.numel()]], [i[: w.numel()]])
+            for n, (w, _, _) in enumerate(self.pieces)
+            for b, i in [self.buffers[n % 3]]
+        ]
+
+    def run_(self, lam: float) -> None:
+        """Rewrite the live tensor for λ."""
+        for stream in self.streams:
+            stream.wait_stream(torch.cuda.current_stream(self.device))
+        for n, (w, b, i) in enumerate(self.pieces):
+            # what follows in one stream runs in order, so a buffer is free before it is filled again
+            with torch.cuda.stream(self.streams[n % 3]) if self.streams else contextlib.nullcontext():
+                for buffer, source in zip(self.buffers[n % 3], (b, i)):
+                    buffer[: w.numel()].copy_(source, non_blocking=True)
+                self.merges[n].run_(lam)
+        for stream in self.streams:
+            torch.cuda.current_stream(self.device).wait_stream(stream)

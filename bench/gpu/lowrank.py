@@ -1,0 +1,69 @@
+"""Low-rank merges at several ranks with every tile, beside the dense switch of the same matrices."""
+
+from __future__ import annotations
+
+import torch
+from pa_kernels import Lerp, LowRank, lowrank_triton, reference
+
+from bench.gpu.proof import WrongBits, poison, spots
+from bench.gpu.run import Contender, Run
+
+
+def lowrank(run: Run) -> None:
+    for rank in run.some(run.scale.ranks):
+        _of_rank(run, rank)
+
+
+def _of_rank(run: Run, rank: int) -> None:
+    stage = f"lowrank {rank}"
+    shapes = [shape for shape in run.scale.matrices if shape[0] * shape[1] * 10 * len(run.scale.matrices) <= run.room()]
+    if not shapes:
+        run.ledger.say(stage, "left out: too little device memory is free")
+        return
+    lam = run.scale.lams[0]
+    base = [run.random(*shape) for shape in shapes]
+    inst, live = [run.random(*shape) for shape in shapes], [torch.empty_like(b) for b in base]
+    u, v = ([run.random(m, rank, std=0.03) for m, _ in shapes], [run.random(rank, n, std=0.03) for _, n in shapes])
+    dense, shipped = Lerp(live, base, inst), LowRank(live, base, u, v)
+    dense.run_(lam)
+    shipped.run_(lam)
+    rows_of = shipped.groups[0].rows  # type: ignore[attr-defined]
+    groups = {
+        f"{launch.block // lowrank_triton.COLUMNS} × {lowrank_triton.COLUMNS}, {launch.threads} threads": lowrank_triton.Group(
+            range(len(rows_of)), rows_of, launch
+        )
+        for launch in run.some(lowrank_triton.CANDIDATES)
+    }
+    for name, group in groups.items():
+        group.lams.fill_(lam)
+        poison(live)
+        group.launch_()
+        _prove(f"low rank {rank}, {name}", live, base, u, v, lam)
+    count, factors = sum(w.numel() for w in live), sum(x.nbytes for x in (*u, *v))
+    moved, kept = 4 * count + factors, 4 + factors / count
+    contenders = {
+        "dense": Contender(6 * count, dense.launch_, 1, 6.0),
+        "low rank as shipped": Contender(moved, shipped.launch_, 1, kept, f"{2 * rank} operations a weight"),
+        **{name: Contender(moved, group.launch_, 1, kept) for name, group in groups.items()},
+        "torch.addmm(out=) per matrix": Contender(
+            moved, lambda: [torch.addmm(b, x, y, alpha=lam, out=w) for w, b, x, y in zip(live, base, u, v)], 1, kept
+        ),
+        "low rank as shipped, again": Contender(moved, shipped.launch_, 1, kept),
+    }
+    rows = run.time(stage, contenders, count, "dense")
+    run.choose(stage, rows, "low rank as shipped", [*groups], "lowrank_triton.LAUNCH")
+
+
+def _prove(
+    what: str, live: list[torch.Tensor], base: list[torch.Tensor], u: list[torch.Tensor], v: list[torch.Tensor], lam: float
+) -> None:
+    """Raise WrongBits unless rows are within an ulp of the reference: sums have an order of their own on each device."""
+    for t, span in spots([w.shape[0] for w in live]):
+        rows = slice(span.start, min(span.start + 64, span.stop))
+        for at in (rows, slice(max(span.stop - 64, 0), span.stop)):
+            wanted = reference.lowrank(base[t][at].cpu(), u[t][at].cpu(), v[t].cpu(), lam).float()
+            found = live[t][at].cpu().float()
+            # where base and delta cancel an ulp of the base is what counts
+            most = 2**-7 * torch.maximum(wanted.abs(), base[t][at].cpu().float().abs()) + 1e-6
+            if not bool(((found - wanted).abs() <= most).all()):
+                raise WrongBits(f"{what}: matrix {t}, rows {at.start} to {at.stop} are further than an ulp from the reference")

@@ -1,0 +1,59 @@
+"""A model's worth of tensors that lie between two others: flat memory, and the views that are its tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from pa_kernels import reference
+from pa_kernels.reference import Draw
+from torch import Tensor
+
+from bench.gpu.proof import poison, prove
+from bench.gpu.run import Run
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Live, base and instruct as flat tensors `w`, `b`, `i`, and cut into `out`, `base`, `inst`."""
+
+    w: Tensor
+    b: Tensor
+    i: Tensor
+    sizes: tuple[int, ...]
+
+    @classmethod
+    def random(cls, run: Run, sizes: list[int], relative: float | None = None) -> Pair:
+        """Normal weights: two sets that have nothing to do with each other, or a step of `relative` apart."""
+        b = run.random(sum(sizes))
+        i = run.random(sum(sizes)) if relative is None else run.near(b, relative)
+        return cls(torch.empty_like(b), b, i, tuple(sizes))
+
+    @property
+    def count(self) -> int:
+        return self.w.numel()
+
+    @property
+    def out(self) -> list[Tensor]:
+        return list(self.w.split(self.sizes))
+
+    @property
+    def base(self) -> list[Tensor]:
+        return list(self.b.split(self.sizes))
+
+    @property
+    def inst(self) -> list[Tensor]:
+        return list(self.i.split(self.sizes))
+
+    def poison(self) -> None:
+        poison([self.w])
+
+    def prove(self, what: str, lam: float, draws: list[Draw] | None = None) -> None:
+        """Raise WrongBits unless the live tensors are W(λ) wherever one looks."""
+        base, inst = self.base, self.inst
+
+        def expected(t: int, span: slice) -> Tensor:
+            draw = Draw(draws[t].key, draws[t].start + span.start) if draws else None
+            return reference.lerp(base[t][span].cpu(), inst[t][span].cpu(), lam, draw=draw)
+
+        prove(what, self.out, expected)

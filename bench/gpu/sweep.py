@@ -1,0 +1,103 @@
+"""A sweep of 11 λ of an 8B-shaped model made on the device: what is not a forward pass (P6)."""
+
+from __future__ import annotations
+
+import cProfile
+import io
+import pstats
+import tempfile
+import time
+from dataclasses import dataclass, field
+
+import torch
+
+import pa_fast
+from bench.gpu.clock import settle
+from bench.gpu.ledger import Row
+from bench.gpu.run import Run
+from pa_fast.base import Engine, Score
+from pa_fast.engines.transformers import LambdaModel
+
+GOAL = "11 λ, all but the forward passes: ≤ 1 % of the run"
+
+
+def sweep(run: Run) -> None:
+    scale = run.scale
+    layers = scale.layers_for(run.room() * 3 // 4, 6)
+    if not layers:
+        run.ledger.say("sweep", "left out: not one layer of an 8B model fits the device memory that is free")
+        return
+    model = _model(run, layers)
+    live = {name: parameter.data for name, parameter in model.named_parameters()}
+    base = {name: tensor.clone() for name, tensor in live.items()}
+    instruct = {name: run.near(tensor, 0.02) for name, tensor in live.items()}
+    count = sum(tensor.numel() for tensor in live.values())
+    began = time.perf_counter()
+    weights = pa_fast.LiveWeights.bind(live, base, instruct, "dense")
+    settle()
+    run.ledger.add(Row("sweep", "bind", weights=count, ms=1000 * (time.perf_counter() - began)))
+    engine = LambdaModel(model, None, weights, {"engine": "made on the device"}, {}, scale.tokens[0])
+    ids = torch.randint(0, scale.vocabulary, scale.tokens, device=run.device)
+    Forward(ids, 1)(engine)  # the first pass chooses its kernels
+    forward = Forward(ids, scale.batches)
+    with tempfile.TemporaryDirectory() as folder:
+        began = time.perf_counter()
+        pa_fast.sweep(engine, scale.lambdas, [forward], f"{folder}/run")
+        whole = time.perf_counter() - began
+        profile = cProfile.Profile()
+        profile.runcall(pa_fast.sweep, engine, scale.lambdas, [Forward(ids, 1)], f"{folder}/profiled", figure=False)
+    weights.close()
+    rest, visited = whole - forward.seconds, len(pa_fast.lambdas(scale.lambdas))
+    note = f"{layers} layers; {scale.batches} batches of {ids.shape[0]} × {ids.shape[1]} tokens at each λ"
+    run.ledger.add(Row("sweep", "whole sweep, figure included", weights=count, ms=1000 * whole, note=note))
+    run.ledger.add(Row("sweep", "forward passes", weights=count, ms=1000 * forward.seconds))
+    run.ledger.add(Row("sweep", "all else, per λ", weights=count, ms=1000 * rest / visited))
+    run.ledger.say("sweep", "where the rest goes: " + _hottest(profile))
+    each = f"{rest / visited:.3f} s beside {forward.seconds / visited:.2f} s per λ, without loading"
+    run.ledger.verdict("sweep", "P6", GOAL, f"{rest / whole:.2%}: {each}", rest <= 0.01 * whole)
+
+
+@dataclass
+class Forward:
+    """An evaluator that runs `batches` forward passes and knows how long they took."""
+
+    ids: torch.Tensor
+    batches: int
+    seconds: float = field(default=0.0, init=False)
+    name: str = "forward"
+    higher_is_better: bool = True
+
+    def __call__(self, engine: Engine) -> Score:
+        assert isinstance(engine, LambdaModel)
+        settle()
+        began = time.perf_counter()
+        with torch.inference_mode():
+            logits = [engine.model(self.ids, use_cache=False, logits_to_keep=1).logits for _ in range(self.batches)]
+        settle()
+        self.seconds += time.perf_counter() - began
+        return Score(float(logits[-1].float().logsumexp(-1).mean()), "nats", self.batches)
+
+
+def _model(run: Run, layers: int) -> torch.nn.Module:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    scale = run.scale
+    config = LlamaConfig(
+        hidden_size=scale.hidden, intermediate_size=scale.intermediate, num_hidden_layers=layers,
+        num_attention_heads=scale.heads, num_key_value_heads=scale.key_heads, vocab_size=scale.vocabulary,
+        max_position_embeddings=8192, tie_word_embeddings=False,
+    )  # fmt: skip
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.bfloat16)
+        with torch.device(run.device):
+            return LlamaForCausalLM(config).eval()
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _hottest(profile: cProfile.Profile, most: int = 6) -> str:
+    """The functions of a sweep that cost most by themselves, in ms."""
+    stats = pstats.Stats(profile, stream=io.StringIO())
+    found = sorted(stats.stats.items(), key=lambda item: -item[1][2])[:most]  # type: ignore[attr-defined]
+    return ", ".join(f"{name} {1000 * own:.0f}" for (_, _, name), (_, _, own, _, _) in found)

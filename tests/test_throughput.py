@@ -1,0 +1,56 @@
+"""What `pa-fast bench` reports, of a folder's own shapes, and that it gives no speed of wrong bits."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+
+import pytest
+import torch
+
+from pa_fast.errors import UsageError, WeightsError
+from pa_fast.throughput import RELATIVE, measure
+from pa_fast.throughput.shapes import fitting, shapes
+from pa_fast.throughput.switches import prove
+from pa_fast.throughput.turns import seconds
+from tests.checkpoint.pairs import write_checkpoint
+
+
+def test_all_stores_and_ceilings_of_a_folders_shapes(tmp_path: pathlib.Path) -> None:
+    write_checkpoint(tmp_path / "model", {"a": torch.zeros(160, 128), "b": torch.zeros(77)})
+    found = measure("cpu", str(tmp_path / "model"), rounds=1)
+    assert (found.tensors, found.weights) == (2, 160 * 128 + 77)
+    rows = {(row["relative_delta"], row["what"]): row for row in json.loads(found.to_json())["rows"]}
+    for what in ("copy", "flat torch.add(out=)", "flat torch.lerp(out=)", "flat switch", "file copy"):
+        assert rows[None, what]["gbps"] > 0
+    for relative in RELATIVE:
+        assert {what for at, what in rows if at == relative} >= {"dense", "dense, again", "packed"}
+        assert rows[relative, "packed"]["bytes_per_weight"] < rows[relative, "dense"]["bytes_per_weight"] == 6
+    for what in ("sparse, 2% of the weights", "sparse, 2% of the weights, again", "low rank 64, its matrices"):
+        assert rows[0.017, what]["gbps"] > 0
+
+
+def test_wrong_bits_have_no_speed() -> None:
+    live = {"w": torch.ones(10_000)}
+    prove("dense", live, lambda name, at: torch.ones(at.stop - at.start))
+    for place in (0, 9_999):
+        live["w"][place] = 2
+        with pytest.raises(WeightsError, match=r"dense: tensor w .* no speed"):
+            prove("dense", live, lambda name, at: torch.ones(at.stop - at.start))
+        live["w"][place] = 1
+
+
+def test_ways_take_turns() -> None:
+    order: list[str] = []
+    seconds({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 2)
+    assert order == ["a", "b"] * 3
+
+
+def test_shapes_that_do_not_exist_or_fit(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(UsageError, match="shape `9b` is not known"):
+        shapes("9b")
+    with pytest.raises(UsageError, match="no tensor of these shapes fits"):
+        fitting([(1 << 40, 1 << 10)], torch.device("cpu"))
+    assert fitting([(1 << 40, 1 << 10), (3, 4)], torch.device("cpu")) == [(3, 4)]
+    with pytest.raises(UsageError, match="device `tpu`"):
+        measure("tpu")
