@@ -124,7 +124,9 @@ def merge(
         shards = _plan(found, dtype, shard_bytes)
         stream = _Stream(found, blends, not allow_nonfinite, sum(s.stop - s.start for p in shards for s in p.slots), progress)
         need_bytes = sum(plan.size_bytes for plan in shards)
-        provenance = Provenance(_source(base_dir, base), _source(instruct_dir, instruct), recipe, dtype, extra_rows)
+        provenance = Provenance(
+            _source(base_dir, base), _source(instruct_dir, instruct), recipe, dtype, extra_rows, found.tied, found.kept
+        )
         job = _job(found, shards, provenance, allow_nonfinite)
         resumed = 0
         sums: dict[str, Sums] = {}
@@ -197,7 +199,7 @@ class _Stream:
             blend = self._blends.get(name)
             merge_chunk_(out, base, instruct, blend, start)
             if self._finite and blend is not None:
-                check_finite(self._pair, name, blend.lam, out, base, instruct)
+                check_finite(self._pair, name, blend.lam, out, base, instruct, start)
             file.write(name, start, out)
             own = [self._pair.own_part(side, name, start, part) for side, part in (("base", base), ("instruct", instruct))]
             return out.nbytes, [chunk_sum(chunk, start) for chunk in (out, *own)]
