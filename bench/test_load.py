@@ -14,8 +14,8 @@ import torch
 from pa_kernels.cores import over_cores
 
 import pa_fast
+from bench.process import Run, here, middle
 from bench.synthetic import write_pair
-from bench.test_merge import Run, here, middle
 from pa_fast.checkpoint.reader import Checkpoint, torch_dtype
 from pa_fast.checkpoint.streaming import cuts
 

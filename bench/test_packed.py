@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from pa_kernels import Lerp, Packed, reference
 
+from bench.process import Run, here, middle
 from bench.synthetic import write_pair
 from bench.test_load import read_into_memory
-from bench.test_merge import Run, here, middle
 from pa_fast.checkpoint.reader import Checkpoint
 from pa_fast.delta.entry import Source, Whole
 from pa_fast.delta.packed_store import PackedStore
