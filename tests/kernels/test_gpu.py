@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import pathlib
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
@@ -14,10 +10,10 @@ import torch
 from pa_kernels import Lerp, Packed, PackedTensor, Sparse, SparseTensor, checksum, lerp_, reference, sparse_set_
 from pa_kernels.reference import DRAW_STEP, Draw
 
+from bench.gpu.tools import sanitized
 from tests.kernels.pairs import LAMBDAS, TRIPLES, bits, pair, same, sparse, sparsely_set
 
 pytestmark = pytest.mark.gpu
-ROOT = pathlib.Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("dtype", reference.LIVE_DTYPES, ids=str)
@@ -204,37 +200,12 @@ def test_sparse_positions_past_two_to_the_31(kind: str) -> None:
     assert not any(bool(piece.any()) for piece in w.split(1 << 28))
 
 
-SANITIZED = """
-import torch
-from pa_kernels import Lerp, Packed, PackedTensor, Sparse, SparseTensor, checksum
-for dtype in (torch.bfloat16, torch.float16, torch.float32):
-    tensors = [[torch.randn(size + skip, device="cuda").to(dtype)[skip:] for size, skip in
-                ((0, 0), (1, 0), (2047, 0), (2048, 0), (5000, 0), (4096, 1), (4096, 3))] for _ in range(3)]
-    lerp = Lerp(*tensors)
-    for lam in (0.0, 0.3, 1.5):
-        lerp.run_(lam)
-    checksum(tensors[0])
-    for kind in ("index", "bitmap"):
-        masks = [torch.rand(size, device="cuda") < p for size in (1, 4099, 65536, 140_000) for p in (0.0, 0.01, 0.3, 1.0)]
-        values = [torch.randn(int(mask.sum()), device="cuda").to(dtype) for mask in masks]
-        live = [torch.zeros(mask.numel(), dtype=dtype, device="cuda") for mask in masks]
-        Sparse(live, [SparseTensor.encode(m, v, v, m.numel(), kind=kind) for m, v in zip(masks, values)]).run_(0.3)
-torch.cuda.synchronize()
-"""
-
-
-def test_memcheck() -> None:
+@pytest.mark.parametrize("check", ["memcheck", "racecheck"])
+def test_sanitizer(check: str) -> None:
     tool = shutil.which("compute-sanitizer")
     if tool is None:
         pytest.skip("compute-sanitizer is not on PATH")
-    done = subprocess.run(
-        [tool, "--tool", "memcheck", "--error-exitcode", "9", sys.executable, "-c", SANITIZED],
-        cwd=ROOT / "kernels",
-        env={**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    assert sanitized(tool, check) == ""
 
 
 def test_a_graph_of_packed_switches_replays_for_the_lambda_that_its_tables_hold() -> None:

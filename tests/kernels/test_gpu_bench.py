@@ -8,10 +8,12 @@ import pathlib
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
-from pa_kernels import Lerp
+from pa_kernels import Lerp, lerp_triton, offline
+from pa_kernels.tiles import INTERPRETED
 
 from bench.gpu.__main__ import NAMES
 from bench.gpu.ledger import Ledger, Row
@@ -141,3 +143,21 @@ def test_counters_are_read_from_what_ncu_prints() -> None:
     printed = "\n".join(["==PROF== Connected", "words of the program, too", head, *rows, "==PROF== Disconnected"])
     assert counters(printed) == {METRICS[names[0]]: "90,1 %", METRICS[names[1]]: "91,1 %"}
     assert counters("==ERROR== ERR_NVGPUCTRPERM - The user does not have permission") == {}
+
+
+@pytest.mark.skipif(INTERPRETED, reason="kernels do not compile in a process that interprets them")
+def test_what_may_become_a_default_neither_spills_nor_falls_to_narrow_accesses() -> None:
+    from bench.gpu.persistent import persistent_kernel
+
+    for launch in lerp_triton.CANDIDATES:
+        kernel = offline.lerp(torch.bfloat16, torch.bfloat16, torch.bfloat16, None, launch)
+        assert full_width(kernel), launch
+    kernel = offline.lerp(torch.bfloat16, torch.bfloat16, torch.bfloat16)
+    words, *others = kernel.signature.items()
+    stays = replace(kernel, name="stays", function=persistent_kernel, signature=dict([words, ("count", "i32"), *others]))
+    assert full_width(stays)
+
+
+def full_width(kernel: offline.Kernel) -> bool:
+    made = offline.compile_for(kernel, "sm_90")
+    return made.spills == 0 and made.bytes_per_element == kernel.bytes_per_element and made.registers < 100
