@@ -38,6 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--check", action="append", metavar="TESTS", help="tests that must pass first, in place of the usual")
     parser.add_argument("--out", type=pathlib.Path, default=report.RESULTS, help="folder of the results")
+    parser.add_argument("--json", type=pathlib.Path, default=ROOT / ".benchmarks" / "last.json", help="pytest-benchmark's file")
     options, asked = parser.parse_known_args(arguments)
     try:
         size = asked_size()
@@ -46,15 +47,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not tests_pass(options.check or CHECKS):
         print("\na correctness test failed: nothing is timed, no speed is printed", file=sys.stderr)
         return 1
-    kept = ROOT / ".benchmarks" / "last.json"
-    kept.parent.mkdir(exist_ok=True)
+    kept = options.json.absolute()
+    kept.parent.mkdir(parents=True, exist_ok=True)
     kept.unlink(missing_ok=True)
-    status = pytest("bench", "-rs", "--benchmark-enable", "--benchmark-only", f"--benchmark-json={kept}", *asked).returncode
+    told = ("-rs", "--durations=8", "--benchmark-enable", "--benchmark-only", f"--benchmark-json={kept}")
+    # a pair of checkpoints is deleted once its benchmark has passed
+    status = pytest("bench", "-o", "tmp_path_retention_policy=failed", *told, *asked).returncode
     if not kept.exists():
         print("\nno benchmark finished: there is nothing to report", file=sys.stderr)
         return status or 1
     found = report.Report.read([kept])
-    print(f"\n{found.promises()}\n\n{found.where()}\n")
+    print(f"\n{found.summary()}\n")
     print(*found.write(options.out), sep="\n")
     if size == QUOTED and not asked and not status:
         report.update(found, report.README)

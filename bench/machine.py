@@ -1,4 +1,4 @@
-"""Where figures come from: processor or GPU, cores, versions, commit, day."""
+"""Where figures come from: processor, cores, versions, commit, day."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import importlib.metadata
 import os
 import pathlib
 import platform
-import re
 import subprocess
 from dataclasses import dataclass
 
@@ -20,8 +19,8 @@ class Machine:
     """One machine on one day.
 
     Attributes:
-        kind: for file names: "cpu-2-cores", or the name of the GPU.
-        model: processor, or GPU and driver.
+        kind: for file names: "cpu-2-cores".
+        model: the processor, cores that this process may use, vector width and torch's threads.
         versions: "torch 2.13.0, …", Python's first.
         commit: of this tree, with a + where it holds changes that are not committed; empty outside git.
     """
@@ -36,13 +35,9 @@ class Machine:
     def here(cls) -> Machine:
         import torch
 
-        if torch.cuda.is_available():
-            model = torch.cuda.get_device_name()
-            kind = re.sub(r"[^a-z0-9]+", "-", model.lower()).strip("-")
-        else:
-            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-            kind = f"cpu-{cores}-cores"
-            model = f"{_processor()}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        kind = f"cpu-{cores}-cores"
+        model = f"{_processor()}, {cores} cores, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
         now = datetime.datetime.now(datetime.timezone.utc)
         return cls(kind, model, _versions(), _commit(), now.date().isoformat())
 

@@ -118,6 +118,14 @@ class Report:
 
     def promises(self) -> str:
         """A row for each promise and what was found about it; what a GPU alone can tell says so."""
+        return _table(["", "what", "goal", "here", NOISE], self._promised())
+
+    def summary(self) -> str:
+        """The same for a terminal."""
+        rows = [f"{name:4} {what}\n       goal: {goal}\n       here: {here}" for name, what, goal, here, _ in self._promised()]
+        return "\n".join([*rows, "", self.where()])
+
+    def _promised(self) -> list[list[str]]:
         rows = []
         for name, target in TARGETS.items():
             found = [table for table in self.tables if table.target == name and table.headline]
@@ -127,7 +135,7 @@ class Report:
                 rows.append([name, target.what, target.goal, "not measured in this run", ""])
             if target.gpu_goal:
                 rows.append([name, f"{target.what}, on a GPU", target.gpu_goal, GPU, ""])
-        return _table(["", "what", "goal", "here", NOISE], rows)
+        return rows
 
     def block(self, image: str | None) -> str:
         """What stands between the README's markers."""

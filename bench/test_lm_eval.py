@@ -68,7 +68,7 @@ def test_lm_eval(benchmark: Any, tmp_path: pathlib.Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
     task = write_task(tmp_path)
     forward = _Clock(monkeypatch, LlamaForCausalLM)
-    lm = pa_fast.load(DEMO / "pair" / "base", DEMO / "pair" / "instruct", batch_size=BATCH)
+    lm = pa_fast.load(DEMO / "pair" / "base", DEMO / "pair" / "instruct", device="cpu", batch_size=BATCH)
     assert type(lm.model) is LlamaForCausalLM
     stock = HFLM(pretrained=lm.model, tokenizer=lm.tokenizer, batch_size=BATCH)
     kept = TaskManager(include_path=str(tmp_path))

@@ -9,6 +9,7 @@ import pathlib
 import random
 import statistics
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pa_fast
@@ -35,17 +36,14 @@ def items(vocabulary: int) -> Pairs:
 
 
 def test_shared_prefix(benchmark: Any, tmp_path: pathlib.Path) -> None:
-    lm = pa_fast.load(*write_pair(tmp_path, PAIR), dtype=CASE.dtypes[0], batch_size=BATCH)
+    lm = pa_fast.load(*write_pair(tmp_path, PAIR), device="cpu", dtype=CASE.dtypes[0], batch_size=BATCH)
     lm.set_lambda(0.5)
-    pairs = items(SIZES[PAIR][3])
+    pairs = items(SIZES[PAIR][-1])
     runs: dict[str, Callable[[], list[Any]]] = {
         "plain path": lambda: scoring.loglikelihood(lm.model, pairs, BATCH),
         "shared prefix": lambda: lm.loglikelihood(pairs),
         "shared prefix, again": lambda: lm.loglikelihood(pairs),
     }
-    peer = harness(lm, pairs)
-    if peer is not None:
-        runs["lm-eval HFLM"] = peer
     found: dict[str, list[float]] = {}
 
     def kept(name: str) -> Callable[[], None]:
@@ -55,6 +53,11 @@ def test_shared_prefix(benchmark: Any, tmp_path: pathlib.Path) -> None:
         return run
 
     ways = timed({name: kept(name) for name in runs}, CASE.rounds_here, warm=False)
+    peer = harness(lm, pairs)
+    if peer is not None:  # four times as long as ours, and no part of the goal
+        runs["lm-eval HFLM"] = peer
+        (once,) = timed({"lm-eval HFLM": kept("lm-eval HFLM")}, 1, warm=False)
+        ways.append(replace(once, note="one round"))
     best = chosen(found["shared prefix"], pairs)
     assert all(chosen(values, pairs) == best for values in found.values()), "other answers: no speed"
     worst = max(abs(a - b) for values in found.values() for a, b in zip(found["shared prefix"], values))
@@ -84,7 +87,7 @@ def harness(lm: pa_fast.LambdaModel, pairs: Pairs) -> Callable[[], list[Any]] | 
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
 
-    words = {f"w{k}": k for k in range(SIZES[PAIR][3])}
+    words = {f"w{k}": k for k in range(SIZES[PAIR][-1])}
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="w0")), eos_token="w2", pad_token="w0"
     )

@@ -32,7 +32,7 @@ def bench(folder: pathlib.Path, broken: str, *arguments: str) -> subprocess.Comp
     path = os.pathsep.join([str(folder), str(ROOT / "kernels")])
     asked = {"PA_FAST_BENCH_SIZE": "tiny", "PA_FAST_BENCH_ROUNDS": "1", "PYTEST_ADDOPTS": "-p broken", "PYTHONPATH": path}
     return subprocess.run(
-        [sys.executable, "-m", "bench", "--out", str(folder / "results"), *arguments],
+        [sys.executable, "-m", "bench", "--out", str(folder / "results"), "--json", str(folder / "run.json"), *arguments],
         cwd=ROOT, capture_output=True, text=True, timeout=300, env={**os.environ, **asked},
     )  # fmt: skip
 
