@@ -3,62 +3,105 @@
 from __future__ import annotations
 
 import json
+import math
 import pathlib
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 
 import torch
-from safetensors.torch import save_file
+from pa_kernels.cores import over_cores
+
+from pa_fast.checkpoint.layout import ShardPlan, plan_shards
+from pa_fast.checkpoint.shards import INDEX
+from pa_fast.checkpoint.writer import ShardFile
 
 SIZES = {
-    "tiny": (64, 160, 2, 512),
-    "100m": (768, 2048, 12, 16000),
-    "300m": (1024, 2816, 18, 32000),
-    "1b": (2048, 5632, 18, 32000),
+    "tiny": (64, 160, 2, 1, 1, 512),
+    "100m": (768, 2048, 12, 12, 12, 16000),
+    "300m": (1024, 2816, 18, 16, 16, 32000),
+    "1b": (2048, 5632, 18, 32, 8, 32000),
+    "3b": (3072, 8192, 26, 24, 8, 64000),
 }
-"""hidden, intermediate, layers, vocabulary."""
+"""hidden, intermediate, layers, heads, key-value heads, vocabulary."""
+SHARD_BYTES = {"base": 500 * 2**20, "instruct": 700 * 2**20}
+"""Cut at different places, as the shards of real pairs are."""
+PIECE = 2**20
 
 
 def write_pair(folder: pathlib.Path, size: str, relative_delta: float = 0.02) -> tuple[pathlib.Path, pathlib.Path]:
-    """Base and instruct folders below `folder`, bf16, one file per layer on one side and one in all on the other."""
-    hidden, intermediate, layers, vocabulary = SIZES[size]
+    """Base and instruct folders below `folder`, bf16.
+
+    Every weight is drawn from N(0, 0.02), those of norms around 1; instruct adds a step of `relative_delta` of that, drawn
+    alike. The same size gives the same bytes, whatever the number of cores.
+
+    Cost: 30 bytes of scratch for 2^20 weights on each core.
+    """
+    hidden, intermediate, layers, heads, kv_heads, vocabulary = SIZES[size]
     config = {
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": hidden, "intermediate_size": intermediate,
-        "num_hidden_layers": layers, "num_attention_heads": hidden // 64, "num_key_value_heads": hidden // 64,
+        "num_hidden_layers": layers, "num_attention_heads": heads, "num_key_value_heads": kv_heads,
         "vocab_size": vocabulary, "max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "hidden_act": "silu",
-        "tie_word_embeddings": False, "bos_token_id": 1, "eos_token_id": 2, "dtype": "bfloat16",
+        "tie_word_embeddings": False, "bos_token_id": 1, "eos_token_id": 2, "dtype": "bfloat16", "rope_theta": 10000.0,
     }  # fmt: skip
-    generator = torch.Generator().manual_seed(0)
-    sides: tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]] = ({}, {})
-    for name, shape in _shapes(hidden, intermediate, layers, vocabulary):
-        b = torch.randn(shape, generator=generator).mul_(0.02).bfloat16()
-        step = torch.randn(shape, generator=generator).mul_(0.02 * relative_delta)
-        sides[0][name], sides[1][name] = b, step.add_(b).bfloat16()
-    for side, tensors, cut in (("base", sides[0], True), ("instruct", sides[1], False)):
-        (folder / side).mkdir(parents=True)
-        (folder / side / "config.json").write_text(json.dumps(config))
-        _save(folder / side, tensors, cut)
+    rows = [(name, "BF16", shape, math.prod(shape)) for name, shape in shapes(size)]
+    with ExitStack() as open_files:
+        sides = [_side(folder / side, config, plan_shards(rows, limit), open_files) for side, limit in SHARD_BYTES.items()]
+
+        def draw(piece: tuple[int, int]) -> None:
+            number, start = piece
+            name, _, shape, count = rows[number]
+            some = min(PIECE, count - start)
+            generator = torch.Generator().manual_seed(number << 32 | start)
+            b = torch.randn(some, generator=generator).mul_(0.02 if len(shape) > 1 else 0.05)
+            b = b.add_(float(len(shape) == 1)).bfloat16()
+            i = torch.randn(some, generator=generator).mul_(0.02 * relative_delta).add_(b).bfloat16()
+            for side, values in zip(sides, (b, i)):
+                side[name].write(name, start, values)
+
+        over_cores(draw, [(n, start) for n, row in enumerate(rows) for start in range(0, row[3], PIECE)])
     return folder / "base", folder / "instruct"
 
 
-def _shapes(hidden: int, intermediate: int, layers: int, vocabulary: int) -> list[tuple[str, tuple[int, ...]]]:
-    layer: list[tuple[str, tuple[int, ...]]] = [(f"self_attn.{p}_proj.weight", (hidden, hidden)) for p in "qkvo"]
+@contextmanager
+def pair_of(folder: pathlib.Path, size: str, relative_delta: float = 0.02) -> Iterator[tuple[pathlib.Path, pathlib.Path]]:
+    """`write_pair`, and the whole of `folder` removed at the end: pytest keeps what tests leave, and a 3B round has 25 GB."""
+    try:
+        yield write_pair(folder, size, relative_delta)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def shapes(size: str) -> list[tuple[str, tuple[int, ...]]]:
+    """Name and shape of every tensor, in the order of the files."""
+    hidden, intermediate, layers, heads, kv_heads, vocabulary = SIZES[size]
+    kv = hidden // heads * kv_heads
+    layer: list[tuple[str, tuple[int, ...]]] = [
+        (f"self_attn.{p}_proj.weight", (rows, hidden)) for p, rows in (("q", hidden), ("k", kv), ("v", kv), ("o", hidden))
+    ]
     layer += [(f"mlp.{p}_proj.weight", (intermediate, hidden)) for p in ("gate", "up")]
     layer += [("mlp.down_proj.weight", (hidden, intermediate))]
     layer += [(f"{p}_layernorm.weight", (hidden,)) for p in ("input", "post_attention")]
     inside = [(f"model.layers.{n}.{name}", shape) for n in range(layers) for name, shape in layer]
-    outside: list[tuple[str, tuple[int, ...]]] = [
+    return [
         ("model.embed_tokens.weight", (vocabulary, hidden)),
+        *inside,
         ("model.norm.weight", (hidden,)),
+        ("lm_head.weight", (vocabulary, hidden)),
     ]
-    return outside + inside + [("lm_head.weight", (vocabulary, hidden))]
 
 
-def _save(folder: pathlib.Path, tensors: dict[str, torch.Tensor], cut: bool) -> None:
-    files: dict[str, dict[str, torch.Tensor]] = {}
-    for name, tensor in tensors.items():
-        part = name.split(".")[2] if cut and ".layers." in name else "rest"
-        files.setdefault(f"model-{part}.safetensors" if cut else "model.safetensors", {})[name] = tensor
-    for file, held in files.items():
-        save_file(held, folder / file, {"format": "pt"})
-    if cut:
-        weight_map = {name: file for file, held in files.items() for name in held}
-        (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+def _side(folder: pathlib.Path, config: dict[str, object], plans: list[ShardPlan], open_files: ExitStack) -> dict[str, ShardFile]:
+    """The files of one side, open, by the tensor that goes into each."""
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    if len(plans) > 1:
+        weight_map = {slot.name: plan.file for plan in plans for slot in plan.slots}
+        total = sum(slot.stop - slot.start for plan in plans for slot in plan.slots)
+        (folder / INDEX).write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}))
+    found: dict[str, ShardFile] = {}
+    for plan in plans:
+        file = ShardFile(folder / plan.file, plan)
+        open_files.callback(file.close)
+        found |= {slot.name: file for slot in plan.slots}
+    return found

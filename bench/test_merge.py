@@ -1,137 +1,86 @@
-"""Merge to disk (P7) beside `cp` of one checkpoint and mergekit: warm cache, interleaved, processor time beside wall time.
+"""Merge to disk (P7) beside `cp` of one checkpoint and every other tool, fast and right in one table: warm cache, interleaved.
 
-`PA_FAST_BENCH_SIZE=1b make bench` for the README's figures (8 GB of disk; 3b takes 25 GB); 300m by default. mergekit runs in an
-environment of its own, which `python -m bench.peers` makes; without it that row is missing, and the table says so.
+`PA_FAST_BENCH_SIZE=1b make bench` for the README's figures (10 GB of disk); 300m by default. 3b takes 20 GB, and leaves out the
+tools that hold whole models in memory. Those come from environments that `python -m bench.peers` makes; one without its
+environment is missing in the table.
 """
 
 from __future__ import annotations
 
 import os
 import pathlib
-import resource
 import shutil
 import statistics
-import subprocess
-import sys
-import tempfile
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 import pa_fast
-from bench import peers
-from bench.synthetic import write_pair
+from bench import merges, peers
+from bench.merges import Contender
+from bench.process import Run, here, process, way
+from bench.rightness import rightness
+from bench.synthetic import pair_of
+from bench.table import record
 
 LAM = 0.6
+SIZE = os.environ.get("PA_FAST_BENCH_SIZE", "300m")
 ROUNDS = int(os.environ.get("PA_FAST_BENCH_ROUNDS", "5"))
-MERGEKIT_OPTIONS = ("-j", str(os.cpu_count()), "--async-write", "--no-copy-tokenizer", "--no-write-model-card", "--quiet")
 
 
-@dataclass(frozen=True)
-class Run:
-    """Wall seconds, processor seconds, and the most anonymous memory seen (every 10 ms) where it is a process."""
-
-    wall_s: float
-    cpu_s: float
-    anonymous_mb: float | None = None
-
-
-def test_merge(benchmark: Any, capsys: Any, tmp_path: pathlib.Path) -> None:
-    size = os.environ.get("PA_FAST_BENCH_SIZE", "300m")
-    base, instruct = write_pair(tmp_path, size)
-    out = tmp_path / "out"
-    ours = pathlib.Path(sys.executable).with_name("pa-fast")
-    ways: dict[str, Callable[[], Run]] = {
-        "cp": lambda: process("cp", "-r", base, out),
-        "merge": lambda: here(lambda: pa_fast.merge(base, instruct, LAM, out)),
-        "merge again": lambda: here(lambda: pa_fast.merge(base, instruct, LAM, out)),
-        "pa-fast merge": lambda: process(ours, "merge", base, instruct, "--lambda", LAM, "--out", out),
-        "pa-fast --version": lambda: process(ours, "--version"),
-    }
-    program = peers.mergekit()
-    if program:
-        ways["mergekit"] = lambda: process(program, mergekit_config(tmp_path, base, instruct), out, *MERGEKIT_OPTIONS)
-    pa_fast.merge(base, instruct, LAM, out)
-    assert pa_fast.verify(out, base, instruct).ok, "wrong bits: no speed is printed"
-    bytes_ = sum(path.stat().st_size for path in out.glob("*.safetensors"))
-    shutil.rmtree(out)
-    runs: dict[str, list[Run]] = {name: [] for name in ways}
-    for _ in range(ROUNDS):
-        for name, run in ways.items():
-            runs[name].append(run())
-            shutil.rmtree(out, ignore_errors=True)
-    with capsys.disabled():
-        where = f"{torch.get_num_threads()} threads, torch {torch.__version__}"
-        print(f"\nmerge of {bytes_ / 2e9:.2f} G bf16 weights, {ROUNDS} rounds, {where}")
-        if program:
-            print(f"  {peers.versions(program)}; {' '.join(MERGEKIT_OPTIONS)}")
-        else:
-            print("  mergekit is not here: python -m bench.peers installs it")
-        print(f"  {'median of':20}{'wall':>9} {'lowest':>9} {'× cp':>7}{'processor':>11} {'× cp':>7}   anonymous")
-        floor = middle(runs["cp"])
-        for name, values in runs.items():
-            found = middle(values)
-            lowest = min(run.wall_s for run in values)
-            memory = f"{found.anonymous_mb:9.0f} MB" if found.anonymous_mb else ""
-            print(
-                f"  {name:20}{found.wall_s:7.2f} s {lowest:7.2f} s {found.wall_s / floor.wall_s:7.2f}"
-                f"{found.cpu_s:9.2f} s {found.cpu_s / floor.cpu_s:7.2f} {memory}"
-            )
-            benchmark.extra_info[name] = vars(found)
-        if program:
-            whole, theirs = middle(runs["pa-fast merge"]), middle(runs["mergekit"])
-            print(
-                f"  mergekit / pa-fast merge: {theirs.wall_s / whole.wall_s:.2f} wall, {theirs.cpu_s / whole.cpu_s:.2f} processor"
-            )
-    benchmark.pedantic(lambda: shutil.rmtree(out, ignore_errors=True) or pa_fast.merge(base, instruct, LAM, out), rounds=1)
+def test_merge(benchmark: Any, tmp_path: pathlib.Path) -> None:
+    with pair_of(tmp_path / "pair", SIZE) as (base, instruct):
+        out = tmp_path / "out"
+        contenders = _contenders(base, instruct, out)
+        ways: dict[str, Callable[[], Run]] = {
+            "cp": lambda: process("cp", "-r", base, out),
+            "merge": lambda: here(lambda: pa_fast.merge(base, instruct, LAM, out)),
+            "merge again": lambda: here(lambda: pa_fast.merge(base, instruct, LAM, out)),
+            "pa-fast --version": lambda: process(merges.ours(base, instruct, LAM, out).command[0], "--version"),
+        }
+        ways |= {name: lambda one=one: process(*one.command) for name, one in contenders.items()}
+        runs: dict[str, list[Run]] = {name: [] for name in ways}
+        right: dict[str, Any] = {}
+        for round_ in range(ROUNDS):
+            for name in list(ways)[:: -1 if round_ % 2 else 1]:
+                runs[name].append(ways[name]())
+                if name not in right and name in {*contenders, "merge"}:
+                    right[name] = rightness(out, base, instruct, LAM)
+                shutil.rmtree(out, ignore_errors=True)
+        for name in ("merge", "pa-fast merge"):
+            assert right[name]["wrong_share"] == 0, "wrong bits: no speed is printed"
+        weights = pa_fast.inspect(base, instruct).parameters
+        rows = [way(n, of, contenders[n].note if n in contenders else "", **right.get(n, {})) for n, of in runs.items()]
+        wall = {name: statistics.median(run.wall_s for run in of) for name, of in runs.items()}
+        found = f"{wall['merge'] / wall['cp']:.2f} × cp"
+        if peers.MERGEKIT.is_here:
+            found += f"; whole process {wall['mergekit linear, bf16'] / wall['pa-fast merge']:.2f} × mergekit"
+        record(
+            benchmark, "P7", f"merge to disk, {weights / 1e9:.3g} G bf16 weights", rows, against="cp", headline=found,
+            goal=f"≤ 3 × cp; whole process ≥ {5 if SIZE == '3b' else 4} × mergekit; anonymous memory ≤ 300 MB",
+            noise=("merge", "merge again"),
+        )  # fmt: skip
 
 
-def middle(runs: list[Run]) -> Run:
-    peaks = [run.anonymous_mb for run in runs if run.anonymous_mb is not None]
-    return Run(
-        statistics.median(run.wall_s for run in runs),
-        statistics.median(run.cpu_s for run in runs),
-        max(peaks) if peaks else None,
-    )
+def _contenders(base: pathlib.Path, instruct: pathlib.Path, out: pathlib.Path) -> dict[str, Contender]:
+    """Every whole process that merges, by the name of its row."""
+    found = {"pa-fast merge": merges.ours(base, instruct, LAM, out)}
+    if peers.MERGEKIT.is_here:
+        found["mergekit linear, bf16"] = merges.mergekit(base, instruct, LAM, out)
+        if SIZE != "3b":
+            found["mergekit linear, fp32"] = merges.mergekit(base, instruct, LAM, out, "linear", "float32")
+            found["mergekit task_arithmetic, bf16"] = merges.mergekit(base, instruct, LAM, out, "task_arithmetic")
+            found["mergekit task_arithmetic, fp32"] = merges.mergekit(base, instruct, LAM, out, "task_arithmetic", "float32")
+    if SIZE != "3b":
+        one_b, one_i = (_in_one_file(base, instruct, lam) for lam in (0, 1))
+        if peers.SD_MECHA.is_here:
+            found["sd-mecha, fp32"] = merges.sd_mecha(one_b, one_i, LAM, out)
+        found["b + λ (i − b) in bf16, save_pretrained"] = merges.naive(base, instruct, LAM, out)
+        found["torch.lerp per tensor, save_file"] = merges.lerp(one_b, one_i, LAM, out)
+    return found
 
 
-def process(*command: object) -> Run:
-    """A command from start to end."""
-    with tempfile.TemporaryFile() as said:
-        began = time.perf_counter()
-        child = subprocess.Popen([str(part) for part in command], stdout=subprocess.DEVNULL, stderr=said)
-        most, status_file = 0.0, pathlib.Path(f"/proc/{child.pid}/status")
-        while True:
-            pid, status, usage = os.wait4(child.pid, os.WNOHANG)
-            if pid:
-                break
-            # the system's own high-water mark begins with that of the process that forked
-            held = [line.split()[1] for line in status_file.read_text().splitlines() if line.startswith("RssAnon")]
-            most = max(most, *(int(kb) / 1024 for kb in held), 0.0)
-            time.sleep(0.01)
-        wall_s = time.perf_counter() - began
-        child.returncode = os.waitstatus_to_exitcode(status)
-        said.seek(0)
-        assert child.returncode == 0, said.read().decode()
-    return Run(wall_s, usage.ru_utime + usage.ru_stime, most)
-
-
-def here(work: Callable[[], object]) -> Run:
-    """Work in this process, its imports done."""
-    before, began = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
-    work()
-    wall_s, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF)
-    return Run(wall_s, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-
-
-def mergekit_config(folder: pathlib.Path, base: pathlib.Path, instruct: pathlib.Path) -> pathlib.Path:
-    """The same merge as mergekit's `linear`, which is its fastest method for it."""
-    file = folder / "mergekit.yml"
-    file.write_text(
-        "merge_method: linear\ndtype: bfloat16\nparameters: {normalize: false}\nmodels:\n"
-        f"- {{model: {base}, parameters: {{weight: {1 - LAM}}}}}\n- {{model: {instruct}, parameters: {{weight: {LAM}}}}}\n"
-    )
-    return file
+def _in_one_file(base: pathlib.Path, instruct: pathlib.Path, lam: int) -> pathlib.Path:
+    """A side of the pair as the single file that some tools read."""
+    folder = base.with_name(f"one-{lam}")
+    pa_fast.merge(base, instruct, lam, folder, max_shard_size=2**50)
+    return folder / "model.safetensors"

@@ -71,6 +71,12 @@ class MissingExtra(PaFastError):
     """An optional package is not installed; the hint is the install command."""
 
 
+def parted(text: str) -> tuple[str, str | None]:
+    """Message and hint of the text that a PaFastError prints; of any other text, it and None."""
+    message, mark, hint = text.partition("\n\nhint: ")
+    return message, hint if mark else None
+
+
 def first_line(error: BaseException) -> str:
     """The first line of what a library said, or what kind of error it was where it said nothing."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -12,7 +12,7 @@ from pa_fast.base import Engine, Evaluator, Lambda
 from pa_fast.errors import EngineError, PairError, UsageError
 from pa_fast.rules import LambdaRule
 from pa_fast.sweep.driver import distinct
-from pa_fast.sweep.point import Record, visit
+from pa_fast.sweep.point import Record, check_reach, visit
 from pa_fast.sweep.schedule import lambdas
 
 if TYPE_CHECKING:
@@ -54,8 +54,10 @@ def run_points(job: SweepSpec, points: Iterable[float | str | Lambda]) -> Iterat
 
     For launchers of one's own: nothing is written, and no folder is touched; `pa_fast.sweep.recording` writes.
     """
+    schedule = lambdas(points)
     model, asked = opened(job)
-    for lam in lambdas(points):
+    check_reach(model, schedule)
+    for lam in schedule:
         yield from visit(model, lam, asked)
 
 

@@ -35,6 +35,10 @@ def greedy(engine):
     scores = [engine.loglikelihood([([3, 4, k], [5, 6])])[0].logprob for k in range(3, 9)]
     return Score(sum(scores) / len(scores), "nats", len(scores), [Item(str(k), "all", s) for k, s in enumerate(scores)])
 
+def refuses(engine):
+    from pa_fast.errors import EvaluatorError
+    raise EvaluatorError("the line 3 is bad", "mend line 3")
+
 def broken(engine):
     raise RuntimeError("no such luck")
 
@@ -157,6 +161,17 @@ def test_failed_points_end_with_exit_code_1_and_their_reason(
     assert "2 of 3 points failed" in shown
     assert "Traceback" not in shown
     assert "python:greedy" in (place / "runs/a/results.csv").read_text()
+
+
+def test_the_hint_of_a_failed_point_stands_below_it_once(
+    pair: tuple[str, str], place: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["sweep", *pair, "--out", "runs/a", "--eval", "python:mine:refuses", "--lambdas", "0,1"]
+    assert run(monkeypatch, *arguments) == 1
+    said = capsys.readouterr().err.splitlines()
+    told = "failed: python:refuses at λ = {}: the line 3 is bad"
+    at = said.index(told.format(0))
+    assert said[at : at + 3] == [told.format(0), "  hint: mend line 3", told.format(1)]
 
 
 def test_an_evaluator_that_moves_parameters_spoils_nothing_silently(

@@ -60,6 +60,38 @@ def test_what_cannot_be_confirmed_is_refused_before_the_sweep(tmp_path: Path) ->
         check_confirm(spec(tmp_path, delta=str(tmp_path / "delta"), instruct=str(BASE)))
 
 
+@pytest.mark.parametrize("how", ["store", "delta"])
+def test_a_packed_sweep_past_its_range_is_refused_before_its_first_point(how: str, tmp_path: Path) -> None:
+    out, delta = tmp_path / "run", tmp_path / "delta"
+    given: dict[str, Any] = {"store": "packed"}
+    if how == "delta":
+        pa_fast.encode(BASE, INSTRUCT, delta)
+        given = {"instruct": None, "delta": str(delta), "tokenizer": str(INSTRUCT)}
+    with pytest.raises(UsageError, match=r"λ = 1\.5 is outside \[0, 1\]") as caught:
+        run(spec(out, lambdas="0,0.5,1.5", **given))
+    assert "choose λ within it" in str(caught.value.hint) and "--range" in str(caught.value.hint)
+    assert not out.exists()
+    run(spec(out, lambdas="0.5", **given))
+    before = (out / "journal.jsonl").read_bytes()
+    with pytest.raises(UsageError, match=r"λ = 1\.5 is outside"):
+        run(spec(out, lambdas="0.5,0.25,1.5", **given))
+    assert (out / "journal.jsonl").read_bytes() == before
+
+
+def test_where_a_delta_cannot_go_is_said_before_anything_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pa_fast.engines.encoding.load_pair", lambda *_: pytest.fail("loaded"))
+    (tmp_path / "there").touch()
+    for out, overwrite, said, hint in (
+        (tmp_path, False, "is a folder, and a delta is one file", f"--out {tmp_path / 'delta'}"),
+        (tmp_path, True, "is a folder, and a delta is one file", f"--out {tmp_path / 'delta'}"),
+        (tmp_path / "there", False, "exists already", "--overwrite"),
+        (Path("/dev/null"), True, "is no file", "another --out"),
+    ):
+        with pytest.raises(OutputError, match=said) as caught:
+            pa_fast.encode(BASE, INSTRUCT, out, overwrite=overwrite)
+        assert hint in str(caught.value.hint)
+
+
 def test_an_adapter_is_exported_for_its_own_base_alone(tmp_path: Path) -> None:
     pa_fast.encode(BASE, INSTRUCT, tmp_path / "delta", "lowrank", rank=16)
     with pytest.raises(PairError, match="encoded from a base of quick fingerprint"):

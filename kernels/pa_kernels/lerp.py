@@ -42,7 +42,8 @@ class Lerp(Switch):
         Bit for bit `reference.lerp`, whatever λ came before.
 
     Cost:
-        Preparing reads each source once. A switch reads both sources and writes the live tensors: 6 bytes per bf16 weight.
+        Preparing reads nothing. A switch reads both sources and writes the live tensors: 6 bytes per bf16 weight. On a CPU the
+        first one between the endpoints goes in smaller steps.
 
     Raises:
         ValueError, TypeError: naming entry t and what was found and expected.
@@ -88,7 +89,9 @@ def lerp_(
         with torch.inference_mode():
             _row_piece_(rows[t], piece, lams[t])
 
-    over_cores(write, [(t, piece) for t, (w, *_) in enumerate(rows) for piece in _pieces(w.numel())])
+    # an endpoint is a copy: it needs no cache, and each piece costs a call
+    steps = [STREAM if lam in (0.0, 1.0) and _is_single_pass(row, lam) else CHUNK for row, lam in zip(rows, lams)]
+    over_cores(write, [(t, piece) for t, (w, *_) in enumerate(rows) for piece in _pieces(w.numel(), steps[t])])
 
 
 Row = tuple[Tensor, Tensor, Tensor, "torch.dtype | None", "Draw | None"]
@@ -96,20 +99,26 @@ Row = tuple[Tensor, Tensor, Tensor, "torch.dtype | None", "Draw | None"]
 
 
 class _CpuGroup:
-    """All CPU tensors of a `Lerp`. `patches` are the pieces (t, slice) in which equal sources need more than torch.lerp."""
+    """All CPU tensors of a `Lerp`.
+
+    Attributes:
+        patches: by tensor, the pieces in which equal sources need more than torch.lerp. They are looked for by the first λ that
+            asks it for that tensor, while a piece is in cache: looking for them apart would read the base once more.
+    """
 
     def __init__(self, entries: Sequence[int], rows: Sequence[Row]):
         self.entries = tuple(entries)
         self.rows = rows
         self.lams = torch.zeros(len(rows), dtype=torch.float32, device="cpu")
-        pieces = [(t, piece) for t, row in enumerate(rows) if _is_direct(*row) for piece in _pieces(row[0].numel())]
-        needed = over_cores(lambda at: _needs_patch(rows[at[0]][1][at[1]], rows[at[0]][2][at[1]]), pieces)
-        self.patches = [at for at, need in zip(pieces, needed) if need]
+        self.patches: dict[int, list[slice]] = {}
 
     def launch_(self) -> None:
         refuse_flushed_denormals()
         lams = self.lams.tolist()
         single = [_is_single_pass(row, lam) for row, lam in zip(self.rows, lams)]
+        lerped = {t for t, lam in enumerate(lams) if single[t] and lam not in (0.0, 1.0)}
+        new = lerped - self.patches.keys()
+        found: list[tuple[int, slice]] = []
 
         def write(at: tuple[int, slice]) -> None:
             t, piece = at
@@ -117,18 +126,21 @@ class _CpuGroup:
             with torch.inference_mode():
                 if not single[t]:
                     _row_piece_(self.rows[t], piece, lams[t])
-                elif lams[t] in (0.0, 1.0):
+                elif t not in lerped:
                     w[piece].copy_((i if lams[t] else b)[piece])
                 else:
                     torch.lerp(b[piece], i[piece], lams[t], out=w[piece])
+                    if t in new and _needs_patch(b[piece], i[piece]):
+                        found.append(at)
 
-        sizes = [(t, w.numel(), STREAM if single[t] else CHUNK) for t, (w, *_) in enumerate(self.rows)]
+        sizes = [(t, w.numel(), STREAM if single[t] and t not in new else CHUNK) for t, (w, *_) in enumerate(self.rows)]
         pieces = [(t, piece) for t, size, step in sizes for piece in _pieces(size, step)]
         # largest first: what is left for the end is small, and the cores finish together
         over_cores(write, sorted(pieces, key=lambda at: at[1].start - at[1].stop))
-        for t, piece in self.patches:
+        self.patches.update((t, [piece for other, piece in found if other == t]) for t in new)
+        for t in lerped:
             w, b, i, *_ = self.rows[t]
-            if lams[t] not in (0.0, 1.0):
+            for piece in self.patches[t]:
                 _keep_equal_bits_(w[piece], b[piece], i[piece])
 
 

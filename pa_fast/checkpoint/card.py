@@ -13,7 +13,8 @@ from typing import Any
 from pa_fast.base import Lambda
 from pa_fast.checkpoint.document import read_object
 from pa_fast.checkpoint.recipe import Recipe
-from pa_fast.checkpoint.rows import check_policy
+from pa_fast.checkpoint.rows import KeptRows, check_policy
+from pa_fast.checkpoint.tying import TiedHead
 from pa_fast.errors import CheckpointError, UsageError
 from pa_fast.rounding import Rounding
 from pa_fast.rules import LambdaRule
@@ -35,13 +36,16 @@ class Source:
 
 @dataclass(frozen=True)
 class Provenance:
-    """Everything that decides the bits of a merge."""
+    """Everything that decides the bits of a merge; and what `tied` and `kept` of `Pair` were, which follows from the sources and
+    is not read back."""
 
     base: Source
     instruct: Source
     recipe: Recipe
     dtype: str
     extra_rows: str = "instruct"
+    tied: TiedHead | None = None
+    kept: tuple[KeptRows, ...] = ()
 
     def to_json(self) -> str:
         sides = {"base": vars(self.base), "instruct": vars(self.instruct)}
@@ -53,6 +57,8 @@ class Provenance:
             "rule": None if rule is None else rule.document(),
             "dtype": self.dtype,
             "extra_rows": self.extra_rows,
+            "tied_head": None if self.tied is None else vars(self.tied),
+            "kept_rows": [vars(one) for one in self.kept],
         }
         return json.dumps({"format": FORMAT, "version": _version(), **how, **sides}, indent=1, ensure_ascii=False) + "\n"
 
@@ -97,6 +103,8 @@ def model_card(provenance: Provenance, out: str) -> str:
     options += ["--extra-rows", provenance.extra_rows] if provenance.extra_rows != "instruct" else []
     rows = "".join(f"    - {json.dumps(row, ensure_ascii=False)}\n" for row in rule.document()) if rule else ""
     ruled = f"λ of each tensor by the rule\n\n{rows}\n" if rule else ""
+    told = [*([str(provenance.tied)] if provenance.tied else []), *map(str, provenance.kept)]
+    apart = "".join(f"- {one}\n" for one in told) + "\n" if told else ""
     # = because a negative λ would read as an option
     command = shlex.join(["pa-fast", "merge", base, instruct, f"--lambda={lam}", "--out", out, *options])
     names = "".join(f"- {json.dumps(name, ensure_ascii=False)}\n" for name in (base, instruct))
@@ -107,6 +115,7 @@ def model_card(provenance: Provenance, out: str) -> str:
         f"    W = B + λ (I − B)        λ = {lam}\n    B   {base}\n    I   {instruct}\n\n"
         f"{ruled}Computed in fp32 and rounded once ({rounding}).\n"
         f"Tokenizer, chat template and generation settings are those of I.\n\n"
+        f"{apart}"
         f"    {command}\n\n"
         f"`{PROVENANCE}` holds the fingerprints of both sources; `pa-fast verify` checks every bit against them.\n"
     )

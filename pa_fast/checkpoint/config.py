@@ -52,20 +52,23 @@ class Difference:
         return f"{quoted(self.key)} is {quoted(str(self.base))} in base and {quoted(str(self.instruct))} in instruct"
 
 
-def differences(base: Mapping[str, Any], instruct: Mapping[str, Any]) -> list[Difference]:
+def differences(base: Mapping[str, Any], instruct: Mapping[str, Any], beside: frozenset[str] = frozenset()) -> list[Difference]:
     """All differences of two configurations, sorted by key.
+
+    Args:
+        beside: keys that are harmless in this pair, because their difference is seen to otherwise.
 
     Cost: microseconds while only harmless keys differ; otherwise transformers is imported to tell spelling from
     meaning. No remote code is run.
     """
-    found = _compare(base, instruct)
+    found = _compare(base, instruct, beside)
     if all(difference.harmless for difference in found):
         return found
     left, right = _expanded(base), _expanded(instruct)
     if left is None or right is None or base.get("model_type") != instruct.get("model_type"):
         return found
     # after expansion a missing key is one that the class does not know; null or false then says "not used"
-    real = [d for d in _compare(left, right) if not d.harmless and {_empty(d.base), _empty(d.instruct)} != {True}]
+    real = [d for d in _compare(left, right, beside) if not d.harmless and {_empty(d.base), _empty(d.instruct)} != {True}]
     keys = {d.key for d in real}
     same_meaning = [Difference(d.key, d.base, d.instruct, True) for d in found if d.key not in keys]
     return sorted(same_meaning + real, key=lambda difference: difference.key)
@@ -85,9 +88,9 @@ def ties(config: Mapping[str, Any]) -> bool | None:
     return said if said is not None else tied(_expanded(config) or {})
 
 
-def _compare(base: Mapping[str, Any], instruct: Mapping[str, Any]) -> list[Difference]:
+def _compare(base: Mapping[str, Any], instruct: Mapping[str, Any], beside: frozenset[str]) -> list[Difference]:
     left, right = _flat(base), _flat(instruct)
-    ignored = set()
+    ignored = set(beside)
     if _rope_types(left) | _rope_types(right) <= _LENGTH_FREE_ROPE:
         ignored.add("max_position_embeddings")
     if left.get("use_sliding_window") is False and right.get("use_sliding_window") is False:

@@ -13,7 +13,7 @@ from pa_fast.checkpoint.reader import Checkpoint, WeightFile
 
 
 class Guard:
-    """The weight files of `checkpoints`, by descriptors of its own: it outlives them.
+    """The weight files of `checkpoints`, and what is added, by descriptors of its own: it outlives them.
 
     Cost: one descriptor per file, one system call per file and look.
     """
@@ -21,6 +21,10 @@ class Guard:
     def __init__(self, *checkpoints: Checkpoint):
         self._files = [file.duplicate() for checkpoint in checkpoints for file in checkpoint.files()]
         self.close = weakref.finalize(self, _close, self._files)
+
+    def add(self, file: WeightFile) -> None:
+        """Look at `file` too, from now on."""
+        self._files.append(file.duplicate())
 
     def check(self) -> None:
         """Raise DataError, naming the file, if one of them changed since its header was read."""

@@ -26,11 +26,19 @@ BLOCKS, BLOCK_ELEMENTS = 16, 4096
 
 @dataclass(frozen=True)
 class Fidelity:
-    """What one λ does to a part: `effective_lambda` (None where nothing differs), and the share of weights that it moves."""
+    """What one λ does to a part.
+
+    Attributes:
+        effective_lambda: what it acts like, None where nothing differs.
+        moved: the share of weights that it moves.
+        intended_lambda: what it would act like without rounding: itself, or under a rule the mean of the tensors' λ, each
+            weighted by its ‖I − B‖²; None where these λ differ and nothing else does.
+    """
 
     lam: str
     effective_lambda: float | None
     moved: float
+    intended_lambda: float | None
 
 
 @dataclass(frozen=True)
@@ -82,6 +90,7 @@ class _Tensor:
     measured: int
     sums: DeltaSums
     stores: StoreSize
+    lams: tuple[float, ...]
 
 
 def measure(
@@ -121,7 +130,9 @@ def measure(
                 sums += part
             pair.check_unchanged(name)
             every = sums.scaled(_common(pair, name))
-            found.append(_Tensor(name, sums.weights, every, store_size(every, _item_bytes(pair, name), live)))
+            found.append(
+                _Tensor(name, sums.weights, every, store_size(every, _item_bytes(pair, name), live), tuple(at.lam for at in here))
+            )
             done += read_bytes[name]
             if progress:
                 progress(done, total)
@@ -182,6 +193,7 @@ def _both_bytes(pair: Pair, name: str) -> int:
 
 
 def _part(name: str, layer: int | None, module: str, members: Iterable[_Tensor], lams: Sequence[Lambda]) -> Part:
+    members = list(members)
     sums, stores, measured = DeltaSums(), StoreSize(), 0
     for member in members:
         sums, stores, measured = sums + member.sums, stores + member.stores, measured + member.measured
@@ -199,7 +211,19 @@ def _part(name: str, layer: int | None, module: str, members: Iterable[_Tensor],
         histogram=sums.histogram,
         stores=stores,
         fidelity=tuple(
-            Fidelity(lam.key, moved.along / sums.delta_square if sums.delta_square else None, moved.weights / whole)
-            for lam, moved in zip(lams, sums.moved)
+            Fidelity(
+                lam.key,
+                moved.along / sums.delta_square if sums.delta_square else None,
+                moved.weights / whole,
+                _intended([member.lams[at] for member in members], [member.sums.delta_square for member in members]),
+            )
+            for at, (lam, moved) in enumerate(zip(lams, sums.moved))
         ),
     )
+
+
+def _intended(lams: Sequence[float], squares: Sequence[float]) -> float | None:
+    if len(set(lams)) == 1:
+        return lams[0]
+    whole = sum(squares)
+    return sum(lam * square for lam, square in zip(lams, squares)) / whole if whole else None

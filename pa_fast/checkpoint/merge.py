@@ -7,9 +7,11 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -122,13 +124,13 @@ def merge(
         shards = _plan(found, dtype, shard_bytes)
         stream = _Stream(found, blends, not allow_nonfinite, sum(s.stop - s.start for p in shards for s in p.slots), progress)
         need_bytes = sum(plan.size_bytes for plan in shards)
-        provenance = Provenance(_source(base_dir, base), _source(instruct_dir, instruct), recipe, dtype, extra_rows)
+        provenance = Provenance(
+            _source(base_dir, base), _source(instruct_dir, instruct), recipe, dtype, extra_rows, found.tied, found.kept
+        )
         job = _job(found, shards, provenance, allow_nonfinite)
-        from pa_kernels.cores import cores  # torch: only once nothing in the headers speaks against it
-
         resumed = 0
         sums: dict[str, Sums] = {}
-        with OutputFolder(out, need_bytes, overwrite=overwrite, job=job) as folder, cores() as pool:
+        with OutputFolder(out, need_bytes, overwrite=overwrite, job=job) as folder, _workers(folder, shards) as pool:
             for plan in shards:
                 left = folder.complete.get(plan.file)
                 if left is not None and is_complete(pool, folder.path / plan.file, plan, left):
@@ -163,6 +165,16 @@ def merge(
     )
 
 
+@contextmanager
+def _workers(folder: OutputFolder, shards: list[ShardPlan]) -> Iterator[ThreadPoolExecutor]:
+    """`pa_kernels.cores`. Importing torch takes a second of one core: the first file is made ready on another meanwhile."""
+    missing = [plan for plan in shards if plan.file not in folder.complete]
+    with folder.prepared(missing[0]) if missing and "torch" not in sys.modules else nullcontext():
+        from pa_kernels.cores import cores
+    with cores() as pool:
+        yield pool
+
+
 class _Stream:
     """Merges tensors into open output files, and sums the checksums of all three while their bytes are in cache."""
 
@@ -187,7 +199,7 @@ class _Stream:
             blend = self._blends.get(name)
             merge_chunk_(out, base, instruct, blend, start)
             if self._finite and blend is not None:
-                check_finite(self._pair, name, blend.lam, out, base, instruct)
+                check_finite(self._pair, name, blend.lam, out, base, instruct, start)
             file.write(name, start, out)
             own = [self._pair.own_part(side, name, start, part) for side, part in (("base", base), ("instruct", instruct))]
             return out.nbytes, [chunk_sum(chunk, start) for chunk in (out, *own)]

@@ -11,7 +11,7 @@ from pa_fast.checkpoint.config import Difference, differences
 from pa_fast.checkpoint.document import quoted
 from pa_fast.checkpoint.header import FLOATS, TensorInfo
 from pa_fast.checkpoint.reader import Checkpoint, torch_dtype
-from pa_fast.checkpoint.rows import check_policy, check_vocabulary, extended
+from pa_fast.checkpoint.rows import KeptRows, check_policy, check_vocabulary, extended, kept_rows
 from pa_fast.checkpoint.scratch import Scratch
 from pa_fast.checkpoint.tying import KEY, TiedHead, tied_head
 from pa_fast.errors import PairError
@@ -28,7 +28,7 @@ class Pair:
 
     `names` has every tensor of the merge in instruct's order on disk; `shapes` their shapes; `differences` are
     configuration keys that differ without changing the model; `notes` are sentences worth telling the user; `tied` is the
-    head that one side alone stores.
+    head that one side alone stores, `kept` are the vocabulary rows that one side alone has.
     """
 
     base: Checkpoint
@@ -38,6 +38,7 @@ class Pair:
     differences: tuple[Difference, ...]
     notes: tuple[str, ...]
     tied: TiedHead | None = None
+    kept: tuple[KeptRows, ...] = ()
 
     def is_lerped(self, name: str) -> bool:
         """True for tensors that follow λ; the others (integers, bool, F64) must be equal on both sides."""
@@ -133,7 +134,7 @@ def pair(base: Checkpoint, instruct: Checkpoint, extra_rows: str = "instruct") -
     notes = [f"{len(fixed)} tensors are not of a merged dtype and must be equal on both sides"] if fixed else []
     notes += [str(head)] if head else []
     notes += check_vocabulary(base, instruct, rows, extra_rows)
-    return replace(made, shapes=shapes, notes=tuple(notes))
+    return replace(made, shapes=shapes, notes=tuple(notes), kept=kept_rows(rows))
 
 
 def check_configs(base: Checkpoint, instruct: Checkpoint, *, tying: bool = True) -> list[Difference]:
@@ -145,8 +146,8 @@ def check_configs(base: Checkpoint, instruct: Checkpoint, *, tying: bool = True)
     Raises:
         PairError: a key that changes the function differs; the message names it and both values.
     """
-    found = differences(base.config, instruct.config)
-    serious = [d for d in found if not d.harmless and (tying or not d.key.endswith(KEY))]
+    found = differences(base.config, instruct.config, frozenset() if tying else frozenset({KEY}))
+    serious = [difference for difference in found if not difference.harmless]
     if serious:
         more = f" (and {len(serious) - 5} more keys)" if len(serious) > 5 else ""
         hint = "these are not base and instruct of one model"

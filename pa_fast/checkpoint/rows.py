@@ -8,6 +8,7 @@ tensor has vocabulary rows if its first size is a `vocab_size` of its own config
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from pa_fast.checkpoint.document import quoted
@@ -19,6 +20,20 @@ from pa_fast.errors import PairError, UsageError
 POLICIES = ("instruct", "refuse")
 Rows = dict[str, tuple[int, int]]
 """Tensor name → vocabulary rows in base and in instruct."""
+
+
+@dataclass(frozen=True)
+class KeptRows:
+    """Rows `first` to `last` of `tensors`, which `side` alone has, and which are its own at every λ."""
+
+    side: str
+    first: int
+    last: int
+    tensors: tuple[str, ...]
+
+    def __str__(self) -> str:
+        which = f"row {self.first}" if self.first == self.last else f"rows {self.first} to {self.last}"
+        return f"{which} of {', '.join(map(quoted, self.tensors))}: in {self.side} only, kept as they are at every λ"
 
 
 def check_policy(extra_rows: str) -> None:
@@ -78,14 +93,14 @@ def check_vocabulary(base: Checkpoint, instruct: Checkpoint, rows: Rows, extra_r
         name, (b, i) = next(iter(rows.items()))
         found = f"{b} vocabulary rows in base and {i} in instruct, expected as many"
         raise PairError(f"tensor {quoted(name)}: {found}", "--extra-rows instruct keeps rows that one side alone has")
+    return notes + tuple(map(str, kept_rows(rows)))
+
+
+def kept_rows(rows: Rows) -> tuple[KeptRows, ...]:
+    """What of `rows` one side alone has, tensors of equal rows together."""
     groups: dict[tuple[int, int], list[str]] = {}
     for name, sizes in rows.items():
         groups.setdefault(sizes, []).append(name)
-    return notes + tuple(_note(names, *sizes) for sizes, names in groups.items())
-
-
-def _note(names: list[str], base: int, instruct: int) -> str:
-    low, high = sorted((base, instruct))
-    which = f"row {low}" if high == low + 1 else f"rows {low} to {high - 1}"
-    side = "base" if base > instruct else "instruct"
-    return f"{which} of {', '.join(map(quoted, names))}: in {side} only, kept as they are at every λ"
+    return tuple(
+        KeptRows("base" if b > i else "instruct", min(b, i), max(b, i) - 1, tuple(names)) for (b, i), names in groups.items()
+    )

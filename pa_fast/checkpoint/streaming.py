@@ -100,8 +100,8 @@ def merge_chunk_(out: Tensor, base: Tensor, instruct: Tensor, blend: Blend | Non
         lerp_([out], [base], [instruct], blend.lam, draws=[None if blend.key is None else Draw(blend.key, start)])
 
 
-def check_finite(pair: Pair, name: str, lam: float, out: Tensor, base: Tensor, instruct: Tensor) -> None:
-    """Refuse a chunk whose sources, or whose merged values, are not all finite.
+def check_finite(pair: Pair, name: str, lam: float, out: Tensor, base: Tensor, instruct: Tensor, start: int = 0) -> None:
+    """Refuse a chunk, `start` elements into its tensor, whose sources, or whose merged values, are not all finite.
 
     For λ other than 0 and 1 every non-finite source weight makes its merged value non-finite, so one sum over `out`,
     which is in cache, clears all three; only a suspicious sum is looked into.
@@ -117,9 +117,11 @@ def check_finite(pair: Pair, name: str, lam: float, out: Tensor, base: Tensor, i
         return
     where = f"tensor {quoted(name)}"
     for side, chunk in (("base", base), ("instruct", instruct)):
-        found = int((~torch.isfinite(chunk)).sum())
+        stored = pair.stored(side, name)
+        own = chunk[: max(0, stored.count - start)]  # vocabulary rows past these are the other side's
+        found = int((~torch.isfinite(own)).sum())
         if found:
-            file = pair.stored(side, name).file
+            file = stored.file
             hint = "the checkpoint may be damaged; --allow-nonfinite merges it all the same"
             raise DataError(f"{file}: {where} of {side} has non-finite weights ({found} in one chunk)", hint)
     found = int((~torch.isfinite(out)).sum())

@@ -84,11 +84,18 @@ class Dense:
         import torch
 
         out = torch.empty(span.stop - span.start, dtype=self._live[t].dtype, device=self._live[t].device)
+        self._merge_(out, t, span, lam)
+        return out
+
+    def piece_(self, t: int, span: slice, lam: float) -> None:
+        """Write the elements `span` of entry t alone."""
+        self._merge_(self._live[t].detach().view(-1)[span], t, span, lam)
+
+    def _merge_(self, out: torch.Tensor, t: int, span: slice, lam: float) -> None:
         base, target = ([side.view(-1)[span].to(out.device)] for side in (self.base[t], self.target[t]))
         draw = self._draws[t]
         here = draw and Draw(draw.key, draw.start + span.start)
         pa_kernels.lerp_([out], base, target, lam, via=[self._via[t]], draws=[here])
-        return out
 
     def ends(self, t: int, span: slice) -> tuple[torch.Tensor, torch.Tensor]:
         """Base and target of the elements `span` of entry t, in fp32; possibly the sources themselves."""

@@ -1,6 +1,7 @@
 """What a delta file says of itself: the `__metadata__` of its header, which nobody has vouched for when it is read.
 
-format      "1"
+format      "2"; "1" is without sum
+sum         64 bits of BLAKE2b over all other metadata, 16 hex digits: nothing in them was edited
 store       how the delta is held: dense, packed, sparse or lowrank
 options     the store's options in one line
 exact, lossless                     "true" or "false", see `pa_fast.delta.entry.Store`
@@ -11,6 +12,7 @@ tensors     JSON, name -> {"kind", "shape", "base", "live", "via", "data", "ends
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
@@ -23,7 +25,10 @@ from pa_fast.checkpoint.fingerprint import as_hex, combine
 from pa_fast.checkpoint.header import FLOATS, MAX_DIMENSIONS
 from pa_fast.errors import CheckpointError
 
-FORMAT = "1"
+FORMAT = "2"
+_UNSUMMED = "1"
+"""The format before, which is read still: its free texts are what it says they are."""
+
 _PACKED = ("codes", "starts", "where", "base", "target", "span")
 KINDS = {"whole": ("target",), "index": ("where", "starts", "base", "target"), "bitmap": ("where", "starts", "base", "target"),
          "packed8": _PACKED, "packed16": _PACKED, "factors": ("u", "v")}  # fmt: skip
@@ -81,7 +86,7 @@ class Description:
 
     def metadata(self) -> dict[str, str]:
         """What stands in the header."""
-        return {
+        said = {
             "format": FORMAT,
             "store": self.store,
             "options": self.options,
@@ -92,6 +97,13 @@ class Description:
             "pa_fast": self.pa_fast,
             "tensors": json.dumps({name: asdict(about) for name, about in self.tensors.items()}, separators=(",", ":")),
         }
+        return {**said, "sum": sum_of(said)}
+
+
+def sum_of(metadata: Mapping[str, str]) -> str:
+    """The `sum` of everything else in `metadata`, in hex."""
+    said = sorted((key, value) for key, value in metadata.items() if key != "sum")
+    return hashlib.blake2b(json.dumps(said).encode(), digest_size=8).hexdigest()
 
 
 def described(metadata: Mapping[str, str], where: str) -> Description:
@@ -102,10 +114,12 @@ def described(metadata: Mapping[str, str], where: str) -> Description:
     """
     if "format" not in metadata or "tensors" not in metadata:
         raise CheckpointError(f"{where}: a safetensors file, but no delta", "give a file that `pa-fast encode` wrote")
-    if metadata["format"] != FORMAT:
-        found = f"delta format {quoted(metadata['format'])}, expected {FORMAT}"
+    if metadata["format"] not in (FORMAT, _UNSUMMED):
+        found = f"delta format {quoted(metadata['format'])}, expected {_UNSUMMED} or {FORMAT}"
         raise CheckpointError(f"{where}: {found}", "encode the delta again, or use the pa_fast that wrote it")
     expected = {"format", "store", "options", "exact", "lossless", "base", "instruct", "pa_fast", "tensors"}
+    if metadata["format"] != _UNSUMMED:
+        expected.add("sum")
     if metadata.keys() != expected:
         odd = quoted(min(metadata.keys() ^ expected))
         raise CheckpointError(
@@ -118,7 +132,7 @@ def described(metadata: Mapping[str, str], where: str) -> Description:
         if metadata[key] not in ("true", "false"):
             raise CheckpointError(f"{where}: metadata `{key}` is {quoted(metadata[key])}, expected true or false", _AGAIN)
     tensors = parse_object(metadata["tensors"].encode(errors="surrogatepass"), f"{where}: metadata `tensors`")
-    return Description(
+    made = Description(
         metadata["store"],
         metadata["options"],
         metadata["exact"] == "true",
@@ -128,6 +142,11 @@ def described(metadata: Mapping[str, str], where: str) -> Description:
         metadata["pa_fast"],
         {name: _about(said, f"{where}: tensor {quoted(name)}") for name, said in tensors.items()},
     )
+    if "sum" in expected and metadata["sum"] != (found := sum_of(metadata)):
+        raise CheckpointError(
+            f"{where}: its metadata have sum {found}, expected {quoted(metadata['sum'])}: somebody edited them", _AGAIN
+        )
+    return made
 
 
 def _side(text: str, where: str) -> Side:

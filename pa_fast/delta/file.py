@@ -35,10 +35,11 @@ class DeltaFile:
 
     Attributes:
         about: what the file says of itself.
+        file: the file itself, to be watched where its maps are kept.
     """
 
     def __init__(self, path: Path, about: Description, infos: dict[str, TensorInfo], file: WeightFile):
-        self.path, self.about, self._infos, self._file = path, about, infos, file
+        self.path, self.about, self._infos, self.file = path, about, infos, file
 
     @classmethod
     def open(cls, path: str | Path) -> DeltaFile:
@@ -98,7 +99,7 @@ class DeltaFile:
 
     def close(self) -> None:
         """Close the file. Maps live on while a view of them does."""
-        self._file.close()
+        self.file.close()
 
     def __enter__(self) -> DeltaFile:
         return self
@@ -108,7 +109,7 @@ class DeltaFile:
 
     def _tensor(self, name: str) -> torch.Tensor:
         info = self._infos[name]
-        return self._file.elements(info, 0, info.count).view(info.shape)
+        return self.file.elements(info, 0, info.count).view(info.shape)
 
 
 def _check_parts(path: Path, name: str, about: About, infos: dict[str, TensorInfo]) -> None:

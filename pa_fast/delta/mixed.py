@@ -114,6 +114,12 @@ class Mixed:
         part, k = self._places[t]
         return part.merged(k, span, lam)
 
+    def piece_(self, t: int, span: slice, lam: float) -> None:
+        """Write the elements `span` of entry t alone, which is whole."""
+        part, k = self._places[t]
+        assert isinstance(part, Dense)
+        part.piece_(k, span, lam)
+
     def products(self, t: int, span: slice) -> tuple[float, float]:
         """⟨W − B, D − B⟩ and ‖D − B‖² over the elements `span` of entry t, D being the delta's own end; fp32."""
         part, k = self._places[t]

@@ -69,7 +69,8 @@ class Packed:
         if odd:
             raise UsageError(
                 f"λ = {odd[0]:g} is outside [{lo:g}, {hi:g}], the range that the packed delta is for",
-                "encode with a wider range (`pa-fast encode --range LO:HI`, PackedStore(lo, hi)), or use the dense store",
+                "choose λ within it; for others encode with a wider range (`pa-fast encode --range LO:HI`, PackedStore(lo, hi)), "
+                "or use the dense store",
             )
 
     def set_(self, lam: float | Sequence[float]) -> None:

@@ -47,10 +47,7 @@ def write(
         OutputError: the file exists or cannot be written.
         UsageError, DataError: see the store.
     """
-    target = Path(os.path.realpath(Path(path).expanduser()))
-    if target.exists() and not (overwrite and target.is_file()):
-        what = "exists already" if target.is_file() else "is no file"
-        raise OutputError(f"{target}: {what}", "choose another --out, or replace a file with --overwrite")
+    target = place(path, overwrite)
     names = Counter(source.name for source in sources)
     for name, times in names.items():
         if times > 1:
@@ -66,6 +63,22 @@ def write(
         said = Description(store.name, store.describe(), store.exact, store.lossless, base, instruct, _version(), abouts)
         data.finish(said)
     return said
+
+
+def place(path: str | Path, overwrite: bool = False) -> Path:
+    """Where a delta file for `path` goes, links followed.
+
+    Raises:
+        OutputError: a folder or something else that is no file is there, or a file that is not to be overwritten.
+    """
+    target = Path(os.path.realpath(Path(path).expanduser()))
+    if target.is_dir():
+        raise OutputError(f"{path} is a folder, and a delta is one file", f"name a file in it: --out {Path(path) / 'delta'}")
+    if target.exists() and not target.is_file():
+        raise OutputError(f"{path} is there, and is no file", "choose another --out")
+    if target.exists() and not overwrite:
+        raise OutputError(f"{path} exists already", "choose another --out, or replace it with --overwrite")
+    return target
 
 
 def _about(source: Source, entry: Entry, data: _Data) -> About:

@@ -83,6 +83,10 @@ class AttachedWeights:
         with torch.no_grad():
             self._lam.fill_(value)
 
+    def check_lambda(self, lam: float) -> None:
+        """See `LiveWeights.check_lambda`."""
+        self._part.check_lambda(float(Lambda(lam)))
+
     def checksum(self) -> int:
         """The proof of switch: that of the live weights, of λ and of the factors."""
         return combine(

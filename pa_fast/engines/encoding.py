@@ -9,6 +9,7 @@ from pa_fast.checkpoint.reader import Checkpoint
 from pa_fast.checkpoint.source import resolve
 from pa_fast.checkpoint.streaming import DTYPES, check_dtype
 from pa_fast.checkpoint.vocabulary import compare_vocabularies
+from pa_fast.delta import writer
 from pa_fast.engines.loading import load_pair
 from pa_fast.live import encoding
 from pa_fast.live.opening import Description
@@ -47,6 +48,7 @@ def encode(
     import torch
 
     check_dtype(dtype)
+    writer.place(out, overwrite)
     with Checkpoint.open(resolve(base)) as b, Checkpoint.open(resolve(instruct)) as i:
         check_configs(b, i, tying=False)
         compare_vocabularies(b.folder, i.folder)

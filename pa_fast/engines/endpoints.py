@@ -1,8 +1,10 @@
 """The endpoint check: at λ = 0 and 1 the live model must be the base and the instruct model, to the last bit.
 
-It catches wrong pairing, tying, derived tensors, dtypes and kernels in one test. Reference logits are computed by
-plain copies of each side into the live memory, run through that side's own module: the same addresses, the same
-batch, no kernel of ours and no pairing in between.
+A model is a function of its tensors and of its configuration. So every tensor of the live model, by each of its own names, is
+held against the one of that name in the side's own module, as transformers made it from the side's files and before any
+pairing; `loading` has refused a pair whose modules differ in anything else. Equal bits give equal logits, which needs no
+forward pass. Only of a model whose layers compute with factors beside the tensors are logits compared, at λ = 0: with those of
+the base's own module, whose tensors are moved into the same memory by plain copies.
 """
 
 from __future__ import annotations
@@ -18,8 +20,9 @@ from pa_fast.errors import EngineError
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PreTrainedModel
 
-    from pa_fast.live.weights import LiveWeights
+    from pa_fast.live.ends import Ends
 
 _PROMPTS, _LENGTH = 2, 16
 _PIECE = 1 << 22
@@ -43,19 +46,18 @@ def logits(module: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
         return module(input_ids=ids, use_cache=False).logits
 
 
-def reference_logits(loaded: Loaded, ids: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Logits of each side as loaded, at the live dtype. Leaves the live tensors holding one of the sides."""
+def try_out(module: PreTrainedModel) -> None:
+    """One short forward pass, for models of which only that shows whether they run."""
+    _probed(module, prompts(module.get_input_embeddings().weight.shape[0], module.device))
 
-    made = {}
-    # The instruct side runs through `module` itself, whose live tensors have every name that base's can have.
-    for side, module, sources in (("base", loaded.reference, loaded.base), ("instruct", loaded.module, loaded.instruct)):
-        _fill_(loaded, sources)
-        if module is not loaded.module:
-            for name, tensor in layout.named(module):
-                if name in loaded.live:
-                    tensor.data = loaded.live[name].data
-        made[side] = _probed(module, ids)
-    return made
+
+def base_logits(loaded: Loaded, ids: torch.Tensor) -> torch.Tensor:
+    """Logits of the base as loaded, at the live dtype. Leaves the live tensors holding it."""
+    _fill_(loaded, loaded.base)
+    for name, tensor in layout.named(loaded.reference):
+        if name in loaded.live:
+            tensor.data = loaded.live[name].data
+    return _probed(loaded.reference, ids)
 
 
 def _fill_(loaded: Loaded, sources: Mapping[str, torch.Tensor]) -> None:
@@ -84,7 +86,40 @@ def _probed(module: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
     return logits(module, ids)
 
 
-def is_drawn(loaded: Loaded, side: str) -> bool:
+def ends(loaded: Loaded, lossless: bool, drawn: bool) -> tuple[Ends, list[str]]:
+    """What the live tensors must be at λ = 0 and, where the store is lossless, 1; and what is left out, in words.
+
+    Args:
+        drawn: whether weights are rounded stochastically: a side that this moves is left out.
+    """
+    held: dict[float, Mapping[str, torch.Tensor]] = {}
+    notes = []
+    for lam, side in ((0.0, "base"), (1.0, "instruct")):
+        if drawn and _is_drawn(loaded, side):
+            notes.append(f"the {side} model is rounded stochastically: the live tensors were not compared with it as loaded")
+        elif lossless or side == "base":
+            held[lam] = loaded.ends[side]
+    return held, notes
+
+
+def check_logits(module: torch.nn.Module, ids: torch.Tensor, expected: torch.Tensor) -> None:
+    """Compare the logits of a model at λ = 0 with those of the base, bit for bit.
+
+    Raises:
+        EngineError: they differ.
+    """
+    import torch
+
+    found = _probed(module, ids)
+    if not torch.equal(found, expected) and not _same_nan(found, expected):
+        worst = float((found.float() - expected.float()).abs().max())
+        raise EngineError(
+            f"endpoint check failed: at λ = 0 the logits are not those of the base model (off by up to {worst:.3g})",
+            "wrong pairing, tying or a tensor derived from weights; please report the architecture",
+        )
+
+
+def _is_drawn(loaded: Loaded, side: str) -> bool:
     """Whether stochastic rounding moves a weight of `side`: one that the dtype of a merge cannot represent."""
     import torch
 
@@ -94,29 +129,6 @@ def is_drawn(loaded: Loaded, side: str) -> bool:
         if source.dtype != dtype and not torch.equal(source.to(dtype).to(source.dtype), source):
             return True
     return False
-
-
-def check_endpoints(module: torch.nn.Module, weights: LiveWeights, ids: torch.Tensor, expected: dict[str, torch.Tensor]) -> None:
-    """Set λ = 1 and 0, those that are expected, and compare logits bit for bit; leaves λ = 0.
-
-    Raises:
-        EngineError: an endpoint's logits are not those of the model as loaded.
-    """
-    import torch
-
-    for side, lam in (("instruct", 1.0), ("base", 0.0)):
-        if side not in expected:
-            continue
-        weights.set_lambda(lam)
-        found = _probed(module, ids)
-        if not torch.equal(found, expected[side]) and not _same_nan(found, expected[side]):
-            worst = float((found.float() - expected[side].float()).abs().max())
-            raise EngineError(
-                f"endpoint check failed: at λ = {lam:g} the logits are not those of the {side} model (off by up to {worst:.3g})",
-                "wrong pairing, tying or a tensor derived from weights; please report the architecture",
-            )
-    if weights.lam != 0.0:
-        weights.set_lambda(0.0)
 
 
 def _same_nan(a: torch.Tensor, b: torch.Tensor) -> bool:

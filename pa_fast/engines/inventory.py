@@ -37,7 +37,7 @@ class Inventory:
     def of(cls, model: torch.nn.Module) -> Inventory:
         """The inventory of `model` as it stands."""
         rotary = [m for m in model.modules() if hasattr(m, "rope_type") and not m._parameters]
-        held = {name: (thing, _address(thing)) for name, thing in _held(model)}
+        held = {name: (thing, _address(thing)) for name, thing in tensors_and_modules(model)}
         followed = set(model.state_dict(keep_vars=True))
         for path, module in model.named_modules(remove_duplicate=False):
             followed.update(f"{path}.{key}".removeprefix(".") for key in getattr(module, "follows_lambda", ()))
@@ -66,7 +66,7 @@ class Inventory:
             module._buffers.update(buffers)
         if "_cache" not in self.held and isinstance(vars(model).get("_cache"), Cache):
             del vars(model)["_cache"]  # where generation keeps a static cache, which it makes anew
-        found = dict(_held(model))
+        found = dict(tensors_and_modules(model))
         for name, (thing, address) in self.held.items():
             now = found.pop(name, None)
             if now is not thing or _address(now) != address:
@@ -94,7 +94,7 @@ def _refuse(name: str, what: str, thing: object) -> None:
     )
 
 
-def _held(model: torch.nn.Module) -> Iterator[tuple[str, object]]:
+def tensors_and_modules(model: torch.nn.Module) -> Iterator[tuple[str, object]]:
     """Names and objects in the order of the model; a tied one by each of its names."""
     import torch
 

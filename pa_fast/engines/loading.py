@@ -17,6 +17,7 @@ from pa_fast.checkpoint.header import FLOATS
 from pa_fast.checkpoint.reader import Checkpoint, torch_dtype
 from pa_fast.checkpoint.rows import may_be_extended, vocabulary_sizes
 from pa_fast.engines import layout
+from pa_fast.engines.inventory import tensors_and_modules
 from pa_fast.engines.origins import trace
 from pa_fast.errors import EngineError, PairError, first_line
 
@@ -31,11 +32,12 @@ class Loaded:
 
     Attributes:
         module: instruct's module at the live dtype; its parameters are the live tensors once `allocate` ran.
-        reference: base's module at the live dtype, for the endpoint check.
+        reference: base's module at the live dtype.
         live: name → parameter or persistent buffer of `module`, every name of a tied tensor included; of a DTensor the
             shard of this process.
         base, instruct: name → source at the dtype of its file, or an exact upcast of it.
         via: name → the dtype that a saved merge would have, where the live tensor is another.
+        ends: side → name → tensor as transformers made it, before any pairing: what the endpoint check goes by.
         notes: what a user should know: converted tensors, untied heads.
     """
 
@@ -45,6 +47,7 @@ class Loaded:
     base: dict[str, torch.Tensor]
     instruct: dict[str, torch.Tensor]
     via: dict[str, torch.dtype]
+    ends: dict[str, dict[str, torch.Tensor]]
     notes: list[str] = field(default_factory=list)
 
 
@@ -87,7 +90,8 @@ def load_pair(
         layout.check(source_b, source_i)
     _check_derived(reference, module)
     # `module` may be the very model that holds the sources: keep the memory, its parameters will point elsewhere.
-    sources = {side: {name: tensor.detach().contiguous() for name, tensor in tensors.items()} for side, tensors in named.items()}
+    ends = {side: {name: tensor.detach().contiguous() for name, tensor in tensors.items()} for side, tensors in named.items()}
+    sources = {side: dict(tensors) for side, tensors in ends.items()}
     _grow(module, sources, (base.config, instruct.config), extra_rows and not sharding)
     untied = _untie(module, named, apart)
     live = _tensors(module)
@@ -98,6 +102,7 @@ def load_pair(
         sources["base"],
         sources["instruct"],
         _via(live, dtype, instruct, module, files["instruct"]),
+        ends,
         [f"`{name}` is tied on one side only: the merged model has a head of its own" for name in untied],
     )
 
@@ -128,11 +133,8 @@ def allocate(loaded: Loaded, device: torch.device) -> None:
     """Give `loaded.module` fresh memory on `device`: one tensor per storage, aligned, allocated once and for all."""
     import torch
 
-    moved: dict[int, torch.Tensor] = {}
-    for tensor in loaded.live.values():
-        if id(tensor) not in moved:
-            fresh = torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
-            tensor.data = moved[id(tensor)] = fresh
+    for tensor in {id(tensor): tensor for tensor in loaded.live.values()}.values():
+        tensor.data = torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
     for module in (loaded.module, loaded.reference):
         for name, buffer in module.named_buffers():
             if not (module is loaded.module and name in loaded.live):
@@ -210,20 +212,31 @@ def _tensors(module: PreTrainedModel) -> dict[str, torch.Tensor]:
 
 
 def _check_derived(reference: PreTrainedModel, module: PreTrainedModel) -> None:
-    """Buffers that no file holds are computed from the configuration: equal ones are the proof that it agrees."""
+    """Tensors that no file holds are computed from the configuration: equal ones are the proof that it agrees, and that none
+    was computed from weights, which would not follow λ."""
     import torch
 
-    kept = module.state_dict(keep_vars=True).keys()
-    ours, theirs = dict(module.named_buffers()), dict(reference.named_buffers())
+    ours, theirs = _derived(module), _derived(reference)
     for name in ours.keys() | theirs.keys():
-        if name in kept:
-            continue
         a, b = ours.get(name), theirs.get(name)
         if a is None or b is None or not torch.equal(a, b):
             raise PairError(
-                f"derived buffer `{name}` differs between the base and the instruct model",
+                f"derived tensor `{name}` differs between the base and the instruct model",
                 "a configuration value that shapes the function differs; compare the two config.json",
             )
+
+
+def _derived(module: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """Buffers and plain attributes of `module` that no file holds, by name."""
+    import torch
+
+    kept = module.state_dict(keep_vars=True)
+    known = {id(local) for _, local in layout.named(module)} - {id(buffer) for buffer in module.buffers()}
+    return {
+        name: thing
+        for name, thing in tensors_and_modules(module)
+        if isinstance(thing, torch.Tensor) and name not in kept and id(thing) not in known
+    }
 
 
 def _grow(module: PreTrainedModel, sources: dict[str, dict[str, torch.Tensor]], configs: tuple[Any, Any], allowed: bool) -> None:

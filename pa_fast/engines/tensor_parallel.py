@@ -15,7 +15,7 @@ from typing import Any
 
 from pa_fast.base import Continuation, Generation, Lambda
 from pa_fast.checkpoint.fingerprint import combine
-from pa_fast.engines import layout, transformers
+from pa_fast.engines import endpoints, layout, transformers
 from pa_fast.engines.ranks import Ranks
 from pa_fast.engines.transformers import LambdaModel
 from pa_fast.errors import EngineError, WeightsError, first_line
@@ -74,6 +74,11 @@ class ShardedWeights:
         with self._ranks.step("the switch"):
             self._part.set_lambda(lam)
         torch.autograd.graph.increment_version(self._owners)  # they do not share their shard's counter
+
+    def check_lambda(self, lam: float | LambdaRule) -> None:
+        """See `LiveWeights.check_lambda`; on all ranks, whichever cannot reach λ."""
+        with self._ranks.step("checking λ"):
+            self._part.check_lambda(lam)
 
     def checksum(self) -> int:
         """The proof of switch: S = Σ_r odd("rank r of R") · S_r mod 2⁶⁴, S_r the checksum of rank r's live tensors.
@@ -186,6 +191,7 @@ def load(base: str | Path, instruct: str | Path, device: str = "auto", **options
     ranks = Ranks.join(device)
     try:
         part = transformers.load(base, instruct, ranks.device, ranks=ranks, **options)
+        endpoints.try_out(part.model)
     except (RuntimeError, ValueError) as error:
         raise EngineError(
             f"the model does not run on {ranks.world} ranks: {first_line(error)}",

@@ -31,6 +31,7 @@ from pa_fast.engines.ranks import ALONE, Alone, Ranks
 from pa_fast.errors import EngineError, UsageError, first_line
 from pa_fast.live import opening, planner
 from pa_fast.live.planner import RESIDENCIES, Store, planned
+from pa_fast.live.room import Room
 from pa_fast.live.weights import LiveWeights
 from pa_fast.rounding import Rounding
 from pa_fast.rules import LambdaRule, RuleLike
@@ -182,16 +183,18 @@ def load(
             YAML file of them.
         tokenizer: folder or hub id of the tokenizer for all λ; instruct's if not given, base's beside a delta.
         batch_size: requests per forward pass; fixed, because batch composition changes rounding.
-        endpoint_check: prove that λ = 0 and 1, without the rule, give the logits of the two models as loaded, bit for bit; of
-            a lossy store, and of a delta, λ = 0 alone; of a side that is rounded stochastically, neither.
+        endpoint_check: prove that λ = 0 and 1, without the rule, give every tensor of the two models as loaded, bit for bit; of
+            a lossy store, and of a delta, λ = 0 alone, with attached factors its logits; of a side that is rounded
+            stochastically, neither.
         allow_nonfinite: let NaN and infinity in the weights pass.
         shared_prefix: compute tokens that requests begin alike with once per call, where the architecture allows it.
         extra_rows: vocabulary rows that one side alone has are kept as they are at every λ (`instruct`), or refused (`refuse`).
         ranks: the processes to split the model over; for `pa_fast.engines.tensor_parallel.load`, which sees to the rest.
 
     Cost: on CPU the sources stay memory maps of the files, so memory is one live copy and page cache; tensors that
-    transformers converts while loading (fused experts) cost copies. Each file comes from the disk once; from the page
-    cache the base is read five times and instruct three, and the check makes four short forward passes.
+    transformers converts while loading (fused experts) cost copies. The dense store on a CPU reads each byte of the files once,
+    piece by piece: checked, written and compared while it is in cache. Other stores read them as `LiveWeights.bind` says, and
+    both once more for the check.
 
     Raises:
         CheckpointError, PairError, DataError: the folders cannot be read or do not pair, or a file changes meanwhile; a
@@ -241,7 +244,7 @@ def load(
         held_as: planner.Plan | None = None
         if about is None and not aside:
             exact = "dense" if store == "auto" and how.drawn else store
-            held_as = planner.plan(_sizes(loaded), exact, residency, planner.Room.of(where), allocated=False)
+            held_as = planner.plan(_sizes(loaded), exact, residency, Room.of(where), allocated=False)
             said = held_as.store.describe()
             loaded.notes.append(f"the delta is held {held_as.describe()}")
         guard = Guard(b, i)
@@ -265,8 +268,10 @@ def load(
         guard.check()
     if how.drawn:
         traced.check_elementwise({name: tensor for name, tensor in loaded.live.items() if tensor.is_floating_point()})
+    ends, said_of_them = endpoints.ends(loaded, delta is None and held.lossless, how.drawn) if endpoint_check else ({}, [])
+    loaded.notes += said_of_them
     ids = endpoints.prompts(_vocabulary(loaded.module, loaded.reference), where)
-    expected = endpoints.reference_logits(loaded, ids) if endpoint_check else {}
+    expected = endpoints.base_logits(loaded, ids) if endpoint_check and aside else None
     stops = _stop_tokens(chosen, loaded.reference, loaded.module)
     del loaded.reference
     with ranks.step("binding"):
@@ -279,28 +284,27 @@ def load(
                 loaded.live, *sides, diverted or held_as or held, how.mode,
                 seed=how.seed, via=loaded.via, allow_nonfinite=allow_nonfinite, origins=traced.names,
                 reread=lambda: base_tensors(resolve(base), resolve(other), loaded.live),
+                ends=None if aside else ends,
             )  # fmt: skip
         else:
             put_aside = diverted.put_aside if diverted else None
-            weights = LiveWeights.open(
-                loaded.live, loaded.base, delta, allow_nonfinite=allow_nonfinite, divert=put_aside, origins=traced.names
-            )
+            with opening.again(delta, about) as file:
+                guard.add(file.file)
+                weights = LiveWeights.open(
+                    loaded.live, loaded.base, file, allow_nonfinite=allow_nonfinite, divert=put_aside, origins=traced.names
+                )
+                if not aside:
+                    weights.prove(ends)
         if weights.memory().mapped_bytes:
             weights.before_reading = guard.check
         if diverted is not None:
             weights = attached(loaded.module, weights, diverted.factors)
     identity["lossless"] = weights.lossless
-    if delta is not None or not weights.lossless:
-        expected.pop("instruct", None)
-    for side in list(expected) if how.drawn else ():
-        guard.check()
-        if endpoints.is_drawn(loaded, side):
-            expected.pop(side)
-            loaded.notes.append(f"the {side} model is rounded stochastically: its logits were not compared with it as loaded")
     if not weights.lossless:
         loaded.notes.append(f"λ = 1 is not the instruct model: the delta is held as {said}, which loses some of it")
-    if endpoint_check:
-        endpoints.check_endpoints(loaded.module, weights, ids, expected)
+    if expected is not None:
+        endpoints.check_logits(loaded.module, ids, expected)
+    loaded.ends.clear()
     if ruled is not None:
         with ranks.step("following the rule"):
             weights.follow(ruled)
@@ -313,7 +317,11 @@ def load(
         "live_dtypes": sorted({str(tensor.dtype).removeprefix("torch.") for tensor in loaded.live.values()}),
         "attention": str(loaded.module.config._attn_implementation),
     }
-    copied = weights.memory().host_bytes
+    memory = weights.memory()
+    if where.type == "cpu":
+        mapped = f", beside {format_bytes(memory.mapped_bytes)} of mapped files (page cache)" if memory.mapped_bytes else ""
+        loaded.notes.append(f"memory: {format_bytes(memory.live_bytes)} for the live copy{mapped}")
+    copied = memory.host_bytes
     if copied and not sharding:
         what = "tensors converted while loading" if said == "dense" else f"deltas ({said}) and tensors converted while loading"
         loaded.notes.append(f"{what} cost {format_bytes(copied)} of memory beside the file maps")

@@ -31,13 +31,25 @@ def windows(ids: list[int], bos: int | None, window: int, stride: int) -> list[P
     return found
 
 
+def check_windows(window: int, stride: int) -> None:
+    """Raise UsageError unless 1 ≤ stride < window. No stride scores all of a window: its first token has nothing before it."""
+    if window < 2 or stride < 1:
+        raise UsageError(f"window {window}, stride {stride}; expected 1 ≤ stride < window", "such as window 512, stride 256")
+    if stride >= window:
+        raise UsageError(
+            f"window {window}, stride {stride}; expected 1 ≤ stride < window",
+            f"the first token of a window is context alone: stride {window - 1} has windows that share nothing else",
+        )
+
+
 class Perplexity:
     """exp of the mean nats per token over all documents; an item is a document, its score its nats per token.
 
     Args:
         data: `.jsonl`: one document a row, in its field `text`; anything else: the whole file is one document.
         window: tokens that the model sees at once, context included.
-        stride: tokens that each window after the first scores; 1 ≤ stride < window.
+        stride: tokens that each window after the first scores; 1 ≤ stride < window. At window − 1 windows share one token, which
+            is scored in the one and context in the next.
         split: `blank` makes one document of each run of lines between blank ones.
 
     Raises:
@@ -47,8 +59,7 @@ class Perplexity:
     higher_is_better = False
 
     def __init__(self, name: str, data: DataFile, *, window: int, stride: int, split: str, limit: int | None, seed: int):
-        if window < 2 or not 1 <= stride < window:
-            raise UsageError(f"perplexity: window={window}, stride={stride}; expected 1 ≤ stride < window")
+        check_windows(window, stride)
         self.name = name
         self.window, self.stride = window, stride
         self.documents = limited(_documents(data, split), limit, seed)

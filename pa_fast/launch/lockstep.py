@@ -15,7 +15,7 @@ from pa_fast.run import SweepSpec, opened
 from pa_fast.sweep import schedule
 from pa_fast.sweep.driver import distinct, finished
 from pa_fast.sweep.manifest import describe
-from pa_fast.sweep.point import visit
+from pa_fast.sweep.point import check_reach, visit
 from pa_fast.sweep.recording import Recording
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ def sweep(
     asked = distinct(evaluators)
     ranks.agree("the schedule", [lam.key for lam in points])
     ranks.agree("the evaluators", {evaluator.name: dict(identity(evaluator)) for evaluator in asked})
+    check_reach(lm, points)
     in_step = {evaluator.name: _InStep(evaluator, ranks) for evaluator in asked}
     recording: Recording | None = None
     missing: list[tuple[Lambda, list[str], int | None]] | None = None

@@ -22,7 +22,7 @@ from pa_fast.sweep import schedule
 from pa_fast.sweep.driver import distinct, finished
 from pa_fast.sweep.entry import Entry
 from pa_fast.sweep.manifest import describe
-from pa_fast.sweep.point import Record, visit
+from pa_fast.sweep.point import Record, check_reach, visit
 from pa_fast.sweep.recording import Recording
 
 if TYPE_CHECKING:
@@ -99,6 +99,7 @@ class _Seat:
             sys.path.insert(0, folder)
         self._engine, asked = make()
         self._evaluators = distinct(asked)
+        check_reach(self._engine, points)
         return describe(self._engine, points, self._evaluators)
 
     def visit(self, lam: Lambda, names: Sequence[str], recorded: int | None) -> Iterator[Record]:

@@ -70,11 +70,6 @@ def check_finite(tensors: Iterable[tuple[str, str, torch.Tensor]]) -> None:
     """
     import torch
 
-    def finite(piece: torch.Tensor) -> bool:
-        # A finite sum proves finite terms, at a third of the cost of looking at each; a sum that overflows proves nothing.
-        wide = torch.float32 if piece.dtype == torch.float16 else None
-        return math.isfinite(piece.sum(dtype=wide)) or bool(torch.isfinite(piece).all())
-
     tensors = list(tensors)
     pieces = [
         (at, piece)
@@ -82,7 +77,7 @@ def check_finite(tensors: Iterable[tuple[str, str, torch.Tensor]]) -> None:
         for piece in tensor.detach().reshape(-1).split(_PIECE if tensor.device.type == "cpu" else max(tensor.numel(), 1))
     ]
     # all tensors at once: torch's own threads, and ours, wait for one another at the end of each
-    for (at, _), well in zip(pieces, over_cores(lambda one: finite(one[1]), pieces)):
+    for (at, _), well in zip(pieces, over_cores(lambda one: is_finite(one[1]), pieces)):
         if not well:
             side, name, tensor = tensors[at]
             count = int((~torch.isfinite(tensor)).sum())
@@ -90,3 +85,14 @@ def check_finite(tensors: Iterable[tuple[str, str, torch.Tensor]]) -> None:
                 f"{side} tensor `{name}` has {count} non-finite weights of {tensor.numel()}",
                 "such a checkpoint is usually broken; allow_nonfinite (--allow-nonfinite) passes them through",
             )
+
+
+def is_finite(piece: torch.Tensor) -> bool:
+    """Whether no weight is NaN or infinite.
+
+    A finite sum proves finite terms, at a third of the cost of looking at each; a sum that overflows proves nothing.
+    """
+    import torch
+
+    wide = torch.float32 if piece.dtype == torch.float16 else None
+    return math.isfinite(piece.sum(dtype=wide)) or bool(torch.isfinite(piece).all())

@@ -13,7 +13,7 @@ from pa_fast.checkpoint.fingerprint import as_hex, combine
 from pa_fast.checkpoint.reader import torch_dtype
 from pa_fast.delta.description import Description
 from pa_fast.delta.file import DeltaFile
-from pa_fast.errors import CheckpointError, PairError
+from pa_fast.errors import CheckpointError, DataError, PairError
 from pa_fast.live.binding import Binding
 
 _ANOTHER = "encode the delta again, from this base and for this model"
@@ -23,6 +23,19 @@ def about(path: str | Path) -> Description:
     """What the delta file `path` says of itself; see `DeltaFile.open`."""
     with DeltaFile.open(path) as file:
         return file.about
+
+
+def again(path: str | Path, known: Description | None) -> DeltaFile:
+    """The delta file `path`, which said `known` of itself before.
+
+    Raises:
+        DataError: it says something else now.
+    """
+    file = DeltaFile.open(path)
+    if file.about != known:
+        file.close()
+        raise DataError(f"{path}: the file was replaced while it was read", "let whatever writes it finish, then run again")
+    return file
 
 
 def own_name(binding: Binding, file: DeltaFile) -> str:

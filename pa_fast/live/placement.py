@@ -12,11 +12,12 @@ from pa_fast.live.arena import Arena
 from pa_fast.live.binding import Binding
 from pa_fast.live.encoding import sources
 from pa_fast.live.memory import nbytes
-from pa_fast.live.planner import Room, Size
+from pa_fast.live.planner import Size
+from pa_fast.live.room import Room
 
 
 def room(made: Sequence[Binding]) -> Room | None:
-    """Memory of the live float tensors' device; None where that is a CPU, or there are none."""
+    """Memory of the live float tensors' device; None where there are none."""
     return next((Room.of(b.live.device) for b in made if b.live.dtype in LIVE_DTYPES), None)
 
 

@@ -13,6 +13,7 @@ from pa_fast.delta.lowrank_store import LowRankStore
 from pa_fast.delta.packed_store import PackedStore
 from pa_fast.delta.sparse_store import SparseStore
 from pa_fast.errors import UsageError, WeightsError
+from pa_fast.live.room import Room
 from pa_fast.units import format_bytes
 
 if TYPE_CHECKING:
@@ -64,21 +65,6 @@ class Size:
 
 
 @dataclass(frozen=True)
-class Room:
-    """Device memory: free and in all, bytes."""
-
-    free_bytes: int
-    total_bytes: int
-
-    @classmethod
-    def of(cls, device: torch.device) -> Room | None:
-        """That of a GPU; None for a CPU, whose sources stay where they are."""
-        import torch
-
-        return cls(*torch.cuda.mem_get_info(device)) if device.type == "cuda" else None
-
-
-@dataclass(frozen=True)
 class Plan:
     """What holds a delta.
 
@@ -104,21 +90,28 @@ def plan(sizes: Sequence[Size], store: str | Store, residency: str, room: Room |
     Args:
         sizes: one for each live float tensor.
         store, residency: as asked for, or `auto`.
-        room: of the live tensors' device, None for a CPU.
+        room: of the live tensors' device, None where that is not known.
         allocated: whether the live tensors are there already.
 
     Cost: nothing but arithmetic; where dense does not fit a sample of the tensors is encoded.
 
     Raises:
         UsageError: unknown store or residency.
-        WeightsError: the live copy alone does not fit, with the figures.
+        WeightsError: the live copy alone does not fit, on a CPU with packed codes where these were asked for; with the figures.
     """
     check_residency(residency)
     chosen = planned(store)
     everything = frozenset(size.name for size in sizes)
-    if room is None:
-        return Plan(chosen, frozenset(), "on a CPU both sides stay where they are" if store == "auto" else "as asked for")
     live = 0 if allocated else sum(size.live_bytes for size in sizes)
+    if room is None or room.on_host:
+        codes = packed_estimate(sizes) if chosen.name == "packed" and not allocated else 0
+        if room is not None and live + codes > room.free_bytes:
+            beside = f" and packed codes about {format_bytes(codes)}" if codes else ""
+            raise WeightsError(
+                f"the live copy takes {format_bytes(live)}{beside}, and {format_bytes(room.free_bytes)} of memory are free",
+                "free some, take a larger machine, or split the model (--engine tensor-parallel)",
+            )
+        return Plan(chosen, frozenset(), "on a CPU both sides stay where they are" if store == "auto" else "as asked for")
     left = room.free_bytes - live - int(room.total_bytes * _SPARE)
     if left < 0:
         raise WeightsError(

@@ -26,6 +26,8 @@ from pa_fast.live import opening
 from pa_fast.live.bases import kept_bases
 from pa_fast.live.binding import Binding, bindings, same_bits
 from pa_fast.live.encoding import check_finite
+from pa_fast.live.ends import Ends, check
+from pa_fast.live.first_write import FirstWrite
 from pa_fast.live.memory import Memory, measure
 from pa_fast.live.origins import Origins
 from pa_fast.live.placement import placed, room, sizes
@@ -68,6 +70,7 @@ class LiveWeights:
         rounding: Rounding | None = None,
         origins: Mapping[str, Sequence[str]] | None = None,
         reread: Callable[[], Mapping[str, torch.Tensor]] | None = None,
+        first: FirstWrite | None = None,
     ):
         floats = [binding for binding in made if binding.live.dtype in LIVE_DTYPES]
         self._origins = Origins([b.names for b in floats], origins)
@@ -91,7 +94,15 @@ class LiveWeights:
         self.rule: LambdaRule | None = None
         self.before_reading: Callable[[], None] | None = None
         self.store, self.exact, self.lossless = store, exact, lossless
-        self.set_lambda(0.0)
+        if first is None:
+            self.set_lambda(0.0)
+        else:
+            with _writing(self._floats):
+                first.write_(self._store, floats)
+                self._write_fixed()
+            self._written(0.0, None, (0.0,) * len(floats))
+            for lam in first.ends:
+                check(self._fixed, lam, first.ends)
 
     @classmethod
     def bind(
@@ -108,6 +119,7 @@ class LiveWeights:
         allow_nonfinite: bool = False,
         origins: Mapping[str, Sequence[str]] | None = None,
         reread: Callable[[], Mapping[str, torch.Tensor]] | None = None,
+        ends: Ends | None = None,
     ) -> LiveWeights:
         """Make `live` follow λ between `base` and `instruct`; returns with λ = 0 written.
 
@@ -130,12 +142,15 @@ class LiveWeights:
             origins: live name → names of the checkpoint's tensors whose elements it holds: what λ rules and noise go by. Its
                 own name where not given, and so wherever live tensors are those of a checkpoint.
             reread: reads the base again, by name: for a store that keeps none of it, after a foreign write.
+            ends: what the live tensors must be at these λ by somebody else's word, which they are held against, see `prove`. It
+                says too that `live` holds nothing worth keeping: a source that is refused may leave it written in part.
 
         Numerics: see `pa_kernels.reference.lerp` for the contract, and the store for the end of its delta.
-        Cost: reads every source once to check it and as often as the store says, tensor by tensor; then one switch.
+        Cost: reads every source once to check it and as often as the store says, tensor by tensor; then one switch. Dense on a
+            CPU and with `ends` all of that is one pass: each piece of the sources is read once.
 
         Raises:
-            PairError, WeightsError: the dicts do not fit each other, or memory overlaps.
+            PairError, WeightsError: the dicts do not fit each other, or memory overlaps; an end is not what it must be.
             DataError: non-finite sources, or unequal tensors of a dtype that is not interpolated.
             UsageError: unknown store or rounding, or stochastic rounding of another store than dense.
         """
@@ -146,9 +161,12 @@ class LiveWeights:
         how_held = store if isinstance(store, Plan) else plan(sizes(made), store, residency, room(made))
         chosen = how_held.store
         _check_store(chosen, how)
-        made, entries = placed(made, chosen, how_held.host, allow_nonfinite)
-        weights = cls(live, made, entries, chosen.describe(), chosen.exact, chosen.lossless, how, origins, reread)
+        first = FirstWrite(ends, allow_nonfinite) if ends is not None and FirstWrite.fits(made, chosen) else None
+        made, entries = placed(made, chosen, how_held.host, allow_nonfinite or first is not None)
+        weights = cls(live, made, entries, chosen.describe(), chosen.exact, chosen.lossless, how, origins, reread, first)
         weights.plan = how_held
+        if ends is not None and first is None:
+            weights.prove(ends)
         return weights
 
     @classmethod
@@ -240,17 +258,13 @@ class LiveWeights:
             After something else was seen to have written to the weights, one more pass that writes all of them.
 
         Raises:
-            UsageError: λ is not a finite number, or the rule does not fit the tensors' names.
+            UsageError: λ is not a finite number, or outside the range of a packed delta; or the rule does not fit the tensors'
+                names.
             WeightsError: closed, or a live tensor no longer lies where it was bound.
         """
-        import torch
-
         store = self._open()
-        rule = lam if isinstance(lam, LambdaRule) else self.followed and self.followed.at(lam)
-        value = float(Lambda(lam) if rule is None else rule.lam)
-        lams = (value,) * len(self._floats) if rule is None else self._origins.lams(rule)
+        value, rule, lams = self._resolved(lam)
         self._check_pointers()
-        store.check(lams)
         # until the last byte is written, this is no λ at all, and nothing that is found can be trusted
         foreign, self._foreign, self.lam = self._foreign, True, None
         with _writing(self._floats):
@@ -260,13 +274,28 @@ class LiveWeights:
                 store.set_(lams)
             except Overwritten as found:
                 raise _overwritten([self._floats[t].name for t in found.entries]) from None
-            for binding in self._fixed:
-                binding.live.copy_(binding.base)
-        torch.autograd.graph.increment_version([b.live for b in self._bindings if not b.live.is_inference()])
-        self.lam, self.rule, self._lams = value, rule, lams
-        self._foreign = False
+            self._write_fixed()
+        self._written(value, rule, lams)
         if foreign:
             self._sums.clear()
+
+    def check_lambda(self, lam: float | LambdaRule) -> None:
+        """Raise the UsageError that `set_lambda` would for this λ, and write nothing; what sweeps ask before the first point."""
+        self._resolved(lam)
+
+    def _resolved(self, lam: float | LambdaRule) -> tuple[float, LambdaRule | None, tuple[float, ...]]:
+        """The swept λ, the rule if there is one, and the λ of each live tensor, all of them within reach of the store."""
+        store = self._open()
+        rule = lam if isinstance(lam, LambdaRule) else self.followed and self.followed.at(lam)
+        value = float(Lambda(lam) if rule is None else rule.lam)
+        lams = (value,) * len(self._floats) if rule is None else self._origins.lams(rule)
+        try:
+            store.check(lams)
+        except UsageError as error:
+            if rule is None:
+                raise
+            raise UsageError(f"at λ = {rule.lam.key} of the rule, {error.message}", error.hint) from None
+        return value, rule, lams
 
     def resync(self, base: Mapping[str, torch.Tensor] | None = None) -> None:
         """Write every byte anew, whatever the live tensors hold: what a packed store needs after a foreign write.
@@ -292,6 +321,37 @@ class LiveWeights:
             self.set_lambda(again)
         finally:
             self._reread = reread
+
+    def prove(self, ends: Ends) -> None:
+        """Set each λ of `ends`, and compare every live tensor with what it must be there, bit for bit; leaves λ = 0.
+
+        Args:
+            ends: λ → live name → tensor of any float dtype, rounded to the live one as a merge would be. Every name that a
+                live tensor goes by is held against its own.
+
+        Cost: a switch for each λ, and one read of the live tensors and of `ends`.
+
+        Raises:
+            WeightsError: a tensor differs (named).
+        """
+        for lam in sorted(ends, reverse=True):
+            if self.lam != lam or self.rule is not None:
+                self.set_lambda(lam)
+            check([*self._floats, *self._fixed], lam, ends)
+        if self.lam != 0.0:
+            self.set_lambda(0.0)
+
+    def _write_fixed(self) -> None:
+        for binding in self._fixed:
+            binding.live.copy_(binding.base)
+
+    def _written(self, lam: float, rule: LambdaRule | None, lams: tuple[float, ...]) -> None:
+        """Every byte is that of λ now."""
+        import torch
+
+        torch.autograd.graph.increment_version([b.live for b in self._bindings if not b.live.is_inference()])
+        self.lam, self.rule, self._lams = lam, rule, lams
+        self._foreign = False
 
     def _given(self, t: int) -> torch.Tensor | None:
         """The base of entry t, for a store that has not kept it."""

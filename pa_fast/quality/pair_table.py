@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from pa_fast.base import Lambda
 from pa_fast.checkpoint.inspect import PairReport
 from pa_fast.checkpoint.place import short_names
 from pa_fast.units import format_bytes, format_count
@@ -97,16 +98,22 @@ def _distances(measured: Measured) -> Table:
 
 
 def _fidelity(measured: Measured) -> Table:
-    columns = ("effective λ", "weights moved", "lowest module", "highest module")
-    table = _table("λ fidelity", "λ", *columns)
+    ruled = any(_aims_elsewhere(part) for part in measured.tensors)
+    intended = ("intended λ",) if ruled else ()
+    table = _table("λ fidelity", "λ", *intended, "effective λ", "weights moved", "lowest module", "highest module")
     names = short_names((part.name for part in measured.modules), {p.module for p in measured.tensors if p.layer is not None})
     for at, whole in enumerate(measured.total.fidelity):
         found = [(part.fidelity[at].effective_lambda, names[part.name]) for part in measured.modules]
         known = sorted((value, name) for value, name in found if value is not None)
         ends = [f"{value:.4g}  {name}" for value, name in (known[:1] + known[-1:])] or ["", ""]
-        effective = "" if whole.effective_lambda is None else f"{whole.effective_lambda:.4g}"
-        table.add_row(whole.lam, effective, f"{whole.moved:.2%}", *ends)
+        figures = [*([whole.intended_lambda] if ruled else []), whole.effective_lambda]
+        table.add_row(whole.lam, *("" if one is None else f"{one:.4g}" for one in figures), f"{whole.moved:.2%}", *ends)
     return table
+
+
+def _aims_elsewhere(part: Part) -> bool:
+    """Whether a rule gives this part another λ than the swept one."""
+    return any(one.intended_lambda != float(Lambda(one.lam)) for one in part.fidelity)
 
 
 def _table(title: str, *columns: str, numbers: bool = True) -> Table:

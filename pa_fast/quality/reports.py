@@ -11,9 +11,9 @@ from pa_fast.base import Lambda
 from pa_fast.delta.entry import Store
 from pa_fast.delta.quality import Measured, OnText, QualityReport
 from pa_fast.engines.transformers import load
-from pa_fast.errors import EngineError, EvaluatorError, UsageError
+from pa_fast.errors import EngineError, EvaluatorError
 from pa_fast.evals.files import read_file
-from pa_fast.evals.perplexity import windows
+from pa_fast.evals.perplexity import check_windows, windows
 from pa_fast.live.planner import planned
 from pa_fast.quality.divergence import divergence
 
@@ -55,7 +55,7 @@ def reports(
         as `pa_fast.load`.
     """
     points = [Lambda(lam) for lam in lambdas]
-    _check_windows(window, stride)
+    check_windows(window, stride)
     exact = None
     if text is not None:
         read_file(text)  # fails before a model is loaded
@@ -92,7 +92,7 @@ def on_text(
         EngineError: there is no tokenizer, or a window is longer than the model allows.
         EvaluatorError, UsageError: as for `reports`.
     """
-    _check_windows(window, stride)
+    check_windows(window, stride)
     file = read_file(text)
     if exact.tokenizer is None:
         raise EngineError("the model has no tokenizer files, and a text needs one", "load it with tokenizer=, a folder that has")
@@ -102,8 +102,3 @@ def on_text(
         raise EvaluatorError(f"{file.path} is too short: no token to score", "give a longer text")
     points = tuple(divergence(exact, lossy, pairs, Lambda(lam), batch_size) for lam in lambdas)
     return OnText(file.sha256, sum(len(scored) for _, scored in pairs), window, stride, points)
-
-
-def _check_windows(window: int, stride: int) -> None:
-    if window < 2 or not 1 <= stride < window:
-        raise UsageError(f"window {window}, stride {stride}; expected 1 ≤ stride < window", "such as window 512, stride 256")

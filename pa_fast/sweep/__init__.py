@@ -53,7 +53,7 @@ def sweep(
         All points of the run folder, those of earlier calls included; failures of this call's points alone.
 
     Raises:
-        UsageError: a malformed schedule, no evaluator, or two of the same name.
+        UsageError: a malformed schedule, a λ outside the range of a packed delta, no evaluator, or two of the same name.
         RunError: `out` holds another sweep or foreign files, is in use, its journal is damaged, or a switch gives other
             weights than those recorded for the same λ.
         OutputError: `out` cannot be written.

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pa_fast.base import Engine, Evaluator, Lambda
 from pa_fast.errors import UsageError
 from pa_fast.sweep import manifest, schedule
-from pa_fast.sweep.point import visit
+from pa_fast.sweep.point import check_reach, visit
 from pa_fast.sweep.progress import Progress
 from pa_fast.sweep.recording import Recording
 from pa_fast.sweep.results import SweepResult
@@ -31,6 +31,7 @@ def run(
     named = {evaluator.name: evaluator for evaluator in distinct(evaluators)}
     if not isinstance(engine, Engine):
         raise UsageError(f"a {type(engine).__name__} is not an engine", "pass what pa_fast.load returns, or see pa_fast/base.py")
+    check_reach(engine, points)
     now = manifest.describe(engine, points, list(named.values()))
     with Recording(out, points, now, overwrite=overwrite, progress=progress, shard=shard) as recording:
         for lam, names in recording.missing():

@@ -11,8 +11,13 @@ from collections.abc import Iterator
 from pa_fast.errors import OutputError
 
 
-def write(path: pathlib.Path, data: bytes) -> None:
+def write(
+    path: pathlib.Path, data: bytes, hint: str = "make room or grant access, then run again: finished points are kept"
+) -> None:
     """Put `data` at `path`: a temporary file beside it, fsync, rename, fsync of the folder.
+
+    Args:
+        hint: what to do where that fails.
 
     Raises:
         OutputError: the file cannot be written; what stood at `path` is as it was.
@@ -29,10 +34,7 @@ def write(path: pathlib.Path, data: bytes) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink()
         if isinstance(error, OSError):
-            raise OutputError(
-                f"{path} cannot be written: {error.strerror}",
-                "make room or grant access, then run again: finished points are kept",
-            ) from error
+            raise OutputError(f"{path} cannot be written: {error.strerror}", hint) from error
         raise
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 import itertools
 import math
+import os
 import pathlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from pa_fast.errors import OutputError
 from pa_fast.sweep import durable, trade_off, trajectory
 from pa_fast.sweep.results import SweepResult
 from pa_fast.sweep.trajectory import FAINT, INK, Line
@@ -66,7 +68,17 @@ def save(make: Callable[[], Figure], path: pathlib.Path) -> None:
         for kind, metadata in (("svg", {"Date": None, "Creator": None}), ("png", {"Software": None})):
             data = io.BytesIO()
             drawn.savefig(data, format=kind, dpi=200, metadata=metadata)
-            durable.write(path.with_name(f"{path.name}.{kind}"), data.getvalue())
+            durable.write(path.with_name(f"{path.name}.{kind}"), data.getvalue(), "make room or grant access, then draw it again")
+
+
+def check_place(path: pathlib.Path) -> None:
+    """Raise OutputError if `save` has no folder for `path`, or may not write there: before hours of work, rather than after."""
+    if not path.parent.is_dir():
+        raise OutputError(
+            f"{path.parent} is no folder, and the figure {path.name} belongs there", "make it, or choose another one"
+        )
+    if not os.access(path.parent, os.W_OK):
+        raise OutputError(f"{path.parent}: no figure may be written there", "grant access, or choose another folder")
 
 
 def draw(result: SweepResult) -> Figure:

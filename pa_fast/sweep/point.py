@@ -7,7 +7,7 @@ import re
 import socket
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pa_fast.base import Engine, Evaluator, Item, Lambda, Score, Weights
@@ -43,6 +43,18 @@ class _Fault:
 
     message: str
     traceback: str | None = None
+
+
+def check_reach(engine: Engine, points: Iterable[Lambda]) -> None:
+    """Refuse a schedule before its first point if one of its λ is outside what the weights can be set to, where they say so.
+
+    Raises:
+        UsageError: as the weights' own `check_lambda`.
+    """
+    check = getattr(engine.weights, "check_lambda", None)
+    if check is not None:
+        for lam in points:
+            check(lam)
 
 
 def visit(

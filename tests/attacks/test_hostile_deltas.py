@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 
 import pa_fast
 from pa_fast.checkpoint.fingerprint import as_hex, combine
+from pa_fast.delta.description import sum_of
 from pa_fast.delta.lowrank_store import LowRankStore
 from pa_fast.delta.sparse_store import SparseStore
 from pa_fast.errors import PaFastError
@@ -38,6 +39,7 @@ class Forged:
     metadata: dict[str, Any]
     about: dict[str, Any]
     parts: dict[str, torch.Tensor]
+    summed: str
 
     @classmethod
     def of(cls, path: Path) -> Forged:
@@ -45,10 +47,13 @@ class Forged:
             metadata = dict(file.metadata())
             names = file.keys()
             tensors = {name: file.get_tensor(name).clone() for name in names}
-        return cls(metadata, json.loads(metadata.pop("tensors")), tensors)
+        return cls(metadata, json.loads(metadata.pop("tensors")), tensors, metadata["sum"])
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path, *, agreeing: bool = True) -> None:
+        """Write it; the sum over the metadata made right again, unless it was changed itself or is not to agree."""
         metadata = {"tensors": json.dumps(self.about), **self.metadata}
+        if agreeing and metadata.get("sum") == self.summed:
+            metadata["sum"] = sum_of(metadata)
         save_file({name: tensor.contiguous() for name, tensor in self.parts.items()}, path, metadata)
 
     def agree(self, name: str) -> None:
@@ -136,7 +141,10 @@ def move_last_bit(words: torch.Tensor) -> None:
 
 
 SPARSE: dict[str, tuple[Callable[[Forged], Any], str]] = {
-    "another format": (metadata(format="2"), "delta format `2`, expected 1"),
+    "another format": (metadata(format="3"), "delta format `3`, expected 1 or 2"),
+    "another sum": (metadata(sum="0" * 16), "expected `0000000000000000`: somebody edited them"),
+    "no sum of the metadata": (lambda f: f.metadata.pop("sum"), "metadata `sum` is missing"),
+    "a sum in the format that has none": (metadata(format="1"), "metadata `sum` is not of this format"),
     "no format": (lambda f: f.metadata.pop("format"), "a safetensors file, but no delta"),
     "a key missing": (lambda f: f.metadata.pop("exact"), "metadata `exact` is missing"),
     "a key too many": (metadata(extra="1"), "metadata `extra` is not of this format"),
@@ -226,6 +234,29 @@ def test_a_file_taken_apart_and_put_together_opens(
     for lam in (0.3, 1.0):
         weights.set_lambda(lam)
         assert weights.verify() and untouched()
+
+
+@pytest.mark.parametrize(
+    "forge",
+    [metadata(options="sparse exact "), metadata(lossless="false"), metadata(exact="false"), metadata(pa_fast="9"),
+     metadata(store="packed"), about("few", via="F16")],
+)  # fmt: skip
+def test_a_word_that_was_edited_by_hand_is_refused(
+    forge: Callable[[Forged], None], good: dict[str, Path], base: pairs.Tensors, tmp_path: Path
+) -> None:
+    forged = Forged.of(good["sparse"])
+    forge(forged)
+    forged.save(tmp_path / "edited", agreeing=False)
+    assert "somebody edited them" in refused(tmp_path / "edited", base)
+
+
+def test_a_file_of_the_format_without_sum_still_opens(good: dict[str, Path], base: pairs.Tensors, tmp_path: Path) -> None:
+    forged = Forged.of(good["sparse"])
+    forged.metadata["format"] = "1"
+    del forged.metadata["sum"]
+    forged.save(tmp_path / "before")
+    live, _ = guarded(base)
+    assert pa_fast.LiveWeights.open(live, base, tmp_path / "before").verify()
 
 
 @pytest.mark.parametrize("size", [0, 5, 100, -100, -1])

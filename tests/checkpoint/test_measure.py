@@ -57,6 +57,7 @@ def test_all_weights(tmp_path: Path) -> None:
         w, delta = reference.lerp(b, i, float(Lambda(lam))).double() - b.double(), i.double() - b.double()
         assert said.lam == lam and said.effective_lambda == pytest.approx(float(w @ delta / (delta @ delta)), rel=1e-3, abs=1e-9)
         assert said.moved == int((w != 0).sum()) / 12_000
+        assert said.intended_lambda == float(Lambda(lam))
     norms = {part.name: part.relative_norm for part in found.tensors}
     assert norms[names[0]] < norms[names[1]] < norms[names[2]], "tensors have their own figures"
     assert modules["model.norm"].fidelity[1].effective_lambda is None, "nothing differs, so no λ is any other"
@@ -84,6 +85,12 @@ def test_fidelity_of_a_rule_and_of_stochastic_rounding_is_that_of_the_merge(tmp_
     by_name = {part.name: part.fidelity[0].effective_lambda for part in found.tensors if ".0." in part.name}
     assert by_name["model.layers.0.self_attn.q_proj.weight"] == pytest.approx(0.05, rel=0.1)
     assert by_name["model.layers.0.mlp.experts.0.w1.weight"] == pytest.approx(1.0)
+    intended = {part.name: part.fidelity[0].intended_lambda for part in found.tensors if ".0." in part.name}
+    assert set(intended.values()) == {0.05, 1.0, 0.1}
+    moved = [(part.fidelity[0].intended_lambda, (part.relative_norm or 0) ** 2) for part in found.tensors]  # all ‖B‖ are alike
+    mean = sum(lam * square for lam, square in moved if lam) / sum(square for _, square in moved)
+    assert found.total.fidelity[0].intended_lambda == pytest.approx(mean, rel=0.01)
+    assert found.total.fidelity[0].effective_lambda == pytest.approx(mean, rel=0.02)
     assert sample.total.fidelity[0].effective_lambda == pytest.approx(found.total.fidelity[0].effective_lambda, rel=0.02)
 
 

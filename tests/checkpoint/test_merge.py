@@ -249,3 +249,20 @@ def test_torch_threads_are_as_before(tmp_path: Path) -> None:
     before = torch.get_num_threads()
     merge(*write_pair(tmp_path), 0.3, tmp_path / "out")
     assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize("longer", ["base", "instruct"])
+def test_a_weight_that_is_not_finite_is_named_by_the_file_that_holds_it_in_a_row_of_one_side_too(
+    tmp_path: Path, longer: str
+) -> None:
+    for side in ("base", "instruct"):
+        rows = 48 if side == longer else 40
+        tensors = random_tensors(torch.bfloat16) | {"model.embed_tokens.weight": torch.ones(rows, 16).bfloat16()}
+        if side == longer:
+            tensors["model.embed_tokens.weight"][44, 3] = torch.nan
+        write_checkpoint(
+            tmp_path / side, tensors, config={**CONFIG, "vocab_size": rows}, tokenizer={"model": {"vocab": {"a": 0}}}
+        )
+    with pytest.raises(DataError, match=rf"{longer}/model.*: tensor `model.embed_tokens.weight` of {longer} has non-finite"):
+        merge(tmp_path / "base", tmp_path / "instruct", 0.5, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

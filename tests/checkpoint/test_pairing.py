@@ -64,6 +64,14 @@ def test_a_head_tied_on_one_side_only_is_that_sides_embedding(tmp_path: Path, si
     assert f"`{HEAD}` is tied in {side} only: the merge has a head of its own" in found.notes
 
 
+def test_a_tie_that_both_sides_state_needs_no_class_of_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pa_fast.checkpoint.config._expanded", lambda _: pytest.fail("transformers was asked"))
+    base = random_tensors(torch.bfloat16)
+    instruct = base | {HEAD: torch.ones(40, 16).bfloat16()}
+    found = paired(tmp_path, base, instruct, base={"tie_word_embeddings": True}, instruct={"tie_word_embeddings": False})
+    assert found.tied and [(d.key, d.harmless) for d in found.differences] == [("tie_word_embeddings", True)]
+
+
 @pytest.mark.parametrize(
     ("ties", "lacks", "message"),
     [

@@ -158,6 +158,15 @@ def test_everything_at_once_goes_on_after_kills(tmp_path: Path) -> None:
         check_kills(tmp_path, pair, run, 4)
     said = read_provenance(tmp_path / "out")
     assert said and (said.extra_rows, str(said.recipe.rounding)) == ("instruct", "stochastic, seed 3")
+    written = json.loads((tmp_path / "out" / "pa_fast.json").read_text())
+    assert written["tied_head"] == {"name": "lm_head.weight", "side": "base", "embedding": "model.embed_tokens.weight"}
+    rows = ["lm_head.weight", "model.embed_tokens.weight"]
+    (kept,) = written["kept_rows"]
+    assert (
+        kept == {"side": "instruct", "first": 8190, "last": 8199, "tensors": kept["tensors"]} and sorted(kept["tensors"]) == rows
+    )
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "- `lm_head.weight` is tied in base only" in card and "- rows 8190 to 8199 of `" in card
     b, i, merged = (load_folder(tmp_path / side) for side in ("base", "instruct", "out"))
     b["lm_head.weight"] = b["model.embed_tokens.weight"]
     for name, lam in (("model.embed_tokens.weight", 0.3), ("lm_head.weight", 0.15), ("model.norm.weight", 1.0), ("v", 0.3)):

@@ -247,25 +247,19 @@ def a_replaced_parameter_fails_on_all_ranks(world: World) -> None:
 
 def an_endpoint_that_is_wrong_on_one_rank_fails_on_all(world: World) -> None:
     base, instruct = world.pair("llama")
-    checked = endpoints.check_endpoints
+    taken = endpoints.ends
 
-    def spoilt(module: Any, weights: Any, ids: Any, expected: Any) -> None:
-        switch = weights.set_lambda
+    def spoilt(*args: Any) -> Any:
+        ends, notes = taken(*args)
+        if world.rank == 1:
+            ends[1.0] = {**ends[1.0], "lm_head.weight": ends[1.0]["lm_head.weight"] * 2}
+        return ends, notes
 
-        def wrong(lam: float) -> None:
-            switch(lam)
-            if world.rank == 1:
-                with torch.no_grad():
-                    layout.local(module.lm_head.weight).mul_(2)
-
-        weights.set_lambda = wrong
-        checked(module, weights, ids, expected)
-
-    endpoints.check_endpoints = spoilt
+    endpoints.ends = spoilt
     try:
-        world.refused(EngineError, "endpoint check failed", lambda: load(base, instruct))
+        world.refused(WeightsError, "endpoint check failed", lambda: load(base, instruct))
     finally:
-        endpoints.check_endpoints = checked
+        endpoints.ends = taken
 
 
 def what_one_rank_cannot_load_no_rank_loads(world: World) -> None:

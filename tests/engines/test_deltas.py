@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import pathlib
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +15,7 @@ import pa_fast
 from pa_fast.delta.lowrank_store import LowRankStore
 from pa_fast.delta.sparse_store import SparseStore
 from pa_fast.engines.encoding import encode
-from pa_fast.errors import PairError, UsageError
+from pa_fast.errors import DataError, PairError, UsageError
 from tests.engines.architectures import write_model, write_pair
 from tests.engines.test_architectures import assert_same_bits
 from tests.engines.test_loading import edit
@@ -106,3 +109,36 @@ def test_another_base_is_refused(tmp_path: pathlib.Path) -> None:
 def test_sides_that_contradict_each_other_are_wrong_usage(options: dict[str, str], tmp_path: pathlib.Path) -> None:
     with pytest.raises(UsageError):
         pa_fast.load(tmp_path, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("change", [lambda file: os.truncate(file, 5000), lambda file: os.utime(file, ns=(1, 1))])
+def test_a_delta_that_changes_after_loading_is_noticed_and_not_a_crash(
+    tmp_path: pathlib.Path, change: Callable[[pathlib.Path], None]
+) -> None:
+    base, instruct = write_pair(tmp_path, "llama")
+    encode(base, instruct, tmp_path / "delta")
+    lm = pa_fast.load(base, delta=tmp_path / "delta")
+    lm.set_lambda(0.3)
+    change(tmp_path / "delta")
+    for reads in (lambda: lm.set_lambda(0.6), lm.weights.verify, lm.weights.effective_lambda):
+        with pytest.raises(DataError, match="delta: the file changed while it was read"):
+            reads()
+    assert lm.lam == 0.3, "nothing was written"
+    lm.close()
+
+
+def test_a_delta_that_is_replaced_while_it_loads_is_noticed(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pa_fast.engines import loading
+
+    base, instruct = write_pair(tmp_path, "llama")
+    encode(base, instruct, tmp_path / "delta")
+    encode(base, base, tmp_path / "other")
+    plain = loading.load_pair
+
+    def replacing(*args: Any, **kwargs: Any) -> Any:
+        os.replace(tmp_path / "other", tmp_path / "delta")
+        return plain(*args, **kwargs)
+
+    monkeypatch.setattr("pa_fast.engines.transformers.load_pair", replacing)
+    with pytest.raises(DataError, match="delta: the file was replaced while it was read"):
+        pa_fast.load(base, delta=tmp_path / "delta")

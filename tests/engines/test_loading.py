@@ -15,8 +15,8 @@ from pa_kernels import reference
 from safetensors.torch import load_file, save_file
 
 import pa_fast
-from pa_fast.engines import endpoints, loading
-from pa_fast.errors import DataError, EngineError, PairError, UsageError
+from pa_fast.engines import loading
+from pa_fast.errors import DataError, EngineError, PairError, UsageError, WeightsError
 from tests.engines.architectures import write_model, write_pair
 from tests.engines.test_architectures import assert_same_bits, reload
 
@@ -138,33 +138,57 @@ def test_at_restores_the_previous_lambda(tmp_path: pathlib.Path) -> None:
     assert lm.lam == 0.6 and lm.weights.verify()
 
 
-def test_wrong_pairing_is_caught_by_the_endpoint_check(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("store", ["dense", "packed"])
+@pytest.mark.parametrize(("side", "lam"), [("base", 0), ("instruct", 1)])
+def test_wrong_pairing_is_caught_by_the_endpoint_check(
+    side: str, lam: int, store: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     base, instruct = write_pair(tmp_path, "llama")
     load_pair = loading.load_pair
 
     def crossed(*args: object, **options: object) -> loading.Loaded:
         loaded = load_pair(*args, **options)  # type: ignore[arg-type]
-        inside = loaded.instruct["model.layers.0.input_layernorm.weight"]
-        loaded.instruct["model.layers.0.input_layernorm.weight"] = loaded.instruct["model.layers.1.input_layernorm.weight"]
-        loaded.instruct["model.layers.1.input_layernorm.weight"] = inside
+        names = [f"model.layers.{n}.input_layernorm.weight" for n in (0, 1)]
+        sources: dict[str, torch.Tensor] = getattr(loaded, side)
+        sources.update(zip(names, [sources[name] for name in reversed(names)]))
         return loaded
 
-    # The reference must come from the right pairing, so cross the sources only after it was taken.
-    taken = endpoints.reference_logits
-
-    def straight(loaded: loading.Loaded, ids: torch.Tensor) -> dict[str, torch.Tensor]:
-        names = [f"model.layers.{n}.input_layernorm.weight" for n in (0, 1)]
-        first, second = (loaded.instruct[name] for name in names)
-        loaded.instruct.update(zip(names, (second, first)))
-        made = taken(loaded, ids)
-        loaded.instruct.update(zip(names, (first, second)))
-        return made
-
     monkeypatch.setattr("pa_fast.engines.transformers.load_pair", crossed)
-    monkeypatch.setattr(endpoints, "reference_logits", straight)
-    with pytest.raises(EngineError, match="λ = 1 the logits are not those of the instruct model"):
+    with pytest.raises(WeightsError, match=f"endpoint check failed: at λ = {lam} live tensor `model.layers"):
+        pa_fast.load(base, instruct, store=store)
+    pa_fast.load(base, instruct, store=store, endpoint_check=False)
+
+
+def test_a_wrong_tie_is_caught_by_the_endpoint_check(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base, instruct = write_pair(tmp_path, "llama")
+    load_pair = loading.load_pair
+
+    def tied(*args: object, **options: object) -> loading.Loaded:
+        loaded = load_pair(*args, **options)  # type: ignore[arg-type]
+        loaded.module.lm_head.weight = loaded.module.model.embed_tokens.weight
+        loaded.live["lm_head.weight"] = loaded.live["model.embed_tokens.weight"]
+        for sources in (loaded.base, loaded.instruct):
+            sources["lm_head.weight"] = sources["model.embed_tokens.weight"]
+        return loaded
+
+    monkeypatch.setattr("pa_fast.engines.transformers.load_pair", tied)
+    with pytest.raises(WeightsError, match=r"endpoint check failed: at λ = . live tensor `lm_head.weight`"):
         pa_fast.load(base, instruct)
-    pa_fast.load(base, instruct, endpoint_check=False)
+
+
+def test_a_tensor_computed_from_weights_is_refused(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would keep what it is while the weights that it came from follow λ, and no file holds it."""
+    base, instruct = write_pair(tmp_path, "llama")
+    from_pretrained = loading._from_pretrained
+
+    def deriving(*args: Any) -> Any:
+        model = from_pretrained(*args)
+        model.model.norm.square = model.model.norm.weight.detach() ** 2
+        return model
+
+    monkeypatch.setattr(loading, "_from_pretrained", deriving)
+    with pytest.raises(PairError, match=r"derived tensor `model\.norm.square` differs"):
+        pa_fast.load(base, instruct)
 
 
 def _replace(model: torch.nn.Module) -> None:

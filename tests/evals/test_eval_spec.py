@@ -99,6 +99,15 @@ def test_perplexity_values(tmp_path: Path, options: str) -> None:
         build(f"perplexity:{data},{options}")
 
 
+def test_a_stride_of_the_whole_window_is_told_the_largest_there_is(tmp_path: Path) -> None:
+    data = tmp_path / "a.txt"
+    data.write_text("text")
+    with pytest.raises(UsageError, match="window 8, stride 8; expected 1 ≤ stride < window") as caught:
+        build(f"perplexity:{data},window=8,stride=8")
+    assert "stride 7" in str(caught.value.hint)
+    build(f"perplexity:{data},window=8,stride=7")
+
+
 def test_limit_must_leave_something(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("text")
     with pytest.raises(UsageError, match="limit of 0"):

@@ -12,7 +12,8 @@ from pa_fast.delta.packed_store import PackedStore
 from pa_fast.errors import UsageError, WeightsError
 from pa_fast.live.arena import CHUNK_BYTES, Arena
 from pa_fast.live.binding import as_integers
-from pa_fast.live.planner import Room, Size, packed_estimate, plan
+from pa_fast.live.planner import Size, packed_estimate, plan
+from pa_fast.live.room import Room
 from tests.delta import pairs
 
 GB = 10**9
@@ -59,6 +60,12 @@ def test_what_was_asked_for_is_done() -> None:
 def test_a_live_copy_that_does_not_fit_is_refused_with_the_figures() -> None:
     with pytest.raises(WeightsError, match="16 GB, and 12 GB of device memory are free"):
         plan(sizes(), "auto", "auto", Room(12 * GB, 80 * GB), allocated=False)
+    host = Room(17 * GB, 17 * GB, on_host=True)
+    assert plan(sizes(), "auto", "auto", host, allocated=False).store.name == "dense"  # the sources are maps of files
+    with pytest.raises(WeightsError, match=r"takes 16 GB and packed codes about [0-9.]+ GB, and 17 GB of memory are free"):
+        plan(sizes(), "packed", "auto", host, allocated=False)
+    with pytest.raises(WeightsError, match="takes 16 GB, and 15 GB of memory are free"):
+        plan(sizes(), "dense", "auto", Room(15 * GB, 15 * GB, on_host=True), allocated=False)
     with pytest.raises(UsageError, match="residency `disk`"):
         plan(sizes(), "auto", "disk", None)
 

@@ -107,6 +107,23 @@ def test_effective_lambda_is_the_weighted_mean_of_the_tensors() -> None:
     assert math.isnan(same.intended_lambda()) and math.isnan(same.effective_lambda())
 
 
+def test_a_packed_range_is_that_of_each_tensors_lambda_and_asking_writes_nothing() -> None:
+    w, b, i = three()
+    weights = pa_fast.LiveWeights.bind(w, b, i, "packed")
+    rule = LambdaRule([{"match": "*", "times": 0.5}])
+    weights.set_lambda(rule.at(1.5))
+    weights.follow(rule)
+    before = weights.checksum()
+    for lam in (0, 1.5, 2, rule.at(0.7), RULE.at(1)):
+        weights.check_lambda(lam)
+    with pytest.raises(UsageError, match=r"^at λ = 2\.5 of the rule, λ = 1\.25 is outside \[0, 1\]"):
+        weights.check_lambda("2.5")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=r"at λ = -0\.2 of the rule, λ = -0\.1 is outside"):
+        weights.check_lambda(rule.at(-0.2))
+    assert weights.lam == 1.5 and weights.checksum() == before
+    assert_holds(w, b, i, dict.fromkeys(NAMES, 0.75))
+
+
 def test_names_are_those_of_the_checkpoint() -> None:
     w, b, i = three(("up", "down"))
     origins = {"up": ["layers.0.mlp.a", "layers.0.mlp.b"], "down": ["layers.0.mlp.c"]}

@@ -31,6 +31,22 @@ def test_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     assert " 2–3 " in shown and "32768" not in shown
 
 
+def test_the_fidelity_of_a_rule_stands_beside_what_the_rule_asks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pair = [str(side) for side in layered(tmp_path)]
+    asked = [*pair, "--full", "--fidelity", "0.5"]
+    assert run(monkeypatch, *asked) == 0
+    assert "intended λ" not in capsys.readouterr().out
+    (tmp_path / "rule.yaml").write_text("- {match: '*', times: 1/4}\n")
+    assert run(monkeypatch, *asked, "--rule", str(tmp_path / "rule.yaml")) == 0
+    shown = capsys.readouterr().out
+    assert "intended λ" in shown and " 0.125 " in shown
+    assert run(monkeypatch, *asked, "--rule", str(tmp_path / "rule.yaml"), "--json") == 0
+    (said,) = json.loads(capsys.readouterr().out)["measured"]["total"]["fidelity"]
+    assert said["lam"] == "0.5" and said["intended_lambda"] == 0.125
+
+
 def test_json_says_what_the_library_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -54,6 +70,28 @@ def test_the_figure_is_drawn_and_equal_reports_draw_equal_files(tmp_path: Path, 
     drawn = (tmp_path / "one.svg").read_text()
     for text in ("self_attn.q_proj", "mlp.experts.*.w1", "layer", "white: no difference"):
         assert text in drawn, text
+
+
+def test_a_figure_that_has_no_folder_is_refused_before_anything_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pair = [str(side) for side in layered(tmp_path)]
+    monkeypatch.setattr("pa_fast.checkpoint.measure.measure", lambda *_, **__: pytest.fail("measured"))
+    assert run(monkeypatch, *pair, "--figure", str(tmp_path / "none" / "map.png")) == 1
+    shown = capsys.readouterr().err
+    assert f"{tmp_path / 'none'} is no folder, and the figure map belongs there" in shown
+    assert "\n\nhint: make it" in shown and "points" not in shown and "Traceback" not in shown
+
+
+def test_the_tables_are_there_where_the_figure_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pair = [str(side) for side in layered(tmp_path)]
+    (tmp_path / "map.png").mkdir()
+    assert run(monkeypatch, *pair, "--figure", str(tmp_path / "map")) == 1
+    shown = capsys.readouterr()
+    assert "self_attn.q_proj" in shown.out
+    assert "map.png cannot be written" in shown.err and "draw it again" in shown.err and "points" not in shown.err
 
 
 def test_nothing_to_draw(tmp_path: Path) -> None:
