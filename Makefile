@@ -1,5 +1,6 @@
 # One command per verb, the same for people and for CI. `make help` lists them.
 #   VENV=path    virtual environment to use or make (default .venv)
+#   BENCH=args   further arguments of `make bench` for pytest, e.g. BENCH="-k load"
 #   TORCH=spec   what to install where torch is missing, e.g. TORCH="torch --index-url https://download.pytorch.org/whl/cpu"
 VENV ?= .venv
 PYTHON ?= python3
@@ -36,8 +37,8 @@ check: $(READY)  ## format, lint, types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: $(READY)  ## what this machine can measure, as ratios in one run
-	$(BIN)/python -m pytest bench --benchmark-enable --benchmark-only
+bench: $(READY)  ## what this machine can measure, as ratios in one run, correctness first: tables in bench/results
+	$(SOURCES) $(BIN)/python -m bench $(BENCH)
 
 gpu:  ## everything that needs a GPU, correctness first; installs nothing, uses $(PYTHON) as it is
 	$(SOURCES) $(PYTHON) -m bench.gpu $(GPU)

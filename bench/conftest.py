@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 import pytest
 
+from bench.cases import asked_size
+from bench.machine import Machine
 from bench.table import KEY, Table
 
 
@@ -34,3 +37,14 @@ def quiet() -> None:
 def pytest_benchmark_group_stats() -> list[tuple[str, list[Any]]]:
     """Nothing for pytest-benchmark to show: the tables are what there is to read."""
     return []
+
+
+def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, Any]) -> None:
+    """Say where the figures come from, and what is not among them."""
+    said: dict[str, list[Any]] = config.pluginmanager.getplugin("terminalreporter").stats
+    output_json["run"] = {
+        "machine": asdict(Machine.here()),
+        "size": asked_size(),
+        "failed": [one.nodeid for kind in ("failed", "error") for one in said.get(kind, [])],
+        "skipped": {one.nodeid: one.longrepr[2] for one in said.get("skipped", []) if isinstance(one.longrepr, tuple)},
+    }

@@ -77,6 +77,15 @@ class Table:
         if missing:
             raise ValueError(f"{self.target}, {self.case}: no way is named {sorted(missing)}; there are {names}")
 
+    @property
+    def title(self) -> str:
+        return f"{self.target}: {self.case}" if self.target else self.case
+
+    @property
+    def rounds(self) -> str:
+        count = len(self.ways[0].seconds)
+        return f"medians of {count} rounds in turn" if count > 1 else "one round"
+
     def way(self, name: str) -> Way:
         return next(way for way in self.ways if way.name == name)
 
@@ -88,6 +97,11 @@ class Table:
     def noise_ratio(self) -> float | None:
         """Seconds of the same version's second timing over its first."""
         return self.way(self.noise[1]).median_s / self.way(self.noise[0]).median_s if self.noise else None
+
+    @property
+    def noise_said(self) -> str:
+        """That ratio in words, or nothing."""
+        return "" if self.noise_ratio is None else f"{self.noise_ratio:.3f}"
 
     @classmethod
     def of(cls, found: Mapping[str, Any]) -> Table:
@@ -120,10 +134,9 @@ class Table:
         widths = [max(map(len, column)) for column in zip(header, *rows)]
         lines = ["  ".join(cell.ljust(width) if n in (0, len(row) - 1) else cell.rjust(width)
                            for n, (cell, width) in enumerate(zip(row, widths))).rstrip() for row in [header, *rows]]  # fmt: skip
-        said = [f"{self.target}: {self.case}; {len(self.ways[0].seconds)} rounds, medians"]
+        said = [f"{self.title}; {self.rounds}"]
         said += [f"goal: {self.goal}"] * bool(self.goal) + [f"here: {self.headline}"] * bool(self.headline)
-        if self.noise_ratio is not None:
-            said.append(f"the same version timed twice: {self.noise_ratio:.3f}")
+        said += [f"the same version timed twice: {self.noise_said}"] * bool(self.noise)
         return "\n".join([*said, *(f"  {line}" for line in lines)])
 
 
@@ -194,9 +207,12 @@ def spelled(seconds: float) -> str:
 
 def bytes_of(count: int | None) -> str:
     """Bytes in three digits and decimal units; nothing for None."""
-    if count is None:
-        return ""
-    scale, unit = (1e9, "GB") if count >= 1e9 else (1e6, "MB") if count >= 1e6 else (1e3, "kB")
+    return "" if count is None else f"{counted(count)}B"
+
+
+def counted(count: int) -> str:
+    """A large number in three digits: 1.06 G, 110 M, 62.5 k."""
+    scale, unit = (1e9, "G") if count >= 1e9 else (1e6, "M") if count >= 1e6 else (1e3, "k")
     return f"{count / scale:#.3g} {unit}".replace(". ", " ")
 
 

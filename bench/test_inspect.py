@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import json
-import os
 import pathlib
-import resource
-import statistics
 import subprocess
 import sys
 import time
 from typing import Any
 
-import pytest
-
+from bench.cases import JOBS
+from bench.table import record, timed
 from pa_fast.checkpoint.reader import Checkpoint
 
-ROUNDS = 7
+CASE = JOBS["inspect"]
+WITHOUT_TORCH = """
+import sys
+from pa_fast.cli import main
+sys.argv[0] = "pa-fast"
+try:
+    main()
+except SystemExit as end:
+    assert not end.code, end.code
+assert "torch" not in sys.modules, "torch was imported"
+"""
 HIDDEN, INTERMEDIATE, LAYERS, KEYS, VOCABULARY, MERGES = 8192, 28672, 80, 1024, 128256, 280147
 LAYER = {
     "self_attn.q_proj": (HIDDEN, HIDDEN), "self_attn.k_proj": (KEYS, HIDDEN), "self_attn.v_proj": (KEYS, HIDDEN),
@@ -60,39 +67,28 @@ def write_headers(folder: pathlib.Path, shards: int) -> pathlib.Path:
     return folder
 
 
-def seconds(*command: str) -> float:
-    start = time.perf_counter()
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    return time.perf_counter() - start
-
-
-@pytest.mark.benchmark(group="inspect")
-def test_inspect_of_a_70b_pair(tmp_path: pathlib.Path, benchmark: Any, capsys: Any) -> None:
+def test_inspect_of_a_70b_pair(benchmark: Any, tmp_path: pathlib.Path) -> None:
     base, instruct = write_headers(tmp_path / "base", 30), write_headers(tmp_path / "instruct", 17)
     assert sum(file.stat().st_size for file in base.glob("*.safetensors")) > 140e9
-    pa_fast = str(pathlib.Path(sys.executable).parent / "pa-fast")
-    contenders = {
-        "whole": (pa_fast, "inspect", str(base), str(instruct)),
-        "again": (pa_fast, "inspect", str(base), str(instruct)),
-        "help": (pa_fast, "--help"),
+    pa_fast = str(pathlib.Path(sys.executable).with_name("pa-fast"))
+    inspect = ["inspect", str(base), str(instruct)]
+    run(sys.executable, "-c", WITHOUT_TORCH, *inspect)
+    ways = {
+        "pa-fast inspect": lambda: run(pa_fast, *inspect),
+        "pa-fast inspect, again": lambda: run(pa_fast, *inspect),
+        "pa-fast --help": lambda: run(pa_fast, "--help"),
     }
-    before = sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])
-    seconds(*contenders["whole"])
-    cpu = sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2]) - before
-    found: dict[str, list[float]] = {name: [] for name in contenders}
-    for _ in range(ROUNDS):
-        for name, command in contenders.items():
-            found[name].append(seconds(*command))
+    whole, again, helped = timed(ways, CASE.rounds_here)
     with Checkpoint.open(base) as one:
-        start = time.perf_counter()
+        began = time.perf_counter()
         one.quick_fingerprint()
-        fingerprint = time.perf_counter() - start
-    whole, again, start_up = (statistics.median(found[name]) for name in contenders)
-    with capsys.disabled():
-        print(
-            f"\ninspect, 70B shapes ({len(one.tensors)} tensors, 30 and 17 files, 2 × {VOCABULARY:,} tokens), "
-            f"{os.cpu_count()} cores: {whole:.2f} s whole process, {cpu:.2f} s of CPU "
-            f"(the same again {again:.2f} s; --help {start_up:.2f} s); "
-            f"a fingerprint of one side, of holes, would add {fingerprint * 1e3:.0f} ms and {len(one.tensors)} reads"
-        )
-    benchmark.pedantic(lambda: seconds(*contenders["whole"]), rounds=3)
+        fingerprint_s, tensors = time.perf_counter() - began, len(one.tensors)
+    record(
+        benchmark, CASE.target, f"inspect, 70B shapes: {tensors} tensors in 30 and 17 files, 2 × {VOCABULARY:,} tokens",
+        [whole, again, helped], against=whole.name, goal=CASE.goal, noise=(whole.name, again.name),
+        headline=f"{whole.median_s:.2f} s, without torch (a fingerprint would add {fingerprint_s * 1e3:.0f} ms a side)",
+    )  # fmt: skip
+
+
+def run(*command: str) -> None:
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)

@@ -1,65 +1,53 @@
-"""From two folders to the first λ (P9), against reading both checkpoints once into memory; warm cache, interleaved.
-
-`PA_FAST_BENCH_SIZE=1b make bench` for the README's figure (4 GB of disk, 7 GB of memory); 300m by default.
-"""
+"""From two folders to the first λ (P9), against reading both checkpoints once into memory; warm cache."""
 
 from __future__ import annotations
 
-import os
 import pathlib
 from collections.abc import Callable
 from typing import Any
 
-import torch
-from pa_kernels.cores import over_cores
-
 import pa_fast
-from bench.process import Run, here, middle
+from bench.cases import JOBS
+from bench.reading import read_into_memory, weights
 from bench.synthetic import write_pair
-from pa_fast.checkpoint.reader import Checkpoint, torch_dtype
-from pa_fast.checkpoint.streaming import cuts
+from bench.table import counted, record, timed
+from pa_fast.checkpoint.reader import Checkpoint
 
-ROUNDS = int(os.environ.get("PA_FAST_BENCH_ROUNDS", "5"))
+CASE = JOBS["load"]
 
 
-def test_load(benchmark: Any, capsys: Any, tmp_path: pathlib.Path) -> None:
-    base, instruct = write_pair(tmp_path, os.environ.get("PA_FAST_BENCH_SIZE", "300m"))
+def test_load(benchmark: Any, tmp_path: pathlib.Path) -> None:
+    base, instruct = write_pair(tmp_path, CASE.size)
+    held: list[pa_fast.LambdaModel] = []
 
     def read() -> None:
-        for folder in (base, instruct):
-            with Checkpoint.open(folder) as side:
-                read_into_memory(side)
+        with Checkpoint.open(base) as one, Checkpoint.open(instruct) as other:
+            read_into_memory(one, other)
 
-    def load(**options: Any) -> None:
-        lm = pa_fast.load(base, instruct, device="cpu", **options)
-        lm.set_lambda(0.3)
-        lm.close()
+    def load(**options: Any) -> pa_fast.LambdaModel:
+        held.append(pa_fast.load(base, instruct, device="cpu", **options))
+        return held[-1]
 
+    def close() -> None:
+        while held:
+            held.pop().close()
+
+    load().set_lambda(0.3)
+    assert held[0].weights.verify(), "wrong bits: no speed"
+    close()
     ways: dict[str, Callable[[], object]] = {
-        "read both": read,
-        "read again": read,
-        "load to first λ": load,
-        "without the endpoint check": lambda: load(endpoint_check=False),
+        "read both sides": read,
+        "load": load,  # its first λ, 0, is written when it returns
+        "load, again": load,
+        "load, set_lambda(0.3)": lambda: load().set_lambda(0.3),
+        "load without the endpoint check": lambda: load(endpoint_check=False),
     }
-    load()
-    runs: dict[str, list[Run]] = {name: [] for name in ways}
-    for _ in range(ROUNDS):
-        for name, work in ways.items():
-            runs[name].append(here(work))
-    with capsys.disabled():
-        print(f"\nload, {ROUNDS} rounds, {torch.get_num_threads()} threads, torch {torch.__version__}")
-        floor = middle(runs["read both"])
-        for name, values in runs.items():
-            found = middle(values)
-            benchmark.extra_info[name] = vars(found)
-            print(
-                f"  {name:27}{found.wall_s:7.2f} s {found.wall_s / floor.wall_s:6.2f} ×{found.cpu_s:8.2f} s of processor "
-                f"{found.cpu_s / floor.cpu_s:6.2f} ×"
-            )
-    benchmark.pedantic(load, rounds=1)
-
-
-def read_into_memory(side: Checkpoint) -> None:
-    held = {name: torch.empty(info.count, dtype=torch_dtype(info.dtype)) for name, info in side.tensors.items()}
-    pieces = [(name, *cut) for name, info in side.tensors.items() for cut in cuts(info.count)]
-    over_cores(lambda at: side.chunk(*at, held[at[0]][at[1] : at[2]]), pieces)
+    with Checkpoint.open(base) as one:
+        count = weights(one)
+    floor, loaded, again, further, unchecked = timed(ways, CASE.rounds_here, {"read both sides": 4 * count}, after=close)
+    record(
+        benchmark, CASE.target, f"load to first λ, {counted(count)} bf16 weights", [floor, loaded, again, further, unchecked],
+        against=floor.name, goal=CASE.goal, noise=(loaded.name, again.name),
+        headline=f"{loaded.median_s / floor.median_s:.2f} × reading both sides; "
+        f"{unchecked.median_s / floor.median_s:.2f} × without the endpoint check",
+    )  # fmt: skip

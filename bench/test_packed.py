@@ -1,98 +1,50 @@
-"""Packed deltas (P12): encoding, proofs included, against reading both sides once; switches against dense; memory of an encoding.
-
-`PA_FAST_BENCH_SIZE=1b make bench` for larger ones; 100m by default. The bits of every switch are compared first.
-"""
+"""A packed switch against the dense one, of the same pair and with the same bits."""
 
 from __future__ import annotations
 
-import os
 import pathlib
-import subprocess
-import sys
-from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
-from pa_kernels import Lerp, Packed, reference
+from pa_kernels import Lerp, Packed, PackedTensor, reference
 
-from bench.process import Run, here, middle
+from bench.cases import OPS
 from bench.synthetic import write_pair
-from bench.test_load import read_into_memory
+from bench.table import counted, record, timed
 from pa_fast.checkpoint.reader import Checkpoint
-from pa_fast.delta.entry import Source, Whole
-from pa_fast.delta.packed_store import PackedStore
 
-ROUNDS = int(os.environ.get("PA_FAST_BENCH_ROUNDS", "5"))
-PEAK = """
-import sys, threading, time
-import pa_fast.engines.encoding as encoding, transformers
-def anonymous():
-    return int(next(line for line in open("/proc/self/status") if line.startswith("RssAnon")).split()[1])
-start, peak, done = anonymous(), 0, False
-def watch():
-    global peak
-    while not done:
-        peak = max(peak, anonymous())
-        time.sleep(0.002)
-thread = threading.Thread(target=watch)
-thread.start()
-encoding.encode(*sys.argv[1:4], "packed")
-done = True
-thread.join()
-print(peak - start)
-"""
-"""Prints how far anonymous memory rises while a pair is encoded, in kB, imports apart."""
+CASE, RELATIVE = OPS["packed"], 0.017
 
 
-def test_packed(benchmark: Any, capsys: Any, tmp_path: pathlib.Path) -> None:
-    folders = write_pair(tmp_path, os.environ.get("PA_FAST_BENCH_SIZE", "100m"), 0.017)
-    with Checkpoint.open(folders[0]) as b, Checkpoint.open(folders[1]) as i:
-        base, instruct = ({name: side.tensor(name) for name in side.tensors} for side in (b, i))
-        sources = [Source(n, t, instruct[n], t.dtype, t.device) for n, t in base.items()]
-        made = list(PackedStore().encode(sources))
-        pairs = [(s, e) for s, e in zip(sources, made) if not isinstance(e, Whole)]
-        live = [s.base.clone() for s, _ in pairs]
-        packed, dense = (
-            Packed(live, [e for _, e in pairs]),
-            Lerp(live, [s.base for s, _ in pairs], [s.instruct for s, _ in pairs]),
-        )  # type: ignore[misc]
+def test_packed(benchmark: Any, tmp_path: pathlib.Path) -> None:
+    folders = write_pair(tmp_path, CASE.size, RELATIVE)
+    with Checkpoint.open(folders[0]) as one, Checkpoint.open(folders[1]) as other:
+        sides = [(one.tensor(name), other.tensor(name)) for name in one.tensors]
+        made = [(pair, entry) for pair in sides if (entry := PackedTensor.encode(*pair)) is not None]
+        base, instruct, entries = [b for (b, _), _ in made], [i for (_, i), _ in made], [entry for _, entry in made]
+        live, beside = ([b.clone() for b in base] for _ in range(2))
+        packed, dense = Packed(live, entries), Lerp(beside, base, instruct)
         packed.holds(0.0)
-        packed.run_(0.3)
-        for w, (s, _) in zip(live, pairs):
-            assert reference.same_bits(w, torch.lerp(s.base, s.instruct, 0.3)).all(), "wrong bits: no speed is printed"
-        lams = iter(k / 1000 for k in range(1, 1000))
-
-        def read() -> None:
-            for side in (b, i):
-                read_into_memory(side)
-
-        ways: dict[str, Callable[[], object]] = {
-            "read both sides": read,
-            "read again": read,
-            "encode and prove": lambda: [None for _ in PackedStore().encode(sources)],
+        for lam in (0.7, 0.3):
+            packed.run_(lam)
+        for w, b, i in zip(live, base, instruct):
+            assert reference.same_bits(w, torch.lerp(b, i, 0.3)).all(), "wrong bits: no speed"
+        lams = iter([k / 1000 for k in range(1, 1000)] * 99)
+        ways = {
+            "dense switch": lambda: dense.run_(next(lams)),
             "packed switch": lambda: packed.run_(next(lams)),
-            "packed switch again": lambda: packed.run_(next(lams)),
+            "packed switch, again": lambda: packed.run_(next(lams)),
         }
-        runs: dict[str, list[Run]] = {name: [] for name in [*ways, "dense switch"]}
-        for _ in range(ROUNDS):
-            for name, work in ways.items():
-                runs[name].append(here(work))
-            runs["dense switch"].append(here(lambda: dense.run_(0.3)))
-            packed.holds(0.3)
-    weights = sum(t.numel() for t in base.values())
-    anonymous = int(subprocess.run(
-        [sys.executable, "-c", PEAK, *map(str, folders), str(tmp_path / "delta")], capture_output=True, text=True, check=True
-    ).stdout.split()[-1])  # fmt: skip
-    largest = max(t.nbytes for t in base.values())
-    with capsys.disabled():
-        where = f"{torch.get_num_threads()} threads, torch {torch.__version__}"
-        print(f"\npacked, {weights / 1e6:.0f} M bf16 weights, delta 1.7 %, {ROUNDS} rounds, {where}")
-        floor = middle(runs["read both sides"]).wall_s
-        for name, values in runs.items():
-            found = middle(values)
-            benchmark.extra_info[name] = vars(found)
-            print(f"  {name:20}{found.wall_s:8.3f} s, reading / it {floor / found.wall_s:6.3f} {found.cpu_s:8.3f} s of processor")
-        print(
-            f"  encoding to a file: {anonymous / 1e3:.0f} MB of anonymous memory; the largest tensor has {largest / 1e6:.0f} MB"
-        )
-    benchmark.pedantic(ways["packed switch"], rounds=1)
+        live_bytes = sum(w.nbytes for w in live)
+        codes = sum(entry.nbytes for entry in entries)
+        moved = {"dense switch": 3 * live_bytes} | dict.fromkeys(list(ways)[1:], 2 * live_bytes + codes)
+        floor, ours, again = timed(ways, CASE.rounds_here, moved)
+    count = live_bytes // 2
+    ways_ = [replace(floor, kept_bytes=2 * live_bytes), *(replace(way, kept_bytes=codes) for way in (ours, again))]
+    record(
+        benchmark, CASE.target, f"packed switches of {counted(count)} bf16 weights, delta {RELATIVE:.1%}", ways_,
+        against=floor.name, noise=(ours.name, again.name),
+        headline=f"{ours.median_s / floor.median_s:.1f} × the dense time, {ours.median_s / count * 1e9:.2f} ns a weight, "
+        f"{2 + codes / count:.2f} bytes per weight in all",
+    )  # fmt: skip

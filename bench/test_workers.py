@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 
 import pa_fast
+from bench.cases import JOBS
+from bench.table import Way, record
 from pa_fast.launch import ray as launcher
 from pa_fast.sweep import journal
 from pa_fast.sweep.progress import Silent
 from tests.launch import made
 
-ROUNDS, WORK, LAMBDAS = 3, 8_000_000, "0:1:0.05"
+CASE, LAMBDAS = JOBS["workers"], "0:1:0.05"
 
 
 class Clock(Silent):
@@ -32,9 +34,9 @@ class Clock(Silent):
         self.ended = time.perf_counter()
 
 
-def test_workers(benchmark: Any, capsys: Any, tmp_path: pathlib.Path) -> None:
+def test_workers(benchmark: Any, tmp_path: pathlib.Path) -> None:
     pytest.importorskip("ray")
-    make = functools.partial(made.busy, WORK)
+    make = functools.partial(made.busy, CASE.size * 1_000_000)
     number = itertools.count()
 
     def run(workers: int) -> float:
@@ -46,17 +48,16 @@ def test_workers(benchmark: Any, capsys: Any, tmp_path: pathlib.Path) -> None:
         assert len(journal.read(out)) == 21
         return clock.ended - clock.began
 
-    seconds: dict[str, list[float]] = {"one process": [], "2 workers": [], "one process again": []}
-    for _ in range(ROUNDS):
-        for name, workers in (("one process", 1), ("2 workers", 2), ("one process again", 1)):
+    ways = {"one process": 1, "2 workers": 2, "one process, again": 1}
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(CASE.rounds_here):
+        for name, workers in ways.items():
             seconds[name].append(run(workers))
-    medians = {name: sorted(values)[len(values) // 2] for name, values in seconds.items()}
-    with capsys.disabled():
-        print("\n21 λ with a single-threaded evaluator, from the first worker's start to the last point:")
-        for name, value in medians.items():
-            print(f"  {name:18} {value:6.2f} s  {medians['one process'] / value:5.2f} × one process")
-    benchmark.extra_info |= medians
-    benchmark.pedantic(run, args=(1,), rounds=1)
+    one, two, again = found = [Way(name, tuple(values)) for name, values in seconds.items()]
+    record(
+        benchmark, CASE.target, "21 λ with a single-threaded evaluator, first worker's start to last point", found,
+        against=one.name, noise=(one.name, again.name), headline=f"2 workers are {one.median_s / two.median_s:.2f} × as fast",
+    )  # fmt: skip
 
 
 def _swapped(make: Any) -> tuple[Any, str, Any]:

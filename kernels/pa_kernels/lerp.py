@@ -246,7 +246,8 @@ def torch_lerp_is_exact(dtype: torch.dtype) -> bool:
             expected = reference.lerp(b[:length], i[:length], lam)
             with torch.inference_mode():
                 found = torch.lerp(b[:length], i[:length], reference.fp32(lam))
-            if not bool((reference.same_bits(found, expected) | (expected == 0)).all()):
+            # zeros of equal sources and what is not finite are patched wherever torch.lerp is used
+            if not bool((reference.same_bits(found, expected) | (expected == 0) | ~b[:length].isfinite()).all()):
                 return False
     return True
 

@@ -174,6 +174,18 @@ def test_the_probe_notices_a_lerp_without_fused_multiply_add(dtype: torch.dtype)
             assert not probe(dtype)
 
 
+@pytest.mark.parametrize("dtype", reference.LIVE_DTYPES, ids=str)
+def test_the_probe_takes_a_lerp_that_is_right_wherever_it_is_used(dtype: torch.dtype) -> None:
+    from pa_kernels.lerp import torch_lerp_is_exact
+
+    def exact(b: Tensor, i: Tensor, lam: float) -> Tensor:
+        merged = reference.lerp(b, i, lam)
+        return torch.where(b.isfinite(), merged + 0.0, torch.nan)  # +0 of two −0, NaN of two infinities, as torch makes them
+
+    with mock.patch("torch.lerp", exact):
+        assert torch_lerp_is_exact.__wrapped__(dtype)
+
+
 def test_flushed_denormals_are_refused() -> None:
     b, i = pair(100, torch.float32, torch.float32)
     lerp = Lerp([b.clone()], [b], [i])

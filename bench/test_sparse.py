@@ -1,0 +1,35 @@
+"""A switch of a sparse delta against the dense one, by density."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from pa_kernels import Sparse, SparseTensor
+
+from bench.cases import OPS
+from bench.matrices import Matrices
+
+DENSITIES = (0.001, 0.01, 0.02, 0.05, 0.1, 0.2)
+
+
+def test_sparse(benchmark: Any) -> None:
+    case = OPS["sparse"]
+    m = Matrices.drawn(case.size)
+    switches: dict[str, tuple[int, Callable[[float], object]]] = {}
+    for density in DENSITIES:
+        masks = [torch.rand(b.numel(), generator=m.generator) < density for b in m.base]
+        entries = [
+            SparseTensor.encode(mask, b.view(-1)[mask], i.view(-1)[mask], b.numel())
+            for mask, b, i in zip(masks, m.base, m.instruct)
+        ]
+        switch = Sparse(m.live, entries)
+        for w, b in zip(m.live, m.base):
+            w.copy_(b)
+        switch.run_(0.3)
+        for w, b, i, mask in zip(m.live, m.base, m.instruct, masks):
+            expected = torch.where(mask.view(b.shape), torch.lerp(b, i, 0.3), b)
+            assert torch.equal(w.view(torch.int16), expected.view(torch.int16)), "wrong bits: no speed"
+        switches[f"sparse {density:.1%}"] = (sum(entry.nbytes for entry in entries), switch.run_)
+    m.beside_dense(benchmark, case, switches)
