@@ -10,7 +10,16 @@ from dataclasses import dataclass
 from bench import peers
 
 FORMS = pathlib.Path(__file__).with_name("forms")
-MERGEKIT_OPTIONS = ("-j", str(os.cpu_count()), "--async-write", "--no-copy-tokenizer", "--no-write-model-card", "--quiet")
+MERGEKIT_OPTIONS = (
+    "-j",
+    str(os.cpu_count()),
+    "--async-write",
+    "--lazy-unpickle",
+    "--low-cpu-memory",
+    "--no-copy-tokenizer",
+    "--no-write-model-card",
+    "--quiet",
+)
 """Its fastest, by measurement: see bench/NOTES.md."""
 
 

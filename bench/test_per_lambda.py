@@ -5,24 +5,23 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import pathlib
 import shutil
-import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
-import pytest
 import torch
 
 import pa_fast
 from bench.synthetic import write_pair
+from bench.table import record, timed
 
-ROUNDS = 5
+ROUNDS = int(os.environ.get("PA_FAST_BENCH_ROUNDS", "5"))
 
 
-def test_per_lambda(benchmark: Any, capsys: Any, tmp_path: pathlib.Path) -> None:
+def test_per_lambda(benchmark: Any, tmp_path: pathlib.Path) -> None:
     from transformers import AutoModelForCausalLM
 
     base, instruct = write_pair(tmp_path, os.environ.get("PA_FAST_BENCH_SIZE", "300m"))
@@ -31,6 +30,7 @@ def test_per_lambda(benchmark: Any, capsys: Any, tmp_path: pathlib.Path) -> None
         dict(AutoModelForCausalLM.from_pretrained(side, dtype=torch.bfloat16).named_parameters()) for side in (base, instruct)
     ]
     merged = tmp_path / "merged"
+    grid = itertools.cycle(0.1 * k + 0.05 for k in range(10))
 
     def plain(lam: float) -> None:
         with torch.no_grad():
@@ -48,27 +48,20 @@ def test_per_lambda(benchmark: Any, capsys: Any, tmp_path: pathlib.Path) -> None
     assert lm.weights.changed(), "the check must see that somebody else wrote"
     lm.set_lambda(0.4)
     assert lm.weights.verify(), "wrong bits: no speed is printed"
-    ways: dict[str, Callable[[float], None]] = {"switch": lm.set_lambda, "copy_(torch.lerp)": plain, "merge and reload": by_disk}
-    ways["switch again"] = lm.set_lambda
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for round_ in range(ROUNDS):
-        for name, run in ways.items():
-            start = time.perf_counter()
-            run(0.1 * round_ + 0.05)
-            seconds[name].append(time.perf_counter() - start)
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    ways: dict[str, Callable[[], object]] = {
+        name: lambda run=run: run(next(grid))
+        for name, run in {
+            "switch": lm.set_lambda,
+            "copy_(torch.lerp)": plain,
+            "merge and reload": by_disk,
+            "switch again": lm.set_lambda,
+        }.items()
+    }
     weights = lm.weights.memory().live_bytes // 2
-    with capsys.disabled():
-        print(f"\none λ of {weights / 1e9:.2f} G bf16 weights, {torch.get_num_threads()} threads, torch {torch.__version__}:")
-        for name, value in medians.items():
-            print(f"  {name:18} {value:7.3f} s  {value / medians['switch']:5.2f} × the switch")
-        print(f"  the switch moves {6 * weights / medians['switch'] / 1e9:.1f} GB/s")
-    benchmark.extra_info |= medians
-    benchmark.pedantic(lm.set_lambda, args=(0.3,), rounds=ROUNDS)
-
-
-@pytest.fixture(autouse=True)
-def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
+    found = timed(ways, ROUNDS, {"switch": 6 * weights, "switch again": 6 * weights, "copy_(torch.lerp)": 10 * weights})
+    ratio = found[2].median_s / found[0].median_s
+    record(
+        benchmark, "P6", f"one λ in place, {weights / 1e9:.3g} G bf16 weights", found, against="switch",
+        headline=f"a switch is 1/{ratio:.1f} of merge and reload", noise=("switch", "switch again"),
+    )  # fmt: skip
+    shutil.rmtree(tmp_path)

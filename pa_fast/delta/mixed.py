@@ -11,11 +11,16 @@ from pa_kernels.reference import Draw
 from pa_kernels.sparse_tensor import SparseTensor
 from torch import Tensor
 
+from pa_fast.checkpoint.scratch import Scratch
 from pa_fast.delta.dense import Dense
 from pa_fast.delta.entry import Entry, Factors, Whole
 from pa_fast.delta.lowrank import LowRank
 from pa_fast.delta.packed import Overwritten, Packed
 from pa_fast.delta.sparse import Sparse
+
+_IN_CACHE = 1 << 17
+"""Elements of which three fp32 copies stay in a core's cache."""
+_scratch = Scratch()
 
 
 class Part(Protocol):
@@ -123,14 +128,31 @@ class Mixed:
     def products(self, t: int, span: slice) -> tuple[float, float]:
         """⟨W − B, D − B⟩ and ‖D − B‖² over the elements `span` of entry t, D being the delta's own end; fp32."""
         part, k = self._places[t]
-        base, end = part.ends(k, span)  # these may be the sources: nothing here may write
-        delta = end - base
-        moved = torch.dot(self._live[t].view(-1)[span].float() - base, delta)
-        return float(moved), float(torch.dot(delta, delta))
+        if isinstance(part, Dense):
+            base, end = (side.view(-1)[span] for side in (part.base[k], part.target[k]))
+        else:
+            base, end = part.ends(k, span)
+        return _products(self._live[t].view(-1)[span], base, end)
 
     def beside(self) -> list[Tensor]:
         """Every tensor that is kept beside the live copy."""
         return [tensor for part in self._parts for tensor in part.beside()]
+
+
+def _products(live: Tensor, base: Tensor, end: Tensor) -> tuple[float, float]:
+    """The same of flat tensors [N] of any float dtypes: on a CPU piece by piece, in memory that each thread keeps."""
+    step = _IN_CACHE if live.device.type == "cpu" else live.numel()
+    moved = distance = 0.0
+    for start in range(0, live.numel(), step):
+        sides = [(use, side[start : start + step]) for use, side in (("live", live), ("base", base), ("end", end))]
+        if live.device.type == "cpu":
+            w, b, d = (_scratch.take(use, side.numel(), torch.float32).copy_(side) for use, side in sides)
+        else:
+            w, b, d = (side.to(live.device, torch.float32, copy=True) for _, side in sides)
+        w.sub_(b)
+        d.sub_(b)
+        moved, distance = moved + float(torch.dot(w, d)), distance + float(torch.dot(d, d))
+    return moved, distance
 
 
 def _own(lam: float | Sequence[float], members: Sequence[int]) -> float | list[float]:
