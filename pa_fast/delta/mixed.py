@@ -8,10 +8,10 @@ from typing import Any, Protocol
 import torch
 from pa_kernels.packed_tensor import PackedTensor
 from pa_kernels.reference import Draw
+from pa_kernels.scratch import Scratch
 from pa_kernels.sparse_tensor import SparseTensor
 from torch import Tensor
 
-from pa_fast.checkpoint.scratch import Scratch
 from pa_fast.delta.dense import Dense
 from pa_fast.delta.entry import Entry, Factors, Whole
 from pa_fast.delta.lowrank import LowRank
