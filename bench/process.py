@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pathlib
 import resource
+import shutil
 import statistics
 import subprocess
 import tempfile
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from bench.table import Way
 
 EVERY_S = 0.01
+REST_S = 3.0
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,16 @@ def process(*command: object) -> Run:
         assert child.returncode == 0, said.read().decode()
     moved = int(calls["rchar"]) + int(calls["wchar"]) + mapped
     return Run(wall_s, usage.ru_utime + usage.ru_stime, moved, peak)
+
+
+def removed(folder: pathlib.Path) -> None:
+    """Remove what a way wrote, and wait until the system has done with its memory.
+
+    Machines that lend memory by the page take free pages back after a moment, and new ones cost seconds per GB: a way that began
+    at once would find the pages of the one before, and the next would not.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    time.sleep(REST_S)
 
 
 def here(work: Callable[[], object]) -> Run:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import pathlib
-import shutil
 import statistics
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 import pa_fast
 from bench import merges, peers
 from bench.merges import Contender
-from bench.process import Run, here, process, way
+from bench.process import Run, here, process, removed, way
 from bench.rightness import rightness
 from bench.synthetic import pair_of
 from bench.table import record
@@ -45,7 +44,7 @@ def test_merge(benchmark: Any, tmp_path: pathlib.Path) -> None:
                 runs[name].append(ways[name]())
                 if name not in right and name in {*contenders, "merge"}:
                     right[name] = rightness(out, base, instruct, LAM)
-                shutil.rmtree(out, ignore_errors=True)
+                removed(out)
         for name in ("merge", "pa-fast merge"):
             assert right[name]["wrong_share"] == 0, "wrong bits: no speed is printed"
         weights = pa_fast.inspect(base, instruct).parameters

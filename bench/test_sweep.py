@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 import pa_fast
 from bench import merges, peers
 from bench.merges import Contender
-from bench.process import Run, here, process, way
+from bench.process import Run, here, process, removed, way
 from bench.synthetic import pair_of
 from bench.table import record
 
@@ -109,7 +109,7 @@ def _by_disk(merge: Callable[..., Contender], base: pathlib.Path, instruct: path
     for lam in BY_DISK:
         for run in (process(*merge(base, instruct, lam, out).command), here(lambda: _loaded(out))):
             wall, cpu = wall + run.wall_s, cpu + run.cpu_s
-        shutil.rmtree(out)
+        removed(out)
     return Run(wall / len(BY_DISK), cpu / len(BY_DISK))
 
 

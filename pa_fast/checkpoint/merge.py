@@ -7,11 +7,9 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -127,9 +125,11 @@ def merge(
             _source(base_dir, base), _source(instruct_dir, instruct), recipe, dtype, extra_rows, found.tied, found.kept
         )
         job = _job(found, shards, provenance, allow_nonfinite)
+        from pa_kernels.cores import cores  # torch: only once nothing in the headers speaks against it
+
         resumed = 0
         sums: dict[str, Sums] = {}
-        with OutputFolder(out, need_bytes, overwrite=overwrite, job=job) as folder, _workers(folder, shards) as pool:
+        with OutputFolder(out, need_bytes, overwrite=overwrite, job=job) as folder, cores() as pool:
             for plan in shards:
                 left = folder.complete.get(plan.file)
                 if left is not None and is_complete(pool, folder.path / plan.file, plan, left):
@@ -162,16 +162,6 @@ def merge(
         seconds=time.perf_counter() - began,
         resumed=resumed,
     )
-
-
-@contextmanager
-def _workers(folder: OutputFolder, shards: list[ShardPlan]) -> Iterator[ThreadPoolExecutor]:
-    """`pa_kernels.cores`. Importing torch takes a second of one core: the first file is made ready on another meanwhile."""
-    missing = [plan for plan in shards if plan.file not in folder.complete]
-    with folder.prepared(missing[0]) if missing and "torch" not in sys.modules else nullcontext():
-        from pa_kernels.cores import cores
-    with cores() as pool:
-        yield pool
 
 
 class _Stream:

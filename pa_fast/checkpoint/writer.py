@@ -15,10 +15,9 @@ import errno
 import fcntl
 import os
 import shutil
-import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -33,8 +32,7 @@ from pa_fast.units import format_bytes
 if TYPE_CHECKING:
     import torch
 
-_SYNC_BYTES = 32 * 2**20
-_TOUCHED_BYTES = 8 * 2**20  # at once: between two writes the thread waits for its turn among Python threads
+_SYNC_BYTES = 128 * 2**20
 _SPARE_BYTES = 64 * 2**20  # tokenizer, configuration, file system overhead
 
 
@@ -69,7 +67,6 @@ class OutputFolder:
         self._need_bytes = need_bytes
         self._fd = -1
         self._log = ShardLog(self.path, job) if job else None
-        self._ready: dict[str, ShardFile] = {}
         self.complete: dict[str, dict[str, Sums]] = {}
 
     def __enter__(self) -> OutputFolder:
@@ -88,8 +85,6 @@ class OutputFolder:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         try:
-            for file in self._ready.values():
-                file.close()
             interrupted = kind is not None and not issubclass(kind, Exception)
             if not (interrupted and self._log and self._log.read()):
                 shutil.rmtree(self.path, ignore_errors=True)
@@ -97,29 +92,15 @@ class OutputFolder:
             self._unlock()
 
     @contextmanager
-    def prepared(self, plan: ShardPlan) -> Iterator[None]:
-        """While the block runs, have the system find memory for what `shard(plan)` will write, which it does on first writes."""
-        with output_errors(self.path):
-            (self.path / plan.file).unlink(missing_ok=True)
-            file = self._ready[plan.file] = ShardFile(self._partial(plan), plan)
-        ended = threading.Event()
-        with ThreadPoolExecutor(1) as pool:
-            pool.submit(file.touch, ended)
-            try:
-                yield
-            finally:
-                ended.set()
-
-    @contextmanager
     def shard(self, plan: ShardPlan) -> Iterator[ShardFile]:
         """The weight file of `plan`, open for filling; synced and given its final name when the block ends well.
 
         The checksums in `file.sums` by then are what another run of the job verifies it by.
         """
-        partial = self._partial(plan)
+        partial = self.path / f"{plan.file}.partial"
         with output_errors(self.path):
             (self.path / plan.file).unlink(missing_ok=True)
-            file = self._ready.pop(plan.file, None) or ShardFile(partial, plan)
+            file = ShardFile(partial, plan)
             try:
                 yield file
                 file.sync()
@@ -128,9 +109,6 @@ class OutputFolder:
             os.rename(partial, self.path / plan.file)
             if self._log:
                 self._log.add(plan.file, file.sums)
-
-    def _partial(self, plan: ShardPlan) -> Path:
-        return self.path / f"{plan.file}.partial"
 
     def write(self, name: str, data: bytes) -> None:
         """Write a small file and sync it."""
@@ -210,7 +188,6 @@ class ShardFile:
     def __init__(self, path: Path, plan: ShardPlan):
         self._slots: dict[str, Slot] = {slot.name: slot for slot in plan.slots}
         self.sums: dict[str, Sums] = {}
-        self._data_start, self._size_bytes = len(plan.header), plan.size_bytes
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         try:
             _reserve(self._fd, plan.size_bytes)
@@ -221,14 +198,6 @@ class ShardFile:
         self._waiting_bytes = 0
         self._syncer = ThreadPoolExecutor(1)
         self._syncing: Future[None] | None = None
-
-    def touch(self, ended: threading.Event) -> None:
-        """Write zeros from the header on until `ended`: a page that a file has never had costs more than what goes into it."""
-        zeros = memoryview(bytes(_TOUCHED_BYTES))
-        at, stop = self._data_start, self._size_bytes
-        with suppress(OSError):  # what the disk has to say it says again when weights are written
-            while at < stop and not ended.is_set():
-                at += os.pwrite(self._fd, zeros[: stop - at], at)
 
     def write(self, name: str, start: int, data: torch.Tensor) -> None:
         """Write `data` [n], contiguous, as elements `start` to `start + n` of the flattened tensor `name`; from any thread."""

@@ -9,10 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
-from pa_fast.checkpoint.layout import plan_shards
 from pa_fast.checkpoint.merge import merge
 from pa_fast.checkpoint.verify import verify
 from pa_fast.checkpoint.writer import OutputFolder
@@ -106,21 +103,6 @@ def test_two_writers_into_one_target(tmp_path: Path) -> None:
             merge(*pair, 0.5, tmp_path / "out")
         assert names(first.path) == ["config.json"], "the second must not touch the first one's files"
     merge(*pair, 0.5, tmp_path / "out")
-
-
-def test_a_file_made_ready_holds_what_is_written_and_no_zeros(tmp_path: Path) -> None:
-    values = torch.arange(1, 6_000_001, dtype=torch.int32)
-    (plan,) = plan_shards([("w", "I32", (len(values),), len(values))], 2**30)
-    with OutputFolder(tmp_path / "out", 0) as folder:
-        with folder.prepared(plan):
-            assert names(folder.path) == ["model.safetensors.partial"], "nothing that loads"
-        with folder.shard(plan) as file:
-            file.write("w", 0, values)
-        folder.commit()
-    assert torch.equal(load_file(tmp_path / "out" / "model.safetensors")["w"], values)
-    with pytest.raises(RuntimeError, match="no torch"), OutputFolder(tmp_path / "two", 0) as folder, folder.prepared(plan):
-        raise RuntimeError("no torch")
-    assert names(tmp_path) == ["out"], "what was made ready is removed with the rest"
 
 
 def test_racing_processes_give_one_whole_merge(tmp_path: Path) -> None:
