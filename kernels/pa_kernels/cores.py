@@ -37,15 +37,15 @@ def one_core() -> Iterator[None]:
 
 
 @contextmanager
-def cores() -> Iterator[ThreadPoolExecutor]:
-    """As many threads as torch would use, each of them running its torch operations on one core.
+def cores(shared_by: int = 1) -> Iterator[ThreadPoolExecutor]:
+    """As many threads as torch would use, divided by `shared_by`, each of them running its torch operations on one core.
 
     Pieces are small: threads that each take a whole piece wait for nobody, where torch's own split waits for all its
     threads at the end of every operation, and stalls on a machine that has other work.
     """
     threads = torch.get_num_threads()
     try:
-        with ThreadPoolExecutor(min(threads, MOST), initializer=_one_core) as pool:
+        with ThreadPoolExecutor(max(1, min(threads, MOST) // shared_by), initializer=_one_core) as pool:
             yield pool
     finally:
         torch.set_num_threads(threads)

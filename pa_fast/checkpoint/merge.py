@@ -7,8 +7,9 @@ import hashlib
 import json
 import os
 import shutil
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from pa_fast.base import Lambda
 from pa_fast.checkpoint.card import PROVENANCE, Provenance, Source, merged_config, model_card
 from pa_fast.checkpoint.fingerprint import as_hex, combine
+from pa_fast.checkpoint.lanes import side_by_side
 from pa_fast.checkpoint.layout import ShardPlan, plan_shards, plan_shards_like
 from pa_fast.checkpoint.pairing import Pair, pair
 from pa_fast.checkpoint.reader import Checkpoint, torch_dtype
@@ -35,6 +37,9 @@ from pa_fast.units import parse_bytes
 
 if TYPE_CHECKING:
     import torch
+
+_LARGE_BYTES = 64 * 2**20  # smaller files are filled one after another: a kill then loses the least
+_AT_ONCE = 8
 
 # weights and training state of any kind: the merge has its own
 _NOT_COPIED = (".safetensors", ".index.json", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx", ".pkl",
@@ -125,20 +130,8 @@ def merge(
             _source(base_dir, base), _source(instruct_dir, instruct), recipe, dtype, extra_rows, found.tied, found.kept
         )
         job = _job(found, shards, provenance, allow_nonfinite)
-        from pa_kernels.cores import cores  # torch: only once nothing in the headers speaks against it
-
-        resumed = 0
-        sums: dict[str, Sums] = {}
-        with OutputFolder(out, need_bytes, overwrite=overwrite, job=job) as folder, cores() as pool:
-            for plan in shards:
-                left = folder.complete.get(plan.file)
-                if left is not None and is_complete(pool, folder.path / plan.file, plan, left):
-                    stream.skip(plan)
-                    resumed += 1
-                else:
-                    with folder.shard(plan) as file:
-                        left = stream.fill(pool, plan, file)
-                sums |= left
+        with OutputFolder(out, need_bytes, overwrite=overwrite, job=job) as folder:
+            sums, resumed = _fill_all(folder, shards, stream)
             base.check_all_unchanged()
             instruct.check_all_unchanged()
             provenance = dataclasses.replace(
@@ -164,8 +157,31 @@ def merge(
     )
 
 
+def _fill_all(folder: OutputFolder, shards: Sequence[ShardPlan], stream: _Stream) -> tuple[dict[str, Sums], int]:
+    """Fill what is not complete; checksums of all tensors, and how many files were complete already."""
+    import torch  # only once nothing in the headers speaks against it
+
+    resumed: list[str] = []
+
+    def one(pool: ThreadPoolExecutor, plan: ShardPlan) -> dict[str, Sums]:
+        left = folder.complete.get(plan.file)
+        if left is not None and is_complete(pool, folder.path / plan.file, plan, left):
+            stream.skip(plan)
+            resumed.append(plan.file)
+            return left
+        with folder.shard(plan) as file:
+            return stream.fill(pool, plan, file)
+
+    large = sum(plan.size_bytes >= _LARGE_BYTES for plan in shards)
+    found = side_by_side(one, shards, min(large, torch.get_num_threads(), _AT_ONCE), stream.ended)
+    return {name: part for sums in found for name, part in sums.items()}, len(resumed)
+
+
 class _Stream:
-    """Merges tensors into open output files, and sums the checksums of all three while their bytes are in cache."""
+    """Merges tensors into open output files, and sums the checksums of all three while their bytes are in cache.
+
+    Several files may be filled at once. After `ended` is set, each ends at its next chunk.
+    """
 
     def __init__(
         self, pair: Pair, blends: Mapping[str, Blend], finite: bool, total: int, progress: Callable[[int, int], None] | None
@@ -176,6 +192,8 @@ class _Stream:
         self._total = total
         self._done = 0
         self._progress = progress
+        self._turn = threading.Lock()
+        self.ended = threading.Event()
 
     def fill(self, pool: ThreadPoolExecutor, plan: ShardPlan, file: ShardFile) -> dict[str, Sums]:
         """Merge the tensors of `plan` into `file`; their checksums, which are `file.sums` too."""
@@ -207,9 +225,12 @@ class _Stream:
         self._advance(sum(slot.stop - slot.start for slot in plan.slots))
 
     def _advance(self, count: int) -> None:
-        self._done += count
-        if self._progress:
-            self._progress(self._done, self._total)
+        with self._turn:
+            if self.ended.is_set():
+                raise OutputError("another file of the merge failed", "see what was said of that one")
+            self._done += count
+            if self._progress:
+                self._progress(self._done, self._total)
 
 
 def _plan(pair: Pair, dtype: str, shard_bytes: int | None) -> list[ShardPlan]:
