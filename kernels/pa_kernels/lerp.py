@@ -97,9 +97,6 @@ def lerp_(
 Row = tuple[Tensor, Tensor, Tensor, "torch.dtype | None", "Draw | None"]
 """Live tensor, base, instruct (all flat and detached), the dtype to round to first, and the noise of that rounding."""
 
-_Piece = tuple[int, slice, Tensor, Tensor, Tensor]
-"""Entry, its elements, and these of the live tensor, base and instruct."""
-
 
 class _CpuGroup:
     """All CPU tensors of a `Lerp`.
@@ -114,7 +111,6 @@ class _CpuGroup:
         self.rows = rows
         self.lams = torch.zeros(len(rows), dtype=torch.float32, device="cpu")
         self.patches: dict[int, list[slice]] = {}
-        self._cut: tuple[list[int], list[_Piece]] = ([], [])
 
     def launch_(self) -> None:
         refuse_flushed_denormals()
@@ -124,36 +120,28 @@ class _CpuGroup:
         new = lerped - self.patches.keys()
         found: list[tuple[int, slice]] = []
 
-        def write(at: _Piece) -> None:
-            t, piece, w, b, i = at
+        def write(at: tuple[int, slice]) -> None:
+            t, piece = at
+            w, b, i, *_ = self.rows[t]
             with torch.inference_mode():
                 if not single[t]:
                     _row_piece_(self.rows[t], piece, lams[t])
                 elif t not in lerped:
-                    w.copy_(i if lams[t] else b)
+                    w[piece].copy_((i if lams[t] else b)[piece])
                 else:
-                    torch.lerp(b, i, lams[t], out=w)
-                    if t in new and _needs_patch(b, i):
-                        found.append((t, piece))
+                    torch.lerp(b[piece], i[piece], lams[t], out=w[piece])
+                    if t in new and _needs_patch(b[piece], i[piece]):
+                        found.append(at)
 
-        over_cores(write, self._pieces([STREAM if one and t not in new else CHUNK for t, one in enumerate(single)]))
+        sizes = [(t, w.numel(), STREAM if single[t] and t not in new else CHUNK) for t, (w, *_) in enumerate(self.rows)]
+        pieces = [(t, piece) for t, size, step in sizes for piece in _pieces(size, step)]
+        # largest first: what is left for the end is small, and the cores finish together
+        over_cores(write, sorted(pieces, key=lambda at: at[1].start - at[1].stop))
         self.patches.update((t, [piece for other, piece in found if other == t]) for t in new)
         for t in lerped:
             w, b, i, *_ = self.rows[t]
             for piece in self.patches[t]:
                 _keep_equal_bits_(w[piece], b[piece], i[piece])
-
-    def _pieces(self, steps: list[int]) -> list[_Piece]:
-        """All rows in pieces of their steps; large ones, of which there are few, are kept for the next launch."""
-        if self._cut[0] != steps:
-            cut = [(t, piece) for t, (row, step) in enumerate(zip(self.rows, steps)) for piece in _pieces(row[0].numel(), step)]
-            # largest first: what is left for the end is small, and the cores finish together
-            cut.sort(key=lambda at: at[1].start - at[1].stop)
-            views = [(t, piece, w[piece], b[piece], i[piece]) for t, piece in cut for w, b, i, *_ in (self.rows[t],)]
-            if CHUNK in steps:
-                return views
-            self._cut = steps, views
-        return self._cut[1]
 
 
 def _is_single_pass(row: Row, lam: float) -> bool:
