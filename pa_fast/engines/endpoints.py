@@ -19,6 +19,7 @@ from pa_fast.engines import layout
 from pa_fast.engines.asked import Asked
 from pa_fast.engines.loading import Loaded
 from pa_fast.errors import EngineError
+from pa_fast.live.ends import FirstRows
 
 if TYPE_CHECKING:
     import torch
@@ -111,13 +112,16 @@ class Proof:
         if asked.attached:
             ids = prompts(min(m.get_input_embeddings().weight.shape[0] for m in (loaded.module, loaded.reference)), asked.device)
             return cls(None, base_logits(loaded, ids), ids)
-        ends: dict[float, Mapping[str, torch.Tensor]] = {}
+        ends: dict[float, Mapping[str, torch.Tensor | FirstRows]] = {}
         notes = []
         for lam, side in ((0.0, "base"), (1.0, "instruct")):
             if asked.rounding.drawn and _is_drawn(loaded, side):
                 notes.append(f"the {side} model is rounded stochastically: the live tensors were not compared with it as loaded")
             elif asked.lossless or side == "base":
-                ends[lam] = loaded.ends[side]
+                ends[lam] = {
+                    name: end if end.shape == loaded.live[name].shape else FirstRows(end)
+                    for name, end in loaded.ends[side].items()
+                }
         return cls(ends, notes=tuple(notes))
 
     def check_logits(self, module: PreTrainedModel) -> None:

@@ -3,28 +3,90 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Union
 
 from pa_kernels.cores import over
+from pa_kernels.reference import LIVE_DTYPES
 
+from pa_fast.base import Lambda
 from pa_fast.delta.dense import spans
-from pa_fast.errors import WeightsError
+from pa_fast.errors import UsageError, WeightsError
 from pa_fast.live.binding import Binding, as_integers, same_bits
 
 if TYPE_CHECKING:
     import torch
 
-Ends = Mapping[float, Mapping[str, "torch.Tensor"]]
-"""λ → live name → the contiguous tensor that it is there, in any float dtype; its first rows where it is shorter."""
+
+@dataclass(frozen=True)
+class FirstRows:
+    """An end that speaks for the first rows of its live tensor alone: of vocabulary rows that one side has."""
+
+    tensor: torch.Tensor
 
 
-def differing(binding: Binding, lam: float, ends: Ends, span: slice) -> str | None:
+Ends = Mapping[float, Mapping[str, Union["torch.Tensor", FirstRows]]]
+"""λ → live name → the tensor that it is there, of the live shape: in any of bf16, fp16, fp32 where it is interpolated."""
+
+
+class Checked(dict[float, dict[str, "torch.Tensor"]]):
+    """`Ends` of which each can be compared: every live name, contiguous."""
+
+    @classmethod
+    def of(cls, ends: Ends, made: Sequence[Binding]) -> Checked:
+        """`ends` for these live tensors.
+
+        Raises:
+            UsageError: not λ → name → tensor.
+            WeightsError: an end has other names or another shape or dtype than the live tensors, or is one of them.
+        """
+        if isinstance(ends, Checked):
+            return ends
+        if not isinstance(ends, Mapping) or not all(isinstance(named, Mapping) for named in ends.values()):
+            raise UsageError(f"ends are a {type(ends).__name__}", "pass {λ: {name: tensor}}, such as {0.0: base, 1.0: instruct}")
+        by_name = {name: binding for binding in made for name in binding.names}
+        found = cls()
+        for key, named in ends.items():
+            lam = float(Lambda(key))
+            odd = sorted(by_name.keys() ^ named.keys())
+            if odd:
+                where = "is live, but has no end" if odd[0] in by_name else "has an end, but is not live"
+                raise WeightsError(f"`{odd[0]}` {where} at λ = {lam:g}", "give an end to every live name, and to no other")
+            found[lam] = {name: _comparable(name, lam, end, by_name[name]) for name, end in named.items()}
+        live = [(t.device, t.data_ptr(), t.data_ptr() + t.nbytes) for t in (binding.live for binding in made) if t.numel()]
+        for lam, tensors in found.items():
+            for name, end in tensors.items():
+                if any(end.device == device and start <= end.data_ptr() < stop for device, start, stop in live if end.numel()):
+                    raise WeightsError(
+                        f"the end of `{name}` at λ = {lam:g} lies in live memory: it would be compared with itself",
+                        "pass the tensors as they were loaded, or copies of them",
+                    )
+        return found
+
+
+def _comparable(name: str, lam: float, end: object, binding: Binding) -> torch.Tensor:
+    import torch
+
+    tensor = end.tensor if isinstance(end, FirstRows) else end
+    what = f"the end of `{name}` at λ = {lam:g}"
+    if not isinstance(tensor, torch.Tensor):
+        raise UsageError(f"{what} is a {type(tensor).__name__}", "pass tensors")
+    shape, live = tuple(tensor.shape), tuple(binding.live.shape)
+    rows = isinstance(end, FirstRows) and len(shape) == len(live) and shape[1:] == live[1:] and 0 < shape[0] <= live[0]
+    if shape != live and not rows:
+        raise WeightsError(f"{what} is {list(shape)}, the live tensor {list(live)}", "an end has the shape of its live tensor")
+    if tensor.dtype != binding.live.dtype and not {tensor.dtype, binding.live.dtype} <= set(LIVE_DTYPES):
+        raise WeightsError(
+            f"{what} is {tensor.dtype}, the live tensor {binding.live.dtype}", "only bf16, fp16 and fp32 are compared in any mix"
+        )
+    return tensor.detach().contiguous()
+
+
+def differing(binding: Binding, lam: float, ends: Checked, span: slice) -> str | None:
     """A name of `binding` whose elements `span` are not those of `ends` at λ, or None where all are."""
     seen: set[int] = set()
     for name in binding.names:
-        end = ends[lam].get(name)
-        if end is None:
-            return name
+        end = ends[lam][name]
         if end.data_ptr() in seen:
             continue
         seen.add(end.data_ptr())
@@ -35,7 +97,7 @@ def differing(binding: Binding, lam: float, ends: Ends, span: slice) -> str | No
     return None
 
 
-def check(made: Sequence[Binding], lam: float, ends: Ends) -> None:
+def check(made: Sequence[Binding], lam: float, ends: Checked) -> None:
     """Raise WeightsError unless the live tensors are bit for bit what `ends` has at λ. Cost: reads both once."""
     at = [(binding, span) for binding in made for span in spans(binding.live)]
     if at:
@@ -48,7 +110,8 @@ def refuse(names: Iterable[str | None], lam: float) -> None:
         if name is not None:
             raise WeightsError(
                 f"endpoint check failed: at λ = {lam:g} live tensor `{name}` is not, bit for bit, what it must be there",
-                "wrong pairing, tying or a dtype; please report the architecture",
+                "wrong pairing, tying or a dtype, or something else wrote to it; of a model that load made, please report the "
+                "architecture",
             )
 
 

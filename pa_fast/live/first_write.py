@@ -12,7 +12,7 @@ from pa_fast.delta.entry import Store
 from pa_fast.delta.mixed import Mixed
 from pa_fast.live.binding import Binding
 from pa_fast.live.encoding import check_finite, is_finite
-from pa_fast.live.ends import Ends, differing, refuse
+from pa_fast.live.ends import Checked, differing, refuse
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class FirstWrite:
         allow_nonfinite: let NaN and infinity in the sources pass.
     """
 
-    ends: Ends
+    ends: Checked
     allow_nonfinite: bool
 
     @staticmethod

@@ -26,7 +26,7 @@ from pa_fast.live import opening
 from pa_fast.live.bases import kept_bases
 from pa_fast.live.binding import Binding, bindings, same_bits
 from pa_fast.live.encoding import check_finite
-from pa_fast.live.ends import Ends, check
+from pa_fast.live.ends import Checked, Ends, check
 from pa_fast.live.first_write import FirstWrite
 from pa_fast.live.memory import Memory, measure
 from pa_fast.live.origins import Origins
@@ -161,12 +161,13 @@ class LiveWeights:
         how_held = store if isinstance(store, Plan) else plan(sizes(made), store, residency, room(made))
         chosen = how_held.store
         _check_store(chosen, how)
-        first = FirstWrite(ends, allow_nonfinite) if ends is not None and FirstWrite.fits(made, chosen) else None
+        proof = None if ends is None else Checked.of(ends, made)
+        first = FirstWrite(proof, allow_nonfinite) if proof is not None and FirstWrite.fits(made, chosen) else None
         made, entries = placed(made, chosen, how_held.host, allow_nonfinite or first is not None)
         weights = cls(live, made, entries, chosen.describe(), chosen.exact, chosen.lossless, how, origins, reread, first)
         weights.plan = how_held
-        if ends is not None and first is None:
-            weights.prove(ends)
+        if proof is not None and first is None:
+            weights.prove(proof)
         return weights
 
     @classmethod
@@ -323,22 +324,27 @@ class LiveWeights:
             self._reread = reread
 
     def prove(self, ends: Ends) -> None:
-        """Set each λ of `ends`, and compare every live tensor with what it must be there, bit for bit; leaves λ = 0.
+        """Compare every live tensor, at each λ of `ends`, with what it must be there, bit for bit; leaves λ = 0.
 
         Args:
-            ends: λ → live name → tensor of any float dtype, rounded to the live one as a merge would be. Every name that a
-                live tensor goes by is held against its own.
+            ends: λ → live name → tensor of the live shape, of its dtype or another of bf16, fp16 and fp32, rounded as a merge
+                would be. Every name that a live tensor goes by is held against its own. None may lie in live memory.
 
-        Cost: a switch for each λ, and one read of the live tensors and of `ends`.
+        Cost: a switch for each λ that is not set, and one read of the live tensors and of `ends`.
 
         Raises:
-            WeightsError: a tensor differs (named).
+            WeightsError: a tensor differs (named), which leaves that λ set; or an end cannot be compared.
+            UsageError: not λ → name → tensor, or a rule is followed, by which λ = 1 is not the end of every tensor.
         """
-        for lam in sorted(ends, reverse=True):
+        self._open()
+        if self.followed is not None:
+            raise UsageError("ends cannot be proven while a rule is followed", "prove them before `follow`, or follow(None)")
+        every = [*self._floats, *self._fixed]
+        for lam, end in sorted(Checked.of(ends, every).items(), reverse=True):
             if self.lam != lam or self.rule is not None:
                 self.set_lambda(lam)
-            check([*self._floats, *self._fixed], lam, ends)
-        if self.lam != 0.0:
+            check(every, lam, Checked({lam: end}))
+        if self.lam != 0.0 or self.rule is not None:
             self.set_lambda(0.0)
 
     def _write_fixed(self) -> None:

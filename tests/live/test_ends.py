@@ -9,8 +9,9 @@ import pytest
 import torch
 
 import pa_fast
-from pa_fast.errors import DataError, WeightsError
+from pa_fast.errors import DataError, UsageError, WeightsError
 from pa_fast.live.binding import as_integers
+from pa_fast.live.ends import FirstRows
 from tests.live.test_weights import DTYPES, LAMBDAS, Tensors, bits, three
 
 STORES = ["dense", "packed", "sparse"]
@@ -45,21 +46,78 @@ def test_one_other_bit_is_refused_by_name(name: str, lam: float, store: str) -> 
         pa_fast.LiveWeights.bind(w, b, i, store, ends=ends)
 
 
-@pytest.mark.parametrize("store", STORES)
-def test_a_name_that_an_end_lacks_is_refused(store: str) -> None:
-    w, b, i = three(*[torch.bfloat16] * 3)
-    with pytest.raises(WeightsError, match="live tensor `norm`"):
-        pa_fast.LiveWeights.bind(w, b, i, store, ends={0.0: {name: b[name] for name in b if name != "norm"}})
+def broken(kind: str, w: Tensors, b: Tensors) -> Any:
+    """Ends of which one cannot be compared."""
+    others: dict[str, Any] = {
+        "empty": {"layer.weight": torch.empty(0, 33)},
+        "one row": {"layer.weight": b["layer.weight"][:1]},
+        "turned": {"layer.weight": b["layer.weight"].T},
+        "rows too many": {"layer.weight": torch.cat([b["layer.weight"], b["layer.weight"][:1]])},
+        "no rows": {"layer.weight": FirstRows(torch.empty(0, 33))},
+        "fraction": {"steps": torch.arange(5) + 0.5},
+        "numpy": {"norm": b["norm"].float().numpy()},
+        "live": {"norm": w["norm"]},
+        "more": {"zzz": b["norm"]},
+    }
+    if kind == "fewer":
+        return {0.0: {name: b[name] for name in b if name != "norm"}}
+    return {0.0: b | others[kind]} if kind in others else {"list": [(0.0, b)], "nan": {float("nan"): b}, "flat": b}[kind]
 
 
 @pytest.mark.parametrize("store", STORES)
-def test_an_end_with_fewer_rows_speaks_for_those(store: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("empty", r"the end of `layer.weight` at λ = 0 is \[0, 33\], the live tensor \[129, 33\]"),
+        ("one row", r"\[1, 33\]"),
+        ("turned", r"\[33, 129\]"),
+        ("rows too many", r"\[130, 33\]"),
+        ("no rows", r"\[0, 33\]"),
+        ("fraction", "the end of `steps` at λ = 0 is torch.float32, the live tensor torch.int64"),
+        ("numpy", "the end of `norm` at λ = 0 is a ndarray"),
+        ("live", "the end of `norm` at λ = 0 lies in live memory"),
+        ("more", "`zzz` has an end, but is not live"),
+        ("fewer", "`norm` is live, but has no end at λ = 0"),
+        ("list", "ends are a list"),
+        ("nan", "λ `nan` is not a finite number"),
+        ("flat", "ends are a dict"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_before_the_first_write(kind: str, said: str, store: str) -> None:
     w, b, i = three(*[torch.bfloat16] * 3)
-    short = {name: tensor[:30] if name in ("embed", "head") else tensor for name, tensor in b.items()}
+    for tensor in w.values():
+        tensor.fill_(7)
+    with pytest.raises((WeightsError, UsageError), match=said):
+        pa_fast.LiveWeights.bind(w, b, i | {"steps": b["steps"]}, store, ends=broken(kind, w, b))
+    assert all(bool((tensor == 7).all()) for tensor in w.values())
+    weights = pa_fast.LiveWeights.bind(w, b, i, store)
+    with pytest.raises((WeightsError, UsageError), match=said):
+        weights.prove(broken(kind, w, b))
+
+
+@pytest.mark.parametrize("store", STORES)
+def test_an_end_with_fewer_rows_speaks_for_those_where_it_says_so(store: str) -> None:
+    w, b, i = three(*[torch.bfloat16] * 3)
+    short: dict[str, Any] = {n: FirstRows(tensor[:30]) if n in ("embed", "head") else tensor for n, tensor in b.items()}
     assert pa_fast.LiveWeights.bind(w, b, i, store, ends={0.0: short, 1.0: i}).verify()
-    short["embed"] = short["head"] = b["embed"][1:31]
+    short["embed"] = short["head"] = FirstRows(b["embed"][1:31])
     with pytest.raises(WeightsError, match="embed"):
         pa_fast.LiveWeights.bind(w, b, i, store, ends={0.0: short})
+
+
+def test_ends_are_proven_without_a_rule() -> None:
+    w, b, i = three(*[torch.bfloat16] * 3)
+    weights = pa_fast.LiveWeights.bind(w, b, i)
+    weights.follow(pa_fast.LambdaRule.of([{"match": "norm", "lambda": 1}]))
+    with pytest.raises(UsageError, match="while a rule is followed"):
+        weights.prove({0.0: b})
+    weights.follow(None)
+    weights.set_lambda(0.3)
+    weights.prove({1.0: i})
+    assert weights.lam == 0
+    weights.close()
+    with pytest.raises(WeightsError, match="closed"):
+        weights.prove({})
 
 
 @pytest.mark.parametrize("side", ["base", "instruct"])
