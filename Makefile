@@ -40,8 +40,9 @@ check: $(READY)  ## format, lint, types
 bench: $(READY)  ## what this machine can measure, as ratios in one run, correctness first: tables in bench/results
 	$(SOURCES) $(BIN)/python -m bench $(BENCH)
 
-gpu:  ## everything that needs a GPU, correctness first; installs nothing, uses $(PYTHON) as it is
-	$(SOURCES) $(PYTHON) -m bench.gpu $(GPU)
+gpu:  ## everything that needs a GPU, correctness first; installs nothing: $(PYTHON), or where that has no torch $(VENV)
+	@python=$(PYTHON); $$python -c 'import torch' 2>/dev/null || python=$(BIN)/python; \
+	  set -x; $(SOURCES) $$python -m bench.gpu $(GPU)
 
 train-demo: $(READY)  ## retrain the demo pair from scratch (under 10 minutes on 2 cores)
 	OMP_WAIT_POLICY=passive $(BIN)/python -m examples.demo.train
