@@ -7,7 +7,6 @@ environment is missing in the table.
 
 from __future__ import annotations
 
-import os
 import pathlib
 import statistics
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from typing import Any
 
 import pa_fast
 from bench import merges, peers
+from bench.cases import JOBS
 from bench.merges import Contender
 from bench.process import Run, here, process, removed, way
 from bench.rightness import rightness
@@ -22,12 +22,11 @@ from bench.synthetic import pair_of
 from bench.table import record
 
 LAM = 0.6
-SIZE = os.environ.get("PA_FAST_BENCH_SIZE", "300m")
-ROUNDS = int(os.environ.get("PA_FAST_BENCH_ROUNDS", "5"))
+CASE = JOBS["merge"]
 
 
 def test_merge(benchmark: Any, tmp_path: pathlib.Path) -> None:
-    with pair_of(tmp_path / "pair", SIZE) as (base, instruct):
+    with pair_of(tmp_path / "pair", CASE.size) as (base, instruct):
         out = tmp_path / "out"
         contenders = _contenders(base, instruct, out)
         ways: dict[str, Callable[[], Run]] = {
@@ -39,7 +38,7 @@ def test_merge(benchmark: Any, tmp_path: pathlib.Path) -> None:
         ways |= {name: lambda one=one: process(*one.command) for name, one in contenders.items()}
         runs: dict[str, list[Run]] = {name: [] for name in ways}
         right: dict[str, Any] = {}
-        for round_ in range(ROUNDS):
+        for round_ in range(CASE.rounds_here):
             for name in list(ways)[:: -1 if round_ % 2 else 1]:
                 runs[name].append(ways[name]())
                 if name not in right and name in {*contenders, "merge"}:
@@ -55,7 +54,7 @@ def test_merge(benchmark: Any, tmp_path: pathlib.Path) -> None:
             found += f"; whole process {wall['mergekit linear, bf16'] / wall['pa-fast merge']:.2f} × mergekit"
         record(
             benchmark, "P7", f"merge to disk, {weights / 1e9:.3g} G bf16 weights", rows, against="cp", headline=found,
-            goal=f"≤ 3 × cp; whole process ≥ {5 if SIZE == '3b' else 4} × mergekit; anonymous memory ≤ 300 MB",
+            goal=f"≤ 3 × cp; whole process ≥ {5 if CASE.size == '3b' else 4} × mergekit; anonymous memory ≤ 300 MB",
             noise=("merge", "merge again"),
         )  # fmt: skip
 
@@ -65,11 +64,11 @@ def _contenders(base: pathlib.Path, instruct: pathlib.Path, out: pathlib.Path) -
     found = {"pa-fast merge": merges.ours(base, instruct, LAM, out)}
     if peers.MERGEKIT.is_here:
         found["mergekit linear, bf16"] = merges.mergekit(base, instruct, LAM, out)
-        if SIZE != "3b":
+        if CASE.size != "3b":
             found["mergekit linear, fp32"] = merges.mergekit(base, instruct, LAM, out, "linear", "float32")
             found["mergekit task_arithmetic, bf16"] = merges.mergekit(base, instruct, LAM, out, "task_arithmetic")
             found["mergekit task_arithmetic, fp32"] = merges.mergekit(base, instruct, LAM, out, "task_arithmetic", "float32")
-    if SIZE != "3b":
+    if CASE.size != "3b":
         one_b, one_i = (_in_one_file(base, instruct, lam) for lam in (0, 1))
         if peers.SD_MECHA.is_here:
             found["sd-mecha, fp32"] = merges.sd_mecha(one_b, one_i, LAM, out)

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import pathlib
 import shutil
 from collections.abc import Callable
@@ -15,16 +14,17 @@ from typing import Any
 import torch
 
 import pa_fast
+from bench.cases import JOBS
 from bench.synthetic import write_pair
 from bench.table import record, timed
 
-ROUNDS = int(os.environ.get("PA_FAST_BENCH_ROUNDS", "5"))
+CASE = JOBS["sweep"]
 
 
 def test_per_lambda(benchmark: Any, tmp_path: pathlib.Path) -> None:
     from transformers import AutoModelForCausalLM
 
-    base, instruct = write_pair(tmp_path, os.environ.get("PA_FAST_BENCH_SIZE", "300m"))
+    base, instruct = write_pair(tmp_path, CASE.size)
     lm = pa_fast.load(base, instruct)
     sides = [
         dict(AutoModelForCausalLM.from_pretrained(side, dtype=torch.bfloat16).named_parameters()) for side in (base, instruct)
@@ -58,7 +58,7 @@ def test_per_lambda(benchmark: Any, tmp_path: pathlib.Path) -> None:
         }.items()
     }
     weights = lm.weights.memory().live_bytes // 2
-    found = timed(ways, ROUNDS, {"switch": 6 * weights, "switch again": 6 * weights, "copy_(torch.lerp)": 10 * weights})
+    found = timed(ways, CASE.rounds_here, {"switch": 6 * weights, "switch again": 6 * weights, "copy_(torch.lerp)": 10 * weights})
     ratio = found[2].median_s / found[0].median_s
     record(
         benchmark, "P6", f"one λ in place, {weights / 1e9:.3g} G bf16 weights", found, against="switch",

@@ -8,7 +8,6 @@ off. `PA_FAST_BENCH_SIZE=1b make bench` for the README's figure (8 GB of disk, 1
 from __future__ import annotations
 
 import functools
-import os
 import pathlib
 import shutil
 import statistics
@@ -21,12 +20,13 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 import pa_fast
 from bench import merges, peers
+from bench.cases import JOBS
 from bench.merges import Contender
 from bench.process import Run, here, process, removed, way
 from bench.synthetic import pair_of
 from bench.table import record
 
-ROUNDS = int(os.environ.get("PA_FAST_BENCH_ROUNDS", "5"))
+CASE = JOBS["sweep"]
 BY_DISK = (0.3, 0.6)
 """λ that are merged and loaded in each round; one costs as much as another."""
 GRID = pa_fast.lambdas("0:1:0.1")
@@ -63,7 +63,7 @@ class Likelihood:
 
 
 def test_sweep(benchmark: Any, tmp_path: pathlib.Path) -> None:
-    with pair_of(tmp_path / "pair", os.environ.get("PA_FAST_BENCH_SIZE", "300m")) as (base, instruct):
+    with pair_of(tmp_path / "pair", CASE.size) as (base, instruct):
         out = tmp_path / "out"
         ways: dict[str, Callable[[], Run]] = {
             "pa_fast sweep, per λ": lambda: _swept(base, instruct, out),
@@ -73,7 +73,7 @@ def test_sweep(benchmark: Any, tmp_path: pathlib.Path) -> None:
         if peers.MERGEKIT.is_here:
             ways["mergekit + from_pretrained, per λ"] = lambda: _by_disk(merges.mergekit, base, instruct, out)
         runs: dict[str, list[Run]] = {name: [] for name in ways}
-        for round_ in range(ROUNDS):
+        for round_ in range(CASE.rounds_here):
             for name in list(ways)[:: -1 if round_ % 2 else 1]:
                 runs[name].append(ways[name]())
         sweep, *_, slowest = (statistics.median(run.wall_s for run in of) for of in runs.values())

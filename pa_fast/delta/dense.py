@@ -98,9 +98,9 @@ class Dense:
         pa_kernels.lerp_([out], base, target, lam, via=[self._via[t]], draws=[here])
 
     def ends(self, t: int, span: slice) -> tuple[torch.Tensor, torch.Tensor]:
-        """Base and target of the elements `span` of entry t, in fp32; possibly the sources themselves."""
+        """Base and target of the elements `span` of entry t, in their own dtypes; possibly the sources themselves."""
         where = self._live[t].device
-        return self.base[t].view(-1)[span].to(where).float(), self.target[t].view(-1)[span].to(where).float()
+        return self.base[t].view(-1)[span].to(where), self.target[t].view(-1)[span].to(where)
 
     def beside(self) -> list[torch.Tensor]:
         """Every tensor that is kept beside the live copy."""

@@ -128,11 +128,7 @@ class Mixed:
     def products(self, t: int, span: slice) -> tuple[float, float]:
         """⟨W − B, D − B⟩ and ‖D − B‖² over the elements `span` of entry t, D being the delta's own end; fp32."""
         part, k = self._places[t]
-        if isinstance(part, Dense):
-            base, end = (side.view(-1)[span] for side in (part.base[k], part.target[k]))
-        else:
-            base, end = part.ends(k, span)
-        return _products(self._live[t].view(-1)[span], base, end)
+        return _products(self._live[t].view(-1)[span], *part.ends(k, span))
 
     def beside(self) -> list[Tensor]:
         """Every tensor that is kept beside the live copy."""

@@ -187,7 +187,7 @@ def sums(source: Source, entry: Entry) -> Sums:
     part = HOLDERS[type(entry)]([live], [base], [entry], [source.via])
 
     def over(span: slice) -> Sums:
-        start, end = part.ends(0, span)
+        start, end = (side.float() for side in part.ends(0, span))
         delta, kept = instruct.view(-1)[span].float() - start, end - start
         return Sums(*(float(part.double().square().sum()) for part in (delta, delta - kept, kept)))
 

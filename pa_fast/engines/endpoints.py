@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pa_kernels.cores import one_core, over_cores
+from pa_kernels.cores import one_core, over
 
 from pa_fast.engines import layout
 from pa_fast.engines.asked import Asked
@@ -72,13 +72,13 @@ def _fill_(loaded: Loaded, sources: Mapping[str, torch.Tensor]) -> None:
         with torch.no_grad():
             live.copy_(source.to(via))
 
-    whole = [(live, sources[name], loaded.via.get(name, live.dtype)) for name, live in loaded.live.items()]
-    if any(live.device.type != "cpu" for live, *_ in whole):
-        for at in whole:
-            copy(at)
-        return
-    flat = ((live.view(-1).split(_PIECE), source.view(-1).split(_PIECE), via) for live, source, via in whole)
-    over_cores(copy, ((w, s, via) for lives, pieces, via in flat for w, s in zip(lives, pieces)))
+    pieces = [
+        (w, s, loaded.via.get(name, live.dtype))
+        for name, live in loaded.live.items()
+        for w, s in zip(live.view(-1).split(_PIECE), sources[name].view(-1).split(_PIECE))
+    ]
+    if pieces:
+        over(copy, pieces, pieces[0][0])
 
 
 def _probed(module: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:

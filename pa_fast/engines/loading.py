@@ -231,11 +231,11 @@ def _derived(module: PreTrainedModel) -> dict[str, torch.Tensor]:
     import torch
 
     kept = module.state_dict(keep_vars=True)
-    known = {id(local) for _, local in layout.named(module)} - {id(buffer) for buffer in module.buffers()}
+    weights = {id(layout.local(parameter)) for parameter in module.parameters()}
     return {
         name: thing
         for name, thing in tensors_and_modules(module)
-        if isinstance(thing, torch.Tensor) and name not in kept and id(thing) not in known
+        if isinstance(thing, torch.Tensor) and name not in kept and id(thing) not in weights
     }
 
 

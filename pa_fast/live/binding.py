@@ -183,25 +183,39 @@ def as_integers(tensor: torch.Tensor) -> torch.Tensor:
     return flat.view(width) if width is not None else flat
 
 
+Place = tuple[str, str, "torch.Tensor"]
+"""What a tensor is (`live`, or else), its name, and itself."""
+
+
+def first_overlap(places: Iterable[Place]) -> tuple[Place, Place] | None:
+    """Two places of which one is live memory that the other would read or write too, the later one first; None if all is well."""
+    spans = []
+    for place in places:
+        tensor = place[2]
+        size = tensor.numel() * tensor.element_size()
+        if size:
+            spans.append((str(tensor.device), tensor.data_ptr(), tensor.data_ptr() + size, place))
+    reach: dict[tuple[str, bool], tuple[int, Place]] = {}  # (device, is live) -> furthest byte so far, whose it is
+    for device, start, stop, place in sorted(spans, key=lambda span: (*span[:3], *span[3][:2])):
+        for live in (True, False) if place[0] == "live" else (True,):
+            known = reach.get((device, live))
+            if known is not None and start < known[0]:
+                return place, known[1]
+        furthest = reach.get((device, place[0] == "live"))
+        if furthest is None or stop > furthest[0]:
+            reach[device, place[0] == "live"] = (stop, place)
+    return None
+
+
 def _check_overlap(made: Iterable[Binding]) -> None:
     """Refuse live bytes that another live tensor or a source would read or write too."""
-    spans = []
-    for binding in made:
-        for side, tensor in {"live": binding.live, **binding.sources}.items():
-            size = tensor.numel() * tensor.element_size()
-            if size:
-                start = tensor.data_ptr()
-                spans.append((str(tensor.device), start, start + size, side, binding.name))
-    spans.sort()
-    reach: dict[tuple[str, bool], tuple[int, str, str]] = {}  # (device, is live) -> furthest byte so far, whose it is
-    for device, start, stop, side, name in spans:
-        for live in (True, False) if side == "live" else (True,):
-            end, other_side, other = reach.get((device, live), (0, "", ""))
-            if start < end:
-                what = "overlaps" if other_side == side else "aliases"
-                raise WeightsError(
-                    f"{side} tensor `{name}` {what} {other_side} tensor `{other}` in memory",
-                    "live tensors must own their bytes: clone the sources, or bind overlapping views once",
-                )
-        if stop > reach.get((device, side == "live"), (0, "", ""))[0]:
-            reach[device, side == "live"] = (stop, side, name)
+    found = first_overlap(
+        (side, binding.name, tensor) for binding in made for side, tensor in {"live": binding.live, **binding.sources}.items()
+    )
+    if found is not None:
+        (side, name, _), (other_side, other, _) = found
+        what = "overlaps" if other_side == side else "aliases"
+        raise WeightsError(
+            f"{side} tensor `{name}` {what} {other_side} tensor `{other}` in memory",
+            "live tensors must own their bytes: clone the sources, or bind overlapping views once",
+        )

@@ -12,7 +12,7 @@ from pa_kernels.reference import LIVE_DTYPES
 from pa_fast.base import Lambda
 from pa_fast.delta.dense import spans
 from pa_fast.errors import UsageError, WeightsError
-from pa_fast.live.binding import Binding, as_integers, same_bits
+from pa_fast.live.binding import Binding, as_integers, first_overlap, same_bits
 
 if TYPE_CHECKING:
     import torch
@@ -53,14 +53,15 @@ class Checked(dict[float, dict[str, "torch.Tensor"]]):
                 where = "is live, but has no end" if odd[0] in by_name else "has an end, but is not live"
                 raise WeightsError(f"`{odd[0]}` {where} at λ = {lam:g}", "give an end to every live name, and to no other")
             found[lam] = {name: _comparable(name, lam, end, by_name[name]) for name, end in named.items()}
-        live = [(t.device, t.data_ptr(), t.data_ptr() + t.nbytes) for t in (binding.live for binding in made) if t.numel()]
-        for lam, tensors in found.items():
-            for name, end in tensors.items():
-                if any(end.device == device and start <= end.data_ptr() < stop for device, start, stop in live if end.numel()):
-                    raise WeightsError(
-                        f"the end of `{name}` at λ = {lam:g} lies in live memory: it would be compared with itself",
-                        "pass the tensors as they were loaded, or copies of them",
-                    )
+        places = [("live", binding.name, binding.live) for binding in made]
+        places += [(f"λ = {lam:g}", name, end) for lam, tensors in found.items() for name, end in tensors.items()]
+        overlap = first_overlap(places)
+        if overlap is not None:
+            where, name, _ = next(place for place in overlap if place[0] != "live")
+            raise WeightsError(
+                f"the end of `{name}` at {where} lies in live memory: it would be compared with itself",
+                "pass the tensors as they were loaded, or copies of them",
+            )
         return found
 
 

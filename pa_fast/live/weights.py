@@ -340,10 +340,11 @@ class LiveWeights:
         if self.followed is not None:
             raise UsageError("ends cannot be proven while a rule is followed", "prove them before `follow`, or follow(None)")
         every = [*self._floats, *self._fixed]
-        for lam, end in sorted(Checked.of(ends, every).items(), reverse=True):
+        checked = Checked.of(ends, every)
+        for lam in sorted(checked, reverse=True):
             if self.lam != lam or self.rule is not None:
                 self.set_lambda(lam)
-            check(every, lam, Checked({lam: end}))
+            check(every, lam, checked)
         if self.lam != 0.0 or self.rule is not None:
             self.set_lambda(0.0)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from pa_fast.errors import UsageError
+from pa_fast.live.room import Room
 
 SHAPES = {
     "1b": (2048, 5632, 18, 32000, 512),
@@ -19,6 +20,9 @@ SHAPES = {
 
 _KEPT_BYTES = 10
 """Per weight: live, base, instruct, and codes or scratch beside them."""
+
+_UNKNOWN_BYTES = 16 * 2**30
+"""Taken to be free where the system does not say."""
 
 Shape = tuple[int, ...]
 
@@ -48,7 +52,8 @@ def fitting(wanted: Sequence[Shape], where: torch.device) -> list[Shape]:
     Raises:
         UsageError: not one does.
     """
-    free = torch.cuda.mem_get_info(where)[0] if where.type == "cuda" else _available_bytes()
+    found = Room.of(where)
+    free = _UNKNOWN_BYTES if found is None else found.free_bytes
     room, kept = int(free * 0.8) // _KEPT_BYTES, []
     for shape in wanted:
         if math.prod(shape) <= room:
@@ -57,11 +62,3 @@ def fitting(wanted: Sequence[Shape], where: torch.device) -> list[Shape]:
     if not kept:
         raise UsageError("no tensor of these shapes fits the memory that is free", "choose a smaller --shape")
     return kept
-
-
-def _available_bytes() -> int:
-    try:
-        with open("/proc/meminfo", encoding="ascii") as lines:
-            return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
-        return 16 * 2**30
