@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
+import threading
+import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -17,6 +20,105 @@ T = TypeVar("T")
 
 MOST = 16
 """More threads would only wait for memory, and each may hold scratch."""
+
+
+class _Here(threading.local):
+    """The state of one thread.
+
+    Attributes:
+        inside: this thread is in `over_cores`, or works on a piece of it: what it calls from there runs in this thread alone.
+            torch's own count cannot say so where `torch.set_num_threads` does nothing, as in vLLM's CPU worker.
+    """
+
+    inside = False
+
+
+_here = _Here()
+
+
+class _Job:
+    """Pieces that several threads take from, until none is left or the job is closed.
+
+    `take_part` may start in a helper at any time, also after the job has ended: it then does nothing. Only atomic operations
+    on plain attributes are used, so that an interrupt between any two of them leaves the job in a state that `end` can end.
+    """
+
+    def __init__(self, work: Callable[[Any], Any], pieces: Sequence[Any]):
+        self.owner = threading.get_ident()
+        self.closed = False
+        self.done: dict[int, Any] = {}
+        self.errors: list[BaseException] = []
+        self._work, self._pieces = work, pieces
+        self._left = deque(range(len(pieces)))
+        self._active: list[None] = []
+
+    def drain(self) -> None:
+        """Work on pieces until none is left; an error ends the job and is raised."""
+        was, _here.inside = _here.inside, True
+        try:
+            while not self.closed:
+                try:
+                    k = self._left.popleft()
+                except IndexError:
+                    return
+                self.done[k] = self._work(self._pieces[k])
+        except BaseException:
+            self.closed = True
+            raise
+        finally:
+            _here.inside = was
+
+    def take_part(self) -> None:
+        """`drain`, in a helper."""
+        self._active.append(None)  # before `closed` is read: `end` sets that first, and then looks here
+        try:
+            self.drain()
+        except BaseException as error:
+            self.errors.append(error)
+        finally:
+            self._active.pop()
+
+    def end(self) -> None:
+        """Let no helper start another piece, and return once none works on one: at most a piece later.
+
+        An interrupt meanwhile is raised at the end: until then a helper may write, and nothing else may start.
+        """
+        raised: BaseException | None = None
+        while True:
+            try:
+                self.closed = True
+                while self._active:
+                    time.sleep(_POLL_S)
+                break
+            except BaseException as error:
+                raised = raised or error
+        if raised is not None:
+            raise raised
+
+
+_jobs: list[_Job] = []
+"""Jobs that have begun, and of which it is not known that all helpers have ended."""
+
+_POLL_S = 5e-5
+
+
+def settle() -> None:
+    """Wait for helpers that an interrupted call has left at work.
+
+    Called before anything is read or written: a second interrupt can leave `over_cores` at any line, `finally` included.
+    """
+    if _here.inside:
+        return
+    me = threading.get_ident()
+    for job in list(_jobs):
+        if job.closed or job.owner == me:  # one that another thread still works on is none of our business
+            _end(job)
+
+
+def _end(job: _Job) -> None:
+    job.end()
+    with contextlib.suppress(ValueError):  # another thread, in `settle`, was quicker
+        _jobs.remove(job)
 
 
 def _one_core() -> None:
@@ -28,12 +130,12 @@ def _one_core() -> None:
 @contextmanager
 def one_core() -> Iterator[None]:
     """This thread's torch operations on one core, for results whose bits may depend on how an operation is split."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    count = torch.get_num_threads()
     try:
+        torch.set_num_threads(1)
         yield
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(count)
 
 
 @contextmanager
@@ -43,48 +145,75 @@ def cores(shared_by: int = 1) -> Iterator[ThreadPoolExecutor]:
     Pieces are small: threads that each take a whole piece wait for nobody, where torch's own split waits for all its
     threads at the end of every operation, and stalls on a machine that has other work.
     """
-    threads = torch.get_num_threads()
+    count = torch.get_num_threads()
     try:
-        with ThreadPoolExecutor(max(1, min(threads, MOST) // shared_by), initializer=_one_core) as pool:
+        with threads(max(1, min(count, MOST) // shared_by), initializer=_one_core) as pool:
             yield pool
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(count)
+
+
+@contextmanager
+def threads(count: int, **options: Any) -> Iterator[ThreadPoolExecutor]:
+    """A `ThreadPoolExecutor` of `count` threads that is left once all of them have ended, whatever interrupts come.
+
+    Its own context manager is left by a second interrupt while threads go on working. An error starts nothing that waits.
+    """
+    pool = ThreadPoolExecutor(count, **options)
+    try:
+        yield pool
+    except BaseException:
+        _shut(pool, cancel=True)
+        raise
+    _shut(pool, cancel=False)
+
+
+def _shut(pool: ThreadPoolExecutor, *, cancel: bool) -> None:
+    """Shut `pool` down and wait until its threads have ended; an interrupt meanwhile cancels the rest, and is raised then."""
+    raised: BaseException | None = None
+    while True:
+        try:
+            pool.shutdown(wait=True, cancel_futures=cancel or raised is not None)
+            break
+        except BaseException as error:
+            raised = raised or error
+    if raised is not None:
+        raise raised
 
 
 def over_cores(work: Callable[[A], T], pieces: Iterable[A]) -> list[T]:
     """`work` of every piece, in order. The calling thread is one of the workers: a thread that only waits would cost the
-    others 3 % of a memory-bound pass. The first error ends it and is raised."""
+    others 3 % of a memory-bound pass. The first error ends it and is raised, once no helper works on a piece any more.
+
+    Called from within a piece, it does its own pieces one after another, in the same thread."""
     pieces = list(pieces)
-    threads = torch.get_num_threads()
-    helpers = min(threads, MOST, len(pieces)) - 1
+    if _here.inside:
+        return [work(piece) for piece in pieces]
+    settle()
+    count = torch.get_num_threads()
+    helpers = min(count, MOST, len(pieces)) - 1
     if helpers < 1:
         return [work(piece) for piece in pieces]
-    left = deque(range(len(pieces)))
-    done: dict[int, T] = {}
-
-    def drain() -> None:
-        while True:
-            try:
-                k = left.popleft()
-            except IndexError:
-                return
-            try:
-                done[k] = work(pieces[k])
-            except BaseException:
-                left.clear()
-                raise
-
-    pool = _helpers(min(threads, MOST) - 1)
-    others = [pool.submit(drain) for _ in range(helpers)]
+    pool = _helpers(min(count, MOST) - 1)
+    job = _Job(work, pieces)
+    _jobs.append(job)
+    # an interrupt may come in each `finally`; between entering one and the end of its first call there is no place for one
     try:
-        torch.set_num_threads(1)
-        drain()
+        _here.inside = True  # a signal handler could come within `submit`, which waits for itself if it is called again
+        try:
+            for _ in range(helpers):
+                pool.submit(job.take_part)
+            torch.set_num_threads(1)
+            job.drain()
+        finally:
+            job.closed = True
+            _end(job)
     finally:
-        wait(others)
-        torch.set_num_threads(threads)
-    for other in others:
-        other.result()
-    return [done[k] for k in range(len(pieces))]
+        _here.inside = False
+        torch.set_num_threads(count)
+    if job.errors:
+        raise job.errors[0]
+    return [job.done[k] for k in range(len(pieces))]
 
 
 def over(work: Callable[[A], T], pieces: Iterable[A], like: torch.Tensor) -> list[T]:
@@ -98,5 +227,11 @@ def _helpers(count: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(count, "pa_kernels", initializer=_one_core)
 
 
+def _forget() -> None:
+    """In a forked child, which has none of the parent's threads."""
+    _helpers.cache_clear()
+    _jobs.clear()
+
+
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_helpers.cache_clear)  # threads do not survive a fork
+    os.register_at_fork(after_in_child=_forget)

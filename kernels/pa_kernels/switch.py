@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pa_kernels import reference
+from pa_kernels.cores import settle
 
 
 class Group(Protocol):
@@ -39,6 +40,7 @@ class Switch:
             ValueError: a λ is not finite in fp32, or there are not as many as tensors.
         """
         lams = one_for_each(lam, self.count)
+        settle()  # a helper that an interrupt has left at work reads the tables
         with torch.inference_mode():
             for group in self.groups:
                 if isinstance(lam, Sequence):

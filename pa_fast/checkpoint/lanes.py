@@ -26,7 +26,7 @@ def side_by_side(work: Callable[[ThreadPoolExecutor, A], T], items: Sequence[A],
     Raises:
         what the first item that failed by itself raised, once all have ended.
     """
-    from pa_kernels.cores import cores
+    from pa_kernels.cores import cores, threads
 
     if at_once < 2:
         with cores() as pool:
@@ -45,7 +45,7 @@ def side_by_side(work: Callable[[ThreadPoolExecutor, A], T], items: Sequence[A],
 
     with ExitStack() as stack:
         pools = [stack.enter_context(cores(at_once)) for _ in range(at_once)]
-        lanes = stack.enter_context(ThreadPoolExecutor(at_once))
+        lanes = stack.enter_context(threads(at_once))
         stack.callback(ended.set)  # an interrupt of the wait
         wait([lanes.submit(lane, pool) for pool in pools])
     if failed:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -103,6 +103,15 @@ class Mixed:
                 part.restore_(lambda k, members=members: base(members[k]))  # type: ignore[misc]
             else:
                 part.restore_()
+
+    def rewrite_(self, written: Container[int]) -> None:
+        """Write what `set_` leaves alone of the entries `written`, which something else has written to.
+
+        Packed ones say by their sums whether what was written are other bits; if so, `set_` refuses them.
+        """
+        for part, members in zip(self._parts, self._members):
+            if isinstance(part, Sparse):
+                part.restore_({k for k, t in enumerate(members) if t in written})
 
     def known_sum(self, t: int) -> int | None:
         """The checksum that live tensor t must have, where that is all that is known of it: `merged` cannot be asked then."""

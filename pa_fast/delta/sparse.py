@@ -1,24 +1,33 @@
 """The sparse store: base and target values at the positions that the delta moves; everything else holds the base for good.
 
 Cost: per moved bf16 weight 4 bytes and its position: 2 bytes, or 1 bit per weight of the tensor where more than 1/16 move.
-A switch touches the positions alone.
+A switch writes at the positions alone. It reads everything else once, to see that nobody else has written there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Container, Iterator, Sequence
 
 import pa_kernels
 import torch
-from pa_kernels.reference import BITS, rounded
+from pa_kernels.cores import over
+from pa_kernels.reference import BITS, odd_low, rounded
 from pa_kernels.sparse_tensor import TILE, SparseTensor
 from torch import Tensor
 
 from pa_fast.delta import dense
 
+ROW_BYTES = 512
+"""Bytes that are summed as they are, before their sum is multiplied by an odd number of its own: rows much shorter cost
+more than reading them."""
+
 
 class Sparse:
     """T live float tensors that are switched at the positions of their entries.
+
+    Elsewhere λ changes nothing, so a switch writes nothing there. Its sum over those elements, which no λ changes either,
+    says whether somebody else did: a tensor with another one is written anew from the base.
 
     Args:
         live, base: T contiguous tensors each, of the same shapes. The base is read only to restore and to verify, and may
@@ -40,16 +49,25 @@ class Sparse:
         # what a CPU works from, so that nothing is held twice
         self._entries = [entry.as_index() if w.device.type == "cpu" else entry for w, entry in zip(live, entries)]
         self._setting = pa_kernels.Sparse(self._live, self._entries, self._via)
+        self._pieces = [(k, span, cut(self._entries[k], span)) for k in range(len(self._live)) for span in self.spans(k)]
+        self._still_sums: list[int] | None = None
 
     def set_(self, lam: float | Sequence[float]) -> None:
-        """Write W(λ) at the positions; elsewhere the live tensors must hold the base."""
+        """Write W(λ) into every live tensor: at the positions, and where something else has written elsewhere, all of it."""
+        expected = self._still_sums
+        assert expected is not None, "what these tensors hold is not known: restore_ them first"
+        found = self._sums()
+        self.restore_({k for k, total in enumerate(found) if total != expected[k]})
         self._setting.run_(lam)
 
-    def restore_(self) -> None:
-        """Write what `set_` leaves alone: the base, everywhere."""
+    def restore_(self, only: Container[int] | None = None) -> None:
+        """Write what `set_` leaves alone: the base, everywhere; into the entries `only`, if given."""
         for k, live in enumerate(self._live):
-            for span in self.spans(k):
-                live.view(-1)[span] = self._still(k, span)
+            if only is None or k in only:
+                for span in self.spans(k):
+                    live.view(-1)[span] = self._still(k, span)
+        if self._still_sums is None:
+            self._still_sums = self._sums()
 
     def spans(self, k: int) -> Iterator[slice]:
         """Pieces of entry k, as slices of its flat elements: whole tiles."""
@@ -78,6 +96,34 @@ class Sparse:
         """Every tensor that is kept beside the live copy."""
         return [*self.base, *(t for entry in self._entries for t in (entry.where, entry.starts, entry.base, entry.target))]
 
+    def _sums(self) -> list[int]:
+        """For each entry a sum of the live elements that no λ changes, mod 2⁶⁴. One read, and one wait for the device."""
+        totals: list[int] = [0] * len(self._live)
+        if self._pieces:
+            parts = over(lambda at: self._sum(*at), self._pieces, self._live[0])
+            for (k, *_), part in zip(self._pieces, parts):
+                totals[k] += int(part)
+        return [total % 2**64 for total in totals]
+
+    def _sum(self, k: int, span: slice, piece: SparseTensor) -> Tensor:
+        """What the elements `span` add to that sum: Σ over rows of odd(row) · Σ of their 64-bit words, int64 []."""
+        with torch.inference_mode():
+            live = self._live[k].view(-1)[span]
+            data = live.view(torch.uint8)
+            if data.storage_offset() % 8 or data.numel() % ROW_BYTES:
+                padded = torch.zeros(-(-data.numel() // ROW_BYTES) * ROW_BYTES, dtype=torch.uint8, device=live.device)
+                padded[: data.numel()] = data
+                data = padded
+            rows = data.view(torch.int64).view(-1, ROW_BYTES // 8).sum(1)
+            factors = _row_factors(rows.numel(), live.device)
+            total = (rows * factors).sum()
+            if piece.count:
+                places, per_word = piece.positions(), 8 // live.itemsize
+                values = live.view(BITS[live.dtype])[places].long() & ((1 << 8 * live.itemsize) - 1)
+                values <<= (places % per_word) * (8 * live.itemsize)
+                total -= (values * factors[places // (ROW_BYTES // live.itemsize)]).sum()
+            return total * (2 * span.start + 1)
+
     def _still(self, k: int, span: slice) -> Tensor:
         return rounded(self.base[k].view(-1)[span].to(self._live[k].device), self._live[k].dtype, self._via[k])
 
@@ -92,3 +138,8 @@ def cut(entry: SparseTensor, span: slice) -> SparseTensor:
     return SparseTensor(
         entry.kind, span.stop - span.start, where, starts - first, entry.base[first:last], entry.target[first:last]
     )
+
+
+@functools.lru_cache(maxsize=256)
+def _row_factors(count: int, device: torch.device) -> Tensor:
+    return odd_low(torch.arange(count, device=device))

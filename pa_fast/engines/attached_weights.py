@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -61,6 +62,8 @@ class AttachedWeights:
 
     def __init__(self, part: LiveWeights, lam: torch.Tensor, factors: Mapping[str, Factors]):
         self._part, self._lam, self._factors = part, lam, dict(factors)
+        self._lock = threading.RLock()
+        self._held: float | None = part.lam
         self._sum = self._factor_sum()
         # ‖UV‖² = trace(UᵀU · VVᵀ), without the product
         grams = [(f.u.double().T @ f.u.double(), f.v.double() @ f.v.double().T) for f in self._factors.values()]
@@ -71,17 +74,21 @@ class AttachedWeights:
 
     @property
     def lam(self) -> float | None:
-        """The λ that the model computes with."""
-        return self._part.lam
+        """The λ that the model computes with, or None after a switch that did not finish."""
+        return self._held
 
     def set_lambda(self, lam: float) -> None:
         """Store λ where the forward passes read it, and write W(λ) into what nothing is attached to."""
         if isinstance(lam, LambdaRule):
             raise UsageError("a λ rule for attached factors, which share one λ", "use another store")
         value = float(Lambda(lam))
-        self._part.set_lambda(value)
-        with torch.no_grad():
-            self._lam.fill_(value)
+        with self._lock:
+            self._part.check_lambda(value)
+            self._held = None
+            self._part.set_lambda(value)
+            with torch.no_grad():
+                self._lam.fill_(value)
+            self._held = value
 
     def check_lambda(self, lam: float) -> None:
         """See `LiveWeights.check_lambda`."""
@@ -89,21 +96,24 @@ class AttachedWeights:
 
     def checksum(self) -> int:
         """The proof of switch: that of the live weights, of λ and of the factors."""
-        return combine(
-            {"weights": self._part.checksum(), "λ": pa_kernels.checksum([self._lam])[0], "factors": self._factor_sum()}
-        )
+        with self._lock:
+            return combine(
+                {"weights": self._part.checksum(), "λ": pa_kernels.checksum([self._lam])[0], "factors": self._factor_sum()}
+            )
 
     def verify(self) -> bool:
         """Compare live weights, λ and factors with what they should be; see `LiveWeights.verify`."""
-        self._part.verify()
-        wrong = self._foreign()
+        with self._lock:
+            self._part.verify()
+            wrong = self._foreign()
         if wrong:
             raise WeightsError(f"{wrong[0]} is not what was set", "something else wrote to it; load the model again")
         return True
 
     def changed(self) -> list[str]:
         """Names of live tensors that are not what they should be, and `the attached λ`, `the attached factors`."""
-        return self._part.changed() + self._foreign()
+        with self._lock:
+            return self._part.changed() + self._foreign()
 
     def effective_lambda(self) -> float:
         """See `LiveWeights.effective_lambda`; what is attached follows λ without rounding."""
@@ -126,7 +136,9 @@ class AttachedWeights:
         return f"<AttachedWeights, {len(self._factors)} with factors: {self._part!r}>"
 
     def _foreign(self) -> list[str]:
-        expected = torch.tensor(self.lam, dtype=torch.float32)
+        if self._held is None:
+            raise WeightsError("no λ is set: the last switch did not finish", "call set_lambda")
+        expected = torch.tensor(self._held, dtype=torch.float32)
         wrong = [] if torch.equal(self._lam.cpu(), expected) else ["the attached λ"]
         return wrong if self._factor_sum() == self._sum else [*wrong, "the attached factors"]
 

@@ -5,14 +5,16 @@ It knows tensors and names. It must not know files, models or engines: those bui
 
 from __future__ import annotations
 
+import functools
+import threading
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 import pa_kernels
-from pa_kernels.cores import over_cores
+from pa_kernels.cores import over_cores, settle
 from pa_kernels.reference import LIVE_DTYPES, Draw
 
 from pa_fast.base import Lambda
@@ -39,12 +41,39 @@ if TYPE_CHECKING:
     import torch
 
 T = TypeVar("T")
+P = ParamSpec("P")
+
+
+def _one_thread(
+    method: Callable[Concatenate[LiveWeights, P], T],
+) -> Callable[Concatenate[LiveWeights, P], T]:
+    """`method`, for one thread at a time: others wait. What an interrupt has left at work ends first.
+
+    Raises:
+        WeightsError: this thread is in such a method already: a signal handler or a callback has called.
+    """
+
+    @functools.wraps(method)
+    def alone(self: LiveWeights, *args: P.args, **kwargs: P.kwargs) -> T:
+        if self._lock._is_owned():
+            raise WeightsError(
+                f"{method.__name__} was called while the same thread was in another call of these live weights",
+                "do not use live weights in a signal handler or a callback: set a flag there, and act on it afterwards",
+            )
+        with self._lock:
+            settle()
+            return method(self, *args, **kwargs)
+
+    return alone
 
 
 class LiveWeights:
     """T live tensors that hold W(λ) for the λ set last, bit for bit, whatever came before.
 
     Make one with `LiveWeights.bind` or `LiveWeights.open`. A context manager: leaving it closes it.
+
+    Threads: methods that read or write the live tensors run in one thread at a time; another one waits. A model that
+    computes in one thread while another sets λ computes with a mix all the same: that is for its owner to prevent.
 
     Attributes:
         lam: the λ that the live tensors hold, of a rule its swept one, or None after a switch that did not finish.
@@ -89,13 +118,15 @@ class LiveWeights:
         self._sums: dict[tuple[float, ...], int] = {}
         self._foreign = True  # nothing of what no λ changes has been written yet
         self._lams: tuple[float, ...] = ()
+        self._lock: Any = threading.RLock()
+        self._versions: list[int] = []
         self.followed: LambdaRule | None = None
         self.lam: float | None = None
         self.rule: LambdaRule | None = None
         self.before_reading: Callable[[], None] | None = None
         self.store, self.exact, self.lossless = store, exact, lossless
         if first is None:
-            self.set_lambda(0.0)
+            self._switch(0.0)
         else:
             with _writing(self._floats):
                 first.write_(self._store, floats)
@@ -232,6 +263,7 @@ class LiveWeights:
         """
         return self._origins.touched(rule)
 
+    @_one_thread
     def follow(self, rule: LambdaRule | None) -> None:
         """From now on a plain λ is that of `rule`: `set_lambda(0.6)` is `set_lambda(rule.at(0.6))`; None: the same for all again.
         Sets the λ that is set once more, by the rule.
@@ -242,12 +274,13 @@ class LiveWeights:
         lam = 0.0 if self.lam is None else self.lam
         before, self.followed = self.followed, None
         try:
-            self.set_lambda(lam if rule is None else rule.at(lam))
+            self._switch(lam if rule is None else rule.at(lam))
         except BaseException:
             self.followed = before
             raise
         self.followed = rule
 
+    @_one_thread
     def set_lambda(self, lam: float | LambdaRule) -> None:
         """Write W(λ) into every live tensor, in place; on a GPU queued on the current stream.
 
@@ -261,16 +294,23 @@ class LiveWeights:
         Raises:
             UsageError: λ is not a finite number, or outside the range of a packed delta; or the rule does not fit the tensors'
                 names.
-            WeightsError: closed, or a live tensor no longer lies where it was bound.
+            WeightsError: closed, or a live tensor no longer lies where it was bound; or called by a signal handler or callback
+                while the same thread is at it.
         """
+        self._switch(lam)
+
+    def _switch(self, lam: float | LambdaRule) -> None:
         store = self._open()
         value, rule, lams = self._resolved(lam)
         self._check_pointers()
+        written = {t for t, (now, then) in enumerate(zip(self._counted(), self._versions)) if now != then}
         # until the last byte is written, this is no λ at all, and nothing that is found can be trusted
         foreign, self._foreign, self.lam = self._foreign, True, None
         with _writing(self._floats):
             if foreign:
                 store.restore_(self._given)
+            elif written:
+                store.rewrite_(written)
             try:
                 store.set_(lams)
             except Overwritten as found:
@@ -298,6 +338,7 @@ class LiveWeights:
             raise UsageError(f"at λ = {rule.lam.key} of the rule, {error.message}", error.hint) from None
         return value, rule, lams
 
+    @_one_thread
     def resync(self, base: Mapping[str, torch.Tensor] | None = None) -> None:
         """Write every byte anew, whatever the live tensors hold: what a packed store needs after a foreign write.
 
@@ -319,10 +360,11 @@ class LiveWeights:
             self._reread = lambda: base
         self._foreign = True
         try:
-            self.set_lambda(again)
+            self._switch(again)
         finally:
             self._reread = reread
 
+    @_one_thread
     def prove(self, ends: Ends) -> None:
         """Compare every live tensor, at each λ of `ends`, with what it must be there, bit for bit; leaves λ = 0.
 
@@ -343,10 +385,10 @@ class LiveWeights:
         checked = Checked.of(ends, every)
         for lam in sorted(checked, reverse=True):
             if self.lam != lam or self.rule is not None:
-                self.set_lambda(lam)
+                self._switch(lam)
             check(every, lam, checked)
         if self.lam != 0.0 or self.rule is not None:
-            self.set_lambda(0.0)
+            self._switch(0.0)
 
     def _write_fixed(self) -> None:
         for binding in self._fixed:
@@ -357,8 +399,13 @@ class LiveWeights:
         import torch
 
         torch.autograd.graph.increment_version([b.live for b in self._bindings if not b.live.is_inference()])
+        self._versions = self._counted()
         self.lam, self.rule, self._lams = lam, rule, lams
         self._foreign = False
+
+    def _counted(self) -> list[int]:
+        """How often torch has seen each interpolated live tensor written to; inference tensors are not counted."""
+        return [0 if b.live.is_inference() else b.live._version for b in self._floats]
 
     def _given(self, t: int) -> torch.Tensor | None:
         """The base of entry t, for a store that has not kept it."""
@@ -371,6 +418,7 @@ class LiveWeights:
             )
         return found
 
+    @_one_thread
     def checksum(self) -> int:
         """The proof of switch: S = Σ_t odd(name_t) · Σ_j word_j · odd(j) mod 2⁶⁴ over the live tensors.
 
@@ -407,6 +455,7 @@ class LiveWeights:
             )
         return True
 
+    @_one_thread
     def changed(self) -> list[str]:
         """Names of live tensors whose bits are not those of a fresh merge at the current λ.
 
@@ -455,6 +504,7 @@ class LiveWeights:
         aimed, distance = self.aim()
         return aimed / distance if distance else float("nan")
 
+    @_one_thread
     def aim(self, names: Container[str] | None = None) -> tuple[float, float]:
         """Σ_t λ_t ‖D_t − B_t‖² and Σ_t ‖D_t − B_t‖² over the interpolated tensors called `names`, all where None."""
         store = self._open()
@@ -464,6 +514,7 @@ class LiveWeights:
                 aimed, distance = aimed + self._lams[t] * whole, distance + whole
         return aimed, distance
 
+    @_one_thread
     def projection(self, names: Container[str] | None = None) -> tuple[float, float]:
         """⟨W − B, D − B⟩ and ‖D − B‖² over the interpolated weights called `names`, of all where None."""
         store = self._open()

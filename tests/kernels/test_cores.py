@@ -6,6 +6,8 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -92,3 +94,114 @@ def test_workers_do_not_inherit_flushed_denormals() -> None:
     finally:
         torch.set_flush_denormal(False)
         torch.set_num_threads(before)
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def ends(work: Callable[[], object], within_s: float = 60.0) -> bool:
+    """Whether `work` ends at all, in a thread that the test can leave behind."""
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(within_s)
+    return not thread.is_alive()
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_nested_work_ends_where_torch_cannot_set_its_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in vLLM's CPU worker, which makes `torch.set_num_threads` a no-op."""
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
+    cores._helpers.cache_clear()
+    found: list[list[int]] = []
+
+    def outer(k: int) -> int:
+        time.sleep(0.01)
+        return sum(over_cores(lambda j: k * j, range(8)))
+
+    assert ends(lambda: found.append(over_cores(outer, range(8))))
+    assert found == [[28 * k for k in range(8)]]
+    cores._helpers.cache_clear()
+
+
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize("interrupted", ["end", "sleep"])
+def test_what_an_interrupt_leaves_at_work_ends_before_anything_else_starts(
+    interrupted: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An interrupt in the work, and another one wherever the first one led: at the first line of the clean-up, or in its wait."""
+    release, working = threading.Event(), threading.Event()
+    events: list[str] = []
+    main = threading.get_ident()
+
+    def work(k: int) -> None:
+        if threading.get_ident() == main:
+            assert working.wait(60)
+            raise KeyboardInterrupt
+        working.set()
+        release.wait(60)
+        events.append("the old helper wrote")
+
+    def interrupt(*_: object) -> None:
+        release.set()
+        patched.undo()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        if interrupted == "end":
+            patched.setattr(cores, "_end", interrupt)
+        else:
+            patched.setattr(time, "sleep", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            over_cores(work, range(2))
+    assert torch.get_num_threads() == 2
+    assert over_cores(lambda k: events.append("new work"), range(1)) == [None]
+    assert events[-1] == "new work"
+    assert cores._jobs == []
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_another_threads_work_is_waited_for_once_it_was_abandoned_and_not_before() -> None:
+    working, release = threading.Event(), threading.Event()
+
+    def slow(k: int) -> None:
+        working.set()
+        release.wait(60)
+
+    other = threading.Thread(target=lambda: over_cores(slow, range(2)), daemon=True)
+    other.start()
+    assert working.wait(60)
+    assert ends(lambda: over_cores(lambda k: k, range(1)))  # while the other one is still at work
+    release.set()
+    other.join(60)
+    assert cores._jobs == []
+
+
+def test_threads_have_ended_when_their_block_was_left_by_two_interrupts(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended, started = threading.Event(), threading.Event()
+    shutdown = ThreadPoolExecutor.shutdown
+    interrupts = [KeyboardInterrupt()]
+
+    def once_interrupted(pool: ThreadPoolExecutor, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        if interrupts:
+            raise interrupts.pop()
+        shutdown(pool, wait, cancel_futures=cancel_futures)
+
+    def work() -> None:
+        started.set()
+        time.sleep(0.1)
+        ended.set()
+
+    monkeypatch.setattr(ThreadPoolExecutor, "shutdown", once_interrupted)
+    never = []
+    with pytest.raises(KeyboardInterrupt), cores.threads(1) as pool:
+        pool.submit(work)
+        pool.submit(never.append, 1)
+        assert started.wait(60)
+        raise KeyboardInterrupt
+    assert ended.is_set()
+    assert not never
