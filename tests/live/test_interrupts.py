@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import random
 import signal
 import threading
@@ -17,10 +16,11 @@ import torch
 import pa_fast
 from pa_fast.errors import WeightsError
 
-ROUNDS = int(os.environ.get("PA_FAST_INTERRUPTS", "24"))
-"""Of each store and number of interrupts; `make test-slow` takes 340, 2,000 in all."""
+SWITCHES = [pytest.param(24), pytest.param(340, marks=pytest.mark.slow)]
+"""Interrupted switches of each store and number of interrupts: 2,040 in all with `make test-slow`."""
 
-PAIRS = int(os.environ.get("PA_FAST_THREAD_PAIRS", "12"))
+PAIRS = [pytest.param(12), pytest.param(67, marks=pytest.mark.slow)]
+"""Switches that two threads make at once, of each store: 201."""
 
 STORES = {"dense": "dense", "packed": "packed", "sparse": "sparse"}
 
@@ -65,9 +65,10 @@ class Held:
         return min(times)
 
 
+@pytest.mark.parametrize("switches", SWITCHES)
 @pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("store", STORES.values(), ids=list(STORES))
-def test_after_interrupts_the_next_switch_is_right_and_all_threads_are_back(store: str, count: int) -> None:
+def test_after_interrupts_the_next_switch_is_right_and_all_threads_are_back(store: str, count: int, switches: int) -> None:
     held = Held(store)
     draw, switch_s = random.Random(f"{store} {count}"), held.switch_s()
     armed, interrupted = False, 0
@@ -78,7 +79,7 @@ def test_after_interrupts_the_next_switch_is_right_and_all_threads_are_back(stor
 
     before = signal.signal(signal.SIGALRM, strike)
     try:
-        for k in range(ROUNDS):
+        for k in range(switches):
             lam, then = (0.1 + 0.8 * draw.random() for _ in range(2))
             try:
                 armed = True
@@ -101,14 +102,15 @@ def test_after_interrupts_the_next_switch_is_right_and_all_threads_are_back(stor
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
-    assert interrupted > ROUNDS // 4
+    assert interrupted > switches // 4
 
 
+@pytest.mark.parametrize("pairs", PAIRS)
 @pytest.mark.parametrize("store", STORES.values(), ids=list(STORES))
-def test_two_threads_that_set_lambda_leave_one_of_the_two(store: str) -> None:
+def test_two_threads_that_set_lambda_leave_one_of_the_two(store: str, pairs: int) -> None:
     held = Held(store)
     draw = random.Random(store)
-    for k in range(PAIRS):
+    for k in range(pairs):
         lams = [draw.random(), draw.random()]
         barrier = threading.Barrier(2)
         errors: list[BaseException] = []
@@ -139,13 +141,13 @@ def test_a_thread_that_proves_waits_for_one_that_switches() -> None:
     wrong: list[Any] = []
 
     def prove() -> None:
-        for _ in range(PAIRS):
+        for _ in range(12):
             wrong.extend(held.weights.changed())
             time.sleep(1e-3)  # a lock is not fair: one that is taken again at once is never the other thread's
 
     prover = threading.Thread(target=prove)
     prover.start()
-    for lam in itertools.islice(itertools.cycle((0.2, 0.7)), PAIRS):
+    for lam in itertools.islice(itertools.cycle((0.2, 0.7)), 12):
         held.weights.set_lambda(lam)
     prover.join()
     assert wrong == []
