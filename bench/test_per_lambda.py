@@ -27,7 +27,8 @@ def test_per_lambda(benchmark: Any, tmp_path: pathlib.Path) -> None:
     base, instruct = write_pair(tmp_path, CASE.size)
     lm = pa_fast.load(base, instruct)
     sides = [
-        dict(AutoModelForCausalLM.from_pretrained(side, dtype=torch.bfloat16, trust_remote_code=False).named_parameters()) for side in (base, instruct)
+        dict(AutoModelForCausalLM.from_pretrained(side, dtype=torch.bfloat16, trust_remote_code=False).named_parameters())
+        for side in (base, instruct)
     ]
     merged = tmp_path / "merged"
     grid = itertools.cycle(0.1 * k + 0.05 for k in range(10))

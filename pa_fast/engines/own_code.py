@@ -25,7 +25,9 @@ def refused(folder: Path, file: str, auto_class: str, error: Exception) -> PaFas
     named = _named(folder, file).get(auto_class)
     if named is None or "trust_remote_code" not in str(error):
         return None
-    return EngineError(f"{folder / file}: `auto_map` names code of its own, {quoted(named)} as {auto_class}, which is not run", _HINT)
+    return EngineError(
+        f"{folder / file}: `auto_map` names code of its own, {quoted(named)} as {auto_class}, which is not run", _HINT
+    )
 
 
 def model_class(folder: Path, config: dict[str, Any]) -> Any:

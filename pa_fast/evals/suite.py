@@ -38,13 +38,17 @@ def read_suite(path: str | pathlib.Path) -> list[EvalSpec]:
     path = pathlib.Path(path)
     text = read_file(path).text
     if len(text) > LIMIT_CHARACTERS:
-        raise EvaluatorError(f"{path}: {len(text)} characters, expected a suite of at most {LIMIT_CHARACTERS}", "give a suite file")
+        raise EvaluatorError(
+            f"{path}: {len(text)} characters, expected a suite of at most {LIMIT_CHARACTERS}", "give a suite file"
+        )
     try:
         entries = load_yaml(text, yaml.SafeLoader)
     except YamlError as error:
         if error.line is not None:
             raise UsageError(f"{path}:{error.line}: {error.message}", "write each entry out, with each option once") from None
-        raise EvaluatorError(f"{path}: not YAML ({error.message})", "write a list of EVAL strings, one a line after a dash") from None
+        raise EvaluatorError(
+            f"{path}: not YAML ({error.message})", "write a list of EVAL strings, one a line after a dash"
+        ) from None
     if not isinstance(entries, list) or not entries:
         found = "nothing" if not entries else f"a {type(entries).__name__}"
         raise EvaluatorError(f"{path}: found {found}, expected a list of evaluators", "one a line after a dash, each an EVAL")

@@ -114,16 +114,20 @@ def test_every_call_that_is_made_trusts_no_code(good: pathlib.Path, monkeypatch:
     import transformers
 
     said: list[Any] = []
+
+    def count(kind: Any, method: str) -> None:
+        call = getattr(kind, method).__func__
+
+        def counted(cls: Any, *args: Any, **options: Any) -> Any:
+            said.append(options.get("trust_remote_code"))
+            return call(cls, *args, **options)
+
+        monkeypatch.setattr(kind, method, classmethod(counted))
+
     for name in ("AutoConfig", "AutoTokenizer", "AutoProcessor", "AutoModelForCausalLM", "PreTrainedModel"):
-        kind = getattr(transformers, name)
         for method in ("from_pretrained", "from_config"):
-            if hasattr(kind, method):
-
-                def counted(cls: Any, *args: Any, call: Any = getattr(kind, method).__func__, **options: Any) -> Any:
-                    said.append(options.get("trust_remote_code"))
-                    return call(cls, *args, **options)
-
-                monkeypatch.setattr(kind, method, classmethod(counted))
+            if hasattr(getattr(transformers, name), method):
+                count(getattr(transformers, name), method)
     lm = pa_fast.load(good / "base", good / "instruct")
     assert len(said) >= 3
     if importlib.util.find_spec("lm_eval"):

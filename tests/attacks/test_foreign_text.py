@@ -105,7 +105,7 @@ def test_no_verb_prints_what_a_terminal_obeys(
     for expected, arguments in verbs:
         code, shown = run(monkeypatch, capsys, *arguments)
         assert code == expected, (arguments, shown)
-        assert ("\\u001b[31m" if "--json" in arguments else SHOWN) in shown, (arguments, shown)
+        assert (r"\u001b[31m" if "--json" in arguments else r"\x1b[31m") in shown, (arguments, shown)
         if "--json" in arguments:
             assert NAME in json.loads(shown)["base"]["folder"]
     assert "[bold]mine[/bold]" in run(monkeypatch, capsys, "report", runs[0])[1]
