@@ -99,7 +99,7 @@ def test_no_verb_prints_what_a_terminal_obeys(
         (2, ["merge", *pair, "--lambda", "0.5", "--out", out + "2", "--rule", str(tmp_path / f"rule{NAME}.yaml")]),
         (2, ["report", f"--{NAME}"]),
         (2, [f"verb{NAME}"]),
-        (1, [*sweep, f"perplexity:{tmp_path / 'no'}{NAME}"]),
+        (1, [*sweep, f"perplexity:{tmp_path / 'no'}{NAME},name=p"]),
         (1, [*sweep, f"perplexity:{tmp_path / 'text.txt'}"]),
     ]
     for expected, arguments in verbs:
