@@ -27,7 +27,8 @@ def test_per_lambda(benchmark: Any, tmp_path: pathlib.Path) -> None:
     base, instruct = write_pair(tmp_path, CASE.size)
     lm = pa_fast.load(base, instruct)
     sides = [
-        dict(AutoModelForCausalLM.from_pretrained(side, dtype=torch.bfloat16).named_parameters()) for side in (base, instruct)
+        dict(AutoModelForCausalLM.from_pretrained(side, dtype=torch.bfloat16, trust_remote_code=False).named_parameters())
+        for side in (base, instruct)
     ]
     merged = tmp_path / "merged"
     grid = itertools.cycle(0.1 * k + 0.05 for k in range(10))
@@ -40,7 +41,7 @@ def test_per_lambda(benchmark: Any, tmp_path: pathlib.Path) -> None:
     def by_disk(lam: float) -> None:
         shutil.rmtree(merged, ignore_errors=True)
         pa_fast.merge(base, instruct, lam=lam, out=merged)
-        model = AutoModelForCausalLM.from_pretrained(merged, dtype=torch.bfloat16)
+        model = AutoModelForCausalLM.from_pretrained(merged, dtype=torch.bfloat16, trust_remote_code=False)
         with torch.no_grad():  # a memory map is not loaded before it is read
             sum(float(parameter.sum()) for parameter in model.parameters())
 

@@ -114,6 +114,6 @@ def _by_disk(merge: Callable[..., Contender], base: pathlib.Path, instruct: path
 
 
 def _loaded(folder: pathlib.Path) -> None:
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, trust_remote_code=False)
     with torch.no_grad():  # a memory map is not loaded before it is read
         sum(float(parameter.sum()) for parameter in model.parameters())

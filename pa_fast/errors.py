@@ -17,13 +17,20 @@ A message names the tensor or file, what was found and what was expected; `hint`
 
 from __future__ import annotations
 
+from pa_fast.foreign import one_line, printable, shortened
+
 
 class PaFastError(Exception):
-    """Root of the tree. `message` is one sentence without a full stop, `hint` what to do next."""
+    """Root of the tree. `message` is one sentence without a full stop, `hint` what to do next.
+
+    Both are printable and of bounded length, whatever names and values of others they quote.
+    """
 
     exit_code = 1
 
     def __init__(self, message: str, hint: str | None = None):
+        message = printable(shortened(message))
+        hint = None if hint is None else printable(shortened(hint))
         super().__init__(message if hint is None else f"{message}\n\nhint: {hint}")
         self.message = message
         self.hint = hint
@@ -79,4 +86,4 @@ def parted(text: str) -> tuple[str, str | None]:
 
 def first_line(error: BaseException) -> str:
     """The first line of what a library said, or what kind of error it was where it said nothing."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return one_line(next(iter(str(error).strip().splitlines()), type(error).__name__), 500)

@@ -10,16 +10,18 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
-GROUND = {"errors", "units"}
+GROUND = {"errors", "foreign", "terminal", "units"}
 FLOOR = {"base", "device", "rounding", "rules", "pa_kernels"} | GROUND
 ALLOWED: dict[str, set[str]] = {
     "pa_kernels": set(),
-    "errors": set(),
+    "foreign": set(),
+    "errors": {"foreign"},
+    "terminal": {"foreign"},
     "units": {"errors"},
     "base": {"errors"},
     "device": {"errors"},
     "rounding": {"errors"},
-    "rules": {"base", "errors"},
+    "rules": {"base", "errors", "foreign"},
     "checkpoint": FLOOR,
     "delta": {"checkpoint"} | FLOOR,
     "live": {"delta", "checkpoint"} | FLOOR,

@@ -170,7 +170,7 @@ def main() -> None:
     save(model, tokenizer, out / "pair" / "base", "1300KB")
 
     print(f"stage 2: named requests and some few-shot documents, {INSTRUCT_STEPS} steps", flush=True)
-    model = LlamaForCausalLM.from_pretrained(out / "pair" / "base", dtype=torch.float32)
+    model = LlamaForCausalLM.from_pretrained(out / "pair" / "base", dtype=torch.float32, trust_remote_code=False)
     rng = random.Random(seed + 2)
     batches = [
         (lambda: requests(rng, tokenizer, REQUESTS), 1.0),

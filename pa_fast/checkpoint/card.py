@@ -16,6 +16,7 @@ from pa_fast.checkpoint.recipe import Recipe
 from pa_fast.checkpoint.rows import KeptRows, check_policy
 from pa_fast.checkpoint.tying import TiedHead
 from pa_fast.errors import CheckpointError, UsageError
+from pa_fast.foreign import one_line
 from pa_fast.rounding import Rounding
 from pa_fast.rules import LambdaRule
 
@@ -95,7 +96,8 @@ def read_provenance(folder: Path) -> Provenance | None:
 
 def model_card(provenance: Provenance, out: str) -> str:
     """README.md of a merged checkpoint: front matter for the hub, the formula, λ and the command that makes it again."""
-    base, instruct, lam = provenance.base.source, provenance.instruct.source, provenance.recipe.lam.key
+    base, instruct = one_line(provenance.base.source), one_line(provenance.instruct.source)
+    lam = provenance.recipe.lam.key
     rounding, rule = provenance.recipe.rounding, provenance.recipe.rule
     options = [] if provenance.dtype == "auto" else ["--dtype", provenance.dtype]
     options += ["--rounding", rounding.mode, "--seed", str(rounding.seed)] if rounding.drawn else []
@@ -106,7 +108,7 @@ def model_card(provenance: Provenance, out: str) -> str:
     told = [*([str(provenance.tied)] if provenance.tied else []), *map(str, provenance.kept)]
     apart = "".join(f"- {one}\n" for one in told) + "\n" if told else ""
     # = because a negative λ would read as an option
-    command = shlex.join(["pa-fast", "merge", base, instruct, f"--lambda={lam}", "--out", out, *options])
+    command = shlex.join(["pa-fast", "merge", base, instruct, f"--lambda={lam}", "--out", one_line(out), *options])
     names = "".join(f"- {json.dumps(name, ensure_ascii=False)}\n" for name in (base, instruct))
     return (
         f"---\nbase_model:\n{names}library_name: transformers\ntags:\n- merge\n- pa_fast\n---\n\n"

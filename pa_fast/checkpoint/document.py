@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from pa_fast.errors import CheckpointError
+from pa_fast.foreign import is_deep, one_line
 
 LIMIT_BYTES = 100_000_000  # what safetensors allows for a header; no config or index comes near it
 
 
 def quoted(text: str) -> str:
     """`text` in backticks, printable and at most 120 characters, so that a hostile name cannot flood or colour a terminal."""
-    safe = text if text.isprintable() else ascii(text)[1:-1]
-    return f"`{safe if len(safe) <= 120 else safe[:117] + '...'}`"
+    return f"`{one_line(text, 120)}`"
 
 
 def regular_size(path: Path) -> int:
@@ -56,6 +56,8 @@ def parse_object(data: bytes, where: str) -> dict[str, Any]:
         raise CheckpointError(f"{where}: not JSON: {error}", hint) from None
     if not isinstance(found, dict):
         raise CheckpointError(f"{where}: found JSON {type(found).__name__}, expected an object", hint)
+    if is_deep(found):  # whoever walks or prints it recurses, and the parser goes deeper
+        raise CheckpointError(f"{where}: JSON nested too deep to be a checkpoint's", hint)
     return found
 
 
@@ -75,26 +77,14 @@ def read_object(path: Path, limit_bytes: int = LIMIT_BYTES) -> dict[str, Any]:
     return parse_object(data, str(path))
 
 
-def check_depth(document: dict[str, Any], where: str, most: int = 64) -> None:
-    """Refuse what is nested deeper than `most` levels: whoever walks a document recurses, and the parser goes deeper.
-
-    Raises:
-        CheckpointError: it is.
-    """
-    level: list[Any] = [document]
-    for _ in range(most):
-        level = [v for part in level for v in (part.values() if isinstance(part, dict) else part) if isinstance(v, (dict, list))]
-    if level:
-        raise CheckpointError(f"{where}: JSON nested too deep to be a checkpoint's", "download the file again")
-
-
 class _Duplicate(Exception):
     pass
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise _Duplicate(next(name for place, name in enumerate(names) if names.index(name) != place))
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise _Duplicate(name)
+        found[name] = value
     return found

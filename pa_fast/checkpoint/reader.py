@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from pa_fast.checkpoint.document import check_depth, read_object
+from pa_fast.checkpoint.document import read_object
 from pa_fast.checkpoint.header import DTYPE_BITS, TensorInfo
 from pa_fast.checkpoint.quantised import quantisation
 from pa_fast.checkpoint.shards import read_shards
@@ -58,7 +58,6 @@ class Checkpoint:
         except OSError as error:
             raise CheckpointError(f"{folder}: cannot be read: {error.strerror}", "check its permissions") from None
         config = read_object(folder / "config.json")
-        check_depth(config, str(folder / "config.json"))
         tensors = {name: info for header in headers for name, info in header.tensors.items()}
         kind = quantisation(config, tensors.values())
         if kind:

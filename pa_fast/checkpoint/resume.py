@@ -58,7 +58,7 @@ class ShardLog:
                     found[str(entry["file"])] = {
                         str(name): Sums(*(int(value, 16) for value in sums)) for name, sums in entry["tensors"].items()
                     }
-            except (ValueError, TypeError, KeyError, AttributeError):
+            except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
                 continue
         return found
 

@@ -6,6 +6,7 @@ import functools
 import gc
 import io
 import sys
+import traceback
 from collections.abc import Callable
 from typing import Annotated, Any, NoReturn
 
@@ -13,13 +14,16 @@ import typer
 
 from pa_fast.cli.deltas import encode, lora
 from pa_fast.cli.merges import merge, verify
-from pa_fast.cli.output import say
 from pa_fast.cli.pairs import inspect
 from pa_fast.cli.runs import SWEEP_HELP, report, sweep
 from pa_fast.cli.speed import bench
 from pa_fast.errors import PaFastError
+from pa_fast.foreign import shortened
+from pa_fast.terminal import libraries_printable, say, tell
 
 __all__ = ["app", "main"]
+
+_UsageError: Any = typer.BadParameter.__base__  # click's, which newer versions of typer carry under a name of their own
 
 app = typer.Typer(
     name="pa-fast",
@@ -37,7 +41,7 @@ def _version(wanted: bool) -> None:
     if wanted:
         import pa_fast
 
-        print(f"pa-fast {pa_fast.__version__}")
+        tell(f"pa-fast {pa_fast.__version__}")
         raise typer.Exit
 
 
@@ -77,11 +81,19 @@ def main() -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that cannot write λ gets a question mark, not a failure
+    if debug:
+        sys.excepthook = lambda *error: say("".join(traceback.format_exception(*error)))
     try:
-        app(args=arguments, prog_name="pa-fast")
+        with libraries_printable():
+            sys.exit(app(args=arguments, prog_name="pa-fast", standalone_mode=False))
     except KeyboardInterrupt:
         say("interrupted")
         sys.exit(130)
+    except _UsageError as error:  # typer's own way prints arguments as they are, and a file's name may be one
+        with io.StringIO() as said:
+            error.show(file=said)
+            say(said.getvalue().rstrip())
+        sys.exit(error.exit_code)
     except Exception as error:
         if debug:
             raise
@@ -92,6 +104,6 @@ def main() -> NoReturn:
             where = error.filename or "output"
             say(f"error: {where}: {error.strerror or error}\n\nhint: check the disk and permissions, then run again")
             sys.exit(1)
-        say(f"error: unexpected {type(error).__name__}: {error}\n\nhint: a bug in pa_fast; run again with --debug to see where")
+        said_by = shortened(f"{type(error).__name__}: {error}")
+        say(f"error: unexpected {said_by}\n\nhint: a bug in pa_fast; run again with --debug to see where")
         sys.exit(1)
-    sys.exit(0)

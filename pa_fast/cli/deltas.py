@@ -7,8 +7,9 @@ from typing import Annotated
 import typer
 
 from pa_fast.cli.options import AllowNonfinite, Base, Dtype, Instruct, Json
-from pa_fast.cli.output import say
+from pa_fast.cli.output import tell_json
 from pa_fast.errors import UsageError
+from pa_fast.terminal import say, tell
 from pa_fast.units import format_bytes, format_count
 
 
@@ -42,13 +43,13 @@ def encode(
         dtype=dtype, allow_nonfinite=allow_nonfinite, overwrite=overwrite, text=text,
     )  # fmt: skip
     if as_json:
-        print(report.to_json())
+        tell_json(report.to_json())
         return
     kept = "loses nothing" if report.lossless else f"relative error {report.relative_error:.3g}, ‖D′‖² / ‖D‖² {report.energy:.3g}"
     size = f"{format_bytes(report.bytes)}, {report.bytes_per_parameter:.3g} bytes per parameter"
-    print(f"{out}: {report.options}: {size}; {kept}")
+    tell(f"{out}: {report.options}: {size}; {kept}")
     for point in report.text.points if report.text else ():
-        print(f"λ = {point.lam}: KL to the exact merge {point.kl:.3g} nats per token, {point.agreement:.1%} of tokens agree")
+        tell(f"λ = {point.lam}: KL to the exact merge {point.kl:.3g} nats per token, {point.agreement:.1%} of tokens agree")
 
 
 def _range(text: str | None) -> tuple[float, float] | None:
@@ -73,6 +74,6 @@ def lora(
     from pa_fast.encoding import export_lora
 
     made = export_lora(delta, base, out, lam, partial=partial)
-    print(f"{out}: {format_count(len(made.ranks), 'layer')}, rank {max(made.ranks.values())}, λ = {lam}")
+    tell(f"{out}: {format_count(len(made.ranks), 'layer')}, rank {max(made.ranks.values())}, λ = {lam}")
     if made.left_out:
         say(f"note: left out {format_count(len(made.left_out), 'tensor')}, such as `{made.left_out[0]}`")

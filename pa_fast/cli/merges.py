@@ -9,8 +9,9 @@ from typing import Annotated
 import typer
 
 from pa_fast.cli.options import AllowNonfinite, Base, Dtype, ExtraRows, Instruct, Json, Rounding, Rule, Seed
-from pa_fast.cli.output import byte_bar, say, show_json
+from pa_fast.cli.output import byte_bar, show_json
 from pa_fast.errors import DataError
+from pa_fast.terminal import say, tell
 from pa_fast.units import format_bytes, format_count, format_rate, format_seconds
 
 
@@ -52,7 +53,7 @@ def merge(
     else:
         rate = format_rate(report.bytes, report.seconds)
         size = f"{format_bytes(report.bytes)} in {format_count(report.shards, 'file')}"
-        print(f"{report.out}: λ = {report.lam}, {report.tensors} tensors, {size}, {format_seconds(report.seconds)} ({rate})")
+        tell(f"{report.out}: λ = {report.lam}, {report.tensors} tensors, {size}, {format_seconds(report.seconds)} ({rate})")
         if report.resumed:
             say(f"note: {report.resumed} of {format_count(report.shards, 'file')} were complete from an unfinished run")
         for note in report.notes:
@@ -79,7 +80,7 @@ def verify(
     if as_json:
         show_json(report)
     elif report.ok:
-        print(f"{report.merged}: every bit of {report.tensors} tensors is the merge at λ = {report.lam}")
+        tell(f"{report.merged}: every bit of {report.tensors} tensors is the merge at λ = {report.lam}")
         for note in report.notes:
             say(f"note: {note}")
     if not report.ok:

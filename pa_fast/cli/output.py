@@ -9,15 +9,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from pa_fast.terminal import console, say
+
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from pa_fast.sweep.results import SweepResult
-
-
-def say(message: str) -> None:
-    """A message, on stderr."""
-    print(message, file=sys.stderr, flush=True)
 
 
 def say_where(result: SweepResult) -> None:
@@ -26,21 +21,20 @@ def say_where(result: SweepResult) -> None:
     say(f"results{drawn}: {result.out}")
 
 
-def _console() -> Console:
-    from rich.console import Console
-
-    # A pipe has no width: wrapping there would break tables for the programs that read them.
-    return Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=10_000)
-
-
 def show(drawable: Any) -> None:
     """A table, on stdout."""
-    _console().print(drawable)
+    # A pipe has no width: wrapping there would break tables for the programs that read them.
+    console(width=None if sys.stdout.isatty() else 10_000).print(drawable)
 
 
 def show_json(report: Any) -> None:
     """A report, as one document on stdout."""
-    print(json.dumps(dataclasses.asdict(report), indent=1, ensure_ascii=False, default=str))
+    tell_json(json.dumps(dataclasses.asdict(report), indent=1, ensure_ascii=False, default=str))
+
+
+def tell_json(document: str) -> None:
+    """A JSON document on stdout, in JSON's own escapes where characters cannot be printed."""
+    print("".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in document))
 
 
 @contextmanager
@@ -49,10 +43,9 @@ def byte_bar(what: str, *, shown: bool = True) -> Iterator[Callable[[int, int], 
     if not (shown and sys.stderr.isatty()):
         yield None
         return
-    from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
     columns = (TextColumn(what), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    with Progress(*columns, console=console(stderr=True), transient=True) as progress:
         task = progress.add_task(what, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)

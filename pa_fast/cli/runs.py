@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pa_fast.cli.options import AllowNonfinite, Base, Dtype, ExtraRows, Rounding, Rule
-from pa_fast.cli.output import say, say_where, show
+from pa_fast.cli.output import say_where, show
 from pa_fast.errors import PaFastError, UsageError, parted
+from pa_fast.foreign import shortened
+from pa_fast.terminal import say, tell
 from pa_fast.units import format_count
 
 if TYPE_CHECKING:
@@ -121,7 +123,7 @@ def sweep(
     say_where(result)
     if confirm:
         confirmed = run_again(job, result, confirm, TerminalProgress())
-        print("\nconfirmed with an exact store:")
+        tell("\nconfirmed with an exact store:")
         show(confirmed.table())
         say_where(confirmed)
         result = dataclasses.replace(result, failures=result.failures + confirmed.failures)
@@ -164,9 +166,9 @@ def say_failures(failures: Iterable[Failure]) -> None:
     known: set[str | None] = {None}
     for failure in failures:
         message, hint = parted(failure.error)
-        say(f"failed: {failure.evaluator} at λ = {failure.lam.key}: {' '.join(message.split())}")
+        say(f"failed: {failure.evaluator} at λ = {failure.lam.key}: {shortened(' '.join(message.split()))}")
         if hint not in known:
-            say(f"  hint: {hint}")
+            say(f"  hint: {shortened(hint or '')}")
             known.add(hint)
 
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pa_fast.cli.options import Json
-from pa_fast.cli.output import say, show
+from pa_fast.cli.output import show, tell_json
+from pa_fast.terminal import say
 from pa_fast.units import format_seconds
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def bench(
 
     found = measure(device, shape, rounds, say)
     if as_json:
-        print(found.to_json())
+        tell_json(found.to_json())
     else:
         show(_throughput_table(found))
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from pa_fast.checkpoint.header import FLOATS
 from pa_fast.checkpoint.reader import Checkpoint, torch_dtype
 from pa_fast.checkpoint.rows import may_be_extended, vocabulary_sizes
-from pa_fast.engines import layout
+from pa_fast.engines import layout, own_code
 from pa_fast.engines.inventory import tensors_and_modules
 from pa_fast.engines.origins import trace
 from pa_fast.errors import EngineError, PairError, first_line
@@ -142,15 +142,7 @@ def allocate(loaded: Loaded, device: torch.device) -> None:
 
 
 def _from_pretrained(checkpoint: Checkpoint, dtype: torch.dtype | None, sharding: Mapping[str, Any] | None) -> PreTrainedModel:
-    import transformers
-
-    architectures = checkpoint.config.get("architectures") or []
-    kind = getattr(transformers, architectures[0], None) if architectures else transformers.AutoModelForCausalLM
-    if kind is None:
-        raise EngineError(
-            f"transformers {transformers.__version__} has no class `{architectures[0]}` (config.json of {checkpoint.folder})",
-            "models with code of their own cannot be loaded; upgrade transformers for new architectures",
-        )
+    kind = own_code.model_class(checkpoint.folder, checkpoint.config)
     try:
         with _quiet():
             model, info = kind.from_pretrained(
@@ -159,9 +151,14 @@ def _from_pretrained(checkpoint: Checkpoint, dtype: torch.dtype | None, sharding
                 output_loading_info=True,
                 use_safetensors=True,
                 local_files_only=True,
+                trust_remote_code=False,
                 **(sharding or {}),
             )
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+        for auto_class in ("AutoModelForCausalLM", "AutoConfig"):
+            refused = own_code.refused(checkpoint.folder, "config.json", auto_class, error)
+            if refused is not None:
+                raise refused from error
         raise EngineError(
             f"transformers cannot load {checkpoint.folder}: {first_line(error)}",
             "load it with from_pretrained to see the whole report"
@@ -182,14 +179,16 @@ def _from_pretrained(checkpoint: Checkpoint, dtype: torch.dtype | None, sharding
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """No bars from transformers on stderr: this library draws its own."""
+    """No bars and no reports from transformers on stderr: this library draws its own, and refuses what is not whole."""
     from transformers.utils import logging
 
-    shown = logging.is_progress_bar_enabled()
+    shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
         yield
     finally:
+        logging.set_verbosity(verbosity)
         if shown:
             logging.enable_progress_bar()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pa_fast.engines import own_code
 from pa_fast.errors import EngineError, first_line
 
 if TYPE_CHECKING:
@@ -19,8 +20,12 @@ def tokenizer_of(folder: Path) -> PreTrainedTokenizerBase | None:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except Exception as error:  # whatever a tokenizer file can break
+        for file, auto_class in (("tokenizer_config.json", "AutoTokenizer"), ("config.json", "AutoConfig")):
+            refused = own_code.refused(folder, file, auto_class, error)
+            if refused is not None:
+                raise refused from error
         said = first_line(error)
         raise EngineError(f"transformers cannot load the tokenizer in {folder}: {said}", "check tokenizer.json there") from error
     # It would warn of long texts, which evaluators cut into windows; what is too long for the model is refused by the engine.

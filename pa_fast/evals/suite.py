@@ -10,8 +10,10 @@ from pa_fast.errors import EvaluatorError, UsageError
 from pa_fast.evals import spec
 from pa_fast.evals.files import read_file
 from pa_fast.evals.kind import EvalSpec
+from pa_fast.foreign import YamlError, load_yaml
 
 SUFFIXES = (".yaml", ".yml")
+LIMIT_CHARACTERS = 200_000  # PyYAML reads some 30 kB a second
 
 
 def parse_all(texts: Iterable[str]) -> list[EvalSpec]:
@@ -35,25 +37,22 @@ def read_suite(path: str | pathlib.Path) -> list[EvalSpec]:
 
     path = pathlib.Path(path)
     text = read_file(path).text
+    if len(text) > LIMIT_CHARACTERS:
+        raise EvaluatorError(
+            f"{path}: {len(text)} characters, expected a suite of at most {LIMIT_CHARACTERS}", "give a suite file"
+        )
     try:
-        _refuse_repeated(path, yaml.compose(text, yaml.SafeLoader))
-        entries = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        said = " ".join(str(error).split())
-        raise EvaluatorError(f"{path}: not YAML ({said})", "write a list of EVAL strings, one a line after a dash") from None
+        entries = load_yaml(text, yaml.SafeLoader)
+    except YamlError as error:
+        if error.line is not None:
+            raise UsageError(f"{path}:{error.line}: {error.message}", "write each entry out, with each option once") from None
+        raise EvaluatorError(
+            f"{path}: not YAML ({error.message})", "write a list of EVAL strings, one a line after a dash"
+        ) from None
     if not isinstance(entries, list) or not entries:
         found = "nothing" if not entries else f"a {type(entries).__name__}"
         raise EvaluatorError(f"{path}: found {found}, expected a list of evaluators", "one a line after a dash, each an EVAL")
     return [_entry(path, number, entry) for number, entry in enumerate(entries, start=1)]
-
-
-def _refuse_repeated(path: pathlib.Path, suite: Any) -> None:
-    """Refuse an option that an entry has twice: YAML would take the last one and say nothing."""
-    for entry in suite.value if suite is not None else ():
-        keys = [key.value for key, _ in entry.value] if getattr(entry, "id", "") == "mapping" else []
-        for key, node in zip(keys, entry.value if keys else ()):
-            if keys.count(key) > 1:
-                raise UsageError(f"{path}:{node[0].start_mark.line + 1}: `{key}` is given twice", "give it once")
 
 
 def _entry(path: pathlib.Path, number: int, entry: Any) -> EvalSpec:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from pa_fast.errors import UsageError
-from pa_fast.rules.row import EXAMPLE, shown
+from pa_fast.foreign import YamlError, load_yaml
+from pa_fast.rules.row import EXAMPLE
 
-LIMIT_BYTES = 1_000_000
+LIMIT_BYTES = 200_000  # PyYAML reads some 30 kB a second
 
 
 def read(path: str | Path) -> list[Any]:
@@ -27,32 +27,12 @@ def read(path: str | Path) -> list[Any]:
     if len(data) > LIMIT_BYTES:
         raise UsageError(f"{path}: {len(data)} bytes, expected a rule of at most {LIMIT_BYTES}", "give a rule file")
     try:
-        tree = yaml.compose(data.decode("utf-8"), yaml.BaseLoader)
-        _refuse_repeated(str(path), tree)
         # BaseLoader leaves every scalar as it is written: 0.1 is exact, and `no` is no bool
-        rows = None if tree is None else yaml.load(data.decode("utf-8"), yaml.BaseLoader)
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        said = " ".join(str(error).split())
-        raise UsageError(f"{path}: not YAML ({said})", f"write a list of rows, such as {EXAMPLE}") from None
+        rows = load_yaml(data.decode("utf-8"), yaml.BaseLoader)
+    except YamlError as error:
+        if error.line is not None:
+            raise UsageError(f"{path}:{error.line}: {error.message}", "write each row out, with each key once") from None
+        raise UsageError(f"{path}: not YAML ({error.message})", f"write a list of rows, such as {EXAMPLE}") from None
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: not YAML ({error})", f"write a list of rows, such as {EXAMPLE}") from None
     return rows if rows is not None else []
-
-
-def _refuse_repeated(path: str, tree: Any) -> None:
-    """Refuse a key that a mapping has twice, of which YAML would take the last, and aliases, which a rule has no use for."""
-    seen: set[int] = set()
-    nodes = [tree] if tree is not None else []
-    while nodes:
-        node = nodes.pop()
-        line = node.start_mark.line + 1
-        if id(node) in seen:
-            raise UsageError(f"{path}:{line}: found an alias", "write the row out")
-        seen.add(id(node))
-        if node.id == "mapping":
-            keys = [key.value for key, _ in node.value if key.id == "scalar"]
-            twice = next((key for key, count in Counter(keys).items() if count > 1), None)
-            if twice is not None or len(keys) < len(node.value):
-                found = f"{shown(twice)} is given twice" if twice is not None else "a key is no plain text"
-                raise UsageError(f"{path}:{line}: {found}", "give each key once")
-            nodes += [value for _, value in node.value]
-        elif node.id == "sequence":
-            nodes += node.value

@@ -85,13 +85,13 @@ def _field(fields: dict[str, Any], name: str) -> Any:
     if name == "lam":
         return _key(value)
     if name == "evaluator":
-        valid = isinstance(value, str) and value != ""
+        valid = isinstance(value, str) and value != "" and value.isprintable()
     elif value is None:
         return None
     elif name == "checksum":
         return int(_hexadecimal(value), 16)
     elif name in _TEXTS:
-        valid = isinstance(value, str)
+        valid = isinstance(value, str) and (name != "unit" or value.isprintable())
     elif name == "n":
         valid = type(value) is int and value > 0
     elif name == "details":

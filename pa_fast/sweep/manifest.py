@@ -11,6 +11,7 @@ from typing import Any
 
 from pa_fast.base import Engine, Evaluator, Lambda, configuration, identity
 from pa_fast.errors import RunError, UsageError
+from pa_fast.foreign import is_deep
 from pa_fast.sweep import durable
 
 NAME = "run.json"
@@ -107,6 +108,8 @@ def load(folder: pathlib.Path) -> Manifest:
     path = folder / NAME
     try:
         document = json.loads(path.read_bytes())
+        if is_deep(document):
+            raise ValueError("nested too deep")
         if document["format"] != FORMAT:
             found = json.dumps(document["format"])
             raise RunError(
@@ -115,7 +118,7 @@ def load(folder: pathlib.Path) -> Manifest:
         return Manifest(
             tuple(Lambda(_typed(key, str)).key for key in document["lambdas"]),
             tuple(
-                Column(_typed(c["name"], str), _typed(c["higher_is_better"], bool), _typed(c["identity"], dict))
+                Column(_name(c["name"]), _typed(c["higher_is_better"], bool), _typed(c["identity"], dict))
                 for c in document["evaluators"]
             ),
             _typed(document["engine"], dict),
@@ -183,6 +186,13 @@ def _typed(value: Any, kind: type) -> Any:
     if not isinstance(value, kind):
         raise TypeError(f"{_shown(value)} where a {kind.__name__} is expected")
     return value
+
+
+def _name(value: Any) -> str:
+    """The name of an evaluator, as a sweep accepts it: it becomes a column of every results file."""
+    if not _typed(value, str).isprintable():
+        raise ValueError(f"an evaluator is called {_shown(value)}")
+    return str(value)
 
 
 def _versions() -> dict[str, str]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Protocol
 
+from pa_fast import terminal
 from pa_fast.base import Lambda
+from pa_fast.foreign import one_line, shortened
 from pa_fast.sweep.entry import Entry
 from pa_fast.sweep.results import score_text
 from pa_fast.units import format_seconds
@@ -55,15 +57,13 @@ class TerminalProgress:
     """One line per recorded point on stderr, and under them a bar where stderr is a terminal."""
 
     def __init__(self, console: Console | None = None):
-        from rich.console import Console
-
-        self._console = console if console is not None else Console(stderr=True, highlight=False)
+        self._console = console if console is not None else terminal.console(stderr=True)
         self._bar: Bar | None = None
         self._points = self._done = self._done_before = 0
         self._started_s = 0.0
 
     def noted(self, note: str) -> None:
-        self._console.print(f"note: {note}", markup=False, soft_wrap=True)
+        self._console.print(f"note: {shortened(note)}", markup=False, soft_wrap=True)
 
     def begin(self, points: int, finished: int) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
@@ -111,7 +111,7 @@ class TerminalProgress:
 
 def _line(entry: Entry) -> str:
     if entry.error is not None:
-        return f"λ {entry.lam:<5} {entry.evaluator}  failed: {entry.error.splitlines()[0]}"
+        return f"λ {entry.lam:<5} {entry.evaluator}  failed: {one_line(entry.error.splitlines()[0], 500)}"
     assert entry.score is not None and entry.switch_s is not None and entry.eval_s is not None
     times = f"switch {format_seconds(entry.switch_s)}, evaluation {format_seconds(entry.eval_s)}"
     return f"λ {entry.lam:<5} {entry.evaluator}  {score_text(entry.score)} {entry.unit}  {times}"

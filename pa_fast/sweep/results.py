@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from pa_fast.base import Lambda
 from pa_fast.errors import UsageError
+from pa_fast.foreign import one_line
 from pa_fast.sweep import durable, journal, manifest
 from pa_fast.sweep.entry import Entry
 
@@ -138,7 +139,7 @@ def load(folder: pathlib.Path) -> SweepResult:
         higher_is_better=tuple(column.higher_is_better for column in run.evaluators),
         rows=tuple(_row(entry) for entry in ordered if entry.finished),
         failures=tuple(Failure(Lambda(e.lam), e.evaluator, e.error or "") for e in ordered if not e.finished),
-        approximation=None if run.engine.get("lossless", True) else str(run.engine.get("store")),
+        approximation=None if run.engine.get("lossless", True) else one_line(str(run.engine.get("store")), 120),
     )
 
 
@@ -156,10 +157,10 @@ def table(results: Iterable[SweepResult]) -> Table:
     results = list(results)
     said = ["* best of its column"] if any(result.rows for result in results) else []
     said += [f"approximate delta: {a}" for a in dict.fromkeys(result.approximation for result in results) if a]
-    drawn = Table(caption="\n".join(said) or None, caption_justify="right")
+    drawn = Table(caption=Text("\n".join(said), "table.caption") if said else None, caption_justify="right")
     drawn.add_column("λ", justify="right")
     for result in results:
-        run = f"{result.out.name}\n" if len(results) > 1 else ""
+        run = f"{one_line(result.out.name)}\n" if len(results) > 1 else ""
         drawn.add_column(Text(f"{run}effective λ"), justify="right")
         for name in result.evaluators:
             unit = next((row.unit for row in result.rows if row.evaluator == name), "")

@@ -65,7 +65,7 @@ def test_paths_begin_beside_the_suite(tmp_path: Path, monkeypatch: pytest.Monkey
         ("just words", "found a str, expected a list"),
         ("- {eval: icl", "not YAML"),
         ("- 2020-99-99", "not YAML"),
-        ("- &a [*a]", "entry 1: found "),
+        ("- &a [*a]", ":1: found an alias"),
         ("- icl:a.jsonl\n- 5", "entry 2: found 5, expected an EVAL string"),
         ("- icl: a.jsonl", "entry 1: found {'icl': 'a.jsonl'}"),
         ("- other.yaml", "entry 1: found 'other.yaml'"),
@@ -77,7 +77,7 @@ def test_paths_begin_beside_the_suite(tmp_path: Path, monkeypatch: pytest.Monkey
         ("- {eval: icl, file: a, shots: [5]}", "entry 1: `shots` is [5], expected a text or a number"),
         ("- {eval: icl, file: null}", "entry 1: `file` is None"),
         ("- icl:a.jsonl\n-\n  eval: icl\n  file: b\n  shots: 5\n  shots: 8", ":5: `shots` is given twice"),
-        ("- {eval: icl, file: a, ? [x] : 1}", "not YAML"),
+        ("- {eval: icl, file: a, ? [x] : 1}", ":1: a key is no plain text"),
     ],
 )
 def test_errors_name_file_and_entry(tmp_path: Path, text: str, message: str) -> None:

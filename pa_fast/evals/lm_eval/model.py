@@ -50,6 +50,7 @@ class Live(_Base):
                 f"lm-eval: batch_size={size!r}, expected a whole number from 1",
                 "`auto` would probe again at every λ and batch, so round, differently; measure once and fix it",
             )
+        options["trust_remote_code"] = False  # the model is there: nothing that could name code is left to load
         with quiet():
             super().__init__(pretrained=model, tokenizer=remembering(engine.tokenizer), batch_size=size, **options)
         engine.on_weights_changed()

@@ -1,0 +1,67 @@
+"""The way to a terminal: what is printed there is printable, and says no more than it shows."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import sys
+import warnings
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from pa_fast.foreign import printable
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def say(text: str) -> None:
+    """Print a message on stderr, printable."""
+    print(printable(text), file=sys.stderr, flush=True)
+
+
+def tell(text: str) -> None:
+    """Print a line of data on stdout, printable."""
+    print(printable(text))
+
+
+def console(*, stderr: bool = False, width: int | None = None) -> Console:
+    """Return a rich console that prints the text of others as text: escaped, and without markup, links or emoji."""
+    return _console_class()(stderr=stderr, width=width, markup=False, emoji=False, highlight=False)
+
+
+@functools.cache
+def _console_class() -> type[Console]:
+    from rich.console import Console, ConsoleOptions
+    from rich.segment import Segment
+
+    class Printable(Console):
+        """Escapes what is to be shown, and leaves rich's own control segments: colours are no part of the text."""
+
+        def render(self, renderable: Any, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+            for segment in super().render(renderable, options):
+                if segment.control or segment.text.isprintable():
+                    yield segment
+                else:
+                    yield Segment(printable(segment.text), segment.style)
+
+    return Printable
+
+
+@contextlib.contextmanager
+def libraries_printable() -> Iterator[None]:
+    """Meanwhile what libraries log and warn of is printable: they quote names and values of checkpoints as they are."""
+    factory, formatted = logging.getLogRecordFactory(), warnings.formatwarning
+    logging.setLogRecordFactory(_Record)
+    warnings.formatwarning = lambda *about, **more: printable(formatted(*about, **more))
+    try:
+        yield
+    finally:
+        logging.setLogRecordFactory(factory)
+        warnings.formatwarning = formatted
+
+
+class _Record(logging.LogRecord):
+    def getMessage(self) -> str:
+        return printable(super().getMessage())
