@@ -4,14 +4,34 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import stat
 from pathlib import Path
 from typing import Any
 
 from pa_fast.errors import CheckpointError
 from pa_fast.foreign import is_deep, one_line
+from pa_fast.units import format_bytes
 
 LIMIT_BYTES = 100_000_000  # what safetensors allows for a header; no config or index comes near it
+
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+"""How a file begins that git-lfs is to replace by what it stands for."""
+
+
+def refuse_pointer(path: Path, data: bytes) -> None:
+    """Raise CheckpointError if `data`, the beginning of the file `path`, is a git-lfs pointer.
+
+    Source: https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md
+    """
+    if data.startswith(LFS_POINTER):
+        size = re.search(rb"^size (\d{1,18})$", data[:1024], re.MULTILINE)
+        stands = f" for a file of {format_bytes(int(size[1]))}" if size else ""
+        raise CheckpointError(
+            f"{path}: found a git-lfs pointer{stands}, not the file itself: the folder was cloned without git-lfs",
+            f"install git-lfs, then: git -C {shlex.quote(str(path.parent))} lfs pull",
+        )
 
 
 def quoted(text: str) -> str:
@@ -74,6 +94,7 @@ def read_object(path: Path, limit_bytes: int = LIMIT_BYTES) -> dict[str, Any]:
         data = path.read_bytes()
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}", "check its permissions") from None
+    refuse_pointer(path, data)
     return parse_object(data, str(path))
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pa_fast.checkpoint.document import LIMIT_BYTES, parse_object, quoted, regular_size
+from pa_fast.checkpoint.document import LFS_POINTER, LIMIT_BYTES, parse_object, quoted, refuse_pointer, regular_size
 from pa_fast.errors import CheckpointError
 
 DTYPE_BITS = {
@@ -69,7 +69,10 @@ def read_header(path: Path) -> Header:
         raise CheckpointError(f"{path}: {size} bytes, too short for a safetensors header", _AGAIN)
     try:
         with open(path, "rb", buffering=0) as file:  # not a byte past the header
-            length = int.from_bytes(file.read(8), "little")
+            start = file.read(8)
+            length = int.from_bytes(start, "little")
+            if length > LIMIT_BYTES and start == LFS_POINTER[:8]:
+                refuse_pointer(path, start + file.read(1024))
             if length > LIMIT_BYTES:
                 raise CheckpointError(f"{path}: header length {length}, expected at most {LIMIT_BYTES}", _AGAIN)
             if 8 + length > size:
@@ -78,10 +81,10 @@ def read_header(path: Path) -> Header:
             data = file.read(length)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}", "check its permissions") from None
-    if not data.startswith(b"{"):
+    if not data.lstrip(b" \t\r\n").startswith(b"{"):
         raise CheckpointError(f"{path}: header begins with {data[:1]!r}, expected `{{`", _AGAIN)
     entries = parse_object(data, f"{path}: header")
-    metadata = entries.pop("__metadata__", {})
+    metadata = entries.pop("__metadata__", None) or {}  # null, as safetensors itself reads it
     _check_metadata(path, metadata)
     infos = [_tensor(path, name, entry, 8 + length) for name, entry in entries.items()]
     infos.sort(key=lambda info: (info.start, info.stop))
@@ -100,7 +103,7 @@ def _tensor(path: Path, name: str, entry: Any, data_start: int) -> TensorInfo:
 
     if not name.isprintable():
         raise refuse("the name has characters that cannot be printed")
-    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+    if not isinstance(entry, dict) or not entry.keys() >= {"dtype", "shape", "data_offsets"}:  # others mean nothing
         raise refuse("entry is not an object of dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPE_BITS:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from pa_fast.checkpoint.document import read_object
 from pa_fast.checkpoint.header import DTYPE_BITS, TensorInfo
-from pa_fast.checkpoint.quantised import quantisation
+from pa_fast.checkpoint.quantised import check_not_quantised
 from pa_fast.checkpoint.shards import read_shards
 from pa_fast.errors import CheckpointError, DataError
 
@@ -59,9 +59,7 @@ class Checkpoint:
             raise CheckpointError(f"{folder}: cannot be read: {error.strerror}", "check its permissions") from None
         config = read_object(folder / "config.json")
         tensors = {name: info for header in headers for name, info in header.tensors.items()}
-        kind = quantisation(config, tensors.values())
-        if kind:
-            raise CheckpointError(f"{folder}: a quantised checkpoint: {kind}", "use the original 16- or 32-bit checkpoint")
+        check_not_quantised(folder, config, tensors.values())
         if not tensors:
             raise CheckpointError(f"{folder}: its weight files hold no tensor", "check the path")
         files: dict[Path, WeightFile] = {}

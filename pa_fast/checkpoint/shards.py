@@ -11,6 +11,10 @@ from pa_fast.errors import CheckpointError
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+_RESAVE = (
+    "python -c \"from transformers import AutoModelForCausalLM as M; M.from_pretrained('{0}', dtype='auto')"
+    ".save_pretrained('{0}-again')\""
+)
 _CONVERT = (
     "convert it first: python -c \"from transformers import AutoModelForCausalLM as M; M.from_pretrained('{0}', "
     "dtype='auto').save_pretrained('{0}-safetensors')\" and copy the tokenizer files"
@@ -61,10 +65,33 @@ def _indexed(folder: Path, weight_map: dict[str, str]) -> list[Header]:
             raise CheckpointError(f"{index}: {found}", "index and shards are of different downloads: fetch both again")
     for file, header in headers.items():
         for name in header.tensors:
-            if weight_map.get(name) != file:
+            placed = weight_map.get(name)
+            if placed is not None and placed != file:
+                raise CheckpointError(
+                    f"{folder}: tensor {quoted(name)} is in two shards, {placed} and {file}; {INDEX} names the first",
+                    f"loaders differ in which they take: load the folder and save it again ({_RESAVE.format(folder)})",
+                )
+            if placed is None:
                 found = f"shard {file} holds tensor {quoted(name)}, which the index does not place there"
                 raise CheckpointError(f"{index}: {found}", "index and shards are of different downloads: fetch both again")
     return list(headers.values())
+
+
+def cache_snapshots(folder: Path) -> list[Path]:
+    """The checkpoints in the cache folder of a hub repository (`models--ORG--NAME`), oldest first; none in any other."""
+    if not folder.name.startswith("models--"):
+        return []
+    found = [path for path in (folder / "snapshots").glob("*") if path.is_dir()]
+    return sorted(found, key=lambda path: (path.stat().st_mtime_ns, path.name))
+
+
+def hub_id(folder: Path) -> str | None:
+    """The hub id of a checkpoint that lies in a hub cache (`models--ORG--NAME/snapshots/COMMIT`); None of any other folder.
+
+    Source: `huggingface_hub`'s cache layout, https://huggingface.co/docs/huggingface_hub/guides/manage-cache
+    """
+    kind, *name = folder.parent.parent.name.split("--")
+    return "/".join(name) if kind == "models" and name and folder.parent.name == "snapshots" else None
 
 
 def _no_weights(folder: Path) -> CheckpointError:
@@ -72,7 +99,20 @@ def _no_weights(folder: Path) -> CheckpointError:
     if not names:
         return CheckpointError(f"{folder}: the folder is empty", "check the path")
     pickles = [name for name in names if name.endswith((".bin", ".pt", ".pth")) and not name.startswith("training_args")]
+    cached = cache_snapshots(folder)
+    if cached:
+        return CheckpointError(
+            f"{folder}: the cache folder of a hub repository, whose checkpoints are in its snapshots",
+            f"give {cached[-1]}, or the hub id {hub_id(cached[-1])}",
+        )
     parts = [name for name in names if name.endswith(".safetensors")]
+    whole = [name for name in parts if name.startswith("consolidated")]
+    if whole and len(whole) == len(parts):
+        return CheckpointError(
+            f"{folder}: found {', '.join(whole[:3])} alone, the names and layout of the model's own code, not of transformers",
+            f"fetch the repository's model*.safetensors files and {INDEX} as well, or convert it with transformers' "
+            "convert_…_weights_to_hf script for this model",
+        )
     if "adapter_config.json" in names:
         return CheckpointError(f"{folder}: holds an adapter, not a whole model", "merge the adapter into its base model first")
     if parts:
