@@ -50,6 +50,7 @@ def encode(
     check_dtype(dtype)
     writer.place(out, overwrite)
     with Checkpoint.open(resolve(base)) as b, Checkpoint.open(resolve(instruct)) as i:
+        writer.place(out, overwrite, (b.folder, i.folder))
         check_configs(b, i, tying=False)
         compare_vocabularies(b.folder, i.folder)
         loaded = load_pair(b, i, getattr(torch, dtype) if dtype in DTYPES else None)
