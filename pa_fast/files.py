@@ -153,6 +153,19 @@ def sync_folder(folder: Path) -> None:
         os.close(fd)
 
 
+def sync_finished(folder: Path) -> bool:
+    """Sync the folder of an output that has its final name, and return whether that is durable now.
+
+    Whatever fails is a note, not an error: the output is complete, and nothing of it may be taken back.
+    """
+    try:
+        sync_folder(folder)
+    except OSError as error:
+        _log.warning("note: %s cannot be synced (%s): after a power cut, look at what is there", _shown(folder), error.strerror)
+        return False
+    return True
+
+
 def rename(source: Path, target: Path) -> None:
     """`os.rename`, that is believed where it was done though an error came back, as NFS sends for a repeated request."""
     before = os.lstat(source)
@@ -198,5 +211,8 @@ def _note(fd: int, path: Path, what: str, error: OSError, so: str) -> None:
     key = (what, os.fstat(fd).st_dev)
     if key not in _noted:
         _noted.add(key)
-        shown = str(path) if str(path).isprintable() else ascii(str(path))[1:-1]
-        _log.warning("note: the file system of %s %s (%s): %s", shown, what, error.strerror or error, so)
+        _log.warning("note: the file system of %s %s (%s): %s", _shown(path), what, error.strerror or error, so)
+
+
+def _shown(path: Path) -> str:
+    return str(path) if str(path).isprintable() else ascii(str(path))[1:-1]

@@ -169,11 +169,8 @@ class OutputFolder:
                 if self._old.exists() and not self.target.exists():
                     files.rename(self._old, self.target)
                 raise
-        try:
-            files.sync_folder(self.target.parent)
-        except OSError:
-            return  # complete, but perhaps not under its name after a power cut: what it replaces stays too
-        shutil.rmtree(self._old, ignore_errors=True)
+        if files.sync_finished(self.target.parent):  # else the old folder stays too: a power cut may undo the renames
+            shutil.rmtree(self._old, ignore_errors=True)
 
     def _recover(self) -> None:
         """Undo what a killed run left. Holding the lock means that no other process works here."""

@@ -183,7 +183,7 @@ def _file(target: Path) -> Iterator[BinaryIO]:
                 if files.is_named(file.fileno(), partial):
                     partial.unlink(missing_ok=True)
                 raise
-        files.sync_folder(target.parent)
+        files.sync_finished(target.parent)
 
 
 def _version() -> str:
