@@ -58,14 +58,15 @@ def copied(folder: Path) -> list[Companion]:
 
 
 def check_companions(folder: Path) -> None:
-    """Refuse a checkpoint folder in which a file leads out of it, or is a pipe or a device.
+    """Refuse a checkpoint folder in which a file leads out of it or to nothing, or is a pipe or a device.
 
     Links within the folder are fine, and those of a hub cache: `models--ORG--NAME/snapshots/COMMIT/FILE` → `../../blobs/…`.
 
     Raises:
         CheckpointError: naming the file.
     """
-    check_regular(folder)
+    for path in _files(folder):
+        regular_size(path)
     root = Path(os.path.realpath(folder))
     homes = [root]
     if root.parent.name == "snapshots" and root.parent.parent.name.startswith("models--"):
@@ -80,13 +81,14 @@ def check_companions(folder: Path) -> None:
 
 
 def check_regular(folder: Path) -> None:
-    """Refuse a checkpoint folder in which a file is a pipe, a device or a link to nothing: opening it may never end.
+    """Refuse a checkpoint folder in which a file is a pipe or a device: opening or reading it may never end.
 
     Raises:
         CheckpointError: naming the file.
     """
     for path in _files(folder):
-        regular_size(path)
+        if path.exists():
+            regular_size(path)
 
 
 def _files(folder: Path) -> Iterator[Path]:

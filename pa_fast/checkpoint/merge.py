@@ -94,7 +94,7 @@ def merge(
         max_shard_size: of a weight file, bytes or text such as 5GB; None: files are cut as the base's are.
         extra_rows: vocabulary rows that one side alone has are kept as they are (`instruct`) or refused (`refuse`).
         allow_nonfinite: let NaN and infinite weights pass.
-        overwrite: replace a checkpoint folder at `out` once the new one is complete.
+        overwrite: replace a checkpoint folder at `out`, if it holds nothing else, once the new one is complete.
         progress: called with (bytes written, bytes in all) as data stream.
 
     Numerics: the contract of `pa_kernels.lerp_`: fp32 arithmetic, one rounding; λ = 0 and 1 are the sources' bits where
@@ -106,7 +106,7 @@ def merge(
             fit the names.
         CheckpointError, PairError: before any output exists.
         DataError: non-finite or unequal integer weights, or a file that changed or cannot be read; nothing is left behind.
-        OutputError: `out` is not empty, being written, a source, or does not fit on the disk.
+        OutputError: `out` is not empty, being written, a source or what one links to, or does not fit on the disk.
     """
     began = time.perf_counter()
     recipe = Recipe.of(lam, rounding, seed, rule)

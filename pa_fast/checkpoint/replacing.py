@@ -99,6 +99,8 @@ def _object(path: Path) -> Mapping[str, Any]:
 def _is_known(path: Path, listed: frozenset[str]) -> bool:
     mode = os.lstat(path).st_mode
     if stat.S_ISDIR(mode):
+        if path.name == ".cache":
+            return os.listdir(path) == ["huggingface"]
         pattern = _KNOWN_FOLDERS.get(path.name)
         return pattern is not None and all(fnmatch.fnmatchcase(one.name, pattern) and not one.is_dir() for one in path.iterdir())
     return path.name in listed or any(fnmatch.fnmatchcase(path.name, pattern) for pattern in _KNOWN)

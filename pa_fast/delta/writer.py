@@ -41,7 +41,7 @@ def write(
         sources: one for each live float tensor, names distinct.
         store: what the delta keeps and how.
         quick: fingerprints of the files of base and instruct, where there are files.
-        overwrite: replace a file that is there; it stays until the new one is complete.
+        overwrite: replace a delta file that is there; it stays until the new one is complete.
 
     Cost: what the store says, and one more read of the sources for their fingerprints. Beside the sources, memory for one tensor:
         its entry, two live copies, and what encoding it takes.

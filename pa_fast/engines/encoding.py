@@ -35,7 +35,7 @@ def encode(
         store: what is kept and how, see `LiveWeights.bind`.
         dtype: live dtype of every float tensor; `auto`: the dtype that each has in the instruct files.
         allow_nonfinite: let NaN and infinity in the weights pass.
-        overwrite: replace a file that is there.
+        overwrite: replace a delta file that is there.
 
     Cost: see the store. The sides stay memory maps of their files, but for tensors that transformers converts.
 

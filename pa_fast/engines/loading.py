@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pa_fast.checkpoint.companions import check_regular
 from pa_fast.checkpoint.header import FLOATS
 from pa_fast.checkpoint.reader import Checkpoint, torch_dtype
 from pa_fast.checkpoint.rows import may_be_extended, vocabulary_sizes
@@ -144,7 +143,6 @@ def allocate(loaded: Loaded, device: torch.device) -> None:
 
 def _from_pretrained(checkpoint: Checkpoint, dtype: torch.dtype | None, sharding: Mapping[str, Any] | None) -> PreTrainedModel:
     kind = own_code.model_class(checkpoint.folder, checkpoint.config)
-    check_regular(checkpoint.folder)  # transformers opens what it finds, and would wait for a pipe
     try:
         with _quiet():
             model, info = kind.from_pretrained(
