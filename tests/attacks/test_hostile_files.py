@@ -20,6 +20,8 @@ from pa_fast.checkpoint.merge import merge
 from pa_fast.checkpoint.verify import verify
 from pa_fast.delta import writer
 from pa_fast.delta.sparse_store import SparseStore
+from pa_fast.engines.tokenizer import tokenizer_of
+from pa_fast.engines.transformers import load
 from pa_fast.errors import CheckpointError, OutputError, PaFastError
 from pa_fast.sweep import report, sweep
 from pa_fast.sweep.figure import check_place
@@ -342,17 +344,12 @@ def test_companions_that_lead_elsewhere_are_refused_before_anything_is_read(tmp_
         if verb == "merge":
             merge(*pair, 0.5, tmp_path / "out")
         else:
-            from pa_fast.engines.transformers import load
-
             load(*pair)
     assert said in error.value.message and error.value.hint
     assert {path.name for path in tmp_path.iterdir()} == before
 
 
 def test_a_pipe_beside_the_base_or_the_tokenizer_does_not_hang_a_sweep(tmp_path: Path) -> None:
-    from pa_fast.engines.tokenizer import tokenizer_of
-    from pa_fast.engines.transformers import load
-
     base, instruct = write_pair(tmp_path)
     os.mkfifo(base / "generation_config.json")
     put(tmp_path / "tokenizer", **{"tokenizer.json": "{}"})
