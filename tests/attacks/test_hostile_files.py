@@ -27,6 +27,7 @@ from pa_fast.sweep import report, sweep
 from pa_fast.sweep.figure import check_place
 from tests.checkpoint.pairs import write_checkpoint, write_pair
 from tests.delta import pairs as deltas
+from tests.engines import architectures
 from tests.sweep.fakes import FakeEngine, Scorer
 
 
@@ -321,6 +322,11 @@ def config_leads_out(instruct: Path) -> None:
     (instruct / "config.json").symlink_to("../elsewhere.json")
 
 
+def pipe_for_generation(instruct: Path) -> None:
+    (instruct / "generation_config.json").unlink(missing_ok=True)
+    os.mkfifo(instruct / "generation_config.json")
+
+
 COMPANIONS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a link out": (leads_out, "NOTICE: a link that leads out of the folder"),
     "a template that is one": (template_leads_out, "rag.jinja: a link that leads out of the folder"),
@@ -328,15 +334,25 @@ COMPANIONS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "an absolute link": (lambda i: (i / "chat_template.jinja").symlink_to("/etc/hostname"), "chat_template.jinja: a link that"),
     "a link to nothing": (lambda i: (i / "vocab.json").symlink_to("gone"), "vocab.json: cannot be opened"),
     "a pipe": (lambda i: os.mkfifo(i / "chat_template.jinja"), "chat_template.jinja: not a regular file"),
-    "a pipe for generation": (lambda i: os.mkfifo(i / "generation_config.json"), "generation_config.json: not a regular file"),
+    "a pipe for generation": (pipe_for_generation, "generation_config.json: not a regular file"),
     "a device": (lambda i: (i / "vocab.txt").symlink_to("/dev/zero"), "vocab.txt: not a regular file"),
 }
 
 
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A pair that transformers loads."""
+    return architectures.write_pair(tmp_path_factory.mktemp("llama"), "llama")
+
+
 @pytest.mark.parametrize("attack", COMPANIONS)
 @pytest.mark.parametrize("verb", ["merge", "load"])
-def test_companions_that_lead_elsewhere_are_refused_before_anything_is_read(tmp_path: Path, verb: str, attack: str) -> None:
-    pair = write_pair(tmp_path)
+def test_companions_that_lead_elsewhere_are_refused_before_anything_is_read(
+    tmp_path: Path, llama: tuple[Path, Path], verb: str, attack: str
+) -> None:
+    pair = tmp_path / "base", tmp_path / "instruct"
+    for source, folder in zip(llama, pair):
+        shutil.copytree(source, folder)
     change, said = COMPANIONS[attack]
     change(pair[1])
     before = {path.name for path in tmp_path.iterdir()}
@@ -349,8 +365,9 @@ def test_companions_that_lead_elsewhere_are_refused_before_anything_is_read(tmp_
     assert {path.name for path in tmp_path.iterdir()} == before
 
 
-def test_a_pipe_beside_the_base_or_the_tokenizer_does_not_hang_a_sweep(tmp_path: Path) -> None:
-    base, instruct = write_pair(tmp_path)
+def test_a_pipe_beside_the_base_or_the_tokenizer_does_not_hang_a_sweep(tmp_path: Path, llama: tuple[Path, Path]) -> None:
+    base, instruct = shutil.copytree(llama[0], tmp_path / "base"), llama[1]
+    (base / "generation_config.json").unlink(missing_ok=True)
     os.mkfifo(base / "generation_config.json")
     put(tmp_path / "tokenizer", **{"tokenizer.json": "{}"})
     os.mkfifo(tmp_path / "tokenizer" / "chat_template.jinja")
