@@ -56,7 +56,7 @@ def encode(
         seed: of `sparse` with select `dare`, and of `lowrank`.
         dtype: live dtype of every float tensor; `auto`: the dtype that each has in the instruct files.
         allow_nonfinite: let NaN and infinity in the weights pass.
-        overwrite: replace a file that is there.
+        overwrite: replace a delta file that is there.
         text: a UTF-8 file: the report then says how the delta speaks at λ = 0.5 and 1, beside the exact merge.
 
     Cost: tensor by tensor; see the stores, and one more read of both sides for the report.

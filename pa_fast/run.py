@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pa_fast import evals
 from pa_fast.base import Engine, Evaluator, Lambda
 from pa_fast.errors import EngineError, PairError, UsageError
+from pa_fast.files import check_own_folder
 from pa_fast.rules import LambdaRule
 from pa_fast.sweep.driver import distinct
 from pa_fast.sweep.point import Record, check_reach, visit
@@ -84,7 +85,9 @@ def confirm(job: SweepSpec, found: SweepResult, count: int, progress: Progress |
     check_confirm(job)
     best = {row.lam for name in found.evaluators for row in found.ranked(name)[:count]}
     points = ",".join(lam.key for lam in sorted(best, key=lambda lam: lam.exact))
-    exact = replace(job, store="dense", delta=None, lambdas=points, out=str(pathlib.Path(job.out) / "confirmed"))
+    folder = pathlib.Path(job.out) / "confirmed"
+    check_own_folder(folder)
+    exact = replace(job, store="dense", delta=None, lambdas=points, out=str(folder))
     return run(exact, progress)
 
 

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
-GROUND = {"errors", "foreign", "terminal", "units"}
+GROUND = {"errors", "files", "foreign", "terminal", "units"}
 FLOOR = {"base", "device", "rounding", "rules", "pa_kernels"} | GROUND
 ALLOWED: dict[str, set[str]] = {
     "pa_kernels": set(),
@@ -18,6 +18,7 @@ ALLOWED: dict[str, set[str]] = {
     "errors": {"foreign"},
     "terminal": {"foreign"},
     "units": {"errors"},
+    "files": {"errors"},
     "base": {"errors"},
     "device": {"errors"},
     "rounding": {"errors"},

@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import json
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from pa_fast.base import Lambda
+from pa_fast.checkpoint.companions import PROVENANCE
 from pa_fast.checkpoint.document import read_object
 from pa_fast.checkpoint.recipe import Recipe
 from pa_fast.checkpoint.rows import KeptRows, check_policy
@@ -20,7 +22,6 @@ from pa_fast.foreign import one_line
 from pa_fast.rounding import Rounding
 from pa_fast.rules import LambdaRule
 
-PROVENANCE = "pa_fast.json"
 FORMAT = 1
 _ANOTHER = "it was written by another version of pa_fast, or edited"
 
@@ -48,7 +49,8 @@ class Provenance:
     tied: TiedHead | None = None
     kept: tuple[KeptRows, ...] = ()
 
-    def to_json(self) -> str:
+    def to_json(self, files: Sequence[str] = ()) -> str:
+        """The text of pa_fast.json; by `files`, the names of all files of the merge, another one knows what it may replace."""
         sides = {"base": vars(self.base), "instruct": vars(self.instruct)}
         rounding, rule = self.recipe.rounding, self.recipe.rule
         how = {
@@ -60,6 +62,7 @@ class Provenance:
             "extra_rows": self.extra_rows,
             "tied_head": None if self.tied is None else vars(self.tied),
             "kept_rows": [vars(one) for one in self.kept],
+            "files": list(files),
         }
         return json.dumps({"format": FORMAT, "version": _version(), **how, **sides}, indent=1, ensure_ascii=False) + "\n"
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
-import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pa_fast.base import Lambda
-from pa_fast.checkpoint.card import PROVENANCE, Provenance, Source, merged_config, model_card
+from pa_fast.checkpoint.card import Provenance, Source, merged_config, model_card
+from pa_fast.checkpoint.companions import PROVENANCE, Companion, copied
 from pa_fast.checkpoint.fingerprint import as_hex, combine
 from pa_fast.checkpoint.lanes import side_by_side
 from pa_fast.checkpoint.layout import ShardPlan, plan_shards, plan_shards_like
@@ -30,7 +29,7 @@ from pa_fast.checkpoint.source import resolve, revision
 from pa_fast.checkpoint.streaming import check_dtype, check_finite, live_dtype, merge_chunk_, over_chunks
 from pa_fast.checkpoint.tying import untied_config
 from pa_fast.checkpoint.untrained import untrained_rows
-from pa_fast.checkpoint.writer import OutputFolder, ShardFile, output_errors
+from pa_fast.checkpoint.writer import OutputFolder, ShardFile
 from pa_fast.errors import OutputError
 from pa_fast.rules import RuleLike
 from pa_fast.units import parse_bytes
@@ -40,11 +39,6 @@ if TYPE_CHECKING:
 
 _LARGE_BYTES = 64 * 2**20  # smaller files are filled one after another: a kill then loses the least
 _AT_ONCE = 8
-
-# weights and training state of any kind: the merge has its own
-_NOT_COPIED = (".safetensors", ".index.json", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx", ".pkl",
-               ".pickle", ".npz", ".tflite")  # fmt: skip
-_WRITTEN = {"config.json", "README.md", PROVENANCE}
 
 
 @dataclass(frozen=True)
@@ -100,7 +94,7 @@ def merge(
         max_shard_size: of a weight file, bytes or text such as 5GB; None: files are cut as the base's are.
         extra_rows: vocabulary rows that one side alone has are kept as they are (`instruct`) or refused (`refuse`).
         allow_nonfinite: let NaN and infinite weights pass.
-        overwrite: replace a checkpoint folder at `out` once the new one is complete.
+        overwrite: replace a checkpoint folder at `out`, if it holds nothing else, once the new one is complete.
         progress: called with (bytes written, bytes in all) as data stream.
 
     Numerics: the contract of `pa_kernels.lerp_`: fp32 arithmetic, one rounding; λ = 0 and 1 are the sources' bits where
@@ -112,25 +106,27 @@ def merge(
             fit the names.
         CheckpointError, PairError: before any output exists.
         DataError: non-finite or unequal integer weights, or a file that changed or cannot be read; nothing is left behind.
-        OutputError: `out` is not empty, being written, a source, or does not fit on the disk.
+        OutputError: `out` is not empty, being written, a source or what one links to, or does not fit on the disk.
     """
     began = time.perf_counter()
     recipe = Recipe.of(lam, rounding, seed, rule)
     check_dtype(dtype)
     shard_bytes = None if max_shard_size is None else parse_bytes(str(max_shard_size))
     with Checkpoint.open(resolve(base_dir)) as base, Checkpoint.open(resolve(instruct_dir)) as instruct:
+        companions = copied(instruct.folder)
         found = pair(base, instruct, extra_rows)
         blends = recipe.blends(found)
         notes = found.notes + untrained_rows(base, instruct) + recipe.notes(found)
-        _check_apart(Path(out), found)
         shards = _plan(found, dtype, shard_bytes)
         stream = _Stream(found, blends, not allow_nonfinite, sum(s.stop - s.start for p in shards for s in p.slots), progress)
-        need_bytes = sum(plan.size_bytes for plan in shards)
+        weight_bytes = sum(plan.size_bytes for plan in shards)
+        need_bytes = weight_bytes + sum(companion.size_bytes for companion in companions)
         provenance = Provenance(
             _source(base_dir, base), _source(instruct_dir, instruct), recipe, dtype, extra_rows, found.tied, found.kept
         )
         job = _job(found, shards, provenance, allow_nonfinite)
-        with OutputFolder(out, need_bytes, overwrite=overwrite, job=job) as folder:
+        read = (base.folder, instruct.folder)
+        with OutputFolder(out, need_bytes, overwrite=overwrite, job=job, sources=read) as folder:
             sums, resumed = _fill_all(folder, shards, stream)
             base.check_all_unchanged()
             instruct.check_all_unchanged()
@@ -139,7 +135,7 @@ def merge(
                 base=_summed(provenance.base, {name: one.base for name, one in sums.items()}),
                 instruct=_summed(provenance.instruct, {name: one.instruct for name, one in sums.items()}),
             )
-            _write_companions(folder, found, shards, provenance, str(out))
+            _write_companions(folder, found, companions, shards, provenance, str(out))
             folder.commit()
     return MergeReport(
         out=str(out),
@@ -148,7 +144,7 @@ def merge(
         tensors=len(found.names),
         parameters=sum(found.count(name) for name in found.names if found.is_lerped(name)),
         shards=len(shards),
-        bytes=need_bytes,
+        bytes=weight_bytes,
         base_fingerprint=provenance.base.content_fingerprint,
         instruct_fingerprint=provenance.instruct.content_fingerprint,
         notes=notes,
@@ -257,28 +253,22 @@ def _summed(source: Source, sums: dict[str, int]) -> Source:
     return dataclasses.replace(source, content_fingerprint=as_hex(combine(sums)))
 
 
-def _check_apart(out: Path, pair: Pair) -> None:
-    target = Path(os.path.realpath(out.expanduser()))
-    for side in (pair.base, pair.instruct):
-        source = Path(os.path.realpath(side.folder))
-        if target == source or target in source.parents or source in target.parents:
-            raise OutputError(f"{out}: is, holds or lies in the source {side.folder}", "choose another --out")
-
-
-def _write_companions(folder: OutputFolder, pair: Pair, shards: list[ShardPlan], provenance: Provenance, out: str) -> None:
+def _write_companions(
+    folder: OutputFolder, pair: Pair, companions: list[Companion], shards: list[ShardPlan], provenance: Provenance, out: str
+) -> None:
     """Everything but weights; config.json last, so that an unfinished folder loads nowhere."""
     source = pair.instruct.folder
-    for path in sorted(source.iterdir()):
-        if not path.name.startswith(".") and not path.name.endswith(_NOT_COPIED) and path.name not in _WRITTEN and path.is_file():
-            with output_errors(folder.path / path.name):
-                shutil.copyfile(path, folder.path / path.name)
+    for companion in companions:
+        folder.copy(companion)
     if len(shards) > 1:
         weight_map = {slot.name: plan.file for plan in shards for slot in plan.slots}
         total = sum(slot.stop - slot.start for plan in shards for slot in plan.slots)
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         folder.write(INDEX, (json.dumps(index, indent=2, ensure_ascii=False) + "\n").encode())
     folder.write("README.md", model_card(provenance, out).encode())
-    folder.write(PROVENANCE, provenance.to_json().encode())
+    own = ["README.md", "config.json", PROVENANCE, *([INDEX] if len(shards) > 1 else [])]
+    files = sorted([*own, *(plan.file for plan in shards), *(companion.name for companion in companions)])
+    folder.write(PROVENANCE, provenance.to_json(files).encode())
     text, config = (source / "config.json").read_bytes(), _config(pair)
     if config != pair.instruct.config:
         text = (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from pa_fast.checkpoint.companions import check_regular
 from pa_fast.checkpoint.document import read_object
 from pa_fast.checkpoint.header import DTYPE_BITS, TensorInfo
 from pa_fast.checkpoint.quantised import check_not_quantised
@@ -47,6 +48,8 @@ class Checkpoint:
     def open(cls, folder: str | Path) -> Checkpoint:
         """Read config.json, the index and every shard header of the local `folder`. No tensor data, no torch.
 
+        What reads its other files later, here or in transformers, meets no pipe.
+
         Raises:
             CheckpointError: any defect that headers show, with file, tensor, what was found and expected.
         """
@@ -54,6 +57,7 @@ class Checkpoint:
         if not folder.is_dir():
             raise CheckpointError(f"{folder}: not a folder", "give the folder that holds config.json and the weights")
         try:
+            check_regular(folder)
             headers = read_shards(folder)
         except OSError as error:
             raise CheckpointError(f"{folder}: cannot be read: {error.strerror}", "check its permissions") from None

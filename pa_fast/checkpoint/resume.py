@@ -17,12 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pa_fast import files
 from pa_fast.checkpoint.fingerprint import as_hex
 from pa_fast.checkpoint.header import TensorInfo
 from pa_fast.checkpoint.layout import ShardPlan
 from pa_fast.checkpoint.reader import WeightFile, torch_dtype
 from pa_fast.checkpoint.streaming import cuts, in_order
-from pa_fast.errors import PaFastError
+from pa_fast.errors import OutputError, PaFastError
 
 if TYPE_CHECKING:
     import torch
@@ -47,8 +48,8 @@ class ShardLog:
     def read(self) -> dict[str, dict[str, Sums]]:
         """File → checksums by tensor. A line that a kill tore, or of another job, counts for nothing."""
         try:
-            lines = self.file.read_bytes().splitlines()
-        except OSError:
+            lines = files.read_own(self.file).splitlines()
+        except (OSError, OutputError):
             return {}
         found = {}
         for line in lines:
@@ -66,7 +67,7 @@ class ShardLog:
         """Say that `shard`, which is on the disk under its name, is complete."""
         tensors = {name: [as_hex(one.written), as_hex(one.base), as_hex(one.instruct)] for name, one in sums.items()}
         line = json.dumps({"job": self._job, "file": shard, "tensors": tensors})
-        with open(self.file, "ab") as file:
+        with os.fdopen(files.open_own(self.file, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "ab") as file:
             # begins with a line break: a torn line before it must not swallow it
             file.write(f"\n{line}\n".encode())
             file.flush()

@@ -12,21 +12,24 @@ job, and removes everything else; or it moves the old folder back, if the killed
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import shutil
-from collections.abc import Iterator
+import stat
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from pa_fast import files
+from pa_fast.checkpoint.companions import Companion
 from pa_fast.checkpoint.header import DTYPE_BITS
 from pa_fast.checkpoint.layout import ShardPlan, Slot
 from pa_fast.checkpoint.reader import memory
+from pa_fast.checkpoint.replacing import check_apart, check_replaceable
 from pa_fast.checkpoint.resume import ShardLog, Sums
-from pa_fast.errors import OutputError
+from pa_fast.errors import DataError, OutputError
 from pa_fast.units import format_bytes
 
 if TYPE_CHECKING:
@@ -44,19 +47,24 @@ class OutputFolder:
     Args:
         target: the folder to create; its parents are created.
         need_bytes: what will be in it, checked against the free space first.
-        overwrite: replace a checkpoint folder that is already there; it stays in place until the new one is complete.
+        overwrite: replace a checkpoint folder that is already there, if it holds nothing else; it stays in place until the new
+            one is complete.
         job: what decides every byte of the shards, so that another run of the same job can go on from them; without it
             every run starts afresh.
+        sources: folders and files that are read meanwhile: nothing that is written may replace them.
 
     Attributes:
         complete: file → checksums of the shards that an unfinished run of this job left. Verify before use.
 
     Raises:
-        OutputError: the target is not empty, is no folder, is being written by another process, cannot be written, or
-            the disk is too small (with the figures).
+        OutputError: the target is not empty, is no folder, holds a source, is being written by another process, cannot be
+            written, or the disk is too small (with the figures); or a link has one of the hidden names.
     """
 
-    def __init__(self, target: str | Path, need_bytes: int, *, overwrite: bool = False, job: str | None = None):
+    def __init__(
+        self, target: str | Path, need_bytes: int, *, overwrite: bool = False, job: str | None = None,
+        sources: Iterable[Path] = (),
+    ):  # fmt: skip
         self.target = Path(os.path.realpath(Path(target).expanduser()))
         if not self.target.name:
             raise OutputError(f"{target}: found the root folder, expected a new folder", "choose another --out")
@@ -65,14 +73,17 @@ class OutputFolder:
         self._lock = self.target.with_name(f".{self.target.name}.pa_fast.lock")
         self._overwrite = overwrite
         self._need_bytes = need_bytes
+        self._sources = list(sources)
         self._fd = -1
+        self._keep = False
         self._log = ShardLog(self.path, job) if job else None
         self.complete: dict[str, dict[str, Sums]] = {}
 
     def __enter__(self) -> OutputFolder:
         with output_errors(self.target):
+            check_apart([self.target, self.path, self._old], self._sources)
             self.target.parent.mkdir(parents=True, exist_ok=True)
-            self._fd = locked(self._lock, self.target)
+            self._fd = files.lock_new(self._lock, self.target)
             try:
                 self._recover()
                 self._check_target()
@@ -86,7 +97,8 @@ class OutputFolder:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         try:
             interrupted = kind is not None and not issubclass(kind, Exception)
-            if not (interrupted and self._log and self._log.read()):
+            kept = (interrupted or self._keep) and self._log and self._log.read()
+            if not kept and files.is_named(self._fd, self._lock):
                 shutil.rmtree(self.path, ignore_errors=True)
         finally:
             self._unlock()
@@ -106,7 +118,8 @@ class OutputFolder:
                 file.sync()
             finally:
                 file.close()
-            os.rename(partial, self.path / plan.file)
+            self._check_held()
+            files.rename(partial, self.path / plan.file)
             if self._log:
                 self._log.add(plan.file, file.sums)
 
@@ -117,34 +130,60 @@ class OutputFolder:
             file.flush()
             os.fsync(file.fileno())
 
+    def copy(self, companion: Companion) -> None:
+        """Copy `companion` and sync the copy.
+
+        Raises:
+            DataError: it has another length than when it was looked at.
+        """
+        with output_errors(self.path / companion.name), open(self.path / companion.name, "xb") as file:
+            with companion.open() as source:
+                left = companion.size_bytes
+                while left and (data := source.read(min(left, 2**20))):
+                    left -= file.write(data)
+                if left or source.read(1):
+                    raise DataError(
+                        f"{companion.path}: the file changed while it was read: found another length than "
+                        f"{companion.size_bytes} bytes", "wait until nothing writes to the checkpoint, and run again"
+                    )  # fmt: skip
+            file.flush()
+            os.fsync(file.fileno())
+
     def commit(self) -> None:
         """Give the folder its name. From here on it is complete, whatever happens."""
         with output_errors(self.target):
-            sync_folder(self.path)
+            try:
+                files.sync_folder(self.path)
+            except OSError:
+                self._keep = True  # its weight files are complete, and another run goes on from them
+                raise
+            self._check_held()
             self._check_target()
             if self._log:
                 self._log.remove()
             if self._overwrite and self.target.exists():
-                os.rename(self.target, self._old)
+                files.rename(self.target, self._old)
             try:
-                os.rename(self.path, self.target)
-            except OSError:
-                if self._old.exists():
-                    os.rename(self._old, self.target)
+                files.rename(self.path, self.target)
+            except BaseException:
+                if self._old.exists() and not self.target.exists():
+                    files.rename(self._old, self.target)
                 raise
-            sync_folder(self.target.parent)
+        if files.sync_finished(self.target.parent):  # else the old folder stays too: a power cut may undo the renames
             shutil.rmtree(self._old, ignore_errors=True)
 
     def _recover(self) -> None:
         """Undo what a killed run left. Holding the lock means that no other process works here."""
-        if self._old.exists():
+        if files.check_own_folder(self._old):
             if self.target.exists() and os.listdir(self.target):
+                check_replaceable(self._old)
                 shutil.rmtree(self._old)
             else:
-                os.rename(self._old, self.target)
-        if not self.path.exists():
+                files.rename(self._old, self.target)
+        if not files.check_own_folder(self.path):
             return
-        self.complete = {} if self._log is None else {f: s for f, s in self._log.read().items() if (self.path / f).is_file()}
+        left = {} if self._log is None else self._log.read()
+        self.complete = {file: sums for file, sums in left.items() if _is_own_file(self.path / file)}
         for path in list(self.path.iterdir()):
             if path.name not in self.complete and not (self.complete and self._log and path == self._log.file):
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
@@ -160,8 +199,12 @@ class OutputFolder:
         found = f"{self.target}: not empty: found {', '.join(names[:3])}"
         if not self._overwrite:
             raise OutputError(found, "choose another --out, or replace it with --overwrite")
-        if not {"config.json", "pa_fast.json"} & set(names):
-            raise OutputError(f"{found}, which is no checkpoint", "only a checkpoint is replaced: remove the folder yourself")
+        check_replaceable(self.target)
+
+    def _check_held(self) -> None:
+        """Without locks, the process that came last has the lock file: this one must not touch its files."""
+        if not files.is_named(self._fd, self._lock):
+            raise OutputError(f"{self.target}: another process began to write it", "run one at a time")
 
     def _check_space(self) -> None:
         free = shutil.disk_usage(self.target.parent).free
@@ -173,7 +216,8 @@ class OutputFolder:
 
     def _unlock(self) -> None:
         # unlinked while held: whoever opened the old file meanwhile sees that its name is gone, and tries again
-        self._lock.unlink(missing_ok=True)
+        if files.is_named(self._fd, self._lock):
+            self._lock.unlink(missing_ok=True)
         os.close(self._fd)
         self._fd = -1
 
@@ -240,27 +284,6 @@ def output_errors(path: Path) -> Iterator[None]:
         raise OutputError(f"{where}: cannot be written: {error.strerror or error}{free}", hint) from error
 
 
-def locked(lock: Path, target: Path) -> int:
-    """A descriptor that holds the lock file `lock`, which still has that name.
-
-    Raises:
-        OutputError: another process holds it.
-    """
-    while True:
-        fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.exists(lock) and os.path.samestat(os.fstat(fd), os.stat(lock)):
-                return fd
-        except BlockingIOError:
-            os.close(fd)
-            raise OutputError(f"{target}: another process is writing it", "wait for it, or choose another --out") from None
-        except BaseException:
-            os.close(fd)
-            raise
-        os.close(fd)
-
-
 def _write(fd: int, data: memoryview, at: int) -> None:
     while data:
         count = os.pwrite(fd, data, at)
@@ -277,10 +300,10 @@ def _reserve(fd: int, size_bytes: int) -> None:
         os.ftruncate(fd, size_bytes)
 
 
-def sync_folder(folder: Path) -> None:
-    """Make the names in `folder` durable."""
-    fd = os.open(folder, os.O_RDONLY)
+def _is_own_file(path: Path) -> bool:
+    """Whether `path` is a plain file, and no link to one or second name of one."""
     try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+        found = os.lstat(path)
+    except OSError:
+        return False
+    return stat.S_ISREG(found.st_mode) and found.st_nlink == 1

@@ -30,7 +30,7 @@ def encode(
     seed: Annotated[int | None, typer.Option(metavar="N", help="Seed of dare and of the decomposition; 0 by default.")] = None,
     dtype: Dtype = "auto",
     allow_nonfinite: AllowNonfinite = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace FILE.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace FILE, if it is a delta.")] = False,
     text: Annotated[str | None, typer.Option(metavar="FILE", help="Also compare with the exact merge on this text.")] = None,
     as_json: Json = False,
 ) -> None:

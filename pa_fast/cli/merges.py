@@ -29,7 +29,7 @@ def merge(
     rule: Rule = None,
     extra_rows: ExtraRows = "instruct",
     allow_nonfinite: AllowNonfinite = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace DIR.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace DIR, a checkpoint that holds nothing else.")] = False,
     as_json: Json = False,
 ) -> None:
     """Write the merge at one λ as a checkpoint folder that transformers loads.

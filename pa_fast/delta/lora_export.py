@@ -77,7 +77,7 @@ def export(
             raise DataError(f"{file.path}: nothing in it fits into a LoRA", "encode the pair with the store `lowrank`")
         ranks = {layer.path: factors.u.shape[-1] for layer, factors in adapted.items()}
         plan = _plan(adapted)
-        with OutputFolder(folder, plan.size_bytes) as out:
+        with OutputFolder(folder, plan.size_bytes, sources=[file.path]) as out:
             with out.shard(plan) as shard:
                 for layer, factors in adapted.items():
                     for key, tensor in zip(layer.keys, layer.adapter(factors)):

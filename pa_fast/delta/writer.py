@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -16,12 +16,15 @@ import pa_kernels
 import torch
 from torch import Tensor
 
+from pa_fast import files
 from pa_fast.checkpoint.fingerprint import as_hex, combine
-from pa_fast.checkpoint.writer import locked, output_errors, sync_folder
+from pa_fast.checkpoint.header import read_header
+from pa_fast.checkpoint.shards import INDEX, SINGLE
+from pa_fast.checkpoint.writer import output_errors
 from pa_fast.delta.description import About, Description, Side
 from pa_fast.delta.entry import Entry, Factors, Source, Store, kind, parts
 from pa_fast.delta.mixed import Mixed
-from pa_fast.errors import OutputError, PairError
+from pa_fast.errors import CheckpointError, OutputError, PairError
 
 _ALIGNMENT = 64  # of the first tensor; those after it follow without a gap
 _DTYPES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32",
@@ -38,7 +41,7 @@ def write(
         sources: one for each live float tensor, names distinct.
         store: what the delta keeps and how.
         quick: fingerprints of the files of base and instruct, where there are files.
-        overwrite: replace a file that is there; it stays until the new one is complete.
+        overwrite: replace a delta file that is there; it stays until the new one is complete.
 
     Cost: what the store says, and one more read of the sources for their fingerprints. Beside the sources, memory for one tensor:
         its entry, two live copies, and what encoding it takes.
@@ -65,11 +68,15 @@ def write(
     return said
 
 
-def place(path: str | Path, overwrite: bool = False) -> Path:
+def place(path: str | Path, overwrite: bool = False, sources: Iterable[Path] = ()) -> Path:
     """Where a delta file for `path` goes, links followed.
 
+    Args:
+        overwrite: replace a delta file that is there, and nothing else.
+        sources: checkpoint folders that are read: none of them gets a file that readers would take for its weights.
+
     Raises:
-        OutputError: a folder or something else that is no file is there, or a file that is not to be overwritten.
+        OutputError: a folder or something else that is no delta file is there, or one that is not to be overwritten.
     """
     target = Path(os.path.realpath(Path(path).expanduser()))
     if target.is_dir():
@@ -78,7 +85,19 @@ def place(path: str | Path, overwrite: bool = False) -> Path:
         raise OutputError(f"{path} is there, and is no file", "choose another --out")
     if target.exists() and not overwrite:
         raise OutputError(f"{path} exists already", "choose another --out, or replace it with --overwrite")
+    if target.exists() and not _is_delta(target):
+        raise OutputError(f"{path} exists, and is no delta file", "only a delta file is replaced: choose another --out")
+    if target.name in (SINGLE, INDEX) and target.parent in {Path(os.path.realpath(source)) for source in sources}:
+        raise OutputError(f"{path} would be taken for weights of the source {target.parent}", "choose another --out")
     return target
+
+
+def _is_delta(path: Path) -> bool:
+    """Whether `path` is a delta file, of whatever format."""
+    try:
+        return read_header(path).metadata.keys() >= {"format", "tensors", "store", "base", "instruct"}
+    except CheckpointError:
+        return False
 
 
 def _about(source: Source, entry: Entry, data: _Data) -> About:
@@ -151,17 +170,20 @@ def _file(target: Path) -> Iterator[BinaryIO]:
     partial = target.with_name(f".{target.name}.pa_fast.partial")
     with output_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        with os.fdopen(locked(partial, target), "wb") as file:
+        with os.fdopen(files.lock_new(partial, target), "wb") as file:
             try:
                 file.truncate(0)  # what a killed run left
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-                os.rename(partial, target)
+                if not files.is_named(file.fileno(), partial):
+                    raise OutputError(f"{target}: another process began to write it", "run one at a time")
+                files.rename(partial, target)
             except BaseException:
-                partial.unlink(missing_ok=True)
+                if files.is_named(file.fileno(), partial):
+                    partial.unlink(missing_ok=True)
                 raise
-        sync_folder(target.parent)
+        files.sync_finished(target.parent)
 
 
 def _version() -> str:

@@ -35,7 +35,7 @@ def encode(
         store: what is kept and how, see `LiveWeights.bind`.
         dtype: live dtype of every float tensor; `auto`: the dtype that each has in the instruct files.
         allow_nonfinite: let NaN and infinity in the weights pass.
-        overwrite: replace a file that is there.
+        overwrite: replace a delta file that is there.
 
     Cost: see the store. The sides stay memory maps of their files, but for tensors that transformers converts.
 
@@ -50,6 +50,7 @@ def encode(
     check_dtype(dtype)
     writer.place(out, overwrite)
     with Checkpoint.open(resolve(base)) as b, Checkpoint.open(resolve(instruct)) as i:
+        writer.place(out, overwrite, (b.folder, i.folder))
         check_configs(b, i, tying=False)
         compare_vocabularies(b.folder, i.folder)
         loaded = load_pair(b, i, getattr(torch, dtype) if dtype in DTYPES else None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pa_fast.checkpoint.companions import check_companions
 from pa_fast.engines import own_code
 from pa_fast.errors import EngineError, first_line
 
@@ -17,6 +18,7 @@ def tokenizer_of(folder: Path) -> PreTrainedTokenizerBase | None:
     names = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
     if not any((folder / name).exists() for name in names):
         return None
+    check_companions(folder)
     from transformers import AutoTokenizer
 
     try:

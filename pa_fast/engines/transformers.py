@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from pa_fast.checkpoint.companions import check_companions
 from pa_fast.checkpoint.guard import Guard
 from pa_fast.checkpoint.pairing import check_configs
 from pa_fast.checkpoint.reader import Checkpoint
@@ -97,6 +98,7 @@ def load(
     )  # fmt: skip
     other = base if instruct is None else instruct  # base stands on both sides where a delta does for instruct
     with ranks.step("loading"), Checkpoint.open(resolve(base)) as b, Checkpoint.open(resolve(other)) as i:
+        check_companions(i.folder)
         check_configs(b, i, tying=False)
         rows = extended(b.tensors, i.tensors, b.config, i.config)
         notes = [*check_vocabulary(b, i, rows, extra_rows), *(untrained_rows(b, i) if want.about is None else ())]

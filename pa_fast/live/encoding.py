@@ -41,7 +41,7 @@ def encode(
     Args:
         live: tells names, ties, dtypes and devices; it is not written, and may be one of the sides.
         quick: fingerprints of the files of both sides, where there are files.
-        overwrite: replace a file that is there.
+        overwrite: replace a delta file that is there.
 
     Raises:
         as `LiveWeights.bind`, and OutputError: the file exists or cannot be written.

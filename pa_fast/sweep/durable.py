@@ -1,20 +1,24 @@
-"""Files that are either whole or absent, also after a kill or a power cut."""
+"""Files of a run folder that are either whole or absent, also after a kill or a power cut."""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import pathlib
+import re
 from collections.abc import Iterator
 
+from pa_fast import files
 from pa_fast.errors import OutputError
+from pa_fast.files import sync_folder
+
+__all__ = ["locked", "remove_temporaries", "sync_folder", "write"]
 
 
 def write(
     path: pathlib.Path, data: bytes, hint: str = "make room or grant access, then run again: finished points are kept"
 ) -> None:
-    """Put `data` at `path`: a temporary file beside it, fsync, rename, fsync of the folder.
+    """Put `data` at `path`, whole or not at all.
 
     Args:
         hint: what to do where that fails.
@@ -22,29 +26,10 @@ def write(
     Raises:
         OutputError: the file cannot be written; what stood at `path` is as it was.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        sync_folder(path.parent)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        if isinstance(error, OSError):
-            raise OutputError(f"{path} cannot be written: {error.strerror}", hint) from error
-        raise
-
-
-def sync_folder(folder: pathlib.Path) -> None:
-    """Make the names in `folder` durable: a rename is on disk only when its folder is."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        files.write_whole(path, data)
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {error.strerror}", hint) from error
 
 
 @contextlib.contextmanager
@@ -52,12 +37,12 @@ def locked(path: pathlib.Path) -> Iterator[None]:
     """Hold the lock file `path`, made if need be, against other processes that do; waits for them.
 
     Raises:
-        OutputError: the file system has no locks, or `path` cannot be written.
+        OutputError: `path` cannot be written, or is no file of a sweep's own.
     """
     try:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        handle = files.open_own(path)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
+            files.lock(handle, path, wait=True)
         except OSError:
             os.close(handle)
             raise
@@ -72,4 +57,5 @@ def locked(path: pathlib.Path) -> Iterator[None]:
 def remove_temporaries(folder: pathlib.Path) -> None:
     """Remove what killed writers left in `folder`."""
     for leftover in folder.glob(".*.tmp"):
-        leftover.unlink(missing_ok=True)
+        if re.fullmatch(r"\..+\.\d+\.tmp", leftover.name) and (leftover.is_symlink() or not leftover.is_dir()):
+            leftover.unlink(missing_ok=True)

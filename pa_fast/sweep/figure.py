@@ -10,6 +10,7 @@ import pathlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from pa_fast import files
 from pa_fast.errors import OutputError
 from pa_fast.sweep import durable, trade_off, trajectory
 from pa_fast.sweep.results import SweepResult
@@ -18,6 +19,7 @@ from pa_fast.sweep.trajectory import FAINT, INK, Line
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_MARK = "pa_fast"
 MAX_ROWS = 4
 WIDTH_INCHES = 10.0  # at 100 dpi the 1000 pixels of a README; the PNG has twice as many
 COLOURS = ("#1f6fb4", "#d9541e", "#2a8f5a", "#8253b8", "#b3892b", "#c2447e", "#3a8f95", "#6b6f76")
@@ -65,20 +67,36 @@ def save(make: Callable[[], Figure], path: pathlib.Path) -> None:
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_STYLE)
         drawn = make()
-        for kind, metadata in (("svg", {"Date": None, "Creator": None}), ("png", {"Software": None})):
+        for kind, metadata in (("svg", {"Date": None, "Creator": _MARK}), ("png", {"Software": None, "Comment": _MARK})):
             data = io.BytesIO()
             drawn.savefig(data, format=kind, dpi=200, metadata=metadata)
             durable.write(path.with_name(f"{path.name}.{kind}"), data.getvalue(), "make room or grant access, then draw it again")
 
 
 def check_place(path: pathlib.Path) -> None:
-    """Raise OutputError if `save` has no folder for `path`, or may not write there: before hours of work, rather than after."""
+    """Raise OutputError if `save` has no folder for `path`, may not write there, or would replace what it did not draw.
+
+    Called before hours of work, rather than after.
+    """
     if not path.parent.is_dir():
         raise OutputError(
             f"{path.parent} is no folder, and the figure {path.name} belongs there", "make it, or choose another one"
         )
     if not os.access(path.parent, os.W_OK):
         raise OutputError(f"{path.parent}: no figure may be written there", "grant access, or choose another folder")
+    for kind in ("svg", "png"):
+        file = path.with_name(f"{path.name}.{kind}")
+        if os.path.lexists(file) and not _is_drawn(file):
+            raise OutputError(f"{file} exists, and pa_fast did not draw it", "choose another name for the figure")
+
+
+def _is_drawn(path: pathlib.Path) -> bool:
+    """Whether `save` wrote `path`: it leaves its mark at the beginning."""
+    try:
+        with os.fdopen(files.open_own(path, os.O_RDONLY), "rb") as file:
+            return _MARK.encode() in file.read(2000)
+    except (OSError, OutputError):
+        return False
 
 
 def draw(result: SweepResult) -> Figure:

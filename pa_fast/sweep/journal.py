@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -16,17 +15,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
 
+from pa_fast import files as own
 from pa_fast.base import Item
 from pa_fast.errors import OutputError, RunError
-from pa_fast.sweep import durable
+from pa_fast.sweep import durable, manifest
 from pa_fast.sweep.entry import Entry, parse
 from pa_fast.sweep.shard import Shard
 
 NAME = "journal.jsonl"
 ITEMS = "items"
 OUTPUTS = "outputs"
+_APPEND = os.O_RDWR | os.O_CREAT | os.O_APPEND
 LOCK = ".lock"
 """Held while files that all shards of a sweep write are brought up to date."""
+_NO_RUN = "choose a new folder for --out; or if this is a run, restore its run.json from a copy"
 _KEPT = "make room or grant access, then run again: finished points are kept"
 RUN_FILES = ("run.json", "results.csv", "results.json", "trajectory.svg", "trajectory.png")
 
@@ -59,10 +61,15 @@ class Journal:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             _refuse_foreign(self.folder)
+            for name in (ITEMS, OUTPUTS):
+                own.check_own_folder(self.folder / name)
             (self.folder / ITEMS).mkdir(exist_ok=True)
-            self._file = _open(self._path)
-            self._shared = self._file if self._shard is None else _open(self.folder / NAME)
-        except OSError as error:
+            self._file = own.open_own(self._path, _APPEND)
+            self._shared = self._file if self._shard is None else own.open_own(self.folder / NAME, _APPEND)
+        except BaseException as error:
+            self._close()
+            if not isinstance(error, OSError):
+                raise
             raise OutputError(
                 f"{self.folder} cannot be used as a run folder: {error.strerror}", "choose another --out"
             ) from error
@@ -71,7 +78,7 @@ class Journal:
             if self._overwrite:
                 self._clear()
             if self._shard is None:  # a shard cannot tell what a kill left from what another one is writing
-                for folder in (self.folder, self.folder / ITEMS, *(self.folder / OUTPUTS).glob("*")):
+                for folder in (self.folder, self.folder / ITEMS, *_outputs(self.folder)):
                     durable.remove_temporaries(folder)
             os.ftruncate(self._file, _scan(self._path)[1])
             durable.sync_folder(self.folder)
@@ -135,8 +142,10 @@ class Journal:
 
     def _make_folder(self, name: str) -> None:
         try:
-            (self.folder / name).mkdir(parents=True, exist_ok=True)
-            durable.sync_folder((self.folder / name).parent)
+            for folder in ((self.folder / name).parent, self.folder / name):
+                if not own.check_own_folder(folder):
+                    folder.mkdir(exist_ok=True)
+                durable.sync_folder(folder.parent)
         except OSError as error:
             raise OutputError(f"{self.folder / name} cannot be made: {error.strerror}", _KEPT) from error
 
@@ -154,9 +163,9 @@ class Journal:
 
     def _lock(self) -> None:
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            own.lock(self._file, self._path)
             if self._shard is not None:
-                fcntl.flock(self._shared, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                own.lock(self._shared, self.folder / NAME, shared=True)
         except BlockingIOError:
             which = (
                 "another sweep" if self._shard is None else f"another sweep, or by another process for shard {self._shard.name}"
@@ -169,9 +178,9 @@ class Journal:
         # The journal first: lines without the run.json that explains them would be refused by the next sweep
         os.ftruncate(self._file, 0)
         os.fsync(self._file)
-        for path in [*self.folder.glob("journal.*-of-*.jsonl"), *(self.folder / ITEMS).glob("*.jsonl")]:
+        for path in [*self.folder.glob("journal.*-of-*.jsonl"), *(self.folder / ITEMS).glob("lambda=*.jsonl")]:
             path.unlink()
-        for path in (self.folder / OUTPUTS).glob("lambda=*"):
+        for path in _outputs(self.folder):
             shutil.rmtree(path)
         # run.json last: a folder without it that holds anything else is taken for somebody else's
         for name in sorted(RUN_FILES, key=lambda name: name == "run.json"):
@@ -193,14 +202,15 @@ def read(folder: pathlib.Path) -> list[Entry]:
     return [entry for path in [folder / NAME, *sorted(folder.glob("journal.*-of-*.jsonl"))] for entry in _scan(path)[0]]
 
 
-def _open(path: pathlib.Path) -> int:
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+def _outputs(folder: pathlib.Path) -> list[pathlib.Path]:
+    """The folders of points in the run `folder`; a link among them is none."""
+    return [path for path in (folder / OUTPUTS).glob("lambda=*") if path.is_dir() and not path.is_symlink()]
 
 
 def _scan(path: pathlib.Path) -> tuple[list[Entry], int]:
     """The entries at `path`, and how many bytes their lines take."""
     try:
-        data = path.read_bytes()
+        data = own.read_own(path)
     except OSError as error:
         raise RunError(f"{path} cannot be read: {error.strerror}", "name the --out of a sweep") from error
     entries: list[Entry] = []
@@ -223,8 +233,10 @@ def _why(error: ValueError) -> str:
 
 
 def _refuse_foreign(folder: pathlib.Path) -> None:
-    if (folder / "run.json").exists():
+    if manifest.is_recorded(folder):
         return
+    if os.path.lexists(folder / "run.json"):
+        raise RunError(f"{folder} is not a run folder: its run.json is no sweep's", _NO_RUN)
     for path in folder.iterdir():
         # A sweep killed in its first moments leaves these, with nothing in them, before run.json is there
         names = r"journal(\.\d+-of-\d+)?\.jsonl|\.lock"

@@ -9,8 +9,9 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from pa_fast import files
 from pa_fast.base import Engine, Evaluator, Lambda, configuration, identity
-from pa_fast.errors import RunError, UsageError
+from pa_fast.errors import OutputError, RunError, UsageError
 from pa_fast.foreign import is_deep
 from pa_fast.sweep import durable
 
@@ -99,6 +100,15 @@ def reconcile(folder: pathlib.Path, now: Manifest, finished: Collection[str] | N
     return now
 
 
+def is_recorded(folder: pathlib.Path) -> bool:
+    """Return whether `folder` has a run.json that a sweep wrote, of any format."""
+    try:
+        document = json.loads(files.read_own(folder / NAME))
+    except (OSError, ValueError, RecursionError, OutputError):
+        return False
+    return isinstance(document, dict) and document.keys() >= {"format", "lambdas", "evaluators", "engine"}
+
+
 def load(folder: pathlib.Path) -> Manifest:
     """The manifest in `folder`.
 
@@ -107,7 +117,7 @@ def load(folder: pathlib.Path) -> Manifest:
     """
     path = folder / NAME
     try:
-        document = json.loads(path.read_bytes())
+        document = json.loads(files.read_own(path))
         if is_deep(document):
             raise ValueError("nested too deep")
         if document["format"] != FORMAT:

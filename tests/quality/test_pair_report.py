@@ -10,8 +10,9 @@ import pytest
 
 from pa_fast import cli
 from pa_fast.checkpoint.inspect import inspect
-from pa_fast.errors import UsageError
+from pa_fast.errors import OutputError, UsageError
 from pa_fast.quality import delta_map
+from pa_fast.sweep import durable
 from tests.checkpoint.test_measure import layered
 
 
@@ -87,11 +88,19 @@ def test_the_tables_are_there_where_the_figure_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pair = [str(side) for side in layered(tmp_path)]
-    (tmp_path / "map.png").mkdir()
+    (tmp_path / "taken.png").mkdir()
+    assert run(monkeypatch, *pair, "--figure", str(tmp_path / "taken")) == 1
+    shown = capsys.readouterr()
+    assert shown.out == "" and "taken.png exists, and pa_fast did not draw it" in shown.err, "known before anything is measured"
+
+    def full(path: Path, data: bytes, hint: str) -> None:
+        raise OutputError(f"{path} cannot be written: No space left on device", hint)
+
+    monkeypatch.setattr(durable, "write", full)
     assert run(monkeypatch, *pair, "--figure", str(tmp_path / "map")) == 1
     shown = capsys.readouterr()
     assert "self_attn.q_proj" in shown.out
-    assert "map.png cannot be written" in shown.err and "draw it again" in shown.err and "points" not in shown.err
+    assert "map.svg cannot be written" in shown.err and "draw it again" in shown.err and "points" not in shown.err
 
 
 def test_nothing_to_draw(tmp_path: Path) -> None:

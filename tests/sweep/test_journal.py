@@ -23,6 +23,7 @@ from pa_fast.sweep.journal import Journal
 DONE = Entry(
     "0.3", "icl", score=0.5, unit="accuracy", n=2, checksum=2**64 - 1, effective_lambda=0.31, switch_s=0.1, eval_s=2.0, host="h"
 )
+RUN = json.dumps({"format": 1, "lambdas": [], "evaluators": [], "engine": {}})
 FAILED = Entry("0.3", "icl", error="ValueError: no\nsecond line \ud800", traceback="Traceback", host="h")
 
 numbers = st.floats(allow_nan=False, allow_infinity=False)
@@ -97,7 +98,7 @@ def test_fields_of_a_later_version_are_passed_over() -> None:
 
 
 def fill(folder: Path, *more: Entry) -> bytes:
-    (folder / "run.json").write_text("{}")
+    (folder / "run.json").write_text(RUN)
     with Journal(folder) as book:
         for entry in more:
             book.record(entry)
@@ -183,7 +184,7 @@ def test_a_journal_without_run_json_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_two_sweeps_on_one_folder_are_refused(tmp_path: Path, overwrite: bool) -> None:
-    (tmp_path / "run.json").write_text("{}")
+    (tmp_path / "run.json").write_text(RUN)
     with Journal(tmp_path) as book:
         book.record(DONE)
         with pytest.raises(RunError, match="in use by another sweep"):
