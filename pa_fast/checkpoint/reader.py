@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from pa_fast.checkpoint.document import read_object
 from pa_fast.checkpoint.header import DTYPE_BITS, TensorInfo
 from pa_fast.checkpoint.quantised import check_not_quantised
-from pa_fast.checkpoint.shards import read_shards
+from pa_fast.checkpoint.shards import check_redirects, read_shards
 from pa_fast.errors import CheckpointError, DataError
 
 if TYPE_CHECKING:
@@ -58,6 +58,7 @@ class Checkpoint:
         except OSError as error:
             raise CheckpointError(f"{folder}: cannot be read: {error.strerror}", "check its permissions") from None
         config = read_object(folder / "config.json")
+        check_redirects(folder, config)
         tensors = {name: info for header in headers for name, info in header.tensors.items()}
         check_not_quantised(folder, config, tensors.values())
         if not tensors:
