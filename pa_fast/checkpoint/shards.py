@@ -60,7 +60,7 @@ def check_redirects(folder: Path, config: Mapping[str, Any]) -> None:
                 raise CheckpointError(f"{folder / 'config.json'}: {found}, {standard}", hint)
     if (folder / ADAPTER).exists():
         raise CheckpointError(
-            f"{folder / ADAPTER}: found an adapter, which transformers would add to the weights beside it, expected weights alone",
+            f"{folder / ADAPTER}: found an adapter, which transformers would add to the weights beside it",
             "merge the adapter into them, or move its files to a folder of their own",
         )
 
