@@ -20,7 +20,7 @@ from pa_fast.checkpoint.companions import check_regular
 from pa_fast.checkpoint.document import read_object
 from pa_fast.checkpoint.header import DTYPE_BITS, TensorInfo
 from pa_fast.checkpoint.quantised import check_not_quantised
-from pa_fast.checkpoint.shards import read_shards
+from pa_fast.checkpoint.shards import check_redirects, read_shards
 from pa_fast.errors import CheckpointError, DataError
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ class Checkpoint:
         except OSError as error:
             raise CheckpointError(f"{folder}: cannot be read: {error.strerror}", "check its permissions") from None
         config = read_object(folder / "config.json")
+        check_redirects(folder, config)
         tensors = {name: info for header in headers for name, info in header.tensors.items()}
         check_not_quantised(folder, config, tensors.values())
         if not tensors:
@@ -109,13 +110,21 @@ class Checkpoint:
         for file in self._files.values():
             file.check()
 
+    def file(self, name: str) -> WeightFile:
+        """The open weight file that holds tensor `name`."""
+        return self._files[self.tensors[name].file]
+
     def files(self) -> list[WeightFile]:
         """The open weight files, in file order."""
         return [self._files[path] for path in sorted(self._files)]
 
-    def state(self) -> list[tuple[str, int, int]]:
-        """Name, bytes and time of the last change (ns) of every weight file, as they were when it was opened."""
-        return [(file.path.name, *file.state) for file in self.files()]
+    def state(self) -> list[tuple[str | int, ...]]:
+        """Name, bytes, mtime and ctime (ns) and inode of every weight file, as they were when it was opened."""
+        return [(file.path.name, *file.state, file.inode) for file in self.files()]
+
+    def duplicate(self) -> Checkpoint:
+        """The same checkpoint with descriptors of its own, to be closed by itself."""
+        return Checkpoint(self.folder, self.config, self.tensors, {path: file.duplicate() for path, file in self._files.items()})
 
     def quick_fingerprint(self) -> str:
         """16 hex digits over every tensor's name, dtype, shape and 4 KiB of its bytes; how it is sharded does not matter.
@@ -204,14 +213,38 @@ class WeightFile:
         self._map: mmap.mmap | None = None
         self._mapping = threading.Lock()
         found = os.fstat(self._fd)
-        self.state = (size_bytes, found.st_mtime_ns)
+        self.device, self.inode, self._links = found.st_dev, found.st_ino, found.st_nlink
+        self.state = (size_bytes, found.st_mtime_ns, found.st_ctime_ns)
         self.check()
 
     def check(self) -> None:
+        """Raise DataError if the file changed since its header was read.
+
+        A ctime that moved alone counts: whoever writes can put the mtime back. But it moves, too, when the file loses a
+        name, as it does when another file replaces it: these bytes stay what they are.
+        """
         found = os.fstat(self._fd)
-        if (found.st_size, found.st_mtime_ns) != self.state:
-            what = f"{found.st_size} bytes, expected {self.state[0]}" if found.st_size != self.state[0] else "written to"
-            raise DataError(f"{self.path}: the file changed while it was read: {what}", _CHANGED_HINT)
+        size, mtime, ctime = self.state
+        if found.st_size != size:
+            self.refuse(f"{found.st_size} bytes, expected {size}")
+        if found.st_mtime_ns != mtime:
+            self.refuse("written to")
+        if found.st_ctime_ns != ctime and found.st_nlink >= self._links:
+            self.refuse("written to, or given other permissions: its ctime moved, and its mtime did not")
+
+    def refuse(self, what: str) -> None:
+        """Raise the DataError of a file that changed."""
+        raise DataError(f"{self.path}: the file changed while it was read: {what}", _CHANGED_HINT)
+
+    def is_touched(self) -> bool:
+        """Whether the ctime moved and nothing else that `check` looks at: only the bytes can tell what was done."""
+        found = os.fstat(self._fd)
+        return (found.st_size, found.st_mtime_ns) == self.state[:2] and found.st_ctime_ns != self.state[2]
+
+    def accept(self) -> None:
+        """Go by the ctime that the file has now."""
+        found = os.fstat(self._fd)
+        self.state, self._links = (*self.state[:2], found.st_ctime_ns), found.st_nlink
 
     def check_name(self) -> None:
         """Raise DataError if `path` is not this file any more."""

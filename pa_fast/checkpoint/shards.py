@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,9 @@ from pa_fast.errors import CheckpointError
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+ADAPTER = "adapter_config.json"
+_REDIRECTS = {"transformers_weights": "weights", "configuration_files": "a configuration"}
+"""Keys of config.json by which transformers reads other files than those of the standard names, and what it reads there."""
 _RESAVE = (
     "python -c \"from transformers import AutoModelForCausalLM as M; M.from_pretrained('{0}', dtype='auto')"
     ".save_pretrained('{0}-again')\""
@@ -39,6 +43,26 @@ def read_shards(folder: Path) -> list[Header]:
     if single.exists() or single.is_symlink():
         return [read_header(single)]
     raise _no_weights(folder)
+
+
+def check_redirects(folder: Path, config: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint of which transformers would read other weights, or more, than `read_shards` finds.
+
+    Raises:
+        CheckpointError: a key of config.json names other files, or an adapter lies beside the weights.
+    """
+    for part in (config, *(value for value in config.values() if isinstance(value, Mapping))):
+        for key, what in _REDIRECTS.items():
+            if part.get(key) is not None:
+                found = f"`{key}` is {quoted(str(part[key]))}, from which transformers would read {what}"
+                standard = f"expected {SINGLE} or {INDEX}, and config.json itself"
+                hint = f"make those files the standard ones, and remove `{key}` from config.json"
+                raise CheckpointError(f"{folder / 'config.json'}: {found}, {standard}", hint)
+    if (folder / ADAPTER).exists():
+        raise CheckpointError(
+            f"{folder / ADAPTER}: found an adapter, which transformers would add to the weights beside it",
+            "merge the adapter into them, or move its files to a folder of their own",
+        )
 
 
 def _weight_map(index: Path) -> dict[str, str]:
@@ -113,7 +137,7 @@ def _no_weights(folder: Path) -> CheckpointError:
             f"fetch the repository's model*.safetensors files and {INDEX} as well, or convert it with transformers' "
             "convert_…_weights_to_hf script for this model",
         )
-    if "adapter_config.json" in names:
+    if ADAPTER in names:
         return CheckpointError(f"{folder}: holds an adapter, not a whole model", "merge the adapter into its base model first")
     if parts:
         found = f"found {', '.join(parts[:3])} but neither {SINGLE} nor {INDEX}"

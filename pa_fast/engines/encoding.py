@@ -41,7 +41,7 @@ def encode(
 
     Raises:
         CheckpointError, PairError, DataError: the folders cannot be read or do not pair.
-        EngineError: transformers cannot load a side.
+        EngineError: transformers cannot load a side, or takes it from other files.
         OutputError: the file exists or cannot be written.
         UsageError: unknown dtype or store.
     """
@@ -54,6 +54,8 @@ def encode(
         check_configs(b, i, tying=False)
         compare_vocabularies(b.folder, i.folder)
         loaded = load_pair(b, i, getattr(torch, dtype) if dtype in DTYPES else None)
+        for content in loaded.contents.values():
+            content.prove()
         return encoding.encode(
             out,
             {name: tensor.detach() for name, tensor in loaded.live.items()},

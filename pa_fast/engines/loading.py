@@ -17,6 +17,7 @@ from pa_fast.checkpoint.header import FLOATS
 from pa_fast.checkpoint.reader import Checkpoint, torch_dtype
 from pa_fast.checkpoint.rows import may_be_extended, vocabulary_sizes
 from pa_fast.engines import layout, own_code
+from pa_fast.engines.content import Content
 from pa_fast.engines.inventory import tensors_and_modules
 from pa_fast.engines.origins import trace
 from pa_fast.errors import EngineError, PairError, first_line
@@ -38,6 +39,7 @@ class Loaded:
         base, instruct: name → source at the dtype of its file, or an exact upcast of it.
         via: name → the dtype that a saved merge would have, where the live tensor is another.
         ends: side → name → tensor as transformers made it, before any pairing: what the endpoint check goes by.
+        contents: side → the content of its files, which is to prove that the sources are made of it.
         notes: what a user should know: converted tensors, untied heads.
     """
 
@@ -48,6 +50,7 @@ class Loaded:
     instruct: dict[str, torch.Tensor]
     via: dict[str, torch.dtype]
     ends: dict[str, dict[str, torch.Tensor]]
+    contents: dict[str, Content]
     notes: list[str] = field(default_factory=list)
 
 
@@ -78,6 +81,7 @@ def load_pair(
     files = {side: _file_dtypes(checkpoint) for side, checkpoint in (("base", base), ("instruct", instruct))}
     source_b = _from_pretrained(base, _exact(files["base"]), sharding)
     source_i = _from_pretrained(instruct, _exact(files["instruct"]), sharding)
+    contents = {"base": Content(base, source_b), "instruct": Content(instruct, source_i)}
     wanted = dtype or (_exact(files["instruct"]) if len(files["instruct"]) == 1 else None)
     module = source_i if wanted == source_i.dtype else _from_pretrained(instruct, wanted, sharding)
     reference = source_b if source_b.dtype == module.dtype else _from_pretrained(base, module.dtype, sharding)
@@ -103,6 +107,7 @@ def load_pair(
         sources["instruct"],
         _via(live, dtype, instruct, module, files["instruct"]),
         ends,
+        contents,
         [f"`{name}` is tied on one side only: the merged model has a head of its own" for name in untied],
     )
 
@@ -111,9 +116,13 @@ def one_side(checkpoint: Checkpoint) -> PreTrainedModel:
     """The model of one checkpoint, at the dtype of its files; on a CPU its tensors stay memory maps.
 
     Raises:
-        EngineError: transformers cannot load it completely.
+        EngineError: transformers cannot load it completely, or from these files.
     """
-    return _from_pretrained(checkpoint, _exact(_file_dtypes(checkpoint)), None)
+    module = _from_pretrained(checkpoint, _exact(_file_dtypes(checkpoint)), None)
+    content = Content(checkpoint, module)
+    content.prove()
+    content.close()
+    return module
 
 
 def base_tensors(base: Path, instruct: Path, live: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

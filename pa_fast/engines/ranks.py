@@ -48,6 +48,9 @@ class Alone:
     def step(self, name: str) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
 
+    def gather(self, name: str, work: Callable[[], T]) -> list[T]:
+        return [work()]
+
 
 ALONE = Alone()
 

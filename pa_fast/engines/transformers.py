@@ -6,7 +6,7 @@ Has been run for real on CPU. The code for one GPU is the same and has not been 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pa_fast.checkpoint.companions import check_companions
 from pa_fast.checkpoint.guard import Guard
@@ -34,6 +34,9 @@ from pa_fast.live.weights import LiveWeights
 from pa_fast.rounding import Rounding
 from pa_fast.rules import RuleLike
 from pa_fast.units import format_bytes
+
+if TYPE_CHECKING:
+    import torch
 
 
 def load(
@@ -104,6 +107,9 @@ def load(
         notes = [*check_vocabulary(b, i, rows, extra_rows), *(untrained_rows(b, i) if want.about is None else ())]
         apart = () if want.about is None else want.about.tensors
         loaded = load_pair(b, i, want.live_dtype(), want.sharding, apart, extra_rows=bool(rows))
+        contents = loaded.contents
+        if want.about is not None:
+            contents.pop("instruct").close()  # it is the base's once more
         traced = trace(loaded.module, [*b.tensors, *i.tensors])
         plan = _planned(want, loaded)
         said = want.described if plan is None else plan.store.describe()
@@ -111,6 +117,8 @@ def load(
         guard.check_names()
         chosen = tokenizer_of(resolve(tokenizer) if tokenizer is not None else i.folder)
         same = identity(want, b, i, said, chosen)
+    for content in contents.values():
+        content.prove(ranks)
     with ranks.step("allocating"):
         allocate(loaded, want.device)
         guard.check()
@@ -119,6 +127,11 @@ def load(
     proof = Proof.of(loaded, want) if endpoint_check else Proof({})
     stops = stop_tokens(chosen, loaded.reference, loaded.module)
     del loaded.reference
+
+    def on_read(tensor: torch.Tensor, start: int, piece: torch.Tensor) -> None:
+        for content in contents.values():
+            content.on_read(tensor, start, piece)
+
     with ranks.step("binding"):
         guard.check()
         weights: Any
@@ -127,20 +140,25 @@ def load(
             weights = LiveWeights.bind(
                 loaded.live, loaded.base, loaded.instruct, diverted or plan or want.store, want.rounding.mode,
                 seed=want.rounding.seed, via=loaded.via, allow_nonfinite=allow_nonfinite, origins=traced.names,
-                reread=lambda: base_tensors(resolve(base), resolve(other), loaded.live), ends=proof.ends,
+                reread=lambda: base_tensors(resolve(base), resolve(other), loaded.live), ends=proof.ends, on_read=on_read,
             )  # fmt: skip
         else:
             with opening.again(want.delta, want.about) as file:
                 guard.add(file.file)
                 weights = LiveWeights.open(
                     loaded.live, loaded.base, file, allow_nonfinite=allow_nonfinite,
-                    divert=diverted.put_aside if diverted else None, origins=traced.names,
+                    divert=diverted.put_aside if diverted else None, origins=traced.names, on_read=on_read,
                 )  # fmt: skip
             weights.prove(proof.ends or {})
         if weights.memory().mapped_bytes:
             weights.before_reading = guard.check
         if diverted is not None:
             weights = attached(loaded.module, weights, diverted.factors)
+    with ranks.step("fingerprinting"):
+        for side, content in contents.items():
+            same[f"{side}_content"] = content.finish()
+            guard.know(content.checkpoint, content.sums)
+            content.close()
     proof.check_logits(loaded.module)
     loaded.ends.clear()
     notes += [] if plan is None else [f"the delta is held {plan.describe()}"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 
 _PIECE = 1 << 22
+
+OnRead = Callable[["torch.Tensor", int, "torch.Tensor"], None]
+"""(source, start, its elements from `start` on): told of what is read anyway, while it is in cache; from several threads."""
 
 
 def encode(
@@ -51,33 +54,42 @@ def encode(
     return writer.write(path, sources(made, allow_nonfinite), chosen, quick=quick, overwrite=overwrite)
 
 
-def sources(made: Iterable[Binding], allow_nonfinite: bool) -> list[Source]:
-    """What a store encodes: the float tensors among the bindings.
+def sources(made: Iterable[Binding], allow_nonfinite: bool, on_read: OnRead | None = None) -> list[Source]:
+    """What a store encodes: the float tensors among the bindings. `on_read` is told of what is looked at.
 
     Raises:
         DataError: a source is not finite.
     """
     floats = [binding for binding in made if binding.live.dtype in LIVE_DTYPES]
     if not allow_nonfinite:
-        check_finite((side, b.name, tensor) for b in floats for side, tensor in b.sources.items())
+        check_finite(((side, b.name, tensor) for b in floats for side, tensor in b.sources.items()), on_read)
     return [Source(b.name, b.base, b.sources["instruct"], b.live.dtype, b.live.device, b.via) for b in floats]
 
 
-def check_finite(tensors: Iterable[tuple[str, str, torch.Tensor]]) -> None:
+def check_finite(tensors: Iterable[tuple[str, str, torch.Tensor]], on_read: OnRead | None = None) -> None:
     """Raise DataError, naming side and tensor, if a weight of (side, name, tensor) is NaN or infinite.
+
+    Args:
+        on_read: told of every piece.
 
     Cost: one pass; on a CPU one core per piece of any tensor.
     """
     import torch
 
     tensors = list(tensors)
-    pieces = [
-        (at, piece)
-        for at, (_, _, tensor) in enumerate(tensors)
-        for piece in tensor.detach().reshape(-1).split(_PIECE if tensor.device.type == "cpu" else max(tensor.numel(), 1))
-    ]
+    pieces = []
+    for at, (_, _, tensor) in enumerate(tensors):
+        step = _PIECE if tensor.device.type == "cpu" else max(tensor.numel(), 1)
+        pieces += [(at, k * step, piece) for k, piece in enumerate(tensor.detach().reshape(-1).split(step))]
+
+    def look(one: tuple[int, int, torch.Tensor]) -> bool:
+        at, start, piece = one
+        if on_read is not None:
+            on_read(tensors[at][2], start, piece)
+        return is_finite(piece)
+
     # all tensors at once: torch's own threads, and ours, wait for one another at the end of each
-    for (at, _), well in zip(pieces, over_cores(lambda one: is_finite(one[1]), pieces)):
+    for (at, _, _), well in zip(pieces, over_cores(look, pieces)):
         if not well:
             side, name, tensor = tensors[at]
             count = int((~torch.isfinite(tensor)).sum())

@@ -11,7 +11,7 @@ from pa_kernels.reference import LIVE_DTYPES
 from pa_fast.delta.entry import Store
 from pa_fast.delta.mixed import Mixed
 from pa_fast.live.binding import Binding
-from pa_fast.live.encoding import check_finite, is_finite
+from pa_fast.live.encoding import OnRead, check_finite, is_finite
 from pa_fast.live.ends import Checked, differing, refuse
 
 
@@ -22,10 +22,12 @@ class FirstWrite:
     Attributes:
         ends: what the live tensors must be at which λ.
         allow_nonfinite: let NaN and infinity in the sources pass.
+        on_read: told of each piece of the sources.
     """
 
     ends: Checked
     allow_nonfinite: bool
+    on_read: OnRead | None = None
 
     @staticmethod
     def fits(made: Sequence[Binding], store: Store) -> bool:
@@ -49,6 +51,8 @@ class FirstWrite:
             for side, tensor in binding.sources.items():
                 if not self.allow_nonfinite and not is_finite(tensor.view(-1)[span]):
                     check_finite([(side, binding.name, tensor)])
+                if self.on_read is not None:
+                    self.on_read(tensor, span.start, tensor.view(-1)[span])
             for lam in lams:
                 store.piece_(t, span, lam)
                 if lam in self.ends:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import bisect
+import os
 import sys
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -44,6 +45,16 @@ def nbytes(tensor: torch.Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
 
+@dataclass(frozen=True)
+class Place:
+    """A byte of a file: the file's device, inode and path as the kernel lists them, and the byte's offset."""
+
+    device: int
+    inode: int
+    path: str
+    offset: int
+
+
 class FileMaps:
     """Address ranges of this process that map files read-only or privately, as the kernel lists them.
 
@@ -52,21 +63,30 @@ class FileMaps:
     """
 
     def __init__(self) -> None:
-        ranges = []
+        self._maps = []
         if sys.platform == "linux":
             with open("/proc/self/maps", encoding="utf-8", errors="replace") as lines:
                 for line in lines:
-                    span, _mode, _offset, _device, inode, *path = line.split(maxsplit=5)
+                    span, _mode, offset, device, inode, *path = line.rstrip("\n").split(maxsplit=5)
                     if inode != "0" and path and path[0].startswith("/"):
                         start, stop = (int(part, 16) for part in span.split("-"))
-                        ranges.append((start, stop))
-        self._starts = [start for start, _ in sorted(ranges)]
-        self._stops = [stop for _, stop in sorted(ranges)]
+                        major, minor = (int(part, 16) for part in device.split(":"))
+                        self._maps.append((start, stop, Place(os.makedev(major, minor), int(inode), path[0], int(offset, 16))))
+        self._maps.sort(key=lambda one: one[0])
+        self._starts = [start for start, _, _ in self._maps]
 
     def holds(self, tensor: torch.Tensor) -> bool:
         """Whether `tensor`'s first byte lies in a mapped file."""
-        at = bisect.bisect_right(self._starts, tensor.data_ptr()) - 1
-        return at >= 0 and tensor.data_ptr() < self._stops[at]
+        return self.place(tensor) is not None
+
+    def place(self, tensor: torch.Tensor) -> Place | None:
+        """Where in which file the first byte of `tensor`, on a CPU, lies; None where it lies in none."""
+        address = tensor.data_ptr()
+        at = bisect.bisect_right(self._starts, address) - 1
+        if at < 0 or address >= self._maps[at][1]:
+            return None
+        start, _, place = self._maps[at]
+        return replace(place, offset=place.offset + address - start)
 
 
 def measure(live: Iterable[torch.Tensor], beside: Iterable[torch.Tensor]) -> Memory:

@@ -10,7 +10,7 @@ from pa_kernels.reference import LIVE_DTYPES
 from pa_fast.delta.entry import Entry, Store
 from pa_fast.live.arena import Arena
 from pa_fast.live.binding import Binding
-from pa_fast.live.encoding import sources
+from pa_fast.live.encoding import OnRead, sources
 from pa_fast.live.memory import nbytes
 from pa_fast.live.planner import Size
 from pa_fast.live.room import Room
@@ -31,7 +31,7 @@ def sizes(made: Sequence[Binding]) -> list[Size]:
 
 
 def placed(
-    made: Sequence[Binding], store: Store, host: Collection[str], allow_nonfinite: bool
+    made: Sequence[Binding], store: Store, host: Collection[str], allow_nonfinite: bool, on_read: OnRead | None = None
 ) -> tuple[list[Binding], Iterator[Entry]]:
     """The bindings, and the entries that `store` makes of them, in order; of those called `host` in pinned host memory.
 
@@ -40,7 +40,7 @@ def placed(
     Raises:
         DataError: a source is not finite.
     """
-    given = sources(made, allow_nonfinite)
+    given = sources(made, allow_nonfinite, on_read)
     if not host:
         return list(made), store.encode(given)
     import torch

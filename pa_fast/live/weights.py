@@ -27,7 +27,7 @@ from pa_fast.errors import UsageError, WeightsError
 from pa_fast.live import opening
 from pa_fast.live.bases import kept_bases
 from pa_fast.live.binding import Binding, bindings, same_bits
-from pa_fast.live.encoding import check_finite
+from pa_fast.live.encoding import OnRead, check_finite
 from pa_fast.live.ends import Checked, Ends, check
 from pa_fast.live.first_write import FirstWrite
 from pa_fast.live.memory import Memory, measure
@@ -151,6 +151,7 @@ class LiveWeights:
         origins: Mapping[str, Sequence[str]] | None = None,
         reread: Callable[[], Mapping[str, torch.Tensor]] | None = None,
         ends: Ends | None = None,
+        on_read: OnRead | None = None,
     ) -> LiveWeights:
         """Make `live` follow λ between `base` and `instruct`; returns with λ = 0 written.
 
@@ -175,6 +176,7 @@ class LiveWeights:
             reread: reads the base again, by name: for a store that keeps none of it, after a foreign write.
             ends: what the live tensors must be at these λ by somebody else's word, which they are held against, see `prove`. It
                 says too that `live` holds nothing worth keeping: a source that is refused may leave it written in part.
+            on_read: told (source, start, elements from `start` on) of what of the sources is read anyway, from several threads.
 
         Numerics: see `pa_kernels.reference.lerp` for the contract, and the store for the end of its delta.
         Cost: reads every source once to check it and as often as the store says, tensor by tensor; then one switch. Dense on a
@@ -193,8 +195,8 @@ class LiveWeights:
         chosen = how_held.store
         _check_store(chosen, how)
         proof = None if ends is None else Checked.of(ends, made)
-        first = FirstWrite(proof, allow_nonfinite) if proof is not None and FirstWrite.fits(made, chosen) else None
-        made, entries = placed(made, chosen, how_held.host, allow_nonfinite or first is not None)
+        first = FirstWrite(proof, allow_nonfinite, on_read) if proof is not None and FirstWrite.fits(made, chosen) else None
+        made, entries = placed(made, chosen, how_held.host, allow_nonfinite or first is not None, on_read)
         weights = cls(live, made, entries, chosen.describe(), chosen.exact, chosen.lossless, how, origins, reread, first)
         weights.plan = how_held
         if proof is not None and first is None:
@@ -211,6 +213,7 @@ class LiveWeights:
         allow_nonfinite: bool = False,
         divert: Callable[[str, torch.Tensor, Entry], Entry] | None = None,
         origins: Mapping[str, Sequence[str]] | None = None,
+        on_read: OnRead | None = None,
     ) -> LiveWeights:
         """Make `live` follow λ between `base` and the end of a delta file; returns with λ = 0 written.
 
@@ -219,7 +222,7 @@ class LiveWeights:
             delta: the file, or one that is open.
             allow_nonfinite: let NaN and infinity in base and delta pass.
             divert: (name, base, entry) → the entry to follow instead, for engines that use an entry themselves.
-            origins: as for `bind`.
+            origins, on_read: as for `bind`.
 
         Cost: reads the base three times and the file twice. What the file holds stays a map of it on a CPU.
 
@@ -230,7 +233,9 @@ class LiveWeights:
         """
         if not isinstance(delta, DeltaFile):
             with DeltaFile.open(delta) as file:
-                return cls.open(live, base, file, allow_nonfinite=allow_nonfinite, divert=divert, origins=origins)
+                return cls.open(
+                    live, base, file, allow_nonfinite=allow_nonfinite, divert=divert, origins=origins, on_read=on_read
+                )
         made = [opening.fed(binding, delta) for binding in bindings(live, {"base": base}, {})]
         opening.check_names(made, delta)
         floats = [binding for binding in made if binding.live.dtype in LIVE_DTYPES]
@@ -238,13 +243,16 @@ class LiveWeights:
         entries = [delta.entry(opening.own_name(binding, delta), binding.live.device) for binding in floats]
         if not allow_nonfinite:
             check_finite(
-                read
-                for binding, entry in zip(floats, entries)
-                for read in (
-                    ("base", binding.name, binding.base),
-                    *((f"{delta.path}: {part} of", binding.name, tensor) for part, tensor in parts(entry).items()),
-                )
-                if read[2].dtype in LIVE_DTYPES
+                (
+                    read
+                    for binding, entry in zip(floats, entries)
+                    for read in (
+                        ("base", binding.name, binding.base),
+                        *((f"{delta.path}: {part} of", binding.name, tensor) for part, tensor in parts(entry).items()),
+                    )
+                    if read[2].dtype in LIVE_DTYPES
+                ),
+                on_read,
             )
         about = delta.about
         if divert is not None:

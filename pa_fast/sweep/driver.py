@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import pathlib
 from collections.abc import Iterable, Sequence
 
 from pa_fast.base import Engine, Evaluator, Lambda
 from pa_fast.errors import UsageError
-from pa_fast.sweep import manifest, schedule
+from pa_fast.sweep import manifest, older, schedule
 from pa_fast.sweep.point import check_reach, visit
-from pa_fast.sweep.progress import Progress
+from pa_fast.sweep.progress import Progress, Silent
 from pa_fast.sweep.recording import Recording
 from pa_fast.sweep.results import SweepResult
 from pa_fast.sweep.shard import Shard
@@ -33,7 +34,8 @@ def run(
         raise UsageError(f"a {type(engine).__name__} is not an engine", "pass what pa_fast.load returns, or see pa_fast/base.py")
     check_reach(engine, points)
     now = manifest.describe(engine, points, list(named.values()))
-    with Recording(out, points, now, overwrite=overwrite, progress=progress, shard=shard) as recording:
+    proven = not overwrite and older.proven(engine, pathlib.Path(out), now, progress or Silent())
+    with Recording(out, points, now, overwrite=overwrite, progress=progress, shard=shard, proven=proven) as recording:
         for lam, names in recording.missing():
             queue = [named[name] for name in names]
             for record in visit(engine, lam, queue, recording.checksum(lam), recording.progress):

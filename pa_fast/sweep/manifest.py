@@ -19,6 +19,8 @@ NAME = "run.json"
 FORMAT = 1
 _OTHER = "choose another --out, or start afresh with --overwrite"
 _SHOWN = 6
+CONTENT = frozenset({"base_content", "instruct_content"})
+"""Keys of an engine's identity that earlier versions did not record: they went by a sample of the weights."""
 
 
 @dataclass(frozen=True)
@@ -77,8 +79,17 @@ def _identity(engine: Engine) -> Mapping[str, Any]:
     return known if rule is None else {**known, "rule": rule.document()}
 
 
-def reconcile(folder: pathlib.Path, now: Manifest, finished: Collection[str] | None = None) -> Manifest:
+def is_sampled(recorded: Manifest, now: Manifest) -> bool:
+    """Whether `recorded` is of the engine of `now`, as far as an earlier version recorded it: without content sums."""
+    left = now.engine.keys() - recorded.engine.keys()
+    known = {key: value for key, value in now.engine.items() if key not in left}
+    return bool(left) and left <= CONTENT and not list(_differences("engine", recorded.engine, known))
+
+
+def reconcile(folder: pathlib.Path, now: Manifest, finished: Collection[str] | None = None, *, proven: bool = False) -> Manifest:
     """Write `now` to `folder`, or extend the manifest that is there with its λ and evaluators.
+
+    `proven` says that the finished points of a run without content sums were seen to be of these checkpoints.
 
     `finished` names the evaluators that have a finished point. A recorded one that has none binds nobody: it may come
     back changed, and is dropped when it is not asked for again. None: all have.
@@ -88,6 +99,14 @@ def reconcile(folder: pathlib.Path, now: Manifest, finished: Collection[str] | N
     """
     if (folder / NAME).exists():
         recorded = load(folder)
+        if is_sampled(recorded, now) and (proven or (finished is not None and not finished)):
+            recorded = replace(recorded, engine=now.engine)
+        elif is_sampled(recorded, now):
+            raise RunError(
+                f"{folder} is of a version that recorded a sample of the checkpoints, which misses changes",
+                "run the sweep once in one process, without --workers: it compares the weights of all finished λ, and records "
+                "the content; or choose another --out",
+            )
         if finished is not None:
             asked = {column.name for column in now.evaluators}
             kept = [c for c in recorded.evaluators if c.name in finished or c.name in asked]

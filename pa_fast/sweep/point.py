@@ -57,6 +57,17 @@ def check_reach(engine: Engine, points: Iterable[Lambda]) -> None:
             check(lam)
 
 
+def check_recorded(engine: Engine, lam: Lambda, recorded: int) -> None:
+    """Bring `engine` to λ, and compare its weights with the checksum that they had.
+
+    Raises:
+        RunError: they have another one.
+    """
+    engine.weights.set_lambda(lam)
+    engine.on_weights_changed()
+    _check_same(lam, recorded, engine.weights.checksum())
+
+
 def visit(
     engine: Engine,
     lam: Lambda,
@@ -84,11 +95,8 @@ def visit(
             for evaluator in queue:
                 yield Record(_entry(lam, evaluator, _fault(error)))
             return
-        if recorded is not None and recorded != proof.checksum:
-            raise RunError(
-                f"the run has other weights at λ = {lam.key}: recorded checksum {recorded:016x}, now {proof.checksum:016x}",
-                "the checkpoints have changed since: choose another --out, or start afresh with --overwrite",
-            )
+        if recorded is not None:
+            _check_same(lam, recorded, proof.checksum)
         intact = True
         progress.switched(lam, proof.switch_s)
         while queue and intact:
@@ -96,6 +104,14 @@ def visit(
             progress.evaluating(lam, evaluator.name)
             record, intact = _evaluate(engine, lam, evaluator, proof)
             yield record
+
+
+def _check_same(lam: Lambda, recorded: int, found: int) -> None:
+    if recorded != found:
+        raise RunError(
+            f"the run has other weights at λ = {lam.key}: recorded checksum {recorded:016x}, now {found:016x}",
+            "the checkpoints have changed since: choose another --out, or start afresh with --overwrite",
+        )
 
 
 def _switch(engine: Engine, lam: Lambda, before: _Proof | None) -> _Proof:

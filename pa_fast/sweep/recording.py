@@ -31,6 +31,7 @@ class Recording:
         points: the whole schedule.
         now: `manifest.describe` of the process that evaluates.
         overwrite, progress, shard: see `pa_fast.sweep`.
+        proven: see `manifest.reconcile`.
 
     Raises:
         RunError, OutputError, UsageError: see `pa_fast.sweep`.
@@ -45,6 +46,7 @@ class Recording:
         overwrite: bool = False,
         progress: Progress | None = None,
         shard: Shard | None = None,
+        proven: bool = False,
     ):
         if shard is not None and overwrite:
             raise UsageError(
@@ -55,6 +57,7 @@ class Recording:
         self.result: SweepResult | None = None
         self._points = list(points) if shard is None else shard.of(points)
         self._now = now
+        self._proven = proven
         self._names = [column.name for column in now.evaluators]
         self._journal = Journal(self.folder, overwrite=overwrite, shard=shard)
 
@@ -88,7 +91,7 @@ class Recording:
             RunError: it would run another sweep; what differs is named.
         """
         with durable.locked(self.folder / journal.LOCK):
-            manifest.reconcile(self.folder, now, self._journal.evaluators())
+            manifest.reconcile(self.folder, now, self._journal.evaluators(), proven=self._proven)
 
     def missing(self) -> list[tuple[Lambda, list[str]]]:
         """Each λ that has evaluators without a finished point, in the order of the schedule, and their names."""
