@@ -97,8 +97,13 @@ def read_provenance(folder: Path) -> Provenance | None:
     return Provenance(base, instruct, recipe, dtype, rows)
 
 
-def model_card(provenance: Provenance, out: str) -> str:
-    """README.md of a merged checkpoint: front matter for the hub, the formula, λ and the command that makes it again."""
+def model_card(provenance: Provenance, out: str, hub_ids: Sequence[str] = ()) -> str:
+    """README.md of a merged checkpoint: front matter for the hub, the formula, λ and the command that makes it again.
+
+    Args:
+        hub_ids: those of the sources that come from the hub. The hub takes nothing else as `base_model`: it refuses a whole
+            upload for a local path there.
+    """
     base, instruct = one_line(provenance.base.source), one_line(provenance.instruct.source)
     lam = provenance.recipe.lam.key
     rounding, rule = provenance.recipe.rounding, provenance.recipe.rule
@@ -112,9 +117,10 @@ def model_card(provenance: Provenance, out: str) -> str:
     apart = "".join(f"- {one}\n" for one in told) + "\n" if told else ""
     # = because a negative λ would read as an option
     command = shlex.join(["pa-fast", "merge", base, instruct, f"--lambda={lam}", "--out", one_line(out), *options])
-    names = "".join(f"- {json.dumps(name, ensure_ascii=False)}\n" for name in (base, instruct))
+    names = "".join(f"- {json.dumps(name)}\n" for name in dict.fromkeys(hub_ids))
+    models = f"base_model:\n{names}base_model_relation: merge\n" if names else ""
     return (
-        f"---\nbase_model:\n{names}library_name: transformers\ntags:\n- merge\n- pa_fast\n---\n\n"
+        f"---\n{models}library_name: transformers\ntags:\n- merge\n- pa_fast\n---\n\n"
         f"# Partial adaptation, λ = {lam}\n\n"
         f"A point on the line between a base checkpoint B and its instruct checkpoint I:\n\n"
         f"    W = B + λ (I − B)        λ = {lam}\n    B   {base}\n    I   {instruct}\n\n"

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from pa_fast.checkpoint.document import regular_size
+from pa_fast.checkpoint.document import refuse_pointer, regular_size
 from pa_fast.errors import CheckpointError
 
 PROVENANCE = "pa_fast.json"
@@ -27,7 +27,7 @@ _WRITTEN = {"config.json", "README.md", PROVENANCE}
 
 @dataclass(frozen=True)
 class Companion:
-    """A file `name` of a checkpoint folder, `path` with links resolved, and its length."""
+    """A file of a checkpoint folder: `name` in it (of a folder within, with a slash), `path` with links resolved, length."""
 
     name: str
     path: Path
@@ -53,8 +53,8 @@ def copied(folder: Path) -> list[Companion]:
         CheckpointError: see `check_companions`.
     """
     check_companions(folder)
-    files = (path for path in _files(folder) if path.parent == folder and path.name not in _WRITTEN)
-    return [Companion(path.name, Path(os.path.realpath(path)), regular_size(path)) for path in files]
+    files = (path for path in _files(folder) if path.name not in _WRITTEN and not path.name.startswith("adapter_"))
+    return [Companion(path.relative_to(folder).as_posix(), Path(os.path.realpath(path)), regular_size(path)) for path in files]
 
 
 def check_companions(folder: Path) -> None:
@@ -63,10 +63,12 @@ def check_companions(folder: Path) -> None:
     Links within the folder are fine, and those of a hub cache: `models--ORG--NAME/snapshots/COMMIT/FILE` → `../../blobs/…`.
 
     Raises:
-        CheckpointError: naming the file.
+        CheckpointError: naming the file; also one that is a git-lfs pointer.
     """
     for path in _files(folder):
         regular_size(path)
+        with path.open("rb") as file:
+            refuse_pointer(path, file.read(1024))
     root = Path(os.path.realpath(folder))
     homes = [root]
     if root.parent.name == "snapshots" and root.parent.parent.name.startswith("models--"):

@@ -24,7 +24,7 @@ from pa_fast.checkpoint.reader import Checkpoint, torch_dtype
 from pa_fast.checkpoint.recipe import Blend, Recipe
 from pa_fast.checkpoint.resume import Sums, chunk_sum, is_complete
 from pa_fast.checkpoint.rows import with_vocabulary_sizes
-from pa_fast.checkpoint.shards import INDEX
+from pa_fast.checkpoint.shards import INDEX, hub_id
 from pa_fast.checkpoint.source import resolve, revision
 from pa_fast.checkpoint.streaming import check_dtype, check_finite, live_dtype, merge_chunk_, over_chunks
 from pa_fast.checkpoint.tying import untied_config
@@ -265,7 +265,8 @@ def _write_companions(
         total = sum(slot.stop - slot.start for plan in shards for slot in plan.slots)
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         folder.write(INDEX, (json.dumps(index, indent=2, ensure_ascii=False) + "\n").encode())
-    folder.write("README.md", model_card(provenance, out).encode())
+    hub_ids = [name for side in (pair.base, pair.instruct) if (name := hub_id(side.folder))]
+    folder.write("README.md", model_card(provenance, out, hub_ids).encode())
     own = ["README.md", "config.json", PROVENANCE, *([INDEX] if len(shards) > 1 else [])]
     files = sorted([*own, *(plan.file for plan in shards), *(companion.name for companion in companions)])
     folder.write(PROVENANCE, provenance.to_json(files).encode())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ INDEX = "model.safetensors.index.json"
 ADAPTER = "adapter_config.json"
 _REDIRECTS = {"transformers_weights": "weights", "configuration_files": "a configuration"}
 """Keys of config.json by which transformers reads other files than those of the standard names, and what it reads there."""
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", re.ASCII)
 _RESAVE = (
     "python -c \"from transformers import AutoModelForCausalLM as M; M.from_pretrained('{0}', dtype='auto')"
     ".save_pretrained('{0}-again')\""
@@ -115,7 +117,8 @@ def hub_id(folder: Path) -> str | None:
     Source: `huggingface_hub`'s cache layout, https://huggingface.co/docs/huggingface_hub/guides/manage-cache
     """
     kind, *name = folder.parent.parent.name.split("--")
-    return "/".join(name) if kind == "models" and name and folder.parent.name == "snapshots" else None
+    found = "/".join(name)
+    return found if kind == "models" and folder.parent.name == "snapshots" and _HUB_ID.fullmatch(found) else None
 
 
 def _no_weights(folder: Path) -> CheckpointError:

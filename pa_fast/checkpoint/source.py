@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from pa_fast.checkpoint.companions import TEMPLATES
 from pa_fast.errors import CheckpointError
 
 # everything that a merge reads or copies; pickle weights and other exports stay on the hub
-_WANTED = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "*.py", "LICENSE*", "NOTICE*"]
+_WANTED = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "*.bpe", "*.spm", "*.vocab", "*.codes", "*.py",
+           "LICENSE*", "NOTICE*"]  # fmt: skip
 _UNWANTED = ["*/*", "consolidated*.safetensors"]
+_TEMPLATES = f"{TEMPLATES}/*.jinja"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
@@ -36,6 +39,8 @@ def resolve(spec: str | Path) -> Path:
 
     try:
         found = snapshot_download(name, revision=revision or None, allow_patterns=_WANTED, ignore_patterns=_UNWANTED)
+        # patterns know no folders: what is unwanted would leave these out too
+        snapshot_download(name, revision=Path(found).name, allow_patterns=[_TEMPLATES])
     except Exception as error:  # the hub client raises its own, requests', httpx' and plain OS errors
         reason = " ".join(str(error).split()) or type(error).__name__
         hint = "there is no such local folder; for the hub check the id, the revision, your access token and HF_HUB_OFFLINE"

@@ -136,7 +136,10 @@ class OutputFolder:
         Raises:
             DataError: it has another length than when it was looked at.
         """
-        with output_errors(self.path / companion.name), open(self.path / companion.name, "xb") as file:
+        target = self.path / companion.name
+        with output_errors(target):
+            target.parent.mkdir(exist_ok=True)
+        with output_errors(target), open(target, "xb") as file:
             with companion.open() as source:
                 left = companion.size_bytes
                 while left and (data := source.read(min(left, 2**20))):
@@ -148,6 +151,8 @@ class OutputFolder:
                     )  # fmt: skip
             file.flush()
             os.fsync(file.fileno())
+        if target.parent != self.path:
+            files.sync_folder(target.parent)
 
     def commit(self) -> None:
         """Give the folder its name. From here on it is complete, whatever happens."""

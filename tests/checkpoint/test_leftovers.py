@@ -1,4 +1,4 @@
-"""What people's folders really hold: pointers, leftovers of conversions, cache folders. Each says what it is and what mends it."""
+"""What people's folders really hold, pointers, leftovers, cache folders: each says what it is and what mends it."""
 
 from __future__ import annotations
 
@@ -43,7 +43,10 @@ def test_a_git_lfs_pointer_is_named_as_one(folder: Path, file: str) -> None:
 
 def test_a_configuration_of_quantisation_beside_plain_weights_is_to_be_removed(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
-    for changed in (config | {"quantization_config": {"quant_method": "fp8"}}, config | {"text_config": {"quantization_config": {}}}):
+    for changed in (
+        config | {"quantization_config": {"quant_method": "fp8"}},
+        config | {"text_config": {"quantization_config": {}}},
+    ):
         (folder / "config.json").write_text(json.dumps(changed))
         error = refused(folder)
         assert "the weights are not quantised: all are plain BF16" in error.message

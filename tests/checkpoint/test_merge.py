@@ -139,7 +139,7 @@ def test_provenance(tmp_path: Path) -> None:
     assert found["base"]["content_fingerprint"] == report.base_fingerprint
     assert found["instruct"]["quick_fingerprint"] == Checkpoint.open(instruct).quick_fingerprint()
     card = (tmp_path / "out" / "README.md").read_text()
-    assert f'base_model:\n- "{base}"\n- "{instruct}"\n' in card and "λ = 1/3" in card
+    assert f"B   {base}\n    I   {instruct}\n" in card and "λ = 1/3" in card
     assert f"pa-fast merge {base} {instruct} --lambda=1/3 --out {tmp_path / 'out'} --dtype float16" in card
 
 
