@@ -8,6 +8,9 @@ The conversions only move elements, so merging converted tensors equals converti
 from __future__ import annotations
 
 import contextlib
+import re
+import threading
+from collections import Counter
 from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +28,9 @@ from pa_fast.errors import EngineError, PairError, first_line
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
+
+_MOST_PLANNED = 1000
+"""Tensors whose dtypes transformers is told one by one: it searches all of these names for each of its own."""
 
 
 @dataclass
@@ -79,12 +85,12 @@ def load_pair(
     Cost: see `Loaded`; tensors with extra rows cost a copy of the shorter side.
     """
     files = {side: _file_dtypes(checkpoint) for side, checkpoint in (("base", base), ("instruct", instruct))}
-    source_b = _from_pretrained(base, _exact(files["base"]), sharding)
-    source_i = _from_pretrained(instruct, _exact(files["instruct"]), sharding)
+    source_b, source_i = _as_filed(base, sharding), _as_filed(instruct, sharding)
     contents = {"base": Content(base, source_b), "instruct": Content(instruct, source_i)}
     wanted = dtype or (_exact(files["instruct"]) if len(files["instruct"]) == 1 else None)
-    module = source_i if wanted == source_i.dtype else _from_pretrained(instruct, wanted, sharding)
-    reference = source_b if source_b.dtype == module.dtype else _from_pretrained(base, module.dtype, sharding)
+    one_b, one_i = (len(files[side]) == 1 for side in ("base", "instruct"))
+    module = source_i if one_i and wanted == source_i.dtype else _from_pretrained(instruct, wanted, sharding)
+    reference = source_b if one_b and source_b.dtype == module.dtype else _from_pretrained(base, module.dtype, sharding)
     named = {"base": _tensors(source_b), "instruct": _tensors(source_i)}
     if named["base"].keys() != named["instruct"].keys():
         odd = sorted(named["base"].keys() ^ named["instruct"].keys())
@@ -113,12 +119,12 @@ def load_pair(
 
 
 def one_side(checkpoint: Checkpoint) -> PreTrainedModel:
-    """The model of one checkpoint, at the dtype of its files; on a CPU its tensors stay memory maps.
+    """The model of one checkpoint, at the dtypes of its files; on a CPU its tensors stay memory maps.
 
     Raises:
         EngineError: transformers cannot load it completely, or from these files.
     """
-    module = _from_pretrained(checkpoint, _exact(_file_dtypes(checkpoint)), None)
+    module = _as_filed(checkpoint, None)
     content = Content(checkpoint, module)
     content.prove()
     content.close()
@@ -148,6 +154,50 @@ def allocate(loaded: Loaded, device: torch.device) -> None:
         for name, buffer in module.named_buffers():
             if not (module is loaded.module and name in loaded.live):
                 buffer.data = buffer.data.to(device)
+
+
+def _as_filed(checkpoint: Checkpoint, sharding: Mapping[str, Any] | None) -> PreTrainedModel:
+    """The model of `checkpoint`, each tensor at the dtype that it has in its file, so that maps of files stay maps; where the
+    files have several dtypes, what is not of the commonest one in fp32, which holds every other."""
+    import torch
+
+    sizes: Counter[str] = Counter()
+    for info in checkpoint.tensors.values():
+        if info.dtype in FLOATS:
+            sizes[info.dtype] += info.nbytes
+    most = sizes.most_common(1)[0][0] if sizes else "F32"
+    with _in_fp32({name for name, info in checkpoint.tensors.items() if info.dtype in FLOATS and info.dtype != most}) as able:
+        return _from_pretrained(checkpoint, torch_dtype(most) if able else torch.float32, sharding)
+
+
+@contextlib.contextmanager
+def _in_fp32(keys: set[str]) -> Iterator[bool]:
+    """Meanwhile transformers loads what it makes of the checkpoint tensors `keys` in fp32, whatever dtype it is told; yields
+    whether it does: where it has no plan of dtypes by name, or `keys` are too many for one, nothing is changed.
+
+    One dtype for all would be fp32 for all, copies of twice the size instead of maps, for the sake of one small tensor.
+    """
+    import torch
+    from transformers import PreTrainedModel
+
+    original = getattr(PreTrainedModel, "_get_dtype_plan", None)
+    if not keys or original is None or len(keys) > _MOST_PLANNED:
+        yield not keys
+        return
+    loader = threading.get_ident()
+
+    def planned(model: Any, dtype: torch.dtype) -> dict[str, torch.dtype]:
+        plan = dict(original(model, dtype))
+        if threading.get_ident() == loader:
+            # what it makes of none of the keys is at the dtype of the call; patterns are searched for, so they say both ends
+            plan |= {f"^{re.escape(name)}$": torch.float32 for name in trace(model, sorted(keys)).names}
+        return plan
+
+    PreTrainedModel._get_dtype_plan = planned
+    try:
+        yield True
+    finally:
+        PreTrainedModel._get_dtype_plan = original
 
 
 def _from_pretrained(checkpoint: Checkpoint, dtype: torch.dtype | None, sharding: Mapping[str, Any] | None) -> PreTrainedModel:

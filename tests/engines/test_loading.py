@@ -69,6 +69,26 @@ def test_files_of_mixed_dtypes_give_what_a_saved_merge_gives(tmp_path: pathlib.P
         assert_same_bits(lm.model.state_dict(), reload(tmp_path / f"merged-{lam}"))
 
 
+@pytest.mark.parametrize("side", ["base", "instruct", "both"])
+def test_one_fp32_tensor_leaves_the_others_as_their_files_have_them(tmp_path: pathlib.Path, side: str) -> None:
+    base, instruct = write_pair(tmp_path, "llama")
+
+    def widen(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["model.norm.weight"] = tensors["model.norm.weight"].float() * 1.001
+
+    kept = pa_fast.load(base, instruct).weights.memory()
+    for folder in (base, instruct):
+        if side in (folder.name, "both"):
+            edit(folder, widen)
+    lm = pa_fast.load(base, instruct)
+    # all else stays a map of its file: nothing is copied to be fp32
+    assert lm.weights.memory().host_bytes <= kept.host_bytes + 2 * 4 * lm.model.config.hidden_size
+    for lam in LAMBDAS:
+        lm.set_lambda(lam)
+        pa_fast.merge(base, instruct, lam=lam, out=tmp_path / f"merged-{lam}")
+        assert_same_bits(lm.model.state_dict(), reload(tmp_path / f"merged-{lam}"))
+
+
 def test_what_a_model_keeps_in_fp32_holds_values_of_the_file_dtype(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -248,7 +268,7 @@ def test_an_unknown_architecture_is_refused(tmp_path: pathlib.Path) -> None:
     base, instruct = write_pair(tmp_path, "llama")
     for folder in (base, instruct):
         edit_config(folder, architectures=["NoSuchForCausalLM"])
-    with pytest.raises(EngineError, match="no class `NoSuchForCausalLM`"):
+    with pytest.raises(EngineError, match="no model class `NoSuchForCausalLM`"):
         pa_fast.load(base, instruct)
 
 
