@@ -224,7 +224,8 @@ class LiveWeights:
             divert: (name, base, entry) → the entry to follow instead, for engines that use an entry themselves.
             origins, on_read: as for `bind`.
 
-        Cost: reads the base three times and the file twice, of a packed one each once more. What the file holds stays a map of it on a CPU.
+        Cost: reads the base three times and the file twice, of packed tensors once more each. What the file holds stays a map
+            of it on a CPU.
 
         Raises:
             CheckpointError: the file is no delta, is damaged, or does not give what it was encoded to give.
