@@ -40,10 +40,17 @@ class LowRank(Switch):
         groups: one per (out, base, factors, via) dtype tuple and GPU, and one for all CPU tensors.
 
     Numerics:
-        `reference.lowrank`, with UV summed in fp32: |error of UV| ≤ R·2⁻²³·Σ_k |u_k·v_k| (matrix units may cut where others
-        round). So 16-bit results are within one ulp of the reference, unless B and λ·UV cancel: there λ times that bound
-        is what holds. Sums have one order per device and tensor, so the same λ gives the same bits, whatever came before.
-        λ = 0 is B, bit for bit where the dtypes agree, and where UV is 0 the value is B's, −0 included.
+        `reference.lowrank`, with UV summed in fp32. The result is B + λ·UV within
+
+            |λ| · (R + 1) · 2⁻²³ · Σ_k |u_k·v_k|  +  1 ulp of the result (or of `via`, where that is coarser)
+
+        as long as no product underflows: R roundings of 2⁻²⁴ of at most Σ|u_k·v_k| in a sum of any order, twice that where
+        matrix units cut instead of round; 2⁻²⁴ of λ·UV where it is rounded before B is added; and half an ulp for either of the
+        last two roundings. In bf16 and fp16 the first term is far below an ulp, unless B and λ·UV cancel, so results are
+        within one ulp of the reference. In fp32 it is not: where the terms of UV cancel each other it may be thousands of ulps.
+
+        Sums have one order per device and tensor, so the same λ gives the same bits, whatever came before. λ = 0 is B, bit for
+        bit where the dtypes agree, and where UV is 0 the value is B's, −0 included.
 
     Cost:
         A switch reads B and writes the live tensor, 4 bytes per bf16 weight, and computes 2R operations per weight.

@@ -24,7 +24,8 @@ class Way:
     Attributes:
         steps: bits(W(λ′)) − bits(W(λ)) by what stands below W(λ)'s leading one and by code: int16 [2ʰ · codes], flat; None if
             not `tabled`. A pair, its merges and their roundings keep their proportions when both are doubled, so the exponent
-            does not matter, and a pair that lies across powers of two is like any other. Of 16-bit codes those of small |k|
+            does not matter, and a pair that lies across powers of two is like any other. (They do not where a merge lies
+            under the smallest normal number, which is why such pairs have no code.) Of 16-bit codes those of small |k|
             alone are in it: a table has to stay in a core's cache.
     """
 

@@ -13,7 +13,8 @@ def packed_codes(base: Tensor, inst: Tensor, width: int, span: tuple[float, floa
 
     With k = bits(inst) − bits(base), both weights of one sign, the code is 2·k + p, p being the lowest bit of the lower
     of the two patterns. Coded are finite weights whose patterns are equal, and those of one sign, both normal, with |k| up to
-    LIMIT[width]; where `span` leaves [0, 1] of the latter only those with base, inst, W(lo) and W(hi) in one binade.
+    LIMIT[width]; where `span` leaves [0, 1], of the latter only those with base, inst, W(lo) and W(hi) in one binade and
+    no merge under the smallest normal number before it is rounded.
 
     Args:
         base, inst: of one shape and one dtype, bf16 or fp16.
@@ -31,8 +32,10 @@ def packed_codes(base: Tensor, inst: Tensor, width: int, span: tuple[float, floa
     coded = (b ^ i >= 0) & (k.abs() <= LIMIT[width]) & _normal(b, dtype) & _normal(i, dtype)
     if not 0 <= span[0] <= span[1] <= 1:
         binade = b >> MANTISSA[dtype]
-        for w in (inst, *(lerp(base, inst, lam) for lam in span)):
-            coded &= w.view(torch.int16).int() >> MANTISSA[dtype] == binade
+        coded &= i >> MANTISSA[dtype] == binade
+        for lam in span:
+            coded &= lerp(base, inst, lam).view(torch.int16).int() >> MANTISSA[dtype] == binade
+            coded &= lerp(base, inst, lam, torch.float32).abs() >= torch.finfo(dtype).smallest_normal
     coded |= (k == 0) & ((b & 0x7FFF) <= largest(dtype))
     lower = torch.where(k < 0, i, b)
     return torch.where(coded, 2 * k + (lower & 1), 0).to(torch.int16), ~coded
@@ -54,8 +57,14 @@ def packed_sources(live: Tensor, codes: Tensor, lam: float) -> tuple[Tensor, Ten
         within one unit of its last place, at most W/128; where W is a power of two they lie within ¾ of that, and else
         f exceeds the power below it by half a unit, which is what `more` leaves over. The roundings in fp32 move f by
         2⁻²³ of itself and change nothing. Hence at most one L of the given parity rounds to W, binade boundaries
-        between L and U or not, and bisection over that parity finds it. Outside [0, 1] base, inst and W share a binade
-        by promise, in which f has equal steps.
+        between L and U or not, and bisection over that parity finds it.
+
+        Outside [0, 1] base, inst and W share a binade [2ᵉ, 2ᵉ⁺¹) by promise, in which f has equal steps. W is monotone in
+        λ, so it is enough to ask this of W(lo) and W(hi). A merge that rounds up to 2ᵉ⁺¹ breaks it visibly. One that lies
+        under 2ᵉ and rounds up to it does not, and need not: the grid under 2ᵉ is twice as fine, so it lies within a quarter
+        of a unit, and the steps of the binade take it to 2ᵉ too. But under the smallest normal number the grid is as
+        coarse as over it, and a merge rounds up from half a unit: scaled to another exponent, as `packed_look_up.Way`
+        scales, it would not. So there is no code where a merge lies under the smallest normal number.
         A code k = 0 says that base and inst are W.
     """
     dtype, h = live.dtype, MANTISSA[live.dtype]

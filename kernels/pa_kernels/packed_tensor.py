@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pa_kernels import reference
 from pa_kernels.cores import over
+from pa_kernels.lerp import lerp_piece_
 from pa_kernels.packed_reference import largest
 from pa_kernels.reference import LIMIT, MANTISSA, PACKED_TILE, PLANE
 
@@ -121,6 +122,27 @@ class PackedTensor:
         positions = torch.repeat_interleave(offsets, starts.diff(), output_size=end - begin) + self.where[begin:end].long()
         return positions, self.base[begin:end], self.target[begin:end]
 
+    def misfit(self, base: Tensor) -> int | None:
+        """The first element whose code does not hold for every λ in the range, or None: what codes from a file are asked.
+
+        Args:
+            base: the base of these codes, in any shape and dtype.
+
+        Cost: that of making the codes: one read of both, and for a range beyond [0, 1] two merges.
+        """
+        flat = base.detach().view(-1)
+
+        def first(start: int) -> int | None:
+            piece = slice(start, min(start + SPAN, self.numel))
+            with torch.inference_mode():
+                b, codes = flat[piece].to(self.codes.device, self.dtype).view(torch.int16), self.element_codes(piece)
+                expected, bad = _codes(b, b + (codes >> 1), self.dtype, self.width, self.range)
+                bad |= expected ^ codes
+                bad[self.exceptions(piece)[0]] = 0
+                return start + int(bad.ne(0).byte().argmax()) if bool(bad.any()) else None
+
+        return next((at for at in over(first, range(0, self.numel, SPAN), self.codes) if at is not None), None)
+
     def to(self, device: torch.device | str) -> PackedTensor:
         """The same on another device, where codes and exceptions are concerned."""
         moved = {name: part if name == "span" else part.to(device) for name, part in self.parts.items()}
@@ -220,15 +242,27 @@ def _codes(b: Tensor, i: Tensor, dtype: torch.dtype, width: int, span: tuple[flo
         bad |= (side & 0x7FFF) - first
     if span != (0.0, 1.0):
         sides = b.view(dtype), i.view(dtype)
-        for w in (i, *(reference.lerp(*sides, lam).view(torch.int16) for lam in span)):
-            apart = (w ^ b) >> MANTISSA[dtype]
-            bad |= apart | -apart
+        apart = (i ^ b) >> MANTISSA[dtype]
+        for lam in span:
+            merge = _merge(*sides, lam)
+            apart |= (merge.to(dtype).view(torch.int16) ^ b) >> MANTISSA[dtype]
+            apart |= merge.abs() < torch.finfo(dtype).smallest_normal
+        bad |= apart | -apart
     bad &= k | -k  # equal patterns need to be finite alone
     bad |= finite
     bad >>= 15
     codes = (k << 1) | ((b ^ (k & (k >> 15))) & 1)
     codes &= ~bad
     return codes, bad
+
+
+def _merge(b: Tensor, i: Tensor, lam: float) -> Tensor:
+    """`reference.lerp` in fp32, not yet rounded to the dtype of its sides."""
+    if b.device.type != "cpu":
+        return reference.lerp(b, i, lam, torch.float32)
+    merge = torch.empty(b.shape, dtype=torch.float32, device="cpu")
+    lerp_piece_(merge, b, i, lam, None)
+    return merge
 
 
 def _whole_blocks(patterns: Tensor) -> Tensor:

@@ -191,8 +191,9 @@ def lowrank(
 
     Numerics:
         UV is `product`, all else is fp32. Faster ways sum UV in fp32, in an order of their own, so they agree with this
-        only up to the error of those sums. λ = 0 gives the base: its bits where it has the live dtype, else its value
-        rounded; U and V do not count then, whatever they hold. Where UV is 0 the result has the base's value, −0 included.
+        only up to the error of those sums, which `lowrank.LowRank` bounds. λ = 0 gives the base: its bits where it has the
+        live dtype, else its value rounded; U and V do not count then, whatever they hold. Where UV is 0 the result has the
+        base's value, −0 included.
     """
     dtype = base.dtype if dtype is None else dtype
     via = None if via in (dtype, torch.float32) else via

@@ -24,7 +24,8 @@ class LowRank:
         entries: where the live tensors are.
         via: for each entry the dtype that a merge is rounded to before it is stored, or None for the live dtype.
 
-    Numerics: `pa_kernels.reference.lowrank`, UV summed in fp32: one order, and so one result, per device.
+    Numerics: `pa_kernels.reference.lowrank`, UV summed in fp32: one order, and so one result, per device. It is within
+        |λ|·(R + 1)·2⁻²³·Σ|u·v| and one ulp of B + λ·UV; see `pa_kernels.LowRank`.
     """
 
     def __init__(

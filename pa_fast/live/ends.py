@@ -12,7 +12,7 @@ from pa_kernels.reference import LIVE_DTYPES
 from pa_fast.base import Lambda
 from pa_fast.delta.dense import spans
 from pa_fast.errors import UsageError, WeightsError
-from pa_fast.live.binding import Binding, as_integers, first_overlap, same_bits
+from pa_fast.live.binding import Binding, first_overlap, same_merge
 
 if TYPE_CHECKING:
     import torch
@@ -93,7 +93,7 @@ def differing(binding: Binding, lam: float, ends: Checked, span: slice) -> str |
         seen.add(end.data_ptr())
         flat = end.view(-1)[span]
         found = binding.live.detach().view(-1)[span][: flat.numel()]
-        if not _equal(found, _rounded(flat.to(found.device), binding)):
+        if not same_merge(found, _rounded(flat.to(found.device), binding)):
             return name
     return None
 
@@ -114,14 +114,6 @@ def refuse(names: Iterable[str | None], lam: float) -> None:
                 "wrong pairing, tying or a dtype, or something else wrote to it; of a model that load made, please report the "
                 "architecture",
             )
-
-
-def _equal(found: torch.Tensor, end: torch.Tensor) -> bool:
-    """Same bits, but for the payload of a NaN, which no conversion promises to keep."""
-    if same_bits(found, end):
-        return True
-    there = end.isnan() & found.isnan() if end.is_floating_point() else None
-    return there is not None and bool((there | (as_integers(found) == as_integers(end))).all())
 
 
 def _rounded(end: torch.Tensor, binding: Binding) -> torch.Tensor:

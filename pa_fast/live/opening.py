@@ -7,11 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pa_kernels
+from pa_kernels.packed_tensor import PackedTensor
 from pa_kernels.reference import LIVE_DTYPES
 
 from pa_fast.checkpoint.fingerprint import as_hex, combine
 from pa_fast.checkpoint.reader import torch_dtype
 from pa_fast.delta.description import Description
+from pa_fast.delta.entry import Entry
 from pa_fast.delta.file import DeltaFile
 from pa_fast.errors import CheckpointError, DataError, PairError
 from pa_fast.live.binding import Binding
@@ -94,6 +96,22 @@ def check_base(floats: Sequence[Binding], file: DeltaFile) -> None:
             f"{file.path}: encoded from a base of content {file.about.base.content}, this base has {found}",
             "a delta is for the one base that it was taken from",
         )
+
+
+def check_codes(floats: Sequence[Binding], entries: Sequence[Entry], file: DeltaFile) -> None:
+    """Raise CheckpointError unless packed codes hold for every λ in their range, which λ = 0 and 1 alone do not show.
+
+    Files of earlier versions, for a range beyond [0, 1], may have codes of weights near the smallest normal number that do not.
+    """
+    for binding, entry in zip(floats, entries):
+        at = entry.misfit(binding.base) if isinstance(entry, PackedTensor) else None
+        if isinstance(entry, PackedTensor) and at is not None:
+            lo, hi = entry.range
+            raise CheckpointError(
+                f"{file.path}: `{own_name(binding, file)}`: the code of weight {at} ({binding.base.view(-1)[at].item():g} in the "
+                f"base) does not hold for every λ in [{lo:g}, {hi:g}]",
+                "the file is damaged, or an earlier version wrote it: encode the delta again",
+            )
 
 
 def check_end(floats: Sequence[Binding], file: DeltaFile, lam: float) -> None:

@@ -26,7 +26,7 @@ from pa_fast.delta.packed import Overwritten
 from pa_fast.errors import UsageError, WeightsError
 from pa_fast.live import opening
 from pa_fast.live.bases import kept_bases
-from pa_fast.live.binding import Binding, bindings, same_bits
+from pa_fast.live.binding import Binding, bindings, same_bits, same_merge
 from pa_fast.live.encoding import OnRead, check_finite
 from pa_fast.live.ends import Checked, Ends, check
 from pa_fast.live.first_write import FirstWrite
@@ -224,7 +224,8 @@ class LiveWeights:
             divert: (name, base, entry) → the entry to follow instead, for engines that use an entry themselves.
             origins, on_read: as for `bind`.
 
-        Cost: reads the base three times and the file twice. What the file holds stays a map of it on a CPU.
+        Cost: reads the base three times and the file twice, of packed tensors once more each. What the file holds stays a map
+            of it on a CPU.
 
         Raises:
             CheckpointError: the file is no delta, is damaged, or does not give what it was encoded to give.
@@ -254,6 +255,7 @@ class LiveWeights:
                 ),
                 on_read,
             )
+        opening.check_codes(floats, entries, delta)
         about = delta.about
         if divert is not None:
             entries = [divert(binding.name, binding.base, entry) for binding, entry in zip(floats, entries)]
@@ -446,7 +448,7 @@ class LiveWeights:
         return total
 
     def verify(self) -> bool:
-        """Merge once more from the sources, aside, and compare every bit with the live tensors.
+        """Merge once more from the sources, aside, and compare every bit with the live tensors, but for what a NaN carries.
 
         Returns True, so that `assert weights.verify()` reads well.
         Cost: reads live and sources once; scratch of a few MB.
@@ -478,7 +480,7 @@ class LiveWeights:
         told = {t: total for t in range(len(self._floats)) if (total := store.known_sum(t)) is not None}
 
         def holds(t: int, span: slice) -> bool:
-            return t in told or same_bits(store.merged(t, span, self._lams[t]), self._floats[t].live.view(-1)[span])
+            return t in told or same_merge(store.merged(t, span, self._lams[t]), self._floats[t].live.view(-1)[span])
 
         differing = {t for t, held in self._over_spans(holds) if not held}
         sums = pa_kernels.checksum([self._floats[t].live for t in told])

@@ -16,9 +16,10 @@ import pa_fast
 from pa_fast.delta import packed_store
 from pa_fast.delta.entry import Source, Whole
 from pa_fast.delta.packed_store import PackedStore
-from pa_fast.errors import DataError, UsageError, WeightsError
+from pa_fast.errors import CheckpointError, DataError, UsageError, WeightsError
 from pa_fast.live.binding import as_integers
 from tests.delta import pairs
+from tests.kernels.pairs import at_powers_of_two
 
 SHAPES = {"many": (300, 129), "long": (70_000,), "few": (9,)}
 Bound = tuple[pa_fast.LiveWeights, dict[str, torch.Tensor], dict[str, torch.Tensor], dict[str, torch.Tensor]]
@@ -172,6 +173,74 @@ def test_codes_that_do_not_give_back_their_sources_are_refused(monkeypatch: pyte
         encoded(base, instruct, torch.bfloat16)
 
 
+WIDE = PackedStore(-0.2, 1.5)
+
+
+def near_the_smallest_normal_number(dtype: torch.dtype) -> tuple[pairs.Tensors, pairs.Tensors]:
+    b, i = at_powers_of_two(dtype, 12, range(1, 2))
+    return {"long": torch.cat([b, b.new_ones(9000)])}, {"long": torch.cat([i, i.new_ones(9000)])}
+
+
+@pytest.fixture
+def earlier(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """The encoder of earlier versions, which looked at merges after they were rounded alone."""
+    monkeypatch.setattr("pa_kernels.packed_tensor._merge", lambda b, i, lam: reference.lerp(b, i, lam).float())
+    return monkeypatch
+
+
+@pytest.mark.parametrize("few", [-1, 1 << 40], ids=["by tables", "one by one"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_weights_near_the_smallest_normal_number_follow_a_wider_range_when_their_base_is_gone(
+    dtype: torch.dtype, few: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pa_kernels.packed.FEW", few)
+    base, instruct = near_the_smallest_normal_number(dtype)
+    copies = {name: tensor.clone() for name, tensor in base.items()}
+    live = pairs.live_like(base)
+    weights = pa_fast.LiveWeights.bind(live, base, instruct, WIDE)
+    base.clear()
+    gc.collect()
+    for lam in (-0.2, 1.5, 0.5, -0.19, 1.49, -0.2):
+        weights.set_lambda(lam)
+        assert_holds((weights, live, copies, instruct), lam)
+        assert weights.verify()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_a_file_of_an_earlier_version_whose_codes_do_not_hold_is_refused_by_name(
+    dtype: torch.dtype, earlier: pytest.MonkeyPatch, tmp_path: pathlib.Path
+) -> None:
+    base, instruct = near_the_smallest_normal_number(dtype)
+    path = pairs.saved(tmp_path / "delta", base, instruct, WIDE)
+    earlier.undo()
+    with pytest.raises(CheckpointError, match=r"delta: `long`: the code of weight \d+ .* every λ in \[-0.2, 1.5\]") as caught:
+        pairs.opened(path, base)
+    assert "encode the delta again" in str(caught.value)
+
+
+@pytest.mark.parametrize("store", [PackedStore(), WIDE], ids=lambda store: store.describe())
+def test_a_file_of_an_earlier_version_whose_codes_hold_is_opened(
+    store: PackedStore, earlier: pytest.MonkeyPatch, tmp_path: pathlib.Path
+) -> None:
+    base, instruct = pairs.pair(changed=1.0, rel=0.02, shapes=SHAPES)
+    if store is not WIDE:
+        base, instruct = ({**a, **b} for a, b in zip((base, instruct), near_the_smallest_normal_number(torch.bfloat16)))
+    path = pairs.saved(tmp_path / "delta", base, instruct, store)
+    earlier.undo()
+    weights, live = pairs.opened(path, base)
+    for lam in (store.lo, 0.4, store.hi):
+        weights.set_lambda(lam)
+        assert_holds((weights, live, base, instruct), lam)
+
+
+def test_both_ends_of_a_wider_range_are_proven(earlier: pytest.MonkeyPatch) -> None:
+    earlier.setattr("pa_kernels.packed.FEW", -1)
+    base, instruct = near_the_smallest_normal_number(torch.float16)
+    for lo, hi, lam in ((-0.2, 1.0, "-0.2"), (0.0, 1.5, "1.5")):
+        with pytest.raises(DataError, match=f"`long`: its codes do not give back the weights at λ = {lam}"):
+            list(PackedStore(lo, hi).encode(pairs.sources(base, instruct)))
+
+
 def test_a_model_reads_its_base_again_from_its_files(tmp_path: pathlib.Path) -> None:
     from tests.engines.architectures import write_pair
     from tests.engines.test_loading import edit
@@ -218,6 +287,7 @@ def forged(part: str, change: Callable[[torch.Tensor], torch.Tensor], folder: pa
     ("part", "change"),
     [
         ("codes", lambda t: t ^ 0x0202),
+        ("codes", lambda t: t ^ 0x0101),
         ("codes", lambda t: t[:-1]),
         ("starts", lambda t: t + 100_000_000),
         ("starts", lambda t: t.flip(0)),
@@ -225,6 +295,7 @@ def forged(part: str, change: Callable[[torch.Tensor], torch.Tensor], folder: pa
         ("base", lambda t: -t),
         ("target", lambda t: t[:-1]),
         ("span", lambda t: torch.tensor([0.5, 1.0])),
+        ("span", lambda t: torch.tensor([-1.0, 3.0])),
         ("span", lambda t: torch.tensor([float("nan"), 1.0])),
         ("span", lambda t: t.double()),
     ],

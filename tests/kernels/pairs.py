@@ -7,6 +7,9 @@ import math
 
 import torch
 from pa_kernels import SparseTensor, reference
+from pa_kernels.lerp import torch_lerp_is_exact
+from pa_kernels.packed_reference import largest
+from pa_kernels.reference import MANTISSA
 from pa_kernels.sparse_tensor import Kind
 from torch import Tensor
 
@@ -61,6 +64,30 @@ def pair(
         ):
             b[kind == at], i[kind == at] = x, y
     return b[skip:], i[skip:]
+
+
+def at_powers_of_two(dtype: torch.dtype, reach: int, exponents: range | None = None) -> tuple[Tensor, Tensor]:
+    """Every pair of patterns within `reach` of each power of two, either sign: from the subnormals to the largest number.
+
+    Args:
+        exponents: exponent fields of these powers of two; all of them where None.
+    """
+    h, top = MANTISSA[dtype], largest(dtype)
+    near = torch.arange(-reach, reach + 1)
+    powers = torch.tensor(exponents or range((top >> h) + 2)) << h
+    b, i = (side.reshape(-1) for side in torch.broadcast_tensors(near[:, None], near))
+    b, i = ((powers[:, None] + side).view(-1) for side in (b, i))
+    inside = (b.clamp(0, top) == b) & (i.clamp(0, top) == i)
+    return tuple(  # type: ignore[return-value]
+        torch.cat([side[inside], side[inside] - 0x8000]).to(torch.int16).view(dtype) for side in (b, i)
+    )
+
+
+def fresh(b: Tensor, i: Tensor, lam: float) -> Tensor:
+    """W(λ) of finite sources of one dtype by `torch.lerp`, where this build's has the contract's bits."""
+    if not torch_lerp_is_exact(b.dtype):
+        return reference.lerp(b, i, lam)
+    return torch.where(reference.same_bits(b, i) | (lam == 0.0), b, i if lam == 1.0 else torch.lerp(b, i, lam))
 
 
 def sparse(

@@ -50,14 +50,23 @@ def ulps(found: Tensor, expected: Tensor) -> Tensor:
     return (order(found) - order(expected)).abs()
 
 
+def allowed(of: Matrix, lam: float, real: Tensor, grid: torch.dtype) -> Tensor:
+    """How far from `real` = B + λ·UV a merge may be by the bound that `LowRank` states, before underflow, in fp64.
+
+    Args:
+        grid: the coarsest dtype that the result is rounded to.
+    """
+    _, u, v = of
+    sums = abs(lam) * (u.shape[-1] + 1) * 2.0**-23 * (u.abs().double() @ v.abs().double())
+    info = torch.finfo(grid)
+    return sums + ((real.abs() + sums) * info.eps).clamp(min=info.smallest_normal * info.eps)
+
+
 def near(found: Tensor, of: Matrix, lam: float, via: torch.dtype | None = None) -> bool:
-    """Whether `found` is within one ulp of the reference, or within what fp32 sums of R products allow where terms cancel."""
+    """Whether `found` is as near to B + λ·UV, in fp64, as the bound that `LowRank` states."""
     b, u, v = of
-    found = found.detach().cpu()
     with one_core():  # hundreds of short steps, at each of which threads would wait for each other
-        expected = reference.lowrank(b, u, v, lam, found.dtype, via)
-    grid = via or found.dtype
-    allowed = abs(lam) * u.shape[-1] * 2.0**-23 * (u.abs().double() @ v.abs().double())
-    allowed += expected.abs().double() * torch.finfo(grid).eps + torch.finfo(grid).smallest_normal * torch.finfo(grid).eps
-    apart = (found.double() - expected.double()).abs()
-    return bool(((ulps(found.to(grid), expected.to(grid)) <= 1) | (apart <= allowed)).all())
+        real = b.double() + reference.fp32(lam) * (u.double() @ v.double())
+        grid = max((found.dtype, via or found.dtype), key=lambda dtype: torch.finfo(dtype).eps)
+        apart = (found.detach().cpu().double() - real).abs()
+        return bool((apart <= allowed(of, lam, real, grid)).all())

@@ -19,11 +19,14 @@ from pa_kernels.packed_tensor import packed_bytes
 from pa_kernels.reference import LIMIT, MANTISSA, PACKED_TILE
 from torch import Tensor
 
-from tests.kernels.pairs import bits, same
+from tests.kernels.pairs import at_powers_of_two, bits, fresh, same
 
 DTYPES = [torch.bfloat16, torch.float16]
 RELATIVE = (0.0018, 0.017, 0.044, 0.14, 0.23)
 SPANS = [(0.0, 1.0), (-0.2, 1.3)]
+WIDE = [(0.0, 1.0), (-0.2, 1.5), (-1.0, 3.0)]
+WEIGHTS = int(os.environ.get("PA_FAST_TEST_WEIGHTS", str(1 << 19)))
+"""Random weights of each dtype; 100,000,000 take an hour."""
 WALK = int(os.environ.get("PA_FAST_TEST_WALK", "24"))
 """Switches of a long walk; 1,000 take minutes."""
 
@@ -196,6 +199,118 @@ def test_a_walk_over_all_exponents(dtype: torch.dtype) -> None:
     k = (8191 * torch.rand(b.shape, generator=g) ** 4).int() * (1 - 2 * torch.randint(0, 2, b.shape, generator=g))
     sources = [side.to(torch.int16).view(dtype) for side in (b, (b + k).clamp(-32768, 32767))]
     walk(*sources, hard_lambdas(WALK if WALK > 100 else 6, seed=12))
+
+
+def around(span: tuple[float, float]) -> list[float]:
+    """λ at both ends of a range, next to them, at 0, 1 and between: from each end to the other one too."""
+    lo, hi = (reference.fp32(lam) for lam in span)
+    inner = (lo + (hi - lo) * share for share in (0.001, 0.07, 0.5, 0.93, 0.999))
+    return [reference.fp32(lam) for lam in (hi, lo, *inner, lo + (hi - lo) * 2**-23, hi - (hi - lo) * 2**-23, 1.0, hi, 0.0, lo)]
+
+
+def assert_every_switch_is_right(
+    b: Tensor, i: Tensor, width: int, span: tuple[float, float], few: tuple[int, ...] = (-1, 1 << 40)
+) -> None:
+    """Codes and exceptions are the reference's, and switches by tables and one by one have the bits of fresh merges."""
+    padding = torch.ones(3 * b.numel(), dtype=b.dtype)  # equal weights: exceptions may outnumber the codes of these pairs
+    b, i = torch.cat([b, padding]), torch.cat([i, padding])
+    entry = PackedTensor.encode(b, i, span, width=width)
+    assert entry is not None and entry.misfit(b) is None
+    codes, odd = packed_reference.packed_codes(b, i, width, span)
+    everything = slice(0, b.numel())
+    assert torch.equal(entry.element_codes(everything), codes)
+    assert torch.equal(entry.exceptions(everything)[0], odd.nonzero().view(-1))
+    for most in few:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("pa_kernels.packed.FEW", most)
+            live = b.clone()
+            packed = Packed([live], [entry])
+            packed.holds(0.0)
+            for lam in around(span):
+                packed.run_(lam)
+                wrong = bits(live) != bits(fresh(b, i, lam))
+                assert not bool(wrong.any()), (lam, b[wrong][:3].tolist(), i[wrong][:3].tolist())
+            assert packed.wrong() == []
+
+
+@pytest.mark.parametrize("span", WIDE, ids=str)
+@pytest.mark.parametrize("width", LIMIT)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_every_pair_near_every_power_of_two(dtype: torch.dtype, width: int, span: tuple[float, float]) -> None:
+    assert_every_switch_is_right(*at_powers_of_two(dtype, 7), width, span)
+
+
+@pytest.mark.parametrize("span", [*WIDE, (-0.37, 2.3), (-0.5, 1.0), (0.0, 1.25)], ids=str)
+@pytest.mark.parametrize("width", LIMIT)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_every_pair_near_the_smallest_normal_number(dtype: torch.dtype, width: int, span: tuple[float, float]) -> None:
+    # under it the grid grows no finer: what rounds up to it comes from twice as far below as at other powers of two
+    assert_every_switch_is_right(*at_powers_of_two(dtype, 40, range(1, 2)), width, span)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("span", WIDE, ids=str)
+@pytest.mark.parametrize("width", LIMIT)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_every_pair_of_every_exponent(dtype: torch.dtype, width: int, span: tuple[float, float]) -> None:
+    # all |k| that 8 bits stand for; of 16 bits all that two weights of one binade can have, or of fp16 every 5th of them
+    h, top = MANTISSA[dtype], packed_reference.largest(dtype)
+    k = torch.arange(-63, 64) if width == 8 else torch.arange(1 - (1 << h), 1 << h, 1 if h == 7 else 5)
+    for low in torch.arange(top + 1).split((1 << 21) // k.numel()):
+        b, i = (side.reshape(-1) for side in torch.broadcast_tensors(low[:, None], low[:, None] + k))
+        inside = i.clamp(0, top) == i
+        b, i = (side[inside].to(torch.int16).view(dtype) for side in (b, i))
+        assert_every_switch_is_right(b, i, width, span, (-1,))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_reference_finds_both_sources_near_every_power_of_two(dtype: torch.dtype) -> None:
+    b, i = at_powers_of_two(dtype, 4)
+    for span in WIDE:
+        codes, odd = packed_reference.packed_codes(b, i, 8, span)
+        coded = [side[~odd] for side in (b, i)]
+        for lam in around(span)[:4]:
+            found = packed_reference.packed_sources(reference.lerp(*coded, lam), codes[~odd], lam)
+            assert all(torch.equal(bits(x), bits(y)) for x, y in zip(found, coded)), (span, lam)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_random_weights_at_the_ends_of_the_range_and_between(dtype: torch.dtype) -> None:
+    g = torch.Generator().manual_seed(13)
+    for start in range(0, WEIGHTS, 1 << 22):
+        count = min(1 << 22, WEIGHTS - start)
+        ordinary = torch.randn(count // 2, generator=g) * 0.02
+        steps = (1 << (MANTISSA[dtype] - 5)) * torch.randn(count - count // 2, generator=g)
+        low = torch.randint(64, packed_reference.largest(dtype) - 200, steps.shape, generator=g)
+        step = ordinary + torch.randn(ordinary.shape, generator=g) * 0.02 * 0.02
+        b = torch.cat([ordinary.to(dtype), low.to(torch.int16).view(dtype)])
+        i = torch.cat([step.to(dtype), (low + steps.int()).clamp(min=0).to(torch.int16).view(dtype)])
+        order = torch.randperm(count, generator=g)
+        for span in WIDE:
+            entry = PackedTensor.encode(b[order], i[order], span)
+            assert entry is not None
+            live = b[order].clone()
+            packed = Packed([live], [entry])
+            packed.holds(0.0)
+            for lam in (around(span)[k] for k in (0, 1, 3, 4, 5, 1)):
+                packed.run_(lam)
+                assert torch.equal(bits(live), bits(fresh(b[order], i[order], lam))), (span, lam)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_codes_that_do_not_hold_in_their_range_are_found(dtype: torch.dtype) -> None:
+    b, i = at_powers_of_two(dtype, 5)
+    b, i = (torch.cat([side, side.new_ones(9000)]) for side in (b, i))
+    entry = PackedTensor.encode(b, i)
+    assert entry is not None and entry.misfit(b) is None and entry.misfit(b.float()) is None
+    wide = replace(entry, span=torch.tensor([-0.2, 1.5]))
+    _, odd = packed_reference.packed_codes(b, i, entry.width, (-0.2, 1.5))
+    odd[entry.exceptions(slice(0, b.numel()))[0]] = False
+    assert wide.misfit(b) == int(odd.byte().argmax())
+    coded = int(packed_reference.packed_codes(b, i, entry.width)[1].byte().argmin())
+    parity = entry.codes.clone()
+    parity[coded] ^= 1  # of 8 bits the first block's codes are in the lower halves of its words
+    assert replace(entry, codes=parity).misfit(b) == coded
 
 
 def test_steps_in_bf16_drift_and_switches_do_not() -> None:

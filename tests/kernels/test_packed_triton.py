@@ -6,7 +6,7 @@ import pytest
 import torch
 from pa_kernels import Packed, PackedTensor, checksum, reference
 
-from tests.kernels.pairs import same
+from tests.kernels.pairs import at_powers_of_two, same
 from tests.kernels.test_packed import hard_lambdas, pair
 from tests.kernels.test_triton import INTERPRETED, fused, fused_multiply_add, on_device  # noqa: F401
 
@@ -42,3 +42,17 @@ def test_a_walk_has_the_bits_of_fresh_merges(dtype: torch.dtype, rel: float, spa
     live[1][-1:].view(torch.int16).add_(1)
     packed.run_(0.5)
     assert packed.wrong() == [1]
+
+
+@fused
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_pairs_near_the_smallest_normal_number(dtype: torch.dtype) -> None:
+    b, i = at_powers_of_two(dtype, 10, range(1, 2))
+    b, i = (torch.cat([side, side.new_ones(2 * side.numel())]) for side in (b, i))
+    live, entry = on_device(b), PackedTensor.encode(b, i, (-0.2, 1.5))
+    assert entry is not None
+    packed = Packed([live], [entry.to(live.device)])
+    packed.holds(0.0)
+    for lam in (-0.2, 1.5, 0.5, -0.2):
+        packed.run_(lam)
+        assert same(live, reference.lerp(b, i, lam)), lam

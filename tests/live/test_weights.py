@@ -232,6 +232,40 @@ def test_non_finite_weights_pass_when_allowed() -> None:
     assert w["norm"][2].isnan() and w["norm"].isnan().sum() == 1
 
 
+def with_nan(dtype: torch.dtype, size: int) -> tuple[Tensors, Tensors]:
+    """A pair in which one weight in seven is NaN on either side or on both, with payloads and signs of all kinds."""
+    g = torch.Generator().manual_seed(size)
+    base, instruct = pairs.pair(dtype, changed=1.0, rel=0.02, shapes={"w": (size,)})
+    for side in (base["w"], instruct["w"]):
+        places = torch.randperm(size, generator=g)[: size // 7]
+        infinity = int(bits(torch.tensor([float("inf")]).to(dtype)))
+        payload = torch.randint(1, infinity & -infinity, places.shape, generator=g)
+        sign = torch.randint(0, 2, places.shape, generator=g) * torch.iinfo(reference.BITS[dtype]).min
+        side.view(reference.BITS[dtype])[places] = (sign + infinity + payload).to(reference.BITS[dtype])
+    return base, instruct
+
+
+@pytest.mark.parametrize("store", ["dense", "packed", SparseStore()], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_nan_is_compared_as_nan_whatever_it_carries(dtype: torch.dtype, store: str | SparseStore) -> None:
+    for size in (2_003, 70_011):
+        base, instruct = with_nan(dtype, size)
+        w = pairs.live_like(base)
+        weights = pa_fast.LiveWeights.bind(w, base, instruct, store, allow_nonfinite=True)
+        for lam in (0.3, 0.7, 1.0, 0.3):
+            weights.set_lambda(lam)
+            assert weights.verify(), lam
+        live = w["w"]
+        live[live.isnan()] = float("nan")
+        assert weights.verify()
+        nan = live.isnan().nonzero().view(-1)
+        kept = live.clone()
+        for at, value in ((int(nan[0]), 1.0), (int((~live.isnan()).nonzero()[0]), float("nan"))):
+            live.copy_(kept)
+            live[at] = value
+            assert weights.changed() == ["w"]
+
+
 @pytest.mark.parametrize(("option", "value"), [("store", "zipped"), ("rounding", "upwards")])
 def test_what_is_not_there_is_refused(option: str, value: str) -> None:
     with pytest.raises(UsageError, match=f"{option} `{value}` is not available"):
