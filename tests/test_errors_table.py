@@ -100,8 +100,8 @@ def during(change: Callable[[Path], Any]) -> Callable[[Path], Any]:
 
 
 def quantised(method: str) -> Row:
-    said = f"a quantised checkpoint: config.json has `quantization_config` of kind `{method}`"
-    return Row(lambda r: config(r / "base", quantization_config={"quant_method": method}), said, "original 16- or 32-bit")
+    said = f"config.json has `quantization_config` of kind `{method}`, but the weights are not quantised"
+    return Row(lambda r: config(r / "base", quantization_config={"quant_method": method}), said, "remove `quantization_config`")
 
 
 def changes_the_function(said: str, **changes: Any) -> Row:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pa_kernels import reference
-from pa_kernels.cores import over_cores
+from pa_kernels.cores import inference, over_cores
 from pa_kernels.reference import CHUNK_WORDS
 from pa_kernels.tiles import INTERPRETED
 
@@ -64,7 +64,7 @@ def _cpu_sums(flat: Sequence[Tensor]) -> list[int]:
 
     def piece_sum(piece: tuple[int, int]) -> int:
         t, start = piece
-        with torch.inference_mode():
+        with inference():
             return piece_checksum(flat[t][start : start + step], start // CHUNK_BYTES)
 
     totals = over_cores(piece_sum, pieces)

@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -125,6 +125,12 @@ def _one_core() -> None:
     torch.get_num_threads()  # torch takes the process's count over when a thread first asks, which would undo the next line
     torch.set_num_threads(1)
     torch.set_flush_denormal(False)  # a thread inherits the mode of its maker, and may outlive it
+
+
+def inference() -> AbstractContextManager[None]:
+    """`torch.inference_mode()` that an interrupt cannot leave on: entered and left by C alone, with no line of Python within
+    which it could come. torch's own class leaves by a method in Python; skipped, the mode stays on for the whole thread."""
+    return torch._C._InferenceMode(True)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pa_kernels import noise, reference
-from pa_kernels.cores import over_cores
+from pa_kernels.cores import inference, over_cores
 from pa_kernels.reference import BITS, LIVE_DTYPES, Draw
 from pa_kernels.switch import Group, Switch, one_for_each, refuse_flushed_denormals
 from pa_kernels.tiles import INTERPRETED
@@ -86,7 +86,7 @@ def lerp_(
 
     def write(at: tuple[int, slice]) -> None:
         t, piece = at
-        with torch.inference_mode():
+        with inference():
             _row_piece_(rows[t], piece, lams[t])
 
     # an endpoint is a copy: it needs no cache, and each piece costs a call
@@ -123,7 +123,7 @@ class _CpuGroup:
         def write(at: tuple[int, slice]) -> None:
             t, piece = at
             w, b, i, *_ = self.rows[t]
-            with torch.inference_mode():
+            with inference():
                 if not single[t]:
                     _row_piece_(self.rows[t], piece, lams[t])
                 elif t not in lerped:
@@ -224,7 +224,7 @@ def _needs_patch(b: Tensor, i: Tensor) -> bool:
 def _keep_equal_bits_(w: Tensor, b: Tensor, i: Tensor) -> None:
     """Give `w` its sources' bits where they agree: torch.lerp makes +0 of two −0, and NaN of two infinities."""
     kind = BITS[w.dtype]
-    with torch.inference_mode():
+    with inference():
         torch.where(reference.same_bits(b, i), b.view(kind), w.view(kind), out=w.view(kind))
 
 
@@ -244,7 +244,7 @@ def torch_lerp_is_exact(dtype: torch.dtype) -> bool:
         # whole vectors of every width, then what is left over
         for length in (b.numel(), 71, 33, 15, 7, 1):
             expected = reference.lerp(b[:length], i[:length], lam)
-            with torch.inference_mode():
+            with inference():
                 found = torch.lerp(b[:length], i[:length], reference.fp32(lam))
             # zeros of equal sources and what is not finite are patched wherever torch.lerp is used
             if not bool((reference.same_bits(found, expected) | (expected == 0) | ~b[:length].isfinite()).all()):

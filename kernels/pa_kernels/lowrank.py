@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from pa_kernels.cores import one_core, over_cores
+from pa_kernels.cores import inference, one_core, over_cores
 from pa_kernels.precision import full_precision
 from pa_kernels.reference import LIVE_DTYPES
 from pa_kernels.switch import Group, Switch, one_for_each, refuse_flushed_denormals
@@ -197,7 +197,7 @@ class _CpuGroup:
 
 def _merge_rows_(w: Tensor, row: Row, e: int, block: slice, lam: float) -> None:
     """Write the rows `block` of matrix e into `w`, tile by tile."""
-    with torch.inference_mode(), one_core():
+    with inference(), one_core():
         b = row.base[e, block]
         if lam == 0.0:
             w.copy_(b if row.via is None else b.to(row.via))

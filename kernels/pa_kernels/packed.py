@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pa_kernels.checksum import CHUNK_BYTES, checksum, piece_checksum
-from pa_kernels.cores import over_cores
+from pa_kernels.cores import inference, over_cores
 from pa_kernels.packed_look_up import Kind, Way, switch_piece_
 from pa_kernels.packed_pairs import sources, table
 from pa_kernels.packed_tensor import PackedTensor
@@ -77,7 +77,7 @@ class Packed(Switch):
         """Take the live tensors, as they are, for W(λ): one λ for all, or one for each. Reads them once."""
         lams = self._within(lam)
         for group in self.groups:
-            with torch.inference_mode():
+            with inference():
                 group.olds.copy_(torch.tensor([lams[t] for t in group.entries], dtype=torch.float32))
                 signed = [(total + 2**63) % 2**64 - 2**63 for total in checksum(group.tensors)]
                 group.sums.copy_(torch.tensor(signed, dtype=torch.int64))
@@ -131,7 +131,7 @@ def packed_pair(live: Tensor, entry: PackedTensor, span: slice, lam: float) -> t
 
     Numerics: exact where `live` holds W(λ).
     """
-    with torch.inference_mode():
+    with inference():
         w, codes = live[span].view(torch.int16), entry.element_codes(span)
         above = table(entry.width, entry.dtype, lam).to(w.device)
         b, i, _ = sources(w, codes, above, entry.dtype, lam)
@@ -176,13 +176,13 @@ class _CpuGroup(PackedGroup):
         counts: Counter[Kind] = Counter()
         for kind, row in zip(kinds, self.rows):
             counts[kind] += row.out.numel()
-        with torch.inference_mode():
+        with inference():
             ways = {kind: Way(*kind, tabled=count > FEW) for kind, count in counts.items() if kind[2] != kind[3]}
 
         def write(at: tuple[int, slice]) -> tuple[int, int]:
             k, piece = at
             row = self.rows[k]
-            with torch.inference_mode():
+            with inference():
                 live = row.out[piece]
                 before = piece_checksum(live, chunk := piece.start * live.itemsize // CHUNK_BYTES)
                 if kinds[k] not in ways:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pa_kernels import reference
-from pa_kernels.cores import over
+from pa_kernels.cores import inference, over
 from pa_kernels.lerp import lerp_piece_
 from pa_kernels.packed_reference import largest
 from pa_kernels.reference import LIMIT, MANTISSA, PACKED_TILE, PLANE
@@ -134,7 +134,7 @@ class PackedTensor:
 
         def first(start: int) -> int | None:
             piece = slice(start, min(start + SPAN, self.numel))
-            with torch.inference_mode():
+            with inference():
                 b, codes = flat[piece].to(self.codes.device, self.dtype).view(torch.int16), self.element_codes(piece)
                 expected, bad = _codes(b, b + (codes >> 1), self.dtype, self.width, self.range)
                 bad |= expected ^ codes
@@ -198,7 +198,7 @@ def _encode(base: Tensor, target: Tensor, width: int, span: tuple[float, float])
 
     def pack(start: int) -> Tensor:
         piece = slice(start, min(start + SPAN, numel))
-        with torch.inference_mode():
+        with inference():
             b, i = (_whole_blocks(side[piece].view(torch.int16)) for side in (base, target))
             codes, bad = _codes(b, i, dtype, width, span)
             if width == 16:

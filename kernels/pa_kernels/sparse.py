@@ -9,7 +9,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from pa_kernels.cores import over_cores
+from pa_kernels.cores import inference, over_cores
 from pa_kernels.lerp import lerp_piece_
 from pa_kernels.reference import BITS, INDEX_TILE, LIVE_DTYPES
 from pa_kernels.sparse_tensor import SparseTensor
@@ -95,7 +95,7 @@ class _CpuGroup:
         def write(piece: tuple[int, int, int, int, int]) -> None:
             at, tile, last_tile, entry, last_entry = piece
             row, span = self.rows[at], slice(entry, last_entry)
-            with torch.inference_mode():
+            with inference():
                 counts = row.sparse.starts[tile : last_tile + 1].diff()
                 offsets = torch.arange(tile, last_tile, device="cpu") * INDEX_TILE
                 positions = torch.repeat_interleave(offsets, counts, output_size=last_entry - entry)

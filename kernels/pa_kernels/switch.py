@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pa_kernels import reference
-from pa_kernels.cores import settle
+from pa_kernels.cores import inference, settle
 
 
 class Group(Protocol):
@@ -41,7 +41,7 @@ class Switch:
         """
         lams = one_for_each(lam, self.count)
         settle()  # a helper that an interrupt has left at work reads the tables
-        with torch.inference_mode():
+        with inference():
             for group in self.groups:
                 if isinstance(lam, Sequence):
                     group.lams.copy_(torch.tensor([lams[t] for t in group.entries], dtype=torch.float32))

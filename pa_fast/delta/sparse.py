@@ -11,7 +11,7 @@ from collections.abc import Container, Iterator, Sequence
 
 import pa_kernels
 import torch
-from pa_kernels.cores import over
+from pa_kernels.cores import inference, over
 from pa_kernels.reference import BITS, odd_low, rounded
 from pa_kernels.sparse_tensor import TILE, SparseTensor
 from torch import Tensor
@@ -107,7 +107,7 @@ class Sparse:
 
     def _sum(self, k: int, span: slice, piece: SparseTensor) -> Tensor:
         """What the elements `span` add to that sum: Σ over rows of odd(row) · Σ of their 64-bit words, int64 []."""
-        with torch.inference_mode():
+        with inference():
             live = self._live[k].view(-1)[span]
             data = live.view(torch.uint8)
             if data.storage_offset() % 8 or data.numel() % ROW_BYTES:

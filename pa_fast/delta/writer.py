@@ -14,6 +14,7 @@ from typing import BinaryIO
 
 import pa_kernels
 import torch
+from pa_kernels.cores import inference
 from torch import Tensor
 
 from pa_fast import files
@@ -117,7 +118,7 @@ def _about(source: Source, entry: Entry, data: _Data) -> About:
 
 def _ends(source: Source, entry: Entry) -> tuple[str, str | None]:
     """Checksums of the live tensor at both ends, written as live weights will write them."""
-    with torch.inference_mode():
+    with inference():
         live = torch.empty(source.base.shape, dtype=source.dtype, device=source.device)
         weights = Mixed([live], [source.base.to(source.device)], [entry], [source.via])
         weights.restore_()

@@ -8,13 +8,14 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 import pa_kernels
-from pa_kernels.cores import over_cores, settle
+from pa_kernels.cores import inference, over_cores, settle
 from pa_kernels.reference import LIVE_DTYPES, Draw
 
 from pa_fast.base import Lambda
@@ -310,22 +311,28 @@ class LiveWeights:
         self._switch(lam)
 
     def _switch(self, lam: float | LambdaRule) -> None:
+        import torch
+
         store = self._open()
         value, rule, lams = self._resolved(lam)
         self._check_pointers()
         written = {t for t, (now, then) in enumerate(zip(self._counted(), self._versions)) if now != then}
         # until the last byte is written, this is no λ at all, and nothing that is found can be trusted
         foreign, self._foreign, self.lam = self._foreign, True, None
-        with _writing(self._floats):
-            if foreign:
-                store.restore_(self._given)
-            elif written:
-                store.rewrite_(written)
-            try:
-                store.set_(lams)
-            except Overwritten as found:
-                raise _overwritten([self._floats[t].name for t in found.entries]) from None
-            self._write_fixed()
+        recording = torch.is_grad_enabled()
+        try:
+            with _writing(self._floats):
+                if foreign:
+                    store.restore_(self._given)
+                elif written:
+                    store.rewrite_(written)
+                try:
+                    store.set_(lams)
+                except Overwritten as found:
+                    raise _overwritten([self._floats[t].name for t in found.entries]) from None
+                self._write_fixed()
+        finally:
+            torch._C._set_grad_enabled(recording)  # an interrupt may have left `no_grad` before it put this back
         self._written(value, rule, lams)
         if foreign:
             self._sums.clear()
@@ -603,8 +610,8 @@ def _overwritten(names: Sequence[str]) -> WeightsError:
     )
 
 
-def _writing(made: Iterable[Binding]) -> torch.inference_mode | torch.no_grad:
+def _writing(made: Iterable[Binding]) -> AbstractContextManager[None]:
     """The mode in which the live tensors may be written: inference tensors only in inference mode."""
     import torch
 
-    return torch.inference_mode() if any(b.live.is_inference() for b in made) else torch.no_grad()
+    return inference() if any(b.live.is_inference() for b in made) else torch.no_grad()

@@ -94,6 +94,8 @@ def test_after_interrupts_the_next_switch_is_right_and_all_threads_are_back(stor
             finally:
                 signal.setitimer(signal.ITIMER_REAL, 0)
             assert torch.get_num_threads() == 2, k
+            assert torch.is_grad_enabled(), k
+            assert not torch.is_inference_mode_enabled(), k
             if held.weights.lam is not None:
                 assert held.is_right(), k
             held.weights.set_lambda(then)
