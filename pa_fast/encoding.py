@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pa_fast.base import Lambda
+from pa_fast.checkpoint.pair_options import PairOptions
 from pa_fast.checkpoint.source import resolve
 from pa_fast.errors import OutputError, PairError, UsageError
 from pa_fast.evals.files import read_file
@@ -43,6 +45,9 @@ def encode(
     allow_nonfinite: bool = False,
     overwrite: bool = False,
     text: str | Path | None = None,
+    one_sided: str | None = None,
+    ignore_config: Iterable[str] = (),
+    strip_prefix: str = "",
 ) -> QualityReport:
     """Write the delta between two checkpoints to the file `out`; with it `pa_fast.load` needs base alone.
 
@@ -57,6 +62,7 @@ def encode(
         dtype: live dtype of every float tensor; `auto`: the dtype that each has in the instruct files.
         allow_nonfinite: let NaN and infinity in the weights pass.
         overwrite: replace a delta file that is there.
+        one_sided, ignore_config, strip_prefix: see `PairOptions`.
         text: a UTF-8 file: the report then says how the delta speaks at λ = 0.5 and 1, beside the exact merge.
 
     Cost: tensor by tensor; see the stores, and one more read of both sides for the report.
@@ -68,6 +74,7 @@ def encode(
     from pa_fast.delta.quality import Measured
     from pa_fast.engines import encoding
 
+    pairing = PairOptions.of("instruct", one_sided, ignore_config, strip_prefix)
     given = {"select": select, "density": density, "scope": scope, "rank": rank, "energy": energy, "budget": budget, "seed": seed,
              "range": range}  # fmt: skip
     options = {name: value for name, value in given.items() if value is not None}
@@ -83,7 +90,7 @@ def encode(
     if text is not None:
         read_file(text)  # what is wrong with it should not cost an encoding
     measured = Measured(_store(format, options))
-    encoding.encode(base, instruct, out, measured, dtype, allow_nonfinite=allow_nonfinite, overwrite=overwrite)
+    encoding.encode(base, instruct, out, measured, dtype, allow_nonfinite=allow_nonfinite, overwrite=overwrite, options=pairing)
     report = measured.report()
     if text is None:
         return report
@@ -91,7 +98,9 @@ def encode(
     from pa_fast.engines.transformers import load
     from pa_fast.quality.reports import on_text
 
-    exact, lossy = load(base, instruct, dtype=dtype), load(base, delta=out)
+    alike: dict[str, Any] = {"ignore_config": pairing.ignore_config, "strip_prefix": strip_prefix}
+    exact = load(base, instruct, dtype=dtype, one_sided=one_sided, **alike)
+    lossy = load(base, delta=out, **alike)
     window = min(512, scoring.positions(exact.model) or 512)
     return replace(report, text=on_text(exact, lossy, text, window=window, stride=window // 2))
 
@@ -125,7 +134,7 @@ def export_lora(
         return export(delta, one_side(checkpoint), out, Lambda(lam), base_model=str(base), partial=partial)
 
 
-def _adapter(base: str | Path, folder: Path, out: str | Path, dtype: str, **options: bool) -> QualityReport:
+def _adapter(base: str | Path, folder: Path, out: str | Path, dtype: str, **options: Any) -> QualityReport:
     """A delta of the factors in a LoRA folder, which are all that it has: nothing of it is lost."""
     from pa_fast.checkpoint.reader import Checkpoint
     from pa_fast.delta.lora_import import read

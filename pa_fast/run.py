@@ -48,6 +48,9 @@ class SweepSpec:
     rule: LambdaRule | None = None
     extra_rows: str = "instruct"
     residency: str = "auto"
+    one_sided: str | None = None
+    ignore_config: tuple[str, ...] = ()
+    strip_prefix: str = ""
 
 
 def run_points(job: SweepSpec, points: Iterable[float | str | Lambda]) -> Iterator[Record]:
@@ -157,6 +160,9 @@ def engine(job: SweepSpec) -> Engine:
         rule=job.rule,
         **({} if job.residency == "auto" else {"residency": job.residency}),
         extra_rows=job.extra_rows,
+        one_sided=job.one_sided,
+        ignore_config=job.ignore_config,
+        strip_prefix=job.strip_prefix,
     )
     if loaded.tokenizer is None:
         looked = job.tokenizer or job.instruct or job.base

@@ -14,8 +14,9 @@ from typing import Any
 from pa_fast.base import Lambda
 from pa_fast.checkpoint.companions import PROVENANCE
 from pa_fast.checkpoint.document import read_object
+from pa_fast.checkpoint.pair_options import DEFAULTS, PairOptions
 from pa_fast.checkpoint.recipe import Recipe
-from pa_fast.checkpoint.rows import KeptRows, check_policy
+from pa_fast.checkpoint.rows import KeptRows
 from pa_fast.checkpoint.tying import TiedHead
 from pa_fast.errors import CheckpointError, UsageError
 from pa_fast.foreign import one_line
@@ -38,16 +39,17 @@ class Source:
 
 @dataclass(frozen=True)
 class Provenance:
-    """Everything that decides the bits of a merge; and what `tied` and `kept` of `Pair` were, which follows from the sources and
-    is not read back."""
+    """Everything that decides the bits of a merge; and what `tied`, `kept` and `notes` of `Pair` were, which follows from the
+    sources and is not read back."""
 
     base: Source
     instruct: Source
     recipe: Recipe
     dtype: str
-    extra_rows: str = "instruct"
+    options: PairOptions = DEFAULTS
     tied: TiedHead | None = None
     kept: tuple[KeptRows, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def to_json(self, files: Sequence[str] = ()) -> str:
         """The text of pa_fast.json; by `files`, the names of all files of the merge, another one knows what it may replace."""
@@ -59,10 +61,11 @@ class Provenance:
             "seed": rounding.seed,
             "rule": None if rule is None else rule.document(),
             "dtype": self.dtype,
-            "extra_rows": self.extra_rows,
+            **self.options.document(),
             "tied_head": None if self.tied is None else vars(self.tied),
             "kept_rows": [vars(one) for one in self.kept],
             "files": list(files),
+            "notes": list(self.notes),
         }
         return json.dumps({"format": FORMAT, "version": _version(), **how, **sides}, indent=1, ensure_ascii=False) + "\n"
 
@@ -81,10 +84,9 @@ def read_provenance(folder: Path) -> Provenance | None:
         if found["format"] != FORMAT:
             raise ValueError
         base, instruct = (Source(**{key: found[side][key] for key in Source.__annotations__}) for side in ("base", "instruct"))
-        lam, dtype, rule, rows = found["lambda"], found["dtype"], found["rule"], found.get("extra_rows", "instruct")
+        lam, dtype, rule, options = found["lambda"], found["dtype"], found["rule"], PairOptions.read(found)
         if not isinstance(lam, str) or not isinstance(dtype, str):
             raise TypeError
-        check_policy(rows)
         rounding = Rounding(found["rounding"], found.get("seed"))
         if rounding.drawn and found.get("seed") is None:
             raise ValueError
@@ -94,7 +96,7 @@ def read_provenance(folder: Path) -> Provenance | None:
     except UsageError as error:
         said = error.message if error.message.startswith(str(file)) else f"{file}: {error.message}"
         raise CheckpointError(said, _ANOTHER) from None
-    return Provenance(base, instruct, recipe, dtype, rows)
+    return Provenance(base, instruct, recipe, dtype, options)
 
 
 def model_card(provenance: Provenance, out: str, hub_ids: Sequence[str] = ()) -> str:
@@ -110,7 +112,7 @@ def model_card(provenance: Provenance, out: str, hub_ids: Sequence[str] = ()) ->
     options = [] if provenance.dtype == "auto" else ["--dtype", provenance.dtype]
     options += ["--rounding", rounding.mode, "--seed", str(rounding.seed)] if rounding.drawn else []
     options += ["--rule", "rule.yaml"] if rule else []
-    options += ["--extra-rows", provenance.extra_rows] if provenance.extra_rows != "instruct" else []
+    options += provenance.options.arguments()
     rows = "".join(f"    - {json.dumps(row, ensure_ascii=False)}\n" for row in rule.document()) if rule else ""
     ruled = f"λ of each tensor by the rule\n\n{rows}\n" if rule else ""
     told = [*([str(provenance.tied)] if provenance.tied else []), *map(str, provenance.kept)]

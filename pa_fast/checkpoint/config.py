@@ -2,14 +2,18 @@
 
 The rule: every key must be equal unless this module names it as harmless. Files of different transformers versions
 spell the same model differently (`rope_theta` beside `rope_scaling`, or inside `rope_parameters`; defaults written
-out, or left out), so where the files differ, both are compared as transformers' configuration class reads them.
+out, or left out), so where the files differ, both are compared as transformers' configuration class reads them. A key
+that no source file of the model's class mentions is not read by it.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from dataclasses import dataclass
+import functools
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from pa_fast.checkpoint.document import quoted
@@ -41,37 +45,60 @@ _MAX_EXPANDED_LAYERS = 4096  # the class writes one list entry per layer: a host
 
 @dataclass(frozen=True)
 class Difference:
-    """One key (nested keys joined by dots) that differs; `harmless` if it cannot change a forward pass."""
+    """One key (nested keys joined by dots) that differs; `harmless` if it cannot change a forward pass.
+
+    `reason` says why a key that is not known to be harmless is let through; empty for all others.
+    """
 
     key: str
     base: Any
     instruct: Any
     harmless: bool
+    reason: str = ""
 
     def __str__(self) -> str:
         return f"{quoted(self.key)} is {quoted(str(self.base))} in base and {quoted(str(self.instruct))} in instruct"
 
 
-def differences(base: Mapping[str, Any], instruct: Mapping[str, Any], beside: frozenset[str] = frozenset()) -> list[Difference]:
+def differences(
+    base: Mapping[str, Any],
+    instruct: Mapping[str, Any],
+    beside: frozenset[str] = frozenset(),
+    ignored: Iterable[str] = (),
+) -> list[Difference]:
     """All differences of two configurations, sorted by key.
 
     Args:
         beside: keys that are harmless in this pair, because their difference is seen to otherwise.
+        ignored: keys, with all that is nested below them, whose difference the user accepts.
 
     Cost: microseconds while only harmless keys differ; otherwise transformers is imported to tell spelling from
     meaning. No remote code is run.
     """
-    found = _compare(base, instruct, beside)
+    found = [_accepted(one, ignored) for one in _compare(base, instruct, beside)]
     if all(difference.harmless for difference in found):
         return found
     left, right = _expanded(base), _expanded(instruct)
     if left is None or right is None or base.get("model_type") != instruct.get("model_type"):
         return found
+    expanded = [_accepted(one, ignored) for one in _compare(left, right, beside)]
     # after expansion a missing key is one that the class does not know; null or false then says "not used"
-    real = [d for d in _compare(left, right, beside) if not d.harmless and {_empty(d.base), _empty(d.instruct)} != {True}]
+    real = [d for d in expanded if not d.harmless and {_empty(d.base), _empty(d.instruct)} != {True}]
     keys = {d.key for d in real}
-    same_meaning = [Difference(d.key, d.base, d.instruct, True) for d in found if d.key not in keys]
+    same_meaning = [replace(d, harmless=True) for d in found if d.key not in keys]
+    unread = _unread([d.key for d in real], left, right)
+    why = f"no class of transformers for {quoted(str(base.get('model_type')))} reads it"
+    real = [replace(d, harmless=True, reason=why) if d.key in unread else d for d in real]
     return sorted(same_meaning + real, key=lambda difference: difference.key)
+
+
+def model_class(*configs: Mapping[str, Any]) -> str | None:
+    """The class that the first of `configs` which has `architectures` names; None where none does."""
+    for config in configs:
+        named = config.get("architectures")
+        if isinstance(named, list) and named and isinstance(named[0], str):
+            return named[0]
+    return None
 
 
 def tied(config: Mapping[str, Any]) -> bool | None:
@@ -101,7 +128,75 @@ def _compare(base: Mapping[str, Any], instruct: Mapping[str, Any], beside: froze
         if b != i:
             harmless = bool((HARMLESS | ignored) & set(key.split(".")))
             found.append(Difference(key, b, i, harmless))
+            if key == "architectures" and _absent(b) != _absent(i):
+                found[-1] = Difference(key, b, i, True, "absent on one side: the class that the other names is taken")
     return found
+
+
+def _accepted(difference: Difference, ignored: Iterable[str]) -> Difference:
+    """`difference`, harmless if the user accepts it."""
+    if difference.harmless or not any(f"{difference.key}.".startswith(f"{key}.") for key in ignored):
+        return difference
+    return replace(difference, harmless=True, reason="ignored on request (--ignore-config)")
+
+
+def _unread(keys: list[str], *configs: Mapping[str, Any]) -> set[str]:
+    """Those of `keys` that no source file of the model that `configs` describe mentions.
+
+    A key inside a plain mapping, which may be passed on whole, counts as read with the key that holds the mapping.
+    """
+    if not keys or any(model_class(config) and not _is_own_class(config) for config in configs):
+        return set()  # code that is not transformers' own may read any key
+    text = _source_text(tuple(sorted({kind for config in configs for kind in _model_types(config)})))
+    if text is None:
+        return set()
+    found = set()
+    for key in keys:
+        heads = {head for config in configs for head in _heads(config, key)}
+        if heads and not any(re.search(rf"(?<!\w){re.escape(head)}(?!\w)", text) for head in heads):
+            found.add(key)
+    return found
+
+
+def _heads(config: Mapping[str, Any], key: str) -> Iterator[str]:
+    """The key of `config`, or of the configuration nested in it, by which the flattened `key` is read."""
+    for name, value in config.items():
+        if key == name or key.startswith(f"{name}."):
+            if isinstance(value, Mapping) and "model_type" in value and key != name:
+                yield from _heads(value, key[len(name) + 1 :])
+            else:
+                yield name
+
+
+def _model_types(config: Mapping[str, Any]) -> Iterator[str]:
+    """The `model_type` of a configuration and of those nested in it."""
+    if isinstance(config.get("model_type"), str):
+        yield config["model_type"]
+    for value in config.values():
+        if isinstance(value, Mapping):
+            yield from _model_types(value)
+
+
+def _is_own_class(config: Mapping[str, Any]) -> bool:
+    """Whether transformers itself has the class that `config` names."""
+    import transformers
+
+    return hasattr(transformers, str(model_class(config)))
+
+
+@functools.lru_cache(maxsize=8)
+def _source_text(model_types: tuple[str, ...]) -> str | None:
+    """The source files of transformers that a model of `model_types` may run, joined; None where it does not know one."""
+    import transformers
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    if any(kind not in CONFIG_MAPPING for kind in model_types):
+        return None
+    root = Path(transformers.__file__).parent
+    packages = [CONFIG_MAPPING[kind].__module__.split(".")[1:-1] for kind in model_types]
+    folders = [root, root / "integrations", *(root.joinpath(*package) for package in packages)]
+    files = [file for folder in folders for file in sorted(folder.glob("*.py"))]
+    return "\n".join(file.read_text(encoding="utf-8", errors="replace") for file in files)
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -119,6 +214,10 @@ def _rope_types(flat: Mapping[str, Any]) -> set[str]:
     found = {str(value) for key, value in flat.items() if key.split(".")[-1] == "rope_type"}
     found |= {str(value) for key, value in flat.items() if key.endswith(("rope_scaling.type", "rope_parameters.type"))}
     return found
+
+
+def _absent(value: Any) -> bool:
+    return value in (None, ABSENT, [])
 
 
 def _empty(value: Any) -> bool:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pa_fast.base import Lambda
 from pa_fast.checkpoint.config import Difference, tied
+from pa_fast.checkpoint.pair_options import PairOptions
 from pa_fast.checkpoint.pairing import Pair, pair
 from pa_fast.checkpoint.reader import Checkpoint
 from pa_fast.checkpoint.recipe import Recipe
@@ -67,6 +68,9 @@ def inspect(
     seed: int | None = None,
     rule: RuleLike | None = None,
     extra_rows: str = "instruct",
+    one_sided: str | None = None,
+    ignore_config: Iterable[str] = (),
+    strip_prefix: str = "",
     progress: Callable[[int, int], None] | None = None,
 ) -> PairReport:
     """Pair two checkpoints and report what they are; on request, how far apart.
@@ -78,7 +82,7 @@ def inspect(
         fidelity: a grid of λ (`pa_fast.lambdas("0:1:0.1")`): which λ each really is at the live dtype; a sample unless full.
         dtype: the live dtype, as for a merge.
         rounding, seed, rule: of the λ of `fidelity`, as for a merge.
-        extra_rows: vocabulary rows that one side alone has are kept (`instruct`) or refused (`refuse`).
+        extra_rows, one_sided, ignore_config, strip_prefix: see `PairOptions`.
         progress: called with (bytes read, bytes in all) while weights are measured.
 
     Cost: headers and JSON files; no weights are read, and torch is not imported unless the two config.json differ in a
@@ -92,13 +96,14 @@ def inspect(
             policy; or a rule that is none or does not fit the names.
     """
     grid = [Recipe.of(lam, rounding, seed, rule) for lam in fidelity]
+    options = PairOptions.of(extra_rows, one_sided, ignore_config, strip_prefix)
     check_dtype(dtype)
     if sample and full:
         raise UsageError("--sample and --full together", "--full measures all weights, --sample some of each tensor")
     if not grid and (rule is not None or seed is not None or rounding != "nearest"):
         raise UsageError("rounding and rule of no λ", "say of which: --fidelity 0:1:0.1")
     with Checkpoint.open(resolve(base_dir)) as base, Checkpoint.open(resolve(instruct_dir)) as instruct:
-        found = pair(base, instruct, extra_rows)
+        found = pair(base, instruct, options)
         more: dict[str, Any] = {"notes": found.notes}
         weights = sample or full or bool(grid)
         if weights:

@@ -129,6 +129,7 @@ def measure(
             ):
                 sums += part
             pair.check_unchanged(name)
+            pair.release(name)
             every = sums.scaled(_common(pair, name))
             found.append(
                 _Tensor(name, sums.weights, every, store_size(every, _item_bytes(pair, name), live), tuple(at.lam for at in here))

@@ -7,7 +7,7 @@ import hashlib
 import json
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +16,12 @@ from typing import TYPE_CHECKING, Any
 from pa_fast.base import Lambda
 from pa_fast.checkpoint.card import Provenance, Source, merged_config, model_card
 from pa_fast.checkpoint.companions import PROVENANCE, Companion, copied
+from pa_fast.checkpoint.config import ties
+from pa_fast.checkpoint.content import content_sums
 from pa_fast.checkpoint.fingerprint import as_hex, combine
 from pa_fast.checkpoint.lanes import side_by_side
 from pa_fast.checkpoint.layout import ShardPlan, plan_shards, plan_shards_like
+from pa_fast.checkpoint.pair_options import PairOptions
 from pa_fast.checkpoint.pairing import Pair, pair
 from pa_fast.checkpoint.reader import Checkpoint, torch_dtype
 from pa_fast.checkpoint.recipe import Blend, Recipe
@@ -74,6 +77,9 @@ def merge(
     rule: RuleLike | None = None,
     max_shard_size: str | int | None = None,
     extra_rows: str = "instruct",
+    one_sided: str | None = None,
+    ignore_config: Iterable[str] = (),
+    strip_prefix: str = "",
     allow_nonfinite: bool = False,
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
@@ -92,7 +98,7 @@ def merge(
         seed: of stochastic rounding, 0 to 2³² − 1; 0 unless given.
         rule: which λ each tensor has, of which `lam` is the swept one: a `LambdaRule`, its rows, or a YAML file of them.
         max_shard_size: of a weight file, bytes or text such as 5GB; None: files are cut as the base's are.
-        extra_rows: vocabulary rows that one side alone has are kept as they are (`instruct`) or refused (`refuse`).
+        extra_rows, one_sided, ignore_config, strip_prefix: see `PairOptions`.
         allow_nonfinite: let NaN and infinite weights pass.
         overwrite: replace a checkpoint folder at `out`, if it holds nothing else, once the new one is complete.
         progress: called with (bytes written, bytes in all) as data stream.
@@ -110,20 +116,20 @@ def merge(
     """
     began = time.perf_counter()
     recipe = Recipe.of(lam, rounding, seed, rule)
+    options = PairOptions.of(extra_rows, one_sided, ignore_config, strip_prefix)
     check_dtype(dtype)
     shard_bytes = None if max_shard_size is None else parse_bytes(str(max_shard_size))
     with Checkpoint.open(resolve(base_dir)) as base, Checkpoint.open(resolve(instruct_dir)) as instruct:
         companions = copied(instruct.folder)
-        found = pair(base, instruct, extra_rows)
+        found = pair(base, instruct, options)
         blends = recipe.blends(found)
         notes = found.notes + untrained_rows(base, instruct) + recipe.notes(found)
         shards = _plan(found, dtype, shard_bytes)
         stream = _Stream(found, blends, not allow_nonfinite, sum(s.stop - s.start for p in shards for s in p.slots), progress)
         weight_bytes = sum(plan.size_bytes for plan in shards)
         need_bytes = weight_bytes + sum(companion.size_bytes for companion in companions)
-        provenance = Provenance(
-            _source(base_dir, base), _source(instruct_dir, instruct), recipe, dtype, extra_rows, found.tied, found.kept
-        )
+        sides = _source(base_dir, found.base), _source(instruct_dir, found.instruct)
+        provenance = Provenance(*sides, recipe, dtype, options, found.tied, found.kept, found.notes)
         job = _job(found, shards, provenance, allow_nonfinite)
         read = (base.folder, instruct.folder)
         with OutputFolder(out, need_bytes, overwrite=overwrite, job=job, sources=read) as folder:
@@ -132,8 +138,8 @@ def merge(
             instruct.check_all_unchanged()
             provenance = dataclasses.replace(
                 provenance,
-                base=_summed(provenance.base, {name: one.base for name, one in sums.items()}),
-                instruct=_summed(provenance.instruct, {name: one.instruct for name, one in sums.items()}),
+                base=_summed(provenance.base, found.base, {name: one.base for name, one in sums.items()}),
+                instruct=_summed(provenance.instruct, found.instruct, {name: one.instruct for name, one in sums.items()}),
             )
             _write_companions(folder, found, companions, shards, provenance, str(out))
             folder.commit()
@@ -234,7 +240,8 @@ def _plan(pair: Pair, dtype: str, shard_bytes: int | None) -> list[ShardPlan]:
     if shard_bytes is not None:
         return plan_shards(rows, shard_bytes)
     places = {file: place for place, file in enumerate(sorted({info.file for info in pair.base.tensors.values()}))}
-    return plan_shards_like(rows, {name: places[pair.stored("base", name).file] for name in pair.names})
+    files = {name: pair.stored("base", name).file for name in pair.names}
+    return plan_shards_like(rows, {name: places[file] for name, file in files.items() if file in places})
 
 
 def _job(pair: Pair, shards: list[ShardPlan], provenance: Provenance, allow_nonfinite: bool) -> str:
@@ -249,8 +256,16 @@ def _source(spec: str | Path, checkpoint: Checkpoint) -> Source:
     return Source(str(spec), revision(checkpoint.folder), checkpoint.quick_fingerprint(), "")
 
 
-def _summed(source: Source, sums: dict[str, int]) -> Source:
-    return dataclasses.replace(source, content_fingerprint=as_hex(combine(sums)))
+def _summed(source: Source, seen: Checkpoint, sums: Mapping[str, int]) -> Source:
+    """`source` with the fingerprint of its files, of which `seen` gave tensors to the merge, whose checksums are `sums`.
+
+    Cost: reads what did not go into the merge as it is: converted tensors, and those left out.
+    """
+    known = {key: value for name, value in sums.items() if (key := seen.own_name(name)) is not None}
+    rest = [info for name, info in seen.own.tensors.items() if name not in known]
+    more = content_sums(lambda info, start, stop, out: seen.own.chunk(info.name, start, stop, out), rest)
+    known |= {info.name: value for info, value in more.items()}
+    return dataclasses.replace(source, content_fingerprint=as_hex(combine(known)))
 
 
 def _write_companions(
@@ -278,6 +293,10 @@ def _write_companions(
 
 def _config(pair: Pair) -> dict[str, Any]:
     """Instruct's configuration, true of the merged tensors: with a head of its own and as many rows as they have."""
-    config = untied_config(pair.instruct.config) if pair.tied else pair.instruct.config
+    config = pair.instruct.config
+    if pair.is_untied and ties(config) is not False:
+        config = untied_config(config)
+    if not config.get("architectures") and pair.base.config.get("architectures"):
+        config = {**config, "architectures": pair.base.config["architectures"]}
     own = {name: pair.stored("instruct", name).shape for name in pair.names}
     return with_vocabulary_sizes(config, {own[n][0]: shape[0] for n, shape in pair.shapes.items() if shape != own[n]})

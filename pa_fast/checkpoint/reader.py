@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import ctypes
+import dataclasses
 import errno
 import functools
 import hashlib
@@ -12,6 +13,7 @@ import os
 import sys
 import threading
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     import torch
 
 SAMPLE_BYTES = 4096
+_COMPARED = 2**20
 MADV_POPULATE_READ = 22  # Linux 5.14; the mmap module does not name it
 _CHANGED_HINT = "something writes to this checkpoint: wait until it is done, or copy the checkpoint, and run again"
 
@@ -101,9 +104,45 @@ class Checkpoint:
         info = self.tensors[name]
         return self._files[info.file].read(info, start, stop, out)
 
+    def tensor_in_memory(self, name: str) -> torch.Tensor:
+        """The whole tensor `name` in its shape, read into new memory; see `chunk`."""
+        info = self.tensors[name]
+        return self.chunk(name, 0, info.count).view(info.shape)
+
+    @property
+    def own(self) -> Checkpoint:
+        """The checkpoint of which this is a view, or itself."""
+        return self
+
+    def own_name(self, name: str) -> str | None:
+        """The tensor in the files that `name` is, element by element; None where it is made of others."""
+        return name if name in self.tensors else None
+
+    def made_with(self, name: str) -> tuple[str, ...]:
+        """The tensors that are read together with `name`, itself among them: those that one conversion makes."""
+        return (name,)
+
+    def release(self, name: str) -> None:
+        """Let go of what was kept in memory to read `name`: call it after reading a part of a tensor."""
+
     def check_unchanged(self, name: str) -> None:
         """Raise DataError if the file of tensor `name` changed since its header was read: call it after reading."""
         self._files[self.tensors[name].file].check()
+
+    def same_bits(self, one: str, other: str) -> bool:
+        """Whether two tensors have the same shape, dtype and bits.
+
+        Cost: reads both, up to the first chunk in which they differ.
+        """
+        import torch
+
+        a, b = self.tensors[one], self.tensors[other]
+        if (a.shape, a.dtype) != (b.shape, b.dtype):
+            return False
+        cuts = [(at, min(at + _COMPARED, a.count)) for at in range(0, a.count, _COMPARED)]
+        return all(
+            torch.equal(self.chunk(one, *cut).view(torch.uint8), self.chunk(other, *cut).view(torch.uint8)) for cut in cuts
+        )
 
     def check_all_unchanged(self) -> None:
         """Raise DataError if any weight file changed since its header was read."""
@@ -125,6 +164,11 @@ class Checkpoint:
     def duplicate(self) -> Checkpoint:
         """The same checkpoint with descriptors of its own, to be closed by itself."""
         return Checkpoint(self.folder, self.config, self.tensors, {path: file.duplicate() for path, file in self._files.items()})
+
+    def renamed(self, names: Mapping[str, str]) -> Checkpoint:
+        """The same open files with other names; `names` has the name here of each new one. Close this one, not the other."""
+        tensors = {name: dataclasses.replace(self.tensors[key], name=name) for name, key in names.items()}
+        return Checkpoint(self.folder, self.config, tensors, self._files)
 
     def quick_fingerprint(self) -> str:
         """16 hex digits over every tensor's name, dtype, shape and 4 KiB of its bytes; how it is sharded does not matter.

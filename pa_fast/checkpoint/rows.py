@@ -15,9 +15,8 @@ from pa_fast.checkpoint.document import quoted
 from pa_fast.checkpoint.header import FLOATS, TensorInfo
 from pa_fast.checkpoint.reader import Checkpoint
 from pa_fast.checkpoint.vocabulary import compare_vocabularies
-from pa_fast.errors import PairError, UsageError
+from pa_fast.errors import PairError
 
-POLICIES = ("instruct", "refuse")
 Rows = dict[str, tuple[int, int]]
 """Tensor name → vocabulary rows in base and in instruct."""
 
@@ -34,12 +33,6 @@ class KeptRows:
     def __str__(self) -> str:
         which = f"row {self.first}" if self.first == self.last else f"rows {self.first} to {self.last}"
         return f"{which} of {', '.join(map(quoted, self.tensors))}: in {self.side} only, kept as they are at every λ"
-
-
-def check_policy(extra_rows: str) -> None:
-    """Raise UsageError unless `extra_rows` is a policy."""
-    if extra_rows not in POLICIES:
-        raise UsageError(f"extra rows `{extra_rows}`: expected {' or '.join(POLICIES)}", "instruct keeps them, refuse does not")
 
 
 def vocabulary_sizes(config: Mapping[str, Any]) -> frozenset[int]:
@@ -83,11 +76,9 @@ def check_vocabulary(base: Checkpoint, instruct: Checkpoint, rows: Rows, extra_r
     Returns: sentences worth telling the user.
 
     Raises:
-        UsageError: no such policy.
         PairError: an id means different tokens; rows are refused, or nothing proves that their ids mean the same.
         CheckpointError: a tokenizer.json is not one.
     """
-    check_policy(extra_rows)
     notes = compare_vocabularies(base.folder, instruct.folder, required=bool(rows))
     if rows and extra_rows == "refuse":
         name, (b, i) = next(iter(rows.items()))

@@ -6,7 +6,7 @@ merged configuration says `tie_word_embeddings: false`. At the tied end the two 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from pa_fast.errors import PairError
 
 _HEADS = ("lm_head.weight", "embed_out.weight")
 KEY = "tie_word_embeddings"
+OTHER = {"base": "instruct", "instruct": "base"}
 
 
 @dataclass(frozen=True)
@@ -33,16 +34,40 @@ class TiedHead:
         return f"{quoted(self.name)} is tied in {self.side} only: the merge has a head of its own"
 
 
-def tied_head(base: Checkpoint, instruct: Checkpoint) -> TiedHead | None:
+@dataclass(frozen=True)
+class StoredTwice:
+    """The tensor `name`, which `side` alone stores, and which has the bits of the embedding that it is tied to."""
+
+    name: str
+    side: str
+    embedding: str
+
+    def __str__(self) -> str:
+        equal = f"{quoted(self.name)}, which {self.side} alone stores, equals {quoted(self.embedding)}"
+        return f"{equal}: it is tied on both sides, and left out"
+
+
+def is_head(name: str) -> bool:
+    """Whether `name` is that of an output head."""
+    return name.endswith(_HEADS)
+
+
+def tied_head(base: Checkpoint, instruct: Checkpoint, apart: Container[str] = ()) -> TiedHead | StoredTwice | None:
     """The head that one side alone stores, if that is the only tensor that the other lacks.
 
+    A side that ties its head and stores it all the same has one of its own where the two weights differ, as in transformers.
+
+    Args:
+        apart: tensors that do not count.
+
+    Cost: headers; reads head and embedding of a side that ties and stores it.
+
     Raises:
-        PairError: the side without a head says that it has one, or its embedding cannot be told; or the side with a head
-            says that it is tied, so that nobody knows which of the two weights its model uses.
+        PairError: the side without a head says that it has one, or its embedding cannot be told.
     """
     for side, lacking, having in (("base", base, instruct), ("instruct", instruct, base)):
-        only = [name for name in having.tensors if name not in lacking.tensors]
-        if len(only) != 1 or not only[0].endswith(_HEADS):
+        only = [name for name in having.tensors if name not in lacking.tensors and name not in apart]
+        if len(only) != 1 or not is_head(only[0]):
             continue
         (name,) = only
         if ties(lacking.config) is False:
@@ -51,10 +76,9 @@ def tied_head(base: Checkpoint, instruct: Checkpoint) -> TiedHead | None:
                 "complete the download, or correct its config.json",
             )
         if ties(having.config) is True:
-            raise PairError(
-                f"{having.folder}: stores {quoted(name)}, but its config.json ties the head, expected one of both",
-                f"remove {quoted(name)} from its files, or set {KEY} to false in its config.json",
-            )
+            embedding = _embedding(having, having.tensors[name])
+            if having.same_bits(name, embedding):
+                return StoredTwice(name, OTHER[side], embedding)
         return TiedHead(name, side, _embedding(lacking, having.tensors[name]))
     return None
 
@@ -72,7 +96,7 @@ def _embedding(checkpoint: Checkpoint, head: TensorInfo) -> str:
     """The one tensor with vocabulary rows as wide as `head`'s."""
     sizes = vocabulary_sizes(checkpoint.config)
     shaped = {name: info.shape for name, info in checkpoint.tensors.items() if len(info.shape) == 2}
-    found = [name for name, (rows, width) in shaped.items() if rows in sizes and width == head.shape[-1]]
+    found = [name for name, (rows, width) in shaped.items() if rows in sizes and width == head.shape[-1] and name != head.name]
     if len(found) != 1:
         listed = ", ".join(map(quoted, found[:3])) or "none"
         raise PairError(

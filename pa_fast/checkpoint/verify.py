@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from pa_fast.base import Lambda
 from pa_fast.checkpoint.card import PROVENANCE, Provenance, read_provenance
 from pa_fast.checkpoint.header import FLOATS
+from pa_fast.checkpoint.pair_options import PairOptions
 from pa_fast.checkpoint.pairing import Pair, pair
 from pa_fast.checkpoint.reader import Checkpoint, torch_dtype
 from pa_fast.checkpoint.recipe import Blend, Recipe
@@ -55,6 +56,7 @@ def verify(
     rounding: str | None = None,
     seed: int | None = None,
     rule: RuleLike | None = None,
+    options: PairOptions | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> VerifyReport:
     """Compare the checkpoint `merged` with W(λ) of a pair, bit by bit, without writing anything.
@@ -62,6 +64,7 @@ def verify(
     Args:
         lam, rounding, seed, rule: as for `merge`; those of pa_fast.json in `merged` where not given. So are the dtype and the
             policy of extra rows; a folder without that file is compared in its own dtypes.
+        options: how the sides are paired; by default as pa_fast.json says.
         progress: called with (bytes compared, bytes in all).
 
     Cost: one pass over the three checkpoints; memory of a few chunks (2^19 elements each).
@@ -85,7 +88,7 @@ def verify(
         dtype = provenance.dtype if provenance else None
         if dtype is not None:
             check_dtype(dtype)
-        sources = pair(left, right, provenance.extra_rows if provenance else "instruct")
+        sources = pair(left, right, options or (provenance.options if provenance else PairOptions()))
         blends = recipe.blends(sources)
         names = [*sources.names, *(name for name in found.tensors if name not in sources.shapes)]
         wrong = {name: difference for name in names if (difference := _header(found, sources, name, dtype))}

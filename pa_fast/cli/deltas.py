@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from pa_fast.cli.options import AllowNonfinite, Base, Dtype, Instruct, Json
+from pa_fast.cli.options import AllowNonfinite, Base, Dtype, IgnoreConfig, Instruct, Json, OneSided, StripPrefix
 from pa_fast.cli.output import tell_json
 from pa_fast.errors import UsageError
 from pa_fast.terminal import say, tell
@@ -31,6 +31,9 @@ def encode(
     dtype: Dtype = "auto",
     allow_nonfinite: AllowNonfinite = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace FILE, if it is a delta.")] = False,
+    one_sided: OneSided = None,
+    ignore_config: IgnoreConfig = None,
+    strip_prefix: StripPrefix = "",
     text: Annotated[str | None, typer.Option(metavar="FILE", help="Also compare with the exact merge on this text.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -41,6 +44,7 @@ def encode(
         base, instruct, out, format,
         select=select, density=density, scope=scope, rank=rank, energy=energy, budget=budget, seed=seed, range=_range(range_),
         dtype=dtype, allow_nonfinite=allow_nonfinite, overwrite=overwrite, text=text,
+        one_sided=one_sided, ignore_config=ignore_config or (), strip_prefix=strip_prefix,
     )  # fmt: skip
     if as_json:
         tell_json(report.to_json())

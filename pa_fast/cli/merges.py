@@ -8,7 +8,20 @@ from typing import Annotated
 
 import typer
 
-from pa_fast.cli.options import AllowNonfinite, Base, Dtype, ExtraRows, Instruct, Json, Rounding, Rule, Seed
+from pa_fast.cli.options import (
+    AllowNonfinite,
+    Base,
+    Dtype,
+    ExtraRows,
+    IgnoreConfig,
+    Instruct,
+    Json,
+    OneSided,
+    Rounding,
+    Rule,
+    Seed,
+    StripPrefix,
+)  # fmt: skip
 from pa_fast.cli.output import byte_bar, show_json
 from pa_fast.errors import DataError
 from pa_fast.terminal import say, tell
@@ -28,6 +41,9 @@ def merge(
     seed: Seed = None,
     rule: Rule = None,
     extra_rows: ExtraRows = "instruct",
+    one_sided: OneSided = None,
+    ignore_config: IgnoreConfig = None,
+    strip_prefix: StripPrefix = "",
     allow_nonfinite: AllowNonfinite = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace DIR, a checkpoint that holds nothing else.")] = False,
     as_json: Json = False,
@@ -43,7 +59,8 @@ def merge(
             report = run(
                 base, instruct, lam, out,
                 dtype=dtype, rounding=rounding, seed=seed, rule=rule, max_shard_size=max_shard_size,
-                extra_rows=extra_rows, allow_nonfinite=allow_nonfinite, overwrite=overwrite, progress=bar,
+                extra_rows=extra_rows, one_sided=one_sided, ignore_config=ignore_config or (), strip_prefix=strip_prefix,
+                allow_nonfinite=allow_nonfinite, overwrite=overwrite, progress=bar,
             )  # fmt: skip
     except KeyboardInterrupt:
         say(f"\ninterrupted; complete weight files are kept. Go on with:\n  {shlex.join(['pa-fast', *sys.argv[1:]])}")

@@ -17,5 +17,20 @@ Rule = Annotated[str | None, typer.Option(metavar="FILE", help="YAML rows by whi
 ExtraRows = Annotated[
     str, typer.Option(metavar="P", help="Vocabulary rows that one side alone has: instruct keeps them as they are, or refuse.")
 ]
+OneSided = Annotated[
+    str | None,
+    typer.Option(
+        metavar="P",
+        help="Tensors that one side alone has and no model uses: keep, drop or refuse; by default those are kept that the "
+        "model class ignores, and others refused.",
+    ),
+]
+IgnoreConfig = Annotated[
+    list[str] | None,
+    typer.Option("--ignore-config", metavar="KEY", help="Accept that this key of config.json differs; may be given again."),
+]
+StripPrefix = Annotated[
+    str, typer.Option(metavar="TEXT", help="Remove this from the beginning of tensor names, such as _orig_mod. or module.")
+]
 AllowNonfinite = Annotated[bool, typer.Option("--allow-nonfinite", help="Let NaN and infinity in the weights pass.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]

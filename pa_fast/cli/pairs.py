@@ -7,7 +7,19 @@ from typing import Annotated
 
 import typer
 
-from pa_fast.cli.options import Base, Dtype, ExtraRows, Instruct, Json, Rounding, Rule, Seed
+from pa_fast.cli.options import (
+    Base,
+    Dtype,
+    ExtraRows,
+    IgnoreConfig,
+    Instruct,
+    Json,
+    OneSided,
+    Rounding,
+    Rule,
+    Seed,
+    StripPrefix,
+)  # fmt: skip
 from pa_fast.cli.output import byte_bar, show, show_json
 
 
@@ -27,6 +39,9 @@ def inspect(
     seed: Seed = None,
     rule: Rule = None,
     extra_rows: ExtraRows = "instruct",
+    one_sided: OneSided = None,
+    ignore_config: IgnoreConfig = None,
+    strip_prefix: StripPrefix = "",
     as_json: Json = False,
 ) -> None:
     """Do these two checkpoints pair? Answered from headers alone, in a second; how far apart they are from the weights.
@@ -46,7 +61,8 @@ def inspect(
         report = run(
             base, instruct,
             sample=sample or (figure is not None and not full), full=full, fidelity=grid,
-            dtype=dtype, rounding=rounding, seed=seed, rule=rule, extra_rows=extra_rows, progress=bar,
+            dtype=dtype, rounding=rounding, seed=seed, rule=rule, extra_rows=extra_rows,
+            one_sided=one_sided, ignore_config=ignore_config or (), strip_prefix=strip_prefix, progress=bar,
         )  # fmt: skip
     if as_json:
         show_json(report)

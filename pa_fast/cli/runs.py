@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pa_fast.cli.options import AllowNonfinite, Base, Dtype, ExtraRows, Rounding, Rule
+from pa_fast.cli.options import AllowNonfinite, Base, Dtype, ExtraRows, IgnoreConfig, OneSided, Rounding, Rule, StripPrefix
 from pa_fast.cli.output import say_where, show
 from pa_fast.errors import PaFastError, UsageError, parted
 from pa_fast.foreign import shortened
@@ -90,6 +90,9 @@ def sweep(
         str | None, typer.Option(metavar="I/N", help="Run every Nth λ from I on; auto: as torchrun or SLURM says.")
     ] = None,
     extra_rows: ExtraRows = "instruct",
+    one_sided: OneSided = None,
+    ignore_config: IgnoreConfig = None,
+    strip_prefix: StripPrefix = "",
     allow_nonfinite: AllowNonfinite = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start afresh in a folder that holds a sweep.")] = False,
 ) -> None:
@@ -101,7 +104,7 @@ def sweep(
     job = SweepSpec(
         base, instruct, lambdas, tuple(evals), out, device, dtype, store, tokenizer, batch_size, limit, seed,
         allow_nonfinite, overwrite, engine, delta, rounding, None if rule is None else LambdaRule.load(rule), extra_rows,
-        residency,
+        residency, one_sided, tuple(ignore_config or ()), strip_prefix,
     )  # fmt: skip
     if confirm and shard is not None:
         raise UsageError(

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pa_fast.checkpoint.alignment import align, stripped
+from pa_fast.checkpoint.pair_options import DEFAULTS, PairOptions
 from pa_fast.checkpoint.pairing import check_configs
 from pa_fast.checkpoint.reader import Checkpoint
 from pa_fast.checkpoint.source import resolve
 from pa_fast.checkpoint.streaming import DTYPES, check_dtype
 from pa_fast.checkpoint.vocabulary import compare_vocabularies
 from pa_fast.delta import writer
-from pa_fast.engines.loading import load_pair
+from pa_fast.engines.loading import Reading, load_pair
 from pa_fast.live import encoding
 from pa_fast.live.opening import Description
 from pa_fast.live.planner import Store
@@ -25,6 +27,7 @@ def encode(
     *,
     allow_nonfinite: bool = False,
     overwrite: bool = False,
+    options: PairOptions = DEFAULTS,
 ) -> Description:
     """Write the delta between two checkpoints to the file `out`; with it `pa_fast.load` needs base alone.
 
@@ -36,6 +39,7 @@ def encode(
         dtype: live dtype of every float tensor; `auto`: the dtype that each has in the instruct files.
         allow_nonfinite: let NaN and infinity in the weights pass.
         overwrite: replace a delta file that is there.
+        options: how the sides are paired.
 
     Cost: see the store. The sides stay memory maps of their files, but for tensors that transformers converts.
 
@@ -51,9 +55,12 @@ def encode(
     writer.place(out, overwrite)
     with Checkpoint.open(resolve(base)) as b, Checkpoint.open(resolve(instruct)) as i:
         writer.place(out, overwrite, (b.folder, i.folder))
-        check_configs(b, i, tying=False)
+        check_configs(b, i, tying=False, ignored=options.ignore_config)
         compare_vocabularies(b.folder, i.folder)
-        loaded = load_pair(b, i, getattr(torch, dtype) if dtype in DTYPES else None)
+        b, i = stripped(b, options.strip_prefix), stripped(i, options.strip_prefix)
+        aligned = align(b, i, options.one_sided)
+        reading = Reading.of(b, i, options.strip_prefix, aligned.apart)
+        loaded = load_pair(b, i, getattr(torch, dtype) if dtype in DTYPES else None, reading=reading)
         for content in loaded.contents.values():
             content.prove()
         return encoding.encode(

@@ -11,11 +11,13 @@ import contextlib
 import re
 import threading
 from collections import Counter
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pa_fast.checkpoint.alignment import is_attribute, stripped
+from pa_fast.checkpoint.config import model_class
 from pa_fast.checkpoint.header import FLOATS
 from pa_fast.checkpoint.reader import Checkpoint, torch_dtype
 from pa_fast.checkpoint.rows import may_be_extended, vocabulary_sizes
@@ -31,6 +33,26 @@ if TYPE_CHECKING:
 
 _MOST_PLANNED = 1000
 """Tensors whose dtypes transformers is told one by one: it searches all of these names for each of its own."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How transformers is to read both sides.
+
+    Attributes:
+        kind: the model class; None: the one for causal language models of that kind.
+        strip_prefix: what to remove from the beginning of tensor names.
+        unused: tensors that may be in the files though the model has no place for them.
+    """
+
+    kind: str | None = None
+    strip_prefix: str = ""
+    unused: frozenset[str] = frozenset()
+
+    @classmethod
+    def of(cls, base: Checkpoint, instruct: Checkpoint, strip_prefix: str = "", unused: Iterable[str] = ()) -> Reading:
+        """How to read a pair; a side that does not name its class is of the other's."""
+        return cls(model_class(instruct.config, base.config), strip_prefix, frozenset(unused))
 
 
 @dataclass
@@ -68,6 +90,7 @@ def load_pair(
     apart: Container[str] = (),
     *,
     extra_rows: bool = False,
+    reading: Reading | None = None,
 ) -> Loaded:
     """Load both sides through transformers and pair them by the names of the modules.
 
@@ -76,6 +99,7 @@ def load_pair(
         dtype: live dtype of all float tensors; None: the dtype that each has in the instruct files.
         sharding: what `from_pretrained` takes to split a model over processes.
         apart: names that need storage of their own, however the models tie them.
+        reading: how the files are read; as they are without it.
         extra_rows: keep vocabulary rows that one side alone has, as they are; else they are refused.
 
     Raises:
@@ -85,12 +109,13 @@ def load_pair(
     Cost: see `Loaded`; tensors with extra rows cost a copy of the shorter side.
     """
     files = {side: _file_dtypes(checkpoint) for side, checkpoint in (("base", base), ("instruct", instruct))}
-    source_b, source_i = _as_filed(base, sharding), _as_filed(instruct, sharding)
+    how = reading or Reading.of(base, instruct)
+    source_b, source_i = _as_filed(base, sharding, how), _as_filed(instruct, sharding, how)
     contents = {"base": Content(base, source_b), "instruct": Content(instruct, source_i)}
     wanted = dtype or (_exact(files["instruct"]) if len(files["instruct"]) == 1 else None)
     one_b, one_i = (len(files[side]) == 1 for side in ("base", "instruct"))
-    module = source_i if one_i and wanted == source_i.dtype else _from_pretrained(instruct, wanted, sharding)
-    reference = source_b if one_b and source_b.dtype == module.dtype else _from_pretrained(base, module.dtype, sharding)
+    module = source_i if one_i and wanted == source_i.dtype else _from_pretrained(instruct, wanted, sharding, how)
+    reference = source_b if one_b and source_b.dtype == module.dtype else _from_pretrained(base, module.dtype, sharding, how)
     named = {"base": _tensors(source_b), "instruct": _tensors(source_i)}
     if named["base"].keys() != named["instruct"].keys():
         odd = sorted(named["base"].keys() ^ named["instruct"].keys())
@@ -118,26 +143,27 @@ def load_pair(
     )
 
 
-def one_side(checkpoint: Checkpoint) -> PreTrainedModel:
+def one_side(checkpoint: Checkpoint, reading: Reading | None = None) -> PreTrainedModel:
     """The model of one checkpoint, at the dtypes of its files; on a CPU its tensors stay memory maps.
 
     Raises:
         EngineError: transformers cannot load it completely, or from these files.
     """
-    module = _as_filed(checkpoint, None)
+    module = _as_filed(checkpoint, None, reading or Reading.of(checkpoint, checkpoint))
     content = Content(checkpoint, module)
     content.prove()
     content.close()
     return module
 
 
-def base_tensors(base: Path, instruct: Path, live: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def base_tensors(base: Path, instruct: Path, live: Mapping[str, torch.Tensor], reading: Reading) -> dict[str, torch.Tensor]:
     """The base tensors of `live`, read once more from the checkpoints; rows that base lacks are instruct's."""
-    with Checkpoint.open(base) as b, Checkpoint.open(instruct) as i:
-        named = {name: tensor.detach().contiguous() for name, tensor in _tensors(one_side(b)).items()}
+    with Checkpoint.open(base) as opened_b, Checkpoint.open(instruct) as opened_i:
+        b, i = (stripped(one, reading.strip_prefix) for one in (opened_b, opened_i))
+        named = {name: tensor.detach().contiguous() for name, tensor in _tensors(one_side(b, reading)).items()}
         if all(named[name].shape == tensor.shape for name, tensor in live.items()):
             return named
-        longer = _tensors(one_side(i))
+        longer = _tensors(one_side(i, reading))
         return {
             name: named[name] if named[name].shape == w.shape else _with_rows(named[name], longer[name])
             for name, w in live.items()
@@ -156,7 +182,7 @@ def allocate(loaded: Loaded, device: torch.device) -> None:
                 buffer.data = buffer.data.to(device)
 
 
-def _as_filed(checkpoint: Checkpoint, sharding: Mapping[str, Any] | None) -> PreTrainedModel:
+def _as_filed(checkpoint: Checkpoint, sharding: Mapping[str, Any] | None, reading: Reading) -> PreTrainedModel:
     """The model of `checkpoint`, each tensor at the dtype that it has in its file, so that maps of files stay maps; where the
     files have several dtypes, what is not of the commonest one in fp32, which holds every other."""
     import torch
@@ -167,7 +193,7 @@ def _as_filed(checkpoint: Checkpoint, sharding: Mapping[str, Any] | None) -> Pre
             sizes[info.dtype] += info.nbytes
     most = sizes.most_common(1)[0][0] if sizes else "F32"
     with _in_fp32({name for name, info in checkpoint.tensors.items() if info.dtype in FLOATS and info.dtype != most}) as able:
-        return _from_pretrained(checkpoint, torch_dtype(most) if able else torch.float32, sharding)
+        return _from_pretrained(checkpoint, torch_dtype(most) if able else torch.float32, sharding, reading)
 
 
 @contextlib.contextmanager
@@ -200,8 +226,11 @@ def _in_fp32(keys: set[str]) -> Iterator[bool]:
         PreTrainedModel._get_dtype_plan = original
 
 
-def _from_pretrained(checkpoint: Checkpoint, dtype: torch.dtype | None, sharding: Mapping[str, Any] | None) -> PreTrainedModel:
-    kind = own_code.model_class(checkpoint.folder, checkpoint.config)
+def _from_pretrained(
+    checkpoint: Checkpoint, dtype: torch.dtype | None, sharding: Mapping[str, Any] | None, reading: Reading
+) -> PreTrainedModel:
+    named = checkpoint.config.get("architectures") or ([] if reading.kind is None else [reading.kind])
+    kind = own_code.model_class(checkpoint.folder, {**checkpoint.config, "architectures": named})
     try:
         with _quiet():
             model, info = kind.from_pretrained(
@@ -211,6 +240,7 @@ def _from_pretrained(checkpoint: Checkpoint, dtype: torch.dtype | None, sharding
                 use_safetensors=True,
                 local_files_only=True,
                 trust_remote_code=False,
+                **_key_mapping(reading.strip_prefix),
                 **(sharding or {}),
             )
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
@@ -225,7 +255,7 @@ def _from_pretrained(checkpoint: Checkpoint, dtype: torch.dtype | None, sharding
             else "start another number of ranks; it must divide the heads, and the vocabulary of an own head",
         ) from error
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        keys = sorted(str(key) for key in info.get(problem) or ())
+        keys = sorted({str(key) for key in info.get(problem) or ()} - reading.unused)
         if keys:
             raise EngineError(
                 f"transformers loads {checkpoint.folder} with {len(keys)} {problem.replace('_', ' ')}, such as `{keys[0]}`",
@@ -234,6 +264,13 @@ def _from_pretrained(checkpoint: Checkpoint, dtype: torch.dtype | None, sharding
     model.eval()
     model.requires_grad_(False)
     return model
+
+
+def _key_mapping(prefix: str) -> dict[str, Any]:
+    """What makes `from_pretrained` read names without `prefix`, as `alignment.stripped` does."""
+    if not prefix:
+        return {}
+    return {"key_mapping": {re.escape(prefix) if is_attribute(prefix) else f"^{re.escape(prefix)}": ""}}
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pa_fast.checkpoint.skeleton import Skeleton
 from pa_fast.errors import UsageError
 
 
@@ -42,20 +43,19 @@ class Traced:
 
 def trace(module: Any, keys: Iterable[str]) -> Traced:
     """Where each of the checkpoint's `keys` goes in `module`, a transformers model."""
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+    keys = tuple(keys)
+    order = {key: place for place, key in enumerate(keys)}
+    placed = Skeleton(module).trace(keys).placed
+    return Traced(
+        {name: tuple(sorted((part.key for part in parts), key=order.__getitem__)) for name, parts in placed.items()},
+        frozenset(name for name, parts in placed.items() if len(parts) > 1 or parts[0].pattern is not None),
+    )
 
-    rules = get_model_conversion_mapping(module)
-    renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
-    converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
-    wanted = module.state_dict(keep_vars=True)
-    names: dict[str, list[str]] = {}
-    converted = set()
-    for key in dict.fromkeys(keys):
-        name, pattern = rename_source_key(key, renamings, converters, module.base_model_prefix, wanted)
-        if name not in wanted and key in wanted:
-            name, pattern = key, None
-        names.setdefault(name, []).append(key)
-        if pattern is not None or len(names[name]) > 1:
-            converted.add(name)
-    return Traced({name: tuple(found) for name, found in names.items()}, frozenset(converted))
+
+def of_pair(module: Any, base: Iterable[str], instruct: Iterable[str]) -> Traced:
+    """Where each tensor of `module` comes from, in instruct's names; in base's where instruct's files have nothing for it.
+
+    A merge has instruct's names and layout, and rules and noise go by these.
+    """
+    left, right = trace(module, base), trace(module, instruct)
+    return Traced({**left.names, **right.names}, right.converted | (left.converted - right.names.keys()))

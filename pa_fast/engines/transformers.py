@@ -5,12 +5,15 @@ Has been run for real on CPU. The code for one GPU is the same and has not been 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pa_fast.checkpoint.alignment import align, stripped
 from pa_fast.checkpoint.companions import check_companions
 from pa_fast.checkpoint.guard import Guard
-from pa_fast.checkpoint.pairing import check_configs
+from pa_fast.checkpoint.pair_options import PairOptions
+from pa_fast.checkpoint.pairing import check_configs, config_notes
 from pa_fast.checkpoint.reader import Checkpoint
 from pa_fast.checkpoint.rows import check_vocabulary, extended
 from pa_fast.checkpoint.source import resolve
@@ -20,9 +23,9 @@ from pa_fast.engines.asked import Asked, asked
 from pa_fast.engines.attached_weights import attached, divertible
 from pa_fast.engines.endpoints import Proof
 from pa_fast.engines.identity import identity
-from pa_fast.engines.loading import Loaded, allocate, base_tensors, load_pair
+from pa_fast.engines.loading import Loaded, Reading, allocate, base_tensors, load_pair
 from pa_fast.engines.model import LambdaModel
-from pa_fast.engines.origins import trace
+from pa_fast.engines.origins import of_pair
 from pa_fast.engines.past import obstacle
 from pa_fast.engines.ranks import ALONE, Alone, Ranks
 from pa_fast.engines.tokenizer import stop_tokens, tokenizer_of
@@ -57,6 +60,9 @@ def load(
     allow_nonfinite: bool = False,
     shared_prefix: bool = True,
     extra_rows: str = "instruct",
+    one_sided: str | None = None,
+    ignore_config: Iterable[str] = (),
+    strip_prefix: str = "",
     ranks: Ranks | Alone = ALONE,
 ) -> LambdaModel:
     """Load two checkpoints as one transformers model at λ = 0.
@@ -81,7 +87,7 @@ def load(
             stochastically, neither.
         allow_nonfinite: let NaN and infinity in the weights pass.
         shared_prefix: compute tokens that requests begin alike with once per call, where the architecture allows it.
-        extra_rows: vocabulary rows that one side alone has are kept as they are at every λ (`instruct`), or refused (`refuse`).
+        extra_rows, one_sided, ignore_config, strip_prefix: how the sides are paired, see `PairOptions`.
         ranks: the processes to split the model over; for `pa_fast.engines.tensor_parallel.load`, which sees to the rest.
 
     Cost: on CPU the sources stay memory maps of the files, so memory is one live copy and page cache; tensors that
@@ -96,21 +102,26 @@ def load(
         UsageError: unknown device, dtype, store, rounding, residency or policy of extra rows, stochastic rounding of tensors that
             are converted or split, or a rule that does not fit the checkpoint's names.
     """
+    options = PairOptions.of(extra_rows, one_sided, ignore_config, strip_prefix)
     want = asked(
         device_of(device), dtype, store, residency, Rounding(rounding, seed), rule, instruct, delta, ranks.sharding()
     )  # fmt: skip
     other = base if instruct is None else instruct  # base stands on both sides where a delta does for instruct
     with ranks.step("loading"), Checkpoint.open(resolve(base)) as b, Checkpoint.open(resolve(other)) as i:
         check_companions(i.folder)
-        check_configs(b, i, tying=False)
-        rows = extended(b.tensors, i.tensors, b.config, i.config)
+        differences = check_configs(b, i, tying=False, ignored=options.ignore_config)
+        b, i = stripped(b, strip_prefix), stripped(i, strip_prefix)
+        aligned = align(b, i, one_sided)
+        reading = Reading.of(b, i, strip_prefix, aligned.apart)
+        rows = extended(aligned.base.tensors, i.tensors, b.config, i.config)
         notes = [*check_vocabulary(b, i, rows, extra_rows), *(untrained_rows(b, i) if want.about is None else ())]
+        notes += [*config_notes(differences), *aligned.notes]
         apart = () if want.about is None else want.about.tensors
-        loaded = load_pair(b, i, want.live_dtype(), want.sharding, apart, extra_rows=bool(rows))
+        loaded = load_pair(b, i, want.live_dtype(), want.sharding, apart, extra_rows=bool(rows), reading=reading)
         contents = loaded.contents
         if want.about is not None:
             contents.pop("instruct").close()  # it is the base's once more
-        traced = trace(loaded.module, [*b.tensors, *i.tensors])
+        traced = of_pair(loaded.module, b.tensors, i.tensors)
         plan = _planned(want, loaded)
         said = want.described if plan is None else plan.store.describe()
         guard = Guard(b, i)
@@ -140,7 +151,8 @@ def load(
             weights = LiveWeights.bind(
                 loaded.live, loaded.base, loaded.instruct, diverted or plan or want.store, want.rounding.mode,
                 seed=want.rounding.seed, via=loaded.via, allow_nonfinite=allow_nonfinite, origins=traced.names,
-                reread=lambda: base_tensors(resolve(base), resolve(other), loaded.live), ends=proof.ends, on_read=on_read,
+                reread=lambda: base_tensors(resolve(base), resolve(other), loaded.live, reading), ends=proof.ends,
+                on_read=on_read,
             )  # fmt: skip
         else:
             with opening.again(want.delta, want.about) as file:

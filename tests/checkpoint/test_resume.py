@@ -157,7 +157,7 @@ def test_everything_at_once_goes_on_after_kills(tmp_path: Path) -> None:
     with children(tmp_path, **ALL) as run:
         check_kills(tmp_path, pair, run, 4)
     said = read_provenance(tmp_path / "out")
-    assert said and (said.extra_rows, str(said.recipe.rounding)) == ("instruct", "stochastic, seed 3")
+    assert said and (said.options.extra_rows, str(said.recipe.rounding)) == ("instruct", "stochastic, seed 3")
     written = json.loads((tmp_path / "out" / "pa_fast.json").read_text())
     assert written["tied_head"] == {"name": "lm_head.weight", "side": "base", "embedding": "model.embed_tokens.weight"}
     rows = ["lm_head.weight", "model.embed_tokens.weight"]
