@@ -91,7 +91,9 @@ class Perplexity:
         pairs: list[Pair] = []
         owners: list[str] = []
         for document, text in self.documents:
-            cut = windows(tokenizer.encode(text, add_special_tokens=False), tokenizer.bos_token_id, self.window, self.stride)
+            ids = tokenizer.encode(text, add_special_tokens=False)
+            bos = None if ids[:1] == [tokenizer.bos_token_id] else tokenizer.bos_token_id
+            cut = windows(ids, bos, self.window, self.stride)
             if not cut:
                 raise EvaluatorError(f"{self.name}: document {document} is too short: no token to score", "leave it out")
             pairs += cut

@@ -8,6 +8,7 @@ from typing import Any
 
 from pa_fast.base import Tokenizer
 from pa_fast.errors import EvaluatorError
+from pa_fast.evals.encoding import Encoder
 from pa_fast.evals.rows import Row
 
 
@@ -61,10 +62,11 @@ def encoded(tokenizer: Tokenizer, prompts: Sequence[Prompt]) -> tuple[list[str],
         EvaluatorError: no chat template, one that refuses the messages, or a prompt of no tokens.
     """
     texts, ids = [], []
+    encode = Encoder(tokenizer)
     for prompt in prompts:
         is_chat = not isinstance(prompt.content, str)
         texts.append(prompt.content if isinstance(prompt.content, str) else _templated(tokenizer, prompt))
-        ids.append(tokenizer.encode(texts[-1], add_special_tokens=not is_chat))
+        ids.append(encode.rendered(texts[-1]) if is_chat else encode(texts[-1]))
         if not ids[-1]:
             raise EvaluatorError(f"{prompt.where}: the prompt has no tokens", "begin it with a text that the tokenizer knows")
     return texts, ids
