@@ -97,6 +97,7 @@ def sweep(
     from pa_fast.run import SweepSpec, check_confirm
     from pa_fast.run import confirm as run_again
     from pa_fast.sweep.progress import TerminalProgress
+    from pa_fast.sweep.ready import failing_alike
 
     job = SweepSpec(
         base, instruct, lambdas, tuple(evals), out, device, dtype, store, tokenizer, batch_size, limit, seed,
@@ -129,9 +130,12 @@ def sweep(
         result = dataclasses.replace(result, failures=result.failures + confirmed.failures)
     if result.failures:
         say_failures(result.failures)
+        alike = failing_alike(result)
         raise PaFastError(
             f"{len(result.failures)} of {format_count(len(result.failures) + len(result.rows), 'point')} failed",
-            "run the same command again to try the failed points once more",
+            "run the same command again to try the failed points once more"
+            if any(failure.evaluator not in alike for failure in result.failures)
+            else "they fail alike at every λ: mend what the message names; finished points are kept",
         )
 
 

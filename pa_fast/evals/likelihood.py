@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
-from pa_fast.base import Engine, Tokenizer
+from pa_fast.base import Engine, Tokenizer, positions
 from pa_fast.errors import EvaluatorError
 from pa_fast.evals.encoding import Encoder
 
@@ -31,8 +31,10 @@ def pairs_of(tokenizer: Tokenizer, context: str, continuations: Sequence[str]) -
     texts = [context + continuation for continuation in continuations]
     wholes = [encode(text) for text in texts]
     size = _shared([encode(stripped), *wholes])
-    while size and wholes[0][size - 1] == getattr(tokenizer, "unk_token_id", None) and _reaches(
-        tokenizer, texts, wholes, size, len(stripped)
+    while (
+        size
+        and wholes[0][size - 1] == getattr(tokenizer, "unk_token_id", None)
+        and _reaches(tokenizer, texts, wholes, size, len(stripped))
     ):
         size -= 1  # one unknown token stands for other characters in the whole than in the context
     for continuation, whole in zip(continuations, wholes):
@@ -82,13 +84,15 @@ def logprobs(engine: Engine, pairs: Sequence[Pair], label: Callable[[int], str])
 
 
 class Prepared(Generic[T]):
-    """What an evaluator's items are under one tokenizer: made at the first λ, the same object at every other."""
+    """What an evaluator's items are for one tokenizer and number of positions: made before the first λ, the same object at
+    every one."""
 
-    def __init__(self, make: Callable[[Tokenizer], T]):
+    def __init__(self, make: Callable[[Tokenizer, int | None], T]):
         self._make = make
-        self._made: tuple[Tokenizer, T] | None = None
+        self._made: tuple[Tokenizer, int | None, T] | None = None
 
-    def __call__(self, tokenizer: Tokenizer) -> T:
-        if self._made is None or self._made[0] is not tokenizer:
-            self._made = (tokenizer, self._make(tokenizer))
-        return self._made[1]
+    def __call__(self, engine: Engine) -> T:
+        tokenizer, room = engine.tokenizer, positions(engine)
+        if self._made is None or self._made[0] is not tokenizer or self._made[1] != room:
+            self._made = (tokenizer, room, self._make(tokenizer, room))
+        return self._made[2]

@@ -35,7 +35,7 @@ def test_prompts_outputs_and_scores(tmp_path: Path) -> None:
     assert engine.prompted[0] == [[1, *map(ord, "2+2=")], [1, *map(ord, "shout")]]
     assert (engine.configs[0].max_new_tokens, engine.configs[0].stop) == (6, (2,))
     assert [(item.id, item.group, item.score) for item in score.items] == [("sum", "maths", 1.0), ("up", "a", 0.0)]
-    assert (score.value, score.unit, score.n) == (0.5, "share right", 2)
+    assert (score.value, score.unit, score.n) == (0.5, "share right, macro", 2)
     assert score.details == {"truncated": 0.5, "mean_output_tokens": 4.5}
     assert [json.loads(line) for line in score.files["outputs.jsonl"].splitlines()] == [
         {"id": "sum", "group": "maths", "prompt": "2+2=", "output": " 4.", "truncated": False, "score": 1.0},

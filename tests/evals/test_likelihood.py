@@ -107,11 +107,13 @@ def test_an_engine_that_drops_an_answer_is_caught() -> None:
 
 
 def test_prepared_once_for_a_tokenizer() -> None:
-    prepared = Prepared(lambda tokenizer: tokenizer.encode("abc"))
-    one, other = Characters(), Characters(bos=False)
+    prepared = Prepared(lambda tokenizer, room: (tokenizer.encode("abc"), room))
+    one, other = ToyEngine(), ToyEngine(tokenizer=Characters(bos=False))
     assert prepared(one) is prepared(one)
-    assert one.calls == 1
-    assert prepared(other) == [97, 98, 99], "another tokenizer, other tokens"
+    assert one.tokenizer.calls == 1
+    assert prepared(other)[0] == [97, 98, 99], "another tokenizer, other tokens"
+    other.positions = 7  # type: ignore[attr-defined]
+    assert prepared(other)[1] == 7, "another model, other positions"
 
 
 @pytest.mark.parametrize("style", STYLES)
