@@ -191,7 +191,7 @@ def _build(spec: EvalSpec, limit: int | None, seed: int) -> Evaluator:
         if _ONLY[option] != mode:
             raise UsageError(f"`{spec.text}`: {option}= means nothing with mode={mode}", f"it is for mode={_ONLY[option]}")
     overflow, average = spec.word("overflow", WITH_SHOTS), spec.word("average", AVERAGES)
-    how = {"overflow": overflow, "average": average}
+    how: dict[str, Any] = {"overflow": overflow, "average": average}
     data = read_file(spec.path(spec.target))
     pool = read_file(spec.path(spec.options["pool"])) if "pool" in spec.options else None
     shots = Shots(spec.count("shots", 5, least=0), spec.string("sep", "\n\n"), pool, seed)
@@ -209,7 +209,8 @@ def _build(spec: EvalSpec, limit: int | None, seed: int) -> Evaluator:
     }
     if mode == "generate":
         ends: dict[str, Any] = {"until": _until(spec), "max_new_tokens": spec.count("max_new_tokens", 64, least=1)}
-        return Answer(spec.column, *shots.ask(data, limit), **ends, **how, identity={**asked, **ends})
+        items, prompts = shots.ask(data, limit)
+        return Answer(spec.column, items, prompts, **ends, **how, identity={**asked, **ends})
     if mode == "letter":
         lettered = shots.ask(data, limit, Example.lettered)
         return Choice(spec.column, *lettered, unit="accuracy (letter)", per_character=False, **how, identity=asked)
