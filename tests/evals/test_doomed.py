@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pa_fast import cli
 from pa_fast.base import identity
 from pa_fast.errors import EvaluatorError, UsageError
 from pa_fast.evals import build
@@ -247,3 +249,43 @@ def test_a_limit_is_that_many_items_spread_over_groups(tmp_path: Path, text: str
         score = build(text.format(path), limit=limit)(ToyEngine())
         assert [sum(item.group == group for item in score.items) for group in "abc"] == shares
         assert score.n == min(limit, 27)
+
+
+DEMO = Path(__file__).parents[2] / "examples" / "demo"
+PAIR = (str(DEMO / "pair" / "base"), str(DEMO / "pair" / "instruct"))
+
+
+def sweep(monkeypatch: pytest.MonkeyPatch, out: Path, *evals: str) -> int:
+    arguments = ["sweep", *PAIR, "--lambdas", "0,0.5,1", "--out", str(out), "--device", "cpu"]
+    monkeypatch.setattr(sys, "argv", ["pa-fast", *arguments, *(part for one in evals for part in ("--eval", one))])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    return int(end.value.code or 0)
+
+
+def test_a_whole_sweep_of_a_model_of_256_positions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "notes.txt").write_text("abc>cba " * 80)
+    instructions = write(tmp_path / "told.json", [{"instruction": "rev abc"}])
+    fine = [f"perplexity:{tmp_path}/notes.txt", f"alpaca:{instructions},chat=false"]
+    out = tmp_path / "run"
+    assert sweep(monkeypatch, tmp_path / "doomed", *fine, f"perplexity:{tmp_path}/notes.txt,window=512") == 1
+    said = " ".join(capsys.readouterr().err.split())
+    assert "1 of 1 items do not fit the model, which has positions for 256 tokens" in said and "again" not in said
+    assert not (tmp_path / "doomed").exists()
+    assert sweep(monkeypatch, out, fine[0]) == 0
+    rows = json.loads((out / "results.json").read_text())["rows"]
+    assert {(row["evaluator"], row["unit"]) for row in rows} == {("perplexity:notes", "perplexity, window 256")}
+
+
+def test_no_hint_says_to_run_again_what_fails_alike(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "always_wrong.py").write_text("def score(engine):\n    raise KeyError('column')\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert sweep(monkeypatch, tmp_path / "run", "python:always_wrong:score") == 1
+    said = " ".join(capsys.readouterr().err.split())
+    assert said.count("failed: KeyError") == 2 and "not tried at further λ" in said
+    assert "run the same command" not in said and "mend what the message names" in said
