@@ -42,9 +42,12 @@ EVAL      perplexity:notes.txt,window=512
 
 \b
 Options of EVAL follow the target: name=… is its column in the results.
+          all         average=macro|micro over groups, but python:
+                      overflow=refuse|skip|truncate: items that are too long
           perplexity  window= stride= split=blank
           icl         shots= sep= pool=FILE mode=cloze|letter|generate
                       norm= (cloze)  until= max_new_tokens= (generate)
+                      overflow=fewer-shots
           generate    chat=true max_new_tokens= regex= check=module:function
           alpaca      chat=false max_new_tokens= generator=
           lm-eval     shots= chat=true metric= include_path=FOLDER
@@ -78,7 +81,7 @@ def sweep(
     dtype: Dtype = "auto",
     tokenizer: Annotated[str | None, typer.Option(metavar="DIR", help="Tokenizer for all λ; INSTRUCT's by default.")] = None,
     batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="Requests per forward pass, at every λ.")] = 8,
-    limit: Annotated[int | None, typer.Option(metavar="N", min=1, help="At most N items per evaluator.")] = None,
+    limit: Annotated[int | None, typer.Option(metavar="N", min=1, help="At most N items per evaluator, evenly over groups.")] = None,
     rounding: Rounding = "nearest",
     rule: Rule = None,
     seed: Annotated[int, typer.Option(metavar="N", help="Seed of shots, of --limit and of stochastic rounding.")] = 0,
