@@ -81,7 +81,9 @@ def sweep(
     dtype: Dtype = "auto",
     tokenizer: Annotated[str | None, typer.Option(metavar="DIR", help="Tokenizer for all λ; INSTRUCT's by default.")] = None,
     batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="Requests per forward pass, at every λ.")] = 8,
-    limit: Annotated[int | None, typer.Option(metavar="N", min=1, help="At most N items per evaluator, evenly over groups.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="At most N items per evaluator, evenly over groups.")
+    ] = None,
     rounding: Rounding = "nearest",
     rule: Rule = None,
     seed: Annotated[int, typer.Option(metavar="N", help="Seed of shots, of --limit and of stochastic rounding.")] = 0,

@@ -62,7 +62,7 @@ def test_a_limit_is_that_many_documents_in_all(engine: Any, tasks: Path) -> None
     assert all(whole[item.group, item.id] == item.score for item in score.items), "the ids are those of all documents"
     other = build(f"lm-eval:t_choice,t_answer,include_path={tasks}", limit=5, seed=1)(engine)
     assert [item.id for item in other.items] != [item.id for item in score.items]
-    assert {item.group for item in build(f"lm-eval:t_group,t_answer,include_path={tasks}", limit=1)(engine).items} == {"t_choice"}
+    assert {item.group for item in build(f"lm-eval:t_group,t_answer,include_path={tasks}", limit=1)(engine).items} == {"t_answer"}
 
 
 def test_requests_are_built_and_encoded_before_the_first_lambda(
@@ -85,18 +85,21 @@ def test_requests_are_built_and_encoded_before_the_first_lambda(
     assert first == fresh, "asked beforehand or not"
 
 
-def test_requests_that_do_not_fit_are_told_before_the_first_lambda(
-    engine: Any, tasks: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(engine.model.config, "max_position_embeddings", 16)
+def test_requests_that_do_not_fit_are_told_before_the_first_lambda(engine: Any, tasks: Path) -> None:
+    import pa_fast.evals.lm_eval as ours
+
+    def of(text: str, positions: int) -> Any:
+        evaluator: Any = build(text)
+        evaluator._model = ours.PaFastLM(engine, bars=False, max_length=positions)
+        return evaluator
+
     text = f"lm-eval:t_choice,include_path={tasks},shots=2"
-    [note] = build(text).check(engine)  # type: ignore[attr-defined]
+    [note] = of(text, 16).check(engine)
     assert "requests are too long for the model, which has positions for 16 tokens: they lose the beginning" in note
     with pytest.raises(EvaluatorError, match=r"\d+ of \d+ requests are too long"):
-        build(f"{text},overflow=refuse").check(engine)  # type: ignore[attr-defined]
-    monkeypatch.setattr(engine.model.config, "max_position_embeddings", 9)
+        of(f"{text},overflow=refuse", 16).check(engine)
     with pytest.raises(EvaluatorError, match=r"12 of 12 prompts ask for up to 9 new tokens, and the model has positions for 9"):
-        build(f"lm-eval:t_answer,include_path={tasks}").check(engine)  # type: ignore[attr-defined]
+        of(f"lm-eval:t_answer,include_path={tasks}", 9).check(engine)
 
 
 def test_ties_are_counted_in_the_metric_that_scores(engine: Any, tasks: Path, monkeypatch: pytest.MonkeyPatch) -> None:

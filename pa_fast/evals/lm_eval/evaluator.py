@@ -138,10 +138,10 @@ class LmEval:
                 fewshot_as_multiturn=self.chat,
             )
         keys = {task: metric.key(_filters(self.tasks[task])) for task, metric in self.metrics.items()}
+        values = {task: self._value(task, key, results["results"][task]) for task, key in keys.items()}
         items = [item for task, key in keys.items() for item in _items(task, self.tasks[task], key, self.samples.get(task))]
         sizes = Counter(item.group for item in items)
         weights = {task: sizes[task] if self.average == "micro" else 1 for task in keys}
-        values = {task: self._value(task, key, results["results"][task]) for task, key in keys.items()}
         unit = " and ".join(dict.fromkeys(key.removesuffix(",none") for key in keys.values()))
         ties = {f"{task}/ties": float(self.tasks[task].ties(key)) for task, key in keys.items() if self.tasks[task].tied}
         requests = sum(len(self.tasks[task].instances) for task in self.tasks)
