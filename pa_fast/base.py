@@ -170,7 +170,11 @@ class Engine(Protocol):
 
 @runtime_checkable
 class Evaluator(Protocol):
-    """A function of an engine. `name` is its column in every results file."""
+    """A function of an engine. `name` is its column in every results file.
+
+    With `check(engine)` a sweep asks it, before its first λ, for what would fail at every λ: it raises then, and else may
+    return notes, texts that are shown once. It must leave the weights alone.
+    """
 
     name: str
     higher_is_better: bool
@@ -190,6 +194,12 @@ def identity(thing: object) -> Mapping[str, Any]:
 def configuration(thing: object) -> Mapping[str, Any]:
     """What a run should record of `thing` without being bound to it, such as folders and the device."""
     return getattr(thing, "configuration", {})
+
+
+def positions(engine: Engine) -> int | None:
+    """The most tokens that the engine's model sees at once: `engine.positions`, None where it does not say."""
+    count: int | None = getattr(engine, "positions", None)
+    return count
 
 
 def stop_tokens(engine: Engine) -> tuple[int, ...]:

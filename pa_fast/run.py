@@ -14,6 +14,7 @@ from pa_fast.files import check_own_folder
 from pa_fast.rules import LambdaRule
 from pa_fast.sweep.driver import distinct
 from pa_fast.sweep.point import Record, check_reach, visit
+from pa_fast.sweep.ready import check_evaluators
 from pa_fast.sweep.schedule import lambdas
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ def run_points(job: SweepSpec, points: Iterable[float | str | Lambda]) -> Iterat
     schedule = lambdas(points)
     model, asked = opened(job)
     check_reach(model, schedule)
+    check_evaluators(model, asked)
     for lam in schedule:
         yield from visit(model, lam, asked)
 

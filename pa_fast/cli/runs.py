@@ -42,9 +42,12 @@ EVAL      perplexity:notes.txt,window=512
 
 \b
 Options of EVAL follow the target: name=… is its column in the results.
+          all         average=macro|micro over groups, but python:
+                      overflow=refuse|skip|truncate: items that are too long
           perplexity  window= stride= split=blank
           icl         shots= sep= pool=FILE mode=cloze|letter|generate
                       norm= (cloze)  until= max_new_tokens= (generate)
+                      overflow=fewer-shots
           generate    chat=true max_new_tokens= regex= check=module:function
           alpaca      chat=false max_new_tokens= generator=
           lm-eval     shots= chat=true metric= include_path=FOLDER
@@ -78,7 +81,9 @@ def sweep(
     dtype: Dtype = "auto",
     tokenizer: Annotated[str | None, typer.Option(metavar="DIR", help="Tokenizer for all λ; INSTRUCT's by default.")] = None,
     batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="Requests per forward pass, at every λ.")] = 8,
-    limit: Annotated[int | None, typer.Option(metavar="N", min=1, help="At most N items per evaluator.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="At most N items per evaluator, evenly over groups.")
+    ] = None,
     rounding: Rounding = "nearest",
     rule: Rule = None,
     seed: Annotated[int, typer.Option(metavar="N", help="Seed of shots, of --limit and of stochastic rounding.")] = 0,
@@ -100,6 +105,7 @@ def sweep(
     from pa_fast.run import SweepSpec, check_confirm
     from pa_fast.run import confirm as run_again
     from pa_fast.sweep.progress import TerminalProgress
+    from pa_fast.sweep.ready import failing_alike
 
     job = SweepSpec(
         base, instruct, lambdas, tuple(evals), out, device, dtype, store, tokenizer, batch_size, limit, seed,
@@ -132,9 +138,12 @@ def sweep(
         result = dataclasses.replace(result, failures=result.failures + confirmed.failures)
     if result.failures:
         say_failures(result.failures)
+        alike = failing_alike(result)
         raise PaFastError(
             f"{len(result.failures)} of {format_count(len(result.failures) + len(result.rows), 'point')} failed",
-            "run the same command again to try the failed points once more",
+            "run the same command again to try the failed points once more"
+            if any(failure.evaluator not in alike for failure in result.failures)
+            else "they fail alike at every λ: mend what the message names; finished points are kept",
         )
 
 

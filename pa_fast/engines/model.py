@@ -60,6 +60,11 @@ class LambdaModel:
         return bool(self.identity["shared_prefix"])
 
     @property
+    def positions(self) -> int | None:
+        """The most tokens that the model has positions for, None where its configuration does not say."""
+        return scoring.positions(self.model)
+
+    @property
     def lam(self) -> float | None:
         """The λ that the model holds; of a rule, its swept one."""
         return self.weights.lam

@@ -7,14 +7,16 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from pa_fast.base import Engine, Evaluator, Item, Score, configuration
+from pa_fast.base import Engine, Evaluator, Item, Score, Tokenizer, configuration
 from pa_fast.errors import EvaluatorError
+from pa_fast.evals.average import AVERAGES, averaged, labelled
 from pa_fast.evals.files import DataFile, limited, read_file
 from pa_fast.evals.kind import EvalSpec, Kind
 from pa_fast.evals.likelihood import Prepared
 from pa_fast.evals.outputs import figures, generated
-from pa_fast.evals.prompts import Prompt, chat, encoded
-from pa_fast.evals.rows import distinct, read_rows
+from pa_fast.evals.overflow import POLICIES, each
+from pa_fast.evals.prompts import Fitted, Prompt, chat, fitted
+from pa_fast.evals.rows import Row, distinct, read_rows
 
 
 class Alpaca:
@@ -26,10 +28,13 @@ class Alpaca:
     Args:
         data: rows with an `instruction`, and optionally `dataset`, `datasplit` and `id`.
         chat: put each instruction into the tokenizer's chat template, as one message of the user.
+        max_new_tokens: at most so many, and no more than the longest prompt leaves of the model's positions.
+        overflow: what becomes of prompts that leave no room at all, see `overflow.Overflow`.
+        average: see `average.AVERAGES`.
         generator: the name in the outputs, before `@lam=…`; the names of the engine's two folders if not given.
 
     Raises:
-        EvaluatorError: a row is wrong; at the first λ: the tokenizer cannot write the prompts.
+        EvaluatorError: a row is wrong.
     Source: AlpacaEval 2 (alpaca_eval 0.6.6): verbatim instructions, rows in order, one generator per file.
     """
 
@@ -45,55 +50,77 @@ class Alpaca:
         generator: str | None,
         limit: int | None,
         seed: int,
+        overflow: str = "refuse",
+        average: str = "macro",
     ):
         self.name = name
+        self.average = average
         self.generator, self.max_new_tokens = generator, max_new_tokens
         rows = read_rows(data)
         distinct(rows)
-        for row in rows:
-            if "instruction" not in row.fields:
-                raise EvaluatorError(
-                    f"{row.where}: found the fields {sorted(row.fields)}, expected `instruction`", "every row needs one"
-                )
-        kept = limited(rows, limit, seed)
-        self.ids = [row.id for row in kept]
-        self.rows = [
-            {
-                "instruction": row.text("instruction"),
-                "dataset": row.label("dataset", data.path.stem),
-                "datasplit": row.label("datasplit", "eval"),
-            }
-            for row in kept
-        ]
-        prompts = [_prompt(row.where, fields["instruction"], chat) for row, fields in zip(kept, self.rows)]
+        read = each(rows, lambda row: _fields(row, data.path.stem), "rows")
+        kept = limited(list(zip(rows, read)), [fields["dataset"] for fields in read], limit, seed)
+        self.ids = [row.id for row, _ in kept]
+        self.rows = [fields for _, fields in kept]
+        self._prompts = [_prompt(row.where, fields["instruction"], chat) for row, fields in kept]
+        self._overflow = overflow
         self.identity: Mapping[str, Any] = {
             "evaluator": "alpaca",
             "chat": chat,
             "max_new_tokens": max_new_tokens,
             "generator": generator,
+            "overflow": overflow,
+            "average": average,
             "limit": limit,
             "seed": seed,
             "sha256": data.sha256,
         }
-        self._prepared = Prepared(lambda tokenizer: encoded(tokenizer, prompts)[1])
+        self._prepared = Prepared(self._fitted)
+
+    def check(self, engine: Engine) -> list[str]:
+        """Raise if the tokenizer cannot write the prompts, or the model has no room for them; notes of what is changed."""
+        asked, new_tokens = self._prepared(engine)
+        if new_tokens == self.max_new_tokens:
+            return asked.notes
+        return [*asked.notes, f"answers have at most {new_tokens} tokens, not {self.max_new_tokens}: no more fit the model"]
+
+    def _fitted(self, tokenizer: Tokenizer, room: int | None) -> tuple[Fitted, int]:
+        """The prompts, each with room for one token at least, and the number of new tokens that there is room for behind all."""
+        asked = fitted(tokenizer, room, self._prompts, 1, self._overflow)
+        if room is None:
+            return asked, self.max_new_tokens
+        return asked, min(self.max_new_tokens, room - max(map(len, asked.ids)))
 
     def __call__(self, engine: Engine) -> Score:
-        outputs = generated(engine, self._prepared(engine.tokenizer), self.max_new_tokens)
+        asked, new_tokens = self._prepared(engine)
+        outputs = generated(engine, asked.ids, new_tokens)
+        rows, names = [self.rows[index] for index in asked.kept], [self.ids[index] for index in asked.kept]
         generator = f"{self.generator or _pair(engine)}@lam={_spelt(engine.weights.lam)}"
         judged = [
             {"instruction": row["instruction"], "output": output.text, "generator": generator, "dataset": row["dataset"],
              "datasplit": row["datasplit"]}
-            for row, output in zip(self.rows, outputs)
+            for row, output in zip(rows, outputs)
         ]  # fmt: skip
-        items = [Item(id, row["dataset"], float(not output.truncated)) for id, row, output in zip(self.ids, self.rows, outputs)]
+        items = [Item(name, row["dataset"], float(not output.truncated)) for name, row, output in zip(names, rows, outputs)]
+        capped = {} if new_tokens == self.max_new_tokens else {"max_new_tokens": float(new_tokens)}
         return Score(
-            sum(item.score for item in items) / len(items),
-            "share of answers that end",
+            averaged(items, self.average),
+            labelled("share of answers that end", [row["dataset"] for row in self.rows], self.average),
             len(items),
             items,
-            figures(outputs),
+            {**figures(outputs), **capped, **asked.figures},
             {"model_outputs.json": json.dumps(judged, ensure_ascii=False, indent=2) + "\n"},
         )
+
+
+def _fields(row: Row, dataset: str) -> dict[str, str]:
+    if "instruction" not in row.fields:
+        raise EvaluatorError(f"{row.where}: found the fields {sorted(row.fields)}, expected `instruction`", "every row needs one")
+    return {
+        "instruction": row.text("instruction"),
+        "dataset": row.label("dataset", dataset),
+        "datasplit": row.label("datasplit", "eval"),
+    }
 
 
 def _prompt(where: str, instruction: str, as_chat: bool) -> Prompt:
@@ -123,7 +150,15 @@ def _build(spec: EvalSpec, limit: int | None, seed: int) -> Evaluator:
         generator=spec.options.get("generator"),
         limit=limit,
         seed=seed,
+        overflow=spec.word("overflow", POLICIES),
+        average=spec.word("average", AVERAGES),
     )
 
 
-KIND = Kind("alpaca", "file", "alpaca:FILE.json,max_new_tokens=2048", ("chat", "max_new_tokens", "generator"), _build)
+KIND = Kind(
+    "alpaca",
+    "file",
+    "alpaca:FILE.json,max_new_tokens=2048",
+    ("chat", "max_new_tokens", "generator", "overflow", "average"),
+    _build,
+)

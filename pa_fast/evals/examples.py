@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pa_fast.errors import EvaluatorError
 from pa_fast.evals.files import DataFile
 from pa_fast.evals.matching import answers
+from pa_fast.evals.overflow import each
 from pa_fast.evals.rows import Row, distinct, read_rows
 
 QUESTION = ("question", "input", "query", "text")
@@ -73,7 +74,7 @@ def read_examples(data: DataFile, group: str) -> list[Example]:
         EvaluatorError: a row lacks a field, its answer is not among its choices, or an id repeats.
     """
     rows = read_rows(data)
-    examples = [_example(row, group) for row in rows]
+    examples = each(rows, lambda row: _example(row, group), "rows")
     distinct(rows)
     return examples
 

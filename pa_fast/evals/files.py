@@ -39,9 +39,17 @@ def read_file(path: str | pathlib.Path) -> DataFile:
         raise EvaluatorError(f"{path} is not UTF-8: {error}", "save the data file as UTF-8") from None
 
 
-def limited(rows: Sequence[T], limit: int | None, seed: int) -> list[T]:
-    """At most `limit` of `rows`, drawn with `seed`, in their own order."""
+def limited(rows: Sequence[T], groups: Sequence[str], limit: int | None, seed: int) -> list[T]:
+    """At most `limit` of N `rows` in all, drawn with `seed`, in their own order: from each of the `groups` that the rows
+    belong to as many as from any other, as far as it has them. This is what a limit means to every evaluator.
+    """
     if limit is None or limit >= len(rows):
         return list(rows)
-    kept = random.Random(f"{seed}:limit").sample(range(len(rows)), limit)
+    members: dict[str, list[int]] = {}
+    for index, group in enumerate(groups):
+        members.setdefault(group, []).append(index)
+    kept: list[int] = []
+    for place, indices in enumerate(sorted(members.values(), key=len)):  # what a small group lacks the larger ones give
+        share = min(len(indices), (limit - len(kept)) // (len(members) - place))
+        kept += random.Random(f"{seed}:limit").sample(indices, share)
     return [rows[index] for index in sorted(kept)]

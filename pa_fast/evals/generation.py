@@ -7,12 +7,14 @@ from typing import Any
 
 from pa_fast.base import Engine, Evaluator, Item, Score
 from pa_fast.errors import UsageError
+from pa_fast.evals.average import AVERAGES, averaged, labelled
 from pa_fast.evals.files import DataFile, limited, read_file
 from pa_fast.evals.imported import Imported, imported
 from pa_fast.evals.kind import EvalSpec, Kind
 from pa_fast.evals.likelihood import Prepared
 from pa_fast.evals.outputs import figures, generated, json_lines, record
-from pa_fast.evals.prompts import encoded, read_prompt
+from pa_fast.evals.overflow import POLICIES, each
+from pa_fast.evals.prompts import fitted, read_prompt
 from pa_fast.evals.rows import Row, distinct, read_rows
 from pa_fast.evals.rules import rule_of
 
@@ -28,9 +30,11 @@ class Generate:
         check: scores every output: called with the output and its row. It is tried at once, on an empty output of the
             first row, so that a checker that fails does so before a model is loaded.
         regex: scores the rows that have none of their own; searched for in the output.
+        overflow: what becomes of prompts that are too long, see `overflow.Overflow`.
+        average: see `average.AVERAGES`.
 
     Raises:
-        EvaluatorError: a row is wrong, or nothing scores it; at the first λ: the tokenizer cannot write the prompts.
+        EvaluatorError: a row is wrong, or nothing scores it.
     """
 
     higher_is_better = True
@@ -46,18 +50,22 @@ class Generate:
         regex: str | None,
         limit: int | None,
         seed: int,
+        overflow: str = "refuse",
+        average: str = "macro",
     ):
         self.name = name
+        self.average = average
         self.max_new_tokens = max_new_tokens
         rows = read_rows(data)
         distinct(rows)
         if check is None:  # a checker may want fields of any name
             for row in rows:
                 row.refuse_misspelt(FIELDS)
-        read = [(row, read_prompt(row, chat), rule_of(row, check, regex)) for row in rows]
+        read = each(rows, lambda row: (row, read_prompt(row, chat), rule_of(row, check, regex)), "rows")
         if check is not None:
             read[0][2].score("")
-        kept = limited(read, limit, seed)
+        groups = each(rows, lambda row: row.label("group", data.path.stem), "rows")
+        kept = limited(read, groups, limit, seed)
         self.rows: Sequence[Row] = [row for row, _, _ in kept]
         self.groups = [row.label("group", data.path.stem) for row in self.rows]
         self.rules = [rule for _, _, rule in kept]
@@ -69,27 +77,34 @@ class Generate:
             "check": None if check is None else check.target,
             "check_sha256": None if check is None else check.sha256,
             "regex": regex,
+            "overflow": overflow,
+            "average": average,
             "limit": limit,
             "seed": seed,
             "sha256": data.sha256,
         }
-        self._prepared = Prepared(lambda tokenizer: encoded(tokenizer, prompts))
+        self._prepared = Prepared(lambda tokenizer, room: fitted(tokenizer, room, prompts, max_new_tokens, overflow))
+
+    def check(self, engine: Engine) -> list[str]:
+        """Raise if the tokenizer cannot write the prompts, or the model has no room for them; notes of what is changed."""
+        return self._prepared(engine).notes
 
     def __call__(self, engine: Engine) -> Score:
-        texts, ids = self._prepared(engine.tokenizer)
-        outputs = generated(engine, ids, self.max_new_tokens)
+        asked = self._prepared(engine)
+        outputs = generated(engine, asked.ids, self.max_new_tokens)
         items = [
-            Item(row.id, group, rule.score(output.text))
-            for row, group, rule, output in zip(self.rows, self.groups, self.rules, outputs)
+            Item(self.rows[index].id, self.groups[index], self.rules[index].score(output.text))
+            for index, output in zip(asked.kept, outputs)
         ]
         units = {rule.unit for rule in self.rules}
+        unit = units.pop() if len(units) == 1 else "share right"
         return Score(
-            sum(item.score for item in items) / len(items),
-            units.pop() if len(units) == 1 else "share right",
+            averaged(items, self.average),
+            labelled(unit, self.groups, self.average),
             len(items),
             items,
-            figures(outputs),
-            {"outputs.jsonl": json_lines(map(record, items, texts, outputs))},
+            {**figures(outputs), **asked.figures},
+            {"outputs.jsonl": json_lines(map(record, items, asked.texts, outputs))},
         )
 
 
@@ -107,7 +122,15 @@ def _build(spec: EvalSpec, limit: int | None, seed: int) -> Evaluator:
         regex=spec.options.get("regex"),
         limit=limit,
         seed=seed,
+        overflow=spec.word("overflow", POLICIES),
+        average=spec.word("average", AVERAGES),
     )
 
 
-KIND = Kind("generate", "file", "generate:FILE.jsonl,chat=true", ("chat", "max_new_tokens", "regex", "check"), _build)
+KIND = Kind(
+    "generate",
+    "file",
+    "generate:FILE.jsonl,chat=true",
+    ("chat", "max_new_tokens", "regex", "check", "overflow", "average"),
+    _build,
+)

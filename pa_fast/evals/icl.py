@@ -3,29 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 from pa_fast.base import Engine, Evaluator, Item, Score, Tokenizer
 from pa_fast.errors import EvaluatorError, UsageError
+from pa_fast.evals.average import AVERAGES, averaged, labelled
+from pa_fast.evals.encoding import Encoder
 from pa_fast.evals.examples import Example
 from pa_fast.evals.files import read_file
 from pa_fast.evals.kind import EvalSpec, Kind
 from pa_fast.evals.likelihood import Pair, Prepared, logprobs, pairs_of
 from pa_fast.evals.matching import matches
 from pa_fast.evals.outputs import ending_tokens, figures, generated, json_lines, record
-from pa_fast.evals.prompts import Prompt, encoded
-from pa_fast.evals.shots import Shots
+from pa_fast.evals.overflow import WITH_SHOTS, Fitted, Overflow, cut_left, each
+from pa_fast.evals.prompts import Fitted as FittedPrompts
+from pa_fast.evals.prompts import Prompt, fitted
+from pa_fast.evals.shots import Asked, Shots
 
 
 class Choice:
     """Accuracy by likelihood: the likeliest choice is the model's answer, the first of equally likely ones.
 
+    `ties` in the details counts the items of which different choices were equally likely.
+
     Modes: `cloze` scores the text of each choice, `letter` the letter under which the prompt lists it.
 
     Args:
-        items, prompts: the examples, and what stands before each choice.
+        items, asked: the examples, and what stands before each choice.
         per_character: divide each log-likelihood by the length of the choice's text, as lm-eval's `acc_norm`; else
             it is taken as it is, as `acc`.
+        overflow: what becomes of items that are too long, see `overflow.Overflow`.
+        average: see `average.AVERAGES`.
 
     Raises:
         EvaluatorError: an item has no choices.
@@ -37,40 +46,67 @@ class Choice:
         self,
         name: str,
         items: Sequence[Example],
-        prompts: Sequence[str],
+        asked: Sequence[Asked],
         *,
         unit: str,
         per_character: bool,
+        overflow: str,
+        average: str,
         identity: Mapping[str, Any],
     ):
-        for item in items:
-            if not item.choices:
-                raise EvaluatorError(f"{item.where}: found no choices; mode=cloze scores choices", "give the row `choices`")
+        each(items, _check_choices, "items")
         self.name = name
-        self.items, self.prompts = items, prompts
+        self.items, self.asked = items, asked
         self.unit, self.per_character = unit, per_character
+        self.overflow, self.average = overflow, average
         self.identity = identity
         self._prepared = Prepared(self._pairs)
 
+    def check(self, engine: Engine) -> list[str]:
+        """Raise if items cannot be asked, or do not fit the model; notes of what is changed."""
+        return self._prepared(engine).notes
+
     def __call__(self, engine: Engine) -> Score:
-        pairs, owners = self._prepared(engine.tokenizer)
-        values = iter(logprobs(engine, pairs, lambda i: f"item {owners[i]}"))
-        items, raw = [], 0
-        for item in self.items:
+        asked = self._prepared(engine)
+        scored = [self.items[index] for index in asked.kept]
+        owners = [item.id for item, pairs in zip(scored, asked.requests) for _ in pairs]
+        values = iter(logprobs(engine, list(chain(*asked.requests)), lambda i: f"item {owners[i]}"))
+        items, raw, ties = [], [], 0
+        for item in scored:
             whole = [next(values) for _ in item.choices]
             weighed = [value / len(choice) for value, choice in zip(whole, item.choices)] if self.per_character else whole
-            items.append(Item(item.id, item.group, float(_likeliest(item, weighed) == item.answer)))
-            raw += _likeliest(item, whole) == item.answer
-        details = {"accuracy_raw": raw / len(items)} if self.per_character else {}
-        return Score(sum(item.score for item in items) / len(items), self.unit, len(items), items, details)
+            items.append(Item(item.id, item.group, float(_likeliest(item, weighed)[0] == item.answer)))
+            raw.append(Item(item.id, item.group, float(_likeliest(item, whole)[0] == item.answer)))
+            ties += len(set(_likeliest(item, weighed))) > 1
+        details = {"accuracy_raw": averaged(raw, self.average)} if self.per_character else {}
+        unit = labelled(self.unit, [item.group for item in self.items], self.average)
+        details |= {"ties": float(ties), **asked.figures}
+        return Score(averaged(items, self.average), unit, len(items), items, details)
 
-    def _pairs(self, tokenizer: Tokenizer) -> tuple[list[Pair], list[str]]:
-        pairs: list[Pair] = []
-        owners: list[str] = []
-        for item, prompt in zip(self.items, self.prompts):
-            pairs += pairs_of(tokenizer, prompt, [item.lead + choice for choice in item.choices])
-            owners += [item.id] * len(item.choices)
-        return pairs, owners
+    def _pairs(self, tokenizer: Tokenizer, room: int | None) -> Fitted[list[Pair]]:
+        prefix = Encoder(tokenizer).prefix
+
+        def make(index: int, dropped: int) -> list[Pair]:
+            item = self.items[index]
+            try:
+                return pairs_of(tokenizer, self.asked[index].text(dropped), [item.lead + choice for choice in item.choices])
+            except EvaluatorError as error:
+                raise EvaluatorError(f"{item.where}: {error.message}", error.hint) from None
+
+        def cut(pairs: list[Pair], count: int) -> list[Pair] | None:
+            context = cut_left(pairs[0][0], count, prefix)
+            return None if context is None else [(context, answer) for _, answer in pairs]
+
+        return Overflow(
+            self.overflow,
+            WITH_SHOTS,
+            [item.where for item in self.items],
+            [len(asked.shots) for asked in self.asked],
+            make,
+            lambda pairs: max(len(context) + len(answer) - 1 for context, answer in pairs),
+            cut,
+            "or take fewer shots=",
+        ).fit(room)
 
 
 class Answer:
@@ -85,32 +121,65 @@ class Answer:
         self,
         name: str,
         items: Sequence[Example],
-        prompts: Sequence[str],
+        asked: Sequence[Asked],
         *,
         until: str,
         max_new_tokens: int,
+        overflow: str,
+        average: str,
         identity: Mapping[str, Any],
     ):
         self.name = name
-        self.items, self.prompts = items, prompts
+        self.items, self.asked = items, asked
         self.until, self.max_new_tokens = until, max_new_tokens
+        self.overflow, self.average = overflow, average
         self.identity = identity
-        asked = [Prompt(item.where, prompt) for item, prompt in zip(items, prompts)]
-        self._prepared = Prepared(lambda tokenizer: (encoded(tokenizer, asked)[1], ending_tokens(tokenizer, until)))
+        self._prepared = Prepared(lambda tokenizer, room: (self._fitted(tokenizer, room), ending_tokens(tokenizer, until)))
+
+    def check(self, engine: Engine) -> list[str]:
+        """Raise if items do not fit the model; notes of what is changed."""
+        return self._prepared(engine)[0].notes
 
     def __call__(self, engine: Engine) -> Score:
-        ids, ends = self._prepared(engine.tokenizer)
-        outputs = generated(engine, ids, self.max_new_tokens, self.until, ends)
-        items = [
-            Item(item.id, item.group, float(matches(output.text, item.answers))) for item, output in zip(self.items, outputs)
-        ]
-        written = json_lines(map(record, items, self.prompts, outputs))
-        value = sum(item.score for item in items) / len(items)
-        return Score(value, "exact match", len(items), items, figures(outputs), {"outputs.jsonl": written})
+        asked, ends = self._prepared(engine)
+        outputs = generated(engine, asked.ids, self.max_new_tokens, self.until, ends)
+        scored = [self.items[index] for index in asked.kept]
+        items = [Item(item.id, item.group, float(matches(output.text, item.answers))) for item, output in zip(scored, outputs)]
+        unit = labelled("exact match", [item.group for item in self.items], self.average)
+        return Score(
+            averaged(items, self.average),
+            unit,
+            len(items),
+            items,
+            {**figures(outputs), **asked.figures},
+            {"outputs.jsonl": json_lines(map(record, items, asked.texts, outputs))},
+        )
+
+    def _fitted(self, tokenizer: Tokenizer, room: int | None) -> FittedPrompts:
+        def prompt(index: int, dropped: int) -> Prompt:
+            return Prompt(self.items[index].where, self.asked[index].text(dropped))
+
+        return fitted(
+            tokenizer,
+            room,
+            [prompt(index, 0) for index in range(len(self.items))],
+            self.max_new_tokens,
+            self.overflow,
+            WITH_SHOTS,
+            prompt,
+            [len(asked.shots) for asked in self.asked],
+        )
 
 
-def _likeliest(item: Example, values: Sequence[float]) -> str:
-    return item.choices[values.index(max(values))]
+def _check_choices(item: Example) -> None:
+    if not item.choices:
+        raise EvaluatorError(f"{item.where}: found no choices; mode=cloze scores choices", "give the row `choices`")
+
+
+def _likeliest(item: Example, values: Sequence[float]) -> list[str]:
+    """The likeliest choices, in the item's order."""
+    best = max(values)
+    return [choice for choice, value in zip(item.choices, values) if value == best]
 
 
 _ONLY = {"norm": "cloze", "until": "generate", "max_new_tokens": "generate"}
@@ -121,6 +190,8 @@ def _build(spec: EvalSpec, limit: int | None, seed: int) -> Evaluator:
     for option in spec.options.keys() & _ONLY.keys():
         if _ONLY[option] != mode:
             raise UsageError(f"`{spec.text}`: {option}= means nothing with mode={mode}", f"it is for mode={_ONLY[option]}")
+    overflow, average = spec.word("overflow", WITH_SHOTS), spec.word("average", AVERAGES)
+    how: dict[str, Any] = {"overflow": overflow, "average": average}
     data = read_file(spec.path(spec.target))
     pool = read_file(spec.path(spec.options["pool"])) if "pool" in spec.options else None
     shots = Shots(spec.count("shots", 5, least=0), spec.string("sep", "\n\n"), pool, seed)
@@ -129,6 +200,8 @@ def _build(spec: EvalSpec, limit: int | None, seed: int) -> Evaluator:
         "mode": mode,
         "shots": shots.count,
         "sep": shots.sep,
+        "overflow": overflow,
+        "average": average,
         "limit": limit,
         "seed": seed,
         "sha256": data.sha256,
@@ -136,10 +209,11 @@ def _build(spec: EvalSpec, limit: int | None, seed: int) -> Evaluator:
     }
     if mode == "generate":
         ends: dict[str, Any] = {"until": _until(spec), "max_new_tokens": spec.count("max_new_tokens", 64, least=1)}
-        return Answer(spec.column, *shots.ask(data, limit), **ends, identity={**asked, **ends})
+        items, prompts = shots.ask(data, limit)
+        return Answer(spec.column, items, prompts, **ends, **how, identity={**asked, **ends})
     if mode == "letter":
         lettered = shots.ask(data, limit, Example.lettered)
-        return Choice(spec.column, *lettered, unit="accuracy (letter)", per_character=False, identity=asked)
+        return Choice(spec.column, *lettered, unit="accuracy (letter)", per_character=False, **how, identity=asked)
     norm = spec.word("norm", ("character", "none"))
     unit = "accuracy (per character)" if norm == "character" else "accuracy"
     return Choice(
@@ -147,6 +221,7 @@ def _build(spec: EvalSpec, limit: int | None, seed: int) -> Evaluator:
         *shots.ask(data, limit),
         unit=unit,
         per_character=norm == "character",
+        **how,
         identity={**asked, "norm": norm},
     )
 
@@ -162,7 +237,7 @@ KIND = Kind(
     "icl",
     "file",
     "icl:FILE.jsonl,shots=5,mode=cloze",
-    ("shots", "mode", "pool", "sep", "norm", "until", "max_new_tokens"),
+    ("shots", "mode", "pool", "sep", "norm", "until", "max_new_tokens", "overflow", "average"),
     _build,
     paths=("pool",),
 )

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from pa_fast.base import Engine, Evaluator, Item, Score, Tokenizer
 from pa_fast.errors import EvaluatorError, UsageError
+from pa_fast.evals.average import AVERAGES, labelled
 from pa_fast.evals.files import DataFile, limited, read_file
 from pa_fast.evals.kind import EvalSpec, Kind
 from pa_fast.evals.likelihood import Pair, Prepared, logprobs
-from pa_fast.evals.rows import read_rows
+from pa_fast.evals.overflow import POLICIES, Overflow, each
+from pa_fast.evals.rows import Row, read_rows
+
+WINDOW = 512
+"""Tokens of a window unless told otherwise, or the model has fewer positions."""
+
+GROUP = "documents"
 
 
 def windows(ids: list[int], bos: int | None, window: int, stride: int) -> list[Pair]:
@@ -42,93 +50,185 @@ def check_windows(window: int, stride: int) -> None:
         )
 
 
+@dataclass(frozen=True)
+class _Document:
+    """One document; `where` names it in errors."""
+
+    id: str
+    group: str
+    text: str
+    where: str
+
+
+@dataclass(frozen=True)
+class _Windows:
+    """The windows of each document that is scored, all in `pairs`; `owners` are their documents."""
+
+    window: int
+    pairs: list[Pair]
+    owners: list[_Document]
+    figures: dict[str, float]
+    notes: list[str]
+
+
 class Perplexity:
     """exp of the mean nats per token over all documents; an item is a document, its score its nats per token.
 
+    Where documents have groups, the mean is that over groups of each one's nats per token, or with `average=micro` over all
+    tokens.
+
     Args:
-        data: `.jsonl`: one document a row, in its field `text`; anything else: the whole file is one document.
-        window: tokens that the model sees at once, context included.
+        data: `.jsonl`: one document a row, in its field `text`, optionally with `group`; anything else: the whole file is
+            one document.
+        window: tokens that the model sees at once, context included; None: 512, or as many as the model has positions for.
         stride: tokens that each window after the first scores; 1 ≤ stride < window. At window − 1 windows share one token, which
-            is scored in the one and context in the next.
+            is scored in the one and context in the next; None: half the window.
         split: `blank` makes one document of each run of lines between blank ones.
+        overflow: what becomes of a document whose windows are too long for the model: `skip` leaves it out, `truncate` makes
+            all windows as long as the model has positions.
+        average: see `average.AVERAGES`.
 
     Raises:
-        EvaluatorError: no document, or a document of no scorable token.
+        EvaluatorError: no document.
     """
 
     higher_is_better = False
 
-    def __init__(self, name: str, data: DataFile, *, window: int, stride: int, split: str, limit: int | None, seed: int):
-        check_windows(window, stride)
+    def __init__(
+        self,
+        name: str,
+        data: DataFile,
+        *,
+        window: int | None,
+        stride: int | None,
+        split: str,
+        limit: int | None,
+        seed: int,
+        overflow: str = "refuse",
+        average: str = "macro",
+    ):
+        check_windows(window or WINDOW, _stride(window or WINDOW, stride))
         self.name = name
         self.window, self.stride = window, stride
-        self.documents = limited(_documents(data, split), limit, seed)
+        self.overflow, self.average = overflow, average
+        found = _documents(data, split)
+        self.documents = limited(found, [document.group for document in found], limit, seed)
         self.identity: Mapping[str, Any] = {
             "evaluator": "perplexity",
-            "window": window,
+            "window": window or f"{WINDOW} at most",
             "stride": stride,
             "split": split,
+            "overflow": overflow,
+            "average": average,
             "limit": limit,
             "seed": seed,
             "sha256": data.sha256,
         }
         self._prepared = Prepared(self._windows)
 
+    def check(self, engine: Engine) -> list[str]:
+        """Raise if a document has no token to score, or windows do not fit the model; notes of what is changed."""
+        return self._prepared(engine).notes
+
     def __call__(self, engine: Engine) -> Score:
-        pairs, owners = self._prepared(engine.tokenizer)
-        nats = {document: 0.0 for document, _ in self.documents}
+        asked = self._prepared(engine)
+        nats = {document.id: 0.0 for document in asked.owners}
         tokens = dict.fromkeys(nats, 0)
-        for owner, pair, logprob in zip(owners, pairs, logprobs(engine, pairs, lambda i: f"document {owners[i]}")):
-            nats[owner] -= logprob
-            tokens[owner] += len(pair[1])
-        mean = sum(nats.values()) / sum(tokens.values())
+        scored = {document.id: document for document in asked.owners}
+        values = logprobs(engine, asked.pairs, lambda i: f"document {asked.owners[i].id}")
+        for owner, pair, logprob in zip(asked.owners, asked.pairs, values):
+            nats[owner.id] -= logprob
+            tokens[owner.id] += len(pair[1])
+        mean = self._mean(list(scored.values()), nats, tokens)
         if mean > 700:
             raise EvaluatorError(f"{self.name}: {mean:.4g} nats per token, whose exponential is not a number")
-        items = [Item(document, "documents", nats[document] / tokens[document]) for document in nats]
-        return Score(math.exp(mean), f"perplexity, window {self.window}", len(items), items)
+        items = [Item(id, document.group, nats[id] / tokens[id]) for id, document in scored.items()]
+        unit = labelled(f"perplexity, window {asked.window}", [document.group for document in self.documents], self.average)
+        return Score(math.exp(mean), unit, len(items), items, asked.figures)
 
-    def _windows(self, tokenizer: Tokenizer) -> tuple[list[Pair], list[str]]:
-        pairs: list[Pair] = []
-        owners: list[str] = []
-        for document, text in self.documents:
-            cut = windows(tokenizer.encode(text, add_special_tokens=False), tokenizer.bos_token_id, self.window, self.stride)
+    def _mean(self, documents: Sequence[_Document], nats: Mapping[str, float], tokens: Mapping[str, int]) -> float:
+        """Nats per token: over the tokens of all documents, or over groups that count the same."""
+        groups: dict[str, list[str]] = {}
+        for document in documents:
+            groups.setdefault("" if self.average == "micro" else document.group, []).append(document.id)
+        means = [sum(nats[id] for id in ids) / sum(tokens[id] for id in ids) for ids in groups.values()]
+        return sum(means) / len(means)
+
+    def _windows(self, tokenizer: Tokenizer, room: int | None) -> _Windows:
+        window = self.window or min(WINDOW, room or WINDOW)
+        if self.overflow == "truncate" and room is not None:
+            window = min(window, room)
+        stride = _stride(window, self.stride)
+        check_windows(window, stride)
+
+        def make(index: int, _: int) -> list[Pair]:
+            document = self.documents[index]
+            ids = tokenizer.encode(document.text, add_special_tokens=False)
+            bos = None if ids[:1] == [tokenizer.bos_token_id] else tokenizer.bos_token_id
+            cut = windows(ids, bos, window, stride)
             if not cut:
-                raise EvaluatorError(f"{self.name}: document {document} is too short: no token to score", "leave it out")
-            pairs += cut
-            owners += [document] * len(cut)
-        return pairs, owners
+                raise EvaluatorError(f"{document.where} is too short: no token to score", "leave it out")
+            return cut
+
+        fitted = Overflow(
+            "skip" if self.overflow == "skip" else "refuse",
+            POLICIES,
+            [document.where for document in self.documents],
+            [0] * len(self.documents),
+            make,
+            lambda pairs: max(len(context) + len(continuation) - 1 for context, continuation in pairs),
+            lambda pairs, count: None,
+            f"or take window={room}",
+        ).fit(room)
+        owners = [self.documents[index] for index, cut in zip(fitted.kept, fitted.requests) for _ in cut]
+        notes = list(fitted.notes)
+        if window != (self.window or WINDOW):
+            notes.append(f"windows have {window} tokens, not {self.window or WINDOW}: the model has no more positions")
+        return _Windows(window, [pair for cut in fitted.requests for pair in cut], owners, fitted.figures, notes)
 
 
-def _documents(data: DataFile, split: str) -> list[tuple[str, str]]:
-    """(id, text) of each document, in file order; ids are row numbers or `0`, `1`, …"""
+def _stride(window: int, asked: int | None) -> int:
+    return max(1, window // 2) if asked is None else asked
+
+
+def _documents(data: DataFile, split: str) -> list[_Document]:
+    """The documents in file order; ids are row numbers or `0`, `1`, …"""
     if data.path.suffix == ".jsonl":
         if split != "none":
             raise UsageError(f"perplexity: split={split} is for text files; {data.path} has one document a row")
-        found = []
-        for row in read_rows(data):
-            text = row.fields.get("text")
-            if not isinstance(text, str) or not text:
-                raise EvaluatorError(f"{row.where}: found no text in the field `text`", 'write {"text": "…"} a line')
-            found.append((str(row.number), text))
-        return found
+        return each(read_rows(data), _document, "rows")
     texts = re.split(r"\n[ \t]*(?:\n[ \t]*)+", data.text.replace("\r\n", "\n").strip()) if split == "blank" else [data.text]
     texts = [text for text in texts if text.strip()]
     if not texts:
         raise EvaluatorError(f"{data.path} is empty", "give it at least one document")
-    return [(str(number), text) for number, text in enumerate(texts)]
+    return [_Document(str(number), GROUP, text, f"{data.path}: document {number}") for number, text in enumerate(texts)]
+
+
+def _document(row: Row) -> _Document:
+    text = row.fields.get("text")
+    if not isinstance(text, str) or not text:
+        raise EvaluatorError(f"{row.where}: found no text in the field `text`", 'write {"text": "…"} a line')
+    return _Document(str(row.number), row.label("group", GROUP), text, f"{row.where}: document {row.number}")
 
 
 def _build(spec: EvalSpec, limit: int | None, seed: int) -> Evaluator:
-    window = spec.count("window", 512, least=2)
     return Perplexity(
         spec.column,
         read_file(spec.path(spec.target)),
-        window=window,
-        stride=spec.count("stride", max(1, window // 2), least=1),
+        window=spec.count("window", WINDOW, least=2) if "window" in spec.options else None,
+        stride=spec.count("stride", WINDOW // 2, least=1) if "stride" in spec.options else None,
         split=spec.word("split", ("none", "blank")),
         limit=limit,
         seed=seed,
+        overflow=spec.word("overflow", POLICIES),
+        average=spec.word("average", AVERAGES),
     )
 
 
-KIND = Kind("perplexity", "file", "perplexity:FILE.txt,window=512,stride=256", ("window", "stride", "split"), _build)
+KIND = Kind(
+    "perplexity",
+    "file",
+    "perplexity:FILE.txt,window=512,stride=256",
+    ("window", "stride", "split", "overflow", "average"),
+    _build,
+)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pa_fast.base import Tokenizer
 from pa_fast.errors import EvaluatorError
+from pa_fast.evals.encoding import Encoder
+from pa_fast.evals.overflow import POLICIES, Overflow, cut_left
 from pa_fast.evals.rows import Row
 
 
@@ -54,26 +56,83 @@ def _is_message(value: Any) -> bool:
     return isinstance(value, dict) and value.keys() == {"role", "content"} and all(isinstance(v, str) for v in value.values())
 
 
-def encoded(tokenizer: Tokenizer, prompts: Sequence[Prompt]) -> tuple[list[str], list[list[int]]]:
-    """The text of each prompt as the model sees it, and its tokens. A chat template writes special tokens itself.
+@dataclass(frozen=True)
+class Fitted:
+    """Prompts that fit: which of the given ones, the text of each as the model sees it, and its tokens. `figures` and
+    `notes` are those of `overflow.Fitted`."""
+
+    kept: list[int]
+    texts: list[str]
+    ids: list[list[int]]
+    figures: dict[str, float]
+    notes: list[str]
+
+
+def written(tokenizer: Tokenizer, prompt: Prompt) -> tuple[str, list[int]]:
+    """`prompt` for the model. A chat template writes special tokens itself; in other texts BOS is as the tokenizer says, once.
 
     Raises:
         EvaluatorError: no chat template, one that refuses the messages, or a prompt of no tokens.
     """
-    texts, ids = [], []
-    for prompt in prompts:
-        is_chat = not isinstance(prompt.content, str)
-        texts.append(prompt.content if isinstance(prompt.content, str) else _templated(tokenizer, prompt))
-        ids.append(tokenizer.encode(texts[-1], add_special_tokens=not is_chat))
-        if not ids[-1]:
-            raise EvaluatorError(f"{prompt.where}: the prompt has no tokens", "begin it with a text that the tokenizer knows")
-    return texts, ids
+    encode = Encoder(tokenizer)
+    if isinstance(prompt.content, str):
+        text = prompt.content
+        ids = encode(text)
+    else:
+        text = _templated(tokenizer, prompt)
+        ids = encode.rendered(text)
+    if not ids:
+        raise EvaluatorError(f"{prompt.where}: the prompt has no tokens", "begin it with a text that the tokenizer knows")
+    return text, ids
+
+
+def fitted(
+    tokenizer: Tokenizer,
+    room: int | None,
+    prompts: Sequence[Prompt],
+    max_new_tokens: int,
+    overflow: str,
+    policies: Sequence[str] = POLICIES,
+    shorter: Callable[[int, int], Prompt] | None = None,
+    shots: Sequence[int] | None = None,
+) -> Fitted:
+    """`prompts` with room for so many new tokens behind each.
+
+    Args:
+        overflow: what becomes of those that have none, one of `policies`.
+        shorter: (prompt, shots left out) → prompt, where prompts have `shots`.
+
+    Raises:
+        EvaluatorError: see `written`, `Overflow.fit`.
+    """
+    prefix = Encoder(tokenizer).prefix
+
+    def make(index: int, dropped: int) -> tuple[str, list[int]]:
+        return written(tokenizer, shorter(index, dropped) if shorter is not None and dropped else prompts[index])
+
+    def cut(request: tuple[str, list[int]], count: int) -> tuple[str, list[int]] | None:
+        ids = cut_left(request[1], count, prefix)
+        return None if ids is None else (request[0], ids)
+
+    found = Overflow(
+        overflow,
+        policies,
+        [prompt.where for prompt in prompts],
+        [0] * len(prompts) if shots is None else shots,
+        make,
+        lambda request: len(request[1]) + max_new_tokens,
+        cut,
+        f"of these, {max_new_tokens} are for new tokens: shorten the prompts, or take a smaller max_new_tokens",
+    ).fit(room)
+    texts, ids = zip(*found.requests)
+    return Fitted(found.kept, list(texts), list(ids), found.figures, found.notes)
 
 
 def _templated(tokenizer: Any, prompt: Prompt) -> str:
     if getattr(tokenizer, "chat_template", None) is None:
         raise EvaluatorError(
-            "chat=true, and the tokenizer has no chat template", "pass --tokenizer with a folder that has one, or chat=false"
+            f"{prompt.where}: chat=true, and the tokenizer has no chat template",
+            "pass --tokenizer with a folder that has one, or chat=false",
         )
     try:
         text = tokenizer.apply_chat_template(prompt.content, tokenize=False, add_generation_prompt=True)

@@ -9,6 +9,19 @@ from dataclasses import dataclass
 from pa_fast.errors import EvaluatorError
 from pa_fast.evals.examples import Example, read_examples
 from pa_fast.evals.files import DataFile, limited
+from pa_fast.evals.overflow import each
+
+
+@dataclass(frozen=True)
+class Asked:
+    """How one item is asked: its shots, each with what separates it from the next, and its own context."""
+
+    shots: tuple[str, ...]
+    context: str
+
+    def text(self, dropped: int = 0) -> str:
+        """The prompt, without the first `dropped` shots."""
+        return "".join(self.shots[dropped:]) + self.context
 
 
 @dataclass(frozen=True)
@@ -30,8 +43,8 @@ class Shots:
 
     def ask(
         self, data: DataFile, limit: int | None, form: Callable[[Example], Example] = lambda example: example
-    ) -> tuple[list[Example], list[str]]:
-        """The items to score and their prompts, at most `limit`; `form` rewrites items and shots alike.
+    ) -> tuple[list[Example], list[Asked]]:
+        """The items to score and how each is asked, at most `limit`; `form` rewrites items and shots alike.
 
         Raises:
             EvaluatorError: a row is wrong, or a group's pool is smaller than `count`.
@@ -40,8 +53,9 @@ class Shots:
         pools: dict[str, list[Example]] = {}
         for example in map(form, shown):
             pools.setdefault(example.group, []).append(example)
-        items = limited([form(example) for example in scored], limit, self.seed)
-        return items, [self._prompt(item, pools) for item in items]
+        scored = limited(scored, [example.group for example in scored], limit, self.seed)
+        items = each(scored, form, "rows")
+        return items, each(items, lambda item: self._asked(item, pools), "rows")
 
     def _divide(self, data: DataFile) -> tuple[list[Example], list[Example]]:
         """The examples to score, and those to show; none is both."""
@@ -80,7 +94,7 @@ class Shots:
             drawn += random.Random(f"{self.seed}:{group}:pool").sample(members, size)
         return drawn
 
-    def _prompt(self, item: Example, pools: Mapping[str, Sequence[Example]]) -> str:
+    def _asked(self, item: Example, pools: Mapping[str, Sequence[Example]]) -> Asked:
         """`count` examples of the item's group and then its context. An example that asks the same is never shown."""
         pool = [example for example in pools.get(item.group, []) if example.question != item.question]
         if len(pool) < self.count:
@@ -89,4 +103,4 @@ class Shots:
                 "add examples of that group to the pool, or take fewer shots",
             )
         drawn = random.Random(f"{self.seed}:{item.id}").sample(pool, self.count)
-        return "".join(example.shown + self.sep for example in drawn) + item.context
+        return Asked(tuple(example.shown + self.sep for example in drawn), item.context)

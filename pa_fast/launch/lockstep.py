@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 from pa_fast.base import Engine, Evaluator, Lambda, Score, identity
 from pa_fast.run import SweepSpec, opened
 from pa_fast.sweep import schedule
-from pa_fast.sweep.driver import distinct, finished
+from pa_fast.sweep.driver import distinct, finished, note_repeat
 from pa_fast.sweep.manifest import describe
 from pa_fast.sweep.point import check_reach, visit
+from pa_fast.sweep.ready import Repeats, check_evaluators
 from pa_fast.sweep.recording import Recording
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ def sweep(
     ranks.agree("the schedule", [lam.key for lam in points])
     ranks.agree("the evaluators", {evaluator.name: dict(identity(evaluator)) for evaluator in asked})
     check_reach(lm, points)
+    notes = check_evaluators(lm, asked)
     in_step = {evaluator.name: _InStep(evaluator, ranks) for evaluator in asked}
     recording: Recording | None = None
     missing: list[tuple[Lambda, list[str], int | None]] | None = None
@@ -60,13 +62,16 @@ def sweep(
             if ranks.rank == 0:
                 now = describe(lm, points, asked)
                 recording = stack.enter_context(Recording(out, points, now, overwrite=overwrite, progress=progress))
+                for note in notes:
+                    recording.progress.noted(note)
                 missing = [(lam, names, recording.checksum(lam)) for lam, names in recording.missing()]
+        repeats = Repeats(recording.scored() if recording is not None else ())
         for lam, names, checksum in ranks.broadcast("the missing points", missing):
-            queue = [in_step[name] for name in names]
+            queue = [in_step[name] for name in ranks.broadcast("the evaluators that are left", repeats.left(names))]
             for record in visit(lm, lam, queue, checksum, recording.progress if recording else None):
                 with ranks.step("recording"):
                     if recording is not None:
-                        recording.record(record)
+                        note_repeat(repeats, recording, recording.record(record))
     return None if recording is None else finished(recording, figure)
 
 

@@ -19,10 +19,11 @@ from pa_fast.base import Engine, Evaluator, Lambda
 from pa_fast.errors import EngineError, MissingExtra, PaFastError, UsageError, first_line
 from pa_fast.run import SweepSpec, evaluators, opened
 from pa_fast.sweep import schedule
-from pa_fast.sweep.driver import distinct, finished
+from pa_fast.sweep.driver import distinct, finished, note_repeat
 from pa_fast.sweep.entry import Entry
 from pa_fast.sweep.manifest import describe
 from pa_fast.sweep.point import Record, check_reach, visit
+from pa_fast.sweep.ready import Repeats, check_evaluators
 from pa_fast.sweep.recording import Recording
 
 if TYPE_CHECKING:
@@ -100,6 +101,7 @@ class _Seat:
         self._engine, asked = make()
         self._evaluators = distinct(asked)
         check_reach(self._engine, points)
+        check_evaluators(self._engine, self._evaluators)
         return describe(self._engine, points, self._evaluators)
 
     def visit(self, lam: Lambda, names: Sequence[str], recorded: int | None) -> Iterator[Record]:
@@ -127,6 +129,7 @@ class _Pool:
         self._work = work
         self._deaths: Counter[tuple[str, str] | None] = Counter()
         self._queue: deque[tuple[Lambda, list[str]]] = deque()
+        self._repeats = Repeats()
         self._places = [self._hire() for _ in range(workers)]
 
     def __enter__(self) -> _Pool:
@@ -143,6 +146,7 @@ class _Pool:
 
     def run(self, recording: Recording) -> None:
         """Bring every missing point of `recording` into it."""
+        self._repeats = Repeats(recording.scored())
         self._queue.extend(recording.missing())
         waiting = list(self._places)
         while waiting:
@@ -158,7 +162,7 @@ class _Pool:
                 recording.join(self._got(place.busy))
             else:
                 record = self._got(next(place.busy))
-                recording.record(record)
+                note_repeat(self._repeats, recording, recording.record(record))
                 place.names.remove(record.entry.evaluator)
                 return True
         except StopIteration:
@@ -166,6 +170,7 @@ class _Pool:
         except self._ray.exceptions.RayActorError as error:
             self._bury(place, error, recording)
             return True
+        self._queue = deque((lam, left) for lam, names in self._queue if (left := self._repeats.left(names)))
         if not self._queue:
             return False
         place.lam, place.names = self._queue.popleft()

@@ -9,8 +9,10 @@ from collections.abc import Iterable, Sequence
 from pa_fast.base import Engine, Evaluator, Lambda
 from pa_fast.errors import UsageError
 from pa_fast.sweep import manifest, older, schedule
+from pa_fast.sweep.entry import Entry
 from pa_fast.sweep.point import check_reach, visit
 from pa_fast.sweep.progress import Progress, Silent
+from pa_fast.sweep.ready import Repeats, check_evaluators
 from pa_fast.sweep.recording import Recording
 from pa_fast.sweep.results import SweepResult
 from pa_fast.sweep.shard import Shard
@@ -33,14 +35,25 @@ def run(
     if not isinstance(engine, Engine):
         raise UsageError(f"a {type(engine).__name__} is not an engine", "pass what pa_fast.load returns, or see pa_fast/base.py")
     check_reach(engine, points)
+    notes = check_evaluators(engine, list(named.values()))
     now = manifest.describe(engine, points, list(named.values()))
     proven = not overwrite and older.proven(engine, pathlib.Path(out), now, progress or Silent())
     with Recording(out, points, now, overwrite=overwrite, progress=progress, shard=shard, proven=proven) as recording:
+        for note in notes:
+            recording.progress.noted(note)
+        repeats = Repeats(recording.scored())
         for lam, names in recording.missing():
-            queue = [named[name] for name in names]
+            queue = [named[name] for name in repeats.left(names)]
             for record in visit(engine, lam, queue, recording.checksum(lam), recording.progress):
-                recording.record(record)
+                note_repeat(repeats, recording, recording.record(record))
     return finished(recording, figure)
+
+
+def note_repeat(repeats: Repeats, recording: Recording, entry: Entry) -> None:
+    """Tell `repeats` of a recorded attempt, and the progress of what follows from it."""
+    said = repeats.note(entry)
+    if said is not None:
+        recording.progress.noted(said)
 
 
 def finished(recording: Recording, figure: bool) -> SweepResult:

@@ -98,6 +98,10 @@ class Recording:
         left = [(lam, [n for n in self._names if self._journal.finished(lam.key, n) is None]) for lam in self._points]
         return [(lam, names) for lam, names in left if names]
 
+    def scored(self) -> list[str]:
+        """Evaluators that have a finished point."""
+        return sorted(self._journal.evaluators())
+
     def checksum(self, lam: Lambda) -> int | None:
         """The checksum of the weights on which points of `lam` were finished, None where none is."""
         return self._journal.checksum(lam.key)

@@ -33,7 +33,7 @@ def write(tasks: str, batch_size: int, folder: str) -> None:
     from pa_fast.evals.lm_eval.tasks import plain_json
     from tests.evals.harness_tasks import CASES
 
-    lm = HFLM(pretrained=folder, device="cpu", batch_size=batch_size)
+    lm = HFLM(pretrained=folder, device="cpu", batch_size=batch_size, softmax_dtype="float32")
     found = {case: evaluated(lm, loaded(tasks, *what[:2]), what[2]) for case, what in CASES.items()}
     (Path(folder) / "stock.json").write_text(plain_json(found), encoding="utf-8")
 

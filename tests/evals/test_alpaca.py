@@ -46,7 +46,7 @@ def test_model_outputs(tmp_path: Path) -> None:
         },
         {"instruction": "Count.", "output": "one,", "generator": generator, "dataset": "set", "datasplit": "eval"},
     ]
-    assert (score.value, score.unit, score.n) == (0.5, "share of answers that end", 2)
+    assert (score.value, score.unit, score.n) == (0.5, "share of answers that end, macro", 2)
     assert [(item.id, item.group, item.score) for item in score.items] == [("1", "helpful_base", 1.0), ("7", "set", 0.0)]
     assert score.details == {"truncated": 0.5, "mean_output_tokens": 3.0}
 

@@ -35,7 +35,7 @@ def test_prompts_outputs_and_scores(tmp_path: Path) -> None:
     assert engine.prompted[0] == [[1, *map(ord, "2+2=")], [1, *map(ord, "shout")]]
     assert (engine.configs[0].max_new_tokens, engine.configs[0].stop) == (6, (2,))
     assert [(item.id, item.group, item.score) for item in score.items] == [("sum", "maths", 1.0), ("up", "a", 0.0)]
-    assert (score.value, score.unit, score.n) == (0.5, "share right", 2)
+    assert (score.value, score.unit, score.n) == (0.5, "share right, macro", 2)
     assert score.details == {"truncated": 0.5, "mean_output_tokens": 4.5}
     assert [json.loads(line) for line in score.files["outputs.jsonl"].splitlines()] == [
         {"id": "sum", "group": "maths", "prompt": "2+2=", "output": " 4.", "truncated": False, "score": 1.0},
@@ -240,3 +240,24 @@ def test_any_rows_are_scored_or_refused(tmp_path_factory: pytest.TempPathFactory
         assert error.hint
         return
     assert 0 <= evaluator(ToyEngine(tokenizer=Chatting(), says=lambda prompt: prompt)).value <= 1
+
+
+@pytest.mark.parametrize("options", ["generate:{}", "icl:{},shots=0", "icl:{},shots=0,mode=generate", "alpaca:{},chat=false"])
+def test_a_prompt_that_was_rendered_beforehand_gets_no_second_bos(tmp_path: Path, options: str) -> None:
+    asked = []
+    for prompt in ("\x01<user>Hi<assistant>", "<user>Hi<assistant>"):
+        row = {"prompt": prompt, "choices": ["x", "y"], "answer": "x", "instruction": prompt}
+        engine = ToyEngine(tokenizer=Characters(bos=True))
+        build(options.format(write(tmp_path / "a.jsonl", [row])))(engine)
+        asked.append((engine.asked, engine.prompted))
+    assert asked[0] == asked[1]
+
+
+def test_a_message_that_brings_bos_to_a_template_that_writes_it_makes_no_second_one(tmp_path: Path) -> None:
+    class Bare(Chatting):
+        def apply_chat_template(self, messages: Any, tokenize: bool, add_generation_prompt: bool) -> str:
+            return "\x01" + "".join(message["content"] for message in messages)
+
+    engine = ToyEngine(tokenizer=Bare())
+    build(f"generate:{write(tmp_path / 'a.jsonl', [{'prompt': chr(1) + 'Hi', 'answer': 'x'}])},chat=true")(engine)
+    assert engine.prompted == [[[1, ord("H"), ord("i")]]]

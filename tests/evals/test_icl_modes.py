@@ -24,9 +24,9 @@ def test_raw_accuracy_stands_beside_the_one_per_character(tmp_path: Path) -> Non
     rows = [{"prompt": "x", **row} for row in (long, long, short)]
     engine = ToyEngine(lambda context, token: -3.0 if token == ord("z") else -2.9)
     score = build(f"icl:{write(tmp_path / 'a.jsonl', rows)},shots=0")(engine)
-    assert (score.value, score.details) == (2 / 3, {"accuracy_raw": 1 / 3})
+    assert (score.value, score.details) == (2 / 3, {"accuracy_raw": 1 / 3, "ties": 0})
     assert [item.score for item in score.items] == [1.0, 1.0, 0.0], "raw it is the last item that is right"
-    assert not build(f"icl:{tmp_path / 'a.jsonl'},shots=0,norm=none")(engine).details
+    assert "accuracy_raw" not in build(f"icl:{tmp_path / 'a.jsonl'},shots=0,norm=none")(engine).details
 
 
 def test_letters_in_the_shots_and_in_the_question(tmp_path: Path) -> None:
@@ -35,7 +35,7 @@ def test_letters_in_the_shots_and_in_the_question(tmp_path: Path) -> None:
     assert asked(evaluator) == [(context, " A"), (context, " B")]
     for liked, right in (("B", 1.0), ("A", 0.0)):
         score = evaluator(ToyEngine(lambda _, token, liked=liked: float(chr(token) == liked)))  # type: ignore[misc]
-        assert (score.value, score.unit, score.details) == (right, "accuracy (letter)", {})
+        assert (score.value, score.unit, score.details) == (right, "accuracy (letter)", {"ties": 0})
 
 
 def test_letters_after_a_verbatim_prompt(tmp_path: Path) -> None:

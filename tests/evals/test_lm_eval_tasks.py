@@ -25,20 +25,23 @@ def figure(score: Any, key: str) -> float:
     return float(score.details[key])
 
 
-def test_groups_count_with_their_own_aggregate_and_tags_with_the_mean(engine: Any, tasks: Path) -> None:
+def test_tasks_count_the_same_or_their_documents_do(engine: Any, tasks: Path) -> None:
     engine.set_lambda(0.4)
-    group = build(f"lm-eval:t_group,include_path={tasks},metric=acc")(engine)
-    assert group.value == figure(group, "t_group/acc")
+    group = build(f"lm-eval:t_group,include_path={tasks},metric=acc,average=micro")(engine)
     weighted = 12 * figure(group, "t_choice/acc") + 7 * figure(group, "t_likelihood/acc")
-    assert group.value == pytest.approx(weighted / 19)
-    tag = build(f"lm-eval:t_tag,include_path={tasks},metric=acc")(engine)
-    assert tag.value == (figure(tag, "t_choice/acc") + figure(tag, "t_likelihood/acc")) / 2 != group.value
-    assert {item.group for item in tag.items} == {"t_choice", "t_likelihood"}
+    assert group.value == pytest.approx(weighted / 19) == pytest.approx(figure(group, "t_group/acc"))
+    assert group.unit == "acc, micro"
+    assert group.value == pytest.approx(sum(item.score for item in group.items) / group.n)
+    for name in ("t_tag", "t_group"):
+        tag = build(f"lm-eval:{name},include_path={tasks},metric=acc")(engine)
+        assert tag.value == (figure(tag, "t_choice/acc") + figure(tag, "t_likelihood/acc")) / 2 != group.value
+        assert tag.unit == "acc, macro"
+        assert {item.group for item in tag.items} == {"t_choice", "t_likelihood"}
     mixed = build(f"lm-eval:t_group,t_answer,include_path={tasks}")(engine)
     # the group does not aggregate acc_norm, the metric of its first task
-    first = (figure(mixed, "t_choice/acc_norm") + figure(mixed, "t_likelihood/acc")) / 2
-    assert mixed.value == (first + figure(mixed, "t_answer/exact_match,strict")) / 2
-    assert mixed.unit == "acc_norm and acc and exact_match,strict"
+    each = (figure(mixed, "t_choice/acc_norm"), figure(mixed, "t_likelihood/acc"), figure(mixed, "t_answer/exact_match,strict"))
+    assert mixed.value == pytest.approx(sum(each) / 3)
+    assert mixed.unit == "acc_norm and acc and exact_match,strict, macro"
 
 
 def test_a_metric_and_a_filter_can_be_chosen(engine: Any, tasks: Path) -> None:
@@ -49,9 +52,72 @@ def test_a_metric_and_a_filter_can_be_chosen(engine: Any, tasks: Path) -> None:
         build(f"lm-eval:t_answer,include_path={tasks},metric=exact_match\\,upper")(engine)
 
 
-def test_limit_takes_the_first_documents(engine: Any, tasks: Path) -> None:
-    score = build(f"lm-eval:t_choice,t_answer,include_path={tasks}", limit=5)(engine)
-    assert [item.id for item in score.items] == ["0", "1", "2", "3", "4"] * 2
+def test_a_limit_is_that_many_documents_in_all(engine: Any, tasks: Path) -> None:
+    engine.set_lambda(1.0)
+    whole = {(item.group, item.id): item.score for item in build(f"lm-eval:t_choice,t_answer,include_path={tasks}")(engine).items}
+    evaluator = build(f"lm-eval:t_choice,t_answer,include_path={tasks}", limit=5)
+    assert evaluator.check(engine) == []  # type: ignore[attr-defined]
+    score = evaluator(engine)
+    assert sorted(item.group for item in score.items) == ["t_answer"] * 3 + ["t_choice"] * 2
+    assert all(whole[item.group, item.id] == item.score for item in score.items), "the ids are those of all documents"
+    other = build(f"lm-eval:t_choice,t_answer,include_path={tasks}", limit=5, seed=1)(engine)
+    assert [item.id for item in other.items] != [item.id for item in score.items]
+    assert {item.group for item in build(f"lm-eval:t_group,t_answer,include_path={tasks}", limit=1)(engine).items} == {"t_answer"}
+
+
+def test_requests_are_built_and_encoded_before_the_first_lambda(
+    engine: Any, tasks: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lm_eval.api.task import ConfigurableTask
+    from transformers import PreTrainedTokenizerFast
+
+    evaluator: Any = build(f"lm-eval:t_choice,t_answer,include_path={tasks},shots=1", limit=6)
+    calls = []
+    for kind, name in ((PreTrainedTokenizerFast, "encode"), (ConfigurableTask, "fewshot_context")):
+        own = getattr(kind, name)
+        monkeypatch.setattr(kind, name, lambda *a, own=own, name=name, **k: (calls.append(name), own(*a, **k))[1])
+    assert evaluator.check(engine) == []
+    assert {"encode", "fewshot_context"} <= set(calls)
+    calls.clear()
+    first = evaluator(engine)
+    assert "fewshot_context" not in calls
+    fresh = build(f"lm-eval:t_choice,t_answer,include_path={tasks},shots=1", limit=6)(engine)
+    assert first == fresh, "asked beforehand or not"
+
+
+def test_requests_that_do_not_fit_are_told_before_the_first_lambda(engine: Any, tasks: Path) -> None:
+    import pa_fast.evals.lm_eval as ours
+
+    def of(text: str, positions: int) -> Any:
+        evaluator: Any = build(text)
+        evaluator._model = ours.PaFastLM(engine, bars=False, max_length=positions)
+        return evaluator
+
+    text = f"lm-eval:t_choice,include_path={tasks},shots=2"
+    [note] = of(text, 16).check(engine)
+    assert "requests are too long for the model, which has positions for 16 tokens: they lose the beginning" in note
+    with pytest.raises(EvaluatorError, match=r"\d+ of \d+ requests are too long"):
+        of(f"{text},overflow=refuse", 16).check(engine)
+    with pytest.raises(EvaluatorError, match=r"12 of 12 prompts ask for up to 9 new tokens, and the model has positions for 9"):
+        of(f"lm-eval:t_answer,include_path={tasks}", 9).check(engine)
+
+
+def test_ties_are_counted_in_the_metric_that_scores(engine: Any, tasks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluator = build(f"lm-eval:t_choice,include_path={tasks}")
+    assert evaluator(engine).details["t_choice/ties"] == 0
+    from pa_fast.evals.lm_eval.plan import Plan
+
+    monkeypatch.setattr(Plan, "score", lambda plan, *_: [(-1.0, False)] * plan.count)
+    assert build(f"lm-eval:t_choice,include_path={tasks},metric=acc")(engine).details["t_choice/ties"] == 12
+
+
+def test_the_softmax_is_taken_in_fp32(engine: Any) -> None:
+    import torch
+
+    import pa_fast.evals.lm_eval as ours
+
+    assert ours.PaFastLM(engine).softmax_dtype == torch.float32
+    assert ours.PaFastLM(engine, softmax_dtype="bfloat16").softmax_dtype == torch.bfloat16
 
 
 def test_results_are_lm_evals_own_form(engine: Any, tasks: Path) -> None:
@@ -97,6 +163,7 @@ def test_identity_is_what_is_asked(tasks: Path, tmp_path: Path) -> None:
     assert json.loads(json.dumps(first)) == first
     assert (first["lm_eval"], first["versions"]) == (importlib.metadata.version("lm_eval"), {"t_choice": "1.0"})
     variants = [of(tasks, options="shots=1"), of(tasks, options="shots=2,chat=true"), of(tasks, options="shots=2,metric=acc")]
+    variants += [of(tasks, options="shots=2,average=micro"), of(tasks, options="shots=2,overflow=refuse")]
     variants += [of(tasks, limit=3), of(tasks, seed=1), of(tasks, names="t_choice,t_answer")]
     for file, change in (
         ("t_choice.yaml", ("{{prompt}}", "{{prompt}} ")),

@@ -152,3 +152,13 @@ def test_identity_follows_the_data(tmp_path: Path) -> None:
     assert first != identity(build(f"perplexity:{path},window=64"))
     path.write_text("abd")
     assert first != identity(build(f"perplexity:{path}"))
+
+
+def test_a_document_that_begins_with_bos_gets_no_second_one(tmp_path: Path) -> None:
+    scores = []
+    for text in ("\x01abc", "abc"):
+        (tmp_path / "a.txt").write_text(text)
+        engine = ToyEngine()
+        scores.append(build(f"perplexity:{tmp_path / 'a.txt'}")(engine).value)
+        assert engine.asked == [[([1], [97, 98, 99])]]
+    assert scores[0] == scores[1]

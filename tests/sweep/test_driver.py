@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 
 from pa_fast.base import Engine, Item, Score
-from pa_fast.errors import RunError, UsageError
+from pa_fast.errors import EvaluatorError, RunError, UsageError
 from pa_fast.sweep import journal, sweep
 from pa_fast.sweep.entry import Entry
+from pa_fast.sweep.progress import Silent
+from pa_fast.sweep.ready import failing_alike
 from pa_fast.sweep.results import SweepResult
 from tests.sweep.fakes import INSTRUCT, FakeEngine, Scorer
 
@@ -426,3 +428,69 @@ def test_details_and_files_that_cannot_be_kept_fail_the_point(tmp_path: Path, ch
     result = sweep(FakeEngine(), "0", [Wrong("icl")], tmp_path / "out", figure=False)
     assert not result.rows and why in result.failures[0].error
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+
+
+class Checked(Scorer):
+    """A scorer that says beforehand what it thinks of the engine."""
+
+    def __init__(self, name: str, outcome: Any):
+        super().__init__(name)
+        self.outcome = outcome
+
+    def check(self, engine: Engine) -> Any:
+        if isinstance(self.outcome, Exception):
+            raise self.outcome
+        return self.outcome
+
+
+@pytest.mark.parametrize("error", [EvaluatorError("9 of 9 items do not fit", "take fewer"), KeyError("column")])
+def test_a_doomed_evaluator_ends_the_sweep_before_its_first_λ(tmp_path: Path, error: Exception) -> None:
+    engine, fine = FakeEngine(), Scorer("fine")
+    with pytest.raises(EvaluatorError, match="evaluator `doomed`: ") as caught:
+        run(engine, "0:1:0.1", [fine, Checked("doomed", error)], tmp_path / "out")
+    assert ("9 of 9" in caught.value.message or "KeyError: 'column'" in caught.value.message) and not fine.calls
+    assert not engine.weights.switches and not (tmp_path / "out").exists()
+
+
+def test_notes_of_evaluators_are_told_once(tmp_path: Path) -> None:
+    told: list[str] = []
+
+    class Listening(Silent):
+        def noted(self, note: str) -> None:
+            told.append(note)
+
+    scorers = [Checked("a", ["2 of 9 items are left out"]), Checked("b", None), Scorer("c")]
+    run(FakeEngine(), "0:1:0.1", scorers, tmp_path, progress=Listening())
+    assert told == ["a: 2 of 9 items are left out"]
+
+
+def test_a_failure_in_the_same_words_is_not_repeated_at_every_λ(tmp_path: Path) -> None:
+    def fail(engine: Engine) -> None:
+        raise KeyError("column")
+
+    def fail_by_λ(engine: Engine) -> None:
+        raise ValueError(f"overflow at {engine.weights.lam}")
+
+    same, other, fine = Scorer("same", act=fail), Scorer("other", act=fail_by_λ), Scorer("fine")
+    result = run(FakeEngine(), "0:1:0.1", [same, other, fine], tmp_path)
+    assert (len(same.calls), len(other.calls), len(fine.calls)) == (2, 11, 11)
+    assert len([failure for failure in result.failures if failure.evaluator == "same"]) == 2
+    assert failing_alike(result) == {"same"}
+    run(FakeEngine(), "0:1:0.1", [same, other, fine], tmp_path)
+    assert len(same.calls) == 4, "the next run tries it again"
+    mended = Scorer("same")
+    assert not [f for f in run(FakeEngine(), "0:1:0.1", [mended, fine], tmp_path).failures if f.evaluator == "same"]
+    assert len(mended.calls) == 11
+
+
+def test_an_evaluator_that_has_worked_before_is_always_tried(tmp_path: Path) -> None:
+    broken = {0.5, 0.6, 0.7, 0.8}
+
+    def act(engine: Engine) -> None:
+        if round(engine.weights.lam or 0, 3) in broken:
+            raise ValueError("out of luck")
+
+    scorer = Scorer("a", act=act)
+    assert len(run(FakeEngine(), "0:1:0.1", [scorer], tmp_path).failures) == 4
+    scorer.calls.clear()
+    assert len(run(FakeEngine(), "0:1:0.1", [scorer], tmp_path).failures) == len(scorer.calls) == 4

@@ -6,25 +6,29 @@ import contextlib
 import pathlib
 import random
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pa_fast.base import Engine, Evaluator, Item, Lambda, Score, configuration, identity
 from pa_fast.errors import EvaluatorError, UsageError
+from pa_fast.evals.average import AVERAGES, labelled
 from pa_fast.evals.kind import EvalSpec, Kind
 from pa_fast.evals.lm_eval.installed import require_lm_eval
 from pa_fast.evals.lm_eval.metrics import figures, item_score, metric_of
 from pa_fast.evals.lm_eval.once import SEED
 from pa_fast.evals.lm_eval.quiet import quiet
-from pa_fast.evals.lm_eval.tasks import load_tasks, plain_json
+from pa_fast.evals.lm_eval.tasks import drawn, load_tasks, plain_json
 
 
 class LmEval:
-    """Mean over the named tasks and groups of each one's metric; an item is a document, its group the task.
+    """Mean over tasks of each one's metric, or with `average=micro` over their documents; an item is a document, its group
+    the task.
 
     A task's metric is `acc_norm` if it has that, else `acc`, `exact_match`, `prompt_level_strict_acc`, else the first that
-    it lists. A group counts with its own aggregate of that metric, or without one with the mean over its tasks. Every
-    figure of every task is in the details, `results.json` is what lm-eval would have written.
+    it lists. Groups and tags stand for their tasks, of which each counts the same. Every figure of every task and group is in
+    the details, a group's own aggregate and the ties of tasks with choices among them; `results.json` is what lm-eval would
+    have written.
 
     Args:
         tasks: names of tasks, groups and tags.
@@ -32,8 +36,11 @@ class LmEval:
         chat: apply the tokenizer's chat template, shots as turns of their own.
         include_path: folder of YAML files with more tasks.
         metric: the metric for all tasks, `name` or `name,filter`.
-        limit: the first so many documents of each task, as lm-eval's own limit.
+        limit: at most so many documents in all, see `files.limited`. Tasks of which none is drawn are left out, and groups
+            with them.
         seed: 0 draws shots and samples as lm-eval does by default.
+        overflow: `truncate` cuts requests that are too long for the model on the left, as lm-eval does; `refuse` does not.
+        average: see `average.AVERAGES`.
 
     Raises:
         MissingExtra: lm-eval is not installed.
@@ -51,11 +58,14 @@ class LmEval:
         metric: str | None,
         limit: int | None,
         seed: int,
+        overflow: str = "truncate",
+        average: str = "macro",
     ):
         version = require_lm_eval()
         self.name, self.chat, self.limit, self.seed = name, chat, limit, seed
+        self.overflow, self.average = overflow, average
         with quiet():
-            self.tasks = load_tasks(tasks, include_path, shots, seed)
+            self.tasks, self.samples = drawn(load_tasks(tasks, include_path, shots, seed), limit, seed)
         self.metrics = {task: metric_of(self.tasks[task], metric) for task in self.tasks}
         self.higher_is_better = _direction(self.metrics)
         self.identity: Mapping[str, Any] = {
@@ -66,11 +76,51 @@ class LmEval:
             "shots": shots,
             "chat": chat,
             "metric": metric,
+            "overflow": overflow,
+            "average": average,
             "limit": limit,
             "seed": seed,
-            "sha256": self.tasks.digest(limit),
+            "sha256": self.tasks.digest(self.samples),
         }
         self._model: Any = None
+
+    def check(self, engine: Engine) -> list[str]:
+        """Build and encode all requests. Raise if they cannot be asked, or are to fit the model and do not.
+
+        Raises:
+            EvaluatorError: the engine has no transformers model, the tokenizer no chat template, the model no room for an
+                answer; or a request is too long, and overflow=refuse.
+        """
+        with quiet(), _seeded(self.seed):
+            lm = self._around(engine)
+            requests = self._requests(lm)
+            cut = lm.prepare(requests)
+        if not cut:
+            return []
+        said = f"{cut} of {len(requests)} requests are too long for the model, which has positions for {lm.max_length} tokens"
+        if self.overflow == "refuse":
+            raise EvaluatorError(said, "take fewer shots=, or overflow=truncate, which cuts them on the left as lm-eval does")
+        return [f"{said}: they lose the beginning of their prompt, as in lm-eval"]
+
+    def _requests(self, lm: Any) -> list[Any]:
+        """All requests, task after task, built as `evaluate` builds them: it finds them there at every λ."""
+        found: list[Any] = []
+        for name in self.tasks:
+            self.tasks[name].build_all_requests(
+                limit=None,
+                samples=self.samples.get(name),
+                rank=lm.rank,
+                world_size=lm.world_size,
+                cache_requests=False,
+                rewrite_requests_cache=False,
+                system_instruction=None,
+                apply_chat_template=self.chat,
+                fewshot_as_multiturn=self.chat,
+                chat_template=lm.apply_chat_template if self.chat else None,
+                tokenizer_name=lm.tokenizer_name if self.chat else "",
+            )
+            found += [instance for instance in self.tasks[name].instances for _ in range(instance.repeats)]
+        return found
 
     def __call__(self, engine: Engine) -> Score:
         from lm_eval.evaluator import evaluate
@@ -81,22 +131,26 @@ class LmEval:
             results: Any = evaluate(
                 lm=lm,
                 task_dict=self.tasks.loaded,
-                limit=self.limit,
+                samples=self.samples or None,
                 bootstrap_iters=0,
                 log_samples=False,
                 apply_chat_template=self.chat,
                 fewshot_as_multiturn=self.chat,
             )
         keys = {task: metric.key(_filters(self.tasks[task])) for task, metric in self.metrics.items()}
-        values = [self._value(name, members, keys, results["results"]) for name, members in self.tasks.members.items()]
-        items = [item for task, key in keys.items() for item in _items(task, self.tasks[task], key)]
+        values = {task: self._value(task, key, results["results"][task]) for task, key in keys.items()}
+        items = [item for task, key in keys.items() for item in _items(task, self.tasks[task], key, self.samples.get(task))]
+        sizes = Counter(item.group for item in items)
+        weights = {task: sizes[task] if self.average == "micro" else 1 for task in keys}
+        unit = " and ".join(dict.fromkeys(key.removesuffix(",none") for key in keys.values()))
+        ties = {f"{task}/ties": float(self.tasks[task].ties(key)) for task, key in keys.items() if self.tasks[task].tied}
         requests = sum(len(self.tasks[task].instances) for task in self.tasks)
         return Score(
-            sum(values) / len(values),
-            " and ".join(dict.fromkeys(key.removesuffix(",none") for key in keys.values())),
+            sum(weights[task] * value for task, value in values.items()) / sum(weights.values()),
+            labelled(unit, keys, self.average),
             len(items),
             items,
-            {**figures(results), "requests_cut": lm.cut / requests},
+            {**figures(results), **ties, "requests_cut": lm.cut / requests},
             {"results.json": plain_json(self._document(engine, lm, results), indent=2) + "\n"},
         )
 
@@ -110,16 +164,13 @@ class LmEval:
             raise EvaluatorError(f"{self.name}: the tokenizer has no chat template", "chat=false, or another --tokenizer")
         return self._model
 
-    def _value(self, name: str, members: Sequence[str], keys: Mapping[str, str], results: Mapping[str, Any]) -> float:
-        if name not in members and keys[members[0]] in results.get(name, {}):
-            return float(results[name][keys[members[0]]])
-        for task in members:
-            if keys[task] not in results[task]:
-                found = ", ".join(key.removesuffix(",none") for key in results[task] if "," in key and "_stderr," not in key)
-                raise EvaluatorError(
-                    f"{self.name}: `{task}` measured no {keys[task].removesuffix(',none')}, only {found}", "choose a metric="
-                )
-        return sum(float(results[task][keys[task]]) for task in members) / len(members)
+    def _value(self, task: str, key: str, measured: Mapping[str, Any]) -> float:
+        if key not in measured:
+            found = ", ".join(key.removesuffix(",none") for key in measured if "," in key and "_stderr," not in key)
+            raise EvaluatorError(
+                f"{self.name}: `{task}` measured no {key.removesuffix(',none')}, only {found}", "choose a metric="
+            )
+        return float(measured[key])
 
     def _document(self, engine: Engine, lm: Any, results: Any) -> dict[str, Any]:
         """`results` in the form that lm-eval's command line writes, less what differs between equal runs."""
@@ -168,14 +219,15 @@ def _filters(task: Any) -> list[str]:
     return list(task.instances[0].filtered_resps)
 
 
-def _items(name: str, task: Any, key: str) -> Iterator[Item]:
+def _items(name: str, task: Any, key: str, sample: Sequence[int] | None) -> Iterator[Item]:
+    """The items of one task; `sample`: which of its documents were scored, None: all."""
     metric, _, filter = key.partition(",")
     filters = _filters(task)
     count = len(task.measured) // len(filters)
     first = filters.index(filter) * count
     for document, metrics in enumerate(task.measured[first : first + count]):
         if metric in metrics:
-            yield Item(str(document), name, item_score(task, metric, metrics[metric]))
+            yield Item(str(document if sample is None else sample[document]), name, item_score(task, metric, metrics[metric]))
 
 
 @contextlib.contextmanager
@@ -213,6 +265,8 @@ def _build(spec: EvalSpec, limit: int | None, seed: int) -> Evaluator:
         metric=spec.options.get("metric"),
         limit=limit,
         seed=seed,
+        overflow=spec.word("overflow", ("truncate", "refuse")),
+        average=spec.word("average", AVERAGES),
     )
 
 
@@ -220,7 +274,7 @@ KIND = Kind(
     "lm-eval",
     "task",
     "lm-eval:piqa,arc_easy,shots=5",
-    ("shots", "chat", "metric", "include_path", "use_cache"),
+    ("shots", "chat", "metric", "include_path", "use_cache", "overflow", "average"),
     _build,
     many=True,
     label=str,

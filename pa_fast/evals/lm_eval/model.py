@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 from pa_fast.base import Engine, identity
@@ -17,7 +18,7 @@ _CACHE = "its key is a hash of the request alone, so that every λ would get the
 
 
 class Live(_Base):
-    """An lm-eval LM whose scores are those of `HFLM` on a saved merge, at the λ that the engine holds.
+    """An lm-eval LM whose scores are those of `HFLM(softmax_dtype="float32")` on a saved merge, at the λ that the engine holds.
 
     From the second call with equal requests on, nothing is encoded: batches of continuations are kept as tensors, other
     texts as token ids. What a request needs stays in memory as long as this object.
@@ -27,7 +28,8 @@ class Live(_Base):
         batch_size: requests per forward pass, a whole number; the engine's own by default. Composition of batches changes
             rounding, so it is the same at every λ.
         bars: draw lm-eval's progress bars.
-        options: of `HFLM`: `max_length`, `add_bos_token`, `prefix_token_id`, `chat_template_args`, …
+        options: of `HFLM`: `softmax_dtype`, here fp32 as in every other evaluator unless given; `max_length`,
+            `add_bos_token`, `prefix_token_id`, `chat_template_args`, …
 
     Generated text ends where `HFLM` would end it: at the task's `until`, and at the stop tokens of the model's generation
     configuration, which are those that a merged folder has.
@@ -51,6 +53,7 @@ class Live(_Base):
                 "`auto` would probe again at every λ and batch, so round, differently; measure once and fix it",
             )
         options["trust_remote_code"] = False  # the model is there: nothing that could name code is left to load
+        options.setdefault("softmax_dtype", "float32")
         with quiet():
             super().__init__(pretrained=model, tokenizer=remembering(engine.tokenizer), batch_size=size, **options)
         engine.on_weights_changed()
@@ -60,6 +63,7 @@ class Live(_Base):
         self.cut = 0
         """Requests so far that lost tokens on the left, to fit the model."""
         self._bars = bars
+        self._planning = False
         self._plans: list[tuple[list[Any], Plan]] = []
 
     def set_cache_hook(self, cache_hook: Any) -> None:
@@ -76,6 +80,37 @@ class Live(_Base):
             answers = super().loglikelihood(requests, disable_tqdm=disable_tqdm or not self._bars)
         self._plans.append((asked, self._latest))
         return answers
+
+    def prepare(self, requests: Sequence[Any]) -> int:
+        """Encode `requests`, lm-eval's instances, as they will be asked; returns how many are cut on the left to fit the model.
+
+        Raises:
+            EvaluatorError: the model has no room for an answer.
+        """
+        self.cut = 0
+        scored = [request for request in requests if request.request_type == "loglikelihood"]
+        if scored:
+            self._planning = True
+            try:
+                self.loglikelihood(scored, disable_tqdm=True)
+            finally:
+                self._planning = False
+        spoken = [request for request in requests if request.request_type == "generate_until"]
+        lengths = [self._new_tokens(request) for request in spoken]
+        full = [length for length in lengths if length >= self.max_length]
+        if full:
+            raise EvaluatorError(
+                f"{len(full)} of {len(spoken)} prompts ask for up to {max(full)} new tokens, and the model has positions for "
+                f"{self.max_length}",
+                "a task with smaller max_gen_toks, or a model with more positions",
+            )
+        too_long = sum(len(self.tok_encode(r.args[0])) > self.max_length - n for r, n in zip(spoken, lengths))
+        return int(self.cut + too_long)
+
+    def _new_tokens(self, request: Any) -> int:
+        from lm_eval.models.utils import normalize_gen_kwargs
+
+        return int(normalize_gen_kwargs(request.args[1], self.max_gen_toks)["max_gen_toks"])
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
         return super().loglikelihood_rolling(requests, disable_tqdm=disable_tqdm or not self._bars)
@@ -98,6 +133,9 @@ class Live(_Base):
             grouped=self.logits_cache,
             device=self.device,
         )
+        if self._planning:
+            self.cut += self._latest.cut
+            return [(0.0, False)] * len(requests)
         return self._score(self._latest, disable_tqdm)
 
     def _score(self, plan: Plan, disable_tqdm: bool) -> list[tuple[float, bool]]:

@@ -23,15 +23,18 @@ class Once(_Base):
 
     Attributes:
         measured: what `process_results` said of each document in the latest call of `evaluate`, filter after filter.
+        tied: of documents with choices, whether different ones were equally likely, raw and per character; in the same order.
     """
 
     shots_seed: int | None
     measured: list[dict[str, Any]]
+    tied: list[tuple[bool, bool]]
     _shape: Any
     _docs: Any
 
     def build_all_requests(self, **options: Any) -> None:
         self.measured = []
+        self.tied = []
         shape = (options, self.dump_config(), self.shots_seed)
         if self._shape == shape:
             for instance in self.instances:
@@ -51,8 +54,19 @@ class Once(_Base):
     def process_results(self, doc: Any, results: Any) -> Any:
         with templates_kept():
             metrics = super().process_results(doc, results)
+            if self.OUTPUT_TYPE == "multiple_choice":
+                self.tied.append(_tied(self.doc_to_choice(doc), results))
         self.measured.append(metrics)
         return metrics
+
+    def ties(self, key: str) -> int:
+        """How many documents had equally likely choices in the metric `name,filter`, which counts only `acc_norm` per
+        character."""
+        metric, _, filter = key.partition(",")
+        filters = list(self.instances[0].filtered_resps)
+        count = len(self.tied) // len(filters)
+        first = filters.index(filter) * count
+        return sum(per_character if metric == "acc_norm" else raw for raw, per_character in self.tied[first : first + count])
 
     def override_metric(self, metric_name: str) -> None:
         """Refuses `predict_only` of `simple_evaluate`."""
@@ -73,6 +87,15 @@ class Once(_Base):
         return docs
 
 
+def _tied(choices: list[str], results: Any) -> tuple[bool, bool]:
+    """Whether the best log-likelihood belongs to different `choices`, raw and per character."""
+    nats = [float(result[0]) for result in results[: len(choices)]]  # more of them are unconditional ones
+    best, most = max(nats), max(value / max(1, len(choice)) for value, choice in zip(nats, choices))
+    raw = {choice for value, choice in zip(nats, choices) if value == best}
+    weighed = {choice for value, choice in zip(nats, choices) if value / max(1, len(choice)) == most}
+    return len(raw) > 1, len(weighed) > 1
+
+
 def build_once(tasks: Any, seed: int = SEED) -> Any:
     """`tasks` as `TaskManager.load` returns them, with tasks that build their requests once.
 
@@ -86,6 +109,6 @@ def build_once(tasks: Any, seed: int = SEED) -> Any:
     for name, task in tasks["tasks"].items():
         found[name] = once = mixed(Once, copy.copy(task))
         once._shape = once._docs = None
-        once.measured = []
+        once.measured, once.tied = [], []
         once.set_fewshot_seed(seed)
     return {**tasks, "tasks": found}

@@ -5,14 +5,14 @@ from __future__ import annotations
 import difflib
 import functools
 import hashlib
-import itertools
 import json
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pa_fast.errors import EvaluatorError
+from pa_fast.evals.files import limited
 from pa_fast.evals.lm_eval.once import SEED, build_once
 
 
@@ -22,12 +22,10 @@ class Tasks:
 
     Attributes:
         loaded: as `TaskManager.load` returns it; each task builds its requests once.
-        members: for each name the tasks behind it: itself, those of a group, or those of a tag.
         code: Python files beside the YAML files, whose functions these may use.
     """
 
     loaded: Any
-    members: dict[str, tuple[str, ...]]
     code: tuple[pathlib.Path, ...]
 
     def __getitem__(self, name: str) -> Any:
@@ -39,7 +37,7 @@ class Tasks:
     def versions(self) -> dict[str, str]:
         return {name: str(self[name].VERSION) for name in self}
 
-    def digest(self, limit: int | None) -> str:
+    def digest(self, samples: Mapping[str, Sequence[int]]) -> str:
         """SHA-256 of all that is asked: configurations but for paths, code, documents scored, documents to draw shots from."""
         whole = hashlib.sha256(b"".join(path.read_bytes() for path in self.code))
         for name in sorted(self):
@@ -47,10 +45,17 @@ class Tasks:
             settings = {key: value for key, value in task.dump_config().items() if key != "dataset_kwargs"}
             settings["metadata"] = {k: v for k, v in (settings.get("metadata") or {}).items() if k != "config_source"}
             pool = task.sampler.df if (task.get_config("num_fewshot") or 0) > 0 and hasattr(task, "sampler") else ()
-            for part in ([settings], itertools.islice(task.eval_docs, limit), pool):
+            for part in ([settings], _sampled(task.eval_docs, samples.get(name)), pool):
                 for value in part:
                     whole.update(plain_json(value).encode())
         return whole.hexdigest()
+
+
+def _sampled(documents: Any, sample: Sequence[int] | None) -> Iterable[Any]:
+    if sample is None:
+        return documents
+    chosen = set(sample)
+    return (document for number, document in enumerate(documents) if number in chosen)
 
 
 def plain_json(value: Any, **layout: Any) -> str:
@@ -89,7 +94,23 @@ def load_tasks(names: Sequence[str], include_path: pathlib.Path | None, shots: i
         _check_usable(name, task)
         _set_shots(name, task, shots)
     code = () if include_path is None else tuple(sorted(include_path.glob("**/*.py")))
-    return Tasks(build_once(loaded, SEED + seed), {name: _members(name, loaded, manager) for name in names}, code)
+    return Tasks(build_once(loaded, SEED + seed), code)
+
+
+def drawn(tasks: Tasks, limit: int | None, seed: int) -> tuple[Tasks, dict[str, list[int]]]:
+    """`tasks` of which at most `limit` documents are scored, and which ones of each; empty where all are.
+
+    A task of which none is drawn is left out; groups are left out with it, whose aggregates would lack it.
+    """
+    documents = [(name, number) for name in tasks for number in range(len(tasks[name].eval_docs))] if limit else []
+    if limit is None or limit >= len(documents):
+        return tasks, {}
+    samples: dict[str, list[int]] = {}
+    for name, number in limited(documents, [name for name, _ in documents], limit, seed):
+        samples.setdefault(name, []).append(number)
+    kept = {name: tasks[name] for name in tasks if name in samples}
+    loaded = tasks.loaded if len(kept) == len(list(tasks)) else {"tasks": kept, "groups": {}, "group_map": {}}
+    return Tasks(loaded, tasks.code), samples
 
 
 @functools.cache
@@ -122,14 +143,6 @@ def _found(name: str, index: Any) -> bool:
     listed = (index[name].cfg or {}).get("task") if "group" in (index[name].cfg or {}) else None
     inner = [one if isinstance(one, str) else one.get("group", one.get("task")) for one in listed or ()]
     return all(isinstance(one, str) and _found(one, index) for one in inner)
-
-
-def _members(name: str, loaded: Any, manager: Any) -> tuple[str, ...]:
-    if name in loaded["tasks"]:
-        return (name,)
-    if name in loaded["groups"]:
-        return tuple(task.task_name for task in loaded["groups"][name].get_all_tasks())
-    return tuple(one for one in sorted(manager.task_index[name].tags) if one in loaded["tasks"])
 
 
 def _set_shots(name: str, task: Any, shots: int | None) -> None:
