@@ -139,6 +139,8 @@ def load(folder: pathlib.Path) -> Manifest:
         document = json.loads(files.read_own(path))
         if is_deep(document):
             raise ValueError("nested too deep")
+        if isinstance(document, dict) and not document.keys() & {"lambdas", "evaluators", "engine"}:
+            raise RunError(f"{folder} is not a run folder: its {NAME} is no sweep's", "choose another --out")
         if document["format"] != FORMAT:
             found = json.dumps(document["format"])
             raise RunError(
@@ -159,7 +161,7 @@ def load(folder: pathlib.Path) -> Manifest:
     except OSError as error:
         raise RunError(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, RecursionError, UsageError) as error:
-        raise RunError(f"{path} is damaged: {error}", f"restore it from a copy; {_OTHER}") from error
+        raise RunError(f"{path} is damaged: {error}", "restore it from a copy, or choose another --out") from error
 
 
 def _extended(recorded: Manifest, now: Manifest, folder: pathlib.Path) -> Manifest:
