@@ -122,9 +122,9 @@ def a_rank_holds_its_shards_and_no_more(world: World) -> None:
     lm, folder = world.model("llama"), world.pair("llama")[0]
     full = {name: nbytes(tensor) for name, tensor in on_one_device(folder).state_dict().items()}
     split = layout.split(lm.model)
-    assert {name.rpartition(".")[0].rpartition(".")[2] for name in full.keys() - split} == {
-        "embed_tokens", "input_layernorm", "post_attention_layernorm", "norm",
-    }  # fmt: skip
+    whole_names = {name.rpartition(".")[0].rpartition(".")[2] for name in full.keys() - split}
+    norms = {"input_layernorm", "post_attention_layernorm", "norm"}
+    assert norms <= whole_names <= norms | {"embed_tokens"}, whole_names  # transformers 5.24 splits embeddings, too
     own = sum(size // world.size if name in split else size for name, size in full.items())
     assert lm.weights.memory().live_bytes == own
     assert lm.weights.memory().total_bytes == 3 * own
@@ -358,8 +358,6 @@ def a_rank_that_is_gone_is_missed(world: World) -> None:
     world.refused(EngineError, "rank 0 has lost the others in set_lambda", lambda: lm.set_lambda(0.5))
 
 
-PATIENCE_S = 50
-
 CHECKS: dict[str, Callable[[World], None]] = {
     **{f"merges_are_those_of_one_device[{name}]": merges_are_those_of_one_device(name) for name in SHARDED},
     **{
@@ -395,7 +393,7 @@ ON_TWO_RANKS: dict[str, Callable[[World], None]] = {
 
 
 def main(folder: pathlib.Path) -> None:
-    faulthandler.dump_traceback_later(PATIENCE_S, exit=True)  # ranks that wait for each other say where
+    faulthandler.enable()  # ranks that wait for each other are aborted by `tests.patience`, and say where
     torch.set_num_threads(1)
     world = World(folder)
     results = {}
