@@ -8,6 +8,7 @@ Without a GPU the same step runs as it is, uncaptured. The captured form has not
 
 from __future__ import annotations
 
+import inspect
 import pathlib
 from typing import Any
 
@@ -30,6 +31,9 @@ class Decoder:
     def __init__(self, model: Any, length: int):
         self.model = model
         self.cache = StaticCache(config=model.config, max_cache_len=length)
+        # transformers renamed the argument in 5.24
+        named = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+        self.past = {named: self.cache}
         self.token = torch.zeros((1, 1), dtype=torch.long, device=model.device)
         self.graph: torch.cuda.CUDAGraph | None = None
         if model.device.type == "cuda":
@@ -50,7 +54,7 @@ class Decoder:
         return spoken
 
     def _step(self, ids: torch.Tensor) -> None:
-        logits = self.model(input_ids=ids, past_key_values=self.cache, use_cache=True).logits
+        logits = self.model(input_ids=ids, use_cache=True, **self.past).logits
         self.token.copy_(logits[:, -1:].argmax(-1))
 
     @torch.no_grad()

@@ -103,7 +103,7 @@ class Compiled:
         instructions_per_element: machine instructions on that path, tables and addresses included.
         registers: per thread (vector registers on AMD).
         spills: registers or bytes spilled; 0 is the only good value.
-        packed_rounding: conversions to bf16 that round two values at once.
+        packed_rounding: machine instructions that round two values to bf16 at once.
         matrix: instructions of the matrix units.
         narrow: global accesses of 8 or 16 bits, on any path.
         keeps_denormals: whether no instruction, and no mode, flushes denormal numbers.
@@ -177,7 +177,7 @@ def lowrank(
     tables = dict.fromkeys(("words", "heights", "widths", "ranks", "outs", "bases", "us", "vs"), "*i64")
     constants = lowrank_triton.constants(out, base, factor, via, full, launch)
     launch = lowrank_triton.launch_for(full, launch)
-    options = lowrank_triton.options(full)
+    options = lowrank_triton.options(out, base, factor, full)
     moved = out.itemsize + base.itemsize
     return Kernel(name, lowrank_triton.lowrank_kernel, {**tables, "lams": "*fp32"}, constants, options, launch, moved)
 
@@ -319,7 +319,8 @@ def _read_cuda(ptx: str, cubin: bytes) -> _Reading:
         )
     resources = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", usage.stdout + usage.stderr))
     spills = int(resources["STACK"]) + int(resources["LOCAL"]) + len(re.findall(r"\b(?:STL|LDL)\b", sass))
-    packed = len(re.findall(r"cvt\.rn\.bf16x2\.f32", ptx))
+    # in the machine code: ptxas makes pairs of single conversions, too
+    packed = len(re.findall(r"\bF2FP\.BF16\S*\.PACK_AB \S+ (?!RZ)", sass))
     matrix = len(re.findall(r"\b(?:HMMA|HGMMA|UTCHMMA)\b", sass))
     narrow = len(re.findall(r"\b(?:LDG|STG)\.E\S*\.[US](?:8|16)\b", sass))
     return _Reading(instructions, int(resources["REG"]), spills, packed, matrix, narrow, ".ftz" not in ptx)

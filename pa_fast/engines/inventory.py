@@ -26,26 +26,30 @@ class Inventory:
         fixed: name → how often a tensor that follows no λ, such as a rotary table, was written.
         settings: name → number, flag, text, hook or patched method of any submodule and of the configuration.
         rotary: rotary embeddings, which swap tables by the length of a text; their attributes and buffers.
+        tables: id of a buffer that a rotary embedding may write to in place (transformers since 5.24) → what it held.
     """
 
     held: Mapping[str, tuple[object, int]]
     fixed: Mapping[str, int]
     settings: Mapping[str, object]
     rotary: Sequence[tuple[torch.nn.Module, dict[str, Any], dict[str, Any]]]
+    tables: Mapping[int, torch.Tensor]
 
     @classmethod
     def of(cls, model: torch.nn.Module) -> Inventory:
         """The inventory of `model` as it stands."""
         rotary = [m for m in model.modules() if hasattr(m, "rope_type") and not m._parameters]
+        own = {id(table): table.clone() for m in rotary if _rewrites(m) for table in m._buffers.values() if table is not None}
         held = {name: (thing, _address(thing)) for name, thing in tensors_and_modules(model)}
         followed = set(model.state_dict(keep_vars=True))
         for path, module in model.named_modules(remove_duplicate=False):
             followed.update(f"{path}.{key}".removeprefix(".") for key in getattr(module, "follows_lambda", ()))
         return cls(
             held,
-            {name: _version(thing) for name, (thing, _) in held.items() if name not in followed},
+            {name: _version(thing) for name, (thing, _) in held.items() if name not in followed and id(thing) not in own},
             dict(_settings(model)),
             [(module, dict(vars(module)), dict(module._buffers)) for module in rotary],
+            own,
         )
 
     def check(self, model: torch.nn.Module) -> None:
@@ -64,6 +68,9 @@ class Inventory:
             vars(module).update(attributes)
             module._buffers.clear()
             module._buffers.update(buffers)
+            for table in buffers.values():
+                if id(table) in self.tables:
+                    table.copy_(self.tables[id(table)])
         if "_cache" not in self.held and isinstance(vars(model).get("_cache"), Cache):
             del vars(model)["_cache"]  # where generation keeps a static cache, which it makes anew
         found = dict(tensors_and_modules(model))
@@ -85,6 +92,11 @@ class Inventory:
                     f"`{name}` was changed since the pair was loaded: it was {_shown(before)}, and is {_shown(after)}",
                     "an evaluator must leave the model as it found it, in evaluation mode and without hooks",
                 )
+
+
+def _rewrites(rotary: torch.nn.Module) -> bool:
+    """Whether the tables of `rotary` depend on the length of the text."""
+    return any(kind in str(rotary.rope_type) for kind in ("dynamic", "longrope"))
 
 
 def _refuse(name: str, what: str, thing: object) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,9 @@ class LambdaModel:
         weights: the `LiveWeights` behind it.
         stop_tokens: ids that end a text for either model or for the tokenizer, in order.
         notes: what loading found worth saying.
+
+    Warns once, through the logger `pa_fast`, where prefixes were to be shared and are not (`not_shared` says why), with what it
+    costs: at the first requests that begin alike.
     """
 
     def __init__(
@@ -38,6 +42,7 @@ class LambdaModel:
         notes: Sequence[str] = (),
         stop_tokens: Sequence[int] = (),
         shared_prefix: bool = False,
+        not_shared: str | None = None,
     ):
         self.model = model
         self.tokenizer: Any = tokenizer
@@ -52,6 +57,7 @@ class LambdaModel:
         self.configuration = dict(configuration)
         self.notes = list(notes)
         self._batch_size = batch_size
+        self._not_shared = not_shared
         self._inventory = Inventory.of(model)
 
     @property
@@ -96,7 +102,19 @@ class LambdaModel:
 
     def loglikelihood(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[Continuation]:
         """Score N (context ids, continuation ids); see `pa_fast.Engine`."""
+        if self._not_shared is not None:
+            self._warn_of_cost(pairs)
         return scoring.loglikelihood(self.model, pairs, self._batch_size, self.shared_prefix)
+
+    def _warn_of_cost(self, pairs: Sequence[tuple[list[int], list[int]]]) -> None:
+        alone, shared = scoring.tokens_computed(pairs)
+        if alone > shared:
+            logging.getLogger("pa_fast").warning(
+                "prefix sharing is off: %s. The first requests that begin alike take %s tokens through the model where %s would "
+                "do (%.1f ×), at every λ",
+                self._not_shared, f"{alone:,}", f"{shared:,}", alone / shared,
+            )  # fmt: skip
+            self._not_shared = None
 
     def generate(self, prompts: Sequence[list[int]], config: Generation) -> list[list[int]]:
         """Greedy continuations of N prompts; see `pa_fast.Engine`."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -34,8 +35,8 @@ class Past:
     ends: Sequence[int] = ()
     rows: Mapping[int, int] = field(default_factory=dict)
 
-    def lend(self, batch: Sequence[Segment], keep: bool, device: torch.device) -> dict[str, Any]:
-        """What a forward pass over `batch`, padded on the right, must be given to go on from here.
+    def lend(self, batch: Sequence[Segment], keep: bool, device: torch.device) -> tuple[Cache | None, dict[str, Any]]:
+        """Return the cache to go on from, and the other arguments of a forward pass over `batch`, padded on the right.
 
         Args:
             keep: the pass's own keys and values will be lent in turn.
@@ -47,17 +48,16 @@ class Past:
         if not self.layers:
             # Right padding stands where a causal model never looks, so there is nothing to mask.
             mask = torch.ones(len(batch), width, dtype=torch.long, device=device)
-            return {"attention_mask": mask, "use_cache": keep, **({"past_key_values": DynamicCache()} if keep else {})}
+            return DynamicCache() if keep else None, {"attention_mask": mask, "use_cache": keep}
         spans = [(self.rows[segment.row], self.ends[self.rows[segment.row]], segment.start) for segment in batch]
         lent = [_lent_layer()(keys, values, spans, before, keep) for keys, values in self.layers]
         columns = torch.arange(before + width, device=device)
         starts = torch.tensor([[segment.start] for segment in batch], device=device)
         last = torch.tensor([[segment.stop - 1] for segment in batch], device=device)
-        return {
+        return Cache(layers=lent), {
             "attention_mask": (columns >= before - starts).long(),
             # A padded token repeats the last position: one after it may not exist.
             "position_ids": (starts + columns[:width]).minimum(last),
-            "past_key_values": Cache(layers=lent),
             "use_cache": True,
         }
 
@@ -80,6 +80,18 @@ class Past:
         return cls(held, ends, {child.row: n for n, segment in enumerate(batch) for child in segment.under})
 
 
+def cache_argument(model: PreTrainedModel) -> str | None:
+    """Return the name of the argument by which `model`'s forward pass takes a `Cache`; None where it takes none.
+
+    It is found by its type, since its name differs: `past_key_values` up to transformers 5.23, `cache` from 5.24 on. Code that
+    a checkpoint brings along may leave types out, so these two names do without one.
+    """
+    parameters = inspect.signature(model.forward).parameters
+    typed = [name for name, parameter in parameters.items() if re.search(r"\bCache\b", str(parameter.annotation))]
+    named = [name for name in ("cache", "past_key_values") if name in parameters]
+    return next(iter([*typed, *named]), None)
+
+
 def obstacle(model: PreTrainedModel) -> str | None:
     """Why keys and values of a prefix may not serve for what follows it in `model`; None: they may.
 
@@ -89,9 +101,12 @@ def obstacle(model: PreTrainedModel) -> str | None:
     from transformers import DynamicCache
 
     parameters = inspect.signature(model.forward).parameters
-    missing = [name for name in ("attention_mask", "position_ids", "past_key_values") if name not in parameters]
-    if missing:
-        return f"its forward pass takes no {missing[0]}"
+    missing = [name for name in ("attention_mask", "position_ids") if name not in parameters]
+    if missing or cache_argument(model) is None:
+        return f"its forward pass takes no {missing[0] if missing else 'cache'}"
+    private = [name for name in ("_supports_default_dynamic_cache", "_is_stateful") if not hasattr(model, name)]
+    if private:
+        return f"this release of transformers does not say what its memory of the text is: it has no `{private[0]}`"
     config = model.config.get_text_config(decoder=True)
     usual = model.can_generate() and model._supports_default_dynamic_cache() and not model._is_stateful
     if not usual or not getattr(config, "is_causal", True):

@@ -12,13 +12,13 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pa_fast.base import Continuation, Generation
-from pa_fast.engines.past import Past
+from pa_fast.engines.past import Past, cache_argument
 from pa_fast.engines.prefix import Segment, forest
 from pa_fast.errors import EngineError
 
 if TYPE_CHECKING:
     import torch
-    from transformers import GenerationConfig, PreTrainedModel
+    from transformers import Cache, GenerationConfig, PreTrainedModel
 
 
 _PAD = 0
@@ -49,12 +49,26 @@ def loglikelihood(
                 f"request {n} has an empty {'continuation' if context else 'context'}", "score at least one token after one"
             )
         check_length(model, len(context) + len(continuation) - 1, f"request {n}")
-    rows = [context + continuation[:-1] for context, continuation in pairs]
-    # Logits count from a context's last token on: all before it may come out of a cache.
-    first = [len(context) - 1 for context, _ in pairs]
+    rows, first = _rows(pairs)
     segments = forest(rows, first) if shared_prefix else [Segment(k, 0, len(row)) for k, row in enumerate(rows)]
     answers = {k: _judged(logits, pairs[k][1]) for k, logits in _scored(model, rows, first, segments, batch_size, Past())}
     return [answers[k] for k in range(len(pairs))]
+
+
+def tokens_computed(pairs: Sequence[tuple[list[int], list[int]]]) -> tuple[int, int]:
+    """Return how many tokens pass through a model for N requests: without shared prefixes, and with them."""
+    rows, first = _rows(pairs)
+    pending, shared = forest(rows, first), 0
+    while pending:
+        segment = pending.pop()
+        shared += len(segment)
+        pending += segment.under
+    return sum(map(len, rows)), shared
+
+
+def _rows(pairs: Sequence[tuple[list[int], list[int]]]) -> tuple[list[list[int]], list[int]]:
+    """Return the tokens of each request, and the position from which on its logits count: all before may be shared."""
+    return [context + continuation[:-1] for context, continuation in pairs], [len(context) - 1 for context, _ in pairs]
 
 
 def _scored(
@@ -65,21 +79,21 @@ def _scored(
     for chosen in batches([len(segment) for segment in last], size):
         batch = [last[k] for k in chosen]
         start = min(first[segment.row] - segment.start for segment in batch)
-        logits = _logits(model, rows, batch, start, past.lend(batch, False, model.device))
+        logits = _logits(model, rows, batch, start, *past.lend(batch, False, model.device))
         for row, segment in zip(logits, batch):
             yield segment.row, row[first[segment.row] - segment.start - start : len(segment) - start]
     shared = [segment for segment in segments if segment.under]
     for chosen in batches([len(segment) for segment in shared], size):
         batch = [shared[k] for k in chosen]
-        lent = past.lend(batch, True, model.device)
-        _logits(model, rows, batch, max(map(len, batch)) - 1, lent)
-        kept = Past.of(lent["past_key_values"], batch, model.config.get_text_config(decoder=True).num_hidden_layers)
+        cache, lent = past.lend(batch, True, model.device)
+        _logits(model, rows, batch, max(map(len, batch)) - 1, cache, lent)
+        kept = Past.of(cache, batch, model.config.get_text_config(decoder=True).num_hidden_layers)
         yield from _scored(model, rows, first, [child for segment in batch for child in segment.under], size, kept)
-        del lent, kept  # before the next batch makes its own
+        del cache, kept  # before the next batch makes its own
 
 
 def _logits(
-    model: PreTrainedModel, rows: list[list[int]], batch: list[Segment], start: int, lent: dict[str, Any]
+    model: PreTrainedModel, rows: list[list[int]], batch: list[Segment], start: int, cache: Cache | None, lent: dict[str, Any]
 ) -> torch.Tensor:
     """Logits of R segments from their token `start` on, R × tokens × vocabulary; rows are padded on the right."""
     import torch
@@ -88,8 +102,9 @@ def _logits(
     ids = [rows[s.row][s.start : s.stop] + [_PAD] * (width - len(s)) for s in batch]
     selects = "logits_to_keep" in inspect.signature(model.forward).parameters
     keep = {"logits_to_keep": torch.arange(start, width, device=model.device)} if selects else {}
+    past = {} if cache is None else {str(cache_argument(model)): cache}
     with torch.no_grad():
-        logits = model(input_ids=torch.tensor(ids, device=model.device), **lent, **keep).logits
+        logits = model(input_ids=torch.tensor(ids, device=model.device), **lent, **past, **keep).logits
     return logits if selects else logits[:, start:]
 
 

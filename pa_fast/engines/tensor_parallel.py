@@ -149,6 +149,7 @@ class ShardedModel(LambdaModel):
         vars(self).update(vars(part))
         owners = list({id(tensor): tensor for tensor in layout.distributed(part.model).values()}.values())
         self.ranks = ranks
+        self._not_shared = part._not_shared if ranks.rank == 0 else None  # warned of once, not once per rank
         self.weights = ShardedWeights(part.weights, ranks, owners, layout.split(part.model))
         self.identity = {**part.identity, "engine": "transformers-tp", "world": ranks.world}
 

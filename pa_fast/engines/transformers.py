@@ -6,6 +6,7 @@ Has been run for real on CPU. The code for one GPU is the same and has not been 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -184,7 +185,8 @@ def load(
     notes += _of_memory(weights.memory(), said, want)
     why_not = obstacle(loaded.module) if shared_prefix else None
     if why_not:
-        notes.append(f"shared prefixes are computed for every request again: of {type(loaded.module).__name__}, {why_not}")
+        why_not = f"of {type(loaded.module).__name__}, {why_not} (transformers {version('transformers')})"
+        notes.append(f"shared prefixes are computed for every request again: {why_not}")
     configuration = {
         "base": str(base),
         "instruct": str(instruct if delta is None else delta),
@@ -195,7 +197,7 @@ def load(
     }
     same["lossless"] = weights.lossless
     shared = shared_prefix and not why_not
-    return LambdaModel(loaded.module, chosen, weights, same, configuration, batch_size, notes, stops, shared)
+    return LambdaModel(loaded.module, chosen, weights, same, configuration, batch_size, notes, stops, shared, why_not)
 
 
 def _planned(want: Asked, loaded: Loaded) -> planner.Plan | None:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 import pa_fast
 from pa_fast.base import Continuation
 from pa_fast.engines import scoring
-from pa_fast.engines.past import Past, obstacle
+from pa_fast.engines.past import Past, cache_argument, obstacle
 from pa_fast.engines.prefix import LEVELS, Segment, forest
 from pa_fast.errors import EngineError
 from pa_fast.evals.spec import build
@@ -178,6 +178,76 @@ def test_tokens_that_requests_share_pass_through_the_model_once(monkeypatch: pyt
     monkeypatch.setattr(model, "forward", counted)
     scoring.loglikelihood(model, [(prompt, [60 + k, 61]) for k in range(4)], 8, shared_prefix=True)
     assert passes == [(1, 39), (4, 2)]
+
+
+@pytest.mark.parametrize(
+    ("name", "annotation"),
+    [
+        ("cache", "Cache | None"),
+        ("past_key_values", "Optional[Cache]"),
+        ("memory", "Cache"),
+        ("past_key_values", None),
+        ("cache", None),
+    ],
+)
+def test_the_cache_goes_in_by_the_name_that_a_model_has_for_it(
+    name: str, annotation: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, pairs = make_model("llama"), tree()
+    expected = scoring.loglikelihood(model, pairs, 4, shared_prefix=True)
+    forward, own = model.forward, str(cache_argument(model))
+
+    def renamed(**kwargs: Any) -> Any:
+        return forward(**{own if key == name else key: value for key, value in kwargs.items()})
+
+    parameters = [p for p in inspect.signature(forward).parameters.values() if p.name != own and p.kind is not p.VAR_KEYWORD]
+    typed = inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation or inspect.Parameter.empty)
+    renamed.__signature__ = inspect.Signature([*parameters, typed])  # type: ignore[attr-defined]
+    monkeypatch.setattr(model, "forward", renamed)
+    assert cache_argument(model) == name and obstacle(model) is None
+    assert scoring.loglikelihood(model, pairs, 4, shared_prefix=True) == expected
+
+
+def test_a_model_of_today_passes_its_cache_without_a_deprecation(recwarn: pytest.WarningsRecorder) -> None:
+    scoring.loglikelihood(make_model("llama"), tree(), 4, shared_prefix=True)
+    assert not [w for w in recwarn if "past_key_values" in str(w.message)]
+
+
+def test_sharing_that_is_lost_is_warned_of_once_with_its_cost(
+    tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pa_fast.engines import transformers as engine
+
+    folders = write_pair(tmp_path, "llama")
+    prompt, lone = list(range(10, 50)), [([5, 6, 7], [8]), ([9, 6, 7], [8])]
+    asked = [(prompt, [60 + k, 61]) for k in range(4)]
+    for options in ({}, {"shared_prefix": False}):
+        pa_fast.load(*folders, **options).loglikelihood(asked)
+    assert not caplog.records, "nothing is lost where it is shared, or where it was not wanted"
+    monkeypatch.setattr(engine, "obstacle", lambda model: "its forward pass takes no cache")
+    lm = pa_fast.load(*folders)
+    lm.loglikelihood(lone)
+    assert not caplog.records, "nothing is lost by requests that begin differently"
+    for _ in range(3):
+        lm.loglikelihood(asked)
+    (record,) = caplog.records
+    assert record.levelname == "WARNING" and record.name == "pa_fast"
+    # 4 requests of 41 tokens; shared, 39 once and 2 each
+    assert "164 tokens through the model where 47 would do (3.5 ×)" in record.getMessage()
+    assert "of LlamaForCausalLM, its forward pass takes no cache (transformers " in record.getMessage()
+
+
+@pytest.mark.parametrize("name", ["_supports_default_dynamic_cache", "_is_stateful"])
+def test_a_release_that_drops_what_sharing_asks_of_it_loses_sharing_alone(name: str) -> None:
+    model = make_model("llama")
+
+    class Without:
+        def __getattr__(self, asked: str) -> Any:
+            if asked == name:
+                raise AttributeError(asked)
+            return getattr(model, asked)
+
+    assert f"has no `{name}`" in (obstacle(Without()) or "")  # type: ignore[arg-type]
 
 
 def test_no_keys_and_values_outlive_the_call() -> None:

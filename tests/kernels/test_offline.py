@@ -23,6 +23,11 @@ REGISTERS = {
 }
 """At 40 an SM still holds 48 warps, at 56 36, at 64 32, at 80 24; at 64 a SIMD of a CDNA 3 unit holds its 8 waves, at 72 7."""
 
+VERSION = tuple(int(part) for part in offline.triton.__version__.split(".")[:2])
+SINCE_3_9 = {("sparse index fp32,fp32→fp32", "gfx942"): 80} if VERSION >= (3, 9) else {}
+"""What newer compilers may take more. Triton 3.9 allots 75 where 3.6 allotted 71, for the same accesses and as many instructions
+(46.0 for 46.4 an entry): 6 waves a SIMD for 7, of a kernel that waits for scattered stores."""
+
 INSTRUCTIONS = {"lerp": 24.0, "drawn": 40.0, "checksum": 30.0, "sparse": 64.0, "packed": 124.0}
 """Per weight, per 64-bit word, per entry or bit: an H200 at full bandwidth has about 34 for a bf16 weight switched, 54 for a word
 read, and over 400 for an entry of an index list, whose store touches a sector of its own. Of `drawn`, 11 are the hash. A packed
@@ -43,15 +48,16 @@ def test_gate(kernel: offline.Kernel, target: str) -> None:
     assert made.spills == 0
     assert made.keeps_denormals
     op = kernel.name.split()[0]
-    assert made.registers <= REGISTERS[op][backend]
+    assert made.registers <= SINCE_3_9.get((kernel.name, target), REGISTERS[op][backend])
     assert made.instructions_per_element <= INSTRUCTIONS[op]
     rounds_to_bf16 = offline.lerp_triton.tl.bfloat16 in (kernel.constants.get("OUT"), kernel.constants.get("VIA"))
     if backend == "cuda" and rounds_to_bf16 and op == "lerp":
         assert made.packed_rounding > 0
 
 
-PRODUCT_REGISTERS = {("cuda", 2): 150, ("cuda", 4): 224, ("hip", 2): 192, ("hip", 4): 192}
-"""By backend and bytes of a factor. Where all is 16-bit, 128: two programs share an SM."""
+PRODUCT_REGISTERS = {("cuda", 2): 168, ("cuda", 4): 224, ("hip", 2): 192, ("hip", 4): 192}
+"""By backend and bytes of a factor. Where all is 16-bit, 128: two programs share an SM; from 129 to 255 one does, so that the 160
+of Triton 3.9 cost as much as the 150 of 3.6."""
 
 
 def product_bytes(kernel: offline.Kernel, base: torch.dtype, factor: torch.dtype) -> list[int]:
@@ -98,6 +104,13 @@ def test_the_gate_notices_a_product_whose_factors_are_read_in_pieces() -> None:
     small = offline.lowrank(offline.BF16, offline.BF16, offline.BF16, launch=offline.Launch(block=4096, threads=512))
     made = offline.compile_for(small, "sm_90")
     assert made.wide_loads * 16 * 512 not in product_bytes(small, offline.BF16, offline.BF16)
+
+
+def test_two_products_of_16_bit_share_a_multiprocessor_because_their_launch_asks_for_it() -> None:
+    assert all(
+        (offline.lowrank(*kind).options.get("maxnreg") == 128) == (kind[4] and {d.itemsize for d in kind[:3]} == {2})
+        for kind in offline.LOWRANK_KINDS
+    )
 
 
 def test_the_gate_notices_a_launch_that_narrows_accesses() -> None:
