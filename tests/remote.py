@@ -16,9 +16,8 @@ from pa_fast.engines.layout import local
 from pa_fast.engines.tensor_parallel import load
 from tests.engines.architectures import write_pair
 from tests.engines.test_architectures import reload
+from tests.patience import IDLE_S, LIMIT_S, Watch
 from tests.subjects import Live, Subject
-
-PATIENCE_S = 60
 
 
 class Remote(Subject):
@@ -97,7 +96,9 @@ class Ranks(Remote):
     def _answers(self) -> list[Any]:
         found = []
         for rank, pipe in enumerate(self._pipes):
-            assert pipe.poll(PATIENCE_S), f"rank {rank} does not answer"
+            watch = Watch(os.getpid())
+            while not pipe.poll(1):
+                assert (why := watch.stalled()) is None, f"rank {rank} does not answer: {why}"
             found.append(pickle.loads(pipe.recv_bytes()))
         for error, _ in found:
             if error is not None:
@@ -108,7 +109,7 @@ class Ranks(Remote):
         for pipe in self._pipes:
             pipe.close()
         for process in self._processes:
-            process.join(PATIENCE_S)
+            process.join(IDLE_S)
 
 
 class Actor(Remote):
@@ -127,7 +128,7 @@ class Actor(Remote):
         self._ray, self._actor = ray, ray.remote(_Held).remote(*folders)
 
     def ask(self, method: str, *args: Any) -> list[Any]:
-        error, answer = self._ray.get(self._actor.ask.remote(method, *args), timeout=PATIENCE_S)
+        error, answer = self._ray.get(self._actor.ask.remote(method, *args), timeout=LIMIT_S)
         if error is not None:
             raise error
         return [answer]

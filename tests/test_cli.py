@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pa_fast import cli
+from tests import patience
 from tests.engines.architectures import write_model, write_pair
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -204,14 +205,15 @@ KILLS = int(os.environ.get("PA_FAST_KILLS", "2"))
 
 def test_sigkill_at_random_moments_changes_nothing(pair: tuple[str, str], place: pathlib.Path) -> None:
     quiet = start(*sweep(pair, "runs/quiet"))
-    assert quiet.wait(120) == 0, quiet.stderr and quiet.stderr.read()
+    _, errors = patience.communicate(quiet)
+    assert quiet.returncode == 0, errors
     (place / "calls").unlink()
     draw = random.Random(5)
     for _ in range(KILLS):
         process = start(*sweep(pair, "runs/killed"), pause=0.4)
-        deadline = time.monotonic() + 60
+        watch = patience.Watch(process.pid)
         calls = len((place / "calls").read_text().splitlines()) if (place / "calls").exists() else 0
-        while process.poll() is None and time.monotonic() < deadline:
+        while process.poll() is None and watch.stalled() is None:
             if (place / "calls").exists() and len((place / "calls").read_text().splitlines()) > calls:
                 break
             time.sleep(0.02)
@@ -219,7 +221,8 @@ def test_sigkill_at_random_moments_changes_nothing(pair: tuple[str, str], place:
         process.kill()
         process.communicate()
     last = start(*sweep(pair, "runs/killed"))
-    assert last.wait(120) == 0, last.stderr and last.stderr.read()
+    _, errors = patience.communicate(last)
+    assert last.returncode == 0, errors
     for name in ("results.csv", "results.json", "trajectory.svg"):
         assert (place / "runs/killed" / name).read_bytes() == (place / "runs/quiet" / name).read_bytes(), name
     finished = [json.loads(line) for line in (place / "runs/killed/journal.jsonl").read_text().splitlines() if line.endswith("}")]
@@ -230,11 +233,11 @@ def test_sigkill_at_random_moments_changes_nothing(pair: tuple[str, str], place:
 
 def test_an_interrupt_prints_the_command_that_goes_on(pair: tuple[str, str], place: pathlib.Path) -> None:
     process = start(*sweep(pair, "runs/a"), pause=30)
-    deadline = time.monotonic() + 60
-    while not (place / "calls").exists() and time.monotonic() < deadline:
+    watch = patience.Watch(process.pid)
+    while not (place / "calls").exists() and process.poll() is None and watch.stalled() is None:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    _, shown = process.communicate(timeout=30)
+    _, shown = patience.communicate(process)
     assert process.returncode == 130, shown
     assert "Go on with:" in shown and "pa-fast sweep" in shown and "--out runs/a" in shown
     assert "Traceback" not in shown

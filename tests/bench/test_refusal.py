@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from bench.__main__ import CHECKS, main
+from tests import patience
 
 ROOT = pathlib.Path(__file__).parents[2]
 WRONG_SWITCH = """
@@ -31,9 +32,9 @@ def bench(folder: pathlib.Path, broken: str, *arguments: str) -> subprocess.Comp
     (folder / "broken.py").write_text(broken)
     path = os.pathsep.join([str(folder), str(ROOT / "kernels")])
     asked = {"PA_FAST_BENCH_SIZE": "tiny", "PA_FAST_BENCH_ROUNDS": "1", "PYTEST_ADDOPTS": "-p broken", "PYTHONPATH": path}
-    return subprocess.run(
+    return patience.run(
         [sys.executable, "-m", "bench", "--out", str(folder / "results"), "--json", str(folder / "run.json"), *arguments],
-        cwd=ROOT, capture_output=True, text=True, timeout=300, env={**os.environ, **asked},
+        cwd=ROOT, env={**os.environ, **asked},
     )  # fmt: skip
 
 

@@ -62,7 +62,7 @@ def test_a_fault_in_one_file_ends_all_and_leaves_nothing(tmp_path: Path, at_once
 
 def test_results_are_in_order_and_no_more_than_asked_run_at_once() -> None:
     running, most, turn = set[int](), [0], threading.Lock()
-    meet = threading.Barrier(2, timeout=10)
+    meet = threading.Barrier(2, timeout=60)
 
     def work(pool: ThreadPoolExecutor, item: int) -> int:
         with turn:
@@ -83,7 +83,7 @@ def test_the_first_failure_is_the_one_that_is_told() -> None:
     def work(pool: ThreadPoolExecutor, item: int) -> int:
         if item == 3:
             raise ValueError("of its own")
-        if not ended.wait(10 if item > 0 else 0) and item > 0:
+        if not ended.wait(60 if item > 0 else 0) and item > 0:
             raise AssertionError("nobody said that it has ended")
         if ended.is_set():
             raise RuntimeError("because of another")

@@ -358,8 +358,6 @@ def a_rank_that_is_gone_is_missed(world: World) -> None:
     world.refused(EngineError, "rank 0 has lost the others in set_lambda", lambda: lm.set_lambda(0.5))
 
 
-PATIENCE_S = 50
-
 CHECKS: dict[str, Callable[[World], None]] = {
     **{f"merges_are_those_of_one_device[{name}]": merges_are_those_of_one_device(name) for name in SHARDED},
     **{
@@ -395,7 +393,7 @@ ON_TWO_RANKS: dict[str, Callable[[World], None]] = {
 
 
 def main(folder: pathlib.Path) -> None:
-    faulthandler.dump_traceback_later(PATIENCE_S, exit=True)  # ranks that wait for each other say where
+    faulthandler.enable()  # ranks that wait for each other are aborted by `tests.patience`, and say where
     torch.set_num_threads(1)
     world = World(folder)
     results = {}

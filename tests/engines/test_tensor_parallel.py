@@ -6,7 +6,6 @@ import functools
 import json
 import os
 import pathlib
-import subprocess
 import sys
 
 import pytest
@@ -14,6 +13,7 @@ import pytest
 import pa_fast
 from pa_fast.engines.tensor_parallel import load
 from pa_fast.errors import EngineError, UsageError
+from tests import patience
 from tests.engines.on_ranks import CHECKS, ON_TWO_RANKS
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -23,16 +23,17 @@ ROOT = pathlib.Path(__file__).parents[2]
 def launched(world: int, folder: pathlib.Path) -> dict[str, str]:
     """What came of each check on `world` ranks: nothing, or the tracebacks; and what the launch printed."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)]
-    done = subprocess.run(
-        [*launcher, "-m", "tests.engines.on_ranks", str(folder)],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}"},
-        capture_output=True,
-        text=True,
-    )
+    try:
+        said = patience.run(
+            [*launcher, "-m", "tests.engines.on_ranks", str(folder)],
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}"},
+        ).stderr
+    except patience.Stalled as stalled:
+        said = str(stalled)
     results = folder / "results.json"
     found: dict[str, str] = json.loads(results.read_text()) if results.exists() else {}
-    return {**found, "launch": done.stderr}
+    return {**found, "launch": said}
 
 
 @pytest.fixture(scope="module")

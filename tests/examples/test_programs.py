@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import pathlib
-import subprocess
 import sys
 
 import pytest
@@ -13,6 +12,7 @@ import torch
 
 import pa_fast
 from examples import cuda_graph_generate, own_engine, own_loop
+from tests import patience
 
 ROOT = pathlib.Path(__file__).parents[2]
 PAIR = ROOT / "examples" / "demo" / "pair"
@@ -70,7 +70,7 @@ def test_ray_sweep(tmp_path: pathlib.Path) -> None:
     path = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
     env = {**os.environ, "PYTHONPATH": path}
     command = [sys.executable, "-m", "examples.ray_sweep", str(tmp_path / "run")]
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=240)
+    done = patience.run(command, cwd=ROOT, env=env)
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == 5
     rows = json.loads((tmp_path / "run" / "results.json").read_text())["rows"]

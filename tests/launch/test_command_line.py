@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import patience
 from tests.engines.architectures import write_pair
 
 ROOT = Path(__file__).parents[2]
@@ -26,7 +27,7 @@ def run(*command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     env = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     for name in ("RAY_ADDRESS", "RANK", "WORLD_SIZE"):
         env.pop(name, None)
-    return subprocess.run([sys.executable, *command], env=env, cwd=cwd, capture_output=True, text=True, timeout=240)
+    return patience.run([sys.executable, *command], env=env, cwd=cwd)
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ from pa_fast.errors import RunError, UsageError
 from pa_fast.sweep import journal, sweep
 from pa_fast.sweep.journal import Journal
 from pa_fast.sweep.shard import Shard
+from tests import patience
 from tests.sweep.fakes import FakeEngine, Scorer
 from tests.sweep.test_kills import ROOT
 
@@ -112,7 +113,7 @@ def test_shards_at_the_same_time_leave_whole_results(tmp_path: Path) -> None:
         subprocess.Popen([*command, str(rank)], cwd=ROOT, env=path(), stderr=subprocess.PIPE, text=True) for rank in range(6)
     ]
     for process in running:
-        _, errors = process.communicate(timeout=120)
+        _, errors = patience.communicate(process)
         assert process.returncode == 0, errors
     assert len(whole.rows) == 42
     for name in ("results.csv", "results.json"):
