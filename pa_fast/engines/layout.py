@@ -55,12 +55,17 @@ def check(base: PreTrainedModel, instruct: PreTrainedModel) -> None:
                 "a head that is tied on one side only is split on that side only: load such a pair on one device",
             )
     if not split(instruct):
-        raise EngineError(
-            f"transformers splits no weight of {type(instruct).__name__}: it has no tensor-parallel plan for it",
-            "use the transformers engine: every rank would hold the whole model",
-        )
+        raise no_plan(type(instruct).__name__)
     for name, tensor in ours.items():
         _check_even(name, tensor)
+
+
+def no_plan(kind: str) -> EngineError:
+    """The refusal of a model class that transformers splits nowhere."""
+    return EngineError(
+        f"transformers splits no weight of {kind}: it has no tensor-parallel plan for it",
+        "use the transformers engine: every rank would hold the whole model",
+    )
 
 
 def _check_even(name: str, tensor: Any) -> None:

@@ -7,6 +7,7 @@ rank that went another way. Announcements have a process group to themselves and
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -115,7 +116,9 @@ class Ranks:
         from transformers.distributed import DistributedConfig
 
         mesh = init_device_mesh(self.device.partition(":")[0], (self.world,))
-        return {"distributed_config": DistributedConfig(tp_size=self.world), "device_mesh": mesh}
+        config = DistributedConfig(tp_size=self.world)
+        _make_meshes_once(config)
+        return {"distributed_config": config, "device_mesh": mesh}
 
     @contextlib.contextmanager
     def step(self, name: str, *, wait: bool = False) -> Iterator[None]:
@@ -182,6 +185,28 @@ class Ranks:
                 "see what the rank said that ended first",
             ) from error
         return reports
+
+
+def _make_meshes_once(config: Any) -> None:
+    """Make transformers' device meshes for `config` here, where all ranks are, and hand them out afterwards.
+
+    From 5.24 on every `from_pretrained` makes meshes of its own, which is a collective: a rank that failed before it would be
+    waited for. Earlier releases take the mesh that they are given.
+    """
+    import torch.distributed as dist
+    from transformers.distributed import mixin
+
+    make = getattr(mixin, "initialize_distributed_mesh", None)
+    if make is None:
+        return
+    make = getattr(make, "__wrapped__", make)
+    made, of = make(config), dist.group.WORLD
+
+    @functools.wraps(make)
+    def handed_out(asked: Any) -> Any:
+        return made if dist.group.WORLD is of and asked.tp_size == config.tp_size else make(asked)
+
+    mixin.initialize_distributed_mesh = handed_out
 
 
 def _check(reports: list[_Report]) -> None:

@@ -122,9 +122,9 @@ def a_rank_holds_its_shards_and_no_more(world: World) -> None:
     lm, folder = world.model("llama"), world.pair("llama")[0]
     full = {name: nbytes(tensor) for name, tensor in on_one_device(folder).state_dict().items()}
     split = layout.split(lm.model)
-    assert {name.rpartition(".")[0].rpartition(".")[2] for name in full.keys() - split} == {
-        "embed_tokens", "input_layernorm", "post_attention_layernorm", "norm",
-    }  # fmt: skip
+    whole_names = {name.rpartition(".")[0].rpartition(".")[2] for name in full.keys() - split}
+    norms = {"input_layernorm", "post_attention_layernorm", "norm"}
+    assert norms <= whole_names <= norms | {"embed_tokens"}, whole_names  # transformers 5.24 splits embeddings, too
     own = sum(size // world.size if name in split else size for name, size in full.items())
     assert lm.weights.memory().live_bytes == own
     assert lm.weights.memory().total_bytes == 3 * own
