@@ -41,8 +41,8 @@ compat: $(READY)  ## the suite on the pinned and on the newest packages: last re
 	@$(COMPAT)/bin/python -c 'import torch' 2>/dev/null || $(COMPAT)/bin/python $(PIP) $(TORCH)
 	@$(COMPAT)/bin/python -c 'import torch; print("torch==" + torch.__version__.partition("+")[0])' > $(COMPAT)/held.txt
 	$(COMPAT)/bin/python $(PIP) -q --upgrade --upgrade-strategy eager -c $(COMPAT)/held.txt -e '.[dev]'
-	$(BIN)/python -m tests.compatibility pinned $(COMPAT_TESTS)
-	$(COMPAT)/bin/python -m tests.compatibility newest $(COMPAT_TESTS)
+	$(BIN)/python -m tests.compatibility pinned $(COMPAT_TESTS); pinned=$$?; \
+	  $(COMPAT)/bin/python -m tests.compatibility newest $(COMPAT_TESTS) && exit $$pinned
 
 check: $(READY)  ## format, lint, types
 	$(BIN)/ruff format --check .
