@@ -17,7 +17,10 @@ import xml.etree.ElementTree as ElementTree
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "compatibility.md"
-PACKAGES = ["torch", "transformers", "triton", "typer", "click", "rich", "huggingface_hub", "numpy", "safetensors", "peft", "lm_eval", "ray", "matplotlib", "pyyaml"]  # fmt: skip
+PACKAGES = (
+    *("torch", "transformers", "triton", "typer", "click", "rich", "huggingface_hub", "numpy", "safetensors", "peft"),
+    *("lm_eval", "ray", "matplotlib", "pyyaml"),
+)
 ROWS = ("pinned", "newest")
 
 
