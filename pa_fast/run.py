@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import random
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -116,9 +117,24 @@ def check_confirm(job: SweepSpec) -> None:
 
 
 def opened(job: SweepSpec) -> tuple[Engine, list[Evaluator]]:
-    """The engine and the evaluators of `job`. What is wrong in the data files fails before a model is loaded."""
+    """The engine and the evaluators of `job`. What is wrong in the data files fails before a model is loaded.
+
+    The global random generators are seeded, and `visit` puts their state back after each evaluation: an evaluator that draws
+    draws the same at every λ, in every process and after every resume.
+    """
     asked = evaluators(job)
-    return engine(job), asked
+    loaded = engine(job)
+    _seed_generators()
+    return loaded, asked
+
+
+def _seed_generators() -> None:
+    import numpy
+    import torch
+
+    random.seed(0)
+    numpy.random.seed(0)
+    torch.manual_seed(0)
 
 
 def evaluators(job: SweepSpec) -> list[Evaluator]:

@@ -55,18 +55,42 @@ def locked(path: pathlib.Path) -> Iterator[None]:
         OutputError: the file system has no locks, or `path` cannot be written.
     """
     try:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        handle = hold(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666))
         try:
             fcntl.flock(handle, fcntl.LOCK_EX)
-        except OSError:
-            os.close(handle)
+        except BaseException:
+            release(handle)
             raise
     except OSError as error:
         raise OutputError(f"{path} cannot be locked: {error.strerror}", "put --out on a disk that has file locks") from error
     try:
         yield
     finally:
+        release(handle)
+
+
+_held: set[int] = set()
+
+
+def hold(handle: int) -> int:
+    """`handle`, from now on closed in every forked child: a lock lasts until the last process with its handle closes it."""
+    _held.add(handle)
+    return handle
+
+
+def release(handle: int) -> None:
+    """Close a handle that is held; nothing in a forked child, which does not have it."""
+    if handle in _held:
+        _held.remove(handle)
         os.close(handle)
+
+
+def _release_all() -> None:
+    while _held:
+        os.close(_held.pop())
+
+
+os.register_at_fork(after_in_child=_release_all)
 
 
 def remove_temporaries(folder: pathlib.Path) -> None:

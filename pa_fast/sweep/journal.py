@@ -178,8 +178,8 @@ class Journal:
             (self.folder / name).unlink(missing_ok=True)
 
     def _close(self) -> None:
-        for handle in {self._file, self._shared} - {-1}:
-            os.close(handle)
+        for handle in {self._file, self._shared}:
+            durable.release(handle)
         self._file = self._shared = -1
 
 
@@ -194,7 +194,7 @@ def read(folder: pathlib.Path) -> list[Entry]:
 
 
 def _open(path: pathlib.Path) -> int:
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+    return durable.hold(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666))
 
 
 def _scan(path: pathlib.Path) -> tuple[list[Entry], int]:

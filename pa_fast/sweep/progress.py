@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 class Progress(Protocol):
     """What the driver tells, in this order: `begin`, then per λ `switched`, per evaluator `evaluating` and
-    `recorded` (the point is durable by then), and `end` whatever happened. Before all of it, whoever loads the model tells
-    what is worth knowing of it: `noted`."""
+    `recorded` (the point is durable by then), and `end` whatever happened. At any time, what is worth knowing of the model,
+    an evaluator or the figure: `noted`."""
 
     def noted(self, note: str) -> None: ...
 

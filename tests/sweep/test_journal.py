@@ -43,6 +43,7 @@ entries = st.builds(
     switch_s=st.none() | numbers,
     eval_s=st.none() | numbers,
     host=st.none() | texts,
+    restored=st.none() | st.lists(texts, max_size=3).map(tuple),
 )
 
 
@@ -84,6 +85,8 @@ def test_anything_else_is_a_value_error(line: bytes) -> None:
         ({"checksum": 12}, "`checksum`"),
         ({"checksum": "0xff"}, "`checksum`"),
         ({"unit": 3}, "`unit`"),
+        ({"restored": "autocast"}, "`restored`"),
+        ({"restored": [3]}, "`restored`"),
     ],
 )
 def test_a_wrong_field_is_named(change: dict[str, object], why: str) -> None:
