@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 import random
 from collections.abc import Callable, Iterable, Iterator
@@ -13,8 +14,10 @@ from pa_fast.base import Engine, Evaluator, Lambda
 from pa_fast.errors import EngineError, PairError, UsageError
 from pa_fast.rules import LambdaRule
 from pa_fast.sweep.driver import distinct
+from pa_fast.sweep.journal import check_folder
 from pa_fast.sweep.point import Record, check_reach, visit
 from pa_fast.sweep.schedule import lambdas
+from pa_fast.sweep.shard import Shard
 
 if TYPE_CHECKING:
     from pa_fast.sweep.progress import Progress
@@ -67,11 +70,13 @@ def run(job: SweepSpec, progress: Progress | None = None, shard: tuple[int, int]
     from pa_fast.sweep import sweep
 
     points = lambdas(job.lambdas)
+    out = pathlib.Path(os.path.abspath(job.out))  # whatever the modules of evaluators do when they are imported
+    check_folder(out, None if shard is None else Shard(*shard))
     model, asked = opened(job)
     if progress is not None:
         for note in getattr(model, "notes", ()):
             progress.noted(note)
-    return sweep(model, points, asked, job.out, overwrite=job.overwrite, progress=progress, shard=shard)
+    return sweep(model, points, asked, out, overwrite=job.overwrite, progress=progress, shard=shard)
 
 
 def confirm(job: SweepSpec, found: SweepResult, count: int, progress: Progress | None = None) -> SweepResult:

@@ -406,3 +406,17 @@ def test_a_bug_is_one_line_and_a_traceback_only_with_debug(
 def test_help_exists(verb: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(monkeypatch, *filter(None, [verb, "--help"])) == 0
     assert "Usage" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("way", ["one process", "ray", "lockstep"])
+def test_a_bad_run_folder_is_found_before_a_model_is_loaded(
+    way: str, pair: tuple[str, str], place: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (place / "o").mkdir()
+    (place / "o" / "thesis.tex").touch()
+    monkeypatch.setattr("pa_fast.run.engine", lambda job: pytest.fail("a model was loaded"))
+    more = {"one process": [], "ray": ["--workers", "2"], "lockstep": ["--engine", "tensor-parallel"]}[way]
+    assert run(monkeypatch, *sweep(pair, "o", *more)) == 1
+    assert "holds `thesis.tex` and no run.json" in capsys.readouterr().err
+    assert [path.name for path in (place / "o").iterdir()] == ["thesis.tex"]
+    assert not (place / "calls").exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import pathlib
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,9 +22,10 @@ def say(message: str) -> None:
 
 
 def say_where(result: SweepResult) -> None:
-    """The folder of a sweep."""
+    """The folder of a sweep, relative to this one where it lies in it."""
     drawn = " and figure" if (result.out / "trajectory.png").exists() else ""
-    say(f"results{drawn}: {result.out}")
+    here = pathlib.Path.cwd()
+    say(f"results{drawn}: {result.out.relative_to(here) if result.out.is_relative_to(here) else result.out}")
 
 
 def _console() -> Console:

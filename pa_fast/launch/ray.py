@@ -10,6 +10,7 @@ import contextlib
 import functools
 import logging
 import os
+import pathlib
 import sys
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,6 +22,7 @@ from pa_fast.run import SweepSpec, evaluators, opened
 from pa_fast.sweep import schedule
 from pa_fast.sweep.driver import distinct, finished
 from pa_fast.sweep.entry import Entry
+from pa_fast.sweep.journal import check_folder
 from pa_fast.sweep.manifest import describe
 from pa_fast.sweep.point import Record, check_reach, visit
 from pa_fast.sweep.recording import Recording
@@ -45,10 +47,12 @@ def run(job: SweepSpec, workers: int, progress: Progress | None = None) -> Sweep
     if ":" in job.device:
         raise UsageError(f"device `{job.device}` for {workers} workers", "write cuda: Ray gives each worker a GPU of its own")
     points = schedule.lambdas(job.lambdas)
+    out = pathlib.Path(os.path.abspath(job.out))
+    check_folder(out)
     evaluators(job)  # what is wrong in them fails here, before anything is started
     gpus = 0 if job.device == "cpu" else None
     make = functools.partial(opened, job)
-    return sweep(make, points, job.out, workers, gpus=gpus, overwrite=job.overwrite, progress=progress)
+    return sweep(make, points, out, workers, gpus=gpus, overwrite=job.overwrite, progress=progress)
 
 
 def sweep(
