@@ -113,6 +113,9 @@ def draw(result: SweepResult) -> Figure:
 
 def _lines(result: SweepResult) -> list[Line]:
     found = []
+    failed: dict[str, list[float]] = {}
+    for failure in result.failures:
+        failed.setdefault(failure.evaluator, []).append(float(failure.lam))
     for name, higher, colour in zip(result.evaluators, result.higher_is_better, itertools.cycle(COLOURS)):
         rows = result.scores(name)
         if rows:
@@ -123,7 +126,7 @@ def _lines(result: SweepResult) -> list[Line]:
                 keys=tuple(lam.key for lam in result.lambdas),
                 lams=tuple(float(lam) for lam in result.lambdas),
                 scores=tuple(rows[lam.key].score if lam.key in rows else math.nan for lam in result.lambdas),
-                failed=tuple(float(failure.lam) for failure in result.failures if failure.evaluator == name),
+                failed=tuple(failed.get(name, ())),
                 colour=colour,
             )
             found.append(line)

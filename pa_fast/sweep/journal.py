@@ -35,7 +35,8 @@ class Journal:
     """A run folder held open by one sweep, as a context manager.
 
     Entering creates the folder, locks it against other sweeps, cuts off a last line that a kill left torn, and reads
-    what is finished: one step, for which processes that start together queue up. With `overwrite`, the files of the former sweep are removed first, and no others.
+    what is finished: one step, for which processes that start together queue up. With `overwrite`, the files of the former
+    sweep are removed first, and no others.
 
     A `shard` writes a file of its own, `journal.I-of-N.jsonl`, beside those of the others, and shares the folder with
     them; what is finished is read from all. Several hosts may do so on one file system.

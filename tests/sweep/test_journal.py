@@ -293,9 +293,8 @@ def test_check_folder_refuses_what_entering_would_and_touches_nothing(tmp_path: 
                 refuse(tmp_path / name)
     journal.check_folder(tmp_path / "a" / "new" / "one")
     assert sorted(tmp_path.rglob("*")) == before
-    with Journal(tmp_path / "run"):
-        with pytest.raises(RunError, match="in use by another sweep"):
-            journal.check_folder(tmp_path / "run")
+    with Journal(tmp_path / "run"), pytest.raises(RunError, match="in use by another sweep"):
+        journal.check_folder(tmp_path / "run")
     journal.check_folder(tmp_path / "run")
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     with pytest.raises(OutputError, match="may not be written"):
