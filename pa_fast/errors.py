@@ -24,6 +24,7 @@ class PaFastError(Exception):
     exit_code = 1
 
     def __init__(self, message: str, hint: str | None = None):
+        message = message if message.strip() else f"{type(self).__name__} without a message"
         super().__init__(message if hint is None else f"{message}\n\nhint: {hint}")
         self.message = message
         self.hint = hint

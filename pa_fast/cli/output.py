@@ -4,16 +4,43 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import pathlib
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
+
+from pa_fast.errors import OutputError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from pa_fast.sweep.results import SweepResult
+
+
+def open_standard_streams() -> None:
+    """Open what of stdin, stdout and stderr the caller closed, as /dev/null: else the next file opened would be it.
+
+    Raises:
+        OutputError: stdout was closed, and with it the place of every result.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+        raise OutputError("standard output is closed", "open it; what is not wanted goes to /dev/null: … > /dev/null")
+
+
+def drop_output() -> None:
+    """Point stdout at /dev/null, where what is left in its buffer does not fail once more at exit."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def say(message: str) -> None:
@@ -31,8 +58,14 @@ def say_where(result: SweepResult) -> None:
 def _console() -> Console:
     from rich.console import Console
 
+    class Raising(Console):
+        """Leaves a closed pipe to the caller, where rich would end the process without a word."""
+
+        def on_broken_pipe(self) -> None:
+            raise
+
     # A pipe has no width: wrapping there would break tables for the programs that read them.
-    return Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=10_000)
+    return Raising(highlight=False) if sys.stdout.isatty() else Raising(highlight=False, width=10_000)
 
 
 def show(drawable: Any) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import logging
 import os
 import pathlib
@@ -35,7 +36,8 @@ if TYPE_CHECKING:
 MOST_DEATHS = 5
 """After so many workers died on it a point counts as failed, or loading as hopeless."""
 
-_PATIENCE_S = 60.0
+_PATIENCE_S = 60
+_LOOK_S = 5
 
 
 def run(job: SweepSpec, workers: int, progress: Progress | None = None) -> SweepResult:
@@ -81,7 +83,7 @@ def sweep(
     Raises:
         MissingExtra: Ray is not installed.
         UsageError: more workers than the cluster has places for.
-        EngineError: workers die again and again in `make`.
+        EngineError: workers die again and again in `make`, or Ray's agent on this machine dies.
         PaFastError: whatever `make` and `pa_fast.sweep` raise.
     """
     if workers < 1:
@@ -128,6 +130,7 @@ class _Pool:
             gpus = 1 if ray.cluster_resources().get("GPU", 0) else 0
         # Ray tells the numeric libraries of an actor to use as many threads as it has cores.
         self._actor = ray.remote(_Seat).options(num_cpus=_share(ray, workers, gpus), num_gpus=gpus)
+        self._node = ray.get_runtime_context().get_node_id()
         self._work = work
         self._deaths: Counter[tuple[str, str] | None] = Counter()
         self._queue: deque[tuple[Lambda, list[str]]] = deque()
@@ -150,8 +153,7 @@ class _Pool:
         self._queue.extend(recording.missing())
         waiting = list(self._places)
         while waiting:
-            ready, _ = self._ray.wait([place.busy for place in waiting], num_returns=1)
-            place = next(place for place in waiting if place.busy == ready[0])
+            place = self._ready(waiting)
             if not self._step(place, recording):
                 waiting.remove(place)
 
@@ -196,17 +198,31 @@ class _Pool:
     def _first(self) -> Manifest:
         """The manifest of the worker that is ready first; the others go on loading."""
         while True:
-            ready, _ = self._ray.wait([place.busy for place in self._places], num_returns=1, timeout=_PATIENCE_S)
-            if not ready:
-                logging.getLogger("pa_fast").warning("no worker is ready yet: they load, or wait for others on the Ray cluster")
-                continue
-            place = next(place for place in self._places if place.busy == ready[0])
+            place = self._ready(self._places)
             try:
                 manifest: Manifest = self._got(place.busy)
                 return manifest
             except self._ray.exceptions.RayActorError as error:
                 self._count_death_at_load(error)
                 self._places[self._places.index(place)] = self._hire()
+
+    def _ready(self, places: Sequence[_Place]) -> _Place:
+        """The first of `places` that has something; Ray itself waits for ever where its agent on this machine is gone."""
+        for waited_s in itertools.count(_LOOK_S, _LOOK_S):
+            ready, _ = self._ray.wait([place.busy for place in places], num_returns=1, timeout=_LOOK_S)
+            if ready:
+                return next(place for place in places if place.busy == ready[0])
+            self._check_agent()
+            if waited_s % _PATIENCE_S == 0 and all(place.lam is None for place in self._places):
+                logging.getLogger("pa_fast").warning("no worker is ready yet: they load, or wait for others on the Ray cluster")
+        raise AssertionError
+
+    def _check_agent(self) -> None:
+        if not any(node["NodeID"] == self._node and node["Alive"] for node in self._ray.nodes()):
+            raise EngineError(
+                "Ray's agent on this machine (raylet) has died, and with it the connection to the workers",
+                "look whether memory ran out; then run the same command again: finished points are kept",
+            )
 
     def _hire(self) -> _Place:
         actor = self._actor.remote()
@@ -255,7 +271,12 @@ def _cluster(ray: Any) -> Iterator[None]:
             ) from error
     else:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        ray.init(address="local", num_cpus=len(os.sched_getaffinity(0)), include_dashboard=False, **quiet)
+        try:
+            ray.init(address="local", num_cpus=len(os.sched_getaffinity(0)), include_dashboard=False, **quiet)
+        except Exception as error:  # Ray's own are no more than that
+            raise EngineError(
+                f"Ray cannot be started on this machine: {first_line(error)}", "run again; a busy machine starts it too slowly"
+            ) from error
     try:
         yield
     finally:

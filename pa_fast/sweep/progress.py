@@ -111,7 +111,7 @@ class TerminalProgress:
 
 def _line(entry: Entry) -> str:
     if entry.error is not None:
-        return f"λ {entry.lam:<5} {entry.evaluator}  failed: {entry.error.splitlines()[0]}"
+        return f"λ {entry.lam:<5} {entry.evaluator}  failed: {next(iter(entry.error.strip().splitlines()), 'without a message')}"
     assert entry.score is not None and entry.switch_s is not None and entry.eval_s is not None
     times = f"switch {format_seconds(entry.switch_s)}, evaluation {format_seconds(entry.eval_s)}"
     return f"λ {entry.lam:<5} {entry.evaluator}  {score_text(entry.score)} {entry.unit}  {times}"

@@ -134,4 +134,6 @@ class Recording:
         from pa_fast.sweep import figure
 
         with durable.locked(self.folder / journal.LOCK):
-            figure.write(results.load(self.folder))
+            why_not = figure.write(results.load(self.folder))
+        if why_not:
+            self.progress.noted(why_not)

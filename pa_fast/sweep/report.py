@@ -43,8 +43,8 @@ def _written(run: SweepResult, figure: bool, noted: Callable[[str], object]) -> 
         with durable.locked(run.out / journal.LOCK):
             run = results.load(run.out)
             results.write(run)
-            if figure:
-                drawing.write(run)
+            if figure and (why_not := drawing.write(run)):
+                noted(f"{run.out}: {why_not}")
     except OutputError as error:
         if getattr(error.__cause__, "errno", None) not in (errno.EROFS, errno.EACCES, errno.EPERM):
             raise

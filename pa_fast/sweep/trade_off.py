@@ -32,7 +32,7 @@ def draw(axes: Axes, right: Line, up: Line) -> None:
     xs, ys = [point[0] for point in points], [point[1] for point in points]
     axes.plot(xs, ys, color=FAINT, lw=1.4, zorder=2)
     low, high = right.lams[0], right.lams[-1]
-    colours = colormaps["viridis"]([0.88 * (point[2] - low) / (high - low) for point in points])
+    colours = colormaps["viridis"]([0.88 * (point[2] - low) / ((high - low) or 1.0) for point in points])
     axes.scatter(xs, ys, c=colours, s=46, zorder=3, edgecolors="white", linewidths=0.8)
     axes.margins(0.16)
     axes.set_xlabel(f"{right.name}   ({right.unit})")
