@@ -6,6 +6,7 @@ engine that returns a `Score`). The driver in `pa_fast.sweep` knows nothing else
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,11 @@ from pa_fast.errors import UsageError
 
 # Exponents of at most three digits: Fraction would write out 10^999999999 in full.
 _NUMBER = re.compile(r"\s*[+-]?(\d{1,400}/\d{1,400}|(\d{1,400}\.?\d{0,400}|\.\d{1,400})([eE][+-]?\d{1,3})?)\s*", re.ASCII)
+
+
+# Of numerator and denominator together: files hold and read keys of up to 400 characters, and Python refuses to print
+# integers of more than 4,300 digits.
+_MOST_BITS = 1300
 
 
 class Lambda(float):
@@ -32,17 +38,19 @@ class Lambda(float):
         if isinstance(value, Lambda):
             return value
         if isinstance(value, str) and not _NUMBER.fullmatch(value):
-            raise UsageError(f"λ `{value}` is not a finite number", "write a decimal or a fraction, such as 0.6 or 1/3")
+            raise _no_number(value)
         try:
             exact = Fraction(value if isinstance(value, (str, int, Fraction)) else repr(float(value)))
-        except (ValueError, TypeError, ZeroDivisionError):
-            raise UsageError(f"λ `{value}` is not a finite number", "write a decimal or a fraction, such as 0.6 or 1/3") from None
+        except (ValueError, TypeError, ZeroDivisionError, OverflowError):
+            raise _no_number(value) from None
+        if exact.numerator.bit_length() + exact.denominator.bit_length() > _MOST_BITS:
+            raise UsageError("a λ has more than 390 digits", "write a decimal or a fraction, such as 0.6 or 1/3")
         try:
             number = float(exact)
         except OverflowError:
             number = math.inf
         if not abs(number) <= 3.4028234663852886e38 or (exact and not number):
-            raise UsageError(f"λ `{value}` does not fit in fp32, in which every merge is computed", "use a smaller λ")
+            raise UsageError(f"λ `{_shown(value)}` does not fit in fp32, in which every merge is computed", "use a smaller λ")
         self = super().__new__(cls, number)
         self.exact = exact
         return self
@@ -50,7 +58,7 @@ class Lambda(float):
     def __reduce__(self) -> tuple[type[Lambda], tuple[Fraction]]:
         return (Lambda, (self.exact,))
 
-    @property
+    @functools.cached_property
     def key(self) -> str:
         """λ as every file spells it."""
         twos = fives = 0
@@ -65,6 +73,15 @@ class Lambda(float):
         digits = str(abs(self.exact.numerator) * 10**places // self.exact.denominator).rjust(places + 1, "0")
         sign = "-" if self.exact < 0 else ""
         return sign + (f"{digits[:-places]}.{digits[-places:]}" if places else digits)
+
+
+def _no_number(value: object) -> UsageError:
+    return UsageError(f"λ `{_shown(value)}` is not a finite number", "write a decimal or a fraction, such as 0.6 or 1/3")
+
+
+def _shown(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else text[:60] + "…"
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ class PaFastError(Exception):
     exit_code = 1
 
     def __init__(self, message: str, hint: str | None = None):
-        message = printable(shortened(message))
+        message = printable(shortened(message)) if message.strip() else f"{type(self).__name__} without a message"
         hint = None if hint is None else printable(shortened(hint))
         super().__init__(message if hint is None else f"{message}\n\nhint: {hint}")
         self.message = message

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
+import random
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -13,9 +15,11 @@ from pa_fast.errors import EngineError, PairError, UsageError
 from pa_fast.files import check_own_folder
 from pa_fast.rules import LambdaRule
 from pa_fast.sweep.driver import distinct
+from pa_fast.sweep.journal import check_folder
 from pa_fast.sweep.point import Record, check_reach, visit
 from pa_fast.sweep.ready import check_evaluators
 from pa_fast.sweep.schedule import lambdas
+from pa_fast.sweep.shard import Shard
 
 if TYPE_CHECKING:
     from pa_fast.sweep.progress import Progress
@@ -72,11 +76,13 @@ def run(job: SweepSpec, progress: Progress | None = None, shard: tuple[int, int]
     from pa_fast.sweep import sweep
 
     points = lambdas(job.lambdas)
+    out = pathlib.Path(os.path.abspath(job.out))  # whatever the modules of evaluators do when they are imported
+    check_folder(out, None if shard is None else Shard(*shard))
     model, asked = opened(job)
     if progress is not None:
         for note in getattr(model, "notes", ()):
             progress.noted(note)
-    return sweep(model, points, asked, job.out, overwrite=job.overwrite, progress=progress, shard=shard)
+    return sweep(model, points, asked, out, overwrite=job.overwrite, progress=progress, shard=shard)
 
 
 def confirm(job: SweepSpec, found: SweepResult, count: int, progress: Progress | None = None) -> SweepResult:
@@ -124,9 +130,24 @@ def check_confirm(job: SweepSpec) -> None:
 
 
 def opened(job: SweepSpec) -> tuple[Engine, list[Evaluator]]:
-    """The engine and the evaluators of `job`. What is wrong in the data files fails before a model is loaded."""
+    """The engine and the evaluators of `job`. What is wrong in the data files fails before a model is loaded.
+
+    The global random generators are seeded, and `visit` puts their state back after each evaluation: an evaluator that draws
+    draws the same at every λ, in every process and after every resume.
+    """
     asked = evaluators(job)
-    return engine(job), asked
+    loaded = engine(job)
+    _seed_generators()
+    return loaded, asked
+
+
+def _seed_generators() -> None:
+    import numpy
+    import torch
+
+    random.seed(0)
+    numpy.random.seed(0)
+    torch.manual_seed(0)
 
 
 def evaluators(job: SweepSpec) -> list[Evaluator]:

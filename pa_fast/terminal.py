@@ -39,6 +39,10 @@ def _console_class() -> type[Console]:
     class Printable(Console):
         """Escapes what is to be shown, and leaves rich's own control segments: colours are no part of the text."""
 
+        def on_broken_pipe(self) -> None:
+            """Leave a closed pipe to the caller, where rich would end the process without a word."""
+            raise
+
         def render(self, renderable: Any, options: ConsoleOptions | None = None) -> Iterable[Segment]:
             for segment in super().render(renderable, options):
                 if segment.control or segment.text.isprintable():

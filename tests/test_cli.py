@@ -409,3 +409,54 @@ def test_a_bug_is_one_line_and_a_traceback_only_with_debug(
 def test_help_exists(verb: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(monkeypatch, *filter(None, [verb, "--help"])) == 0
     assert "Usage" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("way", ["one process", "ray", "lockstep"])
+def test_a_bad_run_folder_is_found_before_a_model_is_loaded(
+    way: str, pair: tuple[str, str], place: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (place / "o").mkdir()
+    (place / "o" / "thesis.tex").touch()
+    monkeypatch.setattr("pa_fast.run.engine", lambda job: pytest.fail("a model was loaded"))
+    more = {"one process": [], "ray": ["--workers", "2"], "lockstep": ["--engine", "tensor-parallel"]}[way]
+    assert run(monkeypatch, *sweep(pair, "o", *more)) == 1
+    assert "holds `thesis.tex` and no run.json" in capsys.readouterr().err
+    assert [path.name for path in (place / "o").iterdir()] == ["thesis.tex"]
+    assert not (place / "calls").exists()
+
+
+@pytest.fixture(scope="module")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> str:
+    from pa_fast.sweep import sweep as run_sweep
+    from tests.sweep.fakes import FakeEngine, Scorer
+
+    out = tmp_path_factory.mktemp("finished") / "run"
+    run_sweep(FakeEngine(), "0:1:0.01", [Scorer("icl")], out, figure=False)
+    return str(out)
+
+
+@pytest.mark.parametrize(
+    ("stdout", "said"),
+    [
+        ("closed", "error: standard output is closed"),
+        ("nobody reads", "error: standard output was closed before all of it was read"),
+        ("full", "error: output: No space left on device"),
+    ],
+)
+@pytest.mark.parametrize("verb", ["report", "inspect"])
+def test_output_that_cannot_be_written_is_one_message(
+    verb: str, stdout: str, said: str, finished_run: str, pair: tuple[str, str]
+) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    target = {"closed": ">&-", "nobody reads": f">&{writing}", "full": ">/dev/full"}[stdout]
+    arguments = {"report": ["report", finished_run], "inspect": ["inspect", *pair, "--json"]}[verb]
+    done = subprocess.run(
+        ["bash", "-c", f'"$0" -m pa_fast "$@" {target}', sys.executable, *arguments],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels")])},
+        stderr=subprocess.PIPE, text=True, pass_fds=[writing], check=False,
+    )  # fmt: skip
+    os.close(writing)
+    assert done.returncode == 1
+    assert done.stderr.startswith(said) and done.stderr.count("\n\nhint: ") == 1, done.stderr
+    assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr and done.stderr.count("error:") == 1

@@ -124,6 +124,9 @@ TABLE = {
     "unknown dtype": Row(
         lambda r: header(r / "base" / ONE, lambda e: first(e).update(dtype="F31")), "unknown dtype `F31`, expected one of", "dama"
     ),
+    "a dtype that safetensors has no code for": Row(
+        lambda r: header(r / "base" / ONE, lambda e: first(e).update(dtype="C32")), "unknown dtype `C32`, expected one of", "dama"
+    ),
     "index that lies": Row(
         lambda r: index(r / "base", lambda m: m.update({"b.one": ONE})), f"`b.one` should be in {ONE}", "fetch both again"
     ),

@@ -14,6 +14,7 @@ import typer
 
 from pa_fast.cli.deltas import encode, lora
 from pa_fast.cli.merges import merge, verify
+from pa_fast.cli.output import drop_output, open_standard_streams
 from pa_fast.cli.pairs import inspect
 from pa_fast.cli.runs import SWEEP_HELP, report, sweep
 from pa_fast.cli.speed import bench
@@ -55,15 +56,24 @@ def _options(
 
 
 def _verb(function: Callable[..., None], **options: Any) -> None:
-    """Register a command; an interrupt inside it ends with exit code 130 instead of typer's 1."""
+    """Register a command; an interrupt inside it ends with exit code 130 instead of typer's 1, and output that nobody reads
+    with a message instead of none."""
 
     @functools.wraps(function)
     def interruptible(*args: Any, **kwargs: Any) -> None:
         try:
             function(*args, **kwargs)
+            sys.stdout.flush()  # here, where a failure still has a message
         except KeyboardInterrupt:
             say("interrupted")
             raise typer.Exit(130) from None
+        except BrokenPipeError:
+            drop_output()
+            say("error: standard output was closed before all of it was read\n\nhint: what was written to files is whole")
+            raise typer.Exit(1) from None
+        except OSError:
+            drop_output()
+            raise
 
     app.command(**options)(interruptible)
 
@@ -84,6 +94,7 @@ def main() -> NoReturn:
     if debug:
         sys.excepthook = lambda *error: say("".join(traceback.format_exception(*error)))
     try:
+        open_standard_streams()
         with libraries_printable():
             sys.exit(app(args=arguments, prog_name="pa-fast", standalone_mode=False))
     except KeyboardInterrupt:

@@ -4,21 +4,49 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import pathlib
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
+from pa_fast.errors import OutputError
 from pa_fast.terminal import console, say
 
 if TYPE_CHECKING:
     from pa_fast.sweep.results import SweepResult
 
 
+def open_standard_streams() -> None:
+    """Open what of stdin, stdout and stderr the caller closed, as /dev/null: else the next file opened would be it.
+
+    Raises:
+        OutputError: stdout was closed, and with it the place of every result.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+        raise OutputError("standard output is closed", "open it; what is not wanted goes to /dev/null: … > /dev/null")
+
+
+def drop_output() -> None:
+    """Point stdout at /dev/null, where what is left in its buffer does not fail once more at exit."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def say_where(result: SweepResult) -> None:
-    """The folder of a sweep."""
+    """The folder of a sweep, relative to this one where it lies in it."""
     drawn = " and figure" if (result.out / "trajectory.png").exists() else ""
-    say(f"results{drawn}: {result.out}")
+    here = pathlib.Path.cwd()
+    say(f"results{drawn}: {result.out.relative_to(here) if result.out.is_relative_to(here) else result.out}")
 
 
 def show(drawable: Any) -> None:

@@ -191,7 +191,10 @@ def report(
     from pa_fast.sweep.report import report as run
     from pa_fast.sweep.results import table
 
-    results = run(runs)
+    unwritten: list[str] = []
+    results = run(runs, noted=unwritten.append)
     show(table(results))
+    for note in unwritten:
+        say(f"note: {note}")
     for result in results:
         say_where(result)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pathlib
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from pa_fast.base import Engine, Evaluator, Lambda, Score, identity
 from pa_fast.run import SweepSpec, opened
 from pa_fast.sweep import schedule
 from pa_fast.sweep.driver import distinct, finished, note_repeat
+from pa_fast.sweep.journal import check_folder
 from pa_fast.sweep.manifest import describe
 from pa_fast.sweep.point import check_reach, visit
 from pa_fast.sweep.ready import Repeats, check_evaluators
@@ -77,8 +79,10 @@ def sweep(
 
 def run(job: SweepSpec, progress: Progress | None = None) -> SweepResult | None:
     """Run `job` on one model that the ranks of torchrun hold together; see `sweep`."""
+    out = pathlib.Path(os.path.abspath(job.out))
+    check_folder(out)
     model, asked = opened(job)
-    return sweep(model, job.lambdas, asked, job.out, overwrite=job.overwrite, progress=progress)
+    return sweep(model, job.lambdas, asked, out, overwrite=job.overwrite, progress=progress)
 
 
 class _InStep:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import logging
 import os
+import pathlib
 import sys
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,6 +23,7 @@ from pa_fast.run import SweepSpec, evaluators, opened
 from pa_fast.sweep import schedule
 from pa_fast.sweep.driver import distinct, finished, note_repeat
 from pa_fast.sweep.entry import Entry
+from pa_fast.sweep.journal import check_folder
 from pa_fast.sweep.manifest import describe
 from pa_fast.sweep.point import Record, check_reach, visit
 from pa_fast.sweep.ready import Repeats, check_evaluators
@@ -34,7 +37,8 @@ if TYPE_CHECKING:
 MOST_DEATHS = 5
 """After so many workers died on it a point counts as failed, or loading as hopeless."""
 
-_PATIENCE_S = 60.0
+_PATIENCE_S = 60
+_LOOK_S = 5
 
 
 def run(job: SweepSpec, workers: int, progress: Progress | None = None) -> SweepResult:
@@ -46,10 +50,12 @@ def run(job: SweepSpec, workers: int, progress: Progress | None = None) -> Sweep
     if ":" in job.device:
         raise UsageError(f"device `{job.device}` for {workers} workers", "write cuda: Ray gives each worker a GPU of its own")
     points = schedule.lambdas(job.lambdas)
+    out = pathlib.Path(os.path.abspath(job.out))
+    check_folder(out)
     evaluators(job)  # what is wrong in them fails here, before anything is started
     gpus = 0 if job.device == "cpu" else None
     make = functools.partial(opened, job)
-    return sweep(make, points, job.out, workers, gpus=gpus, overwrite=job.overwrite, progress=progress)
+    return sweep(make, points, out, workers, gpus=gpus, overwrite=job.overwrite, progress=progress)
 
 
 def sweep(
@@ -78,7 +84,7 @@ def sweep(
     Raises:
         MissingExtra: Ray is not installed.
         UsageError: more workers than the cluster has places for.
-        EngineError: workers die again and again in `make`.
+        EngineError: workers die again and again in `make`, or Ray's agent on this machine dies.
         PaFastError: whatever `make` and `pa_fast.sweep` raise.
     """
     if workers < 1:
@@ -126,6 +132,7 @@ class _Pool:
             gpus = 1 if ray.cluster_resources().get("GPU", 0) else 0
         # Ray tells the numeric libraries of an actor to use as many threads as it has cores.
         self._actor = ray.remote(_Seat).options(num_cpus=_share(ray, workers, gpus), num_gpus=gpus)
+        self._node = ray.get_runtime_context().get_node_id()
         self._work = work
         self._deaths: Counter[tuple[str, str] | None] = Counter()
         self._queue: deque[tuple[Lambda, list[str]]] = deque()
@@ -150,8 +157,7 @@ class _Pool:
         self._queue.extend(recording.missing())
         waiting = list(self._places)
         while waiting:
-            ready, _ = self._ray.wait([place.busy for place in waiting], num_returns=1)
-            place = next(place for place in waiting if place.busy == ready[0])
+            place = self._ready(waiting)
             if not self._step(place, recording):
                 waiting.remove(place)
 
@@ -197,17 +203,31 @@ class _Pool:
     def _first(self) -> Manifest:
         """The manifest of the worker that is ready first; the others go on loading."""
         while True:
-            ready, _ = self._ray.wait([place.busy for place in self._places], num_returns=1, timeout=_PATIENCE_S)
-            if not ready:
-                logging.getLogger("pa_fast").warning("no worker is ready yet: they load, or wait for others on the Ray cluster")
-                continue
-            place = next(place for place in self._places if place.busy == ready[0])
+            place = self._ready(self._places)
             try:
                 manifest: Manifest = self._got(place.busy)
                 return manifest
             except self._ray.exceptions.RayActorError as error:
                 self._count_death_at_load(error)
                 self._places[self._places.index(place)] = self._hire()
+
+    def _ready(self, places: Sequence[_Place]) -> _Place:
+        """The first of `places` that has something; Ray itself waits for ever where its agent on this machine is gone."""
+        for waited_s in itertools.count(_LOOK_S, _LOOK_S):
+            ready, _ = self._ray.wait([place.busy for place in places], num_returns=1, timeout=_LOOK_S)
+            if ready:
+                return next(place for place in places if place.busy == ready[0])
+            self._check_agent()
+            if waited_s % _PATIENCE_S == 0 and all(place.lam is None for place in self._places):
+                logging.getLogger("pa_fast").warning("no worker is ready yet: they load, or wait for others on the Ray cluster")
+        raise AssertionError
+
+    def _check_agent(self) -> None:
+        if not any(node["NodeID"] == self._node and node["Alive"] for node in self._ray.nodes()):
+            raise EngineError(
+                "Ray's agent on this machine (raylet) has died, and with it the connection to the workers",
+                "look whether memory ran out; then run the same command again: finished points are kept",
+            )
 
     def _hire(self) -> _Place:
         actor = self._actor.remote()
@@ -256,7 +276,12 @@ def _cluster(ray: Any) -> Iterator[None]:
             ) from error
     else:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        ray.init(address="local", num_cpus=len(os.sched_getaffinity(0)), include_dashboard=False, **quiet)
+        try:
+            ray.init(address="local", num_cpus=len(os.sched_getaffinity(0)), include_dashboard=False, **quiet)
+        except Exception as error:  # Ray's own are no more than that
+            raise EngineError(
+                f"Ray cannot be started on this machine: {first_line(error)}", "run again; a busy machine starts it too slowly"
+            ) from error
     try:
         yield
     finally:

@@ -136,7 +136,8 @@ def _check_one(name: str, live: torch.Tensor, sources: Mapping[str, torch.Tensor
             f"cannot bind `{name}`: {found}",
             "bf16, fp16 and fp32 are interpolated in any mix; every other dtype must be the same on all sides",
         )
-    if "instruct" in sources and not torch.equal(sources["base"], sources["instruct"].to(sources["base"].device)):
+    # by bytes, as merges compare them: torch cannot compare every dtype, such as complex32
+    if "instruct" in sources and not _same_bytes(sources["base"], sources["instruct"]):
         raise DataError(
             f"`{name}` ({live.dtype}) differs between base and instruct",
             "tensors that are not bf16, fp16 or fp32 are not interpolated and must be equal on both sides",
@@ -157,6 +158,13 @@ def _share(first: Binding, name: str, live: torch.Tensor, sources: Mapping[str, 
                 "untie the live tensors before binding them",
             )
     return replace(first, names=(*first.names, name))
+
+
+def _same_bytes(a: torch.Tensor, b: torch.Tensor) -> bool:
+    import torch
+
+    left, right = (tensor.contiguous().flatten().view(torch.uint8) for tensor in (a, b.to(a.device)))
+    return torch.equal(left, right)
 
 
 def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:

@@ -12,7 +12,7 @@ from pa_fast import files
 from pa_fast.errors import OutputError
 from pa_fast.files import sync_folder
 
-__all__ = ["locked", "remove_temporaries", "sync_folder", "write"]
+__all__ = ["hold", "locked", "release", "remove_temporaries", "sync_folder", "write"]
 
 
 def write(
@@ -40,18 +40,42 @@ def locked(path: pathlib.Path) -> Iterator[None]:
         OutputError: `path` cannot be written, or is no file of a sweep's own.
     """
     try:
-        handle = files.open_own(path)
+        handle = hold(files.open_own(path))
         try:
             files.lock(handle, path, wait=True)
-        except OSError:
-            os.close(handle)
+        except BaseException:
+            release(handle)
             raise
     except OSError as error:
         raise OutputError(f"{path} cannot be locked: {error.strerror}", "put --out on a disk that has file locks") from error
     try:
         yield
     finally:
+        release(handle)
+
+
+_held: set[int] = set()
+
+
+def hold(handle: int) -> int:
+    """`handle`, from now on closed in every forked child: a lock lasts until the last process with its handle closes it."""
+    _held.add(handle)
+    return handle
+
+
+def release(handle: int) -> None:
+    """Close a handle that is held; nothing in a forked child, which does not have it."""
+    if handle in _held:
+        _held.remove(handle)
         os.close(handle)
+
+
+def _release_all() -> None:
+    while _held:
+        os.close(_held.pop())
+
+
+os.register_at_fork(after_in_child=_release_all)
 
 
 def remove_temporaries(folder: pathlib.Path) -> None:

@@ -19,7 +19,8 @@ class Entry:
     `lam` is the exact key of λ; `items` names the file of item scores, `outputs` the folder of the evaluator's own files,
     relative to the run folder; `details` are its further figures; `checksum` is that of the live weights after the switch,
     None where the switch itself failed; `intended_lambda` is what `effective_lambda` would be without rounding, where a rule
-    gives tensors different λ; times are wall seconds.
+    gives tensors different λ; `restored` are the kinds of process state that the evaluator changed and that were put back,
+    such as `autocast`; times are wall seconds.
     """
 
     lam: str
@@ -38,6 +39,7 @@ class Entry:
     switch_s: float | None = None
     eval_s: float | None = None
     host: str | None = None
+    restored: tuple[str, ...] | None = None
 
     @property
     def finished(self) -> bool:
@@ -97,6 +99,9 @@ def _field(fields: dict[str, Any], name: str) -> Any:
     elif name == "details":
         valid = isinstance(value, dict) and all(map(_is_number, value.values()))
         value = {key: float(figure) for key, figure in value.items()} if valid else value
+    elif name == "restored":
+        valid = isinstance(value, list) and all(isinstance(kind, str) for kind in value)
+        value = tuple(value) if valid else value
     else:
         assert name in _NUMBERS
         valid = _is_number(value)

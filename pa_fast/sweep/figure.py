@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from pa_fast import files
-from pa_fast.errors import OutputError
+from pa_fast.errors import OutputError, PaFastError, first_line
 from pa_fast.sweep import durable, trade_off, trajectory
 from pa_fast.sweep.results import SweepResult
 from pa_fast.sweep.trajectory import FAINT, INK, Line
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 _MARK = "pa_fast"
 MAX_ROWS = 4
+LARGEST_DRAWN = 1e300
+"""Axes compute with differences and margins of scores, which overflow beyond."""
 WIDTH_INCHES = 10.0  # at 100 dpi the 1000 pixels of a README; the PNG has twice as many
 COLOURS = ("#1f6fb4", "#d9541e", "#2a8f5a", "#8253b8", "#b3892b", "#c2447e", "#3a8f95", "#6b6f76")
 _STYLE = {
@@ -49,10 +51,31 @@ _STYLE = {
 }
 
 
-def write(result: SweepResult) -> None:
-    """Draw `trajectory.svg` and `trajectory.png` into the run folder; nothing where no point is finished."""
-    if result.rows:
-        save(lambda: draw(result), result.out / "trajectory")
+def write(result: SweepResult) -> str | None:
+    """Draw `trajectory.svg` and `trajectory.png` into the run folder; nothing where no point is finished.
+
+    Returns:
+        Why there is no figure, as one line, where the results cannot be drawn; an older figure is then removed, which would
+        be that of other results. None else.
+
+    Raises:
+        OutputError: the files cannot be written.
+    """
+    if not result.rows:
+        return None
+    why = next((f"`{row.evaluator}` scored {row.score:.4g}" for row in result.rows if abs(row.score) > LARGEST_DRAWN), None)
+    try:
+        if why is None:
+            save(lambda: draw(result), result.out / "trajectory")
+            return None
+        why += f", and {LARGEST_DRAWN:g} is the most that an axis can show"
+    except PaFastError:
+        raise
+    except Exception as error:  # the results are written, and a fault in their picture is not theirs
+        why = f"{type(error).__name__}: {first_line(error)}"
+    for kind in ("svg", "png"):
+        (result.out / f"trajectory.{kind}").unlink(missing_ok=True)
+    return f"no figure was drawn: {why}"
 
 
 def save(make: Callable[[], Figure], path: pathlib.Path) -> None:
@@ -131,6 +154,9 @@ def draw(result: SweepResult) -> Figure:
 
 def _lines(result: SweepResult) -> list[Line]:
     found = []
+    failed: dict[str, list[float]] = {}
+    for failure in result.failures:
+        failed.setdefault(failure.evaluator, []).append(float(failure.lam))
     for name, higher, colour in zip(result.evaluators, result.higher_is_better, itertools.cycle(COLOURS)):
         rows = result.scores(name)
         if rows:
@@ -141,7 +167,7 @@ def _lines(result: SweepResult) -> list[Line]:
                 keys=tuple(lam.key for lam in result.lambdas),
                 lams=tuple(float(lam) for lam in result.lambdas),
                 scores=tuple(rows[lam.key].score if lam.key in rows else math.nan for lam in result.lambdas),
-                failed=tuple(float(failure.lam) for failure in result.failures if failure.evaluator == name),
+                failed=tuple(failed.get(name, ())),
                 colour=colour,
             )
             found.append(line)

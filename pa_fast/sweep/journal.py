@@ -37,7 +37,8 @@ class Journal:
     """A run folder held open by one sweep, as a context manager.
 
     Entering creates the folder, locks it against other sweeps, cuts off a last line that a kill left torn, and reads
-    what is finished. With `overwrite`, the files of the former sweep are removed first, and no others.
+    what is finished: one step, for which processes that start together queue up. With `overwrite`, the files of the former
+    sweep are removed first, and no others.
 
     A `shard` writes a file of its own, `journal.I-of-N.jsonl`, beside those of the others, and shares the folder with
     them; what is finished is read from all. Several hosts may do so on one file system.
@@ -58,37 +59,37 @@ class Journal:
         self._samples: dict[str, Entry] = {}
 
     def __enter__(self) -> Journal:
+        check_folder(self.folder, self._shard)  # before the first file: a foreign folder stays as it is
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            _refuse_foreign(self.folder)
-            for name in (ITEMS, OUTPUTS):
-                own.check_own_folder(self.folder / name)
-            (self.folder / ITEMS).mkdir(exist_ok=True)
-            self._file = own.open_own(self._path, _APPEND)
-            self._shared = self._file if self._shard is None else own.open_own(self.folder / NAME, _APPEND)
+            with durable.locked(self.folder / LOCK):
+                entries = self._open()
         except BaseException as error:
             self._close()
-            if not isinstance(error, OSError):
-                raise
-            raise OutputError(
-                f"{self.folder} cannot be used as a run folder: {error.strerror}", "choose another --out"
-            ) from error
-        try:
-            self._lock()
-            if self._overwrite:
-                self._clear()
-            if self._shard is None:  # a shard cannot tell what a kill left from what another one is writing
-                for folder in (self.folder, self.folder / ITEMS, *_outputs(self.folder)):
-                    durable.remove_temporaries(folder)
-            os.ftruncate(self._file, _scan(self._path)[1])
-            durable.sync_folder(self.folder)
-            entries = read(self.folder)
-        except BaseException:
-            self._close()
+            if isinstance(error, OSError):
+                raise _unusable(self.folder, error.strerror) from error
             raise
         for entry in entries:
             self._note(entry)
         return self
+
+    def _open(self) -> list[Entry]:
+        """Create, lock and mend the files; what is finished."""
+        _refuse_foreign(self.folder)
+        for name in (ITEMS, OUTPUTS):
+            own.check_own_folder(self.folder / name)
+        (self.folder / ITEMS).mkdir(exist_ok=True)
+        self._file = _open(self._path)
+        self._shared = self._file if self._shard is None else _open(self.folder / NAME)
+        self._lock()
+        if self._overwrite:
+            self._clear()
+        if self._shard is None:  # a shard cannot tell what a kill left from what another one is writing
+            for folder in (self.folder, self.folder / ITEMS, *_outputs(self.folder)):
+                durable.remove_temporaries(folder)
+        os.ftruncate(self._file, _scan(self._path)[1])
+        durable.sync_folder(self.folder)
+        return read(self.folder)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._close()
@@ -162,17 +163,9 @@ class Journal:
             raise OutputError(f"{self._path} cannot be written: {error.strerror}", _KEPT) from error
 
     def _lock(self) -> None:
-        try:
-            own.lock(self._file, self._path)
-            if self._shard is not None:
-                own.lock(self._shared, self.folder / NAME, shared=True)
-        except BlockingIOError:
-            which = (
-                "another sweep" if self._shard is None else f"another sweep, or by another process for shard {self._shard.name}"
-            )
-            raise RunError(f"{self.folder} is in use by {which}", "wait for it to end, or choose another --out") from None
-        except OSError as error:
-            raise RunError(f"{self.folder} cannot be locked: {error.strerror}", "put --out on a local disk") from error
+        _take(self._file, self._path, self._shard)
+        if self._shard is not None:
+            _take(self._shared, self.folder / NAME, self._shard, shared=True)
 
     def _clear(self) -> None:
         # The journal first: lines without the run.json that explains them would be refused by the next sweep
@@ -187,9 +180,46 @@ class Journal:
             (self.folder / name).unlink(missing_ok=True)
 
     def _close(self) -> None:
-        for handle in {self._file, self._shared} - {-1}:
-            os.close(handle)
+        for handle in {self._file, self._shared}:
+            durable.release(handle)
         self._file = self._shared = -1
+
+
+def check_folder(folder: pathlib.Path, shard: Shard | None = None) -> None:
+    """Refuse a `folder` that cannot become or go on being a run folder, as far as can be told without touching it.
+
+    Raises:
+        RunError: it holds foreign files, or is in use.
+        OutputError: it is no folder, or neither it nor the folder that it would be made in may be written.
+    """
+    try:
+        if folder.exists():
+            _refuse_foreign(folder)
+        place = next(path for path in (folder, *folder.parents) if path.exists())
+        if not place.is_dir():
+            raise _unusable(folder, f"{place} is a file")
+        if not os.access(place, os.W_OK | os.X_OK):
+            raise _unusable(folder, f"{place} may not be written")
+        if (folder / NAME).exists():
+            with os.fdopen(own.open_own(folder / NAME, os.O_RDONLY), "rb") as journal:
+                _take(journal.fileno(), folder / NAME, shard, shared=shard is not None)
+    except OSError as error:
+        raise _unusable(folder, error.strerror) from error
+
+
+def _take(handle: int, path: pathlib.Path, shard: Shard | None, *, shared: bool = False) -> None:
+    folder = path.parent
+    try:
+        own.lock(handle, path, shared=shared)
+    except BlockingIOError:
+        which = "another sweep" if shard is None else f"another sweep, or by another process for shard {shard.name}"
+        raise RunError(f"{folder} is in use by {which}", "wait for it to end, or choose another --out") from None
+    except OSError as error:
+        raise RunError(f"{folder} cannot be locked: {error.strerror}", "put --out on a local disk") from error
+
+
+def _unusable(folder: pathlib.Path, why: str | None) -> OutputError:
+    return OutputError(f"{folder} cannot be used as a run folder: {why}", "choose another --out")
 
 
 def read(folder: pathlib.Path) -> list[Entry]:
@@ -205,6 +235,10 @@ def read(folder: pathlib.Path) -> list[Entry]:
 def _outputs(folder: pathlib.Path) -> list[pathlib.Path]:
     """The folders of points in the run `folder`; a link among them is none."""
     return [path for path in (folder / OUTPUTS).glob("lambda=*") if path.is_dir() and not path.is_symlink()]
+
+
+def _open(path: pathlib.Path) -> int:
+    return durable.hold(own.open_own(path, _APPEND))
 
 
 def _scan(path: pathlib.Path) -> tuple[list[Entry], int]:
@@ -243,6 +277,8 @@ def _refuse_foreign(folder: pathlib.Path) -> None:
         empty_file = re.fullmatch(names, path.name) and path.is_file() and path.stat().st_size == 0
         empty_items = path == folder / ITEMS and path.is_dir() and not any(path.iterdir())
         if not (empty_file or empty_items or re.fullmatch(r"\.run\.json\.\d+\.tmp", path.name) or not path.exists()):
+            if (folder / "run.json").exists():
+                return  # another process has begun the run meanwhile: it writes nothing else before run.json
             raise RunError(
                 f"{folder} is not a run folder: it holds `{path.name}` and no run.json", "choose a new folder for --out"
             )

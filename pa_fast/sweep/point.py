@@ -8,11 +8,12 @@ import socket
 import time
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from pa_fast.base import Engine, Evaluator, Item, Lambda, Score, Weights
 from pa_fast.errors import EvaluatorError, PaFastError, RunError, WeightsError
 from pa_fast.sweep.entry import Entry
+from pa_fast.sweep.process import Restored
 from pa_fast.sweep.progress import Progress, Silent
 
 _HOST = socket.gethostname()
@@ -77,11 +78,12 @@ def visit(
 ) -> Iterator[Record]:
     """Bring `engine` to λ and run `evaluators` there, yielding what came of each before the next one starts.
 
-    After one that writes to the weights, λ is set again. `recorded` is the checksum of the weights on which other points
-    of this λ were finished, None where there are none.
+    After one that writes to the weights, λ is set again; what one changes in the process is put back, see `Restored`.
+    `recorded` is the checksum of the weights on which other points of this λ were finished, None where there are none.
 
     Raises:
-        RunError: the switch gives weights with another checksum than `recorded`.
+        RunError: the switch gives weights with another checksum than `recorded`, or an evaluator changed something of the
+            process that cannot be put back.
     """
     progress = Silent() if progress is None else progress
     queue = list(evaluators)
@@ -144,16 +146,17 @@ def _finite(value: float) -> float | None:
 
 
 def _evaluate(engine: Engine, lam: Lambda, evaluator: Evaluator, proof: _Proof) -> tuple[Record, bool]:
-    """Run one evaluator; also tells whether the weights are as they were. The sum of `proof` is the sum before: nothing
-    but evaluators runs between two of them, and each is followed by a sum of its own."""
+    """Run one evaluator, put the process back, and tell whether the weights are as they were. The sum of `proof` is the sum
+    before: nothing but evaluators runs between two of them, and each is followed by a sum of its own."""
     score: Score | None = None
     fault: _Fault | None = None
-    start = time.perf_counter()
-    try:
-        score = _checked(evaluator.name, evaluator(engine))
-    except (Exception, SystemExit) as error:
-        fault = _fault(error)
-    eval_s = time.perf_counter() - start
+    with Restored(f"evaluator `{evaluator.name}`") as process:
+        start = time.perf_counter()
+        try:
+            score = _checked(evaluator.name, evaluator(engine))
+        except (Exception, SystemExit) as error:
+            fault = _fault(error)
+        eval_s = time.perf_counter() - start
     try:
         intact = engine.weights.checksum() == proof.checksum
         if intact:
@@ -163,7 +166,7 @@ def _evaluate(engine: Engine, lam: Lambda, evaluator: Evaluator, proof: _Proof) 
     except Exception as error:
         left = _fault(error)
         intact, fault = False, _Fault(f"evaluator `{evaluator.name}` changed the model: {left.message}", left.traceback)
-    entry = _entry(lam, evaluator, fault or score, proof, eval_s)
+    entry = replace(_entry(lam, evaluator, fault or score, proof, eval_s), restored=process.changed or None)
     if score is None or fault is not None:
         return Record(entry), intact
     return Record(entry, score.items, score.files), intact
@@ -195,7 +198,7 @@ def _entry(
 
 def _fault(error: BaseException) -> _Fault:
     if isinstance(error, PaFastError):
-        return _Fault(str(error))
+        return _Fault(str(error) if str(error).strip() else type(error).__name__)
     try:
         return _Fault(f"{type(error).__name__}: {error}", "".join(traceback.format_exception(error)))
     except Exception:  # an exception of the user's own may fail to print itself

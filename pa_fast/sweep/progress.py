@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 class Progress(Protocol):
     """What the driver tells, in this order: `begin`, then per λ `switched`, per evaluator `evaluating` and
-    `recorded` (the point is durable by then), and `end` whatever happened. What is worth knowing of the model
-    and of the evaluators is told, whenever it is known, by `noted`."""
+    `recorded` (the point is durable by then), and `end` whatever happened. At any time, what is worth knowing of the model,
+    an evaluator or the figure: `noted`."""
 
     def noted(self, note: str) -> None: ...
 
@@ -111,7 +111,8 @@ class TerminalProgress:
 
 def _line(entry: Entry) -> str:
     if entry.error is not None:
-        return f"λ {entry.lam:<5} {entry.evaluator}  failed: {one_line(entry.error.splitlines()[0], 500)}"
+        said = next(iter(entry.error.strip().splitlines()), "without a message")
+        return f"λ {entry.lam:<5} {entry.evaluator}  failed: {one_line(said, 500)}"
     assert entry.score is not None and entry.switch_s is not None and entry.eval_s is not None
     times = f"switch {format_seconds(entry.switch_s)}, evaluation {format_seconds(entry.eval_s)}"
     return f"λ {entry.lam:<5} {entry.evaluator}  {score_text(entry.score)} {entry.unit}  {times}"

@@ -52,7 +52,7 @@ class Recording:
             raise UsageError(
                 "overwrite and shard together", "a shard would remove what others have written: remove the folder first"
             )
-        self.folder = pathlib.Path(out)
+        self.folder = pathlib.Path(os.path.abspath(out))  # an evaluator may change the working directory
         self.progress = Silent() if progress is None else progress
         self.result: SweepResult | None = None
         self._points = list(points) if shard is None else shard.of(points)
@@ -60,6 +60,7 @@ class Recording:
         self._proven = proven
         self._names = [column.name for column in now.evaluators]
         self._journal = Journal(self.folder, overwrite=overwrite, shard=shard)
+        self._noted: set[tuple[str, str]] = set()
 
     def __enter__(self) -> Recording:
         self._journal.__enter__()
@@ -110,8 +111,19 @@ class Recording:
         """Make `record` durable, then tell the progress. A score that is none of its column's counts as failed."""
         record = self._alike(record)
         entry = self._journal.record(record.entry, record.items, record.files)
+        self._note_restored(entry)
         self.progress.recorded(entry)
         return entry
+
+    def _note_restored(self, entry: Entry) -> None:
+        """Tell of each kind of process state that an evaluator changes, once for each of its evaluators."""
+        kinds = [kind for kind in entry.restored or () if (entry.evaluator, kind) not in self._noted]
+        self._noted.update((entry.evaluator, kind) for kind in kinds)
+        if kinds:
+            self.progress.noted(
+                f"evaluator `{entry.evaluator}` changes the {' and the '.join(kinds)} of this process: put back after each "
+                "evaluation, so that no other score depends on it"
+            )
 
     def _alike(self, record: Record) -> Record:
         """`record`, or its failure where it is in another unit, or over another number of items, than its column."""
@@ -129,4 +141,6 @@ class Recording:
         from pa_fast.sweep import figure
 
         with durable.locked(self.folder / journal.LOCK):
-            figure.write(results.load(self.folder))
+            why_not = figure.write(results.load(self.folder))
+        if why_not:
+            self.progress.noted(why_not)

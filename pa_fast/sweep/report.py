@@ -2,32 +2,51 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from pa_fast.errors import UsageError
+from pa_fast.errors import OutputError, UsageError
+from pa_fast.sweep import durable, journal, results
 from pa_fast.sweep import figure as drawing
-from pa_fast.sweep import results
 from pa_fast.sweep.results import SweepResult
 
 
-def report(run_dirs: Sequence[str | os.PathLike[str]], *, figure: bool = True) -> list[SweepResult]:
+def report(
+    run_dirs: Sequence[str | os.PathLike[str]], *, figure: bool = True, noted: Callable[[str], object] | None = None
+) -> list[SweepResult]:
     """Write the results files and the figure of each run again, from its run.json and journal.
 
-    All runs are read before anything is written. A run that is still going may be reported on. `results.table` puts
-    several runs side by side.
+    All runs are read before anything is written. A run that is still going may be reported on: each is read once more while
+    its lock is held, so that no row of a process that ends meanwhile is lost. `results.table` puts several runs side by side.
+
+    Args:
+        figure: draw `trajectory.svg` and `trajectory.png` too.
+        noted: told, as one line of text, of a run whose folder may not be written, of which nothing is, and of a figure
+            that cannot be drawn.
 
     Raises:
         UsageError: no run named.
         RunError: a folder is not a run, or its journal is damaged.
-        OutputError: a file cannot be written.
+        OutputError: a file of a folder that may be written cannot be written.
     """
     if not run_dirs:
         raise UsageError("no run folder named", "name the --out of a sweep")
     runs = [results.load(pathlib.Path(folder)) for folder in run_dirs]
-    for run in runs:
-        results.write(run)
-        if figure:
-            drawing.write(run)
-    return runs
+    return [_written(run, figure, noted if noted is not None else lambda note: None) for run in runs]
+
+
+def _written(run: SweepResult, figure: bool, noted: Callable[[str], object]) -> SweepResult:
+    """`run` as it is once its lock is held, after its files are written; as it was where they may not be."""
+    try:
+        with durable.locked(run.out / journal.LOCK):
+            run = results.load(run.out)
+            results.write(run)
+            if figure and (why_not := drawing.write(run)):
+                noted(f"{run.out}: {why_not}")
+    except OutputError as error:
+        if getattr(error.__cause__, "errno", None) not in (errno.EROFS, errno.EACCES, errno.EPERM):
+            raise
+        noted(f"nothing was written for {run.out}: {error.message}")
+    return run

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import io
 import json
 import pathlib
@@ -65,18 +66,31 @@ class SweepResult:
 
     def scores(self, evaluator: str) -> dict[str, Row]:
         """The finished points of `evaluator`, by the key of their λ."""
-        if evaluator not in self.evaluators:
+        if evaluator not in self._columns:
             raise UsageError(f"no evaluator `{evaluator}` in {self.out}", f"one of: {', '.join(self.evaluators)}")
-        return {row.lam.key: row for row in self.rows if row.evaluator == evaluator}
+        return dict(self._columns[evaluator])
+
+    @functools.cached_property
+    def _columns(self) -> dict[str, dict[str, Row]]:
+        """The finished points of each evaluator by the key of their λ: one pass over the rows for whatever asks."""
+        columns: dict[str, dict[str, Row]] = {name: {} for name in self.evaluators}
+        for row in self.rows:
+            columns[row.evaluator][row.lam.key] = row
+        return columns
+
+    @functools.cached_property
+    def _higher(self) -> dict[str, bool]:
+        return dict(zip(self.evaluators, self.higher_is_better))
 
     def best(self, evaluator: str) -> Row | None:
         """The best point of `evaluator`, the smallest λ among equals; None where no point is finished."""
-        return next(iter(self.ranked(evaluator)), None)
+        sign = -1 if self._higher.get(evaluator) else 1
+        return min(self.scores(evaluator).values(), key=lambda row: sign * row.score, default=None)
 
     def ranked(self, evaluator: str) -> list[Row]:
         """The finished points of `evaluator`, the best first, the smallest λ first among equals."""
         rows = self.scores(evaluator).values()
-        sign = -1 if self.higher_is_better[self.evaluators.index(evaluator)] else 1
+        sign = -1 if self._higher[evaluator] else 1
         return sorted(rows, key=lambda row: sign * row.score)
 
     def table(self) -> Table:
@@ -112,7 +126,7 @@ class SweepResult:
 
     def _summary(self, evaluator: str) -> dict[str, object]:
         best = self.best(evaluator)
-        higher = self.higher_is_better[self.evaluators.index(evaluator)]
+        higher = self._higher[evaluator]
         point = None if best is None else {"lambda": best.lam.key, "score": best.score}
         return {"name": evaluator, "higher_is_better": higher, "best": point}
 
@@ -127,18 +141,19 @@ def load(folder: pathlib.Path) -> SweepResult:
     names = tuple(column.name for column in run.evaluators)
     latest: dict[tuple[str, str], Entry] = {}
     for entry in journal.read(folder):
-        known = latest.get((entry.lam, entry.evaluator))
-        if known is None or not known.finished:
+        before = latest.get((entry.lam, entry.evaluator))
+        if before is None or not before.finished:
             latest[entry.lam, entry.evaluator] = entry
-    points = tuple(sorted((Lambda(key) for key in run.lambdas), key=lambda lam: lam.exact))
+    known = {key: Lambda(key) for key in run.lambdas}
+    points = tuple(sorted(known.values(), key=lambda lam: lam.exact))
     ordered = [latest[lam.key, name] for lam in points for name in names if (lam.key, name) in latest]
     return SweepResult(
         out=folder,
         lambdas=points,
         evaluators=names,
         higher_is_better=tuple(column.higher_is_better for column in run.evaluators),
-        rows=tuple(_row(entry) for entry in ordered if entry.finished),
-        failures=tuple(Failure(Lambda(e.lam), e.evaluator, e.error or "") for e in ordered if not e.finished),
+        rows=tuple(_row(known[entry.lam], entry) for entry in ordered if entry.finished),
+        failures=tuple(Failure(known[e.lam], e.evaluator, e.error or "") for e in ordered if not e.finished),
         approximation=None if run.engine.get("lossless", True) else one_line(str(run.engine.get("store")), 120),
     )
 
@@ -163,30 +178,29 @@ def table(results: Iterable[SweepResult]) -> Table:
         run = f"{one_line(result.out.name)}\n" if len(results) > 1 else ""
         drawn.add_column(Text(f"{run}effective λ"), justify="right")
         for name in result.evaluators:
-            unit = next((row.unit for row in result.rows if row.evaluator == name), "")
+            unit = next((row.unit for row in result.scores(name).values()), "")
             drawn.add_column(Text(f"{run}{name}\n{unit}"), justify="right")
     points = {lam.key: lam for result in results for lam in result.lambdas}
+    columns = [column for result in results for column in _cells(result)]
     for key in sorted(points, key=lambda key: points[key].exact):
-        drawn.add_row(Text(key), *(cell for result in results for cell in _cells(result, key)))
+        drawn.add_row(Text(key), *(column.get(key, Text("")) for column in columns))
     return drawn
 
 
-def _cells(result: SweepResult, key: str) -> list[Text]:
-    """The texts of one run at one λ: its effective λ, then each evaluator's score."""
+def _cells(result: SweepResult) -> list[dict[str, Text]]:
+    """The columns of one run, each by the key of λ: its effective λ, then each evaluator's score."""
     from rich.text import Text
 
-    effective = next((row.effective_lambda for row in result.rows if row.lam.key == key), None)
-    cells = [Text("" if effective is None else f"{effective:.4g}")]
+    effective = {row.lam.key: row.effective_lambda for row in reversed(result.rows)}  # of equal keys the first row's
+    columns = [{key: Text(f"{value:.4g}") for key, value in effective.items() if value is not None}]
     for name in result.evaluators:
-        row, best = result.scores(name).get(key), result.best(name)
-        if row is None:
-            failed = any(f.lam.key == key and f.evaluator == name for f in result.failures)
-            cells.append(Text("failed  ", "red") if failed else Text(""))
-        elif best is not None and row.score == best.score:
-            cells.append(Text(f"{score_text(row.score)} *", "bold"))
-        else:
-            cells.append(Text(f"{score_text(row.score)}  "))
-    return cells
+        best = result.best(name)
+        cells = {f.lam.key: Text("failed  ", "red") for f in result.failures if f.evaluator == name}
+        for key, row in result.scores(name).items():
+            star = best is not None and row.score == best.score
+            cells[key] = Text(f"{score_text(row.score)} *", "bold") if star else Text(f"{score_text(row.score)}  ")
+        columns.append(cells)
+    return columns
 
 
 def score_text(score: float) -> str:
@@ -194,10 +208,10 @@ def score_text(score: float) -> str:
     return f"{score:.4f}" if 1e-3 <= abs(score) < 100 or score == 0 else f"{score:.4g}"
 
 
-def _row(entry: Entry) -> Row:
+def _row(lam: Lambda, entry: Entry) -> Row:
     assert entry.score is not None and entry.unit is not None and entry.n is not None
     effective, intended = _rounded(entry.effective_lambda), _rounded(entry.intended_lambda)
-    return Row(Lambda(entry.lam), entry.evaluator, entry.score, entry.unit, entry.n, effective, entry.details or {}, intended)
+    return Row(lam, entry.evaluator, entry.score, entry.unit, entry.n, effective, entry.details or {}, intended)
 
 
 def _rounded(value: float | None) -> float | None:

@@ -69,17 +69,21 @@ def _points(part: float | str | Lambda) -> Iterator[Lambda]:
     elif len(ends) == 3:
         yield from _range(part, *(_number(end, part).exact for end in ends))
     else:
-        raise UsageError(f"`{part}` is not a range `start:stop:step`", _EXAMPLES)
+        raise UsageError(f"`{_shown(part)}` is not a range `start:stop:step`", _EXAMPLES)
 
 
 def _number(text: str, part: str) -> Lambda:
     text = text.strip()
     if not _NUMBER.fullmatch(text):
-        where = "" if text == part else f" in `{part}`"
+        where = "" if text == part else f" in `{_shown(part)}`"
         raise UsageError(
-            f"λ `{text}`{where} is not a number" if text else f"a λ is missing{where or ' between two commas'}", _EXAMPLES
+            f"λ `{_shown(text)}`{where} is not a number" if text else f"a λ is missing{where or ' between two commas'}", _EXAMPLES
         )
     return Lambda(text)
+
+
+def _shown(text: str) -> str:
+    return text if len(text) <= 60 else text[:60] + "…"
 
 
 def _range(part: str, start: Fraction, stop: Fraction, step: Fraction) -> Iterator[Lambda]:

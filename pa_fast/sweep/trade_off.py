@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 _ENDS = {"0": "base", "1": "instruct"}
 _FONT_POINTS = 9.0
 _CLEARANCE_POINTS = 9.0
+MOST_NAMED = 60  # more names than the panel has room for
 
 
 def common(right: Line, up: Line) -> list[tuple[float, float, float, str]]:
@@ -31,7 +32,7 @@ def draw(axes: Axes, right: Line, up: Line) -> None:
     xs, ys = [point[0] for point in points], [point[1] for point in points]
     axes.plot(xs, ys, color=FAINT, lw=1.4, zorder=2)
     low, high = right.lams[0], right.lams[-1]
-    colours = [colormaps["viridis"](0.88 * (point[2] - low) / (high - low)) for point in points]
+    colours = colormaps["viridis"]([0.88 * (point[2] - low) / ((high - low) or 1.0) for point in points])
     axes.scatter(xs, ys, c=colours, s=46, zorder=3, edgecolors="white", linewidths=0.8)
     axes.margins(0.16)
     axes.set_xlabel(f"{right.name}   ({right.unit})")
@@ -61,16 +62,22 @@ class _Box:
 
 
 def name_points(axes: Axes, right: Line, up: Line) -> None:
-    """Write λ beside its point, the ends and the bests first, others where there is room. The layout must be final."""
+    """Write λ beside its point, the ends and the bests first, others where there is room. The layout must be final.
+
+    Cost: linear in points: of many no more than `MOST_NAMED`, evenly spaced, are looked at besides those that come first.
+    """
     points = common(right, up)
     per_point = 72 / axes.figure.dpi
-    spots = [tuple(c * per_point for c in axes.transData.transform((x, y))) for x, y, _, _ in points]
+    transformed = axes.transData.transform([point[:2] for point in points])
+    spots = [(float(x) * per_point, float(y) * per_point) for x, y in transformed]
     window = axes.get_window_extent()
     page = _Box(*(edge * per_point for edge in (window.x0, window.y0, window.x1, window.y1)))
     taken = [_Box(x - 3.5, y - 3.5, x + 3.5, y + 3.5) for x, y in spots]
     middle = tuple(sum(axis) / len(spots) for axis in zip(*spots))
     first = {*_ENDS, right.keys[right.best], up.keys[up.best]}
-    for i in sorted(range(len(points)), key=lambda i: (points[i][3] not in first, i)):
+    step = -(-len(points) // MOST_NAMED)
+    named = [i for i in range(len(points)) if i % step == 0 or points[i][3] in first]
+    for i in sorted(named, key=lambda i: (points[i][3] not in first, i)):
         key = points[i][3]
         text = f"{key} {_ENDS[key]}" if key in _ENDS else key
         outwards = math.atan2(spots[i][1] - middle[1], spots[i][0] - middle[0])

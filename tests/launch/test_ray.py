@@ -169,3 +169,69 @@ def test_workers_share_the_cores(nodes: list[tuple[int, int]], workers: int, gpu
             launcher._share(Cluster, workers, gpus)
     else:
         assert launcher._share(Cluster, workers, gpus) == cores
+
+
+DOOMED = """
+import os, signal, subprocess, sys, threading, time, functools, pathlib
+from tests.launch import made
+from pa_fast.errors import EngineError
+from pa_fast.launch import ray
+
+def kill(log):
+    while not log.exists():
+        time.sleep(0.05)
+    for line in subprocess.run(["ps", "-eo", "pid,ppid,comm"], capture_output=True, text=True).stdout.splitlines():
+        pid, parent, name = line.split()[:3]
+        if name == "raylet" and int(parent) == os.getpid():
+            os.kill(int(pid), signal.SIGKILL)
+
+out = pathlib.Path(sys.argv[1])
+threading.Thread(target=kill, args=(out / "log",), daemon=True).start()
+try:
+    ray.sweep(functools.partial(made.steady, out / "log", 0.5), "0:1:0.05", out / "run", 2, figure=False)
+except EngineError as error:
+    print("refused:", error.message)
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_agent_ends_the_sweep_with_a_message(tmp_path: Path) -> None:
+    """Ray itself needs about 20 s to find that its agent is dead, and waits for ever afterwards."""
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels")])}
+    env.pop("RAY_ADDRESS", None)
+    command = [sys.executable, "-c", DOOMED, str(tmp_path)]
+    done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    assert "refused: Ray's agent on this machine (raylet) has died" in done.stdout, done.stdout + done.stderr
+
+
+def test_a_dead_agent_is_found_while_nothing_is_ready() -> None:
+    class Dead:
+        """Ray as it is after its agent died: nothing is ever ready."""
+
+        waits = 0
+
+        def wait(self, busy: list[Any], num_returns: int, timeout: float | None = None) -> tuple[list[Any], list[Any]]:
+            assert timeout, "waits for ever"
+            self.waits += 1
+            return [], busy
+
+        def nodes(self) -> list[dict[str, Any]]:
+            return [{"NodeID": "mine", "Alive": self.waits < 3}, {"NodeID": "another", "Alive": True}]
+
+    pool = launcher._Pool.__new__(launcher._Pool)
+    pool._ray, pool._node = Dead(), "mine"
+    pool._places = [launcher._Place(None, "busy")]
+    with pytest.raises(EngineError, match="agent on this machine"):
+        pool._ready(pool._places)
+    assert pool._ray.waits == 3
+
+
+def test_a_ray_that_does_not_start_is_one_message(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def slow(**_: Any) -> None:
+        raise Exception("The current node timed out during startup.")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", slow)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(EngineError, match="Ray cannot be started on this machine: The current node timed out"):
+        launcher.sweep(made.steady, "0,1", tmp_path / "out", 1)

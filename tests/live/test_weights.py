@@ -362,3 +362,16 @@ def test_lossy_stores_say_so() -> None:
         assert (weights.exact, weights.lossless) == (exact, lossless) and store in repr(weights)
     topk = pa_fast.LiveWeights.bind(pairs.live_like(b), b, i, SparseStore("topk", 0.1))
     assert (topk.exact, topk.lossless, topk.store) == (True, False, "sparse topk, density 0.1 tensor")
+
+
+@pytest.mark.parametrize("dtype", [torch.complex32, torch.complex64, torch.complex128, torch.float64, torch.float8_e4m3fn])
+@pytest.mark.filterwarnings("ignore:ComplexHalf")
+def test_dtypes_that_follow_no_lambda_are_compared_by_bytes(dtype: torch.dtype) -> None:
+    def side(value: int) -> Tensors:
+        return {"odd": torch.tensor([value, 2, 3], dtype=torch.uint8).float().to(dtype), "weight": torch.ones(4).bfloat16()}
+
+    w = pa_fast.LiveWeights.bind(side(1), side(1), side(1))
+    w.set_lambda(0.5)
+    assert w.verify()
+    with pytest.raises(DataError, match=r"`odd` .* differs between base and instruct"):
+        pa_fast.LiveWeights.bind(side(1), side(1), side(5))

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import itertools
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from pa_fast.base import Engine, Item, Score
 from pa_fast.errors import EvaluatorError, RunError, UsageError
 from pa_fast.sweep import journal, sweep
 from pa_fast.sweep.entry import Entry
-from pa_fast.sweep.progress import Silent
+from pa_fast.sweep.progress import Silent, TerminalProgress
 from pa_fast.sweep.ready import failing_alike
 from pa_fast.sweep.results import SweepResult
 from tests.sweep.fakes import INSTRUCT, FakeEngine, Scorer
@@ -336,6 +338,21 @@ def test_whatever_an_evaluator_raises_fails_its_point_alone(tmp_path: Path, erro
     result = run(FakeEngine(), "0,1", [Scorer("bad", act=act), Scorer("good")], tmp_path)
     assert [(f.lam.key, f.evaluator) for f in result.failures] == [("0", "bad"), ("1", "bad")]
     assert [row.evaluator for row in result.rows] == ["good", "good"]
+
+
+@pytest.mark.parametrize(
+    "error", [EvaluatorError(""), EvaluatorError(" \n "), EvaluatorError("", "mend it"), ValueError(), KeyError("\n\n")]
+)
+def test_an_error_that_says_nothing_is_named_by_its_kind(tmp_path: Path, error: Exception) -> None:
+    def act(engine: Engine) -> None:
+        raise error
+
+    console = Console(file=io.StringIO(), width=200)
+    failing = Scorer("silent", act=act)
+    result = run(FakeEngine(), "0", [failing, Scorer("next")], tmp_path, progress=TerminalProgress(console))
+    assert type(error).__name__ in result.failures[0].error and len(result.rows) == 1
+    (line,) = (line for line in console.file.getvalue().splitlines() if "silent" in line)  # type: ignore[attr-defined]
+    assert f"failed: {type(error).__name__}" in line
 
 
 def test_an_evaluator_without_a_finished_point_may_change_or_leave(tmp_path: Path) -> None:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
-from pa_fast.base import Lambda
-from pa_fast.sweep import figure
+from pa_fast.base import Engine, Lambda, Score
+from pa_fast.sweep import figure, sweep
+from pa_fast.sweep.report import report
 from pa_fast.sweep.results import Failure, Row, SweepResult
 from pa_fast.sweep.schedule import lambdas
+from tests.sweep.fakes import FakeEngine, Scorer
+from tests.sweep.test_driver import Told
 
 UNITS = {"icl": ("accuracy", True), "instructions": ("accuracy", True), "perplexity": ("nats", False), "$x_{": ("points", True)}
 
@@ -77,3 +82,47 @@ def test_missing_points_are_gaps_and_better_is_up_and_right(tmp_path: Path) -> N
 def test_nothing_is_drawn_where_nothing_is_finished(tmp_path: Path) -> None:
     figure.write(result(tmp_path, "0,1", ("icl",), failed=("0", "1")))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("names", [("icl",), ("icl", "perplexity")])
+@pytest.mark.parametrize("scores", [(1e308, -1e308, 0.0), (-1e308,) * 3, (1e308,) * 3, (0.0, 1.0, 1.7e308)])
+def test_scores_that_no_axis_can_show_keep_their_table_and_are_told(
+    tmp_path: Path, scores: tuple[float, ...], names: tuple[str, ...], recwarn: pytest.WarningsRecorder
+) -> None:
+    told = Told()
+    figure.write(result(tmp_path / "old", "0,1", names))
+
+    class Scored(Scorer):
+        def __call__(self, engine: Engine) -> Score:
+            return Score(scores[round(2 * float(engine.weights.lam or 0))], UNITS[self.name][0], 1)
+
+    evaluators = [Scored(name) for name in names]
+    found = sweep(FakeEngine(), "0,0.5,1", evaluators, tmp_path / "run", progress=told)
+    assert [row.score for row in found.rows] == [score for score in scores for _ in names]
+    text = io.StringIO()
+    Console(file=text, width=200).print(found.table())
+    assert "e+308" in text.getvalue()
+    assert any("no figure was drawn" in str(note) and "e+308" in str(note) for kind, *note in told.told if kind == "noted")
+    assert not list((tmp_path / "run").glob("trajectory.*")) and (tmp_path / "run" / "results.csv").exists()
+    for name in ("trajectory.svg", "trajectory.png"):
+        (tmp_path / "old" / name).rename(tmp_path / "run" / name)
+    notes: list[str] = []
+    report([tmp_path / "run"], noted=notes.append)
+    assert "no figure was drawn" in notes[0] and not list((tmp_path / "run").glob("trajectory.*")), (
+        "the old one is of other scores"
+    )
+    assert not [warning for warning in recwarn if issubclass(warning.category, RuntimeWarning)]
+
+
+def test_a_fault_in_the_figure_is_told_and_fails_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("float division by zero")
+
+    monkeypatch.setattr(figure, "draw", broken)
+    told = Told()
+    assert len(sweep(FakeEngine(), "0,1", [Scorer("icl")], tmp_path, progress=told).rows) == 2
+    assert ("noted", "no figure was drawn: ZeroDivisionError: float division by zero") in told.told
+
+
+def test_λ_that_are_one_float_are_drawn(tmp_path: Path) -> None:
+    figure.draw(result(tmp_path, "1,1.0000000000000000001", ("icl", "perplexity"))).draw_without_rendering()

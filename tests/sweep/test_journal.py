@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import tempfile
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from pa_fast.errors import OutputError, RunError
 from pa_fast.sweep import durable, journal
 from pa_fast.sweep.entry import Entry, parse
 from pa_fast.sweep.journal import Journal
+from pa_fast.sweep.shard import Shard
 
 DONE = Entry(
     "0.3", "icl", score=0.5, unit="accuracy", n=2, checksum=2**64 - 1, effective_lambda=0.31, switch_s=0.1, eval_s=2.0, host="h"
@@ -45,6 +47,7 @@ entries = st.builds(
     switch_s=st.none() | numbers,
     eval_s=st.none() | numbers,
     host=st.none() | texts,
+    restored=st.none() | st.lists(texts, max_size=3).map(tuple),
 )
 
 
@@ -86,6 +89,8 @@ def test_anything_else_is_a_value_error(line: bytes) -> None:
         ({"checksum": 12}, "`checksum`"),
         ({"checksum": "0xff"}, "`checksum`"),
         ({"unit": 3}, "`unit`"),
+        ({"restored": "autocast"}, "`restored`"),
+        ({"restored": [3]}, "`restored`"),
     ],
 )
 def test_a_wrong_field_is_named(change: dict[str, object], why: str) -> None:
@@ -157,7 +162,7 @@ def test_overwrite_reads_no_damaged_line_and_removes_only_what_a_sweep_wrote(tmp
     with Journal(tmp_path, overwrite=True) as book:
         assert book.finished("0.3", "icl") is None
     left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")}
-    assert left == {"journal.jsonl", "notes.txt", "items", "items/mine.txt"}
+    assert left == {"journal.jsonl", ".lock", "notes.txt", "items", "items/mine.txt"}
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
@@ -273,3 +278,55 @@ def test_a_failed_write_leaves_the_file_that_was_there(tmp_path: Path, monkeypat
         durable.write(path, b"new")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_check_folder_refuses_what_entering_would_and_touches_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "thesis.tex").touch()
+    before = sorted(tmp_path.rglob("*"))
+    for name, kind, why in (
+        ("file", OutputError, "is a file|Not a directory"),
+        ("file/run", OutputError, "is a file|Not a directory"),
+        ("foreign", RunError, "no run.json"),
+    ):
+        for refuse in (journal.check_folder, lambda folder: Journal(folder).__enter__()):
+            with pytest.raises(kind, match=why):
+                refuse(tmp_path / name)
+    journal.check_folder(tmp_path / "a" / "new" / "one")
+    assert sorted(tmp_path.rglob("*")) == before
+    with Journal(tmp_path / "run"), pytest.raises(RunError, match="in use by another sweep"):
+        journal.check_folder(tmp_path / "run")
+    journal.check_folder(tmp_path / "run")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(OutputError, match="may not be written"):
+        journal.check_folder(tmp_path / "run" / "below")
+
+
+def test_a_run_that_begins_while_its_folder_is_checked_is_not_foreign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    listed = Path.iterdir
+
+    def begun(folder: Path) -> list[Path]:
+        if folder == tmp_path and not (tmp_path / "run.json").exists():
+            (tmp_path / "journal.1-of-2.jsonl").write_bytes(DONE.line())
+            (tmp_path / "run.json").write_text(RUN)
+        return list(listed(folder))
+
+    monkeypatch.setattr(Path, "iterdir", begun)
+    with Journal(tmp_path, shard=Shard(0, 2)) as book:
+        assert book.finished("0.3", "icl") == DONE
+
+
+def test_a_folder_is_checked_made_and_locked_in_one_step(tmp_path: Path) -> None:
+    entered = threading.Event()
+
+    def enter() -> None:
+        with Journal(tmp_path, shard=Shard(0, 2)):
+            entered.set()
+
+    other = threading.Thread(target=enter)
+    with durable.locked(tmp_path / journal.LOCK):
+        other.start()
+        assert not entered.wait(0.3) and not (tmp_path / "items").exists(), "nothing is made while another process checks"
+    other.join(10)
+    assert entered.is_set()

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
+import os
+import sys
+import threading
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from pa_fast import cli
 from pa_fast.base import Engine
-from pa_fast.errors import RunError, UsageError
-from pa_fast.sweep import results, sweep
+from pa_fast.errors import OutputError, RunError, UsageError
+from pa_fast.sweep import durable, journal, results, sweep
 from pa_fast.sweep.progress import TerminalProgress
 from pa_fast.sweep.report import report
 from pa_fast.sweep.results import SweepResult
@@ -147,3 +152,60 @@ def test_progress_draws_a_bar_on_a_terminal(tmp_path: Path) -> None:
     run(tmp_path, "0,0.5", progress=TerminalProgress(console))
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert "━" in text and "\x1b[" in text
+
+
+def test_a_report_loses_no_row_that_is_written_while_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(tmp_path, "0,1")
+    load, added = results.load, []
+
+    def racing(folder: Path) -> SweepResult:
+        found = load(folder)
+        if not added:  # a sweep that ends after the report has read, and before it writes
+            added.append(True)
+            run(tmp_path, "0,0.25,1")
+        return found
+
+    monkeypatch.setattr(results, "load", racing)
+    (reported,) = report([tmp_path], figure=False)
+    assert [row.lam.key for row in reported.rows] == ["0", "0", "0.25", "0.25", "1", "1"]
+    assert len((tmp_path / "results.csv").read_text().splitlines()) == 7
+
+
+def test_a_report_waits_for_whoever_writes_the_results(tmp_path: Path) -> None:
+    run(tmp_path, "0,1")
+    before = (tmp_path / "results.csv").stat().st_mtime_ns
+    reporting = threading.Thread(target=report, args=([tmp_path],), kwargs={"figure": False})
+    with durable.locked(tmp_path / journal.LOCK):
+        reporting.start()
+        reporting.join(0.3)
+        assert reporting.is_alive() and (tmp_path / "results.csv").stat().st_mtime_ns == before
+    reporting.join(10)
+    assert (tmp_path / "results.csv").stat().st_mtime_ns > before
+
+
+@pytest.mark.parametrize("reason", [errno.EROFS, errno.EACCES])
+def test_a_report_on_a_folder_that_may_not_be_written_prints_its_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], reason: int
+) -> None:
+    made = run(tmp_path, "0,1")
+    before = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    opened = os.open
+
+    def read_only(path: str | Path, flags: int, *more: int, **options: int) -> int:
+        if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) and str(path).startswith(str(tmp_path)):
+            raise OSError(reason, os.strerror(reason), str(path))
+        return opened(path, flags, *more, **options)
+
+    monkeypatch.setattr(os, "open", read_only)
+    notes: list[str] = []
+    assert report([tmp_path], noted=notes.append) == [made]
+    assert len(notes) == 1 and f"nothing was written for {tmp_path}" in notes[0] and os.strerror(reason) in notes[0]
+    monkeypatch.setattr(sys, "argv", ["pa-fast", "report", str(tmp_path)])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    shown = capsys.readouterr()
+    assert not end.value.code and "effective λ" in shown.out and "note: nothing was written" in shown.err
+    assert {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
+    reason = errno.ENOSPC
+    with pytest.raises(OutputError, match="No space left"):
+        report([tmp_path])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from pa_fast.base import Lambda
 from pa_fast.errors import UsageError
+from pa_fast.sweep.entry import Entry, parse
 from pa_fast.sweep.schedule import MAX_POINTS, lambdas
 
 
@@ -120,3 +122,33 @@ def test_any_text_is_a_schedule_or_wrong_usage(text: str) -> None:
         assert lambdas(text)
     except UsageError as error:
         assert error.hint
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "1" * 4301,
+        "0." + "3" * 4300,
+        "1/" + "3" * 4300,
+        "0:1:1/" + "3" * 4300,
+        10**4300,
+        Fraction(1, 3**9000),
+        Fraction(10**4300 + 1, 10**4300),
+    ],
+    ids=range(7),
+)
+def test_a_λ_of_thousands_of_digits_is_one_short_message(value: Any) -> None:
+    for make in (lambda: lambdas(value if isinstance(value, str) else [value]), lambda: Lambda(value)):
+        with pytest.raises(UsageError) as caught:
+            make()
+        assert caught.value.hint and len(str(caught.value)) < 400
+
+
+def test_every_λ_that_is_accepted_is_read_back_from_a_journal() -> None:
+    for digits in (100, 190, 194, 195, 196, 200, 390, 399, 400):
+        for value in (Fraction(1, 10**digits + 1) + 1, Fraction(10**digits + 1, 10**digits)):
+            try:
+                key = Lambda(value).key
+            except UsageError:
+                continue
+            assert parse(Entry(key, "icl", error="x").line()).lam == key

@@ -1,0 +1,260 @@
+"""What an evaluator can leave in this process that changes other scores, and how it is put back.
+
+Weights and model are not part of it: the driver proves them by checksum and by `Engine.on_weights_changed`. Neither are
+environment variables, which libraries set when they are first imported.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import pickle
+import random
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+from pa_fast.errors import RunError
+
+_FP32_PRECISION = tuple(
+    f"{part}fp32_precision"
+    for part in (
+        "",
+        "cuda.matmul.",
+        "cudnn.",
+        "cudnn.conv.",
+        "cudnn.rnn.",
+        "mkldnn.",
+        "mkldnn.matmul.",
+        "mkldnn.conv.",
+        "mkldnn.rnn.",
+    )
+)
+_FLAGS = (
+    ("reduced precision", "cuda.matmul.allow_fp16_reduced_precision_reduction"),
+    ("reduced precision", "cuda.matmul.allow_bf16_reduced_precision_reduction"),
+    ("reduced precision", "cuda.matmul.allow_fp16_accumulation"),
+    ("cuDNN", "cudnn.enabled"),
+    ("cuDNN", "cudnn.benchmark"),
+    ("cuDNN", "cudnn.deterministic"),
+    ("oneDNN", "mkldnn.enabled"),
+    ("oneDNN", "mkldnn.deterministic"),
+)
+_ATTENTION = ("flash", "mem_efficient", "math", "cudnn")
+
+
+@dataclass(frozen=True)
+class _State:
+    """One setting: `read` gives a value to compare and to `write` back, None where this process does not have it."""
+
+    kind: str
+    read: Callable[[], Any]
+    write: Callable[[Any], object]
+
+
+class Restored:
+    """A context manager that puts back what its block changes in the process, and drops torch's cache of casts.
+
+    Attributes:
+        changed: after the block, the kinds of state that it had changed, such as `autocast`, each once.
+
+    A child that the block forked and that comes out of it ends there: it would go on with the sweep beside its parent.
+
+    Raises:
+        RunError: something cannot be put back; only where the block itself raises nothing.
+    """
+
+    def __init__(self, owner: str):
+        self.changed: tuple[str, ...] = ()
+        self._owner = owner
+
+    def __enter__(self) -> Restored:
+        self._process = os.getpid()
+        self._before = [(state, value) for state in _states() if (value := state.read()) is not None]
+        _drop_casts()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if os.getpid() != self._process:
+            os.write(2, f"{self._owner} forked a child that did not exit; it ends here\n".encode())
+            os._exit(1)
+        left = self._differing()
+        self.changed = tuple(dict.fromkeys(state.kind for state, _ in left))
+        for _ in range(2):  # some settings change others, as inference mode does the gradient mode
+            for state, value in left:
+                with contextlib.suppress(Exception):  # what fails still differs
+                    state.write(value)
+            left = self._differing()
+        _drop_casts()
+        if left and kind is None:
+            raise RunError(
+                f"{self._owner} changed what cannot be put back: {', '.join(dict.fromkeys(state.kind for state, _ in left))}",
+                "mend the evaluator; then run again: finished points are kept",
+            )
+
+    def _differing(self) -> list[tuple[_State, Any]]:
+        return [(state, value) for state, value in self._before if state.read() != value]
+
+
+def _states() -> Iterator[_State]:
+    """Every setting that the packages of this process have; of what is not imported nothing can have been set."""
+    yield _State("working directory", _folder, os.chdir)
+    yield _State("random state", random.getstate, random.setstate)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if threading.current_thread() is threading.main_thread():
+            yield _State("signal handler", functools.partial(signal.getsignal, number), functools.partial(signal.signal, number))
+    if (numpy := sys.modules.get("numpy")) is not None:
+        generator = numpy.random.mtrand._rand  # the one behind numpy.random.rand and its like
+        yield _State(
+            "random state",
+            lambda: pickle.dumps(generator.get_state(legacy=False)),
+            lambda state: generator.set_state(pickle.loads(state)),
+        )
+        yield _State("NumPy's error handling", numpy.geterr, lambda kept: numpy.seterr(**kept))
+    if (torch := sys.modules.get("torch")) is not None:
+        yield from _torch_modes(torch)
+        yield from _torch_numerics(torch)
+        yield from _torch_random(torch)
+
+
+def _folder() -> str | None:
+    with contextlib.suppress(OSError):
+        return os.getcwd()
+    return None
+
+
+def _torch_modes(torch: Any) -> Iterator[_State]:
+    yield _State("inference mode", torch.is_inference_mode_enabled, functools.partial(_set_inference_mode, torch))
+    yield _State("gradient mode", torch.is_grad_enabled, torch.set_grad_enabled)
+    yield _State("default dtype", torch.get_default_dtype, torch.set_default_dtype)
+    yield _State("default device", torch.get_default_device, functools.partial(_set_default_device, torch))
+    yield _State("torch modes", lambda: len(_modes()), _leave_modes)
+    yield _State("autocast", functools.partial(_nesting, torch), functools.partial(_nest, torch))
+    yield _State("autocast", torch.is_autocast_cache_enabled, torch.set_autocast_cache_enabled)
+    for device in ("cpu", "cuda"):
+        for read, write in (
+            (torch.is_autocast_enabled, torch.set_autocast_enabled),
+            (torch.get_autocast_dtype, torch.set_autocast_dtype),
+        ):
+            yield _State("autocast", functools.partial(read, device), functools.partial(write, device))
+
+
+def _torch_numerics(torch: Any) -> Iterator[_State]:
+    yield _State("threads", torch.get_num_threads, torch.set_num_threads)
+    yield _State("subnormal numbers", lambda: sys.float_info.min / 2 == 0, torch.set_flush_denormal)
+    yield _State(
+        "deterministic algorithms",
+        lambda: (torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()),
+        lambda kept: torch.use_deterministic_algorithms(kept[0], warn_only=kept[1]),
+    )
+    yield _State("matmul precision", functools.partial(_precision, torch), functools.partial(_set_precision, torch))
+    for name in _ATTENTION:
+        read, write = (getattr(torch.backends.cuda, f, None) for f in (f"{name}_sdp_enabled", f"enable_{name}_sdp"))
+        if read is not None and write is not None:
+            yield _State("attention kernels", read, write)
+    for kind, flag in _FLAGS:
+        yield _State(kind, functools.partial(_flag, torch, flag), functools.partial(_set_flag, torch, flag))
+
+
+def _torch_random(torch: Any) -> Iterator[_State]:
+    def kept(state: Any) -> bytes:
+        return bytes(state.numpy())
+
+    def tensor(state: bytes) -> Any:
+        return torch.frombuffer(bytearray(state), dtype=torch.uint8)
+
+    yield _State("random state", lambda: kept(torch.get_rng_state()), lambda state: torch.set_rng_state(tensor(state)))
+    if torch.cuda.is_initialized():
+        yield _State("current GPU", torch.cuda.current_device, torch.cuda.set_device)
+        yield _State(
+            "random state",
+            lambda: [kept(state) for state in torch.cuda.get_rng_state_all()],
+            lambda states: torch.cuda.set_rng_state_all([tensor(state) for state in states]),
+        )
+
+
+_inference_modes: list[Any] = []
+"""Never left: leaving one sets the mode that was there when it was entered."""
+
+
+def _set_inference_mode(torch: Any, enabled: bool) -> None:
+    _inference_modes.append(torch.inference_mode(enabled))
+    _inference_modes[-1].__enter__()
+
+
+def _set_default_device(torch: Any, device: Any) -> None:
+    from torch.overrides import _get_current_function_mode_stack, _pop_mode
+    from torch.utils._device import DeviceContext
+
+    # CPU is what None means, without a function mode in every call
+    torch.set_default_device(None if device.type == "cpu" else device)
+    while torch.get_default_device() != device and isinstance(_get_current_function_mode_stack()[-1], DeviceContext):
+        _pop_mode()  # a `with torch.device(…)` that was left open
+
+
+def _modes() -> list[Any]:
+    """The function and dispatch modes that stand open, without those that are the default device."""
+    from torch.overrides import _get_current_function_mode_stack
+    from torch.utils._device import DeviceContext
+    from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+
+    modes = [*_get_current_function_mode_stack(), *_get_current_dispatch_mode_stack()]
+    return [mode for mode in modes if not isinstance(mode, DeviceContext)]
+
+
+def _leave_modes(count: int) -> None:
+    while len(modes := _modes()) > count:
+        modes[-1].__exit__(None, None, None)
+
+
+def _nesting(torch: Any) -> int:
+    torch.autocast_increment_nesting()
+    return int(torch.autocast_decrement_nesting())
+
+
+def _nest(torch: Any, depth: int) -> None:
+    while (now := _nesting(torch)) != depth:
+        torch.autocast_decrement_nesting() if now > depth else torch.autocast_increment_nesting()
+
+
+def _drop_casts() -> None:
+    """Drop the casts that autocast keeps of weights: in a block that is left open they outlive the weights' λ."""
+    if (torch := sys.modules.get("torch")) is not None:
+        torch.clear_autocast_cache()
+
+
+def _precision(torch: Any) -> list[Any]:
+    """How fp32 products are computed, in both of torch's interfaces to it; the older one refuses to tell after the newer one."""
+    found: list[Any] = []
+    for read in (torch.get_float32_matmul_precision, lambda: torch.backends.cudnn.allow_tf32):
+        try:
+            found.append(read())
+        except RuntimeError:
+            found.append(None)
+    return [*found, *(_flag(torch, path) for path in _FP32_PRECISION)]
+
+
+def _set_precision(torch: Any, kept: list[Any]) -> None:
+    matmul, cudnn, *rest = kept
+    if matmul is not None:
+        torch.set_float32_matmul_precision(matmul)
+    if cudnn is not None:
+        torch.backends.cudnn.allow_tf32 = cudnn
+    for path, value in zip(_FP32_PRECISION, rest):  # last: the older interface writes them too
+        if value is not None:
+            _set_flag(torch, path, value)
+
+
+def _flag(torch: Any, path: str) -> Any:
+    """`torch.backends.<path>`; None where this version of torch has none."""
+    return functools.reduce(lambda thing, name: getattr(thing, name, None), path.split("."), torch.backends)
+
+
+def _set_flag(torch: Any, path: str, value: Any) -> None:
+    owner, _, name = path.rpartition(".")
+    setattr(_flag(torch, owner) if owner else torch.backends, name, value)

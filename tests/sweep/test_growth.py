@@ -1,0 +1,99 @@
+"""What a run of many λ costs: work that grows with the number of points, not with its square. Calls are counted, not timed."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from pa_fast.base import Lambda
+from pa_fast.sweep import figure, journal, manifest, results, trade_off
+from pa_fast.sweep.entry import Entry
+from pa_fast.sweep.journal import Journal
+from pa_fast.sweep.manifest import Column, Manifest
+from pa_fast.sweep.point import Record
+from pa_fast.sweep.recording import Recording
+from pa_fast.sweep.results import SweepResult
+
+
+def calls(work: Callable[[], object]) -> int:
+    """How many Python and C functions `work` calls, generator steps included."""
+    count = itertools.count()
+
+    def counted(frame: FrameType, event: str, argument: Any) -> None:
+        if event in ("call", "c_call"):
+            next(count)
+
+    sys.setprofile(counted)
+    try:
+        work()
+    finally:
+        sys.setprofile(None)
+    return next(count)
+
+
+def filled(folder: Path, points: int, names: int = 2) -> Path:
+    """A run folder of `points` λ and `names` evaluators, one point in eleven failed."""
+    keys = [Lambda(f"{k}/{points}").key for k in range(points)]
+    columns = tuple(Column(f"e{n}", n % 2 == 0, {}) for n in range(names))
+    folder.mkdir()
+    manifest.reconcile(folder, Manifest(tuple(keys), columns, {}, ({},), ({},)))
+    lines = []
+    for k, key in enumerate(keys):
+        for n, column in enumerate(columns):
+            score = math.sin(3 * k / points + n)
+            done = Entry(key, column.name, score, f"unit {n}", 4, effective_lambda=k / points, switch_s=0.1, eval_s=0.1)
+            lines.append((Entry(key, column.name, error="no") if (k + n) % 11 == 0 else done).line())
+    (folder / journal.NAME).write_bytes(b"".join(lines))
+    return folder
+
+
+def printed(result: SweepResult) -> None:
+    Console(file=io.StringIO(), width=1000).print(result.table())
+
+
+def recorded(folder: Path) -> None:
+    """A sweep that goes on: what is missing, and as many new lines as the folder has points."""
+    run = manifest.load(folder)
+    points = [Lambda(key) for key in run.lambdas]
+    with Recording(folder, points, run) as recording:
+        for lam, names in recording.missing():
+            for name in names:
+                recording.record(Record(Entry(lam.key, name, 0.5, f"unit {name[1:]}", 4, switch_s=0.1, eval_s=0.1)))
+
+
+def drawn(result: SweepResult) -> None:
+    made = figure.draw(result)
+    lines = figure._lines(result)
+    trade_off.name_points(made.axes[-1], *lines)
+
+
+def of_result(use: Callable[[SweepResult], object]) -> Callable[[Path], object]:
+    return lambda folder: use(results.load(folder))
+
+
+WORK: dict[str, Callable[[Path], object]] = {
+    "journal": lambda folder: Journal(folder).__enter__().__exit__(None, None, None),
+    "load": results.load,
+    "csv": of_result(SweepResult.to_csv),
+    "json": of_result(SweepResult.to_json),
+    "table": of_result(printed),
+    "figure": of_result(drawn),
+    "recording": recorded,
+}
+
+
+@pytest.mark.parametrize("work", WORK)
+def test_work_grows_with_the_number_of_points(tmp_path: Path, work: str) -> None:
+    few, many = (filled(tmp_path / str(points), points) for points in (200, 800))
+    WORK[work](filled(tmp_path / "first", 10))  # what is imported and cached once
+    before, after = calls(lambda: WORK[work](few)), calls(lambda: WORK[work](many))
+    assert after < 5 * before, f"four times the points took {after / before:.1f} times the calls"
