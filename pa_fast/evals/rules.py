@@ -11,6 +11,7 @@ from pa_fast.errors import EvaluatorError
 from pa_fast.evals.imported import Imported
 from pa_fast.evals.matching import answers, matches
 from pa_fast.evals.rows import Row
+from pa_fast.foreign import one_line
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def _compiled(where: str, pattern: str) -> re.Pattern[str]:
         return re.compile(pattern)
     except (re.error, OverflowError, RecursionError) as error:
         raise EvaluatorError(
-            f"{where}: `{pattern}` is not a regular expression: {error}", "Python's syntax; flags stand in it, such as (?i)"
+            f"{where}: `{one_line(pattern, 120)}` is not a regular expression: {error}", "Python's syntax; flags stand in it, such as (?i)"
         ) from None
 
 

@@ -72,4 +72,4 @@ def test_exact_match_is_that_of_the_demos_own_evaluator() -> None:
     model.set_lambda(1)
     score = build(f"generate:{DEMO / 'requests.jsonl'},max_new_tokens={LONGEST + 1}")(model)
     assert score.items == follow(model).items
-    assert score.unit == "exact match"
+    assert score.unit == "exact match, macro"
