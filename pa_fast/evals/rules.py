@@ -47,7 +47,8 @@ def _compiled(where: str, pattern: str) -> re.Pattern[str]:
         return re.compile(pattern)
     except (re.error, OverflowError, RecursionError) as error:
         raise EvaluatorError(
-            f"{where}: `{one_line(pattern, 120)}` is not a regular expression: {error}", "Python's syntax; flags stand in it, such as (?i)"
+            f"{where}: `{one_line(pattern, 120)}` is not a regular expression: {error}",
+            "Python's syntax; flags stand in it, such as (?i)",
         ) from None
 
 
