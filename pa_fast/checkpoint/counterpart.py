@@ -16,7 +16,7 @@ from pa_fast.checkpoint.document import quoted
 from pa_fast.checkpoint.header import DTYPE_BITS, TensorInfo
 from pa_fast.checkpoint.reader import Checkpoint, torch_dtype
 from pa_fast.checkpoint.skeleton import Placed, Skeleton
-from pa_fast.checkpoint.view import Conversion, View
+from pa_fast.checkpoint.view import Conversion, InMemory, View
 from pa_fast.errors import PairError
 
 if TYPE_CHECKING:
@@ -194,6 +194,16 @@ def counterpart(base: Checkpoint, instruct: Checkpoint) -> Counterpart | None:
     ignored = frozenset(name for name in unused if left.skeleton.is_ignored(name) or right.skeleton.is_ignored(name))
     kind = type(right.skeleton.model).__name__
     return Counterpart(View(base, names, conversions), unused, ignored, kind, tuple(_notes(renamed, conversions, kind)))
+
+
+def undone(checkpoint: Checkpoint, skeleton: Skeleton, tensors: InMemory) -> list[Conversion]:
+    """The tensors of `checkpoint` that transformers stacks, splits or transposes, made of the model's `tensors`."""
+    side = _Side("instruct", checkpoint, skeleton)
+    found = []
+    for group in (group for group in side.groups if group.converts):
+        infos = [checkpoint.tensors[part.key] for part in group.parts]
+        found.append(Conversion(tensors, list(group.makes), infos, functools.partial(side.backward, group)))
+    return found
 
 
 def resave(checkpoint: Checkpoint) -> str:

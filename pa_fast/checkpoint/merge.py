@@ -21,6 +21,7 @@ from pa_fast.checkpoint.content import content_sums
 from pa_fast.checkpoint.fingerprint import as_hex, combine
 from pa_fast.checkpoint.lanes import side_by_side
 from pa_fast.checkpoint.layout import ShardPlan, plan_shards, plan_shards_like
+from pa_fast.checkpoint.live_tensors import LiveTensors
 from pa_fast.checkpoint.pair_options import PairOptions
 from pa_fast.checkpoint.pairing import Pair, pair
 from pa_fast.checkpoint.reader import Checkpoint, torch_dtype
@@ -83,6 +84,7 @@ def merge(
     allow_nonfinite: bool = False,
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
+    model: Any = None,
 ) -> MergeReport:
     """Write W(λ) = B + λ (I − B) as a checkpoint folder `out`, which appears whole or not at all.
 
@@ -102,6 +104,8 @@ def merge(
         allow_nonfinite: let NaN and infinite weights pass.
         overwrite: replace a checkpoint folder at `out`, if it holds nothing else, once the new one is complete.
         progress: called with (bytes written, bytes in all) as data stream.
+        model: a transformers model of this pair: its weights are written as they are, `lam` and the others say what they
+            are; see `LambdaModel.save`.
 
     Numerics: the contract of `pa_kernels.lerp_`: fp32 arithmetic, one rounding; λ = 0 and 1 are the sources' bits where
         their dtype is the output's. The bits of live weights with the same λ, rule, rounding and seed.
@@ -125,12 +129,14 @@ def merge(
         blends = recipe.blends(found)
         notes = found.notes + untrained_rows(base, instruct) + recipe.notes(found)
         shards = _plan(found, dtype, shard_bytes)
-        stream = _Stream(found, blends, not allow_nonfinite, sum(s.stop - s.start for p in shards for s in p.slots), progress)
+        live = None if model is None else LiveTensors(model, found)
+        total = sum(slot.stop - slot.start for plan in shards for slot in plan.slots)
+        stream = _Stream(found, blends, not allow_nonfinite, total, progress, live)
         weight_bytes = sum(plan.size_bytes for plan in shards)
         need_bytes = weight_bytes + sum(companion.size_bytes for companion in companions)
         sides = _source(base_dir, found.base), _source(instruct_dir, found.instruct)
         provenance = Provenance(*sides, recipe, dtype, options, found.tied, found.kept, found.notes)
-        job = _job(found, shards, provenance, allow_nonfinite)
+        job = None if live is not None else _job(found, shards, provenance, allow_nonfinite)
         read = (base.folder, instruct.folder)
         with OutputFolder(out, need_bytes, overwrite=overwrite, job=job, sources=read) as folder:
             sums, resumed = _fill_all(folder, shards, stream)
@@ -186,12 +192,19 @@ class _Stream:
     """
 
     def __init__(
-        self, pair: Pair, blends: Mapping[str, Blend], finite: bool, total: int, progress: Callable[[int, int], None] | None
+        self,
+        pair: Pair,
+        blends: Mapping[str, Blend],
+        finite: bool,
+        total: int,
+        progress: Callable[[int, int], None] | None,
+        live: LiveTensors | None,
     ):
         self._pair = pair
         self._blends = blends
         self._finite = finite
         self._total = total
+        self._live = live
         self._done = 0
         self._progress = progress
         self._turn = threading.Lock()
@@ -208,7 +221,11 @@ class _Stream:
         def one(name: str, start: int, stop: int, base: torch.Tensor, instruct: torch.Tensor) -> tuple[int, list[int]]:
             out = scratch.take("out", stop - start, dtypes[name])
             blend = self._blends.get(name)
-            merge_chunk_(out, base, instruct, blend, start)
+            held = None if self._live is None or blend is None else self._live.chunk(name, start, stop)
+            if held is None:
+                merge_chunk_(out, base, instruct, blend, start)
+            else:
+                out.copy_(held)
             if self._finite and blend is not None:
                 check_finite(self._pair, name, blend.lam, out, base, instruct, start)
             file.write(name, start, out)

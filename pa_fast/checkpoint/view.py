@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from pa_fast.checkpoint.header import TensorInfo
 from pa_fast.checkpoint.reader import Checkpoint
@@ -16,6 +16,12 @@ if TYPE_CHECKING:
     Make = Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]
 
 
+class InMemory(Protocol):
+    """What holds tensors by name, such as a checkpoint."""
+
+    def tensor_in_memory(self, name: str) -> torch.Tensor: ...
+
+
 class Conversion:
     """Tensors that are made together of tensors of a checkpoint, and held in memory while they are read.
 
@@ -23,14 +29,14 @@ class Conversion:
     every name; asked again, they are made again.
 
     Args:
-        own: the checkpoint that holds `sources`.
+        own: what holds `sources`.
         infos: what is made: name, dtype and shape.
         make: the tensors by the names of `infos`, of those by the names of `sources`.
 
     Cost: memory for `sources` and what is made of them, at most about twice that while it is made.
     """
 
-    def __init__(self, own: Checkpoint, sources: Sequence[str], infos: Sequence[TensorInfo], make: Make):
+    def __init__(self, own: InMemory, sources: Sequence[str], infos: Sequence[TensorInfo], make: Make):
         self.sources = tuple(sources)
         self.names = tuple(info.name for info in infos)
         self._own = own

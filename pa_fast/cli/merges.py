@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import shlex
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pa_fast.base import Lambda
 from pa_fast.cli.options import (
     AllowNonfinite,
     Base,
@@ -27,6 +28,9 @@ from pa_fast.errors import DataError
 from pa_fast.terminal import say, tell
 from pa_fast.units import format_bytes, format_count, format_rate, format_seconds
 
+if TYPE_CHECKING:
+    from pa_fast.checkpoint.merge import MergeReport
+
 
 def merge(
     base: Base,
@@ -45,6 +49,9 @@ def merge(
     ignore_config: IgnoreConfig = None,
     strip_prefix: StripPrefix = "",
     allow_nonfinite: AllowNonfinite = False,
+    from_model: Annotated[
+        bool, typer.Option("--from-model", help="Load the pair as `sweep` does, set λ, and write what the live model holds.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace DIR, a checkpoint that holds nothing else.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -54,17 +61,30 @@ def merge(
     """
     from pa_fast.checkpoint.merge import merge as run
 
+    alike: dict[str, Any] = {
+        "dtype": dtype, "rounding": rounding, "seed": seed, "rule": rule, "allow_nonfinite": allow_nonfinite,
+        "extra_rows": extra_rows, "one_sided": one_sided, "ignore_config": ignore_config or (), "strip_prefix": strip_prefix,
+    }  # fmt: skip
+    how: dict[str, Any] = {"max_shard_size": max_shard_size, "overwrite": overwrite}
+    if from_model:
+        from pa_fast.engines.transformers import load
+
+        exact = Lambda(lam)
+        live = load(base, instruct, shared_prefix=False, **alike)
+        live.set_lambda(float(exact))
+        with byte_bar("writing") as bar:
+            report = live.save(out, progress=bar, **how)
+        return _merged(report, as_json)
     try:
         with byte_bar("merging") as bar:
-            report = run(
-                base, instruct, lam, out,
-                dtype=dtype, rounding=rounding, seed=seed, rule=rule, max_shard_size=max_shard_size,
-                extra_rows=extra_rows, one_sided=one_sided, ignore_config=ignore_config or (), strip_prefix=strip_prefix,
-                allow_nonfinite=allow_nonfinite, overwrite=overwrite, progress=bar,
-            )  # fmt: skip
+            report = run(base, instruct, lam, out, progress=bar, **alike, **how)
     except KeyboardInterrupt:
         say(f"\ninterrupted; complete weight files are kept. Go on with:\n  {shlex.join(['pa-fast', *sys.argv[1:]])}")
         raise typer.Exit(130) from None
+    _merged(report, as_json)
+
+
+def _merged(report: MergeReport, as_json: bool) -> None:
     if as_json:
         show_json(report)
     else:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pa_fast.base import Continuation, Generation
 from pa_fast.engines import scoring
 from pa_fast.engines.inventory import Inventory
+from pa_fast.errors import UsageError
 from pa_fast.live.weights import LiveWeights
 from pa_fast.rules import LambdaRule
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from pa_fast.checkpoint.merge import MergeReport
 
 
 class LambdaModel:
@@ -43,6 +47,7 @@ class LambdaModel:
         stop_tokens: Sequence[int] = (),
         shared_prefix: bool = False,
         not_shared: str | None = None,
+        pair: Mapping[str, Any] | None = None,
     ):
         self.model = model
         self.tokenizer: Any = tokenizer
@@ -58,6 +63,7 @@ class LambdaModel:
         self.notes = list(notes)
         self._batch_size = batch_size
         self._not_shared = not_shared
+        self._pair = pair
         self._inventory = Inventory.of(model)
 
     @property
@@ -134,6 +140,45 @@ class LambdaModel:
             import torch
 
             torch.cuda.synchronize(self.model.device)
+
+    def save(
+        self,
+        out: str | Path,
+        *,
+        max_shard_size: str | int | None = None,
+        overwrite: bool = False,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> MergeReport:
+        """Write the live weights as a checkpoint folder `out`, as `pa_fast.merge` does at this λ: in instruct's names and layout,
+        whole or not at all, with what `pa_fast.verify` goes by.
+
+        Args:
+            max_shard_size, overwrite, progress: see `pa_fast.merge`.
+
+        Cost: one pass over the live weights, and over both sides for their fingerprints.
+
+        Raises:
+            UsageError: no λ is set, or there is no instruct model whose layout could be taken: of a delta file, or with
+                factors beside the layers.
+            OutputError: `out` is not empty, is a source, or cannot be written.
+            PairError, DataError: a source changed since it was loaded.
+        """
+        from pa_fast.checkpoint.merge import merge
+
+        lam = self.weights.lam
+        if self._pair is None:
+            raise UsageError(
+                "the live weights of a delta file, or with factors beside the layers, are not those of a merge of two folders",
+                "load the pair from its two folders, or write the model with model.save_pretrained",
+            )
+        if lam is None:
+            raise UsageError("the live weights are at no λ: a switch did not finish", "set_lambda, or resync, first")
+        self.on_weights_changed()
+        rule = self.weights.rule
+        return merge(
+            lam=lam if rule is None else rule.lam, out=out, rule=rule, max_shard_size=max_shard_size, overwrite=overwrite,
+            progress=progress, model=self.model, **self._pair,
+        )  # fmt: skip
 
     def __repr__(self) -> str:
         return f"<LambdaModel {type(self.model).__name__} at λ = {self.lam} on {self.model.device}>"

@@ -196,8 +196,12 @@ def load(
         "attention": str(loaded.module.config._attn_implementation),
     }
     same["lossless"] = weights.lossless
+    pair = None
+    if want.delta is None and not want.attached and not want.sharding:
+        how = {"rounding": want.rounding.mode, "seed": want.rounding.seed if want.rounding.drawn else None}
+        pair = {"base_dir": base, "instruct_dir": other, "dtype": dtype, "allow_nonfinite": allow_nonfinite} | how | vars(options)
     shared = shared_prefix and not why_not
-    return LambdaModel(loaded.module, chosen, weights, same, configuration, batch_size, notes, stops, shared, why_not)
+    return LambdaModel(loaded.module, chosen, weights, same, configuration, batch_size, notes, stops, shared, why_not, pair)
 
 
 def _planned(want: Asked, loaded: Loaded) -> planner.Plan | None:

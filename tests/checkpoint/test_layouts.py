@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import pa_fast
 from pa_fast.checkpoint.inspect import inspect
 from pa_fast.checkpoint.merge import merge
 from pa_fast.checkpoint.verify import verify
@@ -87,11 +88,16 @@ def write(folder: Path, kind: str, seed: int, layout: str, dtype: torch.dtype = 
     return folder
 
 
-def loaded(folder: Path) -> dict[str, Tensor]:
+def read(folder: Path) -> Any:
+    """The model at `folder`, as transformers loads it."""
     import transformers
 
     kind = json.loads((folder / "config.json").read_text())["architectures"][0]
-    return getattr(transformers, kind).from_pretrained(folder, dtype=torch.bfloat16).state_dict()
+    return getattr(transformers, kind).from_pretrained(folder, dtype=torch.bfloat16).eval()
+
+
+def loaded(folder: Path) -> dict[str, Tensor]:
+    return read(folder).state_dict()
 
 
 @pytest.mark.parametrize("layouts", [("old", "new"), ("new", "old")], ids="-".join)
@@ -115,3 +121,28 @@ def test_two_layouts_merge_to_the_lerp_of_the_loaded_sides(tmp_path: Path, kind:
     assert all(same_bits(t, own[n]) for n, t in load_folder(tmp_path / "1").items())
     prints = {merge(side, side, 0, tmp_path / f"{side.name}-alone").base_fingerprint for side in (base, instruct)}
     assert {ends[0].base_fingerprint, ends[0].instruct_fingerprint} == prints, "fingerprints are of the files, not of the layout"
+
+
+@pytest.mark.parametrize("layouts", [("old", "new"), ("new", "old")], ids="-".join)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_live_pair_of_two_layouts_is_what_is_merged_saved_and_encoded(
+    tmp_path: Path, kind: str, layouts: tuple[str, str]
+) -> None:
+    base = write(tmp_path / "base", kind, 1, layouts[0])
+    instruct = write(tmp_path / "instruct", kind, 2, layouts[1])
+    live = pa_fast.load(base, instruct)
+    live.set_lambda(LAM)
+    merge(base, instruct, LAM, tmp_path / "merged")
+    live.save(tmp_path / "saved")
+    written, saved = load_folder(tmp_path / "merged"), load_folder(tmp_path / "saved")
+    assert written.keys() == saved.keys() and all(same_bits(saved[name], tensor) for name, tensor in written.items())
+    assert verify(tmp_path / "saved", base, instruct).ok
+    reloaded = read(tmp_path / "merged")
+    ids = torch.arange(24).view(2, 12) % 100 + 3
+    with torch.no_grad():
+        logits = [model(input_ids=ids, use_cache=False).logits for model in (live.model, reloaded)]
+    assert same_bits(*logits), "logits of the merged folder are those of the live model"
+    pa_fast.encode(base, instruct, tmp_path / "delta", format="sparse")
+    held = pa_fast.load(base, delta=tmp_path / "delta")
+    held.set_lambda(LAM)
+    assert all(same_bits(t, reloaded.state_dict()[n]) for n, t in held.model.state_dict().items())
