@@ -80,8 +80,10 @@ class Skeleton:
             made = CONFIG_MAPPING[config["model_type"]].from_dict(copy.deepcopy(dict(config)))
             with torch.device("meta"), initialization.no_init_weights(), safe(), _quiet():
                 if named is None:
-                    return cls(transformers.AutoModelForCausalLM.from_config(made))
-                return cls(getattr(transformers, named)(made))
+                    return cls(transformers.AutoModelForCausalLM.from_config(made, trust_remote_code=False))
+                kind = getattr(transformers, named)
+                # a configuration may name anything that transformers has, and only a model's class is to be called
+                return cls(kind(made)) if isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel) else None
         except Exception:  # an unknown class or a malformed configuration: names are then compared as they are
             return None
 
