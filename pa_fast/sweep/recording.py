@@ -65,7 +65,7 @@ class Recording:
     def __enter__(self) -> Recording:
         self._journal.__enter__()
         try:
-            self.join(self._now)
+            self.join(replace(self._now, commands=(manifest.command(),)))
             total = len(self._points) * len(self._names)
             self.progress.begin(total, total - sum(len(names) for _, names in self.missing()))
         except BaseException as error:
