@@ -137,7 +137,7 @@ class Recording:
         return Record(replace(entry, score=None, unit=None, n=None, details=None, error=message))
 
     def draw(self) -> None:
-        """Draw `trajectory.svg` and `trajectory.png` from the journal as it is now."""
+        """Draw `trajectory.svg`, `.png` and `.pdf` from the journal as it is now."""
         from pa_fast.sweep import figure
 
         with durable.locked(self.folder / journal.LOCK):
