@@ -36,7 +36,7 @@ def draw(axes: Axes, right: Line, up: Line, width: float, height: float) -> None
     axes.scatter(xs, ys, c=colours, s=46, zorder=3, edgecolors="white", linewidths=0.8)
     for axis, scores in ((axes.xaxis, xs), (axes.yaxis, ys)):
         if decades(scores):
-            scale_log(axis)
+            scale_log(axes, axis)
     axes.margins(0.16)
     axes.set_xlabel(wrapped(0.75 * width, right.short, f"({right.unit})"))
     axes.set_ylabel(wrapped(0.75 * height, up.short, f"({up.unit})"))

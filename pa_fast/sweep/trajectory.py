@@ -70,11 +70,11 @@ def decades(scores: Iterable[float]) -> bool:
     return min(known) > 0 and max(known) >= 100 * min(known)
 
 
-def scale_log(axis: Axis) -> None:
+def scale_log(axes: Axes, axis: Axis) -> None:
     """A logarithmic `axis` with plain numbers at the decades."""
     from matplotlib.ticker import FuncFormatter, NullFormatter
 
-    axis._set_axes_scale("log")
+    (axes.set_xscale if axis is axes.xaxis else axes.set_yscale)("log")
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
 
@@ -129,7 +129,7 @@ def _limits(axes: Axes, group: Sequence[Line]) -> None:
     least, most = min(scores), max(scores)
     over, under = (0.2, 0.1) if group[0].higher_is_better else (0.1, 0.24)
     if decades(scores):
-        scale_log(axes.yaxis)
+        scale_log(axes, axes.yaxis)
         axes.set_ylim(least * (least / most) ** under, most * (most / least) ** over)
         return
     height = most - least or max(abs(scores[0]), 1.0) * 0.1
