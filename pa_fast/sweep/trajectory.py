@@ -130,7 +130,9 @@ def _limits(axes: Axes, group: Sequence[Line]) -> None:
     over, under = (0.2, 0.1) if group[0].higher_is_better else (0.1, 0.24)
     if decades(scores):
         scale_log(axes, axes.yaxis)
-        axes.set_ylim(least * (least / most) ** under, most * (most / least) ** over)
+        low, high = math.log10(least), math.log10(most)
+        # within what a double holds
+        axes.set_ylim(10 ** max(low - under * (high - low), -300.0), 10 ** min(high + over * (high - low), 305.0))
         return
     height = most - least or max(abs(scores[0]), 1.0) * 0.1
     if group[0].higher_is_better and least >= 0 and most <= 1 and height >= _WHOLE:
