@@ -9,6 +9,7 @@ import json
 import os
 import sys
 import threading
+import types
 from pathlib import Path
 
 import pytest
@@ -245,3 +246,26 @@ def read_down(text: str) -> str:
             found += "".join("".join(column) + "|" for column in zip(*header))
             header = []
     return found
+
+
+def test_progress_tells_how_far_an_evaluator_is_and_counts_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    clock = types.SimpleNamespace(monotonic=lambda: now[0])
+    monkeypatch.setattr(sys.modules[TerminalProgress.__module__], "time", clock)
+    progress = TerminalProgress(Console(file=io.StringIO(), width=100, force_terminal=True))
+    engine, seen = FakeEngine(), []
+    engine.on_progress = None  # type: ignore[attr-defined]
+
+    def act(engine: Engine) -> None:
+        now[0] += 10
+        engine.on_progress(20, 80)  # type: ignore[attr-defined]
+        bar = progress._bar
+        assert bar is not None
+        seen.append((bar.tasks[0].description, bar.tasks[0].completed, progress._countdown()))
+        now[0] += 5
+        seen.append(progress._countdown())
+
+    sweep(engine, "0", [Scorer("icl", act=act), Scorer("b")], tmp_path, figure=False, progress=progress)
+    assert seen == [("λ 0 · icl · 20/80", 0.25, "· 1 min 10 s left"), "· 1 min 05 s left"]
+    assert engine.on_progress is None  # type: ignore[attr-defined]
+    assert progress._countdown() == ""
