@@ -160,7 +160,11 @@ class Weights(Protocol):
 
 @runtime_checkable
 class Engine(Protocol):
-    """A model at some λ that can score and speak."""
+    """A model at some λ that can score and speak.
+
+    With an attribute `on_progress` a sweep sets it to a function while an evaluator runs: call it with (requests done, requests
+    in all) within `loglikelihood` and `generate`.
+    """
 
     @property
     def weights(self) -> Weights:

@@ -110,7 +110,16 @@ def test_a_sweep_writes_what_it_promises_and_does_nothing_twice(
     shown = capsys.readouterr()
     assert "python:greedy" in shown.out and "0.25" in shown.out
     assert "results and figure: runs/a" in shown.err
-    names = {"run.json", "journal.jsonl", "items", "results.csv", "results.json", "trajectory.svg", "trajectory.png"}
+    names = {
+        "run.json",
+        "journal.jsonl",
+        "items",
+        "results.csv",
+        "results.json",
+        "trajectory.svg",
+        "trajectory.png",
+        "trajectory.pdf",
+    }
     assert names <= {path.name for path in (place / "runs/a").iterdir()}
     rows = (place / "runs/a/results.csv").read_text().splitlines()
     assert rows[0] == "lambda,evaluator,score,unit,n,effective_lambda"

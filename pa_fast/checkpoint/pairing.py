@@ -16,6 +16,7 @@ from pa_fast.checkpoint.pair_options import DEFAULTS, PairOptions
 from pa_fast.checkpoint.reader import Checkpoint, torch_dtype
 from pa_fast.checkpoint.rows import KeptRows, check_vocabulary, extended, kept_rows
 from pa_fast.checkpoint.tying import KEY, OTHER, StoredTwice, TiedHead, is_head, tied_head
+from pa_fast.checkpoint.untrained import swapped_sides
 from pa_fast.errors import PairError
 
 if TYPE_CHECKING:
@@ -147,7 +148,8 @@ def pair(base: Checkpoint, instruct: Checkpoint, options: PairOptions = DEFAULTS
         _check_tensor(name, b, i, name in rows)
         shapes[name] = max(b.shape, i.shape)
     fixed = [name for name in names if not made.is_lerped(name) and name not in made.single]
-    notes = [f"{len(fixed)} tensors are not of a merged dtype and must be equal on both sides"] if fixed else []
+    notes = swapped_sides(base, instruct)
+    notes += [f"{len(fixed)} tensors are not of a merged dtype and must be equal on both sides"] if fixed else []
     notes += aligned.notes
     notes += [str(head)] if head else []
     notes += check_vocabulary(base, instruct, rows, options.extra_rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -46,6 +47,12 @@ def resolve(spec: str | Path) -> Path:
         hint = "there is no such local folder; for the hub check the id, the revision, your access token and HF_HUB_OFFLINE"
         raise CheckpointError(f"{spec}: cannot be fetched from the hub: {reason[:300]}", hint) from error
     return Path(found)
+
+
+def located(spec: str | Path) -> str:
+    """`spec` as another process in another folder would find it: an absolute path, or the hub id as it is."""
+    path = Path(spec).expanduser()
+    return os.path.abspath(path) if path.exists() else str(spec)
 
 
 def revision(folder: Path) -> str | None:

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from pa_fast.checkpoint.companions import TEMPLATES
 from pa_fast.checkpoint.document import quoted, read_object
 from pa_fast.checkpoint.header import FLOATS, TensorInfo
 from pa_fast.checkpoint.reader import Checkpoint
@@ -68,6 +69,13 @@ def chat_tokens(folder: Path, config: Mapping[str, Any]) -> dict[int, str]:
     return dict(itertools.islice(named.items(), _MOST))
 
 
+def swapped_sides(base: Checkpoint, instruct: Checkpoint) -> list[str]:
+    """A note where the base alone has a chat template: most likely the two stand in each other's place."""
+    if any(_templates(base.folder)) and not any(_templates(instruct.folder)):
+        return [f"only the base has a chat template: are the sides swapped? λ = 0 is {base.folder}, λ = 1 is {instruct.folder}"]
+    return []
+
+
 def _near_zero(checkpoint: Checkpoint, info: TensorInfo, tokens: Iterable[int]) -> list[int]:
     rows, width = info.shape
     typical = sorted(_norm(checkpoint, info, row) for row in range(0, rows, max(1, rows // _SAMPLED)))
@@ -84,8 +92,10 @@ def _norm(checkpoint: Checkpoint, info: TensorInfo, row: int) -> float:
 
 def _templates(folder: Path) -> Iterator[str]:
     """Every chat template of a folder, in any of the places where one can be."""
-    with contextlib.suppress(OSError, UnicodeDecodeError):
-        yield (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    for path in (folder / "chat_template.jinja", *sorted((folder / TEMPLATES).glob("*.jinja"))):
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            if path.is_file():  # a pipe would block
+                yield path.read_text(encoding="utf-8")
     for file in ("tokenizer_config.json", "chat_template.json"):
         found = _read(folder / file).get("chat_template")
         for one in found if isinstance(found, list) else [found]:

@@ -172,6 +172,9 @@ def _notes(provenance: Provenance | None, sources: Pair, recipe: Recipe) -> tupl
     ):
         if recorded != used:
             notes.append(f"{PROVENANCE} says {what} {recorded}, compared with {what} {used}")
+    crossed = sources.instruct.quick_fingerprint(), sources.base.quick_fingerprint()
+    if crossed == (provenance.base.quick_fingerprint, provenance.instruct.quick_fingerprint) and len(set(crossed)) == 2:
+        return (*notes, f"base and instruct are swapped: {PROVENANCE} has the fingerprint of each under the other's name")
     for side, source, checkpoint in (
         ("base", provenance.base, sources.base),
         ("instruct", provenance.instruct, sources.instruct),

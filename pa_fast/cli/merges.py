@@ -116,8 +116,9 @@ def verify(
         report = run(merged, base, instruct, lam, rounding=rounding, seed=seed, rule=rule, progress=bar)
     if as_json:
         show_json(report)
-    elif report.ok:
-        tell(f"{report.merged}: every bit of {report.tensors} tensors is the merge at λ = {report.lam}")
+    else:
+        if report.ok:
+            tell(f"{report.merged}: every bit of {report.tensors} tensors is the merge at λ = {report.lam}")
         for note in report.notes:
             say(f"note: {note}")
     if not report.ok:

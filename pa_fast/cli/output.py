@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import os
@@ -15,6 +16,9 @@ from pa_fast.errors import OutputError
 from pa_fast.terminal import console, say
 
 if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Column, Table
+
     from pa_fast.sweep.results import SweepResult
 
 
@@ -49,10 +53,41 @@ def say_where(result: SweepResult) -> None:
     say(f"results{drawn}: {result.out.relative_to(here) if result.out.is_relative_to(here) else result.out}")
 
 
-def show(drawable: Any) -> None:
-    """A table, on stdout."""
+def show(table: Table) -> None:
+    """A table, on stdout: in blocks of columns, below one another, where a terminal is too narrow for its figures."""
     # A pipe has no width: wrapping there would break tables for the programs that read them.
-    console(width=None if sys.stdout.isatty() else 10_000).print(drawable)
+    out = console(width=None if sys.stdout.isatty() else 10_000)
+    for block in blocks(table, out):
+        out.print(block)
+
+
+def blocks(table: Table, out: Console) -> list[Table]:
+    """`table` in tables that fit `out`, each with its first column; itself where it fits."""
+    groups: list[list[Column]] = [[]]
+    for column in table.columns[1:]:
+        tried = _of_columns(table, [table.columns[0], *groups[-1], column])
+        if groups[-1] and _least_width(tried) > out.width:
+            groups.append([])
+        groups[-1].append(column)
+    if len(groups) == 1:
+        return [table]
+    made = [_of_columns(table, [table.columns[0], *group]) for group in groups]
+    for block in made[:-1]:
+        block.caption = None
+    return made
+
+
+def _least_width(table: Table) -> int:
+    """Columns of the terminal that `table` needs, if its headers are wrapped."""
+    return sum((column.min_width or 1) + 3 for column in table.columns) + 1
+
+
+def _of_columns(table: Table, columns: list[Column]) -> Table:
+    part = copy.copy(table)
+    part.columns = [dataclasses.replace(column) for column in columns]
+    for index, column in enumerate(part.columns):
+        column._index, column._cells = index, columns[index]._cells
+    return part
 
 
 def show_json(report: Any) -> None:

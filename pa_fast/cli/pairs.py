@@ -32,7 +32,7 @@ def inspect(
         str | None, typer.Option(metavar="LAMBDAS", help="Which λ each of these really is, once rounded; 0:1:0.1.")
     ] = None,
     figure: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Draw the delta by layer and module to FILE.png and FILE.svg.")
+        str | None, typer.Option(metavar="FILE", help="Draw the delta by layer and module to FILE.png, .svg and .pdf.")
     ] = None,
     dtype: Dtype = "auto",
     rounding: Rounding = "nearest",
@@ -52,7 +52,7 @@ def inspect(
     from pa_fast.sweep.schedule import lambdas
 
     grid = lambdas(fidelity) if fidelity is not None else ()
-    drawing = None if figure is None else Path(figure.removesuffix(".png").removesuffix(".svg"))
+    drawing = None if figure is None else Path(figure.removesuffix(".png").removesuffix(".svg").removesuffix(".pdf"))
     if drawing is not None:
         from pa_fast.sweep.figure import check_place
 

@@ -45,7 +45,7 @@ def _throughput_table(found: Throughput) -> Table:
     title = f"{found.machine}, torch {found.torch}: {found.weights / 1e9:.2f} G bf16 weights in {found.tensors} tensors"
     table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
     for column in ("", "‖I − B‖ / ‖B‖", "bytes per weight", "ms", "GB/s", "× dense", "encoded in"):
-        table.add_column(column, justify="left" if not column else "right")
+        table.add_column(column, justify="left" if not column else "right", overflow="fold")
     dense = {row.relative_delta: row.seconds for row in found.rows if row.what == "dense"}
     for row in found.rows:
         if row.what == "dense" or row.relative_delta is None:

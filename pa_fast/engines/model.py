@@ -30,6 +30,7 @@ class LambdaModel:
         weights: the `LiveWeights` behind it.
         stop_tokens: ids that end a text for either model or for the tokenizer, in order.
         notes: what loading found worth saying.
+        on_progress: told (requests done, requests in all) within `loglikelihood` and `generate`; None, or set by a sweep.
 
     Warns once, through the logger `pa_fast`, where prefixes were to be shared and are not (`not_shared` says why), with what it
     costs: at the first requests that begin alike.
@@ -61,6 +62,7 @@ class LambdaModel:
         }
         self.configuration = dict(configuration)
         self.notes = list(notes)
+        self.on_progress: Callable[[int, int], object] | None = None
         self._batch_size = batch_size
         self._not_shared = not_shared
         self._pair = pair
@@ -110,7 +112,7 @@ class LambdaModel:
         """Score N (context ids, continuation ids); see `pa_fast.Engine`."""
         if self._not_shared is not None:
             self._warn_of_cost(pairs)
-        return scoring.loglikelihood(self.model, pairs, self._batch_size, self.shared_prefix)
+        return scoring.loglikelihood(self.model, pairs, self._batch_size, self.shared_prefix, self.on_progress)
 
     def _warn_of_cost(self, pairs: Sequence[tuple[list[int], list[int]]]) -> None:
         alone, shared = scoring.tokens_computed(pairs)
@@ -124,7 +126,7 @@ class LambdaModel:
 
     def generate(self, prompts: Sequence[list[int]], config: Generation) -> list[list[int]]:
         """Greedy continuations of N prompts; see `pa_fast.Engine`."""
-        return scoring.generate(self.model, prompts, config, self._batch_size)
+        return scoring.generate(self.model, prompts, config, self._batch_size, self.on_progress)
 
     def on_weights_changed(self) -> None:
         """Prove that the model is made of what it was made of at `load`, and of nothing else that could hold old weights.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pa_fast.base import Continuation, Generation
@@ -33,12 +33,16 @@ def batches(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
 
 
 def loglikelihood(
-    model: PreTrainedModel, pairs: Sequence[tuple[list[int], list[int]]], batch_size: int, shared_prefix: bool = False
+    model: PreTrainedModel,
+    pairs: Sequence[tuple[list[int], list[int]]],
+    batch_size: int,
+    shared_prefix: bool = False,
+    progress: Callable[[int, int], object] | None = None,
 ) -> list[Continuation]:
     """Score N (context ids, continuation ids); log-likelihoods in nats, from fp32 log-softmax of the model's logits.
 
     With `shared_prefix`, tokens that requests begin alike with are computed once; what was kept of them is gone when
-    the call returns. The model must allow it, see `past.obstacle`.
+    the call returns. The model must allow it, see `past.obstacle`. `progress` is told (requests done, requests in all).
 
     Raises:
         EngineError: an empty context or continuation, or more tokens than the model has positions for.
@@ -51,7 +55,11 @@ def loglikelihood(
         check_length(model, len(context) + len(continuation) - 1, f"request {n}")
     rows, first = _rows(pairs)
     segments = forest(rows, first) if shared_prefix else [Segment(k, 0, len(row)) for k, row in enumerate(rows)]
-    answers = {k: _judged(logits, pairs[k][1]) for k, logits in _scored(model, rows, first, segments, batch_size, Past())}
+    answers = {}
+    for k, logits in _scored(model, rows, first, segments, batch_size, Past()):
+        answers[k] = _judged(logits, pairs[k][1])
+        if progress is not None:
+            progress(len(answers), len(pairs))
     return [answers[k] for k in range(len(pairs))]
 
 
@@ -117,8 +125,14 @@ def _judged(logits: torch.Tensor, continuation: list[int]) -> Continuation:
     return Continuation(float(scores.gather(1, wanted[:, None]).sum()), bool((scores.argmax(-1) == wanted).all()))
 
 
-def generate(model: PreTrainedModel, prompts: Sequence[list[int]], config: Generation, batch_size: int) -> list[list[int]]:
-    """Greedy continuations of N prompts, without the stop token that ended them.
+def generate(
+    model: PreTrainedModel,
+    prompts: Sequence[list[int]],
+    config: Generation,
+    batch_size: int,
+    progress: Callable[[int, int], object] | None = None,
+) -> list[list[int]]:
+    """Greedy continuations of N prompts, without the stop token that ended them; `progress` as of `loglikelihood`.
 
     Raises:
         EngineError: an empty prompt, or more tokens than the model has positions for.
@@ -134,6 +148,7 @@ def generate(model: PreTrainedModel, prompts: Sequence[list[int]], config: Gener
         do_sample=False, max_new_tokens=config.max_new_tokens, pad_token_id=_PAD, eos_token_id=list(config.stop) or None
     )
     spoken: list[list[int]] = [[]] * len(prompts)
+    done = 0
     for batch in batches([len(prompt) for prompt in prompts], batch_size):
         width = max(len(prompts[k]) for k in batch)
         ids = torch.tensor([[_PAD] * (width - len(prompts[k])) + prompts[k] for k in batch], device=model.device)
@@ -143,6 +158,9 @@ def generate(model: PreTrainedModel, prompts: Sequence[list[int]], config: Gener
         for row, k in zip(out[:, width:].tolist(), batch):
             ends = [row.index(stop) for stop in config.stop if stop in row]
             spoken[k] = row[: min(ends)] if ends else row
+        done += len(batch)
+        if progress is not None:
+            progress(done, len(prompts))
     return spoken
 
 

@@ -17,8 +17,8 @@ from pa_fast.checkpoint.pair_options import PairOptions
 from pa_fast.checkpoint.pairing import check_configs, config_notes
 from pa_fast.checkpoint.reader import Checkpoint
 from pa_fast.checkpoint.rows import check_vocabulary, extended
-from pa_fast.checkpoint.source import resolve
-from pa_fast.checkpoint.untrained import untrained_rows
+from pa_fast.checkpoint.source import located, resolve
+from pa_fast.checkpoint.untrained import swapped_sides, untrained_rows
 from pa_fast.device import device_of
 from pa_fast.engines.asked import Asked, asked
 from pa_fast.engines.attached_weights import attached, divertible
@@ -116,7 +116,7 @@ def load(
         reading = Reading.of(b, i, strip_prefix, aligned.apart)
         rows = extended(aligned.base.tensors, i.tensors, b.config, i.config)
         notes = [*check_vocabulary(b, i, rows, extra_rows), *(untrained_rows(b, i) if want.about is None else ())]
-        notes += [*config_notes(differences), *aligned.notes]
+        notes += [*config_notes(differences), *aligned.notes, *(swapped_sides(b, i) if want.about is None else ())]
         apart = () if want.about is None else want.about.tensors
         loaded = load_pair(b, i, want.live_dtype(), want.sharding, apart, extra_rows=bool(rows), reading=reading)
         contents = loaded.contents
@@ -188,9 +188,9 @@ def load(
         why_not = f"of {type(loaded.module).__name__}, {why_not} (transformers {version('transformers')})"
         notes.append(f"shared prefixes are computed for every request again: {why_not}")
     configuration = {
-        "base": str(base),
-        "instruct": str(instruct if delta is None else delta),
-        "tokenizer": str(other if tokenizer is None else tokenizer),
+        "base": located(base),
+        "instruct": located(other if delta is None else delta),
+        "tokenizer": located(other if tokenizer is None else tokenizer),
         "device": str(want.device),
         "live_dtypes": sorted({str(tensor.dtype).removeprefix("torch.") for tensor in loaded.live.values()}),
         "attention": str(loaded.module.config._attn_implementation),
@@ -208,10 +208,10 @@ def _planned(want: Asked, loaded: Loaded) -> planner.Plan | None:
     """Store and residency for a pair that is about to be allocated; None where a file or the layers decide."""
     if want.about is not None or want.attached:
         return None
-    left_open = want.auto and not want.rounding.drawn  # stochastic rounding is dense
-    return planner.plan(
-        _sizes(loaded), "auto" if left_open else want.store, want.residency, Room.of(want.device), allocated=False
-    )
+    drawn = want.auto and want.rounding.drawn
+    store = want.store if drawn or not want.auto else "auto"
+    reason = {"reason": "stochastic rounding is of dense deltas alone"} if drawn else {}
+    return planner.plan(_sizes(loaded), store, want.residency, Room.of(want.device), allocated=False, **reason)
 
 
 def _of_memory(memory: Memory, said: str, want: Asked) -> list[str]:

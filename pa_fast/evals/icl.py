@@ -35,6 +35,7 @@ class Choice:
             it is taken as it is, as `acc`.
         overflow: what becomes of items that are too long, see `overflow.Overflow`.
         average: see `average.AVERAGES`.
+        notes: said once, before the first λ.
 
     Raises:
         EvaluatorError: an item has no choices.
@@ -53,6 +54,7 @@ class Choice:
         overflow: str,
         average: str,
         identity: Mapping[str, Any],
+        notes: Sequence[str] = (),
     ):
         each(items, _check_choices, "items")
         self.name = name
@@ -60,11 +62,12 @@ class Choice:
         self.unit, self.per_character = unit, per_character
         self.overflow, self.average = overflow, average
         self.identity = identity
+        self._notes = list(notes)
         self._prepared = Prepared(self._pairs)
 
     def check(self, engine: Engine) -> list[str]:
         """Raise if items cannot be asked, or do not fit the model; notes of what is changed."""
-        return self._prepared(engine).notes
+        return [*self._notes, *self._prepared(engine).notes]
 
     def __call__(self, engine: Engine) -> Score:
         asked = self._prepared(engine)
@@ -128,17 +131,19 @@ class Answer:
         overflow: str,
         average: str,
         identity: Mapping[str, Any],
+        notes: Sequence[str] = (),
     ):
         self.name = name
         self.items, self.asked = items, asked
         self.until, self.max_new_tokens = until, max_new_tokens
         self.overflow, self.average = overflow, average
         self.identity = identity
+        self._notes = list(notes)
         self._prepared = Prepared(lambda tokenizer, room: (self._fitted(tokenizer, room), ending_tokens(tokenizer, until)))
 
     def check(self, engine: Engine) -> list[str]:
         """Raise if items do not fit the model; notes of what is changed."""
-        return self._prepared(engine)[0].notes
+        return [*self._notes, *self._prepared(engine)[0].notes]
 
     def __call__(self, engine: Engine) -> Score:
         asked, ends = self._prepared(engine)
@@ -209,16 +214,18 @@ def _build(spec: EvalSpec, limit: int | None, seed: int) -> Evaluator:
     }
     if mode == "generate":
         ends: dict[str, Any] = {"until": _until(spec), "max_new_tokens": spec.count("max_new_tokens", 64, least=1)}
-        items, prompts = shots.ask(data, limit)
+        items, prompts, how["notes"] = shots.ask(data, limit)
         return Answer(spec.column, items, prompts, **ends, **how, identity={**asked, **ends})
     if mode == "letter":
-        lettered = shots.ask(data, limit, Example.lettered)
-        return Choice(spec.column, *lettered, unit="accuracy (letter)", per_character=False, **how, identity=asked)
+        items, prompts, how["notes"] = shots.ask(data, limit, Example.lettered)
+        return Choice(spec.column, items, prompts, unit="accuracy (letter)", per_character=False, **how, identity=asked)
     norm = spec.word("norm", ("character", "none"))
     unit = "accuracy (per character)" if norm == "character" else "accuracy"
+    items, prompts, how["notes"] = shots.ask(data, limit)
     return Choice(
         spec.column,
-        *shots.ask(data, limit),
+        items,
+        prompts,
         unit=unit,
         per_character=norm == "character",
         **how,

@@ -43,23 +43,24 @@ class Shots:
 
     def ask(
         self, data: DataFile, limit: int | None, form: Callable[[Example], Example] = lambda example: example
-    ) -> tuple[list[Example], list[Asked]]:
-        """The items to score and how each is asked, at most `limit`; `form` rewrites items and shots alike.
+    ) -> tuple[list[Example], list[Asked], list[str]]:
+        """The items to score and how each is asked, at most `limit`; `form` rewrites items and shots alike. And notes of
+        the rows that are not scored.
 
         Raises:
             EvaluatorError: a row is wrong, or a group's pool is smaller than `count`.
         """
-        scored, shown = self._divide(data)
+        scored, shown, notes = self._divide(data)
         pools: dict[str, list[Example]] = {}
         for example in map(form, shown):
             pools.setdefault(example.group, []).append(example)
         scored = limited(scored, [example.group for example in scored], limit, self.seed)
         items = each(scored, form, "rows")
-        return items, each(items, lambda item: self._asked(item, pools), "rows")
+        return items, each(items, lambda item: self._asked(item, pools), "rows"), notes
 
-    def _divide(self, data: DataFile) -> tuple[list[Example], list[Example]]:
-        """The examples to score, and those to show; none is both."""
-        examples = read_examples(data, data.path.stem)
+    def _divide(self, data: DataFile) -> tuple[list[Example], list[Example], list[str]]:
+        """The examples to score, and those to show; none is both. And notes of those that the file loses by it."""
+        examples, why = read_examples(data, data.path.stem), "marked as pool"
         marked = [example for example in examples if example.in_pool]
         if self.pool is not None and marked:
             raise EvaluatorError(
@@ -68,14 +69,16 @@ class Shots:
         if self.pool is not None:
             marked = read_examples(self.pool, data.path.stem)
         elif not marked and self.count > 0:
-            marked = self._drawn(examples)
+            marked, why = self._drawn(examples), "drawn from each group"
         shown = {id(example) for example in marked}
         scored = [example for example in examples if id(example) not in shown]
         if not scored:
             raise EvaluatorError(
                 f"{data.path}: all {len(examples)} rows are in the pool of shots, expected rows to score", "add rows"
             )
-        return scored, marked
+        held = len(examples) - len(scored)
+        notes = [f"{held} of {len(examples)} rows are held out for shots ({why}) and not scored"] if held else []
+        return scored, marked, notes
 
     def _drawn(self, examples: Sequence[Example]) -> list[Example]:
         """A pool from the rows themselves: of each group a fifth, and no fewer than `count`."""

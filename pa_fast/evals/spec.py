@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import pathlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from pa_fast.base import Evaluator
 from pa_fast.errors import UsageError
@@ -52,7 +52,8 @@ def checked(
     """An EVAL from its parts, if there is such an evaluator and it takes them; `text` is how errors call it."""
     if name not in KINDS:
         raise UsageError(
-            f"`{text}`: there is no evaluator `{name}`", f"evaluators: {', '.join(KINDS)}; for example {EXAMPLES['icl']}"
+            f"`{text}`: there is no evaluator `{name}`",
+            f"{nearest(name, KINDS)}evaluators: {', '.join(KINDS)}; for example {EXAMPLES['icl']}",
         )
     kind = KINDS[name]
     if not all(targets):
@@ -60,9 +61,8 @@ def checked(
     known = (*kind.options, "name")
     for key in options:
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean {near[0]}? " if near else ""
-            raise UsageError(f"`{text}`: {name} has no option `{key}`", f"{hint}options of {name}: {', '.join(known)}")
+            hint = f"{nearest(key, known)}options of {name}: {', '.join(known)}"
+            raise UsageError(f"`{text}`: {name} has no option `{key}`", hint)
     if not targets or (len(targets) > 1 and not kind.many):
         wanted = f"one {kind.takes} or more" if kind.many else f"one {kind.takes}"
         raise UsageError(f"`{text}`: found {len(targets)} targets, {name} takes {wanted}", f"for example {kind.example}")
@@ -70,6 +70,12 @@ def checked(
     if not spec.column or UNNAMEABLE.search(spec.column):
         raise UsageError(f"`{text}`: `{spec.column}` cannot be a column", "choose a name without / \\ or line breaks: name=…")
     return spec
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The beginning of a hint: which of `known` was probably meant by `word`; empty where none is near."""
+    near = difflib.get_close_matches(word.lower(), list(known), n=1)
+    return f"did you mean {near[0]}? " if near else ""
 
 
 def build(spec: EvalSpec | str, *, limit: int | None = None, seed: int = 0) -> Evaluator:

@@ -60,16 +60,26 @@ def _entry(path: pathlib.Path, number: int, entry: Any) -> EvalSpec:
     try:
         if isinstance(entry, str) and not _is_suite(entry):
             return spec.parse(entry, path.parent)
-        if isinstance(entry, dict) and "eval" in entry:
-            return _mapped(where, dict(entry), path.parent)
+        if isinstance(entry, dict):
+            return _mapped(dict(entry), path.parent)
     except UsageError as error:
         raise UsageError(f"{where}: {error.message}", error.hint) from None
     raise UsageError(f"{where}: found {entry!r}, expected an EVAL string or a mapping with `eval`", f"for example {_EXAMPLE}")
 
 
-def _mapped(where: str, entry: dict[Any, Any], folder: pathlib.Path) -> EvalSpec:
+def _mapped(entry: dict[Any, Any], folder: pathlib.Path) -> EvalSpec:
+    if "eval" not in entry:
+        near = next((hint for key in entry if (hint := spec.nearest(str(key), ["eval"]))), "")
+        raise UsageError(f"found {entry!r}, expected a key `eval`", f"{near}for example {_EXAMPLE}")
     name = str(entry.pop("eval"))
     takes = spec.KINDS[name].takes if name in spec.KINDS else "file"
+    if name in spec.KINDS:
+        known = ("eval", takes, *spec.KINDS[name].options, "name")
+        for key in entry:
+            if key not in known:
+                raise UsageError(
+                    f"{name} has no key `{key}`", f"{spec.nearest(str(key), known)}keys of {name}: {', '.join(known)}"
+                )
     listed = entry.pop(takes, [])
     targets = [_text(takes, one) for one in (listed if isinstance(listed, list) else [listed])]
     options = {str(key): _text(str(key), value) for key, value in entry.items()}

@@ -84,7 +84,15 @@ class Plan:
         return f"{self.store.describe()}{where}: {self.reason}"
 
 
-def plan(sizes: Sequence[Size], store: str | Store, residency: str, room: Room | None, *, allocated: bool = True) -> Plan:
+def plan(
+    sizes: Sequence[Size],
+    store: str | Store,
+    residency: str,
+    room: Room | None,
+    *,
+    allocated: bool = True,
+    reason: str = "as asked for",
+) -> Plan:
     """Choose what was left open: dense, else packed, on the device where it fits, else dense in host memory.
 
     Args:
@@ -92,6 +100,7 @@ def plan(sizes: Sequence[Size], store: str | Store, residency: str, room: Room |
         store, residency: as asked for, or `auto`.
         room: of the live tensors' device, None where that is not known.
         allocated: whether the live tensors are there already.
+        reason: why `store` is not `auto`.
 
     Cost: nothing but arithmetic; where dense does not fit a sample of the tensors is encoded.
 
@@ -111,7 +120,7 @@ def plan(sizes: Sequence[Size], store: str | Store, residency: str, room: Room |
                 f"the live copy takes {format_bytes(live)}{beside}, and {format_bytes(room.free_bytes)} of memory are free",
                 "free some, take a larger machine, or split the model (--engine tensor-parallel)",
             )
-        return Plan(chosen, frozenset(), "on a CPU both sides stay where they are" if store == "auto" else "as asked for")
+        return Plan(chosen, frozenset(), "on a CPU both sides stay where they are" if store == "auto" else reason)
     left = room.free_bytes - live - int(room.total_bytes * _SPARE)
     if left < 0:
         raise WeightsError(
@@ -119,9 +128,9 @@ def plan(sizes: Sequence[Size], store: str | Store, residency: str, room: Room |
             "free some, take a larger device, or split the model (--engine tensor-parallel)",
         )
     if residency == "host":
-        return Plan(chosen, everything, "as asked for")
+        return Plan(chosen, everything, "auto is dense where residency is host" if store == "auto" else reason)
     if store != "auto" and (residency == "device" or chosen.name not in ("dense", "packed")):
-        return Plan(chosen, frozenset(), "as asked for")
+        return Plan(chosen, frozenset(), reason)
     dense = sum(size.beside_bytes for size in sizes)
     free = f"{format_bytes(left)} are free beside the live copy"
     if chosen.name == "dense" and dense <= left:

@@ -24,7 +24,7 @@ _ROW_INCHES, _MOST_NUMBERS = 0.32, 12
 
 
 def write(report: PairReport, path: str | pathlib.Path) -> None:
-    """Draw to `path` with `.svg` and with `.png` added; see `draw` and `pa_fast.sweep.figure.save`.
+    """Draw to `path` with `.svg`, `.png` and `.pdf` added; see `draw` and `pa_fast.sweep.figure.save`.
 
     Raises:
         OutputError: see `pa_fast.sweep.figure.check_place`.

@@ -122,7 +122,7 @@ def _table(title: str, *columns: str, numbers: bool = True) -> Table:
 
     table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
     for at, column in enumerate(columns):
-        table.add_column(column, justify="right" if at and numbers else "left")
+        table.add_column(column, justify="right" if at and numbers else "left", overflow="fold")
     return table
 
 

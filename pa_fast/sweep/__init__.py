@@ -45,7 +45,7 @@ def sweep(
         out: the run folder: new, empty, or that of the sweep to go on with.
         overwrite: start afresh in a folder that holds another sweep. Files that no sweep writes are left alone.
         progress: told of every step, such as `pa_fast.sweep.progress.TerminalProgress()`; None is silent.
-        figure: draw `trajectory.svg` and `trajectory.png` at the end.
+        figure: draw `trajectory.svg`, `.png` and `.pdf` at the end.
         shard: `(rank, world)`: evaluate `lambdas[rank::world]` alone. Processes on one or many hosts that are given the
             same arguments and a shard each fill one run folder together; see `pa_fast.launch.environment`.
 

@@ -20,9 +20,16 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _MARK = "pa_fast"
+KINDS = ("svg", "png", "pdf")
+_METADATA: dict[str, dict[str, str | None]] = {
+    "svg": {"Date": None, "Creator": _MARK},
+    "png": {"Software": None, "Comment": _MARK},
+    "pdf": {"CreationDate": None, "Producer": None, "Creator": _MARK},
+}
 MAX_ROWS = 4
 LARGEST_DRAWN = 1e300
 """Axes compute with differences and margins of scores, which overflow beyond."""
+_CHARACTERS = 10.0  # of text an inch, in the size of titles
 WIDTH_INCHES = 10.0  # at 100 dpi the 1000 pixels of a README; the PNG has twice as many
 COLOURS = ("#1f6fb4", "#d9541e", "#2a8f5a", "#8253b8", "#b3892b", "#c2447e", "#3a8f95", "#6b6f76")
 _STYLE = {
@@ -45,6 +52,7 @@ _STYLE = {
     "xtick.labelcolor": INK,
     "ytick.labelcolor": INK,
     "svg.hashsalt": "pa_fast",
+    "pdf.fonttype": 42,  # journals refuse the default's
     "text.parse_math": False,
     "figure.facecolor": "white",
     "savefig.facecolor": "white",
@@ -52,7 +60,7 @@ _STYLE = {
 
 
 def write(result: SweepResult) -> str | None:
-    """Draw `trajectory.svg` and `trajectory.png` into the run folder; nothing where no point is finished.
+    """Draw `trajectory.svg`, `.png` and `.pdf` into the run folder; nothing where no point is finished.
 
     Returns:
         Why there is no figure, as one line, where the results cannot be drawn; an older figure is then removed, which would
@@ -73,13 +81,13 @@ def write(result: SweepResult) -> str | None:
         raise
     except Exception as error:  # the results are written, and a fault in their picture is not theirs
         why = f"{type(error).__name__}: {first_line(error)}"
-    for kind in ("svg", "png"):
+    for kind in KINDS:
         (result.out / f"trajectory.{kind}").unlink(missing_ok=True)
     return f"no figure was drawn: {why}"
 
 
 def save(make: Callable[[], Figure], path: pathlib.Path) -> None:
-    """Write what `make` draws, in the style of this project, to `path` with `.svg` and with `.png` added.
+    """Write what `make` draws, in the style of this project, to `path` with `.svg`, `.png` and `.pdf` added.
 
     Numerics: equal drawings give equal files under one version of matplotlib: no date, no host, fixed ids.
     """
@@ -90,9 +98,9 @@ def save(make: Callable[[], Figure], path: pathlib.Path) -> None:
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_STYLE)
         drawn = make()
-        for kind, metadata in (("svg", {"Date": None, "Creator": _MARK}), ("png", {"Software": None, "Comment": _MARK})):
+        for kind in KINDS:
             data = io.BytesIO()
-            drawn.savefig(data, format=kind, dpi=200, metadata=metadata)
+            drawn.savefig(data, format=kind, dpi=200, metadata=_METADATA[kind])
             durable.write(path.with_name(f"{path.name}.{kind}"), data.getvalue(), "make room or grant access, then draw it again")
 
 
@@ -107,17 +115,22 @@ def check_place(path: pathlib.Path) -> None:
         )
     if not os.access(path.parent, os.W_OK):
         raise OutputError(f"{path.parent}: no figure may be written there", "grant access, or choose another folder")
-    for kind in ("svg", "png"):
+    for kind in KINDS:
         file = path.with_name(f"{path.name}.{kind}")
         if os.path.lexists(file) and not _is_drawn(file):
             raise OutputError(f"{file} exists, and pa_fast did not draw it", "choose another name for the figure")
 
 
 def _is_drawn(path: pathlib.Path) -> bool:
-    """Whether `save` wrote `path`: it leaves its mark at the beginning."""
+    """Whether `save` wrote `path`: it leaves its mark at the beginning, in a PDF at the end."""
     try:
         with os.fdopen(files.open_own(path, os.O_RDONLY), "rb") as file:
-            return _MARK.encode() in file.read(2000)
+            size = os.fstat(file.fileno()).st_size
+            found = file.read(2000)
+            if found.startswith(b"%PDF"):
+                file.seek(max(size - 200_000, 0))
+                found = file.read(200_000)
+            return _MARK.encode() in found
     except (OSError, OutputError):
         return False
 
@@ -140,13 +153,14 @@ def draw(result: SweepResult) -> Figure:
     for place, group in enumerate(panels.values()):
         column, row = divmod(place, rows)
         lowest = row == rows - 1 or place == len(panels) - 1
-        trajectory.draw(figure.add_subplot(grid[row, column]), group, lowest)
+        share = 1.5 / (1.5 * columns + both)
+        trajectory.draw(figure.add_subplot(grid[row, column]), group, lowest, (WIDTH_INCHES * share - 0.9) * _CHARACTERS)
     if result.approximation is not None:
         # smaller and apart, but on the picture itself: it travels without its folder
         figure.supxlabel(f"approximate delta: {result.approximation}", x=0.01, ha="left", fontsize=9, color="#7b8490")
     if both:
         axes = figure.add_subplot(grid[:, -1])
-        trade_off.draw(axes, *lines)
+        trade_off.draw(axes, lines[0], lines[1], WIDTH_INCHES / (1.5 * columns + 1) * _CHARACTERS, height * _CHARACTERS)
         figure.draw_without_rendering()
         trade_off.name_points(axes, *lines)
     return figure
@@ -161,7 +175,7 @@ def _lines(result: SweepResult) -> list[Line]:
         rows = result.scores(name)
         if rows:
             line = Line(
-                name=name if len(name) <= 36 else name[:35] + "…",
+                name=name,
                 unit=next(iter(rows.values())).unit,
                 higher_is_better=higher,
                 keys=tuple(lam.key for lam in result.lambdas),

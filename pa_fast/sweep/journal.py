@@ -30,7 +30,7 @@ LOCK = ".lock"
 """Held while files that all shards of a sweep write are brought up to date."""
 _NO_RUN = "choose a new folder for --out; or if this is a run, restore its run.json from a copy"
 _KEPT = "make room or grant access, then run again: finished points are kept"
-RUN_FILES = ("run.json", "results.csv", "results.json", "trajectory.svg", "trajectory.png")
+RUN_FILES = ("run.json", "results.csv", "results.json", "trajectory.svg", "trajectory.png", "trajectory.pdf")
 
 
 class Journal:

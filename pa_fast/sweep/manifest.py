@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import pathlib
+import shlex
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -35,13 +37,15 @@ class Column:
 @dataclass(frozen=True)
 class Manifest:
     """A run's identity and schedule. λ and evaluators stand in order of first appearance; `versions` and `configurations`
-    list every distinct set of package versions, and of folders and device, that took part."""
+    list every distinct set of package versions, and of folders and device, that took part; `commands` every distinct
+    command line and the folder that it was run in."""
 
     lambdas: tuple[str, ...]
     evaluators: tuple[Column, ...]
     engine: Mapping[str, Any]
     versions: tuple[Mapping[str, str], ...]
     configurations: tuple[Mapping[str, Any], ...]
+    commands: tuple[Mapping[str, Any], ...] = ()
 
     def to_bytes(self) -> bytes:
         document = {
@@ -51,6 +55,7 @@ class Manifest:
             "engine": self.engine,
             "versions": list(self.versions),
             "configurations": list(self.configurations),
+            "commands": list(self.commands),
         }
         return (json.dumps(document, indent=2) + "\n").encode()
 
@@ -155,6 +160,7 @@ def load(folder: pathlib.Path) -> Manifest:
             _typed(document["engine"], dict),
             tuple(_typed(versions, dict) for versions in document["versions"]),
             tuple(_typed(resolved, dict) for resolved in document["configurations"]),
+            tuple(_typed(command, dict) for command in document.get("commands", [])),
         )
     except FileNotFoundError:
         raise RunError(f"{folder} is not a run folder: it has no {NAME}", "name the --out of a sweep") from None
@@ -183,6 +189,7 @@ def _extended(recorded: Manifest, now: Manifest, folder: pathlib.Path) -> Manife
         recorded.engine,
         recorded.versions + tuple(v for v in now.versions if v not in recorded.versions),
         recorded.configurations + tuple(c for c in now.configurations if c not in recorded.configurations),
+        recorded.commands + tuple(c for c in now.commands if c not in recorded.commands),
     )
 
 
@@ -224,6 +231,12 @@ def _name(value: Any) -> str:
     if not _typed(value, str).isprintable():
         raise ValueError(f"an evaluator is called {_shown(value)}")
     return str(value)
+
+
+def command() -> Mapping[str, Any]:
+    """The command line of this process, as a shell takes it, and the folder that its relative paths begin in."""
+    program, *arguments = sys.argv or [""]
+    return {"command": shlex.join([pathlib.Path(program).name, *arguments]), "folder": os.getcwd()}
 
 
 def _versions() -> dict[str, str]:

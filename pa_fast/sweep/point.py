@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 import socket
@@ -104,8 +105,23 @@ def visit(
         while queue and intact:
             evaluator = queue.pop(0)
             progress.evaluating(lam, evaluator.name)
-            record, intact = _evaluate(engine, lam, evaluator, proof)
+            with _heard(engine, progress):
+                record, intact = _evaluate(engine, lam, evaluator, proof)
             yield record
+
+
+@contextlib.contextmanager
+def _heard(engine: Engine, progress: Progress) -> Iterator[None]:
+    """Meanwhile `progress` hears how many of its requests the engine has done, if both take part in it."""
+    within = getattr(progress, "within", None)
+    if within is None or not hasattr(engine, "on_progress"):
+        yield
+        return
+    before, engine.on_progress = engine.on_progress, within
+    try:
+        yield
+    finally:
+        engine.on_progress = before
 
 
 def _check_same(lam: Lambda, recorded: int, found: int) -> None:

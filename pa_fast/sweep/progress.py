@@ -15,12 +15,14 @@ from pa_fast.units import format_seconds
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress as Bar
+    from rich.progress import Task
+    from rich.text import Text
 
 
 class Progress(Protocol):
     """What the driver tells, in this order: `begin`, then per λ `switched`, per evaluator `evaluating` and
     `recorded` (the point is durable by then), and `end` whatever happened. At any time, what is worth knowing of the model,
-    an evaluator or the figure: `noted`."""
+    an evaluator or the figure: `noted`. One that also has `within(done, total)` hears of the running point's requests."""
 
     def noted(self, note: str) -> None: ...
 
@@ -61,20 +63,37 @@ class TerminalProgress:
         self._bar: Bar | None = None
         self._points = self._done = self._done_before = 0
         self._started_s = 0.0
+        self._share = 0.0  # of the running point that is done
+        self._label = ""
+        self._left_s: float | None = None
+        self._estimated_s = 0.0
 
     def noted(self, note: str) -> None:
         self._console.print(f"note: {shortened(note)}", markup=False, soft_wrap=True)
 
     def begin(self, points: int, finished: int) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, TextColumn, TimeElapsedColumn
         from rich.progress import Progress as Bar
+        from rich.text import Text
+
+        class Left(ProgressColumn):
+            """The time left, drawn again with every frame: it counts down between two things that are told."""
+
+            def render(_, task: Task) -> Text:
+                return Text(self._countdown())
 
         self._points, self._done, self._done_before = points, finished, finished
         self._started_s = time.monotonic()
         if finished:
             self._console.print(f"{finished} of {points} points are finished already", markup=False)
         if self._console.is_terminal and finished < points:
-            columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}", markup=False))
+            columns = (
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TextColumn("{task.description}", markup=False),
+                Left(),
+            )
             self._bar = Bar(*columns, console=self._console, transient=True)
             self._bar.add_task("loading", total=points, completed=finished)
             self._bar.start()
@@ -83,11 +102,20 @@ class TerminalProgress:
         self._describe(f"λ {lam.key} · switched in {format_seconds(seconds)}")
 
     def evaluating(self, lam: Lambda, evaluator: str) -> None:
-        left = self._left()
-        self._describe(f"λ {lam.key} · {evaluator}" + (f" · {left} left" if left else ""))
+        self._label = f"λ {lam.key} · {evaluator}"
+        self._describe(self._label)
+
+    def within(self, done: int, total: int) -> None:
+        """Of the running point's requests so many are done."""
+        self._share = done / max(total, 1)
+        self._left()
+        self._describe(f"{self._label} · {done}/{total}")
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=self._done + self._share)
 
     def recorded(self, entry: Entry) -> None:
         self._done += 1
+        self._share = 0.0
         left = self._left()
         end = f"  {self._done}/{self._points}" + (f", {left} left" if left else "")
         self._console.print(_line(entry) + end, style="red" if entry.error else None, markup=False, soft_wrap=True)
@@ -105,8 +133,16 @@ class TerminalProgress:
 
     def _left(self) -> str:
         """The time that the missing points take if they take as long as those of this run; empty where none is known."""
-        new, missing = self._done - self._done_before, self._points - self._done
-        return format_seconds((time.monotonic() - self._started_s) / new * missing) if new and missing else ""
+        new, missing = self._done + self._share - self._done_before, self._points - self._done - self._share
+        self._estimated_s = time.monotonic()
+        self._left_s = (self._estimated_s - self._started_s) / new * missing if new > 0 and missing > 0 else None
+        return "" if self._left_s is None else format_seconds(self._left_s)
+
+    def _countdown(self) -> str:
+        """The time left now: what was left when something was last told, less what has passed since."""
+        if self._left_s is None:
+            return ""
+        return f"· {format_seconds(max(self._left_s - (time.monotonic() - self._estimated_s), 0.0))} left"
 
 
 def _line(entry: Entry) -> str:

@@ -65,7 +65,7 @@ class Recording:
     def __enter__(self) -> Recording:
         self._journal.__enter__()
         try:
-            self.join(self._now)
+            self.join(replace(self._now, commands=(manifest.command(),)))
             total = len(self._points) * len(self._names)
             self.progress.begin(total, total - sum(len(names) for _, names in self.missing()))
         except BaseException as error:
@@ -137,7 +137,7 @@ class Recording:
         return Record(replace(entry, score=None, unit=None, n=None, details=None, error=message))
 
     def draw(self) -> None:
-        """Draw `trajectory.svg` and `trajectory.png` from the journal as it is now."""
+        """Draw `trajectory.svg`, `.png` and `.pdf` from the journal as it is now."""
         from pa_fast.sweep import figure
 
         with durable.locked(self.folder / journal.LOCK):

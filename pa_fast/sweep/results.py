@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
+_LEAST_WIDTH = 10  # of a column whose name is wrapped
 CSV_HEADER = ("lambda", "evaluator", "score", "unit", "n", "effective_lambda")
 
 
@@ -173,17 +174,20 @@ def table(results: Iterable[SweepResult]) -> Table:
     said = ["* best of its column"] if any(result.rows for result in results) else []
     said += [f"approximate delta: {a}" for a in dict.fromkeys(result.approximation for result in results) if a]
     drawn = Table(caption=Text("\n".join(said), "table.caption") if said else None, caption_justify="right")
-    drawn.add_column("λ", justify="right")
+    drawn.add_column("λ", justify="right", overflow="fold")
     for result in results:
         run = f"{one_line(result.out.name)}\n" if len(results) > 1 else ""
-        drawn.add_column(Text(f"{run}effective λ"), justify="right")
+        drawn.add_column(Text(f"{run}effective λ"), justify="right", overflow="fold")
         for name in result.evaluators:
             unit = next((row.unit for row in result.scores(name).values()), "")
-            drawn.add_column(Text(f"{run}{name}\n{unit}"), justify="right")
+            drawn.add_column(Text(f"{run}{name}\n{unit}"), justify="right", overflow="fold")
     points = {lam.key: lam for result in results for lam in result.lambdas}
     columns = [column for result in results for column in _cells(result)]
     for key in sorted(points, key=lambda key: points[key].exact):
         drawn.add_row(Text(key), *(column.get(key, Text("")) for column in columns))
+    for column in drawn.columns:  # names wrap where the terminal is narrow; figures do not
+        figures = [cell.cell_len for cell in column.cells if isinstance(cell, Text)]
+        column.min_width = min(max([_LEAST_WIDTH if column is not drawn.columns[0] else 1, *figures]), 2 * _LEAST_WIDTH)
     return drawn
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pa_fast.sweep.trajectory import FAINT, INK, Line, note
+from pa_fast.sweep.trajectory import FAINT, INK, Line, decades, note, scale_log, wrapped
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,8 +24,8 @@ def common(right: Line, up: Line) -> list[tuple[float, float, float, str]]:
     return [(x, y, lam, key) for x, y, lam, key in every if not math.isnan(x) and not math.isnan(y)]
 
 
-def draw(axes: Axes, right: Line, up: Line) -> None:
-    """`right` across, `up` upwards, a point per λ in the colour of its λ."""
+def draw(axes: Axes, right: Line, up: Line, width: float, height: float) -> None:
+    """`right` across, `up` upwards, a point per λ in the colour of its λ; `width` and `height` in characters."""
     from matplotlib import colormaps
 
     points = common(right, up)
@@ -34,9 +34,12 @@ def draw(axes: Axes, right: Line, up: Line) -> None:
     low, high = right.lams[0], right.lams[-1]
     colours = colormaps["viridis"]([0.88 * (point[2] - low) / ((high - low) or 1.0) for point in points])
     axes.scatter(xs, ys, c=colours, s=46, zorder=3, edgecolors="white", linewidths=0.8)
+    for axis, scores in ((axes.xaxis, xs), (axes.yaxis, ys)):
+        if decades(scores):
+            scale_log(axes, axis)
     axes.margins(0.16)
-    axes.set_xlabel(f"{right.name}   ({right.unit})")
-    axes.set_ylabel(f"{up.name}   ({up.unit})")
+    axes.set_xlabel(wrapped(0.75 * width, right.short, f"({right.unit})"))
+    axes.set_ylabel(wrapped(0.75 * height, up.short, f"({up.unit})"))
     axes.set_title("trade-off", pad=10)
     axes.set_title("better ↗", loc="right", color="#7b8490", fontsize=10, pad=10)
     if not right.higher_is_better:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +12,12 @@ from pa_fast.sweep.results import score_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
 
 INK, FAINT = "#22272e", "#b9c0c9"
+_CUT = "#7b8490"
+_BESIDE = 22  # characters of a line of a name beside the panel
+_WHOLE = 0.3  # of 0 to 1 that scores must span for the axis to show all of it
 _FAILED = "#c0392b"
 
 
@@ -30,18 +35,60 @@ class Line:
     colour: str
 
     @property
+    def short(self) -> str:
+        """The name, without its middle where it is long: names of one kind often differ at the end."""
+        return self.name if len(self.name) <= 36 else f"{self.name[:17]}…{self.name[-18:]}"
+
+    @property
     def best(self) -> int:
         sign = 1 if self.higher_is_better else -1
         return max((i for i, s in enumerate(self.scores) if not math.isnan(s)), key=lambda i: sign * self.scores[i])
 
 
-def draw(axes: Axes, group: Sequence[Line], lowest: bool) -> None:
-    """Scores along λ: a ring and a number at each best, names at the ends of the lines, base and instruct on the axis."""
+def wrapped(width: float, *parts: str) -> str:
+    """`parts` in one line of at most `width` characters, else a line or more each."""
+    line = "   ".join(part for part in parts if part)
+    if len(line) <= width:
+        return line
+    return "\n".join(_broken(part, max(int(width), 12)) for part in parts if part)
+
+
+def _broken(text: str, width: int) -> str:
+    """`text` in lines of at most `width` characters, broken after a comma or a space where it has some."""
+    lines = [""]
+    for word in re.split(r"(?<=[,\s])(?=\S)", text):
+        for piece in [word[at : at + width] for at in range(0, len(word), width)]:
+            if len(lines[-1] + piece.rstrip()) > width:
+                lines.append("")
+            lines[-1] += piece
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def decades(scores: Iterable[float]) -> bool:
+    """Whether `scores` span two decades or more, which an axis in equal steps would press onto its end."""
+    known = [score for score in scores if not math.isnan(score)]
+    return min(known) > 0 and max(known) >= 100 * min(known)
+
+
+def scale_log(axes: Axes, axis: Axis) -> None:
+    """A logarithmic `axis` with plain numbers at the decades."""
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
+    (axes.set_xscale if axis is axes.xaxis else axes.set_yscale)("log")
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def draw(axes: Axes, group: Sequence[Line], lowest: bool, width: float) -> None:
+    """Scores along λ: a ring and a number at each best, names at the ends of the lines, base and instruct on the axis.
+
+    Args:
+        width: characters of a title that the panel has room for.
+    """
     first = group[0]
     worse = "" if first.higher_is_better else "   lower is better"
-    title = f"{first.name}   ({first.unit})" if len(group) == 1 else first.unit
-    wide = len(title + worse) > 52  # of the narrowest panel
-    axes.set_title(f"{first.name}\n{first.unit}{worse}" if wide and len(group) == 1 else title + worse, pad=10)
+    title = (first.name, f"({first.unit}){worse}") if len(group) == 1 else (f"{first.unit}{worse}",)
+    axes.set_title(wrapped(width, *title), pad=10)
     axes.grid(axis="x", visible=False)
     for line in group:
         marker_points = 4.5 if len(line.lams) <= 45 or _isolated(line) else 0
@@ -79,9 +126,33 @@ def _limits(axes: Axes, group: Sequence[Line]) -> None:
     width = lams[-1] - lams[0] or 1.0
     axes.set_xlim(lams[0] - 0.03 * width, lams[-1] + 0.03 * width)
     scores = [score for line in group for score in line.scores if not math.isnan(score)]
-    height = max(scores) - min(scores) or max(abs(scores[0]), 1.0) * 0.1
+    least, most = min(scores), max(scores)
     over, under = (0.2, 0.1) if group[0].higher_is_better else (0.1, 0.24)
-    axes.set_ylim(min(scores) - under * height, max(scores) + over * height)
+    if decades(scores):
+        scale_log(axes, axes.yaxis)
+        low, high = math.log10(least), math.log10(most)
+        # within what a double holds
+        axes.set_ylim(10 ** max(low - under * (high - low), -300.0), 10 ** min(high + over * (high - low), 305.0))
+        return
+    height = most - least or max(abs(scores[0]), 1.0) * 0.1
+    if group[0].higher_is_better and least >= 0 and most <= 1 and height >= _WHOLE:
+        axes.set_ylim(-0.03, max(1.03, most + 0.15))
+        axes.set_yticks([0, 0.2, 0.4, 0.6, 0.8, 1])
+        return
+    low, high = least - under * height, most + over * height
+    if least >= 0 > low:
+        low = 0.0  # no tick for what no score can be
+    axes.set_ylim(low, high)
+    if low > 0 or high < 0:
+        _mark_cut(axes)
+
+
+def _mark_cut(axes: Axes) -> None:
+    """Two strokes across the score axis at its end: it does not begin at 0."""
+    across: dict[str, Any] = {"transform": axes.transAxes, "clip_on": False, "color": FAINT, "lw": 1.1, "zorder": 7}
+    for height in (0.022, 0.042):
+        axes.plot([-0.012, 0.012], [height - 0.012, height + 0.012], **across)
+    note(axes, "axis cut", (0, 0.03), (8, 0), _CUT, va="center", ha="left", xycoords="axes fraction", fontsize=8)
 
 
 def _mark_best(axes: Axes, line: Line) -> None:
@@ -99,15 +170,13 @@ def _mark_best(axes: Axes, line: Line) -> None:
 
 def _name_lines(axes: Axes, group: Sequence[Line]) -> None:
     """Names at the right edge, each at the height where its line ends, moved apart where they would touch."""
-    low, high = axes.get_ylim()
-    ends = sorted(
-        ((next(s for s in reversed(line.scores) if not math.isnan(s)) - low) / (high - low), line.name, line) for line in group
-    )
-    heights = _apart([end[0] for end in ends], 0.075)
-    for height, (_, _, line) in zip(heights, ends):
-        note(
-            axes, line.name, (1, height), (6, 0), line.colour, va="center", ha="left", xycoords="axes fraction", fontweight="bold"
-        )
+    to_axes = axes.transData + axes.transAxes.inverted()
+    last = [(line, next(s for s in reversed(line.scores) if not math.isnan(s))) for line in group]
+    ends = sorted((float(to_axes.transform((line.lams[0], score))[1]), line.name, line) for line, score in last)
+    names = [wrapped(_BESIDE, line.short) for _, _, line in ends]
+    heights = _apart([end[0] for end in ends], 0.075 * max(name.count("\n") + 1 for name in names))
+    for height, name, (_, _, line) in zip(heights, names, ends):
+        note(axes, name, (1, height), (6, 0), line.colour, va="center", ha="left", xycoords="axes fraction", fontweight="bold")
 
 
 def _apart(heights: Sequence[float], gap: float) -> list[float]:

@@ -203,9 +203,11 @@ PLANTED = {
                "out/results.csv": "file", "out/results.json": "file", "out/run.json": "run"},
     "overwrite": {"out/journal.jsonl": "file", "out/items": "folder", "out/outputs": "folder", "out/results.csv": "file",
                   "out/outputs/lambda=0.icl": "folder"},
-    "report": {"out/results.csv": "file", "out/results.json": "file", "out/trajectory.svg": "file", "out/trajectory.png": "file"},
+    "report": {"out/results.csv": "file", "out/results.json": "file", "out/trajectory.svg": "file", "out/trajectory.png": "file",
+               "out/trajectory.pdf": "file"},
 }  # fmt: skip
-HARMLESS = {"out/results.csv", "out/results.json", "out/trajectory.svg", "out/trajectory.png", "out/outputs/lambda=0.icl"}
+HARMLESS = {"out/results.csv", "out/results.json", "out/trajectory.svg", "out/trajectory.png", "out/trajectory.pdf",
+            "out/outputs/lambda=0.icl"}  # fmt: skip
 """Files that are replaced as a whole: the link goes, and what it leads to stays."""
 
 

@@ -93,3 +93,14 @@ def test_a_hub_id_is_read_from_its_snapshot(tmp_path: Path, monkeypatch: pytest.
     base, instruct = write_pair(tmp_path)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **_: str(base))
     assert inspect("org/model", instruct).base.folder == str(base)
+
+
+@pytest.mark.parametrize("place", ["tokenizer_config.json", "chat_template.jinja", "additional_chat_templates/tool.jinja"])
+def test_a_template_of_the_base_alone_means_swapped_sides(place: str, tmp_path: Path) -> None:
+    base, instruct = write_pair(tmp_path)
+    assert not [note for note in inspect(base, instruct).notes if "sides swapped" in note]
+    (instruct / place).parent.mkdir(exist_ok=True)
+    (instruct / place).write_text(json.dumps({"chat_template": "{{ m }}"}))
+    assert not [note for note in inspect(base, instruct).notes if "sides swapped" in note]
+    (note,) = [note for note in inspect(instruct, base).notes if "sides swapped" in note]
+    assert note.startswith("only the base has a chat template") and f"λ = 0 is {instruct}" in note

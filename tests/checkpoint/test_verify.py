@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from typer.testing import CliRunner
 
 from pa_fast.checkpoint.merge import merge
 from pa_fast.checkpoint.verify import verify
-from pa_fast.errors import CheckpointError, UsageError
+from pa_fast.cli import app
+from pa_fast.errors import CheckpointError, DataError, UsageError
 from tests.checkpoint.pairs import load_folder, random_tensors, write_checkpoint, write_pair
 
 
@@ -111,3 +113,19 @@ def test_progress(merged: tuple[Path, Path, Path]) -> None:
     seen: list[tuple[int, int]] = []
     verify(*merged, progress=lambda done, total: seen.append((done, total)))
     assert seen[-1][0] == seen[-1][1] > 0
+
+
+def test_swapped_sides_are_named(merged: tuple[Path, Path, Path]) -> None:
+    out, base, instruct = merged
+    report = verify(out, instruct, base)
+    assert not report.ok and "base and instruct are swapped" in report.notes[0]
+    assert not [note for note in verify(*merged).notes if "are swapped" in note]
+    (instruct / "chat_template.jinja").write_text("{{ m }}")
+    assert any("only the base has a chat template" in note for note in verify(out, instruct, base).notes)
+
+
+def test_the_command_says_swapped_sides_where_it_fails(merged: tuple[Path, Path, Path]) -> None:
+    out, base, instruct = map(str, merged)
+    result = CliRunner().invoke(app, ["verify", out, instruct, base])
+    assert isinstance(result.exception, DataError)
+    assert "note: base and instruct are swapped" in result.stderr

@@ -15,6 +15,7 @@ from pa_kernels import reference
 from safetensors.torch import load_file, save_file
 
 import pa_fast
+from pa_fast.checkpoint.source import located
 from pa_fast.engines import loading
 from pa_fast.errors import DataError, EngineError, PairError, UsageError, WeightsError
 from tests.engines.architectures import write_model, write_pair
@@ -353,6 +354,15 @@ def test_files_are_let_go_of_with_the_model(tmp_path: pathlib.Path) -> None:
     lm.close()
     gc.collect()
     assert not held()
+
+
+def test_folders_are_recorded_where_another_process_finds_them(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base, instruct = write_pair(tmp_path, "llama")
+    monkeypatch.chdir(tmp_path)
+    names = [os.path.relpath(side, tmp_path) for side in (base, instruct)]
+    recorded = pa_fast.load(*names, tokenizer=names[1]).configuration
+    assert [recorded[key] for key in ("base", "instruct", "tokenizer")] == [str(base), str(instruct), str(instruct)]
+    assert located("org/name@main") == "org/name@main"
 
 
 def _link(fd: str) -> str:

@@ -129,3 +129,17 @@ def test_what_cannot_be_scored_is_refused(lm: pa_fast.LambdaModel) -> None:
 def test_batches_are_sorted_by_length_and_complete() -> None:
     assert list(batches([3, 9, 3, 5], 2)) == [[1, 3], [0, 2]]
     assert list(batches([], 2)) == []
+
+
+def test_requests_done_are_told_in_order_up_to_all(lm: pa_fast.LambdaModel) -> None:
+    asked, told = requests(11), []
+    quiet = lm.loglikelihood(asked)
+    lm.on_progress = lambda done, total: told.append((done, total))
+    try:
+        assert lm.loglikelihood(asked) == quiet
+        assert told == [(n, 11) for n in range(1, 12)]
+        told.clear()
+        lm.generate([context for context, _ in asked], Generation(max_new_tokens=2))
+        assert told == sorted(told) and told[-1] == (11, 11) and len(told) > 1
+    finally:
+        lm.on_progress = None

@@ -79,7 +79,8 @@ def test_ways_to_be_doomed(tmp_path: Path, way: str) -> None:
     assert caught.value.hint and "again" not in caught.value.hint
     assert not on.asked and not on.prompted, "the model was not asked"
     if on.positions is not None and "do not fit" in message:  # type: ignore[attr-defined]
-        assert not check_evaluators(engine(10_000, make().tokenizer), [evaluator]), "a larger model has room for it"
+        notes = check_evaluators(engine(10_000, make().tokenizer), [evaluator])
+        assert not [note for note in notes if "held out" not in note], "a larger model has room for it"
 
 
 @pytest.mark.parametrize(

@@ -270,3 +270,20 @@ def test_any_rows_are_scored_or_refused(tmp_path_factory: pytest.TempPathFactory
         assert error.hint
         return
     assert 0 <= evaluator(ToyEngine()).value <= 1
+
+
+@pytest.mark.parametrize("mode", ["cloze", "letter", "generate"])
+def test_rows_that_are_held_out_for_shots_are_told(tmp_path: Path, mode: str) -> None:
+    rows, engine = grouped(10), ToyEngine()
+    path = write(tmp_path / "a.jsonl", rows)
+
+    def said(options: str) -> list[str]:
+        return list(build(f"icl:{path},mode={mode},{options}").check(engine))  # type: ignore[attr-defined]
+
+    held = f"of {len(rows)} rows are held out for shots (drawn from each group) and not scored"
+    assert said("shots=1") == [f"{2 * max(1, len(rows) // 2 // 5)} {held}"]
+    assert said("shots=0") == []
+    pool = write(tmp_path / "more.jsonl", rows[:1])
+    assert said(f"shots=0,pool={pool}") == []
+    write(path, [{**row, "split": "pool"} if n < 3 else row for n, row in enumerate(rows)])
+    assert said("shots=0") == [f"3 of {len(rows)} rows are held out for shots (marked as pool) and not scored"]

@@ -73,7 +73,7 @@ def test_paths_begin_beside_the_suite(tmp_path: Path, monkeypatch: pytest.Monkey
         ("- {eval: nothing, file: a}", "entry 1: `nothing:a`: there is no evaluator `nothing`"),
         ("- {eval: icl, shots: 5}", "entry 1: `icl:shots=5`: found 0 targets, icl takes one file"),
         ("- {eval: icl, file: [a, b]}", "entry 1: `icl:a,b`: found 2 targets, icl takes one file"),
-        ("- {eval: icl, file: a, shot: 5}", "entry 1: `icl:a,shot=5`: icl has no option `shot`"),
+        ("- {eval: icl, file: a, shot: 5}", "entry 1: icl has no key `shot`"),
         ("- {eval: icl, file: a, shots: [5]}", "entry 1: `shots` is [5], expected a text or a number"),
         ("- {eval: icl, file: null}", "entry 1: `file` is None"),
         ("- icl:a.jsonl\n-\n  eval: icl\n  file: b\n  shots: 5\n  shots: 8", ":5: `shots` is given twice"),
@@ -106,3 +106,25 @@ def test_any_text_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, t
         parse_all([suite(tmp_path_factory.mktemp("suite") / "a.yaml", text)])
     except PaFastError as error:
         assert error.hint
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong", "meant"),
+    [
+        ("- {evl: icl, file: a}", "expected a key `eval`", "eval"),
+        ("- {Eval: icl, file: a}", "expected a key `eval`", "eval"),
+        ("- {eval: icll, file: a}", "no evaluator `icll`", "icl"),
+        ("- {eval: icl, fiel: a}", "no key `fiel`", "file"),
+        ("- {eval: icl, files: [a]}", "no key `files`", "file"),
+        ("- {eval: lm-eval, tasks: [piqa]}", "no key `tasks`", "task"),
+        ("- {eval: python, fonction: m:f}", "no key `fonction`", "function"),
+        ("- {eval: icl, file: a, shot: 5}", "no key `shot`", "shots"),
+        ("- {eval: icl, file: a, Shots: 5}", "no key `Shots`", "shots"),
+        ("- {eval: icl, file: a, nme: b}", "no key `nme`", "name"),
+    ],
+)
+def test_a_misspelled_key_or_evaluator_gets_the_right_one(tmp_path: Path, text: str, wrong: str, meant: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_all([suite(tmp_path / "bad.yaml", text)])
+    assert "entry 1" in caught.value.message and wrong in caught.value.message
+    assert (caught.value.hint or "").startswith(f"did you mean {meant}? ")

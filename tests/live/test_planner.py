@@ -116,3 +116,11 @@ def test_sources_in_pinned_memory_give_the_same_bits(store: str) -> None:
         assert weights.verify()
         for name, tensor in live.items():
             assert torch.equal(as_integers(tensor.cpu()), as_integers(reference.lerp(base[name], instruct[name], lam)))
+
+
+@pytest.mark.parametrize("residency", ["auto", "device", "host"])
+@pytest.mark.parametrize("free", [None, 28, 52, 80])
+def test_a_store_that_nobody_named_was_not_asked_for(free: int | None, residency: str) -> None:
+    room = None if free is None else Room(free * GB, 80 * GB)
+    assert "as asked for" not in plan(sizes(), "auto", residency, room, allocated=False).describe()
+    assert "as asked for" in plan(sizes(), "sparse", residency, room, allocated=False).describe()

@@ -44,7 +44,8 @@ def test_equal_results_give_equal_files(tmp_path: Path) -> None:
     figure.write(first)
     with matplotlib.rc_context({"font.size": 30, "axes.labelpad": 30, "savefig.dpi": 30, "svg.hashsalt": None}):
         figure.write(replace(first, out=result(tmp_path / "b", "0", ("icl",)).out))
-    for name in ("trajectory.svg", "trajectory.png"):
+    for name in ("trajectory.svg", "trajectory.png", "trajectory.pdf"):
+        figure.check_place((tmp_path / "a" / name).with_suffix(""))
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     svg, png = (tmp_path / "a" / "trajectory.svg").read_text(), (tmp_path / "a" / "trajectory.png").read_bytes()
     assert "dc:date" not in svg and "Matplotlib" not in svg
@@ -104,7 +105,7 @@ def test_scores_that_no_axis_can_show_keep_their_table_and_are_told(
     assert "e+308" in text.getvalue()
     assert any("no figure was drawn" in str(note) and "e+308" in str(note) for kind, *note in told.told if kind == "noted")
     assert not list((tmp_path / "run").glob("trajectory.*")) and (tmp_path / "run" / "results.csv").exists()
-    for name in ("trajectory.svg", "trajectory.png"):
+    for name in ("trajectory.svg", "trajectory.png", "trajectory.pdf"):
         (tmp_path / "old" / name).rename(tmp_path / "run" / name)
     notes: list[str] = []
     report([tmp_path / "run"], noted=notes.append)
@@ -126,3 +127,49 @@ def test_a_fault_in_the_figure_is_told_and_fails_nothing(tmp_path: Path, monkeyp
 
 def test_λ_that_are_one_float_are_drawn(tmp_path: Path) -> None:
     figure.draw(result(tmp_path, "1,1.0000000000000000001", ("icl", "perplexity"))).draw_without_rendering()
+
+
+def scored(out: Path, higher: bool, *scores: float, name: str = "a", unit: str = "acc") -> Any:
+    points = tuple(lambdas([n / 8 for n in range(len(scores))]))
+    rows = tuple(Row(lam, name, score, unit, 9, float(lam)) for lam, score in zip(points, scores))
+    return figure.draw(SweepResult(out, points, (name,), (higher,), rows, ()))
+
+
+def test_a_share_is_drawn_from_0_to_1_or_its_axis_is_marked_as_cut(tmp_path: Path) -> None:
+    def cut(drawn: Any) -> bool:
+        return any(text.get_text() == "axis cut" for text in drawn.axes[0].texts)
+
+    wide = scored(tmp_path, True, 0.2, 0.9)
+    assert not cut(wide) and wide.axes[0].get_ylim()[0] <= 0 and wide.axes[0].get_ylim()[1] >= 1
+    assert list(wide.axes[0].get_yticks()) == [0, 0.2, 0.4, 0.6, 0.8, 1]
+    for scores in ((0.6, 0.62), (0.6, 0.6), (7.0, 9.0), (-9.0, -8.0)):
+        assert cut(scored(tmp_path, True, *scores)) and cut(scored(tmp_path, False, *scores))
+    for scores in ((0.0, 0.1), (-1.0, 1.0), (0.01, 5.0)):
+        assert not cut(scored(tmp_path, True, *scores))
+
+
+def test_scores_that_span_decades_get_a_logarithmic_axis_with_plain_numbers(tmp_path: Path) -> None:
+    drawn = scored(tmp_path, False, 3.0, 40.0, 3000.0, unit="perplexity")
+    assert drawn.axes[0].get_yscale() == "log" and drawn.axes[0].get_ylim()[0] < 3
+    drawn.draw_without_rendering()
+    assert {"10", "100", "1000"} <= {label.get_text() for label in drawn.axes[0].get_yticklabels()}
+    assert scored(tmp_path, False, 3.0, 40.0).axes[0].get_yscale() == "linear"
+    assert scored(tmp_path, False, 0.0, 400.0).axes[0].get_yscale() == "linear"
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 9])
+def test_titles_fit_and_have_the_whole_name(count: int, tmp_path: Path) -> None:
+    names = tuple(f"icl:a_long_file_of_tasks-{n},shots=5,mode=cloze,norm=none,average=micro" for n in range(count))
+    points = tuple(lambdas("0,0.5,1"))
+    rows = tuple(
+        Row(lam, name, 0.5, f"unit {n} (per character), macro", 9, 1.0) for lam in points for n, name in enumerate(names)
+    )
+    drawn = figure.draw(SweepResult(tmp_path, points, names, (False,) * count, rows, ()))
+    drawn.draw_without_rendering()
+    right = drawn.bbox.x1
+    for axes, name in zip(drawn.axes, names):
+        title = next(t for t in (axes.title, axes._left_title, axes._right_title) if t.get_text())  # type: ignore[attr-defined]
+        box, panel = title.get_window_extent(), axes.get_tightbbox()
+        assert panel is not None and box.x1 <= right
+        assert not any(box.overlaps(other.get_window_extent()) for other in drawn.axes if other is not axes)
+        assert name in title.get_text().replace("\n", "")

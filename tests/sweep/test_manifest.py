@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+import pa_fast
 from pa_fast import LambdaRule
 from pa_fast.errors import RunError, UsageError
 from pa_fast.sweep import manifest
@@ -131,3 +132,22 @@ def test_a_missing_or_later_or_damaged_file_is_refused(tmp_path: Path) -> None:
         path.write_text(text)
         with pytest.raises(RunError, match="is damaged"):
             manifest.load(tmp_path)
+
+
+def test_the_command_is_recorded_once_for_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for arguments in (
+        ["sweep", "base", "--out", "my run"],
+        ["sweep", "base", "--out", "my run"],
+        ["sweep", "base", "--limit", "3"],
+    ):
+        monkeypatch.setattr("sys.argv", ["/usr/bin/pa-fast", *arguments])
+        pa_fast.sweep(FakeEngine(), "0", [Scorer("a")], tmp_path / "run")
+    recorded = json.loads((tmp_path / "run" / manifest.NAME).read_text())
+    assert recorded["commands"] == [
+        {"command": "pa-fast sweep base --out 'my run'", "folder": str(tmp_path)},
+        {"command": "pa-fast sweep base --limit 3", "folder": str(tmp_path)},
+    ]
+    del recorded["commands"]  # as earlier versions wrote it
+    (tmp_path / "run" / manifest.NAME).write_text(json.dumps(recorded))
+    assert manifest.load(tmp_path / "run").commands == ()

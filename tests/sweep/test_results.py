@@ -9,6 +9,7 @@ import json
 import os
 import sys
 import threading
+import types
 from pathlib import Path
 
 import pytest
@@ -16,11 +17,13 @@ from rich.console import Console
 
 from pa_fast import cli
 from pa_fast.base import Engine
+from pa_fast.cli.output import blocks
 from pa_fast.errors import OutputError, RunError, UsageError
 from pa_fast.sweep import durable, journal, results, sweep
 from pa_fast.sweep.progress import TerminalProgress
 from pa_fast.sweep.report import report
 from pa_fast.sweep.results import SweepResult
+from pa_fast.sweep.schedule import lambdas
 from tests.sweep.fakes import FakeEngine, Scorer
 
 
@@ -209,3 +212,60 @@ def test_a_report_on_a_folder_that_may_not_be_written_prints_its_table(
     reason = errno.ENOSPC
     with pytest.raises(OutputError, match="No space left"):
         report([tmp_path])
+
+
+@pytest.mark.parametrize("count", [1, 2, 4, 5, 12])
+def test_a_narrow_terminal_cuts_no_name_and_no_figure(count: int, tmp_path: Path) -> None:
+    names = tuple(f"icl:tasks_of_group_{n:02},shots=5,mode=cloze" for n in range(count))
+    points = tuple(lambdas("0:1:0.5"))
+    scores = {(lam.key, name): 0.5 + n / 100 + float(lam) / 1000 for lam in points for n, name in enumerate(names)}
+    rows = tuple(
+        results.Row(lam, name, scores[lam.key, name], "accuracy (per character)", 9, 0.25) for lam in points for name in names
+    )
+    table = results.SweepResult(tmp_path, points, names, (True,) * count, rows, ()).table()
+    out = Console(width=80, file=io.StringIO())
+    for block in blocks(table, out):
+        out.print(block)
+    text = out.file.getvalue()  # type: ignore[attr-defined]
+    assert "…" not in text and max(map(len, text.splitlines())) <= 80
+    for score in scores.values():
+        assert f" {score:.4f} " in text
+    flat = read_down(text)
+    for name in names:
+        assert name in flat
+    assert text.count("* best of its column") == 1
+
+
+def read_down(text: str) -> str:
+    """What stands in the header cells of tables, column by column, without the breaks that wrapping made."""
+    found, header = "", []
+    for line in text.splitlines():
+        if line.startswith("┃"):
+            header.append([cell.strip() for cell in line.strip("┃").split("┃")])
+        elif header:
+            found += "".join("".join(column) + "|" for column in zip(*header))
+            header = []
+    return found
+
+
+def test_progress_tells_how_far_an_evaluator_is_and_counts_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    clock = types.SimpleNamespace(monotonic=lambda: now[0])
+    monkeypatch.setattr(sys.modules[TerminalProgress.__module__], "time", clock)
+    progress = TerminalProgress(Console(file=io.StringIO(), width=100, force_terminal=True))
+    engine, seen = FakeEngine(), []
+    engine.on_progress = None  # type: ignore[attr-defined]
+
+    def act(engine: Engine) -> None:
+        now[0] += 10
+        engine.on_progress(20, 80)  # type: ignore[attr-defined]
+        bar = progress._bar
+        assert bar is not None
+        seen.append((bar.tasks[0].description, bar.tasks[0].completed, progress._countdown()))
+        now[0] += 5
+        seen.append(progress._countdown())
+
+    sweep(engine, "0", [Scorer("icl", act=act), Scorer("b")], tmp_path, figure=False, progress=progress)
+    assert seen == [("λ 0 · icl · 20/80", 0.25, "· 1 min 10 s left"), "· 1 min 05 s left"]
+    assert engine.on_progress is None  # type: ignore[attr-defined]
+    assert progress._countdown() == ""
