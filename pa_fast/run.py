@@ -14,6 +14,7 @@ from pa_fast.files import check_own_folder
 from pa_fast.rules import LambdaRule
 from pa_fast.sweep.driver import distinct
 from pa_fast.sweep.point import Record, check_reach, visit
+from pa_fast.sweep.progress import listening
 from pa_fast.sweep.ready import check_evaluators
 from pa_fast.sweep.schedule import lambdas
 
@@ -73,9 +74,8 @@ def run(job: SweepSpec, progress: Progress | None = None, shard: tuple[int, int]
 
     points = lambdas(job.lambdas)
     model, asked = opened(job)
-    if progress is not None:
-        for note in getattr(model, "notes", ()):
-            progress.noted(note)
+    for note in getattr(model, "notes", ()):
+        listening(progress).noted(note)
     return sweep(model, points, asked, job.out, overwrite=job.overwrite, progress=progress, shard=shard)
 
 
