@@ -18,7 +18,7 @@ from pa_fast.errors import PaFastError
 from pa_fast.rules import LambdaRule
 
 # Bound here and now: the function must shadow the package of the same name, whoever imports that package later.
-from pa_fast.sweep import sweep
+from pa_fast.sweeping import sweep
 
 if TYPE_CHECKING:
     from pa_fast.checkpoint.inspect import PairReport, inspect
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from pa_fast.encoding import encode, export_lora
     from pa_fast.engines.model import LambdaModel
     from pa_fast.engines.transformers import load
+    from pa_fast.evals.given import evaluator
     from pa_fast.live.memory import Memory
     from pa_fast.live.weights import LiveWeights
     from pa_fast.sweep.results import SweepResult
@@ -51,6 +52,7 @@ _LAZY = {
     "SweepResult": "pa_fast.sweep.results",
     "VerifyReport": "pa_fast.checkpoint.verify",
     "encode": "pa_fast.encoding",
+    "evaluator": "pa_fast.evals.given",
     "export_lora": "pa_fast.encoding",
     "inspect": "pa_fast.checkpoint.inspect",
     "lambdas": "pa_fast.sweep.schedule",
@@ -82,6 +84,7 @@ __all__ = [
     "VerifyReport",
     "__version__",
     "encode",
+    "evaluator",
     "export_lora",
     "inspect",
     "lambdas",

@@ -17,6 +17,7 @@ from pa_fast.rules import LambdaRule
 from pa_fast.sweep.driver import distinct
 from pa_fast.sweep.journal import check_folder
 from pa_fast.sweep.point import Record, check_reach, visit
+from pa_fast.sweep.progress import listening
 from pa_fast.sweep.ready import check_evaluators
 from pa_fast.sweep.schedule import lambdas
 from pa_fast.sweep.shard import Shard
@@ -79,9 +80,8 @@ def run(job: SweepSpec, progress: Progress | None = None, shard: tuple[int, int]
     out = pathlib.Path(os.path.abspath(job.out))  # whatever the modules of evaluators do when they are imported
     check_folder(out, None if shard is None else Shard(*shard))
     model, asked = opened(job)
-    if progress is not None:
-        for note in getattr(model, "notes", ()):
-            progress.noted(note)
+    for note in getattr(model, "notes", ()):
+        listening(progress).noted(note)
     return sweep(model, points, asked, out, overwrite=job.overwrite, progress=progress, shard=shard)
 
 

@@ -332,7 +332,7 @@ def test_rule_and_rounding_go_from_the_sweep_to_the_merge(
     for row, line in zip(rows, journal):
         assert abs(row["effective_lambda"] - row["intended_lambda"]) < 0.01
         assert line["intended_lambda"] == pytest.approx(row["intended_lambda"], rel=1e-5)
-    assert (place / "run" / "results.csv").read_text().startswith("lambda,evaluator,score,unit,n,effective_lambda\n")
+    assert (place / "run" / "results.csv").read_text().startswith("lambda,evaluator,score,unit,n,effective_lambda,lambda_value\n")
     capsys.readouterr()
     for change, said in ((["--seed", "4"], "stochastic, seed 4"), (["--rounding", "nearest"], "nearest")):
         assert run(monkeypatch, *sweep(pair, "run", *how, *change)) == 1

@@ -30,6 +30,7 @@ ALLOWED: dict[str, set[str]] = {
     "evals": {"base"} | GROUND,
     "sweep": {"base"} | GROUND,
 }
+ALLOWED["sweeping"] = {"evals", "sweep", "base"} | GROUND
 ALLOWED["run"] = {"engines", "evals", "sweep", "live", "delta", "checkpoint"} | FLOOR
 ALLOWED["launch"] = {"run", "sweep"} | FLOOR
 ALLOWED["quality"] = ALLOWED["run"]

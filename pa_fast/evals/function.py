@@ -1,65 +1,146 @@
-"""The user's own evaluator: any function of an engine."""
+"""The user's own evaluator: any function of an engine, named `python:module:function` or given as it is."""
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import inspect
 import math
-from collections.abc import Mapping
+import textwrap
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from pa_fast.base import Engine, Evaluator, Item, Score
-from pa_fast.errors import EvaluatorError
+from pa_fast.errors import EvaluatorError, UsageError
 from pa_fast.evals.imported import imported
 from pa_fast.evals.kind import EvalSpec, Kind
+from pa_fast.foreign import one_line
 
 
 class Function:
-    """`module:function(engine) -> Score`, imported with the current directory on the path.
+    """An evaluator that calls `function(engine)`, which returns a number, a mapping of numbers or a `Score`.
 
-    The function may carry `higher_is_better` (default True) and `identity`, a mapping of JSON values that must be the
-    same for a sweep to resume; the digest of its module's source is always part of that. It chooses its own items: a
-    sweep's `--limit` and `--seed` are not its concern.
+    The function may carry `higher_is_better` (default True), `check`, as an `Evaluator` may, and `identity`, a mapping of
+    JSON values that must be the same for a sweep to resume; the digest of its source is always part of that. It chooses its
+    own items: a sweep's limit and seed are not its concern.
 
-    Raises:
-        UsageError: the target is not `module:function`.
-        EvaluatorError: the module does not import, or has no such function.
+    Args:
+        name: the column.
+        target: how errors call the function.
+        kind: where it comes from, the first entry of the identity.
+        sha256: of its source, None where there is none to read.
     """
 
-    def __init__(self, name: str, target: str):
-        found = imported(target, "python", "a function of an engine")
+    def __init__(self, name: str, function: Callable[[Engine], Any], *, target: str, kind: str, sha256: str | None):
         self.name = name
         self.target = target
-        self.function = found.function
-        self.higher_is_better: bool = getattr(found.function, "higher_is_better", True)
+        self.function = function
+        self.higher_is_better: bool = getattr(function, "higher_is_better", True)
         self.identity: Mapping[str, Any] = {
-            "evaluator": "python",
+            "evaluator": kind,
             "target": target,
-            "sha256": found.sha256,
-            **getattr(found.function, "identity", {}),
+            "sha256": sha256,
+            **getattr(function, "identity", {}),
         }
+        if hasattr(function, "check"):
+            self.check = function.check
 
     def __call__(self, engine: Engine) -> Score:
-        score = self.function(engine)
-        if not isinstance(score, Score):
-            raise EvaluatorError(
-                f"{self.target} returned a {type(score).__name__}, expected a pa_fast.base.Score", "return Score(…)"
-            )
-        try:
-            value = float(score.value)  # numbers of NumPy and torch are numbers too
-        except (TypeError, ValueError):
-            value = math.nan
-        if isinstance(score.value, (bool, str)) or not math.isfinite(value):
-            raise EvaluatorError(f"{self.target}: Score.value is {score.value!r}, expected a finite number")
-        if not isinstance(score.unit, str) or isinstance(score.n, bool) or not isinstance(score.n, int) or score.n < 0:
-            raise EvaluatorError(f"{self.target}: Score has unit {score.unit!r}, n {score.n!r}; expected a text and a count")
-        for item in score.items:
-            if not isinstance(item, Item):
-                raise EvaluatorError(f"{self.target}: Score.items holds a {type(item).__name__}, expected pa_fast.base.Item")
-        return replace(score, value=value)
+        return as_score(self.function(engine), self.target)
+
+
+def of_callable(function: Callable[[Engine], Any], name: str | None = None) -> Function:
+    """`function`, or another callable that is no evaluator yet, as one: by default called as it calls itself.
+
+    Raises:
+        UsageError: it has no name, as a lambda has none.
+    """
+    own = getattr(function, "name", None) or getattr(function, "__name__", None)
+    name = name or (own if own != "<lambda>" else None)
+    if not isinstance(name, str):
+        what = "a lambda" if own else f"a {type(function).__name__}"
+        raise UsageError(f"{what} has no name, and each evaluator is a column", 'name it: pa_fast.evaluator(…, name="my score")')
+    return Function(name, function, target=name, kind="function", sha256=_source_sha256(function))
+
+
+def as_score(returned: Any, target: str) -> Score:
+    """What the function `target` returned as a `Score`.
+
+    A number is a score of one item. Of a mapping the entry `score`, else `value`, else the only one is the score, and the
+    others are its details. Scalars of NumPy and torch are numbers.
+
+    Raises:
+        EvaluatorError: it is none of these, or a number is not finite.
+    """
+    if isinstance(returned, Score):
+        return _checked(returned, target)
+    if isinstance(returned, Mapping):
+        return _of_mapping(returned, target)
+    value = _number(returned)
+    if value is None:
+        shown = repr(returned) if isinstance(returned, (bool, int, float)) else f"a {type(returned).__name__}"
+        raise EvaluatorError(f"{target} returned {shown}, expected a finite number, a dict of them or a Score", _HINT)
+    return Score(value, "score", 1)
+
+
+def _of_mapping(returned: Mapping[Any, Any], target: str) -> Score:
+    keys = ", ".join(f"`{one_line(str(key), 40)}`" for key in list(returned)[:20]) or "nothing"
+    key = next((key for key in ("score", "value") if key in returned), next(iter(returned)) if len(returned) == 1 else None)
+    if key is None:
+        raise EvaluatorError(
+            f"{target} returned a dict of {keys}: which is the score?", "call it `score`; the others are kept as details"
+        )
+    numbers = {str(key): _number(value) for key, value in returned.items()}
+    for name, number in numbers.items():
+        if number is None:
+            found = one_line(repr(returned.get(name)), 60)
+            raise EvaluatorError(f"{target} returned a dict whose `{name}` is {found}, expected a finite number", _HINT)
+    known = {name: number for name, number in numbers.items() if number is not None}
+    value = known.pop(str(key))
+    return Score(value, "score" if key in ("score", "value") else str(key), 1, details=known)
+
+
+def _checked(score: Score, target: str) -> Score:
+    value = _number(score.value)
+    if value is None:
+        raise EvaluatorError(f"{target}: Score.value is {score.value!r}, expected a finite number")
+    if not isinstance(score.unit, str) or isinstance(score.n, bool) or not isinstance(score.n, int) or score.n < 0:
+        raise EvaluatorError(f"{target}: Score has unit {score.unit!r}, n {score.n!r}; expected a text and a count")
+    for item in score.items:
+        if not isinstance(item, Item):
+            raise EvaluatorError(f"{target}: Score.items holds a {type(item).__name__}, expected pa_fast.base.Item")
+    return replace(score, value=value)
+
+
+def _number(value: Any) -> float | None:
+    """`value` as a float, None where it is no finite number. Tensors and arrays of one element are numbers."""
+    try:
+        value = value.item() if hasattr(value, "item") else value
+        number = float(value) if hasattr(value, "__float__") and not isinstance(value, bool) else math.nan
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _source_sha256(function: Any) -> str | None:
+    """The digest of the source of `function`, or of its class; None where there is none, as behind `exec`."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    described = function if inspect.isroutine(function) else type(function)
+    try:
+        source = textwrap.dedent(inspect.getsource(described))
+    except (OSError, TypeError):
+        return None
+    return hashlib.sha256(source.encode()).hexdigest()
 
 
 def _build(spec: EvalSpec, limit: int | None, seed: int) -> Evaluator:
-    return Function(spec.column, spec.target)
+    found = imported(spec.target, "python", "a function of an engine")
+    return Function(spec.column, found.function, target=spec.target, kind="python", sha256=found.sha256)
+
+
+_HINT = "for a unit, a count or items return pa_fast.Score(…)"
 
 
 KIND = Kind("python", "function", "python:package.module:function", (), _build, label=lambda target: target.rpartition(":")[2])

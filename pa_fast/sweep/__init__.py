@@ -1,6 +1,6 @@
 """A sweep: every evaluator at every λ, on one live copy of the weights, recorded as it goes.
 
-`pa_fast.sweep` names the function below, which hides this package; modules are reached with
+`pa_fast.sweep` names the function of `pa_fast.sweeping`, which hides this package; modules are reached with
 `from pa_fast.sweep import driver`.
 """
 
@@ -25,42 +25,11 @@ def sweep(
     out: str | os.PathLike[str],
     *,
     overwrite: bool = False,
-    progress: Progress | None = None,
+    progress: Progress | object | None = None,
     figure: bool = True,
     shard: tuple[int, int] | None = None,
 ) -> SweepResult:
-    """Evaluate every λ with every evaluator, prove each switch, and record each point as soon as it is known.
-
-    At each λ the weights are switched in place and compared with a fresh merge; their checksum must be the same
-    before and after every evaluator. A point whose evaluator fails, or writes to the weights, is recorded as failed and
-    the sweep goes on: look at `SweepResult.failures`. The weights are left at the last λ that was evaluated.
-
-    A sweep resumes by itself: call it again with the same `out` and finished points are not run again, failed ones
-    are. λ and evaluators may be added. A kill at any moment loses at most the running point.
-
-    Args:
-        lm: the model to sweep, `pa_fast.load(...)` or any other `Engine`.
-        lambdas: what `pa_fast.lambdas` takes: `"0:1:0.1"`, `"0,0.25,1/3"`, or numbers.
-        evaluators: at least one, with names that differ.
-        out: the run folder: new, empty, or that of the sweep to go on with.
-        overwrite: start afresh in a folder that holds another sweep. Files that no sweep writes are left alone.
-        progress: told of every step, such as `pa_fast.sweep.progress.TerminalProgress()`; None is silent.
-        figure: draw `trajectory.svg`, `.png` and `.pdf` at the end.
-        shard: `(rank, world)`: evaluate `lambdas[rank::world]` alone. Processes on one or many hosts that are given the
-            same arguments and a shard each fill one run folder together; see `pa_fast.launch.environment`.
-
-    Returns:
-        All points of the run folder, those of earlier calls included; failures of this call's points alone.
-
-    Raises:
-        UsageError: a malformed schedule, a λ outside the range of a packed delta, no evaluator, or two of the same name.
-        RunError: `out` holds another sweep or foreign files, is in use, its journal is damaged, or a switch gives other
-            weights than those recorded for the same λ.
-        OutputError: `out` cannot be written.
-        KeyboardInterrupt: after the journal is whole and `results.csv` and `results.json` hold what is finished.
-
-    Cost: per λ one switch, one fresh merge streamed for the proof, and a read of the live weights per evaluator.
-    """
+    """`pa_fast.sweep` with a list of `Evaluator` objects: the part that knows of no EVAL string; see there."""
     from pa_fast.sweep.driver import run
     from pa_fast.sweep.shard import Shard
 

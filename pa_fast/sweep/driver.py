@@ -11,7 +11,7 @@ from pa_fast.errors import UsageError
 from pa_fast.sweep import manifest, older, schedule
 from pa_fast.sweep.entry import Entry
 from pa_fast.sweep.point import check_reach, visit
-from pa_fast.sweep.progress import Progress, Silent
+from pa_fast.sweep.progress import Progress, listening
 from pa_fast.sweep.ready import Repeats, check_evaluators
 from pa_fast.sweep.recording import Recording
 from pa_fast.sweep.results import SweepResult
@@ -25,20 +25,20 @@ def run(
     out: str | os.PathLike[str],
     *,
     overwrite: bool = False,
-    progress: Progress | None = None,
+    progress: Progress | object | None = None,
     figure: bool = True,
     shard: Shard | None = None,
 ) -> SweepResult:
     """`pa_fast.sweep`; see there."""
-    points = schedule.lambdas(lambdas)
+    told, points = listening(progress), schedule.lambdas(lambdas)
     named = {evaluator.name: evaluator for evaluator in distinct(evaluators)}
     if not isinstance(engine, Engine):
         raise UsageError(f"a {type(engine).__name__} is not an engine", "pass what pa_fast.load returns, or see pa_fast/base.py")
     check_reach(engine, points)
     notes = check_evaluators(engine, list(named.values()))
     now = manifest.describe(engine, points, list(named.values()))
-    proven = not overwrite and older.proven(engine, pathlib.Path(out), now, progress or Silent())
-    with Recording(out, points, now, overwrite=overwrite, progress=progress, shard=shard, proven=proven) as recording:
+    proven = not overwrite and older.proven(engine, pathlib.Path(out), now, told)
+    with Recording(out, points, now, overwrite=overwrite, progress=told, shard=shard, proven=proven) as recording:
         for note in notes:
             recording.progress.noted(note)
         repeats = Repeats(recording.scored())

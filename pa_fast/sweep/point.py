@@ -15,7 +15,7 @@ from pa_fast.base import Engine, Evaluator, Item, Lambda, Score, Weights
 from pa_fast.errors import EvaluatorError, PaFastError, RunError, WeightsError
 from pa_fast.sweep.entry import Entry
 from pa_fast.sweep.process import Restored
-from pa_fast.sweep.progress import Progress, Silent
+from pa_fast.sweep.progress import Progress, listening
 
 _HOST = socket.gethostname()
 
@@ -75,7 +75,7 @@ def visit(
     lam: Lambda,
     evaluators: Sequence[Evaluator],
     recorded: int | None = None,
-    progress: Progress | None = None,
+    progress: Progress | object | None = None,
 ) -> Iterator[Record]:
     """Bring `engine` to λ and run `evaluators` there, yielding what came of each before the next one starts.
 
@@ -86,7 +86,7 @@ def visit(
         RunError: the switch gives weights with another checksum than `recorded`, or an evaluator changed something of the
             process that cannot be put back.
     """
-    progress = Silent() if progress is None else progress
+    told = listening(progress)
     queue = list(evaluators)
     proof: _Proof | None = None
     intact = not queue
@@ -101,11 +101,11 @@ def visit(
         if recorded is not None:
             _check_same(lam, recorded, proof.checksum)
         intact = True
-        progress.switched(lam, proof.switch_s)
+        told.switched(lam, proof.switch_s)
         while queue and intact:
             evaluator = queue.pop(0)
-            progress.evaluating(lam, evaluator.name)
-            with _heard(engine, progress):
+            told.evaluating(lam, evaluator.name)
+            with _heard(engine, told):
                 record, intact = _evaluate(engine, lam, evaluator, proof)
             yield record
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Protocol, cast
 
 from pa_fast import terminal
 from pa_fast.base import Lambda
+from pa_fast.errors import UsageError
 from pa_fast.foreign import one_line, shortened
 from pa_fast.sweep.entry import Entry
 from pa_fast.sweep.results import score_text
@@ -53,6 +55,31 @@ class Silent:
     def recorded(self, entry: Entry) -> None: ...
 
     def end(self) -> None: ...
+
+
+_EVENTS = ("noted", "begin", "switched", "evaluating", "recorded", "end")
+
+
+class _Partial(Silent):
+    """An object that is told of those events for which it has a method."""
+
+    def __init__(self, told: object, events: Iterable[str]):
+        for event in events:
+            setattr(self, event, getattr(told, event))
+
+
+def listening(progress: object | None) -> Progress:
+    """`progress` with every method of `Progress`: those that it lacks do nothing; None is `Silent`.
+
+    Raises:
+        UsageError: it has none of them.
+    """
+    if progress is None:
+        return Silent()
+    heard = [event for event in _EVENTS if callable(getattr(progress, event, None))]
+    if not heard:
+        raise UsageError(f"a {type(progress).__name__} hears nothing of a sweep", f"give it one or more of: {', '.join(_EVENTS)}")
+    return cast(Progress, progress) if len(heard) == len(_EVENTS) else _Partial(progress, heard)
 
 
 class TerminalProgress:

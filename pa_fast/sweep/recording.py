@@ -15,7 +15,7 @@ from pa_fast.sweep.entry import Entry
 from pa_fast.sweep.journal import Journal
 from pa_fast.sweep.manifest import Manifest
 from pa_fast.sweep.point import Record
-from pa_fast.sweep.progress import Progress, Silent
+from pa_fast.sweep.progress import Progress, listening
 from pa_fast.sweep.results import SweepResult
 from pa_fast.sweep.shard import Shard
 
@@ -44,7 +44,7 @@ class Recording:
         now: Manifest,
         *,
         overwrite: bool = False,
-        progress: Progress | None = None,
+        progress: Progress | object | None = None,
         shard: Shard | None = None,
         proven: bool = False,
     ):
@@ -53,7 +53,7 @@ class Recording:
                 "overwrite and shard together", "a shard would remove what others have written: remove the folder first"
             )
         self.folder = pathlib.Path(os.path.abspath(out))  # an evaluator may change the working directory
-        self.progress = Silent() if progress is None else progress
+        self.progress: Progress = listening(progress)
         self.result: SweepResult | None = None
         self._points = list(points) if shard is None else shard.of(points)
         self._now = now

@@ -6,18 +6,20 @@ import csv
 import functools
 import io
 import json
+import os
 import pathlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from pa_fast.base import Lambda
-from pa_fast.errors import UsageError
+from pa_fast.errors import PaFastError, UsageError
 from pa_fast.foreign import one_line
 from pa_fast.sweep import durable, journal, manifest
 from pa_fast.sweep.entry import Entry
 
 if TYPE_CHECKING:
+    import pandas
     from rich.table import Table
     from rich.text import Text
 
@@ -65,6 +67,15 @@ class SweepResult:
     failures: tuple[Failure, ...]
     approximation: str | None = None
 
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> SweepResult:
+        """The results of the run in `folder`, from run.json and the journal alone; nothing is written.
+
+        Raises:
+            RunError: not a run folder, or a damaged one.
+        """
+        return load(pathlib.Path(folder))
+
     def scores(self, evaluator: str) -> dict[str, Row]:
         """The finished points of `evaluator`, by the key of their λ."""
         if evaluator not in self._columns:
@@ -83,8 +94,16 @@ class SweepResult:
     def _higher(self) -> dict[str, bool]:
         return dict(zip(self.evaluators, self.higher_is_better))
 
-    def best(self, evaluator: str) -> Row | None:
-        """The best point of `evaluator`, the smallest λ among equals; None where no point is finished."""
+    def best(self, evaluator: str | None = None) -> Row | None:
+        """The best point of `evaluator`, the smallest λ among equals; None where no point is finished.
+
+        Raises:
+            UsageError: there is no such evaluator, or several and none is named.
+        """
+        if evaluator is None:
+            if len(self.evaluators) != 1:
+                raise UsageError(f"the best of which evaluator of {self.out}?", f"name one of: {', '.join(self.evaluators)}")
+            evaluator = self.evaluators[0]
         sign = -1 if self._higher.get(evaluator) else 1
         return min(self.scores(evaluator).values(), key=lambda row: sign * row.score, default=None)
 
@@ -98,14 +117,28 @@ class SweepResult:
         """λ down, evaluators across, the best score of each column marked."""
         return table([self])
 
+    def to_pandas(self) -> pandas.DataFrame:
+        """A row for each finished point: `lambda` as a float, `lambda_key` as files spell it, and the columns of results.csv.
+
+        Raises:
+            PaFastError: pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError:
+            raise PaFastError("to_pandas needs pandas, which is not installed", "pip install pandas") from None
+        columns = ("lambda", "lambda_key", *CSV_HEADER[1:])
+        rows = [(float(r.lam), r.lam.key, r.evaluator, r.score, r.unit, r.n, r.effective_lambda) for r in self.rows]
+        return pandas.DataFrame(rows, columns=list(columns))
+
     def to_csv(self) -> bytes:
-        """`results.csv`: floats as Python's shortest exact text."""
+        """`results.csv`: floats as Python's shortest exact text; `lambda` is the exact key, `lambda_value` a float."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(CSV_HEADER)
+        writer.writerow((*CSV_HEADER, "lambda_value"))
         for row in self.rows:
             effective = "" if row.effective_lambda is None else repr(row.effective_lambda)
-            writer.writerow((row.lam.key, row.evaluator, repr(row.score), row.unit, row.n, effective))
+            writer.writerow((row.lam.key, row.evaluator, repr(row.score), row.unit, row.n, effective, repr(float(row.lam))))
         return text.getvalue().encode()
 
     def to_json(self) -> bytes:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import numbers
 import re
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
+from typing import Any
 
 from pa_fast.base import Lambda
 from pa_fast.errors import UsageError
+from pa_fast.foreign import one_line
 
 MAX_POINTS = 10_000
 _EXAMPLES = "write a range such as 0:1:0.1, a list such as 0,0.25,1/3, or both: 0:1:0.25,1.5"
@@ -24,7 +27,8 @@ def lambdas(text: str | Iterable[float | str | Lambda]) -> list[Lambda]:
     A part is a λ (`0.3`, `1/3`) or a range `start:stop:step` with both ends; parts are separated by commas or are the
     elements of an iterable. Of equal λ the first is kept.
 
-    Numerics: exact. `0:1:0.1` holds 0.3, not three times a rounded 0.1.
+    Numerics: exact. `0:1:0.1` holds 0.3, not three times a rounded 0.1. A float is the decimal that it misses by rounding
+    alone, so that `np.linspace(0, 1, 11)` are the points of `0:1:0.1`; text, fractions and `Lambda` are taken as they are.
 
     Raises:
         UsageError: nothing named, not a finite number, a step that is zero, has the wrong sign or does not divide its
@@ -56,9 +60,8 @@ def _parts(text: str | Iterable[float | str | Lambda]) -> Iterator[float | str |
 
 def _points(part: float | str | Lambda) -> Iterator[Lambda]:
     if not isinstance(part, str):
-        # NumPy's floats print as `np.float64(0.3)`, which is no number to `Lambda`
-        plain = isinstance(part, (Lambda, numbers.Rational)) or not isinstance(part, numbers.Real)
-        yield Lambda(part if plain else float(part))
+        exact = isinstance(part, (Lambda, numbers.Rational)) or not hasattr(part, "__float__")
+        yield Lambda(part) if exact else _computed(part)
         return
     part = part.strip()
     if part == "auto":
@@ -70,6 +73,33 @@ def _points(part: float | str | Lambda) -> Iterator[Lambda]:
         yield from _range(part, *(_number(end, part).exact for end in ends))
     else:
         raise UsageError(f"`{_shown(part)}` is not a range `start:stop:step`", _EXAMPLES)
+
+
+def _computed(number: Any) -> Lambda:
+    """The λ that a float means: the decimal of up to 12 digits, or 12 places, that it misses by rounding alone.
+
+    `np.linspace` and `np.arange` are off by some ulp of their ends: 0.30000000000000004, and -5.6e-17 for 0.
+    """
+    value = _shortest(number)
+    if not math.isfinite(value):
+        return Lambda(value)
+    short, places = float(f"{value:.12g}"), round(value, 12)
+    if abs(short - value) <= 4 * math.ulp(value):
+        return Lambda(short)
+    return Lambda(places + 0.0 if abs(places - value) <= 16 * math.ulp(max(1.0, abs(value))) else value)
+
+
+def _shortest(number: Any) -> float:
+    """`number` as the shortest decimal of its own type: float32's 0.3 is not 0.30000001192092896."""
+    kind = str(getattr(number, "dtype", "")).rpartition(".")[2]
+    try:
+        if kind not in ("float16", "float32"):
+            return float(number)
+        import numpy
+
+        return float(str(getattr(numpy, kind)(float(number))))
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        raise UsageError(f"λ `{one_line(str(number), 60)}` is not a finite number", _EXAMPLES) from None
 
 
 def _number(text: str, part: str) -> Lambda:

@@ -27,6 +27,9 @@ cost.identity = {"version": 3}
 def number(engine):
     return 0.5
 
+def text(engine):
+    return "0.5"
+
 def infinite(engine):
     return Score(float("inf"), "share", 2)
 
@@ -65,6 +68,11 @@ def test_numbers_of_other_libraries_are_scores(module: str) -> None:
     assert score.value == 0.25 and type(score.value) is float
 
 
+def test_a_bare_number_is_a_score(module: str) -> None:
+    score = build(f"python:{module}:number")(ToyEngine())
+    assert (score.value, score.unit, score.n) == (0.5, "score", 1)
+
+
 def test_imported_from_the_current_directory(module: str) -> None:
     evaluator = build(f"python:{module}:mean")
     assert (evaluator.name, evaluator.higher_is_better) == ("python:mean", True)
@@ -91,7 +99,7 @@ def test_identity_follows_the_source(module: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("function", "message"),
     [
-        ("number", "returned a float, expected a pa_fast.base.Score"),
+        ("text", "returned a str, expected a finite number, a dict of them or a Score"),
         ("infinite", "Score.value is inf"),
         ("text_value", "Score.value is '0.5'"),
         ("no_count", "n None"),

@@ -18,8 +18,9 @@ from rich.console import Console
 from pa_fast import cli
 from pa_fast.base import Engine
 from pa_fast.cli.output import blocks
-from pa_fast.errors import OutputError, RunError, UsageError
+from pa_fast.errors import OutputError, PaFastError, RunError, UsageError
 from pa_fast.sweep import durable, journal, results, sweep
+from pa_fast.sweep.entry import Entry
 from pa_fast.sweep.progress import TerminalProgress
 from pa_fast.sweep.report import report
 from pa_fast.sweep.results import SweepResult
@@ -46,11 +47,12 @@ def text_of(drawn: object) -> str:
 def test_csv_has_the_columns_and_exact_numbers(tmp_path: Path) -> None:
     result = run(tmp_path)
     text = (tmp_path / "results.csv").read_text()
-    assert text.splitlines()[0] == "lambda,evaluator,score,unit,n,effective_lambda"
+    assert text.splitlines()[0] == "lambda,evaluator,score,unit,n,effective_lambda,lambda_value"
     rows = list(csv.DictReader(io.StringIO(text)))
     assert len(rows) == len(result.rows) == 11
     assert [row["lambda"] for row in rows] == ["0", "0", "0.25", "0.25", "1/3", "1/3", "0.5", "0.75", "0.75", "1", "1"]
     for row, found in zip(rows, result.rows):
+        assert float(row["lambda_value"]) == float(found.lam)
         assert float(row["score"]) == found.score
         assert (row["evaluator"], row["unit"], int(row["n"])) == (found.evaluator, found.unit, found.n)
         assert row["effective_lambda"] == f"{float(row['effective_lambda']):.6g}" == repr(found.effective_lambda)
@@ -93,7 +95,7 @@ def test_an_undefined_effective_lambda_is_left_empty(tmp_path: Path, monkeypatch
     monkeypatch.setattr(engine.weights, "effective_lambda", lambda: float("nan"))
     result = sweep(engine, "0.5", [Scorer("a")], tmp_path, figure=False)
     assert result.rows[0].effective_lambda is None
-    assert (tmp_path / "results.csv").read_text().endswith(",4,\n")
+    assert (tmp_path / "results.csv").read_text().endswith(",4,,0.5\n")
     assert json.loads((tmp_path / "results.json").read_text())["rows"][0]["effective_lambda"] is None
 
 
@@ -269,3 +271,57 @@ def test_progress_tells_how_far_an_evaluator_is_and_counts_down(tmp_path: Path, 
     assert seen == [("λ 0 · icl · 20/80", 0.25, "· 1 min 10 s left"), "· 1 min 05 s left"]
     assert engine.on_progress is None  # type: ignore[attr-defined]
     assert progress._countdown() == ""
+
+
+def test_a_result_loads_from_a_folder_given_as_text_or_path(tmp_path: Path) -> None:
+    result = run(tmp_path / "a")
+    assert SweepResult.load(tmp_path / "a") == result == SweepResult.load(str(tmp_path / "a"))
+    with pytest.raises(RunError, match="is not a run folder"):
+        SweepResult.load(str(tmp_path))
+
+
+def test_best_needs_a_name_only_where_there_are_several(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="which evaluator") as caught:
+        run(tmp_path / "a").best()
+    assert caught.value.hint == "name one of: icl, ppl, long"
+    one = sweep(FakeEngine(), "0,1", [Scorer("icl")], tmp_path / "b", figure=False)
+    assert one.best() == one.best("icl") is not None
+
+
+def test_a_frame_has_a_numeric_and_an_exact_λ(tmp_path: Path) -> None:
+    pytest.importorskip("pandas")
+    result = run(tmp_path)
+    frame = result.to_pandas()
+    assert list(frame.columns) == ["lambda", "lambda_key", *results.CSV_HEADER[1:]]
+    assert frame["lambda"].dtype == float and list(frame["lambda"]) == [float(row.lam) for row in result.rows]
+    assert list(frame["lambda_key"]) == [row.lam.key for row in result.rows]
+    assert list(frame["score"]) == [row.score for row in result.rows]
+
+
+def test_a_frame_without_pandas_names_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = run(tmp_path)
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(PaFastError, match="needs pandas") as caught:
+        result.to_pandas()
+    assert caught.value.hint == "pip install pandas"
+
+
+class Recorded:
+    def __init__(self) -> None:
+        self.entries: list[Entry] = []
+
+    def recorded(self, entry: Entry) -> None:
+        self.entries.append(entry)
+
+
+def test_a_progress_of_one_method_is_enough(tmp_path: Path) -> None:
+    told = Recorded()
+    result = run(tmp_path, "0,1", progress=told)
+    assert [(entry.lam, entry.evaluator) for entry in told.entries] == [(row.lam.key, row.evaluator) for row in result.rows]
+
+
+@pytest.mark.parametrize("progress", [True, print, object()])
+def test_a_progress_that_hears_nothing_is_refused(tmp_path: Path, progress: object) -> None:
+    with pytest.raises(UsageError, match="hears nothing of a sweep"):
+        run(tmp_path / "run", "0", progress=progress)
+    assert not (tmp_path / "run").exists()

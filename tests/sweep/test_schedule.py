@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -42,6 +43,32 @@ def test_parsed(text: object, expected: list[str]) -> None:
     assert keys(text) == expected
 
 
+TENTHS = [lam.key for lam in lambdas("0:1:0.1")]
+
+
+@pytest.mark.parametrize(
+    ("grid", "expected"),
+    [
+        (np.linspace(0, 1, 11), TENTHS),
+        (np.linspace(0, 1, 11, dtype=np.float32), TENTHS),
+        (torch.linspace(0, 1, 11), TENTHS),
+        (torch.linspace(0, 1, 11, dtype=torch.float64), TENTHS),
+        (np.arange(11) * 0.1, TENTHS),
+        (list(itertools.accumulate([0.0] + [0.1] * 10)), TENTHS),
+        (np.arange(-1, 1.05, 0.1), [lam.key for lam in lambdas("-1:1:0.1")]),
+        (np.linspace(0, 1, 1001), [lam.key for lam in lambdas("0:1:0.001")]),
+        (0.1 + 0.2, ["0.3"]),
+        ([0.3, 0.1 + 0.2], ["0.3"]),  # the same weights: both are one fp32
+        (np.geomspace(1e-17, 1, 18), [Lambda(f"1e-{n}").key for n in range(17, -1, -1)]),
+        ([np.float32(0.3), np.nextafter(np.float32(0.3), np.float32(1))], ["0.3", "0.30000004"]),
+        ([0.123456789012345, 0.3333333333333333], ["0.123456789012345", "0.3333333333333333"]),
+        (["0.30000000000000004", Lambda(0.1 + 0.2), "0.3"], ["0.30000000000000004", "0.3"]),
+    ],
+)
+def test_a_float_is_the_decimal_that_it_misses_by_rounding(grid: object, expected: list[str]) -> None:
+    assert keys(grid) == expected
+
+
 def test_decimal_steps_do_not_accumulate() -> None:
     assert keys("0:1:0.1") == ["0", *(f"0.{n}" for n in range(1, 10)), "1"]
     assert float(lambdas("0:1:0.1")[3]) == 0.3
@@ -72,6 +99,7 @@ def test_decimal_steps_do_not_accumulate() -> None:
         ("0:1:1e-5", "more than 10,000", "larger step"),
         (None, "not a finite number", "0.6"),
         ([None], "not a finite number", "0.6"),
+        (torch.zeros(2, 2), "not a finite number", "0:1:0.1"),
     ],
 )
 def test_refused(text: object, message: str, hint: str) -> None:
