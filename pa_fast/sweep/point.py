@@ -214,7 +214,7 @@ def _entry(
 
 def _fault(error: BaseException) -> _Fault:
     if isinstance(error, PaFastError):
-        return _Fault(str(error) if str(error).strip() else type(error).__name__)
+        return _Fault(str(error))
     try:
         return _Fault(f"{type(error).__name__}: {error}", "".join(traceback.format_exception(error)))
     except Exception:  # an exception of the user's own may fail to print itself
