@@ -122,7 +122,7 @@ def test_a_sweep_writes_what_it_promises_and_does_nothing_twice(
     }
     assert names <= {path.name for path in (place / "runs/a").iterdir()}
     rows = (place / "runs/a/results.csv").read_text().splitlines()
-    assert rows[0] == "lambda,evaluator,score,unit,n,effective_lambda"
+    assert rows[0] == "lambda,evaluator,score,unit,n,effective_lambda,lambda_value"
     assert [row.split(",")[0] for row in rows[1:]] == ["0", "0", "0.25", "0.25", "0.5", "0.5", "0.75", "0.75", "1", "1"]
     run_file = json.loads((place / "runs/a/run.json").read_text())
     assert "tokenizer" in json.dumps(run_file) and "chat_template" in json.dumps(run_file)

@@ -105,7 +105,7 @@ def quantised(method: str) -> Row:
 
 
 def changes_the_function(said: str, **changes: Any) -> Row:
-    return Row(lambda r: config(r / "instruct", **changes), f"config.json changes the model: `{said}` is", "not base and")
+    return Row(lambda r: config(r / "instruct", **changes), f"config.json changes the model: `{said}` is", "of one model")
 
 
 CHANGED = "the file changed while it was read"
