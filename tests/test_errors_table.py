@@ -161,7 +161,7 @@ TABLE = {
         ("inspect", "merge", "sweep"), ("--extra-rows", "refuse"),
     ),
     "name on one side only": Row(
-        lambda r: tensors(r / "instruct", lambda t: t.pop("a.odd")), "lacks `a.odd`, which only base", "not base and", NAMES
+        lambda r: tensors(r / "instruct", lambda t: t.pop("a.odd")), "lacks `a.odd`, which only base", "--one-sided", NAMES
     ),
     "shape mismatch": Row(
         lambda r: tensors(r / "instruct", lambda t: t.update({"a.odd": torch.zeros(7, 33).bfloat16()})),
