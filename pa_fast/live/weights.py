@@ -115,7 +115,7 @@ class LiveWeights:
         self._floats = [replace(binding, sources={}) for binding in floats]  # the store keeps what it needs of them
         self._fixed = [binding for binding in made if binding.live.dtype not in LIVE_DTYPES]
         self._bindings = [*self._floats, *self._fixed]
-        self._watched = [(name, tensor, tensor.data_ptr()) for name, tensor in live.items()]
+        self._watched = [(name, tensor, tensor.data_ptr(), _form(tensor)) for name, tensor in live.items()]
         self._sums: dict[tuple[float, ...], int] = {}
         self._foreign = True  # nothing of what no λ changes has been written yet
         self._lams: tuple[float, ...] = ()
@@ -585,12 +585,23 @@ class LiveWeights:
         return self._store
 
     def _check_pointers(self) -> None:
-        for name, tensor, pointer in self._watched:
+        for name, tensor, pointer, form in self._watched:
+            if _form(tensor) != form:
+                raise WeightsError(
+                    f"live tensor `{name}` was bound as {form[2]} of shape {list(form[0])} and strides {list(form[1])}, "
+                    f"and is {tensor.dtype} of shape {list(tensor.shape)} and strides {list(tensor.stride())} now",
+                    "something transposed, viewed or resized it in place: load the model again",
+                )
             if tensor.data_ptr() != pointer:
                 raise WeightsError(
                     f"live tensor `{name}` has moved: bound at {pointer:#x}, now at {tensor.data_ptr():#x}",
                     "bind after everything that moves or replaces parameters (`to`, `half`, `tie_weights`, loading)",
                 )
+
+
+def _form(tensor: torch.Tensor) -> tuple[torch.Size, tuple[int, ...], torch.dtype]:
+    """How `tensor` reads its memory: the same bytes in another form are another weight."""
+    return tensor.shape, tensor.stride(), tensor.dtype
 
 
 def _check_store(store: Store, rounding: Rounding) -> None:

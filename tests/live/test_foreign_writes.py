@@ -77,3 +77,17 @@ def test_attached_weights_that_follow_no_lambda_are_written_anew_too() -> None:
         live["w"].data.zero_()
         weights.set_lambda(0.5)
         assert torch.equal(live["w"], base["w"])
+
+
+@pytest.mark.parametrize("change", ["t_", "view", "narrow"])
+def test_another_form_at_the_same_address_is_noticed(change: str) -> None:
+    live = {"w": torch.empty(30, 100, dtype=torch.bfloat16)}
+    base = {"w": torch.randn(30, 100).bfloat16()}
+    with pa_fast.LiveWeights.bind(live, base, {"w": base["w"] * 1.01}) as weights:
+        if change == "t_":
+            live["w"].t_()
+        else:
+            live["w"].data = live["w"].data.view(torch.float16) if change == "view" else live["w"].data[:10]
+        for ask in (weights.verify, weights.checksum, lambda: weights.set_lambda(0.5)):
+            with pytest.raises(WeightsError, match="live tensor `w` was bound as"):
+                ask()
