@@ -1,6 +1,7 @@
 # One command per verb, the same for people and for CI. `make help` lists them.
 #   VENV=path    virtual environment to use or make (default .venv)
 #   COMPAT=path  environment of the newest packages (default .venv-compat); COMPAT_TESTS=tests/engines runs a part there
+#   WORKERS=n    processes that tests are shared by (default: one a core; 0: none but pytest's own)
 #   BENCH=args   further arguments of `make bench` for pytest, e.g. BENCH="-k load"
 #   TORCH=spec   what to install where torch is missing, e.g. TORCH="torch --index-url https://download.pytorch.org/whl/cpu"
 VENV ?= .venv
@@ -8,12 +9,14 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 COMPAT ?= .venv-compat
 COMPAT_TESTS ?=
+WORKERS ?= logical
+PARALLEL := -n $(WORKERS) --dist worksteal
 PIP := -m pip install --disable-pip-version-check
 BIN := $(VENV)/bin
 READY := $(VENV)/.pa_fast-ready
 SOURCES := PYTHONPATH=.:kernels
 
-.PHONY: help demo test test-slow compat check bench gpu train-demo clean
+.PHONY: help demo test test-slow coverage compat check bench gpu train-demo clean
 help:  ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -31,18 +34,21 @@ demo: $(READY)  ## sweep the shipped pair: table and figure in runs/demo
 	  --out runs/demo
 
 test: $(READY)  ## the whole test suite, no GPU needed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 test-slow: $(READY)  ## the tests that `test` leaves out: more architectures, ranks, kills and longer walks
-	PA_FAST_TEST_WALK=1000 PA_FAST_KILLS=30 $(BIN)/python -m pytest -m slow
+	PA_FAST_TEST_WALK=1000 PA_FAST_KILLS=30 $(BIN)/python -m pytest $(PARALLEL) -m slow
+
+coverage: $(READY)  ## branch coverage of pa_fast and pa_kernels by `test`, without what tests run in other processes
+	$(BIN)/python -m pytest $(PARALLEL) --cov --cov-report=term:skip-covered
 
 compat: $(READY)  ## the suite on the pinned and on the newest packages: last results in docs/compatibility.md
 	@test -x $(COMPAT)/bin/python || $(PYTHON) -m venv $(COMPAT)
 	@$(COMPAT)/bin/python -c 'import torch' 2>/dev/null || $(COMPAT)/bin/python $(PIP) $(TORCH)
 	@$(COMPAT)/bin/python -c 'import torch; print("torch==" + torch.__version__.partition("+")[0])' > $(COMPAT)/held.txt
 	$(COMPAT)/bin/python $(PIP) -q --upgrade --upgrade-strategy eager -c $(COMPAT)/held.txt -e '.[dev]'
-	$(BIN)/python -m tests.compatibility pinned $(COMPAT_TESTS); pinned=$$?; \
-	  $(COMPAT)/bin/python -m tests.compatibility newest $(COMPAT_TESTS) && exit $$pinned
+	$(BIN)/python -m tests.compatibility pinned $(PARALLEL) $(COMPAT_TESTS); pinned=$$?; \
+	  $(COMPAT)/bin/python -m tests.compatibility newest $(PARALLEL) $(COMPAT_TESTS) && exit $$pinned
 
 check: $(READY)  ## format, lint, types
 	$(BIN)/ruff format --check .
@@ -60,4 +66,4 @@ train-demo: $(READY)  ## retrain the demo pair from scratch (under 10 minutes on
 	OMP_WAIT_POLICY=passive $(BIN)/python -m examples.demo.train
 
 clean:  ## remove what the other verbs made
-	rm -rf runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks .coverage

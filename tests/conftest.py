@@ -3,9 +3,22 @@
 from __future__ import annotations
 
 import os
+import signal
 from typing import Any
 
 import pytest
+
+if os.environ.pop("PYTEST_XDIST_WORKER", None):  # out of the way of the pytest processes that tests start
+    # A worker has a core to itself, and so have the processes that its tests start; read when torch is first imported.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that wait do not spin on a core that another test needs
+
+
+@pytest.fixture(autouse=True, scope="session")
+def interruptible() -> None:
+    """Ctrl-C is what Python makes of it, also where the suite was started in the background of a script, which ignores it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
