@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import functools
 import os
@@ -11,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
+from queue import SimpleQueue
 from typing import Any, TypeVar
 
 import torch
@@ -205,10 +207,10 @@ def over_cores(work: Callable[[A], T], pieces: Iterable[A]) -> list[T]:
     _jobs.append(job)
     # an interrupt may come in each `finally`; between entering one and the end of its first call there is no place for one
     try:
-        _here.inside = True  # a signal handler could come within `submit`, which waits for itself if it is called again
+        _here.inside = True  # what a signal handler calls from here on runs in this thread alone
         try:
             for _ in range(helpers):
-                pool.submit(job.take_part)
+                pool.put(job)
             torch.set_num_threads(1)
             job.drain()
         finally:
@@ -228,9 +230,25 @@ def over(work: Callable[[A], T], pieces: Iterable[A], like: torch.Tensor) -> lis
 
 
 @functools.cache
-def _helpers(count: int) -> ThreadPoolExecutor:
-    """Threads that stay: new ones start on the core of the thread that made them, and lose 7 ms until they are moved."""
-    return ThreadPoolExecutor(count, "pa_kernels", initializer=_one_core)
+def _helpers(count: int) -> SimpleQueue[_Job]:
+    """Return the queue of `count` threads that take part in the jobs put there.
+
+    They stay: new ones start on the core of the thread that made them, and lose 7 ms until they are moved. No lock of Python's
+    own library is behind this: an interrupt that comes as one is taken (in `ThreadPoolExecutor.submit`, `Thread.start`) leaves
+    it locked for good, and whoever takes it next waits for ever.
+    """
+    jobs: SimpleQueue[_Job] = SimpleQueue()
+    for _ in range(count):
+        _thread.start_new_thread(_help, (jobs,))
+    return jobs
+
+
+def _help(jobs: SimpleQueue[_Job]) -> None:
+    _one_core()
+    while True:
+        job = jobs.get()
+        job.take_part()
+        del job  # while it waits for the next, nothing of this one stays in memory
 
 
 def _forget() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import threading
@@ -13,6 +14,8 @@ import pytest
 import torch
 from pa_kernels import cores
 from pa_kernels.cores import over_cores
+
+from tests.interrupting import interrupted_at
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 100])
@@ -162,6 +165,34 @@ def test_what_an_interrupt_leaves_at_work_ends_before_anything_else_starts(
     assert over_cores(lambda k: events.append("new work"), range(1)) == [None]
     assert events[-1] == "new work"
     assert cores._jobs == []
+
+
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize("threads", ["old", "new"])
+def test_an_interrupt_anywhere_leaves_nothing_locked(threads: str) -> None:
+    def stuck(*_: object) -> None:
+        raise TimeoutError("waits for what an interrupt left locked")
+
+    before = signal.signal(signal.SIGALRM, stuck)
+    found: list[int] = []
+    try:
+        for event in itertools.count(1):
+            if threads == "new":
+                cores._helpers.cache_clear()
+            reached = interrupted_at(event, lambda: over_cores(lambda k: time.sleep(1e-4), range(4)))
+            signal.alarm(30)
+            for _ in range(2):
+                assert over_cores(lambda k: found.append(k), range(8)) == [None] * 8, event
+            signal.alarm(0)
+            assert sorted(found) == sorted([*range(8)] * 2), event
+            assert torch.get_num_threads() == 2 and cores._jobs == [], event
+            found.clear()
+            if not reached:
+                break
+        assert event > 20
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 @pytest.mark.usefixtures("two_threads")

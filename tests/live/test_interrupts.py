@@ -15,6 +15,7 @@ import torch
 
 import pa_fast
 from pa_fast.errors import WeightsError
+from tests.interrupting import interrupted_at
 
 SWITCHES = [pytest.param(24), pytest.param(340, marks=pytest.mark.slow)]
 """Interrupted switches of each store and number of interrupts: 2,040 in all with `make test-slow`."""
@@ -105,6 +106,27 @@ def test_after_interrupts_the_next_switch_is_right_and_all_threads_are_back(stor
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
     assert interrupted > switches // 4
+
+
+@pytest.mark.parametrize(
+    ("store", "step"),
+    [
+        *(("dense", 7), ("sparse", 7), ("packed", 41)),
+        *(pytest.param(store, 1, marks=pytest.mark.slow) for store in STORES.values()),
+    ],
+)
+def test_an_interrupt_anywhere_in_a_switch_leaves_the_next_one_right(store: str, step: int) -> None:
+    held = Held(store)
+    lams = itertools.cycle((0.2, 0.9, 0.4))
+    for event in itertools.count(1, step):
+        reached = interrupted_at(event, lambda: held.weights.set_lambda(next(lams)))
+        assert held.weights.lam is None or held.is_right(), event
+        held.weights.set_lambda(next(lams))
+        assert held.is_right() and torch.get_num_threads() == 2, event
+        assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled(), event
+        if not reached:
+            break
+    assert event > 50
 
 
 @pytest.mark.parametrize("pairs", PAIRS)
