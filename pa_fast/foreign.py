@@ -85,7 +85,7 @@ def _check_nodes(tree: Any) -> None:
         node = nodes.pop()
         line = node.start_mark.line + 1
         if id(node) in seen:
-            raise YamlError("found an alias", line)
+            raise YamlError("found an alias of what begins here", line)
         seen.add(id(node))
         if node.id == "mapping":
             keys = [key for key, _ in node.value]

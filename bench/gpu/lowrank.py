@@ -57,13 +57,13 @@ def _of_rank(run: Run, rank: int) -> None:
 def _prove(
     what: str, live: list[torch.Tensor], base: list[torch.Tensor], u: list[torch.Tensor], v: list[torch.Tensor], lam: float
 ) -> None:
-    """Raise WrongBits unless rows are within an ulp of the reference: sums have an order of their own on each device."""
+    """Raise WrongBits unless rows are within 2⁻⁷ of the reference: sums have an order of their own on each device."""
     for t, span in spots([w.shape[0] for w in live]):
         rows = slice(span.start, min(span.start + 64, span.stop))
         for at in (rows, slice(max(span.stop - 64, 0), span.stop)):
             wanted = reference.lowrank(base[t][at].cpu(), u[t][at].cpu(), v[t].cpu(), lam).float()
             found = live[t][at].cpu().float()
-            # where base and delta cancel an ulp of the base is what counts
+            # where base and delta cancel it is 2⁻⁷ of the base that counts
             most = 2**-7 * torch.maximum(wanted.abs(), base[t][at].cpu().float().abs()) + 1e-6
             if not bool(((found - wanted).abs() <= most).all()):
-                raise WrongBits(f"{what}: matrix {t}, rows {at.start} to {at.stop} are further than an ulp from the reference")
+                raise WrongBits(f"{what}: matrix {t}, rows {at.start} to {at.stop} differ by more than 2⁻⁷ from the reference")

@@ -44,13 +44,19 @@ def check_replaceable(folder: Path) -> None:
             f"{folder}: not empty: found {', '.join(names[:3])}, which is no checkpoint",
             "only a checkpoint is replaced: remove the folder yourself, or choose another --out",
         )
-    foreign = [name for name in names if not _is_known(folder / name, listed or frozenset())]
+    foreign = foreign_names(folder)
     if foreign:
         more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
         raise OutputError(
             f"{folder}: holds {', '.join(map(quoted, foreign[:3]))}{more}, which no checkpoint consists of",
             "replacing the folder would remove that: move it elsewhere, or choose another --out",
         )
+
+
+def foreign_names(folder: Path) -> list[str]:
+    """Return the names in `folder` that no checkpoint consists of."""
+    listed = _listed(folder) or frozenset()
+    return [name for name in sorted(os.listdir(folder)) if not _is_known(folder / name, listed)]
 
 
 def check_apart(outputs: Iterable[Path], sources: Iterable[Path]) -> None:

@@ -45,6 +45,10 @@ class ShardLog:
         self.file = folder / ".pa_fast.shards.jsonl"
         self._job = job
 
+    def begin(self) -> None:
+        """Create the file, empty: by it the next run knows the folder as one of this tool's."""
+        os.close(files.open_own(self.file, os.O_WRONLY | os.O_CREAT))
+
     def read(self) -> dict[str, dict[str, Sums]]:
         """File → checksums by tensor. A line that a kill tore, or of another job, counts for nothing."""
         try:

@@ -6,7 +6,8 @@
 
 A killed run leaves the partial folder, in which nothing loads: shards carry a `.partial` suffix until they are complete,
 and config.json comes last. The next run into the same target keeps what `ShardLog` says is complete, if it is the same
-job, and removes everything else; or it moves the old folder back, if the killed run was between the renames.
+job, and removes everything else; or it moves the old folder back, if the killed run was between the renames. A folder of
+that name that holds neither the log nor only files of a checkpoint is not a killed run's, and is refused.
 """
 
 from __future__ import annotations
@@ -24,10 +25,11 @@ from typing import TYPE_CHECKING
 
 from pa_fast import files
 from pa_fast.checkpoint.companions import Companion
+from pa_fast.checkpoint.document import quoted
 from pa_fast.checkpoint.header import DTYPE_BITS
 from pa_fast.checkpoint.layout import ShardPlan, Slot
 from pa_fast.checkpoint.reader import memory
-from pa_fast.checkpoint.replacing import check_apart, check_replaceable
+from pa_fast.checkpoint.replacing import check_apart, check_replaceable, foreign_names
 from pa_fast.checkpoint.resume import ShardLog, Sums
 from pa_fast.errors import DataError, OutputError
 from pa_fast.units import format_bytes
@@ -35,6 +37,8 @@ from pa_fast.units import format_bytes
 if TYPE_CHECKING:
     import torch
 
+_UNFINISHED = ".partial"
+_ADAPTER = {"adapter_config.json", "adapter_model.safetensors"}
 _SYNC_BYTES = 128 * 2**20
 _SPARE_BYTES = 64 * 2**20  # tokenizer, configuration, file system overhead
 
@@ -76,7 +80,8 @@ class OutputFolder:
         self._sources = list(sources)
         self._fd = -1
         self._keep = False
-        self._log = ShardLog(self.path, job) if job else None
+        self._can_resume = job is not None
+        self._log = ShardLog(self.path, job or "")
         self.complete: dict[str, dict[str, Sums]] = {}
 
     def __enter__(self) -> OutputFolder:
@@ -89,6 +94,7 @@ class OutputFolder:
                 self._check_target()
                 self._check_space()
                 self.path.mkdir(exist_ok=True)
+                self._log.begin()
             except BaseException:
                 self._unlock()
                 raise
@@ -97,7 +103,7 @@ class OutputFolder:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         try:
             interrupted = kind is not None and not issubclass(kind, Exception)
-            kept = (interrupted or self._keep) and self._log and self._log.read()
+            kept = (interrupted or self._keep) and self._can_resume and self._log.read()
             if not kept and files.is_named(self._fd, self._lock):
                 shutil.rmtree(self.path, ignore_errors=True)
         finally:
@@ -109,7 +115,7 @@ class OutputFolder:
 
         The checksums in `file.sums` by then are what another run of the job verifies it by.
         """
-        partial = self.path / f"{plan.file}.partial"
+        partial = self.path / f"{plan.file}{_UNFINISHED}"
         with output_errors(self.path):
             (self.path / plan.file).unlink(missing_ok=True)
             file = ShardFile(partial, plan)
@@ -120,7 +126,7 @@ class OutputFolder:
                 file.close()
             self._check_held()
             files.rename(partial, self.path / plan.file)
-            if self._log:
+            if self._can_resume:
                 self._log.add(plan.file, file.sums)
 
     def write(self, name: str, data: bytes) -> None:
@@ -164,8 +170,7 @@ class OutputFolder:
                 raise
             self._check_held()
             self._check_target()
-            if self._log:
-                self._log.remove()
+            self._log.remove()
             if self._overwrite and self.target.exists():
                 files.rename(self.target, self._old)
             try:
@@ -187,10 +192,16 @@ class OutputFolder:
                 files.rename(self._old, self.target)
         if not files.check_own_folder(self.path):
             return
-        left = {} if self._log is None else self._log.read()
+        foreign = [name for name in foreign_names(self.path) if not name.endswith(_UNFINISHED) and name not in _ADAPTER]
+        if foreign and not os.path.lexists(self._log.file):
+            raise OutputError(
+                f"{self.path}: holds {quoted(foreign[0])}, which pa_fast did not write there",
+                "the name is one of pa_fast's own: move the folder elsewhere, or choose another --out",
+            )
+        left = self._log.read() if self._can_resume else {}
         self.complete = {file: sums for file, sums in left.items() if _is_own_file(self.path / file)}
         for path in list(self.path.iterdir()):
-            if path.name not in self.complete and not (self.complete and self._log and path == self._log.file):
+            if path.name not in self.complete and not (self.complete and path == self._log.file):
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
     def _check_target(self) -> None:

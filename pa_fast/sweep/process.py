@@ -14,6 +14,7 @@ import random
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
@@ -105,6 +106,9 @@ def _states() -> Iterator[_State]:
     """Every setting that the packages of this process have; of what is not imported nothing can have been set."""
     yield _State("working directory", _folder, os.chdir)
     yield _State("random state", random.getstate, random.setstate)
+    yield _State("recursion limit", sys.getrecursionlimit, sys.setrecursionlimit)
+    # other filters change what is shown, no score, and libraries add some when they are imported
+    yield _State("warnings as errors", _error_filters, _set_error_filters)
     for number in (signal.SIGINT, signal.SIGTERM):
         if threading.current_thread() is threading.main_thread():
             yield _State("signal handler", functools.partial(signal.getsignal, number), functools.partial(signal.signal, number))
@@ -128,9 +132,20 @@ def _folder() -> str | None:
     return None
 
 
+def _error_filters() -> list[Any]:
+    return [filter_ for filter_ in warnings.filters if filter_[0] == "error"]
+
+
+def _set_error_filters(kept: list[Any]) -> None:
+    rest = [filter_ for filter_ in warnings.filters if filter_[0] != "error"]
+    warnings.resetwarnings()  # so that warnings already judged by the filters are judged again
+    warnings.filters[:] = [*kept, *rest]  # type: ignore[index]
+
+
 def _torch_modes(torch: Any) -> Iterator[_State]:
     yield _State("inference mode", torch.is_inference_mode_enabled, functools.partial(_set_inference_mode, torch))
     yield _State("gradient mode", torch.is_grad_enabled, torch.set_grad_enabled)
+    yield _State("anomaly detection", torch.is_anomaly_enabled, torch.set_anomaly_enabled)
     yield _State("default dtype", torch.get_default_dtype, torch.set_default_dtype)
     yield _State("default device", torch.get_default_device, functools.partial(_set_default_device, torch))
     yield _State("torch modes", lambda: len(_modes()), _leave_modes)

@@ -112,7 +112,7 @@ def prove(what: str, live: Tensors, expected: Callable[[str, slice], Tensor]) ->
 def _near_enough(live: Tensor, expected: Tensor) -> None:
     found = live[: expected.shape[0]].cpu().float()
     if not bool(((found - expected.float()).abs() <= 2**-7 * expected.float().abs() + 1e-3).all()):
-        raise WeightsError("low rank: rows are further than an ulp from the reference, so no speed of it is given", _REPORT)
+        raise WeightsError("low rank: rows differ from the reference by more than 2⁻⁷ of it, so no speed is given", _REPORT)
 
 
 def _walk(weights: LiveWeights) -> Callable[[], None]:

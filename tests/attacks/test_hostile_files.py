@@ -269,6 +269,17 @@ def test_a_link_at_a_working_name_is_not_followed(tmp_path: Path, verb: str, nam
     assert contents(victim) == before and not (victim / "new").exists()
 
 
+@pytest.mark.parametrize("name", ["notes.txt", "sub/notes.txt", "config.json/notes.txt", "optimizer.pt"])
+def test_a_folder_of_others_at_the_working_name_keeps_its_files(tmp_path: Path, name: str) -> None:
+    pair, planted = write_pair(tmp_path), tmp_path / ".out.pa_fast.partial"
+    put(planted, **{name: "mine", "model.safetensors": "half"})
+    before = contents(planted)
+    with pytest.raises(OutputError) as error:
+        merge(*pair, 0.5, tmp_path / "out")
+    assert str(planted) in error.value.message and name.split("/")[0] in error.value.message
+    assert contents(planted) == before and not (tmp_path / "out").exists()
+
+
 def test_links_inside_an_unfinished_folder_are_not_followed(tmp_path: Path) -> None:
     tensors = {f"w{n}": torch.randn(10_000) for n in range(2)}
     pair = write_checkpoint(tmp_path / "base", tensors, shards=2), write_checkpoint(tmp_path / "instruct", tensors, shards=2)

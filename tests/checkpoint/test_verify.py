@@ -48,6 +48,20 @@ def test_minus_zero_is_not_zero_and_a_nan_is_itself(tmp_path: Path) -> None:
     assert verify(tmp_path / "out", *pair).differences[0].differing == 1
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_what_a_nan_carries_is_open_and_that_it_is_one_is_not(tmp_path: Path, dtype: torch.dtype) -> None:
+    weights = torch.tensor([1.0, float("nan"), 2.0], dtype=dtype)
+    pair = write_checkpoint(tmp_path / "base", {"w": weights}), write_checkpoint(tmp_path / "instruct", {"w": weights})
+    merge(*pair, 0.5, tmp_path / "out", allow_nonfinite=True)
+    bits = torch.int32 if dtype == torch.float32 else torch.int16
+    weights.view(bits)[1] ^= 1  # another payload
+    rewrite(tmp_path / "out", {"w": weights})
+    assert verify(tmp_path / "out", *pair).ok
+    weights[1] = float("inf")
+    rewrite(tmp_path / "out", {"w": weights})
+    assert verify(tmp_path / "out", *pair).differences[0].differing == 1
+
+
 def test_another_lambda_is_another_merge(merged: tuple[Path, Path, Path]) -> None:
     report = verify(*merged, lam="0.4")
     assert not report.ok and report.lam == "0.4"

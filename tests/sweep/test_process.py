@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,9 @@ LEAKS: dict[str, tuple[str, Callable[[], Any]]] = {
     "random state of Python": ("random state", lambda: random.seed(3)),
     "error handling of NumPy": ("NumPy's error handling", lambda: numpy.seterr(all="ignore")),
     "working directory": ("working directory", lambda: os.chdir("/")),
+    "recursion limit": ("recursion limit", lambda: sys.setrecursionlimit(sys.getrecursionlimit() + 7)),
+    "warnings as errors": ("warnings as errors", lambda: warnings.simplefilter("error")),
+    "anomaly detection": ("anomaly detection", lambda: torch.autograd.set_detect_anomaly(True)),
     "interrupts": ("signal handler", lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)),
 }
 
@@ -101,6 +105,9 @@ def snapshot() -> dict[str, Any]:
         ),
         "subnormal": sys.float_info.min / 4,
         "numpy": numpy.geterr(),
+        "recursion": sys.getrecursionlimit(),
+        "warnings": [filter_ for filter_ in warnings.filters if filter_[0] == "error"],
+        "anomalies": torch.is_anomaly_enabled(),
         "interrupt": signal.getsignal(signal.SIGINT),
     }
 

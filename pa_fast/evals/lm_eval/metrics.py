@@ -30,7 +30,7 @@ def metric_of(task: Any, asked: str | None) -> Metric:
     """The metric that stands for `task`: the one asked for (`acc`, or `exact_match,strict-match`), or its primary one.
 
     Raises:
-        EvaluatorError: the task does not measure it.
+        EvaluatorError: the task does not measure it, or applies no such filter.
     """
     measured = list(task.aggregation())
     name, _, filter = (asked or next((one for one in PREFERRED if one in measured), measured[0])).partition(",")
@@ -38,6 +38,12 @@ def metric_of(task: Any, asked: str | None) -> Metric:
         raise EvaluatorError(
             f"lm-eval task `{task.task_name}` has no metric `{name}`, it has {', '.join(measured)}",
             "choose one of those; tasks without a common metric go to two --eval",
+        )
+    filters = [one.name for one in getattr(task, "_filters", [])]
+    if filter and filters and filter not in filters:
+        raise EvaluatorError(
+            f"lm-eval task `{task.task_name}` applies no filter `{filter}`, it has {', '.join(filters)}",
+            "choose one of those, or leave the filter out for the first",
         )
     return Metric(name, filter or None, task.higher_is_better().get(name) is not False)
 
