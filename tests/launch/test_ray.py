@@ -125,6 +125,18 @@ def test_workers_that_would_run_different_sweeps_are_refused(tmp_path: Path, clu
         launcher.sweep(functools.partial(made.different, tmp_path / "log"), "0:1:0.01", tmp_path / "out", 2, figure=False)
 
 
+def test_a_worker_that_never_loads_is_not_waited_for(tmp_path: Path, cluster: None, whole: Path) -> None:
+    done = threading.Event()
+
+    def run() -> None:
+        launcher.sweep(functools.partial(made.endless, tmp_path / "log"), LAMBDAS, tmp_path / "out", 2, figure=False)
+        done.set()
+
+    threading.Thread(target=run, daemon=True).start()
+    assert done.wait(120)
+    assert_same(tmp_path / "out", whole)
+
+
 def test_what_a_cluster_cannot_hold_is_refused(tmp_path: Path, cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match="3 workers on a Ray cluster of 2 cores"):
         launcher.sweep(made.steady, "0:1:0.1", tmp_path / "out", 3)
