@@ -209,13 +209,13 @@ def test_a_terminal_without_lambda_gets_a_question_mark(pair: tuple[str, str]) -
     assert done.returncode == 0, done.stderr
 
 
-KILLS = int(os.environ.get("PA_FAST_KILLS", "2"))
+KILLS = int(os.environ.get("PA_FAST_KILLS", "1"))
 
 
-def test_sigkill_at_random_moments_changes_nothing(pair: tuple[str, str], place: pathlib.Path) -> None:
-    quiet = start(*sweep(pair, "runs/quiet"))
-    _, errors = patience.communicate(quiet)
-    assert quiet.returncode == 0, errors
+def test_sigkill_at_random_moments_changes_nothing(
+    pair: tuple[str, str], place: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(monkeypatch, *sweep(pair, "runs/quiet")) == 0
     (place / "calls").unlink()
     draw = random.Random(5)
     for _ in range(KILLS):
@@ -229,9 +229,7 @@ def test_sigkill_at_random_moments_changes_nothing(pair: tuple[str, str], place:
         time.sleep(draw.uniform(0, 1.0))
         process.kill()
         process.communicate()
-    last = start(*sweep(pair, "runs/killed"))
-    _, errors = patience.communicate(last)
-    assert last.returncode == 0, errors
+    assert run(monkeypatch, *sweep(pair, "runs/killed")) == 0
     for name in ("results.csv", "results.json", "trajectory.svg"):
         assert (place / "runs/killed" / name).read_bytes() == (place / "runs/quiet" / name).read_bytes(), name
     finished = [json.loads(line) for line in (place / "runs/killed/journal.jsonl").read_text().splitlines() if line.endswith("}")]

@@ -145,7 +145,8 @@ ON_GPU = {
 
 
 QUICK = ("llama", "qwen2", "mixtral", "phi-3")  # plain, tied, converted experts, fused
-SLOW = {f"transformers-packed-{name}" for name in ARCHITECTURES if name not in QUICK}
+SLOW = {"ray-dense-llama", *(f"transformers-packed-{name}" for name in ARCHITECTURES if name not in QUICK)}
+"""More of what others are asked: architectures, and the weights of `transformers-dense-llama` in a Ray actor."""
 
 
 @pytest.fixture(

@@ -156,7 +156,8 @@ class _Pool:
         self._repeats = Repeats(recording.scored())
         self._queue.extend(recording.missing())
         waiting = list(self._places)
-        while waiting:
+        # a worker that still loads when nothing is left to do is not waited for: it may never find its place on the cluster
+        while waiting and (self._queue or any(place.lam is not None for place in waiting)):
             place = self._ready(waiting)
             if not self._step(place, recording):
                 waiting.remove(place)

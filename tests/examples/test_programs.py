@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import pickle
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 
 import pa_fast
-from examples import cuda_graph_generate, own_engine, own_loop
+from examples import cuda_graph_generate, own_engine, own_loop, ray_sweep
+from pa_fast.launch import ray as launcher
 from tests import patience
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -65,6 +69,23 @@ def test_cuda_graph_generate(tmp_path: pathlib.Path) -> None:
     check_graph("cuda", tmp_path)
 
 
+def test_what_ray_sweep_gives_its_workers(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without Ray: the sweep that one worker would run."""
+
+    def alone(make: Callable[[], Any], lambdas: str, out: str, workers: int) -> pa_fast.SweepResult:
+        assert workers == 2
+        engine, evaluators = pickle.loads(pickle.dumps(make))()
+        return pa_fast.sweep(engine, lambdas, evaluators, out, figure=False)
+
+    monkeypatch.setattr(launcher, "sweep", alone)
+    result = ray_sweep.main(str(tmp_path / "run"))
+    assert [row.evaluator for row in result.rows] == ["2-shot"] * 5
+    assert len(capsys.readouterr().out.splitlines()) == 5
+
+
+@pytest.mark.slow
 def test_ray_sweep(tmp_path: pathlib.Path) -> None:
     pytest.importorskip("ray")
     path = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])

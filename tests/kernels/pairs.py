@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
+from collections.abc import Sequence
+from typing import Any
 
+import pytest
 import torch
 from pa_kernels import SparseTensor, reference
 from pa_kernels.lerp import torch_lerp_is_exact
@@ -16,6 +20,16 @@ from torch import Tensor
 LAMBDAS = (-2.3, -0.2, 0.05, 0.3, 1 / 3, math.nextafter(0.5, 0), 0.49999997, 0.5, 0.50000006, 0.6, 0.999, 1.5, 3.7, 0.0, 1.0)
 TRIPLES = list(itertools.product(reference.LIVE_DTYPES, repeat=3))
 """(out, base, inst), all of them."""
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def sampled(cases: Sequence[Any], every: int) -> list[Any]:
+    """Parameters of a kernel body's test: all of `cases`, of which the interpreter leaves all but one in `every` to the slow
+    tests. The interpreter takes seconds for what a GPU does in none."""
+    return [
+        case if k % every == 0 or not INTERPRETED else pytest.param(*case, marks=pytest.mark.slow) for k, case in enumerate(cases)
+    ]
 
 
 def bits(tensor: Tensor) -> Tensor:

@@ -8,12 +8,13 @@ import pathlib
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 import torch
 from pa_kernels import Lerp, lerp_triton, offline
-from pa_kernels.tiles import INTERPRETED
+from pa_kernels.tiles import INTERPRETED, Launch
 
 from bench.gpu.__main__ import NAMES
 from bench.gpu.ledger import Ledger, Row
@@ -27,7 +28,7 @@ from bench.gpu.tools import METRICS, counters
 ROOT = pathlib.Path(__file__).parents[2]
 
 
-SLOW = ("sweep", "sanitize", "first")
+SLOW = ("sweep", "sanitize", "first", "graph", "checksum", "sparse", "stochastic")
 """Seconds each of them: they are walked through with everything else by `make gpu` and `make test-slow`."""
 
 
@@ -146,10 +147,15 @@ def test_counters_are_read_from_what_ncu_prints() -> None:
 
 
 @pytest.mark.skipif(INTERPRETED, reason="kernels do not compile in a process that interprets them")
-def test_what_may_become_a_default_neither_spills_nor_falls_to_narrow_accesses() -> None:
+@pytest.mark.parametrize(
+    "launches",
+    [lerp_triton.CANDIDATES[::4], pytest.param(lerp_triton.CANDIDATES, marks=pytest.mark.slow)],
+    ids=["every fourth", "all"],
+)
+def test_what_may_become_a_default_neither_spills_nor_falls_to_narrow_accesses(launches: Sequence[Launch]) -> None:
     from bench.gpu.persistent import persistent_kernel
 
-    for launch in lerp_triton.CANDIDATES:
+    for launch in launches:
         kernel = offline.lerp(torch.bfloat16, torch.bfloat16, torch.bfloat16, None, launch)
         assert full_width(kernel), launch
     kernel = offline.lerp(torch.bfloat16, torch.bfloat16, torch.bfloat16)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -38,8 +39,23 @@ on one block."""
 STREAMS = [kernel for kernel in offline.kernels() if kernel.function is not offline.lowrank_triton.lowrank_kernel]
 
 
-@pytest.mark.parametrize("target", offline.TARGETS)
-@pytest.mark.parametrize("kernel", STREAMS, ids=lambda kernel: kernel.name)
+FIRST_TARGETS = ("sm_90", "gfx942")
+
+
+def on_targets(kernels: Sequence[Any], firsts: Collection[Any]) -> list[Any]:
+    """(kernel, target): all of them, each on FIRST_TARGETS and `firsts` on every target; the others are slow tests."""
+    return [
+        pytest.param(kernel, target, marks=() if target in FIRST_TARGETS or kernel in firsts else pytest.mark.slow)
+        for kernel in kernels
+        for target in offline.TARGETS
+    ]
+
+
+FIRSTS = list({kernel.function: kernel for kernel in reversed(STREAMS)}.values())
+"""One of each kernel function, of bf16 where it has dtypes."""
+
+
+@pytest.mark.parametrize(("kernel", "target"), on_targets(STREAMS, FIRSTS), ids=lambda value: getattr(value, "name", value))
 def test_gate(kernel: offline.Kernel, target: str) -> None:
     made = offline.compile_for(kernel, target)
     backend = offline.TARGETS[target].backend
@@ -67,8 +83,11 @@ def product_bytes(kernel: offline.Kernel, base: torch.dtype, factor: torch.dtype
     return [kernel.launch.block * base.itemsize + steps * step for steps in (2, 3, 4)]
 
 
-@pytest.mark.parametrize("target", offline.TARGETS)
-@pytest.mark.parametrize("kind", offline.LOWRANK_KINDS, ids=lambda kind: offline.lowrank(*kind).name)
+@pytest.mark.parametrize(
+    ("kind", "target"),
+    on_targets(offline.LOWRANK_KINDS, offline.LOWRANK_KINDS[:1]),
+    ids=lambda value: value if isinstance(value, str) else offline.lowrank(*value).name,
+)
 def test_gate_of_products(kind: tuple[Any, ...], target: str) -> None:
     kernel = offline.lowrank(*kind)
     out, base, factor, via, full = kind

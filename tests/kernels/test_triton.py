@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +11,7 @@ from pa_kernels import Lerp, Sparse, SparseTensor, checksum, lerp_, reference, s
 from pa_kernels.reference import DRAW_STEP, Draw
 from torch import Tensor
 
-from tests.kernels.pairs import LAMBDAS, TRIPLES, bits, pair, same, sparse, sparsely_set
+from tests.kernels.pairs import INTERPRETED, LAMBDAS, TRIPLES, bits, pair, same, sampled, sparse, sparsely_set
 
 pytestmark = [
     pytest.mark.triton,
@@ -21,7 +20,6 @@ pytestmark = [
 ]
 fused = pytest.mark.usefixtures("fused_multiply_add")
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
 BLOCK = 2048
 SIZES = (0, 1, 300, BLOCK, 2 * BLOCK + 100)
@@ -78,7 +76,7 @@ def test_lerp_of_one_dtype(dtype: torch.dtype) -> None:
 
 
 @fused
-@pytest.mark.parametrize(("out", "base", "inst"), MIXES, ids=str)
+@pytest.mark.parametrize(("out", "base", "inst"), sampled(MIXES, 3), ids=str)
 def test_lerp_of_mixed_dtypes(out: torch.dtype, base: torch.dtype, inst: torch.dtype) -> None:
     check(out, base, inst, (0.0, 0.05, 0.6, 1.0, 1.5))
 
@@ -133,7 +131,7 @@ def check_drawn(
 
 
 @fused
-@pytest.mark.parametrize(("out", "base", "inst"), DRAWN[::2], ids=str)
+@pytest.mark.parametrize(("out", "base", "inst"), sampled(DRAWN[::2], 2), ids=str)
 def test_stochastic_rounding(out: torch.dtype, base: torch.dtype, inst: torch.dtype) -> None:
     check_drawn(out, base, inst, (0.0, 0.05, 0.6, 1.0))
 

@@ -62,12 +62,27 @@ def refusing() -> tuple[Engine, list[Evaluator]]:
 
 
 def different(log: Path) -> tuple[Engine, list[Evaluator]]:
-    """Another engine in every process."""
+    """Another engine in every process, of which none scores before there are two."""
+
+    def act(engine: Engine) -> None:
+        import time
+
+        while log.read_text().count("made") < 2:
+            time.sleep(0.05)
+
+    append(log, "made")
+    return FakeEngine({"base": str(os.getpid())}), [Scorer("icl", act=act)]
+
+
+def endless(log: Path) -> tuple[Engine, list[Evaluator]]:
+    """The first process is ready at once, any other one never."""
     import time
 
-    time.sleep(0.2)
-    append(log, "made")
-    return FakeEngine({"base": str(os.getpid())}), scorers()
+    try:
+        os.close(os.open(log, os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        time.sleep(10**6)
+    return FakeEngine(), scorers()
 
 
 def busy(rounds: int) -> tuple[Engine, list[Evaluator]]:

@@ -10,7 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from pa_kernels.cores import one_core
 
+from pa_fast import cli
 from tests import patience
 from tests.engines.architectures import write_pair
 
@@ -30,29 +32,48 @@ def run(*command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return patience.run([sys.executable, *command], env=env, cwd=cwd)
 
 
+def called(*arguments: str) -> int:
+    """The exit code of `pa-fast` with these arguments, in this process, on one core."""
+    with pytest.MonkeyPatch.context() as patch, one_core():
+        for name in ("RAY_ADDRESS", "RANK", "WORLD_SIZE"):
+            patch.delenv(name, raising=False)
+        patch.setattr(sys, "argv", ["pa-fast", *arguments])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+    return int(end.value.code or 0)
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("whole")
-    done = run("-m", "pa_fast", *SWEEP, "--out", "run", cwd=folder)
-    assert done.returncode == 0, done.stderr
-    return folder / "run"
+    out = tmp_path_factory.mktemp("whole") / "run"
+    assert called(*SWEEP, "--out", str(out)) == 0
+    return out
 
 
-@pytest.mark.parametrize(
-    ("before", "after"),
-    [
-        (["-m", "pa_fast"], ["--workers", "2"]),
-        (["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "pa_fast"], ["--shard", "auto"]),
-    ],
-    ids=["ray", "torchrun"],
-)
-def test_the_results_are_those_of_one_process(before: list[str], after: list[str], whole: Path, tmp_path: Path) -> None:
-    if "--workers" in after:
-        pytest.importorskip("ray")
-    done = run(*before, *SWEEP, "--out", "run", *after, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+def assert_same(out: Path, whole: Path) -> None:
     for name in ("results.csv", "results.json", "trajectory.svg"):
-        assert (tmp_path / "run" / name).read_bytes() == (whole / name).read_bytes()
+        assert (out / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_workers_on_ray_give_the_results_of_one_process(cluster: None, whole: Path, tmp_path: Path) -> None:
+    assert called(*SWEEP, "--out", str(tmp_path / "run"), "--workers", "2") == 0
+    assert_same(tmp_path / "run", whole)
+
+
+def test_shards_give_the_results_of_one_process(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_NTASKS", "2")
+    for rank in ("1", "0"):
+        monkeypatch.setenv("SLURM_PROCID", rank)
+        assert called(*SWEEP, "--out", str(tmp_path / "run"), "--shard", "auto") == 0
+    assert_same(tmp_path / "run", whole)
+
+
+@pytest.mark.slow
+def test_shards_under_torchrun_give_the_results_of_one_process(whole: Path, tmp_path: Path) -> None:
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "pa_fast"]
+    done = run(*torchrun, *SWEEP, "--out", "run", "--shard", "auto", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert_same(tmp_path / "run", whole)
     assert "Traceback" not in done.stderr
 
 
@@ -66,13 +87,15 @@ def test_the_results_are_those_of_one_process(before: list[str], after: list[str
         (["--shard", "0/2", "--overwrite"], "overwrite and shard together"),
     ],
 )
-def test_what_does_not_go_together_is_wrong_usage(options: list[str], why: str, tmp_path: Path) -> None:
-    done = run("-m", "pa_fast", *SWEEP, "--out", "run", *options, cwd=tmp_path)
-    assert (done.returncode, why in done.stderr) == (2, True), done.stderr
-    assert "Traceback" not in done.stderr and not (tmp_path / "run").exists()
+def test_what_does_not_go_together_is_wrong_usage(
+    options: list[str], why: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert called(*SWEEP, "--out", str(tmp_path / "run"), *options) == 2
+    said = capsys.readouterr().err
+    assert why in said and "Traceback" not in said and not (tmp_path / "run").exists()
 
 
-def test_ranks_that_hold_one_model_write_one_run(tmp_path: Path) -> None:
+def test_ranks_that_hold_one_model_write_one_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sides = write_pair(tmp_path, "llama", vocab_size=64, max_position_embeddings=256)
     for side in sides:
         for name in ("tokenizer.json", "tokenizer_config.json"):
@@ -83,8 +106,7 @@ def test_ranks_that_hold_one_model_write_one_run(tmp_path: Path) -> None:
     done = run(*torchrun, *sweep, "split", "--engine", "tensor-parallel", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("effective λ") == 1, "one rank tells"
-    whole = run("-m", "pa_fast", *sweep, "whole", cwd=tmp_path)
-    assert whole.returncode == 0, whole.stderr
+    assert called(*sweep, str(tmp_path / "whole")) == 0
     rows = [json.loads((tmp_path / out / "results.json").read_text())["rows"] for out in ("split", "whole")]
     assert [row["lambda"] for row in rows[0]] == ["0", "1/3"]
     assert [row["score"] for row in rows[0]] == pytest.approx(
@@ -92,5 +114,6 @@ def test_ranks_that_hold_one_model_write_one_run(tmp_path: Path) -> None:
     )  # sums of bf16 are split
     assert [row["effective_lambda"] for row in rows[0]] == pytest.approx([row["effective_lambda"] for row in rows[1]], abs=1e-5)
     for options, why in (([], "no launcher has started this process"), (["--workers", "2"], "its ranks are one worker")):
-        refused = run("-m", "pa_fast", *sweep, "other", "--engine", "tensor-parallel", *options, cwd=tmp_path)
-        assert refused.returncode and why in refused.stderr and "Traceback" not in refused.stderr
+        assert called(*sweep, str(tmp_path / "other"), "--engine", "tensor-parallel", *options)
+        refused = capsys.readouterr().err
+        assert why in refused and "Traceback" not in refused
