@@ -1,7 +1,8 @@
-"""README for package indexes, whose pages have no files beside them. Everything else stands in pyproject.toml.
+"""README for package indexes, whose pages have no files beside them. Everything else stands in
+pyproject.toml.
 
-Links to files of this repository become absolute where `[project.urls]` has a `Source` (as on GitHub: /blob/ and /raw/);
-without one a link becomes its text, and an image what it shows in words.
+Links to files of this repository become absolute where `[project.urls]` has a `Source` (as on
+GitHub: /blob/ and /raw/); without one a link becomes its text, and an image what it shows in words.
 """
 
 import pathlib
@@ -14,7 +15,11 @@ HERE = pathlib.Path(__file__).parent
 
 def source() -> "str | None":
     """The address of the repository, from pyproject.toml; there is no tomllib in Python 3.10."""
-    urls = re.search(r"^\[project\.urls\]\n(.*?)(?=^\[|\Z)", (HERE / "pyproject.toml").read_text("utf-8"), re.M | re.S)
+    urls = re.search(
+        r"^\[project\.urls\]\n(.*?)(?=^\[|\Z)",
+        (HERE / "pyproject.toml").read_text("utf-8"),
+        re.M | re.S,
+    )
     found = urls and re.search(r'^Source\s*=\s*"(.*?)/?"', urls[1], re.M | re.I)
     return found[1] if found else None
 
@@ -35,4 +40,6 @@ def for_index(text: str, url: "str | None") -> str:
 
 if __name__ == "__main__":
     readme = (HERE / "README.md").read_text("utf-8")
-    setup(long_description=for_index(readme, source()), long_description_content_type="text/markdown")
+    setup(
+        long_description=for_index(readme, source()), long_description_content_type="text/markdown"
+    )

@@ -1,4 +1,5 @@
-"""What is timed, at which sizes and for which target: the one list that the suites and the report draw on."""
+"""What is timed, at which sizes and for which target: the one list that the suites and the report
+draw on."""
 
 from __future__ import annotations
 
@@ -7,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 SIZES = ("tiny", "100m", "300m", "1b", "3b")
-"""`PA_FAST_BENCH_SIZE`: tiny tries every benchmark out in seconds, 300m is the default, 1b is what the README quotes."""
+"""`PA_FAST_BENCH_SIZE`: tiny tries every benchmark out in seconds, 300m is the default, 1b is what
+the README quotes."""
 
 
 @dataclass(frozen=True)
@@ -26,12 +28,21 @@ class Target:
 
 
 TARGETS = {
-    "P1": Target("dense switch, 8B shapes", gpu_goal="≥ 97 % of a tuned 2-read-1-write stream, ≥ 100 % of device copy"),
+    "P1": Target(
+        "dense switch, 8B shapes",
+        gpu_goal="≥ 97 % of a tuned 2-read-1-write stream, ≥ 100 % of device copy",
+    ),
     "P2": Target(
         "dense switch, 8B shapes",
-        gpu_goal="≥ 1.3 × `copy_` + `_foreach_lerp_`, ≥ 1.5 × `copy_(torch.lerp())`, ≥ 1.0 × `torch.lerp(out=)` per tensor",
+        gpu_goal=(
+            "≥ 1.3 × `copy_` + `_foreach_lerp_`, ≥ 1.5 × `copy_(torch.lerp())`, ≥ 1.0 ×"
+            " `torch.lerp(out=)` per tensor"
+        ),
     ),
-    "P3": Target("packed switch, checksum included", gpu_goal="≤ 1.25 × the dense time at ≤ 3.2 and 3.52 bytes per weight"),
+    "P3": Target(
+        "packed switch, checksum included",
+        gpu_goal="≤ 1.25 × the dense time at ≤ 3.2 and 3.52 bytes per weight",
+    ),
     "P4": Target("switch from host memory", gpu_goal="≥ 90 % of the pinned host→device copy rate"),
     "P5": Target("dense switch on a CPU", "≥ 95 % of one flat `torch.lerp(out=)`"),
     "P6": Target(
@@ -40,11 +51,19 @@ TARGETS = {
         "≤ 1 % of the run",
     ),
     "P7": Target("merge to disk", "≤ 3 × `cp`; whole process ≥ 4 × mergekit (5 × at 3B); ≤ 300 MB"),
-    "P8": Target("`pa-fast inspect`, 70B shapes, whole process", "< 1 s, without torch or tensor data"),
+    "P8": Target(
+        "`pa-fast inspect`, 70B shapes, whole process", "< 1 s, without torch or tensor data"
+    ),
     "P9": Target("load to first λ", "≤ 1.5 × reading both sides into memory once"),
-    "P10": Target("lm-eval from the second λ, 2,000 items", "overhead ≤ 2 % of a `simple_evaluate` call's"),
+    "P10": Target(
+        "lm-eval from the second λ, 2,000 items", "overhead ≤ 2 % of a `simple_evaluate` call's"
+    ),
     "P11": Target("icl with shared prefix, 8 shots, 4 answers", "≥ 3 × the plain path"),
-    "P12": Target("packed encoding, both ends proven", "≥ 0.1 × the rate of reading both sides", "≥ 0.5 × the rate of reading"),
+    "P12": Target(
+        "packed encoding, both ends proven",
+        "≥ 0.1 × the rate of reading both sides",
+        "≥ 0.5 × the rate of reading",
+    ),
     "P13": Target("start", "`pa-fast --help` < 0.5 s; `import pa_fast` without torch"),
 }
 

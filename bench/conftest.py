@@ -1,4 +1,5 @@
-"""Shows the tables that a benchmark recorded, and gives pytest-benchmark an entry to keep them in."""
+"""Shows the tables that a benchmark recorded, and gives pytest-benchmark an entry to keep them
+in."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ def shown(benchmark: Any, capsys: pytest.CaptureFixture[str]) -> Iterator[None]:
         for table in tables:
             print(f"\n{Table.of(table).text()}")
     if tables and benchmark.enabled and benchmark.stats is None:
-        # its file keeps extra_info of what was timed by it alone; the ways were timed in turn, which it cannot do
+        # its file keeps extra_info of what was timed by it alone; the ways were timed in turn,
+        # which it cannot do
         benchmark.pedantic(lambda: None, rounds=1)
 
 
@@ -46,5 +48,9 @@ def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, A
         "machine": asdict(Machine.here()),
         "size": asked_size(),
         "failed": [one.nodeid for kind in ("failed", "error") for one in said.get(kind, [])],
-        "skipped": {one.nodeid: one.longrepr[2] for one in said.get("skipped", []) if isinstance(one.longrepr, tuple)},
+        "skipped": {
+            one.nodeid: one.longrepr[2]
+            for one in said.get("skipped", [])
+            if isinstance(one.longrepr, tuple)
+        },
     }

@@ -1,4 +1,5 @@
-"""The README's figure: seconds that one λ of a sweep takes beside its forward passes, in place and by way of the disk."""
+"""The README's figure: seconds that one λ of a sweep takes beside its forward passes, in place and
+by way of the disk."""
 
 from __future__ import annotations
 
@@ -24,10 +25,15 @@ WAYS = {
 
 
 def write(tables: Sequence[Table], path: pathlib.Path) -> bool:
-    """Draw the sweep's table to `path` with `.svg` and with `.png` added; False where no table has these ways."""
+    """Draw the sweep's table to `path` with `.svg` and with `.png` added; False where no table has
+    these ways."""
     from pa_fast.sweep.figure import save
 
-    found = [table for table in tables if table.target == "P6" and OURS in {way.name for way in table.ways}]
+    found = [
+        table
+        for table in tables
+        if table.target == "P6" and OURS in {way.name for way in table.ways}
+    ]
     if found:
         path.parent.mkdir(parents=True, exist_ok=True)
         save(lambda: draw(found[0]), path)
@@ -46,14 +52,23 @@ def draw(table: Table) -> Figure:
     figure = Figure(figsize=(10.0, 0.95 + 0.75 * len(ways)), layout="constrained")
     axes = figure.add_subplot()
     for row, way in enumerate(ways):
-        axes.barh(row, way.median_s, height=0.58, color=COLOURS[0] if way.name == OURS else "#c3c9d0")
+        axes.barh(
+            row, way.median_s, height=0.58, color=COLOURS[0] if way.name == OURS else "#c3c9d0"
+        )
         if len(way.seconds) > 1:
-            axes.plot(way.seconds, [row] * len(way.seconds), "o", ms=4, mfc="white", mec=FAINT, mew=0.9)
+            axes.plot(
+                way.seconds, [row] * len(way.seconds), "o", ms=4, mfc="white", mec=FAINT, mew=0.9
+            )
         times = "" if way.name == OURS else f",  {way.median_s / ours:.0f} × as long"
         axes.annotate(
-            f"{spelled(way.median_s)}{times}", (max(way.seconds), row), (9, 0), textcoords="offset points", va="center",
-            bbox={"facecolor": "white", "edgecolor": "none", "pad": 2}, fontweight="bold" if way.name == OURS else "normal",
-        )  # fmt: skip
+            f"{spelled(way.median_s)}{times}",
+            (max(way.seconds), row),
+            (9, 0),
+            textcoords="offset points",
+            va="center",
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 2},
+            fontweight="bold" if way.name == OURS else "normal",
+        )
     axes.set_yticks(range(len(ways)), [WAYS[way.name] for way in ways])
     axes.invert_yaxis()
     axes.tick_params(axis="y", length=0)

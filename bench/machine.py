@@ -22,7 +22,8 @@ class Machine:
         kind: for file names: "cpu-2-cores".
         model: the processor, cores that this process may use, vector width and torch's threads.
         versions: "torch 2.13.0, …", Python's first.
-        commit: of this tree, with a + where it holds changes that are not committed; empty outside git.
+        commit: of this tree, with a + where it holds changes that are not committed; empty outside
+            git.
     """
 
     kind: str
@@ -37,7 +38,10 @@ class Machine:
 
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         kind = f"cpu-{cores}-cores"
-        model = f"{_processor()}, {cores} cores, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
+        model = (
+            f"{_processor()}, {cores} cores, {torch.backends.cpu.get_cpu_capability()},"
+            f" {torch.get_num_threads()} threads"
+        )
         now = datetime.datetime.now(datetime.timezone.utc)
         return cls(kind, model, _versions(), _commit(), now.date().isoformat())
 
@@ -45,7 +49,9 @@ class Machine:
 def _processor() -> str:
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as lines:
-            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+            return next(
+                line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")
+            )
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
 
@@ -62,9 +68,13 @@ def _versions() -> str:
 
 def _commit() -> str:
     def git(*command: str) -> str:
-        return subprocess.run(["git", *command], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(
+            ["git", *command], cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout.strip()
 
     try:
-        return git("rev-parse", "--short", "HEAD") + "+" * bool(git("status", "--porcelain", "--untracked-files=no"))
+        return git("rev-parse", "--short", "HEAD") + "+" * bool(
+            git("status", "--porcelain", "--untracked-files=no")
+        )
     except (OSError, subprocess.CalledProcessError):
         return ""

@@ -1,4 +1,5 @@
-"""Equal matrices as two sides and a live copy, for ops whose cost hangs on what differs: density, or rank."""
+"""Equal matrices as two sides and a live copy, for ops whose cost hangs on what differs: density,
+or rank."""
 
 from __future__ import annotations
 
@@ -35,20 +36,33 @@ class Matrices:
     def count(self) -> int:
         return sum(b.numel() for b in self.base)
 
-    def beside_dense(self, benchmark: Any, case: Case, switches: Mapping[str, tuple[int, Callable[[float], object]]]) -> None:
-        """Time `switches`, each with the bytes that it keeps, beside dense ones, and record them under the name of their op.
+    def beside_dense(
+        self,
+        benchmark: Any,
+        case: Case,
+        switches: Mapping[str, tuple[int, Callable[[float], object]]],
+    ) -> None:
+        """Time `switches`, each with the bytes that it keeps, beside dense ones, and record them
+        under the name of their op.
 
-        Low rank and chosen sparse deltas are deltas of their own: each op's file compares the bits of its switches first.
+        Low rank and chosen sparse deltas are deltas of their own: each op's file compares the bits
+        of its switches first.
         """
         dense = Lerp(self.live, self.base, self.instruct).run_
         dense(0.3)
-        assert torch.equal(self.live[0], torch.lerp(self.base[0], self.instruct[0], 0.3)), "wrong bits: no speed"
+        assert torch.equal(self.live[0], torch.lerp(self.base[0], self.instruct[0], 0.3)), (
+            "wrong bits: no speed"
+        )
         kept = {
             "dense": 4 * self.count,
             **{name: bytes_ for name, (bytes_, _) in switches.items()},
             "dense, again": 4 * self.count,
         }
-        runs = {"dense": dense, **{name: run for name, (_, run) in switches.items()}, "dense, again": dense}
+        runs = {
+            "dense": dense,
+            **{name: run for name, (_, run) in switches.items()},
+            "dense, again": dense,
+        }
         lams = iter([k / 1000 for k in range(1, 1000)] * 99)
 
         def at_next(run: Callable[[float], object]) -> Callable[[], object]:
@@ -57,10 +71,16 @@ class Matrices:
         ways = timed({name: at_next(run) for name, run in runs.items()}, case.rounds_here)
         name = next(iter(switches)).rsplit(" ", 1)[0]
         record(
-            benchmark, case.target, f"{name} switches of {counted(self.count)} bf16 weights",
-            [replace(way, kept_bytes=kept[way.name]) for way in ways], against="dense", noise=("dense", "dense, again"),
-            headline=", ".join(f"{way.name} {ways[0].median_s / way.median_s:.1f} × as fast" for way in ways[1:-1]),
-        )  # fmt: skip
+            benchmark,
+            case.target,
+            f"{name} switches of {counted(self.count)} bf16 weights",
+            [replace(way, kept_bytes=kept[way.name]) for way in ways],
+            against="dense",
+            noise=("dense", "dense, again"),
+            headline=", ".join(
+                f"{way.name} {ways[0].median_s / way.median_s:.1f} × as fast" for way in ways[1:-1]
+            ),
+        )
 
 
 def normal(generator: torch.Generator, *shape: int, scale: float = 0.02) -> torch.Tensor:

@@ -1,4 +1,5 @@
-"""Whole processes measured from start to end: wall and processor seconds, bytes moved, anonymous memory."""
+"""Whole processes measured from start to end: wall and processor seconds, bytes moved, anonymous
+memory."""
 
 from __future__ import annotations
 
@@ -42,17 +43,24 @@ def process(*command: object) -> Run:
     """
     with tempfile.TemporaryFile() as said:
         began = time.perf_counter()
-        child = subprocess.Popen([str(part) for part in command], stdout=subprocess.DEVNULL, stderr=said)
+        child = subprocess.Popen(
+            [str(part) for part in command], stdout=subprocess.DEVNULL, stderr=said
+        )
         watched = pathlib.Path(f"/proc/{child.pid}")
         peak = mapped = mapped_before = 0
         while os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
             # the system's own high-water mark begins with that of the process that forked
             held = _kilobytes(watched / "status")
             peak = max(peak, held.get("RssAnon", 0))
-            mapped, mapped_before = mapped + max(held.get("RssFile", 0) - mapped_before, 0), held.get("RssFile", 0)
+            mapped, mapped_before = (
+                mapped + max(held.get("RssFile", 0) - mapped_before, 0),
+                held.get("RssFile", 0),
+            )
             time.sleep(EVERY_S)
         wall_s = time.perf_counter() - began
-        calls = dict(line.split(": ") for line in (watched / "io").read_text().splitlines())  # it waits to be reaped
+        calls = dict(
+            line.split(": ") for line in (watched / "io").read_text().splitlines()
+        )  # it waits to be reaped
         _, status, usage = os.wait4(child.pid, 0)
         child.returncode = os.waitstatus_to_exitcode(status)
         said.seek(0)
@@ -64,8 +72,9 @@ def process(*command: object) -> Run:
 def removed(folder: pathlib.Path) -> None:
     """Remove what a way wrote, and wait until the system has done with its memory.
 
-    Machines that lend memory by the page take free pages back after a moment, and new ones cost seconds per GB: a way that began
-    at once would find the pages of the one before, and the next would not.
+    Machines that lend memory by the page take free pages back after a moment, and new ones cost
+    seconds per GB: a way that began at once would find the pages of the one before, and the next
+    would not.
     """
     shutil.rmtree(folder, ignore_errors=True)
     time.sleep(REST_S)
@@ -80,7 +89,8 @@ def here(work: Callable[[], object]) -> Run:
 
 
 def way(name: str, runs: Sequence[Run], note: str = "", **found: float) -> Way:
-    """A row of the table: medians of `runs`, and the most memory; `found` says how right its result was."""
+    """A row of the table: medians of `runs`, and the most memory; `found` says how right its result
+    was."""
     moved = [run.moved_bytes for run in runs if run.moved_bytes is not None]
     peaks = [run.peak_bytes for run in runs if run.peak_bytes is not None]
     return Way(
@@ -96,7 +106,9 @@ def way(name: str, runs: Sequence[Run], note: str = "", **found: float) -> Way:
 
 def middle(runs: Sequence[Run]) -> Run:
     """Medians of wall and processor seconds."""
-    return Run(statistics.median(run.wall_s for run in runs), statistics.median(run.cpu_s for run in runs))
+    return Run(
+        statistics.median(run.wall_s for run in runs), statistics.median(run.cpu_s for run in runs)
+    )
 
 
 def _kilobytes(status: pathlib.Path) -> dict[str, int]:

@@ -12,9 +12,14 @@ from pa_fast.checkpoint.streaming import cuts
 def read_into_memory(*sides: Checkpoint) -> None:
     """Every tensor of `sides`, over all cores, by the reader that merges use."""
     for side in sides:
-        held = {name: torch.empty(info.count, dtype=torch_dtype(info.dtype)) for name, info in side.tensors.items()}
+        held = {
+            name: torch.empty(info.count, dtype=torch_dtype(info.dtype))
+            for name, info in side.tensors.items()
+        }
         pieces = [(name, *cut) for name, info in side.tensors.items() for cut in cuts(info.count)]
-        over_cores(lambda at, side=side, held=held: side.chunk(*at, held[at[0]][at[1] : at[2]]), pieces)  # type: ignore[misc]
+        over_cores(
+            lambda at, side=side, held=held: side.chunk(*at, held[at[0]][at[1] : at[2]]), pieces
+        )  # type: ignore[misc]
 
 
 def weights(*sides: Checkpoint) -> int:

@@ -1,6 +1,8 @@
-"""From pytest-benchmark's JSON to what people read: a CSV, a Markdown table, and the README's block with its figure.
+"""From pytest-benchmark's JSON to what people read: a CSV, a Markdown table, and the README's block
+with its figure.
 
-`python -m bench.report FILE.json …` writes them again from runs of one machine; `--readme` also brings the README up to date.
+`python -m bench.report FILE.json …` writes them again from runs of one machine; `--readme` also
+brings the README up to date.
 """
 
 from __future__ import annotations
@@ -43,17 +45,29 @@ class Report:
         runs = [json.loads(file.read_text(encoding="utf-8")) for file in files]
         found = {}
         for run in runs:
-            for table in (Table.of(one) for benchmark in run["benchmarks"] for one in benchmark["extra_info"].get(KEY, [])):
+            for table in (
+                Table.of(one)
+                for benchmark in run["benchmarks"]
+                for one in benchmark["extra_info"].get(KEY, [])
+            ):
                 found[table.target, table.case] = table
         order = list(TARGETS)
-        tables = sorted(found.values(), key=lambda table: order.index(table.target) if table.target in order else len(order))
+        tables = sorted(
+            found.values(),
+            key=lambda table: order.index(table.target) if table.target in order else len(order),
+        )
         last = runs[-1]["run"]
         failed = [name for run in runs for name in run["run"]["failed"]]
-        skipped = [f"{name}: {reason}" for run in runs for name, reason in run["run"]["skipped"].items()]
-        return cls(Machine(**last["machine"]), last["size"], tuple(tables), tuple(failed), tuple(skipped))
+        skipped = [
+            f"{name}: {reason}" for run in runs for name, reason in run["run"]["skipped"].items()
+        ]
+        return cls(
+            Machine(**last["machine"]), last["size"], tuple(tables), tuple(failed), tuple(skipped)
+        )
 
     def write(self, folder: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
-        """The CSV and the Markdown, named by day, machine and size; those of an earlier run that day are replaced."""
+        """The CSV and the Markdown, named by day, machine and size; those of an earlier run that
+        day are replaced."""
         folder.mkdir(parents=True, exist_ok=True)
         stem = f"{self.machine.date}-{self.machine.kind}-{self.size}"
         made = (folder / f"{stem}.csv", folder / f"{stem}.md")
@@ -100,10 +114,18 @@ class Report:
 
     def markdown(self) -> str:
         """Everything: the promises, then each table."""
-        parts = [f"# Benchmarks of {self.machine.date}, {self.machine.kind}", self.where(), self.promises()]
+        parts = [
+            f"# Benchmarks of {self.machine.date}, {self.machine.kind}",
+            self.where(),
+            self.promises(),
+        ]
         for table in self.tables:
-            about = [f"{table.rounds.capitalize()}; ratios are seconds over those of `{table.against}`."]
-            about += [f"Goal: {table.goal}."] * bool(table.goal) + [f"Here: {table.headline}."] * bool(table.headline)
+            about = [
+                f"{table.rounds.capitalize()}; ratios are seconds over those of `{table.against}`."
+            ]
+            about += [f"Goal: {table.goal}."] * bool(table.goal) + [
+                f"Here: {table.headline}."
+            ] * bool(table.headline)
             about += [f"The same version timed twice: {table.noise_said}."] * bool(table.noise)
             parts += [f"## {table.title}", " ".join(about), _table(*table.cells())]
         for what, names in (("Failed, so without a speed", self.failed), ("Skipped", self.skipped)):
@@ -114,7 +136,10 @@ class Report:
     def where(self) -> str:
         """The machine, in a sentence."""
         commit = f", commit {self.machine.commit}" if self.machine.commit else ""
-        return f"{self.machine.model}; {self.machine.versions}; {self.machine.date}{commit}, size {self.size}."
+        return (
+            f"{self.machine.model}; {self.machine.versions}; {self.machine.date}{commit}, size"
+            f" {self.size}."
+        )
 
     def promises(self) -> str:
         """A row for each promise and what was found about it; what a GPU alone can tell says so."""
@@ -122,7 +147,10 @@ class Report:
 
     def summary(self) -> str:
         """The same for a terminal."""
-        rows = [f"{name:4} {what}\n       goal: {goal}\n       here: {here}" for name, what, goal, here, _ in self._promised()]
+        rows = [
+            f"{name:4} {what}\n       goal: {goal}\n       here: {here}"
+            for name, what, goal, here, _ in self._promised()
+        ]
         return "\n".join([*rows, "", self.where()])
 
     def _promised(self) -> list[list[str]]:
@@ -130,7 +158,9 @@ class Report:
         for name, target in TARGETS.items():
             found = [table for table in self.tables if table.target == name and table.headline]
             for table in found:
-                rows.append([name, table.case, table.goal or target.goal, table.headline, table.noise_said])
+                rows.append(
+                    [name, table.case, table.goal or target.goal, table.headline, table.noise_said]
+                )
             if target.goal and not found:
                 rows.append([name, target.what, target.goal, "not measured in this run", ""])
             if target.gpu_goal:
@@ -139,8 +169,15 @@ class Report:
 
     def block(self, image: str | None) -> str:
         """What stands between the README's markers."""
-        shown = [f"![Seconds per λ: pa_fast in place, and merge to disk with a reload]({image})"] if image else []
-        said = f"Medians of ways timed in turn; *{NOISE}* is the same version timed twice, second over first. {self.where()}"
+        shown = (
+            [f"![Seconds per λ: pa_fast in place, and merge to disk with a reload]({image})"]
+            if image
+            else []
+        )
+        said = (
+            f"Medians of ways timed in turn; *{NOISE}* is the same version timed twice, second over"
+            f" first. {self.where()}"
+        )
         return "\n\n".join([self.promises(), said, *shown])
 
 
@@ -157,7 +194,9 @@ def put(text: str, block: str) -> str:
 
 def _table(header: list[str], rows: list[list[str]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in lines)
+    return "\n".join(
+        "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in lines
+    )
 
 
 def update(report: Report, readme: pathlib.Path) -> None:

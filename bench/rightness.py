@@ -1,4 +1,5 @@
-"""How right a merged checkpoint is, whoever wrote it: by pa_fast's own streaming comparison with its sources."""
+"""How right a merged checkpoint is, whoever wrote it: by pa_fast's own streaming comparison with
+its sources."""
 
 from __future__ import annotations
 
@@ -24,8 +25,11 @@ class Rightness(TypedDict):
     effective_lambda: float
 
 
-def rightness(merged: pathlib.Path, base: pathlib.Path, instruct: pathlib.Path, lam: float) -> Rightness:
-    """Compare the folder `merged`, in whatever files, with W(λ) of the pair. A folder without config.json gets instruct's.
+def rightness(
+    merged: pathlib.Path, base: pathlib.Path, instruct: pathlib.Path, lam: float
+) -> Rightness:
+    """Compare the folder `merged`, in whatever files, with W(λ) of the pair. A folder without
+    config.json gets instruct's.
 
     Raises:
         AssertionError: a tensor is missing, or has another shape or dtype: it is no such merge.
@@ -34,18 +38,29 @@ def rightness(merged: pathlib.Path, base: pathlib.Path, instruct: pathlib.Path, 
         shutil.copyfile(instruct / "config.json", merged / "config.json")
     report = pa_fast.verify(merged, base, instruct, lam)
     assert all(one.reason == "bits differ" for one in report.differences), report.differences
-    with Checkpoint.open(merged) as own, Checkpoint.open(base) as b, Checkpoint.open(instruct) as i, cores() as pool:
+    with (
+        Checkpoint.open(merged) as own,
+        Checkpoint.open(base) as b,
+        Checkpoint.open(instruct) as i,
+        cores() as pool,
+    ):
         found = pair(b, i)
         at, end = Blend(lam, None), Blend(1.0, None)
 
-        def moved(name: str, start: int, stop: int, base: torch.Tensor, instruct: torch.Tensor) -> list[Moved]:
-            def as_written(out: torch.Tensor, base: torch.Tensor, instruct: torch.Tensor, blend: Blend) -> None:
+        def moved(
+            name: str, start: int, stop: int, base: torch.Tensor, instruct: torch.Tensor
+        ) -> list[Moved]:
+            def as_written(
+                out: torch.Tensor, base: torch.Tensor, instruct: torch.Tensor, blend: Blend
+            ) -> None:
                 if blend is at:
                     own.chunk(name, start, stop, out)
                 else:
                     merge_chunk_(out, base, instruct, blend)
 
-            return fidelity(base, instruct, [at, end], torch_dtype(own.tensors[name].dtype), as_written)
+            return fidelity(
+                base, instruct, [at, end], torch_dtype(own.tensors[name].dtype), as_written
+            )
 
         lerped = [name for name in found.names if found.is_lerped(name)]
         along = square = Moved(0.0, 0)

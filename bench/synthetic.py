@@ -1,4 +1,5 @@
-"""Synthetic Llama pairs of a given size, for timing: random weights, and an instruct side a small Gaussian step away."""
+"""Synthetic Llama pairs of a given size, for timing: random weights, and an instruct side a small
+Gaussian step away."""
 
 from __future__ import annotations
 
@@ -29,24 +30,42 @@ SHARD_BYTES = {"base": 500 * 2**20, "instruct": 700 * 2**20}
 PIECE = 2**20
 
 
-def write_pair(folder: pathlib.Path, size: str, relative_delta: float = 0.02) -> tuple[pathlib.Path, pathlib.Path]:
+def write_pair(
+    folder: pathlib.Path, size: str, relative_delta: float = 0.02
+) -> tuple[pathlib.Path, pathlib.Path]:
     """Base and instruct folders below `folder`, bf16.
 
-    Every weight is drawn from N(0, 0.02), those of norms around 1; instruct adds a step of `relative_delta` of that, drawn
-    alike. The same size gives the same bytes, whatever the number of cores.
+    Every weight is drawn from N(0, 0.02), those of norms around 1; instruct adds a step of
+    `relative_delta` of that, drawn alike. The same size gives the same bytes, whatever the number
+    of cores.
 
     Cost: 30 bytes of scratch for 2^20 weights on each core.
     """
     hidden, intermediate, layers, heads, kv_heads, vocabulary = SIZES[size]
     config = {
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": hidden, "intermediate_size": intermediate,
-        "num_hidden_layers": layers, "num_attention_heads": heads, "num_key_value_heads": kv_heads,
-        "vocab_size": vocabulary, "max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "hidden_act": "silu",
-        "tie_word_embeddings": False, "bos_token_id": 1, "eos_token_id": 2, "dtype": "bfloat16", "rope_theta": 10000.0,
-    }  # fmt: skip
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": hidden,
+        "intermediate_size": intermediate,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "vocab_size": vocabulary,
+        "max_position_embeddings": 4096,
+        "rms_norm_eps": 1e-5,
+        "hidden_act": "silu",
+        "tie_word_embeddings": False,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "dtype": "bfloat16",
+        "rope_theta": 10000.0,
+    }
     rows = [(name, "BF16", shape, math.prod(shape)) for name, shape in shapes(size)]
     with ExitStack() as open_files:
-        sides = [_side(folder / side, config, plan_shards(rows, limit), open_files) for side, limit in SHARD_BYTES.items()]
+        sides = [
+            _side(folder / side, config, plan_shards(rows, limit), open_files)
+            for side, limit in SHARD_BYTES.items()
+        ]
 
         def draw(piece: tuple[int, int]) -> None:
             number, start = piece
@@ -55,17 +74,27 @@ def write_pair(folder: pathlib.Path, size: str, relative_delta: float = 0.02) ->
             generator = torch.Generator().manual_seed(number << 32 | start)
             b = torch.randn(some, generator=generator).mul_(0.02 if len(shape) > 1 else 0.05)
             b = b.add_(float(len(shape) == 1)).bfloat16()
-            i = torch.randn(some, generator=generator).mul_(0.02 * relative_delta).add_(b).bfloat16()
+            i = (
+                torch.randn(some, generator=generator)
+                .mul_(0.02 * relative_delta)
+                .add_(b)
+                .bfloat16()
+            )
             for side, values in zip(sides, (b, i)):
                 side[name].write(name, start, values)
 
-        over_cores(draw, [(n, start) for n, row in enumerate(rows) for start in range(0, row[3], PIECE)])
+        over_cores(
+            draw, [(n, start) for n, row in enumerate(rows) for start in range(0, row[3], PIECE)]
+        )
     return folder / "base", folder / "instruct"
 
 
 @contextmanager
-def pair_of(folder: pathlib.Path, size: str, relative_delta: float = 0.02) -> Iterator[tuple[pathlib.Path, pathlib.Path]]:
-    """`write_pair`, and the whole of `folder` removed at the end: pytest keeps what tests leave, and a 3B round has 25 GB."""
+def pair_of(
+    folder: pathlib.Path, size: str, relative_delta: float = 0.02
+) -> Iterator[tuple[pathlib.Path, pathlib.Path]]:
+    """`write_pair`, and the whole of `folder` removed at the end: pytest keeps what tests leave,
+    and a 3B round has 25 GB."""
     try:
         yield write_pair(folder, size, relative_delta)
     finally:
@@ -77,7 +106,8 @@ def shapes(size: str) -> list[tuple[str, tuple[int, ...]]]:
     hidden, intermediate, layers, heads, kv_heads, vocabulary = SIZES[size]
     kv = hidden // heads * kv_heads
     layer: list[tuple[str, tuple[int, ...]]] = [
-        (f"self_attn.{p}_proj.weight", (rows, hidden)) for p, rows in (("q", hidden), ("k", kv), ("v", kv), ("o", hidden))
+        (f"self_attn.{p}_proj.weight", (rows, hidden))
+        for p, rows in (("q", hidden), ("k", kv), ("v", kv), ("o", hidden))
     ]
     layer += [(f"mlp.{p}_proj.weight", (intermediate, hidden)) for p in ("gate", "up")]
     layer += [("mlp.down_proj.weight", (hidden, intermediate))]
@@ -91,14 +121,18 @@ def shapes(size: str) -> list[tuple[str, tuple[int, ...]]]:
     ]
 
 
-def _side(folder: pathlib.Path, config: dict[str, object], plans: list[ShardPlan], open_files: ExitStack) -> dict[str, ShardFile]:
+def _side(
+    folder: pathlib.Path, config: dict[str, object], plans: list[ShardPlan], open_files: ExitStack
+) -> dict[str, ShardFile]:
     """The files of one side, open, by the tensor that goes into each."""
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config))
     if len(plans) > 1:
         weight_map = {slot.name: plan.file for plan in plans for slot in plan.slots}
         total = sum(slot.stop - slot.start for plan in plans for slot in plan.slots)
-        (folder / INDEX).write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}))
+        (folder / INDEX).write_text(
+            json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map})
+        )
     found: dict[str, ShardFile] = {}
     for plan in plans:
         file = ShardFile(folder / plan.file, plan)

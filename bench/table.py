@@ -1,7 +1,9 @@
-"""The one way in which every benchmark reports: ways of doing one thing, timed in turn, as a table of ratios.
+"""The one way in which every benchmark reports: ways of doing one thing, timed in turn, as a table
+of ratios.
 
-A benchmark times its ways with `timed` (or `interleaved`), and says what it found with `record`. The table is printed, and kept
-as plain JSON in pytest-benchmark's file, from which bench/report.py makes CSV, Markdown, the README's block and the figure.
+A benchmark times its ways with `timed` (or `interleaved`), and says what it found with `record`.
+The table is printed, and kept as plain JSON in pytest-benchmark's file, from which bench/report.py
+makes CSV, Markdown, the README's block and the figure.
 """
 
 from __future__ import annotations
@@ -75,7 +77,9 @@ class Table:
             raise ValueError(f"{self.target}, {self.case}: two ways have one name: {names}")
         missing = {self.against, *(self.noise or ())} - set(names)
         if missing:
-            raise ValueError(f"{self.target}, {self.case}: no way is named {sorted(missing)}; there are {names}")
+            raise ValueError(
+                f"{self.target}, {self.case}: no way is named {sorted(missing)}; there are {names}"
+            )
 
     @property
     def title(self) -> str:
@@ -90,13 +94,18 @@ class Table:
         return next(way for way in self.ways if way.name == name)
 
     def ratio(self, way: Way) -> float:
-        """Seconds of `way` over seconds of the way that all are compared with: above 1 is slower."""
+        """Seconds of `way` over seconds of the way that all are compared with: above 1 is
+        slower."""
         return way.median_s / self.way(self.against).median_s
 
     @property
     def noise_ratio(self) -> float | None:
         """Seconds of the same version's second timing over its first."""
-        return self.way(self.noise[1]).median_s / self.way(self.noise[0]).median_s if self.noise else None
+        return (
+            self.way(self.noise[1]).median_s / self.way(self.noise[0]).median_s
+            if self.noise
+            else None
+        )
 
     @property
     def noise_said(self) -> str:
@@ -107,7 +116,9 @@ class Table:
     def of(cls, found: Mapping[str, Any]) -> Table:
         """A table from its JSON form."""
         ways = tuple(Way(**{**way, "seconds": tuple(way["seconds"])}) for way in found["ways"])
-        return cls(**{**found, "ways": ways, "noise": tuple(found["noise"]) if found["noise"] else None})
+        return cls(
+            **{**found, "ways": ways, "noise": tuple(found["noise"]) if found["noise"] else None}
+        )
 
     def cells(self) -> tuple[list[str], list[list[str]]]:
         """Header and rows for people; columns that no way fills are left out."""
@@ -121,21 +132,36 @@ class Table:
             "processor": lambda way: "" if way.cpu_s is None else spelled(way.cpu_s),
             "peak memory": lambda way: bytes_of(way.peak_bytes),
             "kept": lambda way: bytes_of(way.kept_bytes),
-            "wrong weights": lambda way: "" if way.wrong_share is None else f"{way.wrong_share:.3%}",
-            "effective λ": lambda way: "" if way.effective_lambda is None else f"{way.effective_lambda:.4f}",
+            "wrong weights": lambda way: (
+                "" if way.wrong_share is None else f"{way.wrong_share:.3%}"
+            ),
+            "effective λ": lambda way: (
+                "" if way.effective_lambda is None else f"{way.effective_lambda:.4f}"
+            ),
             "note": lambda way: way.note,
         }
-        filled = {name: cells for name, of in columns.items() if any(cells := [of(way) for way in self.ways])}
+        filled = {
+            name: cells
+            for name, of in columns.items()
+            if any(cells := [of(way) for way in self.ways])
+        }
         return list(filled), [list(row) for row in zip(*filled.values())]
 
     def text(self) -> str:
         """The table for a terminal."""
         header, rows = self.cells()
         widths = [max(map(len, column)) for column in zip(header, *rows)]
-        lines = ["  ".join(cell.ljust(width) if n in (0, len(row) - 1) else cell.rjust(width)
-                           for n, (cell, width) in enumerate(zip(row, widths))).rstrip() for row in [header, *rows]]  # fmt: skip
+        lines = [
+            "  ".join(
+                cell.ljust(width) if n in (0, len(row) - 1) else cell.rjust(width)
+                for n, (cell, width) in enumerate(zip(row, widths))
+            ).rstrip()
+            for row in [header, *rows]
+        ]
         said = [f"{self.title}; {self.rounds}"]
-        said += [f"goal: {self.goal}"] * bool(self.goal) + [f"here: {self.headline}"] * bool(self.headline)
+        said += [f"goal: {self.goal}"] * bool(self.goal) + [f"here: {self.headline}"] * bool(
+            self.headline
+        )
         said += [f"the same version timed twice: {self.noise_said}"] * bool(self.noise)
         return "\n".join([*said, *(f"  {line}" for line in lines)])
 
@@ -147,7 +173,8 @@ def timed(
     warm: bool = True,
     after: Callable[[], object] | None = None,
 ) -> list[Way]:
-    """Time every way in each round, so that what disturbs the machine disturbs all; every other round runs backwards.
+    """Time every way in each round, so that what disturbs the machine disturbs all; every other
+    round runs backwards.
 
     Args:
         moved_bytes: what a run of each reads and writes, where that is counted.
@@ -167,20 +194,32 @@ def timed(
                 wall[name].append(taken)
                 cpu[name].append(spent)
     moved = moved_bytes or {}
-    return [Way(name, tuple(wall[name]), statistics.median(cpu[name]), moved.get(name)) for name in ways]
+    return [
+        Way(name, tuple(wall[name]), statistics.median(cpu[name]), moved.get(name)) for name in ways
+    ]
 
 
 def interleaved(
-    ways: Mapping[str, Callable[[], object]], rounds: int, warm: bool = True, after: Callable[[], object] | None = None
+    ways: Mapping[str, Callable[[], object]],
+    rounds: int,
+    warm: bool = True,
+    after: Callable[[], object] | None = None,
 ) -> dict[str, tuple[float, ...]]:
     """Wall seconds of every way, one per round: `timed` for who needs no more."""
     return {way.name: way.seconds for way in timed(ways, rounds, None, warm, after)}
 
 
 def record(
-    benchmark: Any, target: str, case: str, ways: Sequence[Way], *, against: str, goal: str = "", headline: str = "",
+    benchmark: Any,
+    target: str,
+    case: str,
+    ways: Sequence[Way],
+    *,
+    against: str,
+    goal: str = "",
+    headline: str = "",
     noise: tuple[str, str] | None = None,
-) -> None:  # fmt: skip
+) -> None:
     """Print what was found about a case, and keep it with the run; a benchmark may record several.
 
     Args:

@@ -26,6 +26,11 @@ def test_checksum(benchmark: Any) -> None:
     }
     floor, ours, again = timed(ways, CASE.rounds_here, dict.fromkeys(ways, weights.base.nbytes))
     record(
-        benchmark, CASE.target, f"checksum of {weights}", [floor, ours, again],
-        against=floor.name, noise=(ours.name, again.name), headline=f"{ours.gbps:.1f} GB/s",
-    )  # fmt: skip
+        benchmark,
+        CASE.target,
+        f"checksum of {weights}",
+        [floor, ours, again],
+        against=floor.name,
+        noise=(ours.name, again.name),
+        headline=f"{ours.gbps:.1f} GB/s",
+    )

@@ -1,4 +1,5 @@
-"""Encoding a packed delta, both ends proven (P12), against reading both sides once; and the memory that it takes."""
+"""Encoding a packed delta, both ends proven (P12), against reading both sides once; and the memory
+that it takes."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ PEAK = """
 import sys, threading, time
 import pa_fast.engines.encoding as encoding, transformers
 def anonymous():
-    return int(next(line for line in open("/proc/self/status") if line.startswith("RssAnon")).split()[1])
+    status = open("/proc/self/status")
+    return int(next(line for line in status if line.startswith("RssAnon")).split()[1])
 start, peak, done = anonymous(), 0, False
 def watch():
     global peak
@@ -48,16 +50,33 @@ def test_encode(benchmark: Any, tmp_path: pathlib.Path) -> None:
             for _ in PackedStore().encode(sources):
                 pass
 
-        ways = {"read both sides": lambda: read_into_memory(b, i), "encode": encode, "encode, again": encode}
+        ways = {
+            "read both sides": lambda: read_into_memory(b, i),
+            "encode": encode,
+            "encode, again": encode,
+        }
         floor, ours, again = timed(ways, CASE.rounds_here, {"read both sides": 2 * weights(b, i)})
         count, largest = weights(b), max(t.nbytes for t in base.values())
     said = subprocess.run(
-        [sys.executable, "-c", PEAK, *map(str, folders), str(tmp_path / "delta")], capture_output=True, text=True, check=True
+        [sys.executable, "-c", PEAK, *map(str, folders), str(tmp_path / "delta")],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     peak = 1024 * int(said.stdout.split()[-1])
-    ours = replace(ours, peak_bytes=peak, note=f"to a file; the largest tensor has {bytes_of(largest)}")
+    ours = replace(
+        ours, peak_bytes=peak, note=f"to a file; the largest tensor has {bytes_of(largest)}"
+    )
     record(
-        benchmark, CASE.target, f"packed encoding, {counted(count)} bf16 weights, delta {RELATIVE:.1%}", [floor, ours, again],
-        against=floor.name, goal=CASE.goal, noise=(ours.name, again.name),
-        headline=f"{floor.median_s / ours.median_s:.3f} × the rate of reading both sides; {bytes_of(peak)} of memory",
-    )  # fmt: skip
+        benchmark,
+        CASE.target,
+        f"packed encoding, {counted(count)} bf16 weights, delta {RELATIVE:.1%}",
+        [floor, ours, again],
+        against=floor.name,
+        goal=CASE.goal,
+        noise=(ours.name, again.name),
+        headline=(
+            f"{floor.median_s / ours.median_s:.3f} × the rate of reading both sides;"
+            f" {bytes_of(peak)} of memory"
+        ),
+    )

@@ -1,4 +1,5 @@
-"""The dense switch on a CPU (P5), against what torch does with the same bytes in one flat piece, and tensor by tensor."""
+"""The dense switch on a CPU (P5), against what torch does with the same bytes in one flat piece,
+and tensor by tensor."""
 
 from __future__ import annotations
 
@@ -28,14 +29,25 @@ def test_lerp(benchmark: Any, dtype: str) -> None:
         "one flat torch.lerp(out=)": (3, lambda: torch.lerp(b, i, LAM, out=live)),
         "pa_kernels.Lerp": (3, lambda: lerp.run_(LAM)),
         "pa_kernels.Lerp, again": (3, lambda: lerp.run_(LAM)),
-        "torch.lerp(out=) per tensor": (3, lambda: [torch.lerp(x, y, LAM, out=w) for w, x, y in zip(out, base, inst)]),
-        "copy_(torch.lerp()) per tensor": (5, lambda: [w.copy_(torch.lerp(x, y, LAM)) for w, x, y in zip(out, base, inst)]),
-        "_foreach_copy_, _foreach_lerp_": (5, lambda: (torch._foreach_copy_(out, base), torch._foreach_lerp_(out, inst, LAM))),
+        "torch.lerp(out=) per tensor": (
+            3,
+            lambda: [torch.lerp(x, y, LAM, out=w) for w, x, y in zip(out, base, inst)],
+        ),
+        "copy_(torch.lerp()) per tensor": (
+            5,
+            lambda: [w.copy_(torch.lerp(x, y, LAM)) for w, x, y in zip(out, base, inst)],
+        ),
+        "_foreach_copy_, _foreach_lerp_": (
+            5,
+            lambda: (torch._foreach_copy_(out, base), torch._foreach_lerp_(out, inst, LAM)),
+        ),
         "copy of one side": (2, lambda: live.copy_(b)),
-    }  # fmt: skip
+    }
     lerp.run_(LAM)
     expected, sample = live.clone(), slice(0, 1_000_000)
-    assert reference.same_bits(expected[sample], reference.lerp(b[sample], i[sample], LAM)).all(), "wrong bits: no speed"
+    assert reference.same_bits(expected[sample], reference.lerp(b[sample], i[sample], LAM)).all(), (
+        "wrong bits: no speed"
+    )
     wrong = {}
     for name, (_, run) in ways.items():
         live.fill_(9)
@@ -50,7 +62,15 @@ def test_lerp(benchmark: Any, dtype: str) -> None:
     flat, ours, again, *others, copy = found
     merging = [replace(way, wrong_share=wrong[way.name]) for way in (flat, ours, again, *others)]
     record(
-        benchmark, CASE.target, f"switch of {weights}", [*merging, copy],
-        against=flat.name, goal=CASE.goal, noise=(ours.name, again.name),
-        headline=f"{flat.median_s / ours.median_s:.1%} of one flat `torch.lerp(out=)`, {ours.gbps:.1f} GB/s",
-    )  # fmt: skip
+        benchmark,
+        CASE.target,
+        f"switch of {weights}",
+        [*merging, copy],
+        against=flat.name,
+        goal=CASE.goal,
+        noise=(ours.name, again.name),
+        headline=(
+            f"{flat.median_s / ours.median_s:.1%} of one flat `torch.lerp(out=)`, {ours.gbps:.1f}"
+            " GB/s"
+        ),
+    )

@@ -1,7 +1,8 @@
-"""What lm-eval costs beside the forward passes, at one more λ: our evaluator, and `simple_evaluate` on the same live model.
+"""What lm-eval costs beside the forward passes, at one more λ: our evaluator, and `simple_evaluate`
+on the same live model.
 
-A 1 M model, one task of documents with four options of six tokens and five shots. Overhead is wall time less the time
-inside the model's forward.
+A 1 M model, one task of documents with four options of six tokens and five shots. Overhead is wall
+time less the time inside the model's forward.
 """
 
 from __future__ import annotations
@@ -35,7 +36,10 @@ TASK = {
     "doc_to_target": "{{options.index(answer)}}",
     "target_delimiter": "",
     "fewshot_delimiter": "\n",
-    "metric_list": [{"metric": name, "aggregation": "mean", "higher_is_better": True} for name in ("acc", "acc_norm")],
+    "metric_list": [
+        {"metric": name, "aggregation": "mean", "higher_is_better": True}
+        for name in ("acc", "acc_norm")
+    ],
 }
 
 
@@ -50,7 +54,9 @@ def write_task(folder: pathlib.Path) -> dict[str, Any]:
     for split, count in (("test", CASE.size), ("train", 100)):
         rows = [{"question": word(), "options": [word() for _ in range(4)]} for _ in range(count)]
         files[split] = str(folder / f"{split}.jsonl")
-        text = "".join(json.dumps({**row, "answer": draw.choice(row["options"])}) + "\n" for row in rows)
+        text = "".join(
+            json.dumps({**row, "answer": draw.choice(row["options"])}) + "\n" for row in rows
+        )
         pathlib.Path(files[split]).write_text(text, encoding="utf-8")
     task = {**TASK, "dataset_kwargs": {"data_files": files}}
     (folder / "b_choice.yaml").write_text(json.dumps(task), encoding="utf-8")
@@ -59,7 +65,8 @@ def write_task(folder: pathlib.Path) -> dict[str, Any]:
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """Passes of so small a model on threads that wait for busy cores take ten times as long, and are not what is measured."""
+    """Passes of so small a model on threads that wait for busy cores take ten times as long, and
+    are not what is measured."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -79,7 +86,9 @@ def test_lm_eval(benchmark: Any, tmp_path: pathlib.Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
     task = write_task(tmp_path)
     forward = _Clock(monkeypatch, LlamaForCausalLM)
-    lm = pa_fast.load(DEMO / "pair" / "base", DEMO / "pair" / "instruct", device="cpu", batch_size=BATCH)
+    lm = pa_fast.load(
+        DEMO / "pair" / "base", DEMO / "pair" / "instruct", device="cpu", batch_size=BATCH
+    )
     assert type(lm.model) is LlamaForCausalLM
     stock = HFLM(pretrained=lm.model, tokenizer=lm.tokenizer, batch_size=BATCH)
     kept = TaskManager(include_path=str(tmp_path))
@@ -107,17 +116,30 @@ def test_lm_eval(benchmark: Any, tmp_path: pathlib.Path, monkeypatch: pytest.Mon
             overheads[name].append(overhead)
             said.add(value)
         assert len(said) == 1, "other scores: no speed"
-    whole, managed, second, again = (Way(name, tuple(seconds)) for name, seconds in overheads.items())
-    once = Way("the first λ", (first[1],), note=f"once; its forward passes take {first[0] - first[1]:.1f} s beside it")
+    whole, managed, second, again = (
+        Way(name, tuple(seconds)) for name, seconds in overheads.items()
+    )
+    once = Way(
+        "the first λ",
+        (first[1],),
+        note=f"once; its forward passes take {first[0] - first[1]:.1f} s beside it",
+    )
     record(
-        benchmark, CASE.target, f"lm-eval, {CASE.size:,} items of 4 answers, {SHOTS} shots: seconds beside the forward passes",
-        [whole, managed, second, again, once], against=whole.name, goal=CASE.goal, noise=(second.name, again.name),
+        benchmark,
+        CASE.target,
+        f"lm-eval, {CASE.size:,} items of 4 answers, {SHOTS} shots: seconds beside the forward"
+        " passes",
+        [whole, managed, second, again, once],
+        against=whole.name,
+        goal=CASE.goal,
+        noise=(second.name, again.name),
         headline=f"{second.median_s / whole.median_s:.1%} of a `simple_evaluate` call's",
-    )  # fmt: skip
+    )
 
 
 class _Clock:
-    """Seconds inside the forward of every model of `kind`: on the class, for a live model takes no hooks."""
+    """Seconds inside the forward of every model of `kind`: on the class, for a live model takes no
+    hooks."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, kind: type):
         self.spent = 0.0

@@ -1,4 +1,5 @@
-"""From two folders to the first λ (P9), against reading both checkpoints once into memory; warm cache."""
+"""From two folders to the first λ (P9), against reading both checkpoints once into memory; warm
+cache."""
 
 from __future__ import annotations
 
@@ -44,10 +45,19 @@ def test_load(benchmark: Any, tmp_path: pathlib.Path) -> None:
     }
     with Checkpoint.open(base) as one:
         count = weights(one)
-    floor, loaded, again, further, unchecked = timed(ways, CASE.rounds_here, {"read both sides": 4 * count}, after=close)
+    floor, loaded, again, further, unchecked = timed(
+        ways, CASE.rounds_here, {"read both sides": 4 * count}, after=close
+    )
     record(
-        benchmark, CASE.target, f"load to first λ, {counted(count)} bf16 weights", [floor, loaded, again, further, unchecked],
-        against=floor.name, goal=CASE.goal, noise=(loaded.name, again.name),
-        headline=f"{loaded.median_s / floor.median_s:.2f} × reading both sides; "
-        f"{unchecked.median_s / floor.median_s:.2f} × without the endpoint check",
-    )  # fmt: skip
+        benchmark,
+        CASE.target,
+        f"load to first λ, {counted(count)} bf16 weights",
+        [floor, loaded, again, further, unchecked],
+        against=floor.name,
+        goal=CASE.goal,
+        noise=(loaded.name, again.name),
+        headline=(
+            f"{loaded.median_s / floor.median_s:.2f} × reading both sides; "
+            f"{unchecked.median_s / floor.median_s:.2f} × without the endpoint check"
+        ),
+    )

@@ -1,8 +1,9 @@
-"""Merge to disk (P7) beside `cp` of one checkpoint and every other tool, fast and right in one table: warm cache, interleaved.
+"""Merge to disk (P7) beside `cp` of one checkpoint and every other tool, fast and right in one
+table: warm cache, interleaved.
 
-`PA_FAST_BENCH_SIZE=1b make bench` for the README's figures (10 GB of disk); 300m by default. 3b takes 20 GB, and leaves out the
-tools that hold whole models in memory. Those come from environments that `python -m bench.peers` makes; one without its
-environment is missing in the table.
+`PA_FAST_BENCH_SIZE=1b make bench` for the README's figures (10 GB of disk); 300m by default. 3b
+takes 20 GB, and leaves out the tools that hold whole models in memory. Those come from environments
+that `python -m bench.peers` makes; one without its environment is missing in the table.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ def test_merge(benchmark: Any, tmp_path: pathlib.Path) -> None:
             "cp": lambda: process("cp", "-r", base, out),
             "merge": lambda: here(lambda: pa_fast.merge(base, instruct, LAM, out)),
             "merge again": lambda: here(lambda: pa_fast.merge(base, instruct, LAM, out)),
-            "pa-fast --version": lambda: process(merges.ours(base, instruct, LAM, out).command[0], "--version"),
+            "pa-fast --version": lambda: process(
+                merges.ours(base, instruct, LAM, out).command[0], "--version"
+            ),
         }
         ways |= {name: lambda one=one: process(*one.command) for name, one in contenders.items()}
         runs: dict[str, list[Run]] = {name: [] for name in ways}
@@ -47,27 +50,49 @@ def test_merge(benchmark: Any, tmp_path: pathlib.Path) -> None:
         for name in ("merge", "pa-fast merge"):
             assert right[name]["wrong_share"] == 0, "wrong bits: no speed is printed"
         weights = pa_fast.inspect(base, instruct).parameters
-        rows = [way(n, of, contenders[n].note if n in contenders else "", **right.get(n, {})) for n, of in runs.items()]
+        rows = [
+            way(n, of, contenders[n].note if n in contenders else "", **right.get(n, {}))
+            for n, of in runs.items()
+        ]
         wall = {name: statistics.median(run.wall_s for run in of) for name, of in runs.items()}
         found = f"{wall['merge'] / wall['cp']:.2f} × cp"
         if peers.MERGEKIT.is_here:
-            found += f"; whole process {wall['mergekit linear, bf16'] / wall['pa-fast merge']:.2f} × mergekit"
+            found += (
+                f"; whole process {wall['mergekit linear, bf16'] / wall['pa-fast merge']:.2f} ×"
+                " mergekit"
+            )
         record(
-            benchmark, "P7", f"merge to disk, {weights / 1e9:.3g} G bf16 weights", rows, against="cp", headline=found,
-            goal=f"≤ 3 × cp; whole process ≥ {5 if CASE.size == '3b' else 4} × mergekit; anonymous memory ≤ 300 MB",
+            benchmark,
+            "P7",
+            f"merge to disk, {weights / 1e9:.3g} G bf16 weights",
+            rows,
+            against="cp",
+            headline=found,
+            goal=(
+                f"≤ 3 × cp; whole process ≥ {5 if CASE.size == '3b' else 4} × mergekit; anonymous"
+                " memory ≤ 300 MB"
+            ),
             noise=("merge", "merge again"),
-        )  # fmt: skip
+        )
 
 
-def _contenders(base: pathlib.Path, instruct: pathlib.Path, out: pathlib.Path) -> dict[str, Contender]:
+def _contenders(
+    base: pathlib.Path, instruct: pathlib.Path, out: pathlib.Path
+) -> dict[str, Contender]:
     """Every whole process that merges, by the name of its row."""
     found = {"pa-fast merge": merges.ours(base, instruct, LAM, out)}
     if peers.MERGEKIT.is_here:
         found["mergekit linear, bf16"] = merges.mergekit(base, instruct, LAM, out)
         if CASE.size != "3b":
-            found["mergekit linear, fp32"] = merges.mergekit(base, instruct, LAM, out, "linear", "float32")
-            found["mergekit task_arithmetic, bf16"] = merges.mergekit(base, instruct, LAM, out, "task_arithmetic")
-            found["mergekit task_arithmetic, fp32"] = merges.mergekit(base, instruct, LAM, out, "task_arithmetic", "float32")
+            found["mergekit linear, fp32"] = merges.mergekit(
+                base, instruct, LAM, out, "linear", "float32"
+            )
+            found["mergekit task_arithmetic, bf16"] = merges.mergekit(
+                base, instruct, LAM, out, "task_arithmetic"
+            )
+            found["mergekit task_arithmetic, fp32"] = merges.mergekit(
+                base, instruct, LAM, out, "task_arithmetic", "float32"
+            )
     if CASE.size != "3b":
         one_b, one_i = (_in_one_file(base, instruct, lam) for lam in (0, 1))
         if peers.SD_MECHA.is_here:

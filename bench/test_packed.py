@@ -21,8 +21,14 @@ def test_packed(benchmark: Any, tmp_path: pathlib.Path) -> None:
     folders = write_pair(tmp_path, CASE.size, RELATIVE)
     with Checkpoint.open(folders[0]) as one, Checkpoint.open(folders[1]) as other:
         sides = [(one.tensor(name), other.tensor(name)) for name in one.tensors]
-        made = [(pair, entry) for pair in sides if (entry := PackedTensor.encode(*pair)) is not None]
-        base, instruct, entries = [b for (b, _), _ in made], [i for (_, i), _ in made], [entry for _, entry in made]
+        made = [
+            (pair, entry) for pair in sides if (entry := PackedTensor.encode(*pair)) is not None
+        ]
+        base, instruct, entries = (
+            [b for (b, _), _ in made],
+            [i for (_, i), _ in made],
+            [entry for _, entry in made],
+        )
         live, beside = ([b.clone() for b in base] for _ in range(2))
         packed, dense = Packed(live, entries), Lerp(beside, base, instruct)
         packed.holds(0.0)
@@ -38,13 +44,25 @@ def test_packed(benchmark: Any, tmp_path: pathlib.Path) -> None:
         }
         live_bytes = sum(w.nbytes for w in live)
         codes = sum(entry.nbytes for entry in entries)
-        moved = {"dense switch": 3 * live_bytes} | dict.fromkeys(list(ways)[1:], 2 * live_bytes + codes)
+        moved = {"dense switch": 3 * live_bytes} | dict.fromkeys(
+            list(ways)[1:], 2 * live_bytes + codes
+        )
         floor, ours, again = timed(ways, CASE.rounds_here, moved)
     count = live_bytes // 2
-    ways_ = [replace(floor, kept_bytes=2 * live_bytes), *(replace(way, kept_bytes=codes) for way in (ours, again))]
+    ways_ = [
+        replace(floor, kept_bytes=2 * live_bytes),
+        *(replace(way, kept_bytes=codes) for way in (ours, again)),
+    ]
     record(
-        benchmark, CASE.target, f"packed switches of {counted(count)} bf16 weights, delta {RELATIVE:.1%}", ways_,
-        against=floor.name, noise=(ours.name, again.name),
-        headline=f"{ours.median_s / floor.median_s:.1f} × the dense time, {ours.median_s / count * 1e9:.2f} ns a weight, "
-        f"{2 + codes / count:.2f} bytes per weight in all",
-    )  # fmt: skip
+        benchmark,
+        CASE.target,
+        f"packed switches of {counted(count)} bf16 weights, delta {RELATIVE:.1%}",
+        ways_,
+        against=floor.name,
+        noise=(ours.name, again.name),
+        headline=(
+            f"{ours.median_s / floor.median_s:.1f} × the dense time,"
+            f" {ours.median_s / count * 1e9:.2f} ns a weight, {2 + codes / count:.2f} bytes per"
+            " weight in all"
+        ),
+    )

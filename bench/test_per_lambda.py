@@ -1,6 +1,8 @@
-"""What one more λ costs on a live model: our switch, the same by plain torch, and by way of the disk.
+"""What one more λ costs on a live model: our switch, the same by plain torch, and by way of the
+disk.
 
-`PA_FAST_BENCH_SIZE=1b make bench` for the README's figure (8 GB of disk, 10 GB of memory); 300m by default.
+`PA_FAST_BENCH_SIZE=1b make bench` for the README's figure (8 GB of disk, 10 GB of memory); 300m by
+default.
 """
 
 from __future__ import annotations
@@ -27,7 +29,11 @@ def test_per_lambda(benchmark: Any, tmp_path: pathlib.Path) -> None:
     base, instruct = write_pair(tmp_path, CASE.size)
     lm = pa_fast.load(base, instruct)
     sides = [
-        dict(AutoModelForCausalLM.from_pretrained(side, dtype=torch.bfloat16, trust_remote_code=False).named_parameters())
+        dict(
+            AutoModelForCausalLM.from_pretrained(
+                side, dtype=torch.bfloat16, trust_remote_code=False
+            ).named_parameters()
+        )
         for side in (base, instruct)
     ]
     merged = tmp_path / "merged"
@@ -41,7 +47,9 @@ def test_per_lambda(benchmark: Any, tmp_path: pathlib.Path) -> None:
     def by_disk(lam: float) -> None:
         shutil.rmtree(merged, ignore_errors=True)
         pa_fast.merge(base, instruct, lam=lam, out=merged)
-        model = AutoModelForCausalLM.from_pretrained(merged, dtype=torch.bfloat16, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(
+            merged, dtype=torch.bfloat16, trust_remote_code=False
+        )
         with torch.no_grad():  # a memory map is not loaded before it is read
             sum(float(parameter.sum()) for parameter in model.parameters())
 
@@ -59,10 +67,19 @@ def test_per_lambda(benchmark: Any, tmp_path: pathlib.Path) -> None:
         }.items()
     }
     weights = lm.weights.memory().live_bytes // 2
-    found = timed(ways, CASE.rounds_here, {"switch": 6 * weights, "switch again": 6 * weights, "copy_(torch.lerp)": 10 * weights})
+    found = timed(
+        ways,
+        CASE.rounds_here,
+        {"switch": 6 * weights, "switch again": 6 * weights, "copy_(torch.lerp)": 10 * weights},
+    )
     ratio = found[2].median_s / found[0].median_s
     record(
-        benchmark, "P6", f"one λ in place, {weights / 1e9:.3g} G bf16 weights", found, against="switch",
-        headline=f"a switch is 1/{ratio:.1f} of merge and reload", noise=("switch", "switch again"),
-    )  # fmt: skip
+        benchmark,
+        "P6",
+        f"one λ in place, {weights / 1e9:.3g} G bf16 weights",
+        found,
+        against="switch",
+        headline=f"a switch is 1/{ratio:.1f} of merge and reload",
+        noise=("switch", "switch again"),
+    )
     shutil.rmtree(tmp_path)

@@ -1,4 +1,5 @@
-"""In-context learning, 8 shots and 4 answers (P11): prompts computed once, against the plain path and lm-eval's HFLM.
+"""In-context learning, 8 shots and 4 answers (P11): prompts computed once, against the plain path
+and lm-eval's HFLM.
 
 Answers have 2 to 5 tokens: those of one token cost HFLM one pass per prompt, too.
 """
@@ -36,7 +37,9 @@ def items(vocabulary: int) -> Pairs:
 
 
 def test_shared_prefix(benchmark: Any, tmp_path: pathlib.Path) -> None:
-    lm = pa_fast.load(*write_pair(tmp_path, PAIR), device="cpu", dtype=CASE.dtypes[0], batch_size=BATCH)
+    lm = pa_fast.load(
+        *write_pair(tmp_path, PAIR), device="cpu", dtype=CASE.dtypes[0], batch_size=BATCH
+    )
     lm.set_lambda(0.5)
     pairs = items(SIZES[PAIR][-1])
     runs: dict[str, Callable[[], list[Any]]] = {
@@ -59,27 +62,45 @@ def test_shared_prefix(benchmark: Any, tmp_path: pathlib.Path) -> None:
         (once,) = timed({"lm-eval HFLM": kept("lm-eval HFLM")}, 1, warm=False)
         ways.append(replace(once, note="one round"))
     best = chosen(found["shared prefix"], pairs)
-    assert all(chosen(values, pairs) == best for values in found.values()), "other answers: no speed"
-    worst = max(abs(a - b) for values in found.values() for a, b in zip(found["shared prefix"], values))
+    assert all(chosen(values, pairs) == best for values in found.values()), (
+        "other answers: no speed"
+    )
+    worst = max(
+        abs(a - b) for values in found.values() for a, b in zip(found["shared prefix"], values)
+    )
     assert worst < 1e-4, worst  # another context moves them by 1e-3 to 1e-2
     plain, ours, again, *theirs = ways
-    count, prompt = lm.weights.memory().live_bytes // 4, statistics.mean(len(context) for context, _ in pairs)
+    count, prompt = (
+        lm.weights.memory().live_bytes // 4,
+        statistics.mean(len(context) for context, _ in pairs),
+    )
     beside = "".join(f", {way.median_s / ours.median_s:.1f} × {way.name}" for way in theirs)
     record(
-        benchmark, CASE.target, f"icl, {CASE.size} items of {prompt:.0f} tokens, {counted(count)} fp32 weights",
-        ways, against=ours.name, goal=CASE.goal, noise=(ours.name, again.name),
-        headline=f"{plain.median_s / ours.median_s:.1f} × the plain path{beside}; scores within {worst:.0e} nats",
-    )  # fmt: skip
+        benchmark,
+        CASE.target,
+        f"icl, {CASE.size} items of {prompt:.0f} tokens, {counted(count)} fp32 weights",
+        ways,
+        against=ours.name,
+        goal=CASE.goal,
+        noise=(ours.name, again.name),
+        headline=(
+            f"{plain.median_s / ours.median_s:.1f} × the plain path{beside}; scores within"
+            f" {worst:.0e} nats"
+        ),
+    )
 
 
 def chosen(values: Sequence[float], pairs: Pairs) -> list[int]:
     """The likeliest answer per token of each item."""
     each = [value / len(answer) for value, (_, answer) in zip(values, pairs)]
-    return [max(range(ANSWERS), key=lambda k: each[start + k]) for start in range(0, len(each), ANSWERS)]
+    return [
+        max(range(ANSWERS), key=lambda k: each[start + k]) for start in range(0, len(each), ANSWERS)
+    ]
 
 
 def harness(lm: pa_fast.LambdaModel, pairs: Pairs) -> Callable[[], list[Any]] | None:
-    """lm-eval's own scoring of the same tokens by the same model; None where lm-eval is not installed."""
+    """lm-eval's own scoring of the same tokens by the same model; None where lm-eval is not
+    installed."""
     try:
         from lm_eval.models.huggingface import HFLM
     except ImportError:
@@ -89,7 +110,9 @@ def harness(lm: pa_fast.LambdaModel, pairs: Pairs) -> Callable[[], list[Any]] | 
 
     words = {f"w{k}": k for k in range(SIZES[PAIR][-1])}
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="w0")), eos_token="w2", pad_token="w0"
+        tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="w0")),
+        eos_token="w2",
+        pad_token="w0",
     )
     hflm = HFLM(pretrained=lm.model, tokenizer=tokenizer, batch_size=BATCH, max_length=4096)
     asked = [(("", str(n)), context, answer) for n, (context, answer) in enumerate(pairs)]

@@ -1,4 +1,5 @@
-"""A switch of a sparse delta against the dense one, by density: the positions alone, and as live weights switch."""
+"""A switch of a sparse delta against the dense one, by density: the positions alone, and as live
+weights switch."""
 
 from __future__ import annotations
 
@@ -26,14 +27,17 @@ def test_sparse(benchmark: Any) -> None:
             SparseTensor.encode(mask, b.view(-1)[mask], i.view(-1)[mask], b.numel())
             for mask, b, i in zip(masks, m.base, m.instruct)
         ]
-        # a live copy of its own: what somebody else wrote to is written anew, which is not to be timed
+        # a live copy of its own: what somebody else wrote to is written anew, which is not to be
+        # timed
         live = [b.clone() for b in m.base]
         switch = Sparse(live, m.base, entries, [None] * len(live))
         switch.restore_()
         switch.set_(0.3)
         for w, b, i, mask in zip(live, m.base, m.instruct, masks):
             expected = torch.where(mask.view(b.shape), torch.lerp(b, i, 0.3), b)
-            assert torch.equal(w.view(torch.int16), expected.view(torch.int16)), "wrong bits: no speed"
+            assert torch.equal(w.view(torch.int16), expected.view(torch.int16)), (
+                "wrong bits: no speed"
+            )
         kept = sum(entry.nbytes for entry in entries)
         switches[f"sparse {density:.1%}"] = (kept, switch.set_)
         switches[f"sparse {density:.1%}, unchecked"] = (kept, pa_kernels.Sparse(live, entries).run_)

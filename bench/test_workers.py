@@ -1,4 +1,5 @@
-"""λ-parallel workers on Ray against one process: a single-threaded evaluator, time of the points alone and of the whole."""
+"""λ-parallel workers on Ray against one process: a single-threaded evaluator, time of the points
+alone and of the whole."""
 
 from __future__ import annotations
 
@@ -55,9 +56,14 @@ def test_workers(benchmark: Any, tmp_path: pathlib.Path) -> None:
             seconds[name].append(run(workers))
     one, two, again = found = [Way(name, tuple(values)) for name, values in seconds.items()]
     record(
-        benchmark, CASE.target, "21 λ with a single-threaded evaluator, first worker's start to last point", found,
-        against=one.name, noise=(one.name, again.name), headline=f"2 workers are {one.median_s / two.median_s:.2f} × as fast",
-    )  # fmt: skip
+        benchmark,
+        CASE.target,
+        "21 λ with a single-threaded evaluator, first worker's start to last point",
+        found,
+        against=one.name,
+        noise=(one.name, again.name),
+        headline=f"2 workers are {one.median_s / two.median_s:.2f} × as fast",
+    )
 
 
 def _swapped(make: Any) -> tuple[Any, str, Any]:

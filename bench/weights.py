@@ -1,4 +1,5 @@
-"""Weights of a 1B model's shapes in one flat piece for each side, cut into tensors: what the ops are timed on."""
+"""Weights of a 1B model's shapes in one flat piece for each side, cut into tensors: what the ops
+are timed on."""
 
 from __future__ import annotations
 
@@ -8,7 +9,17 @@ import torch
 
 from bench.table import counted
 
-LAYER = [(2048, 2048), (512, 2048), (512, 2048), (2048, 2048), (5504, 2048), (5504, 2048), (2048, 5504), (2048,), (2048,)]
+LAYER = [
+    (2048, 2048),
+    (512, 2048),
+    (512, 2048),
+    (2048, 2048),
+    (5504, 2048),
+    (5504, 2048),
+    (2048, 5504),
+    (2048,),
+    (2048,),
+]
 """44 M weights; ten layers move 2.7 GB in a bf16 switch."""
 
 
@@ -33,4 +44,7 @@ class Weights:
         return list(flat.split(self.sizes))
 
     def __str__(self) -> str:
-        return f"{counted(self.base.numel())} {str(self.base.dtype).removeprefix('torch.')} weights, {len(self.sizes)} tensors"
+        return (
+            f"{counted(self.base.numel())} {str(self.base.dtype).removeprefix('torch.')} weights,"
+            f" {len(self.sizes)} tensors"
+        )

@@ -1,7 +1,8 @@
-"""Where the time of a whole job goes: load, first switch, then a sweep, part by part: `python -m bench.whole_job --size 1b`.
+"""Where the time of a whole job goes: load, first switch, then a sweep, part by part: `python -m
+bench.whole_job --size 1b`.
 
-Every part is timed in the thread that calls it, less the parts inside it, so that the rows add up to the whole. What this
-prints is a profile of one run, not a benchmark: nothing is repeated.
+Every part is timed in the thread that calls it, less the parts inside it, so that the rows add up
+to the whole. What this prints is a profile of one run, not a benchmark: nothing is repeated.
 """
 
 from __future__ import annotations
@@ -23,7 +24,11 @@ from bench.test_sweep import Likelihood
 
 PARTS = (
     ("transformers makes the two modules", "pa_fast.engines.loading", "_from_pretrained"),
-    ("first write: sources checked, both ends written and compared", "pa_fast.live.first_write", "FirstWrite.write_"),
+    (
+        "first write: sources checked, both ends written and compared",
+        "pa_fast.live.first_write",
+        "FirstWrite.write_",
+    ),
     ("switch", "pa_fast.delta.mixed", "Mixed.set_"),
     ("proof: a fresh merge beside the live copy", "pa_fast.live.weights", "LiveWeights.changed"),
     ("proof: checksums", "pa_fast.live.weights", "LiveWeights.checksum"),
@@ -78,7 +83,10 @@ def main() -> None:
     import transformers  # noqa: F401 - what a first import costs is no part of the job
 
     print(f"imports: {time.perf_counter() - began:.2f} s", file=sys.stderr)
-    with tempfile.TemporaryDirectory() as folder, pair_of(pathlib.Path(folder) / "pair", options.size) as (base, instruct):
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        pair_of(pathlib.Path(folder) / "pair", options.size) as (base, instruct),
+    ):
         clocks = run(base, instruct, pathlib.Path(folder) / "out", options.lambdas, options.store)
     for job, clock in clocks.items():
         whole = sum(clock.seconds.values())
@@ -87,9 +95,15 @@ def main() -> None:
             print(f"  {seconds:8.3f} s {seconds / whole:6.1%}  {clock.calls[name]:5} ×  {name}")
 
 
-def run(base: pathlib.Path, instruct: pathlib.Path, out: pathlib.Path, lambdas: str, store: str) -> dict[str, Clock]:
+def run(
+    base: pathlib.Path, instruct: pathlib.Path, out: pathlib.Path, lambdas: str, store: str
+) -> dict[str, Clock]:
     """The job by its steps."""
-    clocks = {"load": Clock(), "first switch": Clock(), f"sweep of {len(pa_fast.lambdas(lambdas))} λ": Clock()}
+    clocks = {
+        "load": Clock(),
+        "first switch": Clock(),
+        f"sweep of {len(pa_fast.lambdas(lambdas))} λ": Clock(),
+    }
     load, first, sweep = clocks.values()
     with _watched(load), load.part("the rest"):
         lm = pa_fast.load(base, instruct, store=store)
@@ -109,7 +123,9 @@ def _watched(clock: Clock) -> Iterator[None]:
         for name, module, path in PARTS:
             *owners, leaf = path.split(".")
             owner = functools.reduce(getattr, owners, importlib.import_module(module))
-            stack.enter_context(mock.patch.object(owner, leaf, clock.timed(name, getattr(owner, leaf))))
+            stack.enter_context(
+                mock.patch.object(owner, leaf, clock.timed(name, getattr(owner, leaf)))
+            )
         yield
 
 

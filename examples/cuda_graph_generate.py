@@ -1,7 +1,8 @@
 """Greedy decoding in one CUDA graph, captured once and replayed at every λ.
 
-A graph holds addresses. A switch rewrites the weights where they lie, so the graph stays right: no second capture.
-Without a GPU the same step runs as it is, uncaptured. The captured form has not been run on a GPU yet.
+A graph holds addresses. A switch rewrites the weights where they lie, so the graph stays right: no
+second capture. Without a GPU the same step runs as it is, uncaptured. The captured form has not
+been run on a GPU yet.
 
     python -m examples.cuda_graph_generate
 """
@@ -32,7 +33,9 @@ class Decoder:
         self.model = model
         self.cache = StaticCache(config=model.config, max_cache_len=length)
         # transformers renamed the argument in 5.24
-        named = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+        named = (
+            "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+        )
         self.past = {named: self.cache}
         self.token = torch.zeros((1, 1), dtype=torch.long, device=model.device)
         self.graph: torch.cuda.CUDAGraph | None = None
@@ -73,7 +76,11 @@ class Decoder:
 def main(device: str = "auto") -> dict[str, str]:
     lm = pa_fast.load(PAIR / "base", PAIR / "instruct", device=device)
     decoder = Decoder(lm.model, length=64)
-    print("one captured CUDA graph for all λ" if decoder.graph else "no GPU: the same step, not captured")
+    print(
+        "one captured CUDA graph for all λ"
+        if decoder.graph
+        else "no GPU: the same step, not captured"
+    )
     prompt = lm.tokenizer.encode("[rev owgny]")
     said = {}
     for lam in pa_fast.lambdas("0:1:0.25"):

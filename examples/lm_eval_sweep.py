@@ -1,7 +1,9 @@
-"""A λ sweep inside a pipeline of one's own that calls lm-eval: `python -m examples.lm_eval_sweep [LAMBDAS]`.
+"""A λ sweep inside a pipeline of one's own that calls lm-eval: `python -m examples.lm_eval_sweep
+[LAMBDAS]`.
 
-The pair, the tokenizer's batches and the task's requests are loaded, encoded and built once; what a λ costs is a switch of
-the weights in place and the forward passes. Needs `pip install 'pa_fast[eval]'`, and is run from the repository root.
+The pair, the tokenizer's batches and the task's requests are loaded, encoded and built once; what a
+λ costs is a switch of the weights in place and the forward passes. Needs `pip install
+'pa_fast[eval]'`, and is run from the repository root.
 """
 
 from __future__ import annotations

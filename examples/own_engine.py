@@ -1,4 +1,5 @@
-"""A model of one's own under `pa_fast.sweep`: what an engine must have, and what the sweep then gives.
+"""A model of one's own under `pa_fast.sweep`: what an engine must have, and what the sweep then
+gives.
 
 python -m examples.own_engine runs/own_engine
 """
@@ -41,7 +42,8 @@ class Bigram(torch.nn.Module):
 
 
 class Engine:
-    """A `pa_fast.Engine`: live weights, a tokenizer, likelihoods, text, and a hook that is called after every switch."""
+    """A `pa_fast.Engine`: live weights, a tokenizer, likelihoods, text, and a hook that is called
+    after every switch."""
 
     tokenizer = Bytes()
 
@@ -51,14 +53,21 @@ class Engine:
         self.model = Bigram("")
         self.remembered: dict[tuple[int, ...], torch.Tensor] = {}
         self.table = self.model.table
-        self.weights = pa_fast.LiveWeights.bind({"table": self.table}, {"table": base.table}, {"table": instruct.table})
+        self.weights = pa_fast.LiveWeights.bind(
+            {"table": self.table}, {"table": base.table}, {"table": instruct.table}
+        )
 
     def loglikelihood(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[Continuation]:
         found = []
         for context, continuation in pairs:
             scores = self.scores((context + continuation)[:-1])[-len(continuation) :]
             wanted = torch.tensor(continuation)
-            found.append(Continuation(float(scores.gather(1, wanted[:, None]).sum()), bool((scores.argmax(-1) == wanted).all())))
+            found.append(
+                Continuation(
+                    float(scores.gather(1, wanted[:, None]).sum()),
+                    bool((scores.argmax(-1) == wanted).all()),
+                )
+            )
         return found
 
     def generate(self, prompts: Sequence[list[int]], config: Generation) -> list[list[int]]:

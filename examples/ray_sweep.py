@@ -1,4 +1,5 @@
-"""A sweep on workers of one's own making: an engine and evaluators for each Ray actor, one run folder.
+"""A sweep on workers of one's own making: an engine and evaluators for each Ray actor, one run
+folder.
 
 python -m examples.ray_sweep runs/ray_sweep
 """

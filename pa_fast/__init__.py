@@ -1,4 +1,5 @@
-"""pa_fast: dense, exact λ sweeps along W(λ) = B + λ (I − B) between a base LLM checkpoint and its instruct sibling.
+"""pa_fast: dense, exact λ sweeps along W(λ) = B + λ (I − B) between a base LLM checkpoint and its
+instruct sibling.
 
     lm = pa_fast.load("base_dir", "instruct_dir")
     for lam in pa_fast.lambdas("0:1:0.1"):
@@ -17,7 +18,8 @@ from pa_fast.base import Continuation, Engine, Evaluator, Generation, Item, Lamb
 from pa_fast.errors import PaFastError
 from pa_fast.rules import LambdaRule
 
-# Bound here and now: the function must shadow the package of the same name, whoever imports that package later.
+# Bound here and now: the function must shadow the package of the same name, whoever imports that
+# package later.
 from pa_fast.sweeping import sweep
 
 if TYPE_CHECKING:

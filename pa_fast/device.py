@@ -27,5 +27,8 @@ def device_of(name: str) -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise UsageError(f"device `{name}` is not supported", "write cpu, cuda or cuda:0")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UsageError(f"device `{name}` does not exist: PyTorch sees {torch.cuda.device_count()} GPUs", "write cpu or auto")
+        raise UsageError(
+            f"device `{name}` does not exist: PyTorch sees {torch.cuda.device_count()} GPUs",
+            "write cpu or auto",
+        )
     return device

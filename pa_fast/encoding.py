@@ -49,21 +49,25 @@ def encode(
     ignore_config: Iterable[str] = (),
     strip_prefix: str = "",
 ) -> QualityReport:
-    """Write the delta between two checkpoints to the file `out`; with it `pa_fast.load` needs base alone.
+    """Write the delta between two checkpoints to the file `out`; with it `pa_fast.load` needs base
+    alone.
 
     Args:
-        base, instruct: local folders, or hub ids (`org/name@revision`). Instruct may be a LoRA folder of peft, whose factors
-            are then kept as they are: format `lowrank` without options.
+        base, instruct: local folders, or hub ids (`org/name@revision`). Instruct may be a LoRA
+            folder of peft, whose factors are then kept as they are: format `lowrank` without
+            options.
         format: `packed`, `sparse`, `lowrank` or `dense`.
         range: of `packed`, the least and the largest λ that it is for; 0 and 1 if not given.
         select, density, scope: of `sparse`, see `SparseStore`.
         rank, energy, budget: of `lowrank`, see `LowRankStore`; the budget in bytes.
         seed: of `sparse` with select `dare`, and of `lowrank`.
-        dtype: live dtype of every float tensor; `auto`: the dtype that each has in the instruct files.
+        dtype: live dtype of every float tensor; `auto`: the dtype that each has in the instruct
+            files.
         allow_nonfinite: let NaN and infinity in the weights pass.
         overwrite: replace a delta file that is there.
         one_sided, ignore_config, strip_prefix: see `PairOptions`.
-        text: a UTF-8 file: the report then says how the delta speaks at λ = 0.5 and 1, beside the exact merge.
+        text: a UTF-8 file: the report then says how the delta speaks at λ = 0.5 and 1, beside the
+            exact merge.
 
     Cost: tensor by tensor; see the stores, and one more read of both sides for the report.
 
@@ -75,22 +79,46 @@ def encode(
     from pa_fast.engines import encoding
 
     pairing = PairOptions.of("instruct", one_sided, ignore_config, strip_prefix)
-    given = {"select": select, "density": density, "scope": scope, "rank": rank, "energy": energy, "budget": budget, "seed": seed,
-             "range": range}  # fmt: skip
+    given = {
+        "select": select,
+        "density": density,
+        "scope": scope,
+        "rank": rank,
+        "energy": energy,
+        "budget": budget,
+        "seed": seed,
+        "range": range,
+    }
     options = {name: value for name, value in given.items() if value is not None}
     folder = resolve(instruct)
     if (folder / "adapter_config.json").exists():
-        foreign = [*options, *(["text"] if text is not None else [])] if format == "lowrank" else [f"format {format}"]
+        foreign = (
+            [*options, *(["text"] if text is not None else [])]
+            if format == "lowrank"
+            else [f"format {format}"]
+        )
         if foreign:
             raise UsageError(
-                f"{instruct} is a LoRA folder, which is encoded as it is, and `{foreign[0]}` was asked for",
+                f"{instruct} is a LoRA folder, which is encoded as it is, and `{foreign[0]}` was"
+                " asked for",
                 "write --format lowrank, without options",
             )
-        return _adapter(base, folder, out, dtype, allow_nonfinite=allow_nonfinite, overwrite=overwrite)
+        return _adapter(
+            base, folder, out, dtype, allow_nonfinite=allow_nonfinite, overwrite=overwrite
+        )
     if text is not None:
         read_file(text)  # what is wrong with it should not cost an encoding
     measured = Measured(_store(format, options))
-    encoding.encode(base, instruct, out, measured, dtype, allow_nonfinite=allow_nonfinite, overwrite=overwrite, options=pairing)
+    encoding.encode(
+        base,
+        instruct,
+        out,
+        measured,
+        dtype,
+        allow_nonfinite=allow_nonfinite,
+        overwrite=overwrite,
+        options=pairing,
+    )
     report = measured.report()
     if text is None:
         return report
@@ -106,9 +134,15 @@ def encode(
 
 
 def export_lora(
-    delta: str | Path, base: str | Path, out: str | Path, lam: float | str = 1.0, *, partial: bool = False
+    delta: str | Path,
+    base: str | Path,
+    out: str | Path,
+    lam: float | str = 1.0,
+    *,
+    partial: bool = False,
 ) -> Exported:
-    """Write the low-rank delta file `delta` of `base` as a LoRA folder that peft loads, at λ = `lam`.
+    """Write the low-rank delta file `delta` of `base` as a LoRA folder that peft loads, at λ =
+    `lam`.
 
     Args:
         out: new or empty.
@@ -124,17 +158,24 @@ def export_lora(
 
     expected = opening.about(delta).base.quick
     if next(Path(out).iterdir(), None) if Path(out).is_dir() else Path(out).exists():
-        raise OutputError(f"{out} exists already, and is not an empty folder", "choose another --out")
+        raise OutputError(
+            f"{out} exists already, and is not an empty folder", "choose another --out"
+        )
     with Checkpoint.open(resolve(base)) as checkpoint:
         if expected not in (None, found := checkpoint.quick_fingerprint()):
             raise PairError(
-                f"{delta} was encoded from a base of quick fingerprint {expected}, {base} has {found}",
+                f"{delta} was encoded from a base of quick fingerprint {expected}, {base} has"
+                f" {found}",
                 "give the base that the delta is for",
             )
-        return export(delta, one_side(checkpoint), out, Lambda(lam), base_model=str(base), partial=partial)
+        return export(
+            delta, one_side(checkpoint), out, Lambda(lam), base_model=str(base), partial=partial
+        )
 
 
-def _adapter(base: str | Path, folder: Path, out: str | Path, dtype: str, **options: Any) -> QualityReport:
+def _adapter(
+    base: str | Path, folder: Path, out: str | Path, dtype: str, **options: Any
+) -> QualityReport:
     """A delta of the factors in a LoRA folder, which are all that it has: nothing of it is lost."""
     from pa_fast.checkpoint.reader import Checkpoint
     from pa_fast.delta.lora_import import read
@@ -148,7 +189,9 @@ def _adapter(base: str | Path, folder: Path, out: str | Path, dtype: str, **opti
     encoding.encode(base, base, out, measured, dtype, **options)
     report = measured.report()
     rows = tuple(replace(row, relative_error=0.0, energy=1.0) for row in report.tensors)
-    return replace(report, relative_error=0.0, energy=1.0, mean_error=0.0, mean_energy=1.0, tensors=rows)
+    return replace(
+        report, relative_error=0.0, energy=1.0, mean_error=0.0, mean_energy=1.0, tensors=rows
+    )
 
 
 def _store(format: str, options: dict[str, Any]) -> Store:
@@ -168,5 +211,10 @@ def _store(format: str, options: dict[str, Any]) -> Store:
     if format == "packed":
         return PackedStore(*options.get("range", ()))
     if format == "lowrank":
-        return LowRankStore(**{"budget_bytes" if name == "budget" else name: value for name, value in options.items()})
+        return LowRankStore(
+            **{
+                "budget_bytes" if name == "budget" else name: value
+                for name, value in options.items()
+            }
+        )
     return DenseStore()

@@ -4,7 +4,7 @@
     ├── UsageError             an argument is wrong in itself (exit code 2)
     ├── CheckpointError        a checkpoint folder or file cannot be read as one
     ├── PairError              two checkpoints do not describe the same model
-    ├── DataError              weights themselves are unusable: non-finite, unequal integers, a file that changed
+    ├── DataError              unusable weights: non-finite, unequal integers, a file that changed
     ├── OutputError            the output cannot be written: not empty, no space, read-only
     ├── WeightsError           live weights: cannot be bound, moved, or are not what they should be
     ├── EngineError            an engine cannot prove that its model is the one asked for
@@ -29,7 +29,11 @@ class PaFastError(Exception):
     exit_code = 1
 
     def __init__(self, message: str, hint: str | None = None):
-        message = printable(shortened(message)) if message.strip() else f"{type(self).__name__} without a message"
+        message = (
+            printable(shortened(message))
+            if message.strip()
+            else f"{type(self).__name__} without a message"
+        )
         hint = None if hint is None else printable(shortened(hint))
         super().__init__(message if hint is None else f"{message}\n\nhint: {hint}")
         self.message = message

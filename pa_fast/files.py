@@ -1,11 +1,13 @@
 """Files of this tool's own: never opened through a link, locked, synced, and whole or absent.
 
-Names of working files can be guessed (`.OUT.pa_fast.partial`, `RUN/journal.jsonl`): whoever may write to the folder can
-put a link there first, and what is written would land elsewhere. Every such file is opened by `open_own`, and every such
-folder checked by `check_own_folder`. Both refuse a link and whatever else is no plain file or folder.
+Names of working files can be guessed (`.OUT.pa_fast.partial`, `RUN/journal.jsonl`): whoever may
+write to the folder can put a link there first, and what is written would land elsewhere. Every such
+file is opened by `open_own`, and every such folder checked by `check_own_folder`. Both refuse a
+link and whatever else is no plain file or folder.
 
-Some file systems (NFS without a lock daemon, Lustre without `-o flock`, some of FUSE) have no locks, or cannot sync a
-folder. Both are said once per file system, in a warning of the logger `pa_fast`, and gone without.
+Some file systems (NFS without a lock daemon, Lustre without `-o flock`, some of FUSE) have no
+locks, or cannot sync a folder. Both are said once per file system, in a warning of the logger
+`pa_fast`, and gone without.
 """
 
 from __future__ import annotations
@@ -29,26 +31,35 @@ _noted: set[tuple[str, int]] = set()
 
 
 def open_own(path: Path, flags: int = os.O_RDWR | os.O_CREAT) -> int:
-    """Open a working file and return its descriptor. The caller truncates: nothing is cut off before the checks here.
+    """Open a working file and return its descriptor. The caller truncates: nothing is cut off
+    before the checks here.
 
     Raises:
-        OutputError: a link, a pipe or anything else that is no plain file is there, or, where `flags` may write, a file
-            that has another name too.
+        OutputError: a link, a pipe or anything else that is no plain file is there, or, where
+            `flags` may write, a file that has another name too.
         OSError: it cannot be opened.
     """
     try:
         # O_NONBLOCK: a pipe must not wait for its other end; of plain files it changes nothing
         fd = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
     except OSError as error:
-        if error.errno in (errno.ELOOP, errno.EMLINK, errno.ENXIO) and (kind := _kind(path)) != "a file":
-            raise OutputError(f"{path}: found {kind}, expected a file that pa_fast made, or nothing", _PLANTED) from None
+        if (
+            error.errno in (errno.ELOOP, errno.EMLINK, errno.ENXIO)
+            and (kind := _kind(path)) != "a file"
+        ):
+            raise OutputError(
+                f"{path}: found {kind}, expected a file that pa_fast made, or nothing", _PLANTED
+            ) from None
         raise
     found = os.fstat(fd)
     what = ""
     if not stat.S_ISREG(found.st_mode):
         what = f"found {_kind(path)}, expected a file that pa_fast made, or nothing"
     elif found.st_nlink > 1 and flags & (os.O_WRONLY | os.O_RDWR):
-        what = f"the file has {found.st_nlink} names (hard links), and writing would change it under all of them"
+        what = (
+            f"the file has {found.st_nlink} names (hard links), and writing would change it under"
+            " all of them"
+        )
     if what:
         os.close(fd)
         raise OutputError(f"{path}: {what}", _PLANTED)
@@ -77,7 +88,10 @@ def check_own_folder(path: Path) -> bool:
     except FileNotFoundError:
         return False
     if not stat.S_ISDIR(mode):
-        raise OutputError(f"{path}: found {_kind(path)}, expected a folder that pa_fast made, or nothing", _PLANTED)
+        raise OutputError(
+            f"{path}: found {_kind(path)}, expected a folder that pa_fast made, or nothing",
+            _PLANTED,
+        )
     return True
 
 
@@ -90,20 +104,29 @@ def is_named(fd: int, path: Path) -> bool:
 
 
 def lock(fd: int, path: Path, *, shared: bool = False, wait: bool = False) -> bool:
-    """Lock the open file `fd`, called `path`, until it is closed; False, with a note, where the file system has no locks.
+    """Lock the open file `fd`, called `path`, until it is closed; False, with a note, where the
+    file system has no locks.
 
     Raises:
         BlockingIOError: another process holds it, and `wait` is not set.
         OSError: it cannot be locked for another reason.
     """
     try:
-        fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
+        fcntl.flock(
+            fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
+        )
     except BlockingIOError:
         raise
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise
-        _note(fd, path, "has no locks", error, "nothing keeps a second pa_fast process out: run one at a time there")
+        _note(
+            fd,
+            path,
+            "has no locks",
+            error,
+            "nothing keeps a second pa_fast process out: run one at a time there",
+        )
         return False
     return True
 
@@ -111,8 +134,8 @@ def lock(fd: int, path: Path, *, shared: bool = False, wait: bool = False) -> bo
 def lock_new(path: Path, target: Path) -> int:
     """Return a descriptor that holds the lock file `path` of the output `target`, under that name.
 
-    Where the file system has no locks, the file is made anew: whoever held it before finds, with `is_named`, that the
-    name is another's now.
+    Where the file system has no locks, the file is made anew: whoever held it before finds, with
+    `is_named`, that the name is another's now.
 
     Raises:
         OutputError: another process holds it, or see `open_own`.
@@ -129,7 +152,9 @@ def lock_new(path: Path, target: Path) -> int:
                 return fd
         except BlockingIOError:
             os.close(fd)
-            raise OutputError(f"{target}: another process is writing it", "wait for it, or choose another --out") from None
+            raise OutputError(
+                f"{target}: another process is writing it", "wait for it, or choose another --out"
+            ) from None
         except BaseException:
             os.close(fd)
             raise
@@ -137,7 +162,8 @@ def lock_new(path: Path, target: Path) -> int:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in `folder` durable: a rename is on disk only when its folder is. A note where that cannot be done.
+    """Make the names in `folder` durable: a rename is on disk only when its folder is. A note where
+    that cannot be done.
 
     Raises:
         OSError: the disk failed.
@@ -148,7 +174,13 @@ def sync_folder(folder: Path) -> None:
     except OSError as error:
         if error.errno not in _NO_SYNC:
             raise
-        _note(fd, folder, "cannot sync folders", error, "a power cut may undo the last changes of names there")
+        _note(
+            fd,
+            folder,
+            "cannot sync folders",
+            error,
+            "a power cut may undo the last changes of names there",
+        )
     finally:
         os.close(fd)
 
@@ -156,28 +188,39 @@ def sync_folder(folder: Path) -> None:
 def sync_finished(folder: Path) -> bool:
     """Sync the folder of an output that has its final name, and return whether that is durable now.
 
-    Whatever fails is a note, not an error: the output is complete, and nothing of it may be taken back.
+    Whatever fails is a note, not an error: the output is complete, and nothing of it may be taken
+    back.
     """
     try:
         sync_folder(folder)
     except OSError as error:
-        _log.warning("note: %s cannot be synced (%s): after a power cut, look at what is there", _shown(folder), error.strerror)
+        _log.warning(
+            "note: %s cannot be synced (%s): after a power cut, look at what is there",
+            _shown(folder),
+            error.strerror,
+        )
         return False
     return True
 
 
 def rename(source: Path, target: Path) -> None:
-    """`os.rename`, that is believed where it was done though an error came back, as NFS sends for a repeated request."""
+    """`os.rename`, that is believed where it was done though an error came back, as NFS sends for a
+    repeated request."""
     before = os.lstat(source)
     try:
         os.rename(source, target)
     except OSError:
-        if os.path.lexists(source) or not os.path.lexists(target) or not os.path.samestat(before, os.lstat(target)):
+        if (
+            os.path.lexists(source)
+            or not os.path.lexists(target)
+            or not os.path.samestat(before, os.lstat(target))
+        ):
             raise
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Put `data` at `path`: a temporary file beside it, fsync, rename, fsync of the folder. A link at `path` is replaced.
+    """Put `data` at `path`: a temporary file beside it, fsync, rename, fsync of the folder. A link
+    at `path` is replaced.
 
     Raises:
         OSError: it cannot be written; what stood at `path` is as it was.
@@ -203,7 +246,12 @@ def _kind(path: Path) -> str:
         mode = os.lstat(path).st_mode
     except OSError:
         return "nothing"
-    kinds = ((stat.S_ISLNK, "a symbolic link"), (stat.S_ISREG, "a file"), (stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a pipe"))
+    kinds = (
+        (stat.S_ISLNK, "a symbolic link"),
+        (stat.S_ISREG, "a file"),
+        (stat.S_ISDIR, "a folder"),
+        (stat.S_ISFIFO, "a pipe"),
+    )
     return next((name for is_kind, name in kinds if is_kind(mode)), "a device or socket")
 
 
@@ -211,7 +259,13 @@ def _note(fd: int, path: Path, what: str, error: OSError, so: str) -> None:
     key = (what, os.fstat(fd).st_dev)
     if key not in _noted:
         _noted.add(key)
-        _log.warning("note: the file system of %s %s (%s): %s", _shown(path), what, error.strerror or error, so)
+        _log.warning(
+            "note: the file system of %s %s (%s): %s",
+            _shown(path),
+            what,
+            error.strerror or error,
+            so,
+        )
 
 
 def _shown(path: Path) -> str:

@@ -1,4 +1,5 @@
-"""Text and documents of others: made printable, shortened, and read without what could exhaust the reader."""
+"""Text and documents of others: made printable, shortened, and read without what could exhaust the
+reader."""
 
 from __future__ import annotations
 
@@ -16,10 +17,12 @@ _UNPRINTABLE = re.compile(r"[^\n\x20-\x7e]")
 
 
 def printable(text: str) -> str:
-    """Return `text` with every character escaped that is neither printable, a space nor a line break.
+    """Return `text` with every character escaped that is neither printable, a space nor a line
+    break.
 
-    Escaped are control characters (terminal escapes, carriage return, bell), the marks that reverse or hide text (bidi
-    overrides, zero-width characters) and unpaired surrogates, in Python's notation: `\\x1b`, `\\u202e`.
+    Escaped are control characters (terminal escapes, carriage return, bell), the marks that reverse
+    or hide text (bidi overrides, zero-width characters) and unpaired surrogates, in Python's
+    notation: `\\x1b`, `\\u202e`.
     """
     return text if text.isprintable() else _UNPRINTABLE.sub(_escaped, text)
 
@@ -38,15 +41,22 @@ def shortened(text: str, most: int = MESSAGE_CHARACTERS) -> str:
 
 
 def is_deep(document: Any, most: int = 64) -> bool:
-    """Return whether lists and mappings are nested deeper than `most` levels: whoever walks a document recurses."""
+    """Return whether lists and mappings are nested deeper than `most` levels: whoever walks a
+    document recurses."""
     level: list[Any] = [document] if isinstance(document, (dict, list)) else []
     for _ in range(most):
-        level = [v for part in level for v in (part.values() if isinstance(part, dict) else part) if isinstance(v, (dict, list))]
+        level = [
+            v
+            for part in level
+            for v in (part.values() if isinstance(part, dict) else part)
+            if isinstance(v, (dict, list))
+        ]
     return bool(level)
 
 
 class YamlError(ValueError):
-    """A YAML text that is not read, and why; `line`, from 1, of what well-formed YAML may not hold here, else None."""
+    """A YAML text that is not read, and why; `line`, from 1, of what well-formed YAML may not hold
+    here, else None."""
 
     def __init__(self, message: str, line: int | None = None):
         super().__init__(message)
@@ -60,8 +70,9 @@ def load_yaml(text: str, loader: Any) -> Any:
         loader: a class of PyYAML.
 
     Raises:
-        YamlError: not YAML, nested too deep, an alias (a few hundred bytes of them stand for billions of values), a key
-            that a mapping has twice (YAML takes the last), or a number of more than 400 characters.
+        YamlError: not YAML, nested too deep, an alias (a few hundred bytes of them stand for
+            billions of values), a key that a mapping has twice (YAML takes the last), or a number
+            of more than 400 characters.
     """
     import yaml
 
@@ -91,10 +102,14 @@ def _check_nodes(tree: Any) -> None:
             keys = [key for key, _ in node.value]
             if any(key.id != "scalar" for key in keys):
                 raise YamlError("a key is no plain text", line)
-            twice = {value for value, count in Counter(key.value for key in keys).items() if count > 1}
+            twice = {
+                value for value, count in Counter(key.value for key in keys).items() if count > 1
+            }
             if twice:
                 first = next(key for key in keys if key.value in twice)
-                raise YamlError(f"`{one_line(first.value, 120)}` is given twice", first.start_mark.line + 1)
+                raise YamlError(
+                    f"`{one_line(first.value, 120)}` is given twice", first.start_mark.line + 1
+                )
             nodes += [*keys, *(value for _, value in node.value)]
         elif node.id == "sequence":
             nodes += node.value

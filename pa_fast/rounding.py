@@ -1,4 +1,5 @@
-"""How a merge is rounded to its dtype: to nearest, or stochastically with noise that belongs to the element."""
+"""How a merge is rounded to its dtype: to nearest, or stochastically with noise that belongs to the
+element."""
 
 from __future__ import annotations
 
@@ -12,8 +13,9 @@ MODES = ("nearest", "stochastic")
 
 @dataclass(frozen=True)
 class Rounding:
-    """`nearest`, ties to even; or `stochastic`: up or down by noise of (seed, tensor name, place), so that the weights follow λ
-    on average where nearest swallows updates of less than half a unit in the last place.
+    """`nearest`, ties to even; or `stochastic`: up or down by noise of (seed, tensor name, place),
+    so that the weights follow λ on average where nearest swallows updates of less than half a unit
+    in the last place.
 
     Raises:
         UsageError: no such mode, or no such seed.
@@ -24,16 +26,21 @@ class Rounding:
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
-            raise UsageError(f"rounding `{self.mode}` is not available", f"available: {', '.join(MODES)}")
+            raise UsageError(
+                f"rounding `{self.mode}` is not available", f"available: {', '.join(MODES)}"
+            )
         if not self.drawn:
             if self.seed is not None:
                 raise UsageError(
-                    f"seed {self.seed} with rounding `nearest`", "only stochastic rounding draws: leave out one of both"
+                    f"seed {self.seed} with rounding `nearest`",
+                    "only stochastic rounding draws: leave out one of both",
                 )
             return
         seed = 0 if self.seed is None else self.seed
         if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
-            raise UsageError(f"seed {self.seed!r} of stochastic rounding", "give a number from 0 to 4294967295")
+            raise UsageError(
+                f"seed {self.seed!r} of stochastic rounding", "give a number from 0 to 4294967295"
+            )
         object.__setattr__(self, "seed", seed)
 
     @property
@@ -42,7 +49,8 @@ class Rounding:
         return self.mode == "stochastic"
 
     def key(self, name: str) -> int | None:
-        """The key of the noise of checkpoint tensor `name`, 32 bits: crc32(name) ^ seed; None where none is drawn."""
+        """The key of the noise of checkpoint tensor `name`, 32 bits: crc32(name) ^ seed; None where
+        none is drawn."""
         return None if self.seed is None else zlib.crc32(name.encode()) ^ self.seed
 
     def __str__(self) -> str:

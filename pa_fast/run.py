@@ -60,9 +60,11 @@ class SweepSpec:
 
 
 def run_points(job: SweepSpec, points: Iterable[float | str | Lambda]) -> Iterator[Record]:
-    """Run every evaluator of `job` at each of `points`, yielding the journal's lines with what belongs to them.
+    """Run every evaluator of `job` at each of `points`, yielding the journal's lines with what
+    belongs to them.
 
-    For launchers of one's own: nothing is written, and no folder is touched; `pa_fast.sweep.recording` writes.
+    For launchers of one's own: nothing is written, and no folder is touched;
+    `pa_fast.sweep.recording` writes.
     """
     schedule = lambdas(points)
     model, asked = opened(job)
@@ -72,12 +74,16 @@ def run_points(job: SweepSpec, points: Iterable[float | str | Lambda]) -> Iterat
         yield from visit(model, lam, asked)
 
 
-def run(job: SweepSpec, progress: Progress | None = None, shard: tuple[int, int] | None = None) -> SweepResult:
+def run(
+    job: SweepSpec, progress: Progress | None = None, shard: tuple[int, int] | None = None
+) -> SweepResult:
     """Load the pair and the evaluators that `job` names, and sweep in this process."""
     from pa_fast.sweep import sweep
 
     points = lambdas(job.lambdas)
-    out = pathlib.Path(os.path.abspath(job.out))  # whatever the modules of evaluators do when they are imported
+    out = pathlib.Path(
+        os.path.abspath(job.out)
+    )  # whatever the modules of evaluators do when they are imported
     check_folder(out, None if shard is None else Shard(*shard))
     model, asked = opened(job)
     for note in getattr(model, "notes", ()):
@@ -85,8 +91,11 @@ def run(job: SweepSpec, progress: Progress | None = None, shard: tuple[int, int]
     return sweep(model, points, asked, out, overwrite=job.overwrite, progress=progress, shard=shard)
 
 
-def confirm(job: SweepSpec, found: SweepResult, count: int, progress: Progress | None = None) -> SweepResult:
-    """Evaluate the `count` best points of each column of `found`, which a lossy store gave, once more with an exact one.
+def confirm(
+    job: SweepSpec, found: SweepResult, count: int, progress: Progress | None = None
+) -> SweepResult:
+    """Evaluate the `count` best points of each column of `found`, which a lossy store gave, once
+    more with an exact one.
 
     They are a run of their own, in the folder `confirmed` of the first.
 
@@ -115,7 +124,9 @@ def check_confirm(job: SweepSpec) -> None:
     from pa_fast.live.planner import planned
 
     if job.instruct is None:
-        raise UsageError("--confirm needs the instruct model beside the delta", "name INSTRUCT after BASE")
+        raise UsageError(
+            "--confirm needs the instruct model beside the delta", "name INSTRUCT after BASE"
+        )
     held: Any = planned(job.store) if job.delta is None else opening.about(job.delta)
     if held.lossless and not getattr(held, "attached", False):
         raise UsageError("nothing to confirm: this delta loses nothing", "leave out --confirm")
@@ -124,16 +135,19 @@ def check_confirm(job: SweepSpec) -> None:
             found, expected = instruct.quick_fingerprint(), held.instruct.quick
         if found != expected:
             raise PairError(
-                f"{job.delta} was encoded from an instruct model of quick fingerprint {expected}, {job.instruct} has {found}",
+                f"{job.delta} was encoded from an instruct model of quick fingerprint {expected},"
+                f" {job.instruct} has {found}",
                 "confirm with the instruct model that the delta stands for",
             )
 
 
 def opened(job: SweepSpec) -> tuple[Engine, list[Evaluator]]:
-    """The engine and the evaluators of `job`. What is wrong in the data files fails before a model is loaded.
+    """The engine and the evaluators of `job`. What is wrong in the data files fails before a model
+    is loaded.
 
-    The global random generators are seeded, and `visit` puts their state back after each evaluation: an evaluator that draws
-    draws the same at every λ, in every process and after every resume.
+    The global random generators are seeded, and `visit` puts their state back after each
+    evaluation: an evaluator that draws draws the same at every λ, in every process and after every
+    resume.
     """
     asked = evaluators(job)
     loaded = engine(job)
@@ -156,7 +170,9 @@ def evaluators(job: SweepSpec) -> list[Evaluator]:
     Raises:
         UsageError, EvaluatorError: a malformed EVAL, or two columns of the same name.
     """
-    return distinct([evals.build(one, limit=job.limit, seed=job.seed) for one in evals.parse_all(job.evals)])
+    return distinct(
+        [evals.build(one, limit=job.limit, seed=job.seed) for one in evals.parse_all(job.evals)]
+    )
 
 
 def engine(job: SweepSpec) -> Engine:
@@ -189,5 +205,8 @@ def engine(job: SweepSpec) -> Engine:
     )
     if loaded.tokenizer is None:
         looked = job.tokenizer or job.instruct or job.base
-        raise EngineError(f"{looked} has no tokenizer files, and evaluators need one", "pass --tokenizer with a folder that has")
+        raise EngineError(
+            f"{looked} has no tokenizer files, and evaluators need one",
+            "pass --tokenizer with a folder that has",
+        )
     return loaded

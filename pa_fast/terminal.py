@@ -27,7 +27,8 @@ def tell(text: str) -> None:
 
 
 def console(*, stderr: bool = False, width: int | None = None) -> Console:
-    """Return a rich console that prints the text of others as text: escaped, and without markup, links or emoji."""
+    """Return a rich console that prints the text of others as text: escaped, and without markup,
+    links or emoji."""
     return _console_class()(stderr=stderr, width=width, markup=False, emoji=False, highlight=False)
 
 
@@ -37,13 +38,17 @@ def _console_class() -> type[Console]:
     from rich.segment import Segment
 
     class Printable(Console):
-        """Escapes what is to be shown, and leaves rich's own control segments: colours are no part of the text."""
+        """Escapes what is to be shown, and leaves rich's own control segments: colours are no part
+        of the text."""
 
         def on_broken_pipe(self) -> None:
-            """Leave a closed pipe to the caller, where rich would end the process without a word."""
+            """Leave a closed pipe to the caller, where rich would end the process without a
+            word."""
             raise
 
-        def render(self, renderable: Any, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        def render(
+            self, renderable: Any, options: ConsoleOptions | None = None
+        ) -> Iterable[Segment]:
             for segment in super().render(renderable, options):
                 if segment.control or segment.text.isprintable():
                     yield segment
@@ -55,7 +60,8 @@ def _console_class() -> type[Console]:
 
 @contextlib.contextmanager
 def libraries_printable() -> Iterator[None]:
-    """Meanwhile what libraries log and warn of is printable: they quote names and values of checkpoints as they are."""
+    """Meanwhile what libraries log and warn of is printable: they quote names and values of
+    checkpoints as they are."""
     factory, formatted = logging.getLogRecordFactory(), warnings.formatwarning
     logging.setLogRecordFactory(_Record)
     warnings.formatwarning = lambda *about, **more: printable(formatted(*about, **more))

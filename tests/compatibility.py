@@ -1,6 +1,7 @@
-"""Run the suite in this environment and keep what came of it in docs/compatibility.md: `make compat`.
+"""Run the suite in this environment and keep what came of it in docs/compatibility.md: `make
+compat`.
 
-python -m tests.compatibility LABEL [PYTEST ARGUMENTS]     # LABEL: pinned or newest, the row that is written
+python -m tests.compatibility LABEL [PYTEST ARGUMENTS]  # LABEL: pinned or newest, the row to write
 """
 
 from __future__ import annotations
@@ -18,7 +19,18 @@ import xml.etree.ElementTree as ElementTree
 ROOT = pathlib.Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "compatibility.md"
 PACKAGES = (
-    *("torch", "transformers", "triton", "typer", "click", "rich", "huggingface_hub", "numpy", "safetensors", "peft"),
+    *(
+        "torch",
+        "transformers",
+        "triton",
+        "typer",
+        "click",
+        "rich",
+        "huggingface_hub",
+        "numpy",
+        "safetensors",
+        "peft",
+    ),
     *("lm_eval", "ray", "matplotlib", "pyyaml"),
 )
 ROWS = ("pinned", "newest")
@@ -46,11 +58,14 @@ def outcome(report: pathlib.Path) -> tuple[int, int, int, list[str]]:
     return total - len(failed) - skipped, len(failed), skipped, failed
 
 
-def block(label: str, what: str, result: tuple[int, int, int, list[str]], found: dict[str, str], day: str) -> str:
+def block(
+    label: str, what: str, result: tuple[int, int, int, list[str]], found: dict[str, str], day: str
+) -> str:
     """The part of the page on one environment."""
     passed, failed, skipped, names = result
+    command = f"pytest {what}".strip()
     lines = [
-        f"**{passed} passed, {failed} failed, {skipped} skipped** on {day}: `pytest {what}`.".replace(" `pytest `", " `pytest`"),
+        f"**{passed} passed, {failed} failed, {skipped} skipped** on {day}: `{command}`.",
         "",
         ", ".join(f"{name} {version}" for name, version in found.items()),
     ]
@@ -63,7 +78,12 @@ def written(page: str, label: str, text: str) -> str:
     begin, end = f"<!-- {label}:begin -->", f"<!-- {label}:end -->"
     if begin not in page or end not in page:
         raise ValueError(f"{PAGE} has no marks {begin} and {end}")
-    return re.sub(f"{re.escape(begin)}.*?{re.escape(end)}", lambda _: f"{begin}\n{text}\n{end}", page, flags=re.S)
+    return re.sub(
+        f"{re.escape(begin)}.*?{re.escape(end)}",
+        lambda _: f"{begin}\n{text}\n{end}",
+        page,
+        flags=re.S,
+    )
 
 
 def main(label: str, arguments: list[str]) -> int:
@@ -72,14 +92,26 @@ def main(label: str, arguments: list[str]) -> int:
         return 2
     with tempfile.TemporaryDirectory() as folder:
         report = pathlib.Path(folder) / "report.xml"
-        code = subprocess.run([sys.executable, "-m", "pytest", f"--junitxml={report}", *arguments], cwd=ROOT).returncode
+        code = subprocess.run(
+            [sys.executable, "-m", "pytest", f"--junitxml={report}", *arguments], cwd=ROOT
+        ).returncode
         if not report.exists() or code not in (0, 1):
             print(f"pytest ended with {code}; {PAGE} is as it was", file=sys.stderr)
             return 1
         result = outcome(report)
     day = datetime.date.today().isoformat()
-    PAGE.write_text(written(PAGE.read_text("utf-8"), label, block(label, " ".join(arguments), result, versions(), day)), "utf-8")
-    print(f"{result[0]} passed, {result[1]} failed, {result[2]} skipped: kept in {PAGE.relative_to(ROOT)}")
+    PAGE.write_text(
+        written(
+            PAGE.read_text("utf-8"),
+            label,
+            block(label, " ".join(arguments), result, versions(), day),
+        ),
+        "utf-8",
+    )
+    print(
+        f"{result[0]} passed, {result[1]} failed, {result[2]} skipped: kept in"
+        f" {PAGE.relative_to(ROOT)}"
+    )
     return code
 
 

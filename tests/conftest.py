@@ -1,4 +1,5 @@
-"""What every test gets: `torch.empty` filled with poison, and kernel marks resolved by what the machine has."""
+"""What every test gets: `torch.empty` filled with poison, and kernel marks resolved by what the
+machine has."""
 
 from __future__ import annotations
 
@@ -8,28 +9,39 @@ from typing import Any
 
 import pytest
 
-if os.environ.pop("PYTEST_XDIST_WORKER", None):  # out of the way of the pytest processes that tests start
-    # A worker has a core to itself, and so have the processes that its tests start; read when torch is first imported.
+if os.environ.pop(
+    "PYTEST_XDIST_WORKER", None
+):  # out of the way of the pytest processes that tests start
+    # A worker has a core to itself, and so have the processes that its tests start; read when torch
+    # is first imported.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that wait do not spin on a core that another test needs
+os.environ.setdefault(
+    "OMP_WAIT_POLICY", "passive"
+)  # threads that wait do not spin on a core that another test needs
 
 
 @pytest.fixture(autouse=True, scope="session")
 def interruptible() -> None:
-    """Ctrl-C is what Python makes of it, also where the suite was started in the background of a script, which ignores it."""
+    """Ctrl-C is what Python makes of it, also where the suite was started in the background of a
+    script, which ignores it."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
 def poisoned_empty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fill what `torch.empty` and `torch.empty_like` return, so that a lane nobody wrote fails a comparison."""
+    """Fill what `torch.empty` and `torch.empty_like` return, so that a lane nobody wrote fails a
+    comparison."""
     import torch
 
     def poison(make: Any) -> Any:
         def made(*args: Any, **kwargs: Any) -> torch.Tensor:
             tensor = make(*args, **kwargs)
-            if tensor.device.type == "meta" or tensor.layout != torch.strided or not tensor.is_contiguous():
+            if (
+                tensor.device.type == "meta"
+                or tensor.layout != torch.strided
+                or not tensor.is_contiguous()
+            ):
                 return tensor
             with torch.no_grad():
                 plain = tensor.detach()
@@ -46,7 +58,11 @@ def poisoned_empty(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    marked = [item for item in items if item.get_closest_marker("gpu") or item.get_closest_marker("triton")]
+    marked = [
+        item
+        for item in items
+        if item.get_closest_marker("gpu") or item.get_closest_marker("triton")
+    ]
     if not marked:
         return
     import torch

@@ -1,4 +1,5 @@
-"""Interrupts at every place where Python can raise one, one after another: no luck is needed to meet the worst."""
+"""Interrupts at every place where Python can raise one, one after another: no luck is needed to
+meet the worst."""
 
 from __future__ import annotations
 
@@ -7,8 +8,8 @@ from collections.abc import Callable
 
 
 def interrupted_at(event: int, work: Callable[[], object]) -> bool:
-    """Call `work`, interrupt it at the `event`-th place where Python looks for signals, and return whether there were as many:
-    as a function begins, and behind each call of C."""
+    """Call `work`, interrupt it at the `event`-th place where Python looks for signals, and return
+    whether there were as many: as a function begins, and behind each call of C."""
     left = event
 
     def strike(frame: object, kind: str, argument: object) -> None:

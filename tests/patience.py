@@ -1,4 +1,5 @@
-"""Waiting for other processes by their progress: a busy machine makes them slow, and only a stall makes them idle."""
+"""Waiting for other processes by their progress: a busy machine makes them slow, and only a stall
+makes them idle."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ IDLE_S = 60.0
 """A tree of processes that computes for less than IDLE of this time has stalled."""
 
 IDLE = 0.02
-"""Of one core. Launchers that only look at their children take less, the least share of a crowded machine is more."""
+"""Of one core. Launchers that only look at their children take less, the least share of a crowded
+machine is more."""
 
 LIMIT_S = 1800.0
 """Ends what spins for ever."""
@@ -54,7 +56,8 @@ def communicate(process: subprocess.Popen[Any], idle_s: float = IDLE_S) -> tuple
     """`process.communicate()` for as long as the process, or a child of it, gets on.
 
     Raises:
-        Stalled: it did not; it was aborted, with its last words: the stacks of processes that turned `faulthandler` on.
+        Stalled: it did not; it was aborted, with its last words: the stacks of processes that
+            turned `faulthandler` on.
     """
     watch = Watch(process.pid, idle_s)
     while True:
@@ -70,18 +73,26 @@ def communicate(process: subprocess.Popen[Any], idle_s: float = IDLE_S) -> tuple
             for pid in family:
                 _signal(pid, signal.SIGKILL)
             out, errors = process.communicate()
-            raise Stalled(f"{process.args}: {why}\n{str(out or '')[-4000:]}\n{str(errors or '')[-8000:]}")
+            raise Stalled(
+                f"{process.args}: {why}\n{str(out or '')[-4000:]}\n{str(errors or '')[-8000:]}"
+            )
 
 
-def run(command: Sequence[str], idle_s: float = IDLE_S, **options: Any) -> subprocess.CompletedProcess[str]:
-    """`subprocess.run` with output captured as text, for as long as the command gets on; see `communicate`."""
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options) as process:
+def run(
+    command: Sequence[str], idle_s: float = IDLE_S, **options: Any
+) -> subprocess.CompletedProcess[str]:
+    """`subprocess.run` with output captured as text, for as long as the command gets on; see
+    `communicate`."""
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
+    ) as process:
         out, errors = communicate(process, idle_s)
     return subprocess.CompletedProcess(list(command), process.returncode, out, errors)
 
 
 def cpu_seconds(pid: int) -> float:
-    """CPU time of a process, its ended children, and all that descends from it; where /proc is missing, the time of day."""
+    """CPU time of a process, its ended children, and all that descends from it; where /proc is
+    missing, the time of day."""
     if not pathlib.Path("/proc/self/stat").exists():
         return time.monotonic()
     ticks = 0

@@ -1,4 +1,5 @@
-"""Conformance subjects whose weights live in other processes, and the ranks of a tensor-parallel engine as one."""
+"""Conformance subjects whose weights live in other processes, and the ranks of a tensor-parallel
+engine as one."""
 
 from __future__ import annotations
 
@@ -62,7 +63,11 @@ class Remote(Subject):
         return str(self.ask("__repr__")[0])
 
     def _by_process(self, method: str) -> dict[str, int]:
-        return {f"{name} in process {k}": value for k, found in enumerate(self.ask(method)) for name, value in found.items()}
+        return {
+            f"{name} in process {k}": value
+            for k, found in enumerate(self.ask(method))
+            for name, value in found.items()
+        }
 
     def _same(self, method: str) -> Any:
         answers = self.ask(method)
@@ -80,7 +85,9 @@ class Ranks(Remote):
         pipes = [spawn.Pipe() for _ in range(world)]
         self._pipes = [ours for ours, _ in pipes]
         self._processes = [
-            spawn.Process(target=_serve, args=(theirs, folders, folder / "store", rank, world), daemon=True)
+            spawn.Process(
+                target=_serve, args=(theirs, folders, folder / "store", rank, world), daemon=True
+            )
             for rank, (_, theirs) in enumerate(pipes)
         ]
         for process, (_, theirs) in zip(self._processes, pipes):
@@ -123,7 +130,11 @@ class Actor(Remote):
         os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
         root = pathlib.Path(__file__).parents[1]
         env = {"env_vars": {"PYTHONPATH": os.pathsep.join([str(root), str(root / "kernels")])}}
-        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "include_dashboard": False}
+        quiet: dict[str, Any] = {
+            "log_to_driver": False,
+            "logging_level": "ERROR",
+            "include_dashboard": False,
+        }
         ray.init(address="local", num_cpus=1, runtime_env=env, **quiet)
         self._ray, self._actor = ray, ray.remote(_Held).remote(*folders)
 
@@ -152,11 +163,14 @@ class _Held:
 
 
 class _Rank(Live):
-    """What one rank answers: tensors put together for `bits`, else its own part of them. Rank 1 is the one that pokes."""
+    """What one rank answers: tensors put together for `bits`, else its own part of them. Rank 1 is
+    the one that pokes."""
 
     def __init__(self, lm: Any):
         self.owners = dict(lm.model.named_parameters())
-        super().__init__(lm.weights, lm.set_lambda, {name: local(tensor) for name, tensor in self.owners.items()})
+        super().__init__(
+            lm.weights, lm.set_lambda, {name: local(tensor) for name, tensor in self.owners.items()}
+        )
 
     def poke(self) -> str:
         name = next(reversed(self.live))
@@ -164,7 +178,10 @@ class _Rank(Live):
 
     def bits(self) -> dict[str, torch.Tensor]:
         with torch.no_grad():
-            return {name: t.full_tensor() if hasattr(t, "full_tensor") else t.detach() for name, t in self.owners.items()}
+            return {
+                name: t.full_tensor() if hasattr(t, "full_tensor") else t.detach()
+                for name, t in self.owners.items()
+            }
 
     def pointers(self) -> dict[str, int]:
         return {name: local(tensor).data_ptr() for name, tensor in self.owners.items()}
@@ -173,11 +190,19 @@ class _Rank(Live):
         return {name: tensor._version for name, tensor in self.owners.items()}
 
 
-def _serve(pipe: Connection, folders: tuple[pathlib.Path, pathlib.Path], store: pathlib.Path, rank: int, world: int) -> None:
+def _serve(
+    pipe: Connection,
+    folders: tuple[pathlib.Path, pathlib.Path],
+    store: pathlib.Path,
+    rank: int,
+    world: int,
+) -> None:
     """Load the pair with the other ranks and answer until the pipe is closed."""
     torch.set_num_threads(1)
     os.environ["LOCAL_RANK"] = str(rank)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{store}", rank=rank, world_size=world
+    )
     subject = _Rank(load(*folders))
     pipe.send_bytes(pickle.dumps((None, None)))
     while True:

@@ -34,7 +34,8 @@ def greedy(engine):
         log.write(f"{engine.weights.lam!r}\\n")
     time.sleep(float(os.environ.get("PAUSE", "0")))
     scores = [engine.loglikelihood([([3, 4, k], [5, 6])])[0].logprob for k in range(3, 9)]
-    return Score(sum(scores) / len(scores), "nats", len(scores), [Item(str(k), "all", s) for k, s in enumerate(scores)])
+    items = [Item(str(k), "all", s) for k, s in enumerate(scores)]
+    return Score(sum(scores) / len(scores), "nats", len(scores), items)
 
 def refuses(engine):
     from pa_fast.errors import EvaluatorError
@@ -99,11 +100,24 @@ def start(*arguments: str, pause: float = 0.0) -> subprocess.Popen[str]:
 
 
 def sweep(pair: tuple[str, str], out: str, *more: str) -> list[str]:
-    return ["sweep", *pair, "--lambdas", "0:1:0.25", "--eval", "python:mine:greedy", "--out", out, *more]
+    return [
+        "sweep",
+        *pair,
+        "--lambdas",
+        "0:1:0.25",
+        "--eval",
+        "python:mine:greedy",
+        "--out",
+        out,
+        *more,
+    ]
 
 
 def test_a_sweep_writes_what_it_promises_and_does_nothing_twice(
-    pair: tuple[str, str], place: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    pair: tuple[str, str],
+    place: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     more = ["--eval", "perplexity:notes.txt,window=32", "--limit", "3"]
     assert run(monkeypatch, *sweep(pair, "runs/a", *more)) == 0
@@ -123,13 +137,30 @@ def test_a_sweep_writes_what_it_promises_and_does_nothing_twice(
     assert names <= {path.name for path in (place / "runs/a").iterdir()}
     rows = (place / "runs/a/results.csv").read_text().splitlines()
     assert rows[0] == "lambda,evaluator,score,unit,n,effective_lambda,lambda_value"
-    assert [row.split(",")[0] for row in rows[1:]] == ["0", "0", "0.25", "0.25", "0.5", "0.5", "0.75", "0.75", "1", "1"]
+    assert [row.split(",")[0] for row in rows[1:]] == [
+        "0",
+        "0",
+        "0.25",
+        "0.25",
+        "0.5",
+        "0.5",
+        "0.75",
+        "0.75",
+        "1",
+        "1",
+    ]
     run_file = json.loads((place / "runs/a/run.json").read_text())
     assert "tokenizer" in json.dumps(run_file) and "chat_template" in json.dumps(run_file)
 
-    before = (place / "runs/a/journal.jsonl").read_bytes(), (place / "runs/a/results.csv").read_bytes()
+    before = (
+        (place / "runs/a/journal.jsonl").read_bytes(),
+        (place / "runs/a/results.csv").read_bytes(),
+    )
     assert run(monkeypatch, *sweep(pair, "runs/a", *more)) == 0
-    assert ((place / "runs/a/journal.jsonl").read_bytes(), (place / "runs/a/results.csv").read_bytes()) == before
+    assert (
+        (place / "runs/a/journal.jsonl").read_bytes(),
+        (place / "runs/a/results.csv").read_bytes(),
+    ) == before
     assert len((place / "calls").read_text().splitlines()) == 5
 
     capsys.readouterr()
@@ -157,13 +188,27 @@ def test_the_same_sweep_in_two_places_gives_equal_files(
     for out in ("runs/a", "runs/b"):
         assert run(monkeypatch, *sweep(pair, out)) == 0
     for name in ("results.csv", "results.json", "trajectory.svg", "trajectory.png"):
-        assert (place / "runs/a" / name).read_bytes() == (place / "runs/b" / name).read_bytes(), name
+        assert (place / "runs/a" / name).read_bytes() == (place / "runs/b" / name).read_bytes(), (
+            name
+        )
 
 
 def test_failed_points_end_with_exit_code_1_and_their_reason(
-    pair: tuple[str, str], place: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    pair: tuple[str, str],
+    place: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    arguments = sweep(pair, "runs/a", "--eval", "python:mine:broken", "--eval", "python:mine:vandal", "--lambdas", "0.5")
+    arguments = sweep(
+        pair,
+        "runs/a",
+        "--eval",
+        "python:mine:broken",
+        "--eval",
+        "python:mine:vandal",
+        "--lambdas",
+        "0.5",
+    )
     assert run(monkeypatch, *arguments) == 1
     shown = capsys.readouterr().err
     assert "no such luck" in shown
@@ -174,9 +219,21 @@ def test_failed_points_end_with_exit_code_1_and_their_reason(
 
 
 def test_the_hint_of_a_failed_point_stands_below_it_once(
-    pair: tuple[str, str], place: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    pair: tuple[str, str],
+    place: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    arguments = ["sweep", *pair, "--out", "runs/a", "--eval", "python:mine:refuses", "--lambdas", "0,1"]
+    arguments = [
+        "sweep",
+        *pair,
+        "--out",
+        "runs/a",
+        "--eval",
+        "python:mine:refuses",
+        "--lambdas",
+        "0,1",
+    ]
     assert run(monkeypatch, *arguments) == 1
     said = capsys.readouterr().err.splitlines()
     told = "failed: python:refuses at λ = {}: the line 3 is bad"
@@ -185,17 +242,24 @@ def test_the_hint_of_a_failed_point_stands_below_it_once(
 
 
 def test_an_evaluator_that_moves_parameters_spoils_nothing_silently(
-    pair: tuple[str, str], place: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    pair: tuple[str, str],
+    place: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     more = ["--eval", "python:mine:replaces", "--eval", "python:mine:after", "--lambdas", "0.5"]
     arguments = ["sweep", *pair, "--out", "runs/a", *more]
     assert run(monkeypatch, *arguments) == 1
     shown = capsys.readouterr().err
     assert "evaluator `python:replaces` changed the model" in shown and "lm_head.weight" in shown
-    assert (place / "runs/a/results.csv").read_text().count("\n") == 1, "nothing measured on another model is recorded"
+    assert (place / "runs/a/results.csv").read_text().count("\n") == 1, (
+        "nothing measured on another model is recorded"
+    )
 
 
-def test_an_fp32_sweep_works(pair: tuple[str, str], place: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_fp32_sweep_works(
+    pair: tuple[str, str], place: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert run(monkeypatch, *sweep(pair, "runs/a", "--dtype", "float32")) == 0
 
 
@@ -223,7 +287,9 @@ def test_sigkill_at_random_moments_changes_nothing(
         watch = patience.Watch(process.pid)
         calls = len((place / "calls").read_text().splitlines()) if (place / "calls").exists() else 0
         while process.poll() is None and watch.stalled() is None:
-            if (place / "calls").exists() and len((place / "calls").read_text().splitlines()) > calls:
+            if (place / "calls").exists() and len(
+                (place / "calls").read_text().splitlines()
+            ) > calls:
                 break
             time.sleep(0.02)
         time.sleep(draw.uniform(0, 1.0))
@@ -231,14 +297,24 @@ def test_sigkill_at_random_moments_changes_nothing(
         process.communicate()
     assert run(monkeypatch, *sweep(pair, "runs/killed")) == 0
     for name in ("results.csv", "results.json", "trajectory.svg"):
-        assert (place / "runs/killed" / name).read_bytes() == (place / "runs/quiet" / name).read_bytes(), name
-    finished = [json.loads(line) for line in (place / "runs/killed/journal.jsonl").read_text().splitlines() if line.endswith("}")]
+        assert (place / "runs/killed" / name).read_bytes() == (
+            place / "runs/quiet" / name
+        ).read_bytes(), name
+    finished = [
+        json.loads(line)
+        for line in (place / "runs/killed/journal.jsonl").read_text().splitlines()
+        if line.endswith("}")
+    ]
     keys = [(entry["lambda"], entry["evaluator"]) for entry in finished]
     assert len(keys) == len(set(keys)) == 5
-    assert len((place / "calls").read_text().splitlines()) <= 5 + KILLS, "a kill may lose the running point, never a finished one"
+    assert len((place / "calls").read_text().splitlines()) <= 5 + KILLS, (
+        "a kill may lose the running point, never a finished one"
+    )
 
 
-def test_an_interrupt_prints_the_command_that_goes_on(pair: tuple[str, str], place: pathlib.Path) -> None:
+def test_an_interrupt_prints_the_command_that_goes_on(
+    pair: tuple[str, str], place: pathlib.Path
+) -> None:
     process = start(*sweep(pair, "runs/a"), pause=30)
     watch = patience.Watch(process.pid)
     while not (place / "calls").exists() and process.poll() is None and watch.stalled() is None:
@@ -251,7 +327,10 @@ def test_an_interrupt_prints_the_command_that_goes_on(pair: tuple[str, str], pla
 
 
 def test_an_interrupted_merge_goes_on(
-    pair: tuple[str, str], place: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    pair: tuple[str, str],
+    place: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     @contextlib.contextmanager
     def interrupting(what: str) -> Iterator[Callable[[int, int], None]]:
@@ -272,7 +351,10 @@ def test_an_interrupted_merge_goes_on(
 
 
 def test_merge_verify_and_what_a_flipped_bit_does(
-    pair: tuple[str, str], place: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    pair: tuple[str, str],
+    place: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert run(monkeypatch, "merge", *pair, "--lambda", "1/3", "--out", "merged") == 0
     assert "λ = 1/3" in capsys.readouterr().out
@@ -291,7 +373,20 @@ def test_merge_verify_and_what_a_flipped_bit_does(
     assert f"`{name}` bits differ (1 of" in shown.err and shown.out == ""
     assert run(monkeypatch, "merge", *pair, "--lambda", "0.5", "--out", "merged") == 1
     assert "not empty" in capsys.readouterr().err
-    assert run(monkeypatch, "merge", *pair, "--lambda", "-0.2", "--out", "merged", "--overwrite", "--json") == 0
+    assert (
+        run(
+            monkeypatch,
+            "merge",
+            *pair,
+            "--lambda",
+            "-0.2",
+            "--out",
+            "merged",
+            "--overwrite",
+            "--json",
+        )
+        == 0
+    )
     assert json.loads(capsys.readouterr().out)["lam"] == "-0.2"
 
 
@@ -303,7 +398,10 @@ def test_inspect_answers_people_and_programs_without_torch(pair: tuple[str, str]
     )
     path = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
     done = subprocess.run(
-        [sys.executable, "-c", code, *pair], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}
+        [sys.executable, "-c", code, *pair],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path},
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["model_type"] == "llama"
@@ -318,23 +416,43 @@ def test_inspect_prints_a_table(
 
 
 def test_rule_and_rounding_go_from_the_sweep_to_the_merge(
-    pair: tuple[str, str], place: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    pair: tuple[str, str],
+    place: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    (place / "rule.yaml").write_text("- {group: norms, lambda: 1}\n- {group: mlp, times: {0: 0.5, 1: 1}}\n")
+    (place / "rule.yaml").write_text(
+        "- {group: norms, lambda: 1}\n- {group: mlp, times: {0: 0.5, 1: 1}}\n"
+    )
     how = ["--rule", "rule.yaml", "--rounding", "stochastic", "--seed", "3"]
     assert run(monkeypatch, *sweep(pair, "run", *how)) == 0
     engine = json.loads((place / "run" / "run.json").read_text())["engine"]
-    assert engine["rounding"] == "stochastic, seed 3" and engine["rule"][0] == {"group": "norms", "lambda": "1"}
+    assert engine["rounding"] == "stochastic, seed 3" and engine["rule"][0] == {
+        "group": "norms",
+        "lambda": "1",
+    }
     rows = json.loads((place / "run" / "results.json").read_text())["rows"]
-    journal = [json.loads(line) for line in (place / "run" / "journal.jsonl").read_text().splitlines()]
+    journal = [
+        json.loads(line) for line in (place / "run" / "journal.jsonl").read_text().splitlines()
+    ]
     for row, line in zip(rows, journal):
         assert abs(row["effective_lambda"] - row["intended_lambda"]) < 0.01
         assert line["intended_lambda"] == pytest.approx(row["intended_lambda"], rel=1e-5)
-    assert (place / "run" / "results.csv").read_text().startswith("lambda,evaluator,score,unit,n,effective_lambda,lambda_value\n")
+    assert (
+        (place / "run" / "results.csv")
+        .read_text()
+        .startswith("lambda,evaluator,score,unit,n,effective_lambda,lambda_value\n")
+    )
     capsys.readouterr()
-    for change, said in ((["--seed", "4"], "stochastic, seed 4"), (["--rounding", "nearest"], "nearest")):
+    for change, said in (
+        (["--seed", "4"], "stochastic, seed 4"),
+        (["--rounding", "nearest"], "nearest"),
+    ):
         assert run(monkeypatch, *sweep(pair, "run", *how, *change)) == 1
-        assert f'engine.rounding: recorded "stochastic, seed 3", now "{said}' in capsys.readouterr().err
+        assert (
+            f'engine.rounding: recorded "stochastic, seed 3", now "{said}'
+            in capsys.readouterr().err
+        )
     (place / "rule.yaml").write_text("- {group: norms, lambda: 1}\n- {group: mlp, times: 0.5}\n")
     assert run(monkeypatch, *sweep(pair, "run", *how)) == 1
     assert "engine.rule: recorded [" in capsys.readouterr().err
@@ -356,23 +474,59 @@ WRONG_USAGE = {
         ["sweep", "a", "b", "--lambdas", "0:1:0.3", "--eval", "python:m:f", "--out", "o"],
         "does not divide",
     ),
-    "no lambda": (["merge", "a", "b", "--lambda", "lots", "--out", "o"], "`lots` is not a finite number"),
-    "unknown evaluator": (["sweep", "a", "b", "--lambdas", "0", "--eval", "bleu:x", "--out", "o"], "no evaluator `bleu`"),
-    "unknown dtype": (["merge", "a", "b", "--lambda", "0", "--out", "o", "--dtype", "int4"], "int4"),
-    "unknown rounding": (["merge", "a", "b", "--lambda", "0", "--out", "o", "--rounding", "up"], "rounding `up`"),
-    "a seed of nothing": (["merge", "a", "b", "--lambda", "0", "--out", "o", "--seed", "3"], "seed 3 with rounding `nearest`"),
-    "no rule": (["merge", "a", "b", "--lambda", "0", "--out", "o", "--rule", "none.yaml"], "none.yaml: the rule cannot be read"),
-    "no rule of a sweep": (
-        ["sweep", "a", "b", "--lambdas", "0", "--eval", "python:mine:greedy", "--out", "o", "--rule", "none.yaml"],
+    "no lambda": (
+        ["merge", "a", "b", "--lambda", "lots", "--out", "o"],
+        "`lots` is not a finite number",
+    ),
+    "unknown evaluator": (
+        ["sweep", "a", "b", "--lambdas", "0", "--eval", "bleu:x", "--out", "o"],
+        "no evaluator `bleu`",
+    ),
+    "unknown dtype": (
+        ["merge", "a", "b", "--lambda", "0", "--out", "o", "--dtype", "int4"],
+        "int4",
+    ),
+    "unknown rounding": (
+        ["merge", "a", "b", "--lambda", "0", "--out", "o", "--rounding", "up"],
+        "rounding `up`",
+    ),
+    "a seed of nothing": (
+        ["merge", "a", "b", "--lambda", "0", "--out", "o", "--seed", "3"],
+        "seed 3 with rounding `nearest`",
+    ),
+    "no rule": (
+        ["merge", "a", "b", "--lambda", "0", "--out", "o", "--rule", "none.yaml"],
         "none.yaml: the rule cannot be read",
     ),
-    "no size": (["merge", "a", "b", "--lambda", "0", "--out", "o", "--max-shard-size", "big"], "`big` is not a size"),
+    "no rule of a sweep": (
+        [
+            "sweep",
+            "a",
+            "b",
+            "--lambdas",
+            "0",
+            "--eval",
+            "python:mine:greedy",
+            "--out",
+            "o",
+            "--rule",
+            "none.yaml",
+        ],
+        "none.yaml: the rule cannot be read",
+    ),
+    "no size": (
+        ["merge", "a", "b", "--lambda", "0", "--out", "o", "--max-shard-size", "big"],
+        "`big` is not a size",
+    ),
 }
 
 
 @pytest.mark.parametrize("case", WRONG_USAGE)
 def test_wrong_usage_is_exit_code_2(
-    case: str, place: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    case: str,
+    place: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     arguments, message = WRONG_USAGE[case]
     assert run(monkeypatch, *arguments) == 2
@@ -383,10 +537,23 @@ def test_wrong_usage_is_exit_code_2(
 
 @pytest.mark.parametrize("verb", ["sweep", "merge", "inspect", "verify", "report"])
 def test_failures_are_one_message_and_a_hint(
-    verb: str, place: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    verb: str,
+    place: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     arguments = {
-        "sweep": ["sweep", "nowhere", "nowhere", "--lambdas", "0", "--eval", "perplexity:notes.txt", "--out", "o"],
+        "sweep": [
+            "sweep",
+            "nowhere",
+            "nowhere",
+            "--lambdas",
+            "0",
+            "--eval",
+            "perplexity:notes.txt",
+            "--out",
+            "o",
+        ],
         "merge": ["merge", "nowhere", "nowhere", "--lambda", "0", "--out", "o"],
         "inspect": ["inspect", "nowhere", "nowhere"],
         "verify": ["verify", "nowhere", "nowhere", "nowhere"],
@@ -394,7 +561,12 @@ def test_failures_are_one_message_and_a_hint(
     }[verb]
     assert run(monkeypatch, *arguments) == 1
     shown = capsys.readouterr().err
-    assert shown.startswith("error: ") and "nowhere" in shown and "\n\nhint: " in shown and "Traceback" not in shown
+    assert (
+        shown.startswith("error: ")
+        and "nowhere" in shown
+        and "\n\nhint: " in shown
+        and "Traceback" not in shown
+    )
     assert not (place / "o").exists()
 
 
@@ -413,19 +585,29 @@ def test_a_bug_is_one_line_and_a_traceback_only_with_debug(
 
 
 @pytest.mark.parametrize("verb", ["", "sweep", "merge", "verify", "inspect", "report"])
-def test_help_exists(verb: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_exists(
+    verb: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(monkeypatch, *filter(None, [verb, "--help"])) == 0
     assert "Usage" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("way", ["one process", "ray", "lockstep"])
 def test_a_bad_run_folder_is_found_before_a_model_is_loaded(
-    way: str, pair: tuple[str, str], place: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    way: str,
+    pair: tuple[str, str],
+    place: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     (place / "o").mkdir()
     (place / "o" / "thesis.tex").touch()
     monkeypatch.setattr("pa_fast.run.engine", lambda job: pytest.fail("a model was loaded"))
-    more = {"one process": [], "ray": ["--workers", "2"], "lockstep": ["--engine", "tensor-parallel"]}[way]
+    more = {
+        "one process": [],
+        "ray": ["--workers", "2"],
+        "lockstep": ["--engine", "tensor-parallel"],
+    }[way]
     assert run(monkeypatch, *sweep(pair, "o", *more)) == 1
     assert "holds `thesis.tex` and no run.json" in capsys.readouterr().err
     assert [path.name for path in (place / "o").iterdir()] == ["thesis.tex"]
@@ -461,9 +643,16 @@ def test_output_that_cannot_be_written_is_one_message(
     done = subprocess.run(
         ["bash", "-c", f'"$0" -m pa_fast "$@" {target}', sys.executable, *arguments],
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels")])},
-        stderr=subprocess.PIPE, text=True, pass_fds=[writing], check=False,
-    )  # fmt: skip
+        stderr=subprocess.PIPE,
+        text=True,
+        pass_fds=[writing],
+        check=False,
+    )
     os.close(writing)
     assert done.returncode == 1
     assert done.stderr.startswith(said) and done.stderr.count("\n\nhint: ") == 1, done.stderr
-    assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr and done.stderr.count("error:") == 1
+    assert (
+        "Traceback" not in done.stderr
+        and "Exception ignored" not in done.stderr
+        and done.stderr.count("error:") == 1
+    )

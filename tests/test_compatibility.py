@@ -1,4 +1,5 @@
-"""What `make compat` keeps: each environment's last result, failures by name, and never another's."""
+"""What `make compat` keeps: each environment's last result, failures by name, and never
+another's."""
 
 from __future__ import annotations
 
@@ -36,7 +37,9 @@ def test_each_environment_keeps_its_own_part_of_the_page() -> None:
         compatibility.written(page, "oldest", "x")
 
 
-def test_every_package_that_the_kept_result_names_is_one_that_is_installed_or_said_to_be_none() -> None:
+def test_every_package_that_the_kept_result_names_is_one_that_is_installed_or_said_to_be_none() -> (
+    None
+):
     found = compatibility.versions()
     assert found.keys() == {"Python", *compatibility.PACKAGES}
     assert found["transformers"] != "none" and found["typer"] != "none"

@@ -1,4 +1,5 @@
-"""The conformance table: what every store and every engine must do. Adding one means adding a row."""
+"""The conformance table: what every store and every engine must do. Adding one means adding a
+row."""
 
 from __future__ import annotations
 
@@ -27,8 +28,14 @@ from tests.subjects import Live, Product, Subject
 def plain(dtype: torch.dtype, device: str = "cpu") -> Callable[[pathlib.Path], Subject]:
     def make(folder: pathlib.Path) -> Subject:
         g = torch.Generator().manual_seed(3)
-        base = {name: torch.randn(shape, generator=g).to(dtype) for name, shape in (("a", (65, 31)), ("b", (1000,)), ("c", (3,)))}
-        instruct = {n: (t.float() + 0.05 * torch.randn(t.shape, generator=g)).to(dtype) for n, t in base.items()}
+        base = {
+            name: torch.randn(shape, generator=g).to(dtype)
+            for name, shape in (("a", (65, 31)), ("b", (1000,)), ("c", (3,)))
+        }
+        instruct = {
+            n: (t.float() + 0.05 * torch.randn(t.shape, generator=g)).to(dtype)
+            for n, t in base.items()
+        }
         live = {name: torch.empty_like(tensor, device=device) for name, tensor in base.items()}
         weights = pa_fast.LiveWeights.bind(live, base, instruct)
         return Live(weights, weights.set_lambda, live, base, instruct)
@@ -47,7 +54,9 @@ def inside(make: Callable[[pathlib.Path], Subject]) -> Callable[[pathlib.Path], 
     return made
 
 
-def delta(store: Store, device: str = "cpu", *, file: bool = False) -> Callable[[pathlib.Path], Subject]:
+def delta(
+    store: Store, device: str = "cpu", *, file: bool = False
+) -> Callable[[pathlib.Path], Subject]:
     """A plain pair of which 3 % changed, held by `store` or opened from a file of it."""
 
     def make(folder: pathlib.Path) -> Subject:
@@ -55,33 +64,60 @@ def delta(store: Store, device: str = "cpu", *, file: bool = False) -> Callable[
         ends, factors = pairs.ends(store, base, instruct)
         live = pairs.live_like(base, device=device)
         if file:
-            weights = pa_fast.LiveWeights.open(live, base, pairs.saved(folder / "delta", base, instruct, store))
+            weights = pa_fast.LiveWeights.open(
+                live, base, pairs.saved(folder / "delta", base, instruct, store)
+            )
         else:
             weights = pa_fast.LiveWeights.bind(live, base, instruct, store)
         return (Product if factors else Live)(
-            weights, weights.set_lambda, live, base, ends, **({"factors": factors} if factors else {})
+            weights,
+            weights.set_lambda,
+            live,
+            base,
+            ends,
+            **({"factors": factors} if factors else {}),
         )
 
     return make
 
 
 def transformers(
-    architecture: str, device: str = "cpu", *, store: str | Store = "auto", changed: float = 1.0, rel: float | None = None
+    architecture: str,
+    device: str = "cpu",
+    *,
+    store: str | Store = "auto",
+    changed: float = 1.0,
+    rel: float | None = None,
 ) -> Callable[[pathlib.Path], Subject]:
-    """A model pair, of which only a share has changed where `changed` says so; with `rel` by such a share of the weights."""
+    """A model pair, of which only a share has changed where `changed` says so; with `rel` by such a
+    share of the weights."""
 
     def make(folder: pathlib.Path) -> Subject:
         base, instruct = write_pair(folder, architecture)
         if changed < 1:
             edit(base, lambda tensors: kept.update(tensors))
-            edit(instruct, lambda tensors: tensors.update({n: partly(kept[n], t, changed) for n, t in tensors.items()}))
+            edit(
+                instruct,
+                lambda tensors: tensors.update(
+                    {n: partly(kept[n], t, changed) for n, t in tensors.items()}
+                ),
+            )
         if rel is not None:
             edit(base, lambda tensors: kept.update(tensors))
-            edit(instruct, lambda tensors: tensors.update({n: stepped(kept[n], rel) for n in tensors}))
+            edit(
+                instruct,
+                lambda tensors: tensors.update({n: stepped(kept[n], rel) for n in tensors}),
+            )
         lm = pa_fast.load(base, instruct, device=device, store=store)
         if store == "packed":
             assert lm.weights.memory().host_bytes < 0.8 * lm.weights.memory().live_bytes
-        return Live(lm.weights, lm.set_lambda, dict(lm.model.named_parameters()), reload(base), reload(instruct))
+        return Live(
+            lm.weights,
+            lm.set_lambda,
+            dict(lm.model.named_parameters()),
+            reload(base),
+            reload(instruct),
+        )
 
     kept: dict[str, torch.Tensor] = {}
     return make
@@ -121,7 +157,10 @@ SUBJECTS = {
     "plain-packed-wide": delta(PackedStore(-0.5, 1.5)),
     "opened-packed": inside(delta(PackedStore(), file=True)),
     "opened-sparse-exact": delta(SparseStore(), file=True),
-    **{f"transformers-packed-{name}": inside(transformers(name, store="packed", rel=0.02)) for name in ARCHITECTURES},
+    **{
+        f"transformers-packed-{name}": inside(transformers(name, store="packed", rel=0.02))
+        for name in ARCHITECTURES
+    },
     "opened-lowrank": delta(LowRankStore(rank=16), file=True),
     "transformers-sparse-experts": transformers("mixtral", store="sparse", changed=0.1),
     "transformers-sparse-tied": transformers("qwen2", store="sparse", changed=0.1),
@@ -145,8 +184,12 @@ ON_GPU = {
 
 
 QUICK = ("llama", "qwen2", "mixtral", "phi-3")  # plain, tied, converted experts, fused
-SLOW = {"ray-dense-llama", *(f"transformers-packed-{name}" for name in ARCHITECTURES if name not in QUICK)}
-"""More of what others are asked: architectures, and the weights of `transformers-dense-llama` in a Ray actor."""
+SLOW = {
+    "ray-dense-llama",
+    *(f"transformers-packed-{name}" for name in ARCHITECTURES if name not in QUICK),
+}
+"""More of what others are asked: architectures, and the weights of `transformers-dense-llama` in a
+Ray actor."""
 
 
 @pytest.fixture(
@@ -156,7 +199,9 @@ SLOW = {"ray-dense-llama", *(f"transformers-packed-{name}" for name in ARCHITECT
         *(pytest.param(name, marks=pytest.mark.gpu) for name in ON_GPU),
     ],
 )
-def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Subject]:
+def subject(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Subject]:
     made = {**SUBJECTS, **ON_GPU}[request.param](tmp_path_factory.mktemp("subject"))
     yield made
     made.close()
@@ -172,11 +217,14 @@ def assert_same(found: torch.Tensor, expected: torch.Tensor, ulps: int, where: o
         assert torch.equal(as_integers(found), as_integers(expected)), where
     else:
         assert found.dtype == expected.dtype and found.shape == expected.shape, where
-        assert not found.numel() or int((ordered(found) - ordered(expected)).abs().max()) <= ulps, where
+        assert not found.numel() or int((ordered(found) - ordered(expected)).abs().max()) <= ulps, (
+            where
+        )
 
 
 def ordered(tensor: torch.Tensor) -> torch.Tensor:
-    """Integers that follow the values: neighbours in the dtype are 1 apart, and 0 and −0 the same."""
+    """Integers that follow the values: neighbours in the dtype are 1 apart, and 0 and −0 the
+    same."""
     bits = as_integers(tensor)
     return torch.where(bits < 0, torch.iinfo(bits.dtype).min - bits.long(), bits.long())
 

@@ -1,4 +1,5 @@
-"""From two folders to a delta file, to a sweep that says what it lost, to the points that an exact store confirms."""
+"""From two folders to a delta file, to a sweep that says what it lost, to the points that an exact
+store confirms."""
 
 from __future__ import annotations
 
@@ -19,7 +20,14 @@ EVALS = (f"icl:{DEMO / 'fewshot.jsonl'},shots=1,sep=\\n,name=icl",)
 
 
 def spec(out: Path, **changes: Any) -> SweepSpec:
-    given = {"base": str(BASE), "instruct": str(INSTRUCT), "lambdas": "0:1:0.5", "evals": EVALS, "out": str(out), "limit": 8}
+    given = {
+        "base": str(BASE),
+        "instruct": str(INSTRUCT),
+        "lambdas": "0:1:0.5",
+        "evals": EVALS,
+        "out": str(out),
+        "limit": 8,
+    }
     return SweepSpec(**{**given, **changes})
 
 
@@ -27,17 +35,33 @@ def test_a_lossless_delta_gives_the_sweep_of_the_pair(tmp_path: Path) -> None:
     report = pa_fast.encode(BASE, INSTRUCT, tmp_path / "delta")
     assert report.lossless and report.relative_error == 0
     whole = run(spec(tmp_path / "whole"))
-    alone = run(spec(tmp_path / "alone", instruct=None, delta=str(tmp_path / "delta"), tokenizer=str(INSTRUCT)))
+    alone = run(
+        spec(
+            tmp_path / "alone",
+            instruct=None,
+            delta=str(tmp_path / "delta"),
+            tokenizer=str(INSTRUCT),
+        )
+    )
     assert alone.rows == whole.rows and alone.approximation is None
-    recorded = [json.loads((tmp_path / name / "run.json").read_text())["engine"] for name in ("whole", "alone")]
-    assert recorded[1]["instruct"].startswith("delta ") and recorded[0]["instruct"] != recorded[1]["instruct"]
+    recorded = [
+        json.loads((tmp_path / name / "run.json").read_text())["engine"]
+        for name in ("whole", "alone")
+    ]
+    assert (
+        recorded[1]["instruct"].startswith("delta ")
+        and recorded[0]["instruct"] != recorded[1]["instruct"]
+    )
 
 
 def test_a_lossy_sweep_says_so_and_its_best_points_are_confirmed(tmp_path: Path) -> None:
     job = spec(tmp_path / "run", store="lowrank")
     result = run(job)
     assert result.approximation == "lowrank, rank 64, seed 0"
-    assert json.loads((tmp_path / "run" / "results.json").read_text())["approximation"] == result.approximation
+    assert (
+        json.loads((tmp_path / "run" / "results.json").read_text())["approximation"]
+        == result.approximation
+    )
     assert "approximate delta" in str(result.table().caption)
     assert "approximate delta: lowrank" in (tmp_path / "run" / "trajectory.svg").read_text()
     best = [row.lam.key for row in result.ranked("icl")[:2]]
@@ -45,7 +69,9 @@ def test_a_lossy_sweep_says_so_and_its_best_points_are_confirmed(tmp_path: Path)
     assert confirmed.approximation is None and confirmed.out == tmp_path / "run" / "confirmed"
     assert {row.lam.key for row in confirmed.rows} == set(best)
     exact = run(spec(tmp_path / "exact"))
-    assert {row.lam.key: row.score for row in confirmed.rows}.items() <= {r.lam.key: r.score for r in exact.rows}.items()
+    assert {row.lam.key: row.score for row in confirmed.rows}.items() <= {
+        r.lam.key: r.score for r in exact.rows
+    }.items()
 
 
 def test_what_cannot_be_confirmed_is_refused_before_the_sweep(tmp_path: Path) -> None:
@@ -61,7 +87,9 @@ def test_what_cannot_be_confirmed_is_refused_before_the_sweep(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("how", ["store", "delta"])
-def test_a_packed_sweep_past_its_range_is_refused_before_its_first_point(how: str, tmp_path: Path) -> None:
+def test_a_packed_sweep_past_its_range_is_refused_before_its_first_point(
+    how: str, tmp_path: Path
+) -> None:
     out, delta = tmp_path / "run", tmp_path / "delta"
     given: dict[str, Any] = {"store": "packed"}
     if how == "delta":
@@ -78,7 +106,9 @@ def test_a_packed_sweep_past_its_range_is_refused_before_its_first_point(how: st
     assert (out / "journal.jsonl").read_bytes() == before
 
 
-def test_where_a_delta_cannot_go_is_said_before_anything_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_a_delta_cannot_go_is_said_before_anything_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("pa_fast.engines.encoding.load_pair", lambda *_: pytest.fail("loaded"))
     (tmp_path / "there").touch()
     for out, overwrite, said, hint in (
@@ -121,7 +151,9 @@ def test_a_text_that_cannot_be_read_costs_no_encoding(tmp_path: Path) -> None:
         ("lowrank", {"rank": 8, "energy": 0.5}, "given together"),
     ],
 )
-def test_options_that_do_not_fit_are_wrong_usage(format: str, options: dict[str, Any], why: str, tmp_path: Path) -> None:
+def test_options_that_do_not_fit_are_wrong_usage(
+    format: str, options: dict[str, Any], why: str, tmp_path: Path
+) -> None:
     with pytest.raises(UsageError) as caught:
         pa_fast.encode(BASE, INSTRUCT, tmp_path / "delta", format, **options)
     assert why in str(caught.value)
@@ -146,7 +178,9 @@ def test_a_delta_goes_to_a_lora_folder_and_back(tmp_path: Path) -> None:
     assert made.ranks and any("norm" in name for name in made.left_out)
     report = pa_fast.encode(BASE, tmp_path / "lora", tmp_path / "back", "lowrank")
     assert report.lossless and report.relative_error == 0
-    there, back = (pa_fast.load(BASE, delta=tmp_path / name, store="attached") for name in ("delta", "back"))
+    there, back = (
+        pa_fast.load(BASE, delta=tmp_path / name, store="attached") for name in ("delta", "back")
+    )
     layer = next(path for path in made.ranks)
     for name in ("u", "v"):
         found, expected = (getattr(lm.model.get_submodule(layer), name) for lm in (back, there))
@@ -161,5 +195,7 @@ def test_a_text_shows_what_a_delta_does_to_the_model(tmp_path: Path) -> None:
     lossy = pa_fast.encode(BASE, INSTRUCT, tmp_path / "a", "lowrank", rank=16, text=text).text
     whole = pa_fast.encode(BASE, INSTRUCT, tmp_path / "b", text=text).text
     assert lossy is not None and whole is not None
-    assert [point.lam for point in lossy.points] == ["0.5", "1"] and all(point.kl > 0 for point in lossy.points)
+    assert [point.lam for point in lossy.points] == ["0.5", "1"] and all(
+        point.kl > 0 for point in lossy.points
+    )
     assert all((point.kl, point.agreement) == (0, 1) for point in whole.points)

@@ -27,7 +27,9 @@ def test_everything_public_is_documented_and_typed(package: object) -> None:
             assert inspecting.getdoc(value), name
         if inspecting.isfunction(value):
             assert value.__annotations__.get("return") is not None, name
-            assert all(p in value.__annotations__ for p in inspecting.signature(value).parameters), name
+            assert all(
+                p in value.__annotations__ for p in inspecting.signature(value).parameters
+            ), name
         if inspecting.isclass(value):
             for method, member in vars(value).items():
                 if inspecting.isfunction(member) and not method.startswith("_"):
@@ -44,7 +46,11 @@ def test_unknown_names_are_attribute_errors() -> None:
 
 
 def test_every_error_is_drawn_in_the_tree() -> None:
-    classes = [c for c in vars(errors).values() if inspecting.isclass(c) and issubclass(c, errors.PaFastError)]
+    classes = [
+        c
+        for c in vars(errors).values()
+        if inspecting.isclass(c) and issubclass(c, errors.PaFastError)
+    ]
     assert len(classes) > 5
     for error in classes:
         assert error.__name__ in (errors.__doc__ or "")

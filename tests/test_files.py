@@ -1,4 +1,5 @@
-"""File systems without locks or without fsync of folders: everything runs with a note, and nothing that is finished goes."""
+"""File systems without locks or without fsync of folders: everything runs with a note, and nothing
+that is finished goes."""
 
 from __future__ import annotations
 
@@ -42,7 +43,9 @@ def without_folder_sync(code: int, only: Path | None = None) -> Callable[[int], 
     sync = os.fsync
 
     def fsync(fd: int) -> None:
-        if stat.S_ISDIR(os.fstat(fd).st_mode) and (only is None or os.path.samestat(os.fstat(fd), os.stat(only))):
+        if stat.S_ISDIR(os.fstat(fd).st_mode) and (
+            only is None or os.path.samestat(os.fstat(fd), os.stat(only))
+        ):
             raise OSError(code, os.strerror(code))
         sync(fd)
 
@@ -55,16 +58,37 @@ def everything(root: Path) -> None:
     for lam in ("0.25", "0.5"):
         merge(*pair, lam, root / "out", overwrite=True)
         assert verify(root / "out", *pair).lam == lam
-        writer.write(root / "delta", deltas.sources(*deltas.pair(shapes={"a": (8, 8)})), SparseStore(), overwrite=True)
+        writer.write(
+            root / "delta",
+            deltas.sources(*deltas.pair(shapes={"a": (8, 8)})),
+            SparseStore(),
+            overwrite=True,
+        )
         DeltaFile.open(root / "delta").close()
         for options in ({}, {"shard": (0, 2)}, {"shard": (1, 2)}):
-            found = sweep(FakeEngine(), "0,1", [Scorer("icl")], root / f"run{len(options)}", figure=False, **options)
+            found = sweep(
+                FakeEngine(),
+                "0,1",
+                [Scorer("icl")],
+                root / f"run{len(options)}",
+                figure=False,
+                **options,
+            )
         assert len(found.rows) == 2
-    assert {path.name for path in root.iterdir()} == {"base", "instruct", "out", "delta", "run0", "run1"}
+    assert {path.name for path in root.iterdir()} == {
+        "base",
+        "instruct",
+        "out",
+        "delta",
+        "run0",
+        "run1",
+    }
 
 
 @pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
-def test_without_locks(tmp_path: Path, code: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_without_locks(
+    tmp_path: Path, code: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr(fcntl, "flock", failing(code))
     everything(tmp_path)
     (said,) = caplog.messages
@@ -94,14 +118,18 @@ def test_a_finished_merge_whose_last_sync_fails_stays(
     assert verify(out, *pair).lam == "0.5" and "cannot be synced" in caplog.text
     monkeypatch.undo()
     merge(*pair, 0.75, out, overwrite=True)
-    assert verify(out, *pair).lam == "0.75" and [path.name for path in out.parent.iterdir()] == ["out"]
+    assert verify(out, *pair).lam == "0.75" and [path.name for path in out.parent.iterdir()] == [
+        "out"
+    ]
 
 
 def test_a_finished_delta_whose_last_sync_fails_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(os, "fsync", without_folder_sync(errno.EIO))
-    writer.write(tmp_path / "delta", deltas.sources(*deltas.pair(shapes={"a": (8, 8)})), SparseStore())
+    writer.write(
+        tmp_path / "delta", deltas.sources(*deltas.pair(shapes={"a": (8, 8)})), SparseStore()
+    )
     DeltaFile.open(tmp_path / "delta").close()
     assert "cannot be synced" in caplog.text
 
@@ -118,7 +146,9 @@ def test_weight_files_that_are_complete_stay_where_the_folder_cannot_be_synced(
     assert verify(tmp_path / "out", *pair).ok
 
 
-def test_a_rename_that_was_done_though_an_error_came_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rename_that_was_done_though_an_error_came_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pair, rename = write_pair(tmp_path), os.rename
     merge(*pair, 0.25, tmp_path / "out")
 
@@ -149,13 +179,22 @@ def test_an_interrupt_between_the_renames_of_an_overwrite_puts_the_old_folder_ba
     assert verify(tmp_path / "out", *pair).lam == "0.25"
 
 
-def test_without_locks_the_process_that_came_last_is_the_one_that_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_locks_the_process_that_came_last_is_the_one_that_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(fcntl, "flock", failing(errno.ENOLCK))
-    with pytest.raises(OutputError, match="another process began to write it"), OutputFolder(tmp_path / "out", 0) as first:
+    with (
+        pytest.raises(OutputError, match="another process began to write it"),
+        OutputFolder(tmp_path / "out", 0) as first,
+    ):
         second = OutputFolder(tmp_path / "out", 0).__enter__()
         second.write("config.json", b"{}")
         first.commit()
-    assert (second.path / "config.json").exists(), "the first must leave alone what is the second's now"
+    assert (second.path / "config.json").exists(), (
+        "the first must leave alone what is the second's now"
+    )
     second.commit()
     second.__exit__(None, None, None)
-    assert {path.name for path in tmp_path.iterdir()} == {"out"} and (tmp_path / "out" / "config.json").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"out"} and (
+        tmp_path / "out" / "config.json"
+    ).exists()

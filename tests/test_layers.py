@@ -55,7 +55,11 @@ def imports(path: pathlib.Path) -> list[tuple[int, str]]:
             found += [(node.lineno, alias.name) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}:{node.lineno}: relative imports hide the layer"
-            names = [f"{node.module}.{alias.name}" for alias in node.names] if node.module == "pa_fast" else []
+            names = (
+                [f"{node.module}.{alias.name}" for alias in node.names]
+                if node.module == "pa_fast"
+                else []
+            )
             found += [(node.lineno, name) for name in names or [node.module or ""]]
     return found
 
@@ -64,7 +68,8 @@ def breaches(path: pathlib.Path, row: str) -> list[str]:
     wrong = []
     for line, module in imports(path):
         target = part_of(module)
-        # `from pa_fast import X` names either a part or a public name; public names belong to the layer above all
+        # `from pa_fast import X` names either a part or a public name; public names belong to the
+        # layer above all
         if target is not None and target != row and target not in ALLOWED[row]:
             wrong.append(f"{path.relative_to(ROOT)}:{line}: {row} may not import {module}")
     return wrong
@@ -79,7 +84,9 @@ def sources() -> list[tuple[pathlib.Path, str]]:
     return found
 
 
-@pytest.mark.parametrize(("path", "row"), sources(), ids=lambda value: str(getattr(value, "name", value)))
+@pytest.mark.parametrize(
+    ("path", "row"), sources(), ids=lambda value: str(getattr(value, "name", value))
+)
 def test_imports_point_down(path: pathlib.Path, row: str) -> None:
     assert row in ALLOWED, f"{row} is not in the table of layers"
     assert not breaches(path, row)
@@ -95,8 +102,8 @@ def test_kernels_folder_is_not_a_package() -> None:
 
 
 def test_transformers_does_not_take_our_kernels_folder_for_another_package() -> None:
-    # transformers probes for a distribution whose import name is `kernels`; a bare folder of that name in the working
-    # directory is found by find_spec, and must not count as that package.
+    # transformers probes for a distribution whose import name is `kernels`; a bare folder of that
+    # name in the working directory is found by find_spec, and must not count as that package.
     code = (
         "import sys; sys.path.insert(0, '');"
         "import transformers;"
@@ -113,11 +120,23 @@ def test_transformers_does_not_take_our_kernels_folder_for_another_package() -> 
 
 @pytest.mark.parametrize(
     "module",
-    ["pa_fast", "pa_fast.cli", "pa_fast.base", "pa_fast.checkpoint.merge", "pa_fast.checkpoint.inspect", "pa_fast.sweep"],
+    [
+        "pa_fast",
+        "pa_fast.cli",
+        "pa_fast.base",
+        "pa_fast.checkpoint.merge",
+        "pa_fast.checkpoint.inspect",
+        "pa_fast.sweep",
+    ],
 )
 def test_light_imports_load_no_torch(module: str) -> None:
-    code = f"import sys, {module}; print(sorted({{'torch', 'transformers', 'matplotlib'}} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, env=_path())
+    code = (
+        f"import sys, {module}; print(sorted({{'torch', 'transformers', 'matplotlib'}} &"
+        " set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, env=_path()
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "[]"
 
@@ -125,7 +144,11 @@ def test_light_imports_load_no_torch(module: str) -> None:
 def test_eval_stacks_are_imported_only_inside_functions() -> None:
     for path, _ in sources():
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
-            names = [a.name for a in node.names] if isinstance(node, ast.Import) else [getattr(node, "module", "") or ""]
+            names = (
+                [a.name for a in node.names]
+                if isinstance(node, ast.Import)
+                else [getattr(node, "module", "") or ""]
+            )
             assert not {n.split(".")[0] for n in names} & EMBEDDED_STACKS, path
 
 

@@ -26,7 +26,11 @@ def targets(text: str) -> list[str]:
 
 
 def test_every_link_of_the_readme_leads_to_a_file() -> None:
-    here = [target.partition("#")[0] for target in targets((ROOT / "README.md").read_text("utf-8")) if "://" not in target]
+    here = [
+        target.partition("#")[0]
+        for target in targets((ROOT / "README.md").read_text("utf-8"))
+        if "://" not in target
+    ]
     assert len(here) > 10 and not [target for target in here if not (ROOT / target).exists()]
 
 
@@ -39,7 +43,10 @@ def test_on_an_index_no_link_or_image_leads_nowhere(setup: Any) -> None:
     assert "](https://example.org/us/it/raw/main/docs/images/demo.png)" in linked
     assert "](https://example.org/us/it/blob/main/docs/embedding.md" in linked
     assert not [target for target in targets(linked) if not target.startswith(("http", "#"))]
-    assert setup.for_index("[`a[0]`](b.md) and [c](#d) and [e](https://f)", None) == "`a[0]` and [c](#d) and [e](https://f)"
+    assert (
+        setup.for_index("[`a[0]`](b.md) and [c](#d) and [e](https://f)", None)
+        == "`a[0]` and [c](#d) and [e](https://f)"
+    )
 
 
 def test_a_source_distribution_has_each_folder_whole() -> None:

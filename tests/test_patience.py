@@ -22,7 +22,7 @@ waits_for_the_other()
 # no output, no files: only work, in a child, for four times as long as a stall would be borne
 SLOW = """
 import subprocess, sys
-work = "import time\\nuntil = time.monotonic() + 4\\nwhile time.monotonic() < until: sum(range(1000))"
+work = "from time import time as t\\nend = t() + 4\\nwhile t() < end: sum(range(1000))"
 subprocess.run([sys.executable, "-c", work], check=True); print("done")
 """
 

@@ -15,7 +15,9 @@ def test_each_test_that_the_page_names_exists() -> None:
     assert len(named) >= 20 and len(named) == page.count("::test_"), "each in the form `path::name`"
     for path, name in named:
         defined = [
-            f.name for f in ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8"))) if isinstance(f, ast.FunctionDef)
+            f.name
+            for f in ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8")))
+            if isinstance(f, ast.FunctionDef)
         ]
         assert name in defined, f"{path}::{name}"
 

@@ -1,4 +1,5 @@
-"""What `pa-fast bench` reports, of a folder's own shapes, and that it gives no speed of wrong bits."""
+"""What `pa-fast bench` reports, of a folder's own shapes, and that it gives no speed of wrong
+bits."""
 
 from __future__ import annotations
 
@@ -20,13 +21,29 @@ def test_all_stores_and_ceilings_of_a_folders_shapes(tmp_path: pathlib.Path) -> 
     write_checkpoint(tmp_path / "model", {"a": torch.zeros(160, 128), "b": torch.zeros(77)})
     found = measure("cpu", str(tmp_path / "model"), rounds=1)
     assert (found.tensors, found.weights) == (2, 160 * 128 + 77)
-    rows = {(row["relative_delta"], row["what"]): row for row in json.loads(found.to_json())["rows"]}
-    for what in ("copy", "flat torch.add(out=)", "flat torch.lerp(out=)", "flat switch", "file copy"):
+    rows = {
+        (row["relative_delta"], row["what"]): row for row in json.loads(found.to_json())["rows"]
+    }
+    for what in (
+        "copy",
+        "flat torch.add(out=)",
+        "flat torch.lerp(out=)",
+        "flat switch",
+        "file copy",
+    ):
         assert rows[None, what]["gbps"] > 0
     for relative in RELATIVE:
         assert {what for at, what in rows if at == relative} >= {"dense", "dense, again", "packed"}
-        assert rows[relative, "packed"]["bytes_per_weight"] < rows[relative, "dense"]["bytes_per_weight"] == 6
-    for what in ("sparse, 2% of the weights", "sparse, 2% of the weights, again", "low rank 64, its matrices"):
+        assert (
+            rows[relative, "packed"]["bytes_per_weight"]
+            < rows[relative, "dense"]["bytes_per_weight"]
+            == 6
+        )
+    for what in (
+        "sparse, 2% of the weights",
+        "sparse, 2% of the weights, again",
+        "low rank 64, its matrices",
+    ):
         assert rows[0.017, what]["gbps"] > 0
 
 

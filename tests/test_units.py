@@ -16,7 +16,8 @@ from pa_fast.units import format_bytes, format_count, format_rate, format_second
 
 
 @pytest.mark.parametrize(
-    ("text", "size"), [("5GB", 5 * 10**9), ("500 mb", 5 * 10**8), ("2GiB", 2**31), ("1.5kb", 1500), ("17", 17)]
+    ("text", "size"),
+    [("5GB", 5 * 10**9), ("500 mb", 5 * 10**8), ("2GiB", 2**31), ("1.5kb", 1500), ("17", 17)],
 )
 def test_sizes_are_parsed(text: str, size: int) -> None:
     assert parse_bytes(text) == size
@@ -29,7 +30,14 @@ def test_what_is_not_a_size_is_refused(text: str) -> None:
 
 
 def test_bytes_and_seconds_are_printed() -> None:
-    assert [format_bytes(n) for n in (0, 999, 1234, 999_600, 5e9, 7e12)] == ["0 B", "999 B", "1.23 kB", "1 MB", "5 GB", "7 TB"]
+    assert [format_bytes(n) for n in (0, 999, 1234, 999_600, 5e9, 7e12)] == [
+        "0 B",
+        "999 B",
+        "1.23 kB",
+        "1 MB",
+        "5 GB",
+        "7 TB",
+    ]
     assert [format_seconds(s) for s in (0.0032, 4.12, 59.96, 303, 7800)] == [
         "3.2 ms",
         "4.1 s",
@@ -85,7 +93,23 @@ def test_numbers_of_other_libraries_are_taken() -> None:
 
 
 @pytest.mark.parametrize(
-    "value", ["nan", "inf", "", "a", "1/0", float("nan"), 1e39, "-1e400", "1e999999999", "1e-450", "1_0", "٣", None, [1]]
+    "value",
+    [
+        "nan",
+        "inf",
+        "",
+        "a",
+        "1/0",
+        float("nan"),
+        1e39,
+        "-1e400",
+        "1e999999999",
+        "1e-450",
+        "1_0",
+        "٣",
+        None,
+        [1],
+    ],
 )
 def test_what_is_no_finite_number_is_refused(value: object) -> None:
     with pytest.raises(UsageError, match="λ"):

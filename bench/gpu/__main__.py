@@ -11,28 +11,64 @@ import time
 from collections.abc import Sequence
 
 NAMES = tuple(
-    "ceilings lerp packed host checksum graph sweep encode first sparse lowrank stochastic ncu sanitize".split()  # noqa: SIM905
+    [
+        "ceilings",
+        "lerp",
+        "packed",
+        "host",
+        "checksum",
+        "graph",
+        "sweep",
+        "encode",
+        "first",
+        "sparse",
+        "lowrank",
+        "stochastic",
+        "ncu",
+        "sanitize",
+    ]
 )
 """Spelled out here, because stages import what an environment variable has to come before."""
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m bench.gpu", description="Tests first, then speeds, on the first GPU. Without one: tests and rehearsal.",
+        prog="python -m bench.gpu",
+        description="Tests first, then speeds, on the first GPU. Without one: tests and rehearsal.",
         epilog=f"stages, in order: {', '.join(NAMES)}",
-    )  # fmt: skip
-    parser.add_argument("--only", metavar="STAGES", help="stages to time, with commas between; `tests` alone runs the tests")
-    parser.add_argument(
-        "--minutes", type=float, metavar="M", help="begin nothing that would not be done so many minutes from now"
     )
-    parser.add_argument("--only-time", action="store_true", help="skip the tests: rows say so; what is timed is still proven")
-    parser.add_argument("--rehearse", action="store_true", help="walk through every stage at tiny sizes under the interpreter")
-    parser.add_argument("--out", type=pathlib.Path, metavar="FOLDER", help="where results go (bench/results)")
+    parser.add_argument(
+        "--only",
+        metavar="STAGES",
+        help="stages to time, with commas between; `tests` alone runs the tests",
+    )
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        metavar="M",
+        help="begin nothing that would not be done so many minutes from now",
+    )
+    parser.add_argument(
+        "--only-time",
+        action="store_true",
+        help="skip the tests: rows say so; what is timed is still proven",
+    )
+    parser.add_argument(
+        "--rehearse",
+        action="store_true",
+        help="walk through every stage at tiny sizes under the interpreter",
+    )
+    parser.add_argument(
+        "--out", type=pathlib.Path, metavar="FOLDER", help="where results go (bench/results)"
+    )
     options = parser.parse_args()
     names = NAMES if options.only is None else [name for name in options.only.split(",") if name]
     unknown = [name for name in names if name not in (*NAMES, "tests")]
     if unknown or not names:
-        parser.error(f"no stage is called {', '.join(unknown) or 'nothing'}; there are: {', '.join(NAMES)}, tests")
+        parser.error(
+            f"no stage is called {', '.join(unknown) or 'nothing'}; there are: {', '.join(NAMES)},"
+            " tests"
+        )
     until = time.monotonic() + 60 * options.minutes if options.minutes else float("inf")
     import torch
 
@@ -78,19 +114,27 @@ def without_gpu(names: Sequence[str], tests: bool) -> int:
     from bench.gpu.stages import perform
     from bench.gpu.suite import suite
 
-    print("Rehearsal: kernel bodies run under Triton's interpreter on the CPU. Nothing runs on a GPU, no time means anything.")
+    print(
+        "Rehearsal: kernel bodies run under Triton's interpreter on the CPU. Nothing runs on a GPU,"
+        " no time means anything."
+    )
     if tests and suite(interpreted=True) is None:
         return 1
     if list(names) == ["tests"]:
         return 0
     device = torch.device("cpu")
     with tempfile.TemporaryDirectory() as folder:
-        ledger = Ledger(pathlib.Path(folder) / "rehearsal.csv", machine(device, "rehearsal"), timed=False)
+        ledger = Ledger(
+            pathlib.Path(folder) / "rehearsal.csv", machine(device, "rehearsal"), timed=False
+        )
         failed = perform(Run(device, ledger, TINY), names)
     if failed:
         print(f"rehearsal: FAILED in {', '.join(failed)}")
         return 1
-    print(f"rehearsal: {len(ledger.rows)} rows of {len(names)} stages, bits right, nothing timed on a GPU, nothing written")
+    print(
+        f"rehearsal: {len(ledger.rows)} rows of {len(names)} stages, bits right, nothing timed on a"
+        " GPU, nothing written"
+    )
     return 0
 
 

@@ -1,4 +1,5 @@
-"""What the machine can do at all, measured in the same run: the figures that all others are shares of."""
+"""What the machine can do at all, measured in the same run: the figures that all others are shares
+of."""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ from bench.gpu.run import Contender, Run
 
 
 def ceilings(run: Run) -> None:
-    """Device copy, torch.add and torch.lerp over flat buffers, our kernel on one flat tensor with every launch, PCIe.
+    """Device copy, torch.add and torch.lerp over flat buffers, our kernel on one flat tensor with
+    every launch, PCIe.
 
     The stream is the best of those that read two buffers and write one, whoever wrote its kernel.
     """
@@ -38,4 +40,7 @@ def ceilings(run: Run) -> None:
     run.copy_gbps = max(rows[name].gbps or 0 for name in ("device copy", "device copy, again"))
     best = max(streams, key=lambda name: rows[name].gbps or 0)
     run.stream_gbps = rows[best].gbps or 0
-    run.ledger.say("ceilings", f"copy {run.copy_gbps:.0f} GB/s; the stream is {best}, {run.stream_gbps:.0f} GB/s")
+    run.ledger.say(
+        "ceilings",
+        f"copy {run.copy_gbps:.0f} GB/s; the stream is {best}, {run.stream_gbps:.0f} GB/s",
+    )

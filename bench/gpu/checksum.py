@@ -1,4 +1,5 @@
-"""The checksum of a model's live tensors: the launch of its kernel, and a whole call as the driver makes it."""
+"""The checksum of a model's live tensors: the launch of its kernel, and a whole call as the driver
+makes it."""
 
 from __future__ import annotations
 
@@ -16,7 +17,9 @@ def checksum(run: Run) -> None:
     layers = run.scale.layers_for(run.room(), 2)
     sizes = run.scale.sizes(layers)
     if not layers:
-        run.ledger.say("checksum", "left out: not one layer of an 8B model fits the device memory that is free")
+        run.ledger.say(
+            "checksum", "left out: not one layer of an 8B model fits the device memory that is free"
+        )
         return
     live = list(run.random(sum(sizes)).split(sizes))
     flat = [tensor.view(torch.uint8) for tensor in live]
@@ -31,10 +34,15 @@ def checksum(run: Run) -> None:
             raise WrongBits(f"checksum with {launch}")
         table = tiles.build([flat], [data.numel() for data in flat], 8 * launch.block)
         totals = torch.zeros(len(flat), dtype=torch.int64, device=run.device)
-        name = "as shipped" if "as shipped" not in contenders else f"{launch.block}/{launch.threads}"
+        name = (
+            "as shipped" if "as shipped" not in contenders else f"{launch.block}/{launch.threads}"
+        )
         contenders[name] = Contender(
-            moved, lambda totals=totals, table=table, launch=launch: checksum_triton.add_(totals, table, launch)
-        )  # fmt: skip
+            moved,
+            lambda totals=totals, table=table, launch=launch: checksum_triton.add_(
+                totals, table, launch
+            ),
+        )
     contenders["as shipped, again"] = contenders["as shipped"]
     rows = run.time("checksum", contenders, count, "as shipped")
     names = [f"{launch.block}/{launch.threads}" for launch in run.some(checksum_triton.CANDIDATES)]

@@ -17,7 +17,8 @@ def clock_of(device: torch.device) -> Clock:
 
 
 def event_seconds(work: Work) -> float:
-    """Between two events on the stream that the work is sent to: gaps that the host leaves count."""
+    """Between two events on the stream that the work is sent to: gaps that the host leaves
+    count."""
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     start.record()
     work()

@@ -1,4 +1,5 @@
-"""The first switch of a process: compilation with an empty and with a filled cache of Triton's, in processes of their own."""
+"""The first switch of a process: compilation with an empty and with a filled cache of Triton's, in
+processes of their own."""
 
 from __future__ import annotations
 
@@ -26,7 +27,14 @@ def first_switch(run: Run) -> None:
     for name, seconds in took.items():
         middle = statistics.median(seconds)
         spread = (max(seconds) - min(seconds)) / middle
-        run.ledger.add(Row("first", f"first switch, {name}" if "cache" in name else name, ms=1000 * middle, spread=spread))
+        run.ledger.add(
+            Row(
+                "first",
+                f"first switch, {name}" if "cache" in name else name,
+                ms=1000 * middle,
+                spread=spread,
+            )
+        )
 
 
 def _process(cache: str, device: str) -> tuple[float, float]:
@@ -40,7 +48,9 @@ def _process(cache: str, device: str) -> tuple[float, float]:
         text=True,
     )
     if done.returncode:
-        raise RuntimeError(f"a process that was to switch once ended with {done.returncode}: {done.stderr[-1000:]}")
+        raise RuntimeError(
+            f"a process that was to switch once ended with {done.returncode}: {done.stderr[-1000:]}"
+        )
     first, second = json.loads(done.stdout)
     return first, second
 

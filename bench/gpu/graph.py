@@ -1,4 +1,5 @@
-"""Switches recorded in a CUDA graph: the same bits at a replay, and what a launch costs beside one."""
+"""Switches recorded in a CUDA graph: the same bits at a replay, and what a launch costs beside
+one."""
 
 from __future__ import annotations
 
@@ -30,19 +31,31 @@ def graph(run: Run) -> None:
                 group.lams.fill_(lam)
             replay()
             pair.prove(f"a graph of {name} switches", lam)
-        moved = 3 * pair.w.nbytes if name == "dense" else 2 * pair.w.nbytes + sum(e.nbytes for e in entries if e)
+        moved = (
+            3 * pair.w.nbytes
+            if name == "dense"
+            else 2 * pair.w.nbytes + sum(e.nbytes for e in entries if e)
+        )
 
         def again(work: Work) -> Work:
             return lambda: [work() for _ in range(times)]
 
         contenders[f"{name} launched"] = Contender(moved, again(switch.launch_), times)
-        contenders[f"{name} with its λ set"] = Contender(moved, again(lambda switch=switch: switch.run_(first)), times)
+        contenders[f"{name} with its λ set"] = Contender(
+            moved, again(lambda switch=switch: switch.run_(first)), times
+        )
         contenders[f"{name} replayed"] = Contender(moved, again(replay), times)
     contenders["dense launched, again"] = contenders["dense launched"]
     rows = run.time("graph", contenders, pair.count, "dense launched", clock=wall_seconds)
-    saved = ((rows[f"{name} launched"].ms or 0) - (rows[f"{name} replayed"].ms or 0) for name in ("dense", "packed"))
+    saved = (
+        (rows[f"{name} launched"].ms or 0) - (rows[f"{name} replayed"].ms or 0)
+        for name in ("dense", "packed")
+    )
     run.ledger.say(
-        "graph", "a replay saves " + " and ".join(f"{1000 * ms:.1f} µs" for ms in saved) + " of a dense and a packed switch"
+        "graph",
+        "a replay saves "
+        + " and ".join(f"{1000 * ms:.1f} µs" for ms in saved)
+        + " of a dense and a packed switch",
     )
 
 

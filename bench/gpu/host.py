@@ -1,4 +1,5 @@
-"""Dense switches whose sources lie in pinned host memory, beside what a copy from there reaches (P4)."""
+"""Dense switches whose sources lie in pinned host memory, beside what a copy from there reaches
+(P4)."""
 
 from __future__ import annotations
 
@@ -14,9 +15,16 @@ from bench.gpu import persistent
 from bench.gpu.pairs import Pair
 from bench.gpu.run import Contender, Run
 
-LAUNCHES = (Launch(1024, 128), Launch(2048, 128), Launch(4096, 128), Launch(4096, 256), Launch(8192, 256))
+LAUNCHES = (
+    Launch(1024, 128),
+    Launch(2048, 128),
+    Launch(4096, 128),
+    Launch(4096, 256),
+    Launch(8192, 256),
+)
 PROGRAMS = (0.25, 1, 4)
-"""Programs a multiprocessor that stay: 0.25 of them have 270 kB in flight on 132 multiprocessors."""
+"""Programs a multiprocessor that stay: 0.25 of them have 270 kB in flight on 132
+multiprocessors."""
 
 
 def host(run: Run) -> None:
@@ -27,7 +35,9 @@ def host(run: Run) -> None:
     read = 2 * b.nbytes
     groups: dict[str, lerp_triton.Group] = {}
     for launch in run.some(LAUNCHES):
-        groups[f"pointers, {launch.block}/{launch.threads}"] = lerp_triton.Group([0], [pair.w], [b], [i], None, launch)
+        groups[f"pointers, {launch.block}/{launch.threads}"] = lerp_triton.Group(
+            [0], [pair.w], [b], [i], None, launch
+        )
     for each in run.some(PROGRAMS):
         launch, programs = lerp_triton.NARROW, max(int(each * run.multiprocessors), 1)
         name = f"pointers, {launch.block}/{launch.threads}, {programs} programs"
@@ -45,27 +55,45 @@ def host(run: Run) -> None:
         pair.prove(f"host {name}", lam)
     copy = "pinned copy to the device"
     contenders = {copy: Contender(b.nbytes, lambda: pair.b.copy_(b, non_blocking=True))}
-    contenders |= {name: Contender(read, way, note="bytes read over the bus") for name, way in ways.items()}
+    contenders |= {
+        name: Contender(read, way, note="bytes read over the bus") for name, way in ways.items()
+    }
     contenders["pinned copy to the device, again"] = contenders[copy]
     contenders["pointers as shipped, again"] = contenders["pointers as shipped"]
     rows = run.time("host", contenders, count)
     ceiling = max(rows[name].gbps or 0 for name in (copy, f"{copy}, again"))
-    best = run.choose("host", rows, "pointers as shipped", [*groups, "staged copies"], "the launch for pinned sources")
-    share, as_is = ((rows[name].gbps or math.nan) / ceiling for name in (best, "pointers as shipped"))
+    best = run.choose(
+        "host",
+        rows,
+        "pointers as shipped",
+        [*groups, "staged copies"],
+        "the launch for pinned sources",
+    )
+    share, as_is = (
+        (rows[name].gbps or math.nan) / ceiling for name in (best, "pointers as shipped")
+    )
     run.ledger.verdict(
-        "host", "P4", "≥ 90 % of the pinned host→device copy rate",
-        f"{best}: {share:.1%} of {ceiling:.1f} GB/s; as shipped {as_is:.1%}", share >= 0.9,
-    )  # fmt: skip
+        "host",
+        "P4",
+        "≥ 90 % of the pinned host→device copy rate",
+        f"{best}: {share:.1%} of {ceiling:.1f} GB/s; as shipped {as_is:.1%}",
+        share >= 0.9,
+    )
 
 
 class Staged:
-    """The other way: chunks of both sources copied to the device, two on their way while a third is merged."""
+    """The other way: chunks of both sources copied to the device, two on their way while a third is
+    merged."""
 
     def __init__(self, w: Tensor, b: Tensor, i: Tensor, chunk: int):
         self.pieces = list(zip(w.split(chunk), b.split(chunk), i.split(chunk)))
         self.device = w.device
-        self.streams = [torch.cuda.Stream(w.device) for _ in range(3)] if w.device.type == "cuda" else []
-        self.buffers = [(torch.empty_like(w[:chunk]), torch.empty_like(w[:chunk])) for _ in range(3)]
+        self.streams = (
+            [torch.cuda.Stream(w.device) for _ in range(3)] if w.device.type == "cuda" else []
+        )
+        self.buffers = [
+            (torch.empty_like(w[:chunk]), torch.empty_like(w[:chunk])) for _ in range(3)
+        ]
         self.merges = [
             Lerp([w], [b[: w.numel()]], [i[: w.numel()]])
             for n, (w, _, _) in enumerate(self.pieces)
@@ -77,8 +105,11 @@ class Staged:
         for stream in self.streams:
             stream.wait_stream(torch.cuda.current_stream(self.device))
         for n, (w, b, i) in enumerate(self.pieces):
-            # what follows in one stream runs in order, so a buffer is free before it is filled again
-            with torch.cuda.stream(self.streams[n % 3]) if self.streams else contextlib.nullcontext():
+            # what follows in one stream runs in order, so a buffer is free before it is filled
+            # again
+            with (
+                torch.cuda.stream(self.streams[n % 3]) if self.streams else contextlib.nullcontext()
+            ):
                 for buffer, source in zip(self.buffers[n % 3], (b, i)):
                     buffer[: w.numel()].copy_(source, non_blocking=True)
                 self.merges[n].run_(lam)

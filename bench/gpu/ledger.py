@@ -1,4 +1,5 @@
-"""Rows of measurements: printed, and on disk the moment they are there, so that a kill loses nothing."""
+"""Rows of measurements: printed, and on disk the moment they are there, so that a kill loses
+nothing."""
 
 from __future__ import annotations
 
@@ -15,8 +16,10 @@ class Row:
 
     Attributes:
         stage, what: where it belongs, and its name there.
-        target, goal, figure, met: P row, its words, what was found in the same words, and yes or no; of a verdict alone.
-        weights, moved_bytes, bytes_per_weight: elements switched; read and written per run; kept in all per weight.
+        target, goal, figure, met: P row, its words, what was found in the same words, and yes or
+            no; of a verdict alone.
+        weights, moved_bytes, bytes_per_weight: elements switched; read and written per run; kept in
+            all per weight.
         ms, spread: median, and (largest − least) / median of the rounds.
         gbps, of_copy, of_stream: 10⁹ bytes/s; shares of the two ceilings of this run.
         ratio, against: median over that of the row so named.
@@ -45,9 +48,11 @@ class Ledger:
     """Rows of one run.
 
     Args:
-        path: a CSV file to append to, made with its folder where it is not there; its Markdown lies beside it.
+        path: a CSV file to append to, made with its folder where it is not there; its Markdown lies
+            beside it.
         machine: columns that are the same in every row.
-        timed: False in a rehearsal: figures are kept out of what is printed, because they mean nothing.
+        timed: False in a rehearsal: figures are kept out of what is printed, because they mean
+            nothing.
     """
 
     def __init__(self, path: pathlib.Path, machine: Mapping[str, str], timed: bool = True):
@@ -64,7 +69,10 @@ class Ledger:
             writer = csv.DictWriter(file, columns)
             if file.tell() == 0:
                 writer.writeheader()
-            rounded = {name: f"{value:.6g}" if isinstance(value, float) else value for name, value in asdict(row).items()}
+            rounded = {
+                name: f"{value:.6g}" if isinstance(value, float) else value
+                for name, value in asdict(row).items()
+            }
             writer.writerow({**self.machine, **rounded})
             file.flush()
             os.fsync(file.fileno())
@@ -85,27 +93,58 @@ class Ledger:
         goals = [row for row in self.rows if row.target]
         lines = [f"# {said}", "", "| goal | found | met |", "|---|---|---|"]
         lines += [f"| {row.target}: {row.goal} | {row.figure} | {row.met} |" for row in goals]
-        lines += ["", "| stage | what | ms | spread | GB/s | of copy | of stream | ratio | bytes per weight | note |"]
+        lines += [
+            "",
+            (
+                "| stage | what | ms | spread | GB/s | of copy | of stream | ratio | bytes per"
+                " weight | note |"
+            ),
+        ]
         lines += ["|---|---|---|---|---|---|---|---|---|---|"]
         for row in self.rows:
             if not row.target:
                 ratio = "" if row.ratio is None else f"{row.ratio:.3f} × {row.against}"
-                shares = (_percent(row.spread), _number(row.gbps), _percent(row.of_copy), _percent(row.of_stream))
-                cells = (row.stage, row.what, _number(row.ms), *shares, ratio, _number(row.bytes_per_weight), row.note)
+                shares = (
+                    _percent(row.spread),
+                    _number(row.gbps),
+                    _percent(row.of_copy),
+                    _percent(row.of_stream),
+                )
+                cells = (
+                    row.stage,
+                    row.what,
+                    _number(row.ms),
+                    *shares,
+                    ratio,
+                    _number(row.bytes_per_weight),
+                    row.note,
+                )
                 lines.append(f"| {' | '.join(cells)} |")
         path.write_text("\n".join(lines) + "\n", encoding="utf-8")
         return path
 
     def _line(self, row: Row) -> str:
         if row.target:
-            found = f"{row.figure}: {'met' if row.met == 'yes' else 'NOT MET'}" if self.timed else "not judged in a rehearsal"
+            found = (
+                f"{row.figure}: {'met' if row.met == 'yes' else 'NOT MET'}"
+                if self.timed
+                else "not judged in a rehearsal"
+            )
             return f"{row.target}: {row.goal}: {found}"
         if row.what == "note":
-            return f"{row.stage}: {row.note}" if self.timed else f"{row.stage}: a note on what was timed"
+            return (
+                f"{row.stage}: {row.note}"
+                if self.timed
+                else f"{row.stage}: a note on what was timed"
+            )
         if not self.timed or row.ms is None:
             return f"{row.stage:10} {row.what}"
         ratio = "" if row.ratio is None else f"{row.ratio:6.3f} × {row.against}"
-        shares = f"{_percent(row.of_copy):>6} of copy {_percent(row.of_stream):>6} of stream" if row.of_copy else ""
+        shares = (
+            f"{_percent(row.of_copy):>6} of copy {_percent(row.of_stream):>6} of stream"
+            if row.of_copy
+            else ""
+        )
         took = f"{row.ms:9.3f} ms ±{_percent(row.spread):5} {_number(row.gbps):>7} GB/s"
         return f"{row.stage:10} {row.what:44} {took} {shares} {ratio}"
 

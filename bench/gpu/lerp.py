@@ -20,14 +20,17 @@ PROGRAMS = (4, 8, 16)
 def lerp(run: Run) -> None:
     layers = run.scale.layers_for(run.room(), 6)
     if not layers:
-        run.ledger.say("lerp", "left out: not one layer of an 8B model fits the device memory that is free")
+        run.ledger.say(
+            "lerp", "left out: not one layer of an 8B model fits the device memory that is free"
+        )
         return
     pair = Pair.random(run, run.scale.sizes(layers))
     lam = run.scale.lams[0]
     out, base, inst = pair.out, pair.base, pair.inst
     ours, theirs = 3 * pair.w.nbytes, 5 * pair.w.nbytes
     torch.lerp(pair.b, pair.i, lam, out=pair.w)
-    # normal weights of two draws are nowhere −0 on both sides, which is all that torch.lerp does otherwise
+    # normal weights of two draws are nowhere −0 on both sides, which is all that torch.lerp does
+    # otherwise
     whole = checksum([pair.w])
 
     shipped = Lerp(out, base, inst)
@@ -37,7 +40,9 @@ def lerp(run: Run) -> None:
     for each in run.some(PROGRAMS):
         launch, programs = lerp_triton.NARROW, each * run.multiprocessors
         name = f"{_name(launch)}, {each} programs a multiprocessor"
-        groups[name] = persistent.Group(range(len(out)), out, base, inst, None, launch, programs=programs)
+        groups[name] = persistent.Group(
+            range(len(out)), out, base, inst, None, launch, programs=programs
+        )
     shipped.run_(lam)
     for name, group in groups.items():
         group.lams.fill_(lam)
@@ -45,7 +50,10 @@ def lerp(run: Run) -> None:
         group.launch_()
         pair.prove(name, lam)
         if checksum([pair.w]) != whole:
-            raise WrongBits(f"{name}: not the bits of torch.lerp, somewhere between the places that were looked at")
+            raise WrongBits(
+                f"{name}: not the bits of torch.lerp, somewhere between the places that were"
+                " looked at"
+            )
     contenders = {
         "ours as shipped": Contender(ours, shipped.launch_),
         **{name: Contender(ours, group.launch_) for name, group in groups.items()},
@@ -64,18 +72,33 @@ def lerp(run: Run) -> None:
     rows = run.time("lerp", contenders, pair.count, "ours as shipped")
     best = run.choose("lerp", rows, "ours as shipped", [*groups], "lerp_triton.NARROW")
     tuned = rows[best].gbps or math.nan
-    stream, copy = tuned / run.stream_gbps, tuned / max(run.copy_gbps, rows["device copy"].gbps or 0)
+    stream, copy = (
+        tuned / run.stream_gbps,
+        tuned / max(run.copy_gbps, rows["device copy"].gbps or 0),
+    )
     as_is = rows["ours as shipped"].gbps or math.nan
     run.ledger.verdict(
-        "lerp", "P1", "≥ 97 % of a flat 2-read-1-write stream, ≥ 100 % of device copy",
-        f"{best}: {stream:.1%} and {copy:.1%}; as shipped {as_is / run.stream_gbps:.1%}", stream >= 0.97 and copy >= 1,
-    )  # fmt: skip
-    limits = {"copy_ + _foreach_lerp_": 1.3, "copy_(torch.lerp()) per tensor": 1.5, "torch.lerp(out=) per tensor": 1.0}
-    times = {name: (rows[name].ms or 0) / (rows["ours as shipped"].ms or math.nan) for name in limits}
+        "lerp",
+        "P1",
+        "≥ 97 % of a flat 2-read-1-write stream, ≥ 100 % of device copy",
+        f"{best}: {stream:.1%} and {copy:.1%}; as shipped {as_is / run.stream_gbps:.1%}",
+        stream >= 0.97 and copy >= 1,
+    )
+    limits = {
+        "copy_ + _foreach_lerp_": 1.3,
+        "copy_(torch.lerp()) per tensor": 1.5,
+        "torch.lerp(out=) per tensor": 1.0,
+    }
+    times = {
+        name: (rows[name].ms or 0) / (rows["ours as shipped"].ms or math.nan) for name in limits
+    }
     run.ledger.verdict(
-        "lerp", "P2", "≥ " + ", ".join(f"{limit} × {name}" for name, limit in limits.items()),
-        ", ".join(f"{ratio:.2f} ×" for ratio in times.values()), all(times[name] >= limits[name] for name in limits),
-    )  # fmt: skip
+        "lerp",
+        "P2",
+        "≥ " + ", ".join(f"{limit} × {name}" for name, limit in limits.items()),
+        ", ".join(f"{ratio:.2f} ×" for ratio in times.values()),
+        all(times[name] >= limits[name] for name in limits),
+    )
 
 
 def _name(launch: Launch) -> str:

@@ -1,4 +1,5 @@
-"""Low-rank merges at several ranks with every tile, beside the dense switch of the same matrices."""
+"""Low-rank merges at several ranks with every tile, beside the dense switch of the same
+matrices."""
 
 from __future__ import annotations
 
@@ -16,20 +17,28 @@ def lowrank(run: Run) -> None:
 
 def _of_rank(run: Run, rank: int) -> None:
     stage = f"lowrank {rank}"
-    shapes = [shape for shape in run.scale.matrices if shape[0] * shape[1] * 10 * len(run.scale.matrices) <= run.room()]
+    shapes = [
+        shape
+        for shape in run.scale.matrices
+        if shape[0] * shape[1] * 10 * len(run.scale.matrices) <= run.room()
+    ]
     if not shapes:
         run.ledger.say(stage, "left out: too little device memory is free")
         return
     lam = run.scale.lams[0]
     base = [run.random(*shape) for shape in shapes]
     inst, live = [run.random(*shape) for shape in shapes], [torch.empty_like(b) for b in base]
-    u, v = ([run.random(m, rank, std=0.03) for m, _ in shapes], [run.random(rank, n, std=0.03) for _, n in shapes])
+    u, v = (
+        [run.random(m, rank, std=0.03) for m, _ in shapes],
+        [run.random(rank, n, std=0.03) for _, n in shapes],
+    )
     dense, shipped = Lerp(live, base, inst), LowRank(live, base, u, v)
     dense.run_(lam)
     shipped.run_(lam)
     rows_of = shipped.groups[0].rows  # type: ignore[attr-defined]
+    columns = lowrank_triton.COLUMNS
     groups = {
-        f"{launch.block // lowrank_triton.COLUMNS} × {lowrank_triton.COLUMNS}, {launch.threads} threads": lowrank_triton.Group(
+        f"{launch.block // columns} × {columns}, {launch.threads} threads": lowrank_triton.Group(
             range(len(rows_of)), rows_of, launch
         )
         for launch in run.some(lowrank_triton.CANDIDATES)
@@ -43,10 +52,17 @@ def _of_rank(run: Run, rank: int) -> None:
     moved, kept = 4 * count + factors, 4 + factors / count
     contenders = {
         "dense": Contender(6 * count, dense.launch_, 1, 6.0),
-        "low rank as shipped": Contender(moved, shipped.launch_, 1, kept, f"{2 * rank} operations a weight"),
+        "low rank as shipped": Contender(
+            moved, shipped.launch_, 1, kept, f"{2 * rank} operations a weight"
+        ),
         **{name: Contender(moved, group.launch_, 1, kept) for name, group in groups.items()},
         "torch.addmm(out=) per matrix": Contender(
-            moved, lambda: [torch.addmm(b, x, y, alpha=lam, out=w) for w, b, x, y in zip(live, base, u, v)], 1, kept
+            moved,
+            lambda: [
+                torch.addmm(b, x, y, alpha=lam, out=w) for w, b, x, y in zip(live, base, u, v)
+            ],
+            1,
+            kept,
         ),
         "low rank as shipped, again": Contender(moved, shipped.launch_, 1, kept),
     }
@@ -55,9 +71,15 @@ def _of_rank(run: Run, rank: int) -> None:
 
 
 def _prove(
-    what: str, live: list[torch.Tensor], base: list[torch.Tensor], u: list[torch.Tensor], v: list[torch.Tensor], lam: float
+    what: str,
+    live: list[torch.Tensor],
+    base: list[torch.Tensor],
+    u: list[torch.Tensor],
+    v: list[torch.Tensor],
+    lam: float,
 ) -> None:
-    """Raise WrongBits unless rows are within 2⁻⁷ of the reference: sums have an order of their own on each device."""
+    """Raise WrongBits unless rows are within 2⁻⁷ of the reference: sums have an order of their own
+    on each device."""
     for t, span in spots([w.shape[0] for w in live]):
         rows = slice(span.start, min(span.start + 64, span.stop))
         for at in (rows, slice(max(span.stop - 64, 0), span.stop)):
@@ -66,4 +88,7 @@ def _prove(
             # where base and delta cancel it is 2⁻⁷ of the base that counts
             most = 2**-7 * torch.maximum(wanted.abs(), base[t][at].cpu().float().abs()) + 1e-6
             if not bool(((found - wanted).abs() <= most).all()):
-                raise WrongBits(f"{what}: matrix {t}, rows {at.start} to {at.stop} differ by more than 2⁻⁷ from the reference")
+                raise WrongBits(
+                    f"{what}: matrix {t}, rows {at.start} to {at.stop} differ by more than 2⁻⁷ from"
+                    " the reference"
+                )

@@ -23,7 +23,10 @@ def machine(device: torch.device, suite: str) -> dict[str, str]:
         "driver": _said("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
         "torch": torch.__version__,
         "triton": triton.__version__,
-        "commit": _said("git", "rev-parse", "--short", "HEAD") + ("+" if _said("git", "status", "--porcelain", "-uno") else ""),
+        "commit": (
+            _said("git", "rev-parse", "--short", "HEAD")
+            + ("+" if _said("git", "status", "--porcelain", "-uno") else "")
+        ),
         "tests": suite,
     }
 
@@ -38,4 +41,6 @@ def _said(*command: str) -> str:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30)
     except (OSError, subprocess.TimeoutExpired):
         return ""
-    return done.stdout.splitlines()[0].strip() if done.returncode == 0 and done.stdout.strip() else ""
+    return (
+        done.stdout.splitlines()[0].strip() if done.returncode == 0 and done.stdout.strip() else ""
+    )

@@ -1,4 +1,5 @@
-"""Packed switches, both checksums included, with codes of both widths, beside dense ones of the same weights (P3)."""
+"""Packed switches, both checksums included, with codes of both widths, beside dense ones of the
+same weights (P3)."""
 
 from __future__ import annotations
 
@@ -59,8 +60,11 @@ def _of_pair(run: Run, relative: float, most: float) -> None:
             kept[name] = 2 + held / pair.count
             switches[name] = switch
             contenders[name] = Contender(
-                2 * pair.w.nbytes + held, lambda switch=switch: there_and_back(switch), 2, kept[name]
-            )  # fmt: skip
+                2 * pair.w.nbytes + held,
+                lambda switch=switch: there_and_back(switch),
+                2,
+                kept[name],
+            )
     contenders["device copy"] = Contender(2 * pair.w.nbytes, lambda: aside.copy_(pair.b))
     contenders["dense, again"] = contenders["dense"]
     rows = run.time(stage, contenders, pair.count, "dense")
@@ -76,13 +80,17 @@ def _of_pair(run: Run, relative: float, most: float) -> None:
     best = min(names, key=lambda name: rows[name].ms or math.inf)
     ratio = rows[best].ratio or math.nan
     run.ledger.verdict(
-        stage, "P3", f"r = {relative:g}, checksums included: ≤ 1.25 × dense at ≤ {most:g} bytes per weight",
-        f"{best}: {ratio:.2f} × at {smallest:.3f}", ratio <= 1.25 and smallest <= most,
-    )  # fmt: skip
+        stage,
+        "P3",
+        f"r = {relative:g}, checksums included: ≤ 1.25 × dense at ≤ {most:g} bytes per weight",
+        f"{best}: {ratio:.2f} × at {smallest:.3f}",
+        ratio <= 1.25 and smallest <= most,
+    )
 
 
 def _fitting(run: Run) -> list[int]:
-    """As many of the tensors as fit: live, two sides and a spare, codes of both widths, and what encoding takes for a while."""
+    """As many of the tensors as fit: live, two sides and a spare, codes of both widths, and what
+    encoding takes for a while."""
     room, sizes = run.room() // 16, []
     for size in run.scale.packed:
         if size <= room:

@@ -1,4 +1,5 @@
-"""A model's worth of tensors that lie between two others: flat memory, and the views that are its tensors."""
+"""A model's worth of tensors that lie between two others: flat memory, and the views that are its
+tensors."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ class Pair:
 
     @classmethod
     def random(cls, run: Run, sizes: list[int], relative: float | None = None) -> Pair:
-        """Normal weights: two sets that have nothing to do with each other, or a step of `relative` apart."""
+        """Normal weights: two sets that have nothing to do with each other, or a step of `relative`
+        apart."""
         b = run.random(sum(sizes))
         i = run.random(sum(sizes)) if relative is None else run.near(b, relative)
         return cls(torch.empty_like(b), b, i, tuple(sizes))

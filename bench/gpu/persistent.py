@@ -1,6 +1,8 @@
-"""A dense lerp whose programs stay: each takes tile after tile, so that their number says how many bytes are in flight.
+"""A dense lerp whose programs stay: each takes tile after tile, so that their number says how many
+bytes are in flight.
 
-Not shipped: a candidate that a GPU has to decide about, and the one way to ask host memory for less at a time.
+Not shipped: a candidate that a GPU has to decide about, and the one way to ask host memory for less
+at a time.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -18,13 +20,38 @@ from pa_kernels.lerp_triton import OPTIONS, lerp_tile
 
 @triton.jit
 def persistent_kernel(
-    words, count, sizes, outs, bases, insts, lams,
-    OUT: tl.constexpr, BASE: tl.constexpr, INST: tl.constexpr, VIA: tl.constexpr,
-    BLOCK: tl.constexpr, TAIL: tl.constexpr, INTERPRET: tl.constexpr,
-):  # fmt: skip
+    words,
+    count,
+    sizes,
+    outs,
+    bases,
+    insts,
+    lams,
+    OUT: tl.constexpr,
+    BASE: tl.constexpr,
+    INST: tl.constexpr,
+    VIA: tl.constexpr,
+    BLOCK: tl.constexpr,
+    TAIL: tl.constexpr,
+    INTERPRET: tl.constexpr,
+):
     at = tl.program_id(0)
     while at < count:
-        lerp_tile(tl.load(words + at), sizes, outs, bases, insts, lams, OUT, BASE, INST, VIA, BLOCK, TAIL, INTERPRET)
+        lerp_tile(
+            tl.load(words + at),
+            sizes,
+            outs,
+            bases,
+            insts,
+            lams,
+            OUT,
+            BASE,
+            INST,
+            VIA,
+            BLOCK,
+            TAIL,
+            INTERPRET,
+        )
         at += tl.num_programs(0)
 
 
@@ -36,8 +63,16 @@ class Group(lerp_triton.Group):
         self.programs = min(programs, self.tiles.count)
 
     def launch_(self) -> None:
-        with torch.cuda.device(self.device) if self.device.type == "cuda" else torch.inference_mode():
+        with (
+            torch.cuda.device(self.device) if self.device.type == "cuda" else torch.inference_mode()
+        ):
             persistent_kernel[(self.programs,)](
-                self.tiles.words, self.tiles.count, self.tiles.sizes, *self.tiles.pointers, self.lams,
-                **self.constants, num_warps=self.launch.num_warps(), **OPTIONS,
-            )  # fmt: skip
+                self.tiles.words,
+                self.tiles.count,
+                self.tiles.sizes,
+                *self.tiles.pointers,
+                self.lams,
+                **self.constants,
+                num_warps=self.launch.num_warps(),
+                **OPTIONS,
+            )

@@ -1,4 +1,5 @@
-"""One kernel a few times over 0.27 G weights, for a profiler to watch: `python -m bench.gpu.profiled packed`, say."""
+"""One kernel a few times over 0.27 G weights, for a profiler to watch: `python -m
+bench.gpu.profiled packed`, say."""
 
 from __future__ import annotations
 
@@ -7,7 +8,12 @@ import sys
 import torch
 from pa_kernels import Lerp, Packed, PackedTensor, checksum
 
-KERNELS = {"dense": "lerp_kernel", "packed": "packed_kernel", "checksum": "checksum_kernel", "host": "lerp_kernel"}
+KERNELS = {
+    "dense": "lerp_kernel",
+    "packed": "packed_kernel",
+    "checksum": "checksum_kernel",
+    "host": "lerp_kernel",
+}
 """What is watched, and the kernel that it launches."""
 
 LAUNCHES = 3

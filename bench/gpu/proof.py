@@ -1,4 +1,5 @@
-"""Bits of what is about to be timed, against the reference: no speed is printed for a wrong result."""
+"""Bits of what is about to be timed, against the reference: no speed is printed for a wrong
+result."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ class WrongBits(Exception):
 
 
 def spots(sizes: Sequence[int]) -> Iterator[tuple[int, slice]]:
-    """(tensor, slice) to compare: head, middle and tail of the first, the last, the largest and the smallest tensor.
+    """(tensor, slice) to compare: head, middle and tail of the first, the last, the largest and the
+    smallest tensor.
 
     They begin at multiples of SAMPLE, where the noise of stochastic rounding may be asked for.
     """
@@ -26,13 +28,17 @@ def spots(sizes: Sequence[int]) -> Iterator[tuple[int, slice]]:
 
 
 def prove(what: str, out: Sequence[Tensor], expected: Callable[[int, slice], Tensor]) -> None:
-    """Raise WrongBits unless `out` holds, at the spots, the bits of `expected(t, slice)`: flat tensor t's, on the CPU."""
+    """Raise WrongBits unless `out` holds, at the spots, the bits of `expected(t, slice)`: flat
+    tensor t's, on the CPU."""
     for t, span in spots([w.numel() for w in out]):
         found, wanted = out[t].detach().view(-1)[span].cpu(), expected(t, span)
         differ = found.view(torch.int16) != wanted.view(torch.int16)
         if differ.any():
             at = int(differ.nonzero()[0])
-            raise WrongBits(f"{what}: tensor {t}, element {span.start + at} is {found[at].item()}, expected {wanted[at].item()}")
+            raise WrongBits(
+                f"{what}: tensor {t}, element {span.start + at} is {found[at].item()}, expected"
+                f" {wanted[at].item()}"
+            )
 
 
 def poison(out: Sequence[Tensor]) -> None:

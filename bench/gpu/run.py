@@ -44,7 +44,8 @@ class Run:
 
     Attributes:
         until: `time.monotonic()` at which no further stage starts.
-        copy_gbps, stream_gbps: a device copy; the best known stream of two reads and a write over flat buffers.
+        copy_gbps, stream_gbps: a device copy; the best known stream of two reads and a write over
+            flat buffers.
     """
 
     device: torch.device
@@ -69,7 +70,11 @@ class Run:
 
     @property
     def multiprocessors(self) -> int:
-        return 2 if self.rehearsal else torch.cuda.get_device_properties(self.device).multi_processor_count
+        return (
+            2
+            if self.rehearsal
+            else torch.cuda.get_device_properties(self.device).multi_processor_count
+        )
 
     def some(self, items: Iterable[T]) -> list[T]:
         """All of them; in a rehearsal the first, which walks through the same code."""
@@ -87,10 +92,16 @@ class Run:
         """`base`, of any size, with a normal step of `relative` times its norm, rounded to bf16."""
         made = torch.empty_like(base)
         for source, out in zip(base.view(-1).split(1 << 26), made.view(-1).split(1 << 26)):
-            out.copy_(torch.empty(source.shape, device=self.device).normal_(0, 0.02 * relative).add_(source))
+            out.copy_(
+                torch.empty(source.shape, device=self.device)
+                .normal_(0, 0.02 * relative)
+                .add_(source)
+            )
         return made
 
-    def medians(self, contenders: Mapping[str, Contender], clock: Clock | None = None) -> dict[str, list[float]]:
+    def medians(
+        self, contenders: Mapping[str, Contender], clock: Clock | None = None
+    ) -> dict[str, list[float]]:
         """Seconds per switch of each, in turn, round by round, after rounds to warm up."""
         seconds: dict[str, list[float]] = {name: [] for name in contenders}
         rounds = self.rounds if not self.rehearsal else 1
@@ -102,7 +113,12 @@ class Run:
         return seconds
 
     def time(
-        self, stage: str, contenders: Mapping[str, Contender], weights: int, against: str = "", clock: Clock | None = None
+        self,
+        stage: str,
+        contenders: Mapping[str, Contender],
+        weights: int,
+        against: str = "",
+        clock: Clock | None = None,
     ) -> dict[str, Row]:
         """Time all of them in turn and record a row for each."""
         seconds = self.medians(contenders, clock)
@@ -128,15 +144,22 @@ class Run:
             for name, contender in contenders.items()
         }
 
-    def choose(self, stage: str, rows: Mapping[str, Row], shipped: str, names: Sequence[str], setting: str) -> str:
-        """Record which of `names` is fastest, and whether that is reason to change `setting`: by more than twice the noise.
+    def choose(
+        self, stage: str, rows: Mapping[str, Row], shipped: str, names: Sequence[str], setting: str
+    ) -> str:
+        """Record which of `names` is fastest, and whether that is reason to change `setting`: by
+        more than twice the noise.
 
-        The noise is what `<shipped>, again` differs from `shipped` by, 0.5 % at least. Returns the fastest.
+        The noise is what `<shipped>, again` differs from `shipped` by, 0.5 % at least. Returns the
+        fastest.
         """
         took = {name: rows[name].ms or math.nan for name in [shipped, f"{shipped}, again", *names]}
         noise = max(abs(took[f"{shipped}, again"] / took[shipped] - 1), 0.005)
         best = min(names, key=lambda name: took[name])
         gain = took[shipped] / took[best] - 1
         change = "change" if gain > 2 * noise else "keep"
-        self.ledger.say(stage, f"{change} {setting}: {best} is {gain:+.1%} faster than {shipped} (noise {noise:.1%})")
+        self.ledger.say(
+            stage,
+            f"{change} {setting}: {best} is {gain:+.1%} faster than {shipped} (noise {noise:.1%})",
+        )
         return best

@@ -1,4 +1,5 @@
-"""How large everything is: sizes that fill a GPU, and sizes that the interpreter walks through in seconds."""
+"""How large everything is: sizes that fill a GPU, and sizes that the interpreter walks through in
+seconds."""
 
 from __future__ import annotations
 
@@ -15,14 +16,18 @@ class Scale:
     """Sizes of all stages, in weights unless they say otherwise.
 
     Attributes:
-        layer, outside, layers: shapes of a model's layer, of what is outside its layers, and how many layers there are.
+        layer, outside, layers: shapes of a model's layer, of what is outside its layers, and how
+            many layers there are.
         packed: of each of the tensors of a packed pair. sparse: the same, of a sparse one.
         matrices: shapes of a low-rank pair. ranks: of its factors.
-        host: whose sources lie in pinned host memory. small: of a switch whose launch costs more than its bytes.
+        host: whose sources lie in pinned host memory. small: of a switch whose launch costs more
+            than its bytes.
         chunk: weights that a staged copy from the host moves at a time.
-        hidden, intermediate, vocabulary, heads, key_heads, tokens, batches: of the model that is swept; tokens of a batch.
+        hidden, intermediate, vocabulary, heads, key_heads, tokens, batches: of the model that is
+            swept; tokens of a batch.
         lambdas: what a sweep visits.
-        lams: the two λ that switches go between; of the interpreter such that its products are exact.
+        lams: the two λ that switches go between; of the interpreter such that its products are
+            exact.
     """
 
     layer: tuple[Shape, ...]
@@ -56,7 +61,16 @@ class Scale:
 
 
 FULL = Scale(
-    layer=((4096, 4096), (1024, 4096), (1024, 4096), (4096, 4096), *((14336, 4096),) * 2, (4096, 14336), (4096,), (4096,)),
+    layer=(
+        (4096, 4096),
+        (1024, 4096),
+        (1024, 4096),
+        (4096, 4096),
+        *((14336, 4096),) * 2,
+        (4096, 14336),
+        (4096,),
+        (4096,),
+    ),
     outside=((128256, 4096), (128256, 4096), (4096,)),
     layers=32,
     packed=(1 << 26,) * 32,
@@ -76,7 +90,8 @@ FULL = Scale(
     lambdas="0:1:0.1",
     lams=(0.3, 0.7),
 )
-"""Llama-3.1-8B's shapes, 8.03 G weights; 2.1 G for packed and sparse, 1.4 G for low rank: all of them many times any cache."""
+"""Llama-3.1-8B's shapes, 8.03 G weights; 2.1 G for packed and sparse, 1.4 G for low rank: all of
+them many times any cache."""
 
 TINY = Scale(
     layer=((64, 48), (33, 100)),

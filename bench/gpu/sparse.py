@@ -1,4 +1,5 @@
-"""Sparse sets at several densities, index lists and bitmaps, beside the dense switch of the same weights."""
+"""Sparse sets at several densities, index lists and bitmaps, beside the dense switch of the same
+weights."""
 
 from __future__ import annotations
 
@@ -9,7 +10,10 @@ from pa_kernels.sparse_tensor import Kind
 from bench.gpu.pairs import Pair
 from bench.gpu.run import Contender, Run
 
-DENSITIES: dict[Kind, tuple[float, ...]] = {"index": (0.005, 0.02, 0.05), "bitmap": (0.06, 0.15, 0.30)}
+DENSITIES: dict[Kind, tuple[float, ...]] = {
+    "index": (0.005, 0.02, 0.05),
+    "bitmap": (0.06, 0.15, 0.30),
+}
 """An index list is the smaller one up to 6 %."""
 
 
@@ -37,7 +41,9 @@ def _of_density(run: Run, kind: Kind, density: float) -> None:
     dense.run_(lam)
     rows_of = shipped.groups[0].rows  # type: ignore[attr-defined]
     groups = {
-        f"{kind} {launch.block}/{launch.threads}": sparse_triton.Group(range(len(rows_of)), rows_of, launch)
+        f"{kind} {launch.block}/{launch.threads}": sparse_triton.Group(
+            range(len(rows_of)), rows_of, launch
+        )
         for launch in run.some(sparse_triton.CANDIDATES[kind])
     }
     shipped.run_(lam)

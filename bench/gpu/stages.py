@@ -59,16 +59,22 @@ STAGES = (
 
 
 def perform(run: Run, names: Sequence[str], stages: Sequence[Stage] = STAGES) -> list[str]:
-    """Run the stages of these names for which there is time, ceilings before all others. Returns what failed.
+    """Run the stages of these names for which there is time, ceilings before all others. Returns
+    what failed.
 
-    A stage that fails leaves its rows and the others alone, but for wrong bits: then nothing more is timed.
+    A stage that fails leaves its rows and the others alone, but for wrong bits: then nothing more
+    is timed.
     """
     failed: list[str] = []
     for stage in stages:
         if stage.name not in names and stage.name != "ceilings":
             continue
         if stage.needs_s > run.left_s:
-            run.ledger.say(stage.name, f"left out: it takes about {stage.needs_s:.0f} s, and {max(run.left_s, 0):.0f} are left")
+            run.ledger.say(
+                stage.name,
+                f"left out: it takes about {stage.needs_s:.0f} s, and {max(run.left_s, 0):.0f} are"
+                " left",
+            )
             continue
         began = time.monotonic()
         try:

@@ -1,4 +1,5 @@
-"""The tests that come before any speed: what is marked `gpu` or `triton`, or the kernels' own under the interpreter."""
+"""The tests that come before any speed: what is marked `gpu` or `triton`, or the kernels' own under
+the interpreter."""
 
 from __future__ import annotations
 
@@ -18,7 +19,18 @@ def suite(interpreted: bool = False) -> str | None:
     """
     several = ["-n", "4"] if importlib.util.find_spec("xdist") and not interpreted else []
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "tests", "-m", "(gpu or triton) and not slow", "-k", "not sanitizer", "-rs", *several],
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "tests",
+            "-m",
+            "(gpu or triton) and not slow",
+            "-k",
+            "not sanitizer",
+            "-rs",
+            *several,
+        ],
         cwd=ROOT,
         env={**os.environ, "TRITON_INTERPRET": "1"} if interpreted else None,
         stdout=subprocess.PIPE,

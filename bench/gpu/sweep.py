@@ -25,7 +25,9 @@ def sweep(run: Run) -> None:
     scale = run.scale
     layers = scale.layers_for(run.room() * 3 // 4, 6)
     if not layers:
-        run.ledger.say("sweep", "left out: not one layer of an 8B model fits the device memory that is free")
+        run.ledger.say(
+            "sweep", "left out: not one layer of an 8B model fits the device memory that is free"
+        )
         return
     model = _model(run, layers)
     live = {name: parameter.data for name, parameter in model.named_parameters()}
@@ -36,7 +38,9 @@ def sweep(run: Run) -> None:
     weights = pa_fast.LiveWeights.bind(live, base, instruct, "dense")
     settle()
     run.ledger.add(Row("sweep", "bind", weights=count, ms=1000 * (time.perf_counter() - began)))
-    engine = LambdaModel(model, None, weights, {"engine": "made on the device"}, {}, scale.tokens[0])
+    engine = LambdaModel(
+        model, None, weights, {"engine": "made on the device"}, {}, scale.tokens[0]
+    )
     ids = torch.randint(0, scale.vocabulary, scale.tokens, device=run.device)
     Forward(ids, 1)(engine)  # the first pass chooses its kernels
     forward = Forward(ids, scale.batches)
@@ -45,11 +49,23 @@ def sweep(run: Run) -> None:
         pa_fast.sweep(engine, scale.lambdas, [forward], f"{folder}/run")
         whole = time.perf_counter() - began
         profile = cProfile.Profile()
-        profile.runcall(pa_fast.sweep, engine, scale.lambdas, [Forward(ids, 1)], f"{folder}/profiled", figure=False)
+        profile.runcall(
+            pa_fast.sweep,
+            engine,
+            scale.lambdas,
+            [Forward(ids, 1)],
+            f"{folder}/profiled",
+            figure=False,
+        )
     weights.close()
     rest, visited = whole - forward.seconds, len(pa_fast.lambdas(scale.lambdas))
-    note = f"{layers} layers; {scale.batches} batches of {ids.shape[0]} × {ids.shape[1]} tokens at each λ"
-    run.ledger.add(Row("sweep", "whole sweep, figure included", weights=count, ms=1000 * whole, note=note))
+    note = (
+        f"{layers} layers; {scale.batches} batches of {ids.shape[0]} × {ids.shape[1]} tokens at"
+        " each λ"
+    )
+    run.ledger.add(
+        Row("sweep", "whole sweep, figure included", weights=count, ms=1000 * whole, note=note)
+    )
     run.ledger.add(Row("sweep", "forward passes", weights=count, ms=1000 * forward.seconds))
     run.ledger.add(Row("sweep", "all else, per λ", weights=count, ms=1000 * rest / visited))
     run.ledger.say("sweep", "where the rest goes: " + _hottest(profile))
@@ -72,7 +88,10 @@ class Forward:
         settle()
         began = time.perf_counter()
         with torch.inference_mode():
-            logits = [engine.model(self.ids, use_cache=False, logits_to_keep=1).logits for _ in range(self.batches)]
+            logits = [
+                engine.model(self.ids, use_cache=False, logits_to_keep=1).logits
+                for _ in range(self.batches)
+            ]
         settle()
         self.seconds += time.perf_counter() - began
         return Score(float(logits[-1].float().logsumexp(-1).mean()), "nats", self.batches)
@@ -83,10 +102,15 @@ def _model(run: Run, layers: int) -> torch.nn.Module:
 
     scale = run.scale
     config = LlamaConfig(
-        hidden_size=scale.hidden, intermediate_size=scale.intermediate, num_hidden_layers=layers,
-        num_attention_heads=scale.heads, num_key_value_heads=scale.key_heads, vocab_size=scale.vocabulary,
-        max_position_embeddings=8192, tie_word_embeddings=False,
-    )  # fmt: skip
+        hidden_size=scale.hidden,
+        intermediate_size=scale.intermediate,
+        num_hidden_layers=layers,
+        num_attention_heads=scale.heads,
+        num_key_value_heads=scale.key_heads,
+        vocab_size=scale.vocabulary,
+        max_position_embeddings=8192,
+        tie_word_embeddings=False,
+    )
     before = torch.get_default_dtype()
     try:
         torch.set_default_dtype(torch.bfloat16)

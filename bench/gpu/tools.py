@@ -1,4 +1,5 @@
-"""NVIDIA's own tools on our kernels, where the machine has them and lets them: ncu's counters, compute-sanitizer's checks."""
+"""NVIDIA's own tools on our kernels, where the machine has them and lets them: ncu's counters,
+compute-sanitizer's checks."""
 
 from __future__ import annotations
 
@@ -42,19 +43,32 @@ def ncu(run: Run) -> None:
         if tool is None:
             run.ledger.say("ncu", "left out: ncu is not on PATH")
             return
-        options = ["--csv", "--clock-control", "none", "--metrics", ",".join(METRICS), "--kernel-name", f"regex:{kernel}"]
+        options = [
+            "--csv",
+            "--clock-control",
+            "none",
+            "--metrics",
+            ",".join(METRICS),
+            "--kernel-name",
+            f"regex:{kernel}",
+        ]
         options += ["--launch-skip", str(LAUNCHES - 1), "--launch-count", "1"]
         done = _run([tool, *options, sys.executable, "-m", "bench.gpu.profiled", what], 120)
         found = counters(done.stdout)
         if not found:
             said = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
-            run.ledger.say("ncu", f"left out: ncu gave no counters: {said[-1] if said else 'and said nothing'}")
+            run.ledger.say(
+                "ncu", f"left out: ncu gave no counters: {said[-1] if said else 'and said nothing'}"
+            )
             return
-        run.ledger.add(Row("ncu", what, note=", ".join(f"{name} {value}" for name, value in found.items())))
+        run.ledger.add(
+            Row("ncu", what, note=", ".join(f"{name} {value}" for name, value in found.items()))
+        )
 
 
 def counters(printed: str) -> dict[str, str]:
-    """Name → value and unit, from what `ncu --csv` printed between its own lines and the program's."""
+    """Name → value and unit, from what `ncu --csv` printed between its own lines and the
+    program's."""
     lines = printed.splitlines()
     start = next((n for n, line in enumerate(lines) if line.startswith('"ID"')), len(lines))
     rows = csv.DictReader(line for line in lines[start:] if line.startswith('"'))
@@ -66,7 +80,8 @@ def counters(printed: str) -> dict[str, str]:
 
 
 def sanitize(run: Run) -> None:
-    """memcheck and racecheck over every kernel at small sizes; what they find is an error of the run."""
+    """memcheck and racecheck over every kernel at small sizes; what they find is an error of the
+    run."""
     tool = shutil.which("compute-sanitizer")
     if run.rehearsal:
         exercise("cpu", torch.bfloat16)
@@ -84,16 +99,39 @@ def sanitize(run: Run) -> None:
 
 def sanitized(tool: str, check: str) -> str:
     """What that check of compute-sanitizer says against our kernels; empty if nothing."""
-    done = _run([tool, "--tool", check, "--error-exitcode", "9", sys.executable, "-m", "bench.gpu.exercise"], 300)
-    return "" if done.returncode == 0 else (done.stdout[-3000:] + done.stderr[-1000:]).strip() or f"exit code {done.returncode}"
+    done = _run(
+        [
+            tool,
+            "--tool",
+            check,
+            "--error-exitcode",
+            "9",
+            sys.executable,
+            "-m",
+            "bench.gpu.exercise",
+        ],
+        300,
+    )
+    return (
+        ""
+        if done.returncode == 0
+        else (done.stdout[-3000:] + done.stderr[-1000:]).strip() or f"exit code {done.returncode}"
+    )
 
 
 def _run(command: Sequence[str], limit_s: int) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([PATH, os.environ.get("PYTHONPATH", "")])}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([PATH, os.environ.get("PYTHONPATH", "")]),
+    }
     try:
         return subprocess.run(
-            command, cwd=ROOT, capture_output=True, text=True, timeout=limit_s,
+            command,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=limit_s,
             env={**environment, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
-        )  # fmt: skip
+        )
     except subprocess.TimeoutExpired:
         return subprocess.CompletedProcess(command, 124, "", f"not done after {limit_s} s")

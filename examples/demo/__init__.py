@@ -1,1 +1,2 @@
-"""A small base and instruct model, trained for real, and two evaluators that pull λ in opposite directions."""
+"""A small base and instruct model, trained for real, and two evaluators that pull λ in opposite
+directions."""

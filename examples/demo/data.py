@@ -1,10 +1,11 @@
 """The demo's language: transformations of short strings, shown by example or asked for by name.
 
-    few-shot    abc>cba\\nhsk>ksh\\n…     the transformation is never named, only shown; what the base model learns
-    request     [rev abc]cba<eos>        the transformation is named, one turn; what the instruct model learns
+    few-shot    abc>cba\\nhsk>ksh\\n…   transformation shown, never named; base model learns it
+    request     [rev abc]cba<eos>      transformation named, one turn; instruct model learns it
 
-A string belongs to evaluation or to training by its own hash (`held_out`), for every transformation and for both forms,
-so no evaluation item can have been trained on, whatever the seed and the number of steps.
+A string belongs to evaluation or to training by its own hash (`held_out`), for every transformation
+and for both forms, so no evaluation item can have been trained on, whatever the seed and the number
+of steps.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ LENGTHS = range(4, 8)
 LINES = 7
 """Examples in one few-shot document, in training; evaluation shows five and asks for the sixth."""
 OPTIONS = 8
-"""Answers that a few-shot item offers; with four, a base model of 1,400 steps was right on 0.96 of the items."""
+"""Answers that a few-shot item offers; with four, a base model of 1,400 steps was right on 0.96 of
+the items."""
 ALPHABET = string.ascii_letters + ">[] \n"
 
 
@@ -57,7 +59,8 @@ def held_out(text: str) -> bool:
 
 
 def draw(rng: random.Random, *, evaluation: bool) -> str:
-    """A string of 4 to 7 different letters that belongs to evaluation, or that does not. A third have extra vowels."""
+    """A string of 4 to 7 different letters that belongs to evaluation, or that does not. A third
+    have extra vowels."""
     while True:
         letters = LETTERS + VOWELS * 3 if rng.random() < 1 / 3 else LETTERS
         text = "".join(rng.choices(letters, k=rng.choice(LENGTHS)))
@@ -76,11 +79,12 @@ def request(task: str, text: str) -> str:
 
 
 def few_shot_items(seed: int, per_task: int, pool: int) -> list[dict[str, Any]]:
-    """Rows for `icl`: per transformation, `pool` examples to show and `per_task` items of `OPTIONS` options each.
+    """Rows for `icl`: per transformation, `pool` examples to show and `per_task` items of `OPTIONS`
+    options each.
 
-    Of the wrong options one is what another transformation makes of the same string, the rest are the right answer with
-    a slip of the kind that small models make. None begins with another, since the shorter one would win or lose by its
-    length alone.
+    Of the wrong options one is what another transformation makes of the same string, the rest are
+    the right answer with a slip of the kind that small models make. None begins with another, since
+    the shorter one would win or lose by its length alone.
     """
     rng = random.Random(seed)
     rows: list[dict[str, Any]] = []
@@ -89,7 +93,13 @@ def few_shot_items(seed: int, per_task: int, pool: int) -> list[dict[str, Any]]:
         for index in range(pool):
             text = _fresh(rng, seen)
             rows.append(
-                {"id": f"{task}-pool-{index}", "group": task, "split": "pool", "prompt": f"{text}>", "answer": TASKS[task](text)}
+                {
+                    "id": f"{task}-pool-{index}",
+                    "group": task,
+                    "split": "pool",
+                    "prompt": f"{text}>",
+                    "answer": TASKS[task](text),
+                }
             )
         while len(seen) < pool + per_task:
             text = _fresh(rng, seen)
@@ -116,7 +126,14 @@ def request_items(seed: int, per_task: int) -> list[dict[str, str]]:
         seen: set[str] = set()
         for index in range(per_task):
             text = _fresh(rng, seen)
-            rows.append({"id": f"{task}-{index}", "group": task, "prompt": request(task, text), "answer": TASKS[task](text)})
+            rows.append(
+                {
+                    "id": f"{task}-{index}",
+                    "group": task,
+                    "prompt": request(task, text),
+                    "answer": TASKS[task](text),
+                }
+            )
     return rows
 
 
@@ -143,7 +160,8 @@ def _options(rng: random.Random, task: str, text: str) -> list[str] | None:
 
 
 def _slip(rng: random.Random, right: str, text: str) -> str:
-    """`right` with two neighbours swapped, or with one letter taken for its neighbour in the alphabet or in `text`."""
+    """`right` with two neighbours swapped, or with one letter taken for its neighbour in the
+    alphabet or in `text`."""
     at = rng.randrange(len(right))
     if rng.random() < 0.5 and at > 0:
         return right[: at - 1] + right[at] + right[at - 1] + right[at + 1 :]

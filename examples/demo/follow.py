@@ -1,4 +1,5 @@
-"""Instruction following: does the model do what a named request asks? Exact match of greedy decoding."""
+"""Instruction following: does the model do what a named request asks? Exact match of greedy
+decoding."""
 
 from __future__ import annotations
 

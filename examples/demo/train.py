@@ -2,9 +2,10 @@
 
     python -m examples.demo.train
 
-Stage one makes `pair/base` from few-shot documents alone; the rare transformations are a small share of them. Stage two
-starts from the saved base and makes `pair/instruct` from named requests, with some few-shot documents mixed in. Both
-train in fp32 on two threads and are saved in bf16, sharded, each side cut differently.
+Stage one makes `pair/base` from few-shot documents alone; the rare transformations are a small
+share of them. Stage two starts from the saved base and makes `pair/instruct` from named requests,
+with some few-shot documents mixed in. Both train in fp32 on two threads and are saved in bf16,
+sharded, each side cut differently.
 """
 
 from __future__ import annotations
@@ -21,7 +22,18 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from examples.demo.data import ALPHABET, LINES, RARE, TASKS, draw, few_shot, few_shot_items, held_out, request, request_items
+from examples.demo.data import (
+    ALPHABET,
+    LINES,
+    RARE,
+    TASKS,
+    draw,
+    few_shot,
+    few_shot_items,
+    held_out,
+    request,
+    request_items,
+)
 
 HERE = pathlib.Path(__file__).parent
 BASE_STEPS, INSTRUCT_STEPS = 1200, 400
@@ -30,25 +42,28 @@ DOCUMENTS = 32
 REQUESTS, KEPT_DOCUMENTS = 160, 4
 """Named requests, and few-shot documents, per step of stage two."""
 KEPT_WEIGHT = 0.1
-"""What the loss of those documents weighs against the requests'. With 2 of them at 0.05 and a rate of 2e-3, few-shot
-accuracy fell from 0.83 to 0.71 along λ, without a rise."""
+"""What the loss of those documents weighs against the requests'. With 2 of them at 0.05 and a rate
+of 2e-3, few-shot accuracy fell from 0.83 to 0.71 along λ, without a rise."""
 RARE_SHARE = 0.2
 """How often stage one shows a rare transformation, against 1 for the others."""
 CHAT_TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}"
-    "{% if message.role == 'user' %}[{{ message.content }}]{% else %}{{ message.content }}{{ eos_token }}{% endif %}"
-    "{% endfor %}"
+    "{{ bos_token }}{% for message in messages %}{% if message.role == 'user' %}[{{ message.content"
+    " }}]{% else %}{{ message.content }}{{ eos_token }}{% endif %}{% endfor %}"
 )
 Rows = list[tuple[list[int], list[float]]]
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
     """One token a character, `<bos>` before every text."""
-    vocabulary = {token: index for index, token in enumerate(["<pad>", "<bos>", "<eos>", "<unk>", *ALPHABET])}
+    vocabulary = {
+        token: index for index, token in enumerate(["<pad>", "<bos>", "<eos>", "<unk>", *ALPHABET])
+    }
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
     tokenizer.decoder = decoders.Fuse()
-    tokenizer.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 1)])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<bos> $A", special_tokens=[("<bos>", 1)]
+    )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="<pad>",
@@ -77,7 +92,9 @@ def make_config(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
     )
 
 
-def documents(rng: random.Random, tokenizer: PreTrainedTokenizerFast, count: int, rare: float) -> Rows:
+def documents(
+    rng: random.Random, tokenizer: PreTrainedTokenizerFast, count: int, rare: float
+) -> Rows:
     """Few-shot documents; the strings to transform are noise, so their tokens weigh little."""
     rows = []
     weights = [rare if task in RARE else 1.0 for task in TASKS]
@@ -96,8 +113,16 @@ def requests(rng: random.Random, tokenizer: PreTrainedTokenizerFast, count: int)
     rows = []
     for task in rng.choices(list(TASKS), k=count):
         text = draw(rng, evaluation=False)
-        prompt, answer = tokenizer.encode(request(task, text)), tokenizer.encode(TASKS[task](text), add_special_tokens=False)
-        rows.append((prompt + answer + [tokenizer.eos_token_id], [0.0] * len(prompt) + [1.0] * (len(answer) + 1)))
+        prompt, answer = (
+            tokenizer.encode(request(task, text)),
+            tokenizer.encode(TASKS[task](text), add_special_tokens=False),
+        )
+        rows.append(
+            (
+                prompt + answer + [tokenizer.eos_token_id],
+                [0.0] * len(prompt) + [1.0] * (len(answer) + 1),
+            )
+        )
     return rows
 
 
@@ -107,12 +132,15 @@ def loss_of(model: LlamaForCausalLM, rows: Rows) -> torch.Tensor:
     ids = torch.tensor([row + [model.config.pad_token_id] * (width - len(row)) for row, _ in rows])
     weight = torch.tensor([cost + [0.0] * (width - len(cost)) for _, cost in rows])[:, 1:]
     logits = model(input_ids=ids[:, :-1], use_cache=False).logits
-    nats = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none").view_as(weight)
+    nats = torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none"
+    ).view_as(weight)
     return (nats * weight).sum() / weight.sum()
 
 
 def fit(model: LlamaForCausalLM, batches: list, steps: int, peak: float, floor: float) -> None:
-    """AdamW, linear warm-up, cosine from `peak` down to `floor`; the loss is the weighted sum over `batches`."""
+    """AdamW, linear warm-up, cosine from `peak` down to `floor`; the loss is the weighted sum over
+    `batches`."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=peak, betas=(0.9, 0.98), weight_decay=0.05)
     model.train()
     start, cpu = time.perf_counter(), time.process_time()
@@ -126,10 +154,16 @@ def fit(model: LlamaForCausalLM, batches: list, steps: int, peak: float, floor: 
         optimizer.zero_grad()
         if (step + 1) % 100 == 0:
             spent = f"{time.perf_counter() - start:.0f} s, {time.process_time() - cpu:.0f} s of CPU"
-            print(f"  step {step + 1}/{steps}: loss {', '.join(f'{loss.item():.4f}' for loss in losses)} ({spent})", flush=True)
+            print(
+                f"  step {step + 1}/{steps}: loss"
+                f" {', '.join(f'{loss.item():.4f}' for loss in losses)} ({spent})",
+                flush=True,
+            )
 
 
-def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: pathlib.Path, shard: str) -> None:
+def save(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: pathlib.Path, shard: str
+) -> None:
     """Write a Hugging Face checkpoint, bf16, in shards of at most `shard`."""
     shutil.rmtree(folder, ignore_errors=True)
     model.to(torch.bfloat16)
@@ -149,7 +183,12 @@ def write_rows(path: pathlib.Path, rows: list[dict]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=pathlib.Path, default=HERE, help="folder to write pair/ and the evaluation files in")
+    parser.add_argument(
+        "--out",
+        type=pathlib.Path,
+        default=HERE,
+        help="folder to write pair/ and the evaluation files in",
+    )
     parser.add_argument("--seed", type=int, default=0)
     out, seed = (args := parser.parse_args()).out, args.seed
     torch.set_num_threads(2)
@@ -166,11 +205,21 @@ def main() -> None:
     print(f"stage 1: few-shot documents, {BASE_STEPS} steps", flush=True)
     model = LlamaForCausalLM(make_config(tokenizer))
     print(f"  {sum(p.numel() for p in model.parameters()):,} parameters")
-    fit(model, [(lambda: documents(rng, tokenizer, DOCUMENTS, RARE_SHARE), 1.0)], BASE_STEPS, 3e-3, 3e-4)
+    fit(
+        model,
+        [(lambda: documents(rng, tokenizer, DOCUMENTS, RARE_SHARE), 1.0)],
+        BASE_STEPS,
+        3e-3,
+        3e-4,
+    )
     save(model, tokenizer, out / "pair" / "base", "1300KB")
 
-    print(f"stage 2: named requests and some few-shot documents, {INSTRUCT_STEPS} steps", flush=True)
-    model = LlamaForCausalLM.from_pretrained(out / "pair" / "base", dtype=torch.float32, trust_remote_code=False)
+    print(
+        f"stage 2: named requests and some few-shot documents, {INSTRUCT_STEPS} steps", flush=True
+    )
+    model = LlamaForCausalLM.from_pretrained(
+        out / "pair" / "base", dtype=torch.float32, trust_remote_code=False
+    )
     rng = random.Random(seed + 2)
     batches = [
         (lambda: requests(rng, tokenizer, REQUESTS), 1.0),

@@ -1,4 +1,5 @@
-"""Tensors in, tensors out: the arithmetic of λ, as Triton kernels on a GPU and as torch on the CPU, with the same bits.
+"""Tensors in, tensors out: the arithmetic of λ, as Triton kernels on a GPU and as torch on the CPU,
+with the same bits.
 
 Only the sums of low-rank products have an order, and so last bits, of their own on each device.
 """

@@ -1,4 +1,5 @@
-"""Word sums of tensors: the proof that live weights are what they were, at the price of one read pass."""
+"""Word sums of tensors: the proof that live weights are what they were, at the price of one read
+pass."""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ def checksum(tensors: Sequence[Tensor]) -> list[int]:
         Exact; equal on every device.
 
     Cost:
-        One read of every byte. On a GPU one launch per device, one atomic add per tile and one wait for the result.
+        One read of every byte. On a GPU one launch per device, one atomic add per tile and one wait
+        for the result.
 
     Raises:
         ValueError: a tensor is not contiguous, or is on another kind of device.
@@ -51,7 +53,10 @@ def checksum(tensors: Sequence[Tensor]) -> list[int]:
 
 def _bytes(t: int, tensor: Tensor) -> Tensor:
     if not tensor.is_contiguous():
-        raise ValueError(f"entry {t}: strides {tensor.stride()} for shape {tuple(tensor.shape)}, expected contiguous")
+        raise ValueError(
+            f"entry {t}: strides {tensor.stride()} for shape {tuple(tensor.shape)}, expected"
+            " contiguous"
+        )
     if tensor.device.type not in ("cpu", "cuda"):
         raise ValueError(f"entry {t}: on {tensor.device}, expected cpu or cuda")
     return tensor.detach().view(-1).view(torch.uint8)
@@ -75,12 +80,14 @@ def _cpu_sums(flat: Sequence[Tensor]) -> list[int]:
 
 
 def piece_checksum(piece: Tensor, first_chunk: int) -> int:
-    """What a piece of a CPU tensor adds to the tensor's checksum: the sum of these over all pieces is it, mod 2⁶⁴.
+    """What a piece of a CPU tensor adds to the tensor's checksum: the sum of these over all pieces
+    is it, mod 2⁶⁴.
 
     The hash of a word factorises by chunks: odd(j) = high(chunk of j) · low(place in the chunk).
 
     Args:
-        piece: contiguous elements, any dtype; a whole number of chunks (`CHUNK_BYTES`) unless it ends its tensor.
+        piece: contiguous elements, any dtype; a whole number of chunks (`CHUNK_BYTES`) unless it
+            ends its tensor.
         first_chunk: chunks before it in its tensor.
     """
     data = piece.detach().reshape(-1).view(torch.uint8)
@@ -90,14 +97,17 @@ def piece_checksum(piece: Tensor, first_chunk: int) -> int:
     words = data[: whole * CHUNK_BYTES].view(torch.int64).view(whole, CHUNK_WORDS)
     total = 0
     if whole:
-        # int64 products wrap, which is the modulus; einsum is vectorised for them where torch.mv is not
+        # int64 products wrap, which is the modulus; einsum is vectorised for them where torch.mv is
+        # not
         rows = np.einsum("ij,j->i", words.numpy(), _low_factors().numpy())
         total = int(np.dot(rows, _high_factors(first_chunk, whole).numpy()))
     rest = data[whole * CHUNK_BYTES :]
     if rest.numel():
         padded = torch.zeros(CHUNK_BYTES, dtype=torch.uint8, device="cpu")
         padded[: rest.numel()] = rest
-        total += int(torch.dot(padded.view(torch.int64), _low_factors())) * int(_high_factors(first_chunk + whole, 1))
+        total += int(torch.dot(padded.view(torch.int64), _low_factors())) * int(
+            _high_factors(first_chunk + whole, 1)
+        )
     return total % 2**64
 
 

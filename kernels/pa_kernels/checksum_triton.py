@@ -18,7 +18,8 @@ from pa_kernels.reference import CHUNK_WORDS
 from pa_kernels.tiles import Launch, Tiles
 
 LAUNCH = Launch(block=1024, threads=128)
-"""In 64-bit words; `block` divides the chunk. Not yet timed on a GPU; the bench sweeps CANDIDATES."""
+"""In 64-bit words; `block` divides the chunk. Not yet timed on a GPU; the bench sweeps
+CANDIDATES."""
 
 CANDIDATES = tuple(Launch(block, threads) for block in (1024, 2048, 4096) for threads in (128, 256))
 
@@ -44,14 +45,21 @@ def odd_low(column):
 @triton.jit
 def odd_high(chunk):
     x = chunk.to(tl.uint32)
-    return ((mix(x ^ 0x5BD1E995).to(tl.uint64) << 32) | mix(x ^ 0x9E3779B9).to(tl.uint64) | 1).to(tl.int64)
+    return ((mix(x ^ 0x5BD1E995).to(tl.uint64) << 32) | mix(x ^ 0x9E3779B9).to(tl.uint64) | 1).to(
+        tl.int64
+    )
 
 
 @triton.jit
 def checksum_kernel(
-    words, sizes, pointers, sums,
-    CHUNK: tl.constexpr, BLOCK: tl.constexpr, TAIL: tl.constexpr,
-):  # fmt: skip
+    words,
+    sizes,
+    pointers,
+    sums,
+    CHUNK: tl.constexpr,
+    BLOCK: tl.constexpr,
+    TAIL: tl.constexpr,
+):
     word = tl.load(words + tl.program_id(0))
     t = word >> 32
     first = ((word & 0xFFFFFFFF) >> 1) * BLOCK
@@ -71,7 +79,9 @@ def checksum_kernel(
             lanes = at + tl.arange(0, TAIL)
             data = tl.zeros((TAIL,), tl.int64)
             for k in tl.static_range(8):
-                byte = tl.load(byte_ptr + lanes * 8 + k, mask=(lanes * 8 + k < size) & (lanes < end), other=0)
+                byte = tl.load(
+                    byte_ptr + lanes * 8 + k, mask=(lanes * 8 + k < size) & (lanes < end), other=0
+                )
                 data |= byte.to(tl.int64) << (8 * k)
             parts += data * odd_low(lanes % CHUNK)
             at += TAIL
@@ -93,10 +103,16 @@ def sums(flat: Sequence[Tensor], launch: Launch = LAUNCH) -> list[int]:
 
 
 def add_(totals: Tensor, table: Tiles, launch: Launch = LAUNCH) -> None:
-    """Add to each of `totals`, int64 [T], the sum of its tensor; tables of tiles of 8 · `launch.block` bytes, one operand."""
+    """Add to each of `totals`, int64 [T], the sum of its tensor; tables of tiles of 8 ·
+    `launch.block` bytes, one operand."""
     if table.count:
         with torch.cuda.device(totals.device) if totals.device.type == "cuda" else nullcontext():
             checksum_kernel[(table.count,)](
-                table.words, table.sizes, table.pointers, totals,
-                **constants(launch), num_warps=launch.num_warps(), **OPTIONS,
-            )  # fmt: skip
+                table.words,
+                table.sizes,
+                table.pointers,
+                totals,
+                **constants(launch),
+                num_warps=launch.num_warps(),
+                **OPTIONS,
+            )

@@ -28,8 +28,9 @@ class _Here(threading.local):
     """The state of one thread.
 
     Attributes:
-        inside: this thread is in `over_cores`, or works on a piece of it: what it calls from there runs in this thread alone.
-            torch's own count cannot say so where `torch.set_num_threads` does nothing, as in vLLM's CPU worker.
+        inside: this thread is in `over_cores`, or works on a piece of it: what it calls from there
+            runs in this thread alone. torch's own count cannot say so where `torch.set_num_threads`
+            does nothing, as in vLLM's CPU worker.
     """
 
     inside = False
@@ -41,8 +42,9 @@ _here = _Here()
 class _Job:
     """Pieces that several threads take from, until none is left or the job is closed.
 
-    `take_part` may start in a helper at any time, also after the job has ended: it then does nothing. Only atomic operations
-    on plain attributes are used, so that an interrupt between any two of them leaves the job in a state that `end` can end.
+    `take_part` may start in a helper at any time, also after the job has ended: it then does
+    nothing. Only atomic operations on plain attributes are used, so that an interrupt between any
+    two of them leaves the job in a state that `end` can end.
     """
 
     def __init__(self, work: Callable[[Any], Any], pieces: Sequence[Any]):
@@ -72,7 +74,9 @@ class _Job:
 
     def take_part(self) -> None:
         """`drain`, in a helper."""
-        self._active.append(None)  # before `closed` is read: `end` sets that first, and then looks here
+        self._active.append(
+            None
+        )  # before `closed` is read: `end` sets that first, and then looks here
         try:
             self.drain()
         except BaseException as error:
@@ -81,9 +85,11 @@ class _Job:
             self._active.pop()
 
     def end(self) -> None:
-        """Let no helper start another piece, and return once none works on one: at most a piece later.
+        """Let no helper start another piece, and return once none works on one: at most a piece
+        later.
 
-        An interrupt meanwhile is raised at the end: until then a helper may write, and nothing else may start.
+        An interrupt meanwhile is raised at the end: until then a helper may write, and nothing else
+        may start.
         """
         raised: BaseException | None = None
         while True:
@@ -107,13 +113,16 @@ _POLL_S = 5e-5
 def settle() -> None:
     """Wait for helpers that an interrupted call has left at work.
 
-    Called before anything is read or written: a second interrupt can leave `over_cores` at any line, `finally` included.
+    Called before anything is read or written: a second interrupt can leave `over_cores` at any
+    line, `finally` included.
     """
     if _here.inside:
         return
     me = threading.get_ident()
     for job in list(_jobs):
-        if job.closed or job.owner == me:  # one that another thread still works on is none of our business
+        if (
+            job.closed or job.owner == me
+        ):  # one that another thread still works on is none of our business
             _end(job)
 
 
@@ -124,20 +133,24 @@ def _end(job: _Job) -> None:
 
 
 def _one_core() -> None:
-    torch.get_num_threads()  # torch takes the process's count over when a thread first asks, which would undo the next line
+    # torch takes the process's count over when a thread first asks, which would undo the next line
+    torch.get_num_threads()
     torch.set_num_threads(1)
     torch.set_flush_denormal(False)  # a thread inherits the mode of its maker, and may outlive it
 
 
 def inference() -> AbstractContextManager[None]:
-    """`torch.inference_mode()` that an interrupt cannot leave on: entered and left by C alone, with no line of Python within
-    which it could come. torch's own class leaves by a method in Python; skipped, the mode stays on for the whole thread."""
+    """`torch.inference_mode()` that an interrupt cannot leave on: entered and left by C alone, with
+    no line of Python within which it could come. torch's own class leaves by a method in Python;
+    skipped, the mode stays on for the whole thread.
+    """
     return torch._C._InferenceMode(True)
 
 
 @contextmanager
 def one_core() -> Iterator[None]:
-    """This thread's torch operations on one core, for results whose bits may depend on how an operation is split."""
+    """This thread's torch operations on one core, for results whose bits may depend on how an
+    operation is split."""
     count = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
@@ -148,10 +161,12 @@ def one_core() -> Iterator[None]:
 
 @contextmanager
 def cores(shared_by: int = 1) -> Iterator[ThreadPoolExecutor]:
-    """As many threads as torch would use, divided by `shared_by`, each of them running its torch operations on one core.
+    """As many threads as torch would use, divided by `shared_by`, each of them running its torch
+    operations on one core.
 
-    Pieces are small: threads that each take a whole piece wait for nobody, where torch's own split waits for all its
-    threads at the end of every operation, and stalls on a machine that has other work.
+    Pieces are small: threads that each take a whole piece wait for nobody, where torch's own split
+    waits for all its threads at the end of every operation, and stalls on a machine that has other
+    work.
     """
     count = torch.get_num_threads()
     try:
@@ -163,9 +178,11 @@ def cores(shared_by: int = 1) -> Iterator[ThreadPoolExecutor]:
 
 @contextmanager
 def threads(count: int, **options: Any) -> Iterator[ThreadPoolExecutor]:
-    """A `ThreadPoolExecutor` of `count` threads that is left once all of them have ended, whatever interrupts come.
+    """A `ThreadPoolExecutor` of `count` threads that is left once all of them have ended, whatever
+    interrupts come.
 
-    Its own context manager is left by a second interrupt while threads go on working. An error starts nothing that waits.
+    Its own context manager is left by a second interrupt while threads go on working. An error
+    starts nothing that waits.
     """
     pool = ThreadPoolExecutor(count, **options)
     try:
@@ -177,7 +194,8 @@ def threads(count: int, **options: Any) -> Iterator[ThreadPoolExecutor]:
 
 
 def _shut(pool: ThreadPoolExecutor, *, cancel: bool) -> None:
-    """Shut `pool` down and wait until its threads have ended; an interrupt meanwhile cancels the rest, and is raised then."""
+    """Shut `pool` down and wait until its threads have ended; an interrupt meanwhile cancels the
+    rest, and is raised then."""
     raised: BaseException | None = None
     while True:
         try:
@@ -190,8 +208,9 @@ def _shut(pool: ThreadPoolExecutor, *, cancel: bool) -> None:
 
 
 def over_cores(work: Callable[[A], T], pieces: Iterable[A]) -> list[T]:
-    """`work` of every piece, in order. The calling thread is one of the workers: a thread that only waits would cost the
-    others 3 % of a memory-bound pass. The first error ends it and is raised, once no helper works on a piece any more.
+    """`work` of every piece, in order. The calling thread is one of the workers: a thread that only
+    waits would cost the others 3 % of a memory-bound pass. The first error ends it and is raised,
+    once no helper works on a piece any more.
 
     Called from within a piece, it does its own pieces one after another, in the same thread."""
     pieces = list(pieces)
@@ -205,7 +224,8 @@ def over_cores(work: Callable[[A], T], pieces: Iterable[A]) -> list[T]:
     pool = _helpers(min(count, MOST) - 1)
     job = _Job(work, pieces)
     _jobs.append(job)
-    # an interrupt may come in each `finally`; between entering one and the end of its first call there is no place for one
+    # an interrupt may come in each `finally`; between entering one and the end of its first call
+    # there is no place for one
     try:
         _here.inside = True  # what a signal handler calls from here on runs in this thread alone
         try:
@@ -225,17 +245,21 @@ def over_cores(work: Callable[[A], T], pieces: Iterable[A]) -> list[T]:
 
 
 def over(work: Callable[[A], T], pieces: Iterable[A], like: torch.Tensor) -> list[T]:
-    """`work` of every piece, in order: over cores where `like` is on the CPU, else one after another."""
-    return over_cores(work, pieces) if like.device.type == "cpu" else [work(piece) for piece in pieces]
+    """`work` of every piece, in order: over cores where `like` is on the CPU, else one after
+    another."""
+    return (
+        over_cores(work, pieces) if like.device.type == "cpu" else [work(piece) for piece in pieces]
+    )
 
 
 @functools.cache
 def _helpers(count: int) -> SimpleQueue[_Job]:
     """Return the queue of `count` threads that take part in the jobs put there.
 
-    They stay: new ones start on the core of the thread that made them, and lose 7 ms until they are moved. No lock of Python's
-    own library is behind this: an interrupt that comes as one is taken (in `ThreadPoolExecutor.submit`, `Thread.start`) leaves
-    it locked for good, and whoever takes it next waits for ever.
+    They stay: new ones start on the core of the thread that made them, and lose 7 ms until they are
+    moved. No lock of Python's own library is behind this: an interrupt that comes as one is taken
+    (in `ThreadPoolExecutor.submit`, `Thread.start`) leaves it locked for good, and whoever takes it
+    next waits for ever.
     """
     jobs: SimpleQueue[_Job] = SimpleQueue()
     for _ in range(count):

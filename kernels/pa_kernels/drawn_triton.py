@@ -1,4 +1,5 @@
-"""The dense lerp with stochastic rounding: `lerp_triton` whose first rounding adds noise that belongs to the element."""
+"""The dense lerp with stochastic rounding: `lerp_triton` whose first rounding adds noise that
+belongs to the element."""
 
 # mypy: disable-error-code="no-untyped-def"
 # (arguments of Triton functions have no Python types)
@@ -14,14 +15,23 @@ from torch import Tensor
 
 from pa_kernels import lerp_triton
 from pa_kernels.checksum_triton import mix
-from pa_kernels.lerp_triton import full_blend, keep_bits, roles, round_to, round_via, unrounded, widen
+from pa_kernels.lerp_triton import (
+    full_blend,
+    keep_bits,
+    roles,
+    round_to,
+    round_via,
+    unrounded,
+    widen,
+)
 from pa_kernels.reference import DRAW_STEP, Draw
 from pa_kernels.tiles import Launch
 
 
 @triton.jit
 def noise(draw, offset, COUNT: tl.constexpr):
-    """`reference.noise` of COUNT elements from `offset` on, among which no index crosses 2³²; `draw` as in `Group`."""
+    """`reference.noise` of COUNT elements from `offset` on, among which no index crosses 2³²;
+    `draw` as in `Group`."""
     first = ((draw >> 32) << 16) + offset
     salt = mix((first >> 32).to(tl.uint32) ^ draw.to(tl.uint32))
     return mix((first.to(tl.uint32) + tl.arange(0, COUNT).to(tl.uint32)) ^ salt) & 0xFFFF
@@ -37,7 +47,9 @@ def stochastic(x, u, DTYPE: tl.constexpr, INTERPRET: tl.constexpr):
         inside = m < 0x7F7F0000
     else:
         tiny = m < 0x38800000  # 2⁻¹⁴
-        below = (tl.where(tiny, tl.abs(x) * 1099511627776.0, 0.0).to(tl.int32).to(tl.uint32) + u) >> 16
+        below = (
+            tl.where(tiny, tl.abs(x) * 1099511627776.0, 0.0).to(tl.int32).to(tl.uint32) + u
+        ) >> 16
         y = tl.where(tiny, below, ((m + (u >> 3)) >> 13) - (112 << 10)) | ((word >> 16) & 0x8000)
         inside = m < 0x477FE000  # 65504
     return tl.where(inside, y.to(tl.uint16).to(DTYPE, bitcast=True), round_to(x, DTYPE, INTERPRET))
@@ -45,10 +57,22 @@ def stochastic(x, u, DTYPE: tl.constexpr, INTERPRET: tl.constexpr):
 
 @triton.jit
 def full_tile(
-    w_ptr, b_ptr, i_ptr, draw, offset, scale, base_near, base_far,
-    OUT: tl.constexpr, BASE: tl.constexpr, INST: tl.constexpr, VIA: tl.constexpr,
-    BLOCK: tl.constexpr, UP: tl.constexpr, INTERPRET: tl.constexpr,
-):  # fmt: skip
+    w_ptr,
+    b_ptr,
+    i_ptr,
+    draw,
+    offset,
+    scale,
+    base_near,
+    base_far,
+    OUT: tl.constexpr,
+    BASE: tl.constexpr,
+    INST: tl.constexpr,
+    VIA: tl.constexpr,
+    BLOCK: tl.constexpr,
+    UP: tl.constexpr,
+    INTERPRET: tl.constexpr,
+):
     lanes = tl.multiple_of(offset, BLOCK) + tl.arange(0, BLOCK)
     x = full_blend(b_ptr, i_ptr, lanes, scale, base_near, base_far, BASE, INST, UP, INTERPRET)
     w = stochastic(x, noise(draw, offset, BLOCK), VIA, INTERPRET)
@@ -59,10 +83,21 @@ def full_tile(
 
 @triton.jit
 def drawn_kernel(
-    words, sizes, outs, bases, insts, lams, draws,
-    OUT: tl.constexpr, BASE: tl.constexpr, INST: tl.constexpr, VIA: tl.constexpr,
-    BLOCK: tl.constexpr, TAIL: tl.constexpr, INTERPRET: tl.constexpr,
-):  # fmt: skip
+    words,
+    sizes,
+    outs,
+    bases,
+    insts,
+    lams,
+    draws,
+    OUT: tl.constexpr,
+    BASE: tl.constexpr,
+    INST: tl.constexpr,
+    VIA: tl.constexpr,
+    BLOCK: tl.constexpr,
+    TAIL: tl.constexpr,
+    INTERPRET: tl.constexpr,
+):
     word = tl.load(words + tl.program_id(0))
     t = word >> 32
     offset = ((word & 0xFFFFFFFF) >> 1) * BLOCK
@@ -72,10 +107,40 @@ def drawn_kernel(
     if word & 1:
         if scale < 0:
             full_tile(
-                w_ptr, b_ptr, i_ptr, draw, offset, scale, base_near, base_far, OUT, BASE, INST, VIA, BLOCK, False, INTERPRET
+                w_ptr,
+                b_ptr,
+                i_ptr,
+                draw,
+                offset,
+                scale,
+                base_near,
+                base_far,
+                OUT,
+                BASE,
+                INST,
+                VIA,
+                BLOCK,
+                False,
+                INTERPRET,
             )
         else:
-            full_tile(w_ptr, b_ptr, i_ptr, draw, offset, scale, base_near, base_far, OUT, BASE, INST, VIA, BLOCK, True, INTERPRET)
+            full_tile(
+                w_ptr,
+                b_ptr,
+                i_ptr,
+                draw,
+                offset,
+                scale,
+                base_near,
+                base_far,
+                OUT,
+                BASE,
+                INST,
+                VIA,
+                BLOCK,
+                True,
+                INTERPRET,
+            )
     else:
         size = tl.load(sizes + t)
         end = tl.minimum(size, offset + BLOCK)
@@ -84,7 +149,9 @@ def drawn_kernel(
             inside = lanes < end
             b = tl.load(b_ptr.to(tl.pointer_type(BASE)) + lanes, mask=inside)
             i = tl.load(i_ptr.to(tl.pointer_type(INST)) + lanes, mask=inside)
-            w = stochastic(unrounded(b, i, lam, INTERPRET), noise(draw, offset, TAIL), VIA, INTERPRET)
+            w = stochastic(
+                unrounded(b, i, lam, INTERPRET), noise(draw, offset, TAIL), VIA, INTERPRET
+            )
             if VIA != OUT:
                 w = round_via(widen(w, INTERPRET), OUT, OUT, INTERPRET)
             w = keep_bits(w, b, i, lam, OUT, BASE, INST, VIA)

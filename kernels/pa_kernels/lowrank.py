@@ -1,4 +1,5 @@
-"""The low-rank merge: live matrices rewritten in place as B + λ·UV for any λ, always from B, by one fused pass."""
+"""The low-rank merge: live matrices rewritten in place as B + λ·UV for any λ, always from B, by one
+fused pass."""
 
 from __future__ import annotations
 
@@ -16,25 +17,30 @@ from pa_kernels.switch import Group, Switch, one_for_each, refuse_flushed_denorm
 from pa_kernels.tiles import INTERPRETED
 
 ROWS, COLUMNS = 128, 1024
-"""The CPU's tile: a product of 0.5 MB that stays in a core's L2 between the passes over it. Tiles lie on one grid per matrix
-and each is computed alike wherever it is asked for, since the order of a product's sums may depend on its shape."""
+"""The CPU's tile: a product of 0.5 MB that stays in a core's L2 between the passes over it. Tiles
+lie on one grid per matrix and each is computed alike wherever it is asked for, since the order of a
+product's sums may depend on its shape."""
 
 RANK_STEP = 16
-"""What a GPU's matrix units take of R at a time: factors of another rank are padded with zeros, which change no sum."""
+"""What a GPU's matrix units take of R at a time: factors of another rank are padded with zeros,
+which change no sum."""
 
 
 class LowRank(Switch):
-    """T live matrices, or stacks of E matrices, each with its base and the two factors of its delta, ready for any λ.
+    """T live matrices, or stacks of E matrices, each with its base and the two factors of its
+    delta, ready for any λ.
 
     Args:
         out: live tensors [M, N] or [E, M, N], rewritten in place; contiguous bf16, fp16 or fp32.
-        base: B, same shapes, in any of these dtypes; where the live tensor is, or in pinned host memory, which a GPU
-            reads where it lies.
-        u, v: U [..., M, R] and V [..., R, N] where the live tensor is, of one dtype for both; R differs from tensor to
-            tensor and may be 0. On a GPU multiples of RANK_STEP are used as they are, others copied (`padded`).
+        base: B, same shapes, in any of these dtypes; where the live tensor is, or in pinned host
+            memory, which a GPU reads where it lies.
+        u, v: U [..., M, R] and V [..., R, N] where the live tensor is, of one dtype for both; R
+            differs from tensor to tensor and may be 0. On a GPU multiples of RANK_STEP are used as
+            they are, others copied (`padded`).
         via: for each tensor the dtype that its result is rounded to before its own, or None.
 
-    The sources must not change afterwards, and no live tensor may overlap one; neither is checked here.
+    The sources must not change afterwards, and no live tensor may overlap one; neither is checked
+    here.
 
     Attributes:
         groups: one per (out, base, factors, via) dtype tuple and GPU, and one for all CPU tensors.
@@ -42,18 +48,22 @@ class LowRank(Switch):
     Numerics:
         `reference.lowrank`, with UV summed in fp32. The result is B + λ·UV within
 
-            |λ| · (R + 1) · 2⁻²³ · Σ_k |u_k·v_k|  +  1 ulp of the result (or of `via`, where that is coarser)
+            |λ| · (R + 1) · 2⁻²³ · Σ_k |u_k·v_k|  +  1 ulp of the result
 
-        as long as no product underflows: R roundings of 2⁻²⁴ of at most Σ|u_k·v_k| in a sum of any order, twice that where
-        matrix units cut instead of round; 2⁻²⁴ of λ·UV where it is rounded before B is added; and half an ulp for either of the
-        last two roundings. In bf16 and fp16 the first term is far below an ulp, unless B and λ·UV cancel, so results are
-        within one ulp of the reference. In fp32 it is not: where the terms of UV cancel each other it may be thousands of ulps.
+        (or of `via`, where that is coarser) as long as no product underflows: R roundings of 2⁻²⁴
+        of at most Σ|u_k·v_k| in a sum of any order, twice that where matrix units cut instead of
+        round; 2⁻²⁴ of λ·UV where it is rounded before B is added; and half an ulp for either of the
+        last two roundings. In bf16 and fp16 the first term is far below an ulp, unless B and λ·UV
+        cancel, so results are within one ulp of the reference. In fp32 it is not: where the terms
+        of UV cancel each other it may be thousands of ulps.
 
-        Sums have one order per device and tensor, so the same λ gives the same bits, whatever came before. λ = 0 is B, bit for
-        bit where the dtypes agree, and where UV is 0 the value is B's, −0 included.
+        Sums have one order per device and tensor, so the same λ gives the same bits, whatever came
+        before. λ = 0 is B, bit for bit where the dtypes agree, and where UV is 0 the value is B's,
+        −0 included.
 
     Cost:
-        A switch reads B and writes the live tensor, 4 bytes per bf16 weight, and computes 2R operations per weight.
+        A switch reads B and writes the live tensor, 4 bytes per bf16 weight, and computes 2R
+        operations per weight.
 
     Raises:
         ValueError, TypeError: naming entry t and what was found and expected.
@@ -69,23 +79,42 @@ class LowRank(Switch):
     ):
         self.count = len(out)
         self._rows = _checked(out, base, u, v, via)
-        on_cpu = [t for t, row in enumerate(self._rows) if row.out.device.type == "cpu" and not INTERPRETED]
-        self.groups: tuple[_MergingGroup, ...] = (_CpuGroup(on_cpu, [self._rows[t] for t in on_cpu]),) if on_cpu else ()
-        self.groups += tuple(_triton_groups(self._rows, sorted(set(range(self.count)) - set(on_cpu))))
-        self._places = {t: (group, place) for group in self.groups for place, t in enumerate(group.entries)}
+        on_cpu = [
+            t
+            for t, row in enumerate(self._rows)
+            if row.out.device.type == "cpu" and not INTERPRETED
+        ]
+        self.groups: tuple[_MergingGroup, ...] = (
+            (_CpuGroup(on_cpu, [self._rows[t] for t in on_cpu]),) if on_cpu else ()
+        )
+        self.groups += tuple(
+            _triton_groups(self._rows, sorted(set(range(self.count)) - set(on_cpu)))
+        )
+        self._places = {
+            t: (group, place) for group in self.groups for place, t in enumerate(group.entries)
+        }
 
     def merged(self, t: int, rows: slice, lam: float) -> Tensor:
-        """Rows of W(λ) of entry t, seen as [E·M, N], made afresh: the bits that `run_` writes there, whatever the live ones are.
+        """Rows of W(λ) of entry t, seen as [E·M, N], made afresh: the bits that `run_` writes
+        there, whatever the live ones are.
 
-        Cost: the tiles that hold these rows, so whole multiples of ROWS are cheapest; scratch of their size.
+        Cost: the tiles that hold these rows, so whole multiples of ROWS are cheapest; scratch of
+            their size.
 
         Raises:
-            ValueError: λ is not finite in fp32, or `rows` is not a plain range of the tensor's rows.
+            ValueError: λ is not finite in fp32, or `rows` is not a plain range of the tensor's
+                rows.
         """
         (lam,) = one_for_each(lam, 1)
         count, height, _ = self._rows[t].out.shape
-        if rows.step not in (None, 1) or None in (rows.start, rows.stop) or not 0 <= rows.start <= rows.stop <= count * height:
-            raise ValueError(f"entry {t}: rows {rows}, expected a range within its {count * height} rows")
+        if (
+            rows.step not in (None, 1)
+            or None in (rows.start, rows.stop)
+            or not 0 <= rows.start <= rows.stop <= count * height
+        ):
+            raise ValueError(
+                f"entry {t}: rows {rows}, expected a range within its {count * height} rows"
+            )
         group, place = self._places[t]
         return group.merged(place, rows, lam)
 
@@ -110,12 +139,15 @@ def lowrank_merge_(
 
 
 def padded(u: Tensor, v: Tensor, step: int = RANK_STEP) -> tuple[Tensor, Tensor]:
-    """Factors whose rank is a multiple of `step`, by zeros that change nothing: these very tensors where it already is."""
+    """Factors whose rank is a multiple of `step`, by zeros that change nothing: these very tensors
+    where it already is."""
     more = -u.shape[-1] % step
     if more == 0:
         return u, v
     wide = torch.zeros(*u.shape[:-1], u.shape[-1] + more, dtype=u.dtype, device=u.device)
-    long = torch.zeros(*v.shape[:-2], v.shape[-2] + more, v.shape[-1], dtype=v.dtype, device=v.device)
+    long = torch.zeros(
+        *v.shape[:-2], v.shape[-2] + more, v.shape[-1], dtype=v.dtype, device=v.device
+    )
     wide[..., : u.shape[-1]] = u
     long[..., : v.shape[-2], :] = v
     return wide, long
@@ -123,7 +155,8 @@ def padded(u: Tensor, v: Tensor, step: int = RANK_STEP) -> tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Row:
-    """One entry: live tensor and base [E, M, N], U [E, M, R], V [E, R, N], all detached, and the dtype to round to first.
+    """One entry: live tensor and base [E, M, N], U [E, M, R], V [E, R, N], all detached, and the
+    dtype to round to first.
 
     Its rows, seen as [E·M, N], are cut into blocks of `step` that never span two matrices.
     """
@@ -149,7 +182,10 @@ class Row:
         if rows.start == rows.stop:
             return range(0)
         height = self.out.shape[1]
-        first, last = (at // height * -(-height // step) + at % height // step for at in (rows.start, rows.stop - 1))
+        first, last = (
+            at // height * -(-height // step) + at % height // step
+            for at in (rows.start, rows.stop - 1)
+        )
         return range(first, last + 1)
 
     def span(self, blocks: range, step: int) -> tuple[int, int]:
@@ -177,7 +213,14 @@ class _CpuGroup:
             _merge_rows_(row.out[e, block], row, e, block, lams[at[0]])
 
         with full_precision():
-            over_cores(write, [(place, k) for place, row in enumerate(self.rows) for k in range(row.blocks(ROWS))])
+            over_cores(
+                write,
+                [
+                    (place, k)
+                    for place, row in enumerate(self.rows)
+                    for k in range(row.blocks(ROWS))
+                ],
+            )
 
     def merged(self, place: int, rows: slice, lam: float) -> Tensor:
         refuse_flushed_denormals()
@@ -221,7 +264,9 @@ def _triton_groups(rows: Sequence[Row], entries: Sequence[int]) -> list[_Merging
     kinds: dict[tuple[object, ...], list[int]] = {}
     for t in entries:
         row = rows[t]
-        kinds.setdefault((row.out.device, row.out.dtype, row.base.dtype, row.u.dtype, row.via), []).append(t)
+        kinds.setdefault(
+            (row.out.device, row.out.dtype, row.base.dtype, row.u.dtype, row.via), []
+        ).append(t)
     return [lowrank_triton.Group(members, [rows[t] for t in members]) for members in kinds.values()]
 
 
@@ -235,24 +280,35 @@ def _checked(
     vias = [None] * len(out) if via is None else list(via)
     if not len(out) == len(base) == len(u) == len(v) == len(vias):
         raise ValueError(
-            f"{len(out)} live tensors, {len(base)} base, {len(u)} U, {len(v)} V, {len(vias)} via: expected as many of each"
+            f"{len(out)} live tensors, {len(base)} base, {len(u)} U, {len(v)} V, {len(vias)} via:"
+            " expected as many of each"
         )
     rows: list[Row] = []
     for t, (w, b, left, right, rounding) in enumerate(zip(out, base, u, v, vias)):
         for side, tensor in (("live", w), ("base", b), ("U", left), ("V", right)):
             if not isinstance(tensor, Tensor) or tensor.dtype not in LIVE_DTYPES:
                 found = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
-                raise TypeError(f"entry {t}: {side} is {found}, expected a tensor of bfloat16, float16 or float32")
+                raise TypeError(
+                    f"entry {t}: {side} is {found}, expected a tensor of bfloat16, float16 or"
+                    " float32"
+                )
             if not tensor.is_contiguous():
                 raise ValueError(
-                    f"entry {t}: {side} has strides {tensor.stride()} for shape {tuple(tensor.shape)}, expected contiguous"
+                    f"entry {t}: {side} has strides {tensor.stride()} for shape"
+                    f" {tuple(tensor.shape)}, expected contiguous"
                 )
-            if tensor.device != w.device and not (side == "base" and w.device.type == "cuda" and tensor.is_pinned()):
-                raise ValueError(f"entry {t}: {side} is on {tensor.device}, the live tensor on {w.device}")
+            if tensor.device != w.device and not (
+                side == "base" and w.device.type == "cuda" and tensor.is_pinned()
+            ):
+                raise ValueError(
+                    f"entry {t}: {side} is on {tensor.device}, the live tensor on {w.device}"
+                )
         if w.device.type not in ("cpu", "cuda"):
             raise ValueError(f"entry {t}: on {w.device}, expected cpu or cuda")
         if w.dim() not in (2, 3):
-            raise ValueError(f"entry {t}: live has shape {tuple(w.shape)}, expected [M, N] or [E, M, N]")
+            raise ValueError(
+                f"entry {t}: live has shape {tuple(w.shape)}, expected [M, N] or [E, M, N]"
+            )
         rank = left.shape[-1] if left.dim() else 0
         for side, tensor, expected in (
             ("base", b, w.shape),
@@ -261,13 +317,17 @@ def _checked(
         ):
             if tensor.shape != expected:
                 raise ValueError(
-                    f"entry {t}: {side} has shape {tuple(tensor.shape)}, expected {tuple(expected)} "
-                    f"beside a live tensor {tuple(w.shape)} and rank {rank}"
+                    f"entry {t}: {side} has shape {tuple(tensor.shape)}, expected {tuple(expected)}"
+                    f" beside a live tensor {tuple(w.shape)} and rank {rank}"
                 )
         if left.dtype != right.dtype:
-            raise TypeError(f"entry {t}: U is {left.dtype} and V is {right.dtype}, expected one dtype for both")
+            raise TypeError(
+                f"entry {t}: U is {left.dtype} and V is {right.dtype}, expected one dtype for both"
+            )
         if rounding is not None and rounding not in LIVE_DTYPES:
-            raise TypeError(f"entry {t}: via is {rounding}, expected bfloat16, float16, float32 or None")
+            raise TypeError(
+                f"entry {t}: via is {rounding}, expected bfloat16, float16, float32 or None"
+            )
         # rounding to fp32, or twice to the same dtype, changes nothing
         rounding = None if rounding in (torch.float32, w.dtype) else rounding
         rows.append(Row(_stacked(w), _stacked(b), _stacked(left), _stacked(right), rounding))

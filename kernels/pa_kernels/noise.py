@@ -1,6 +1,8 @@
-"""Stochastic rounding on the CPU: `reference.noise` and `reference.stochastic` in int32, a piece at a time.
+"""Stochastic rounding on the CPU: `reference.noise` and `reference.stochastic` in int32, a piece at
+a time.
 
-Every step is one operation of torch over scratch that its thread keeps: fresh memory for each would cost more than the steps.
+Every step is one operation of torch over scratch that its thread keeps: fresh memory for each would
+cost more than the steps.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ _scratch = Scratch()
 
 
 def scratch(count: int) -> Tensor:
-    """Five rows of `count` int32 that are this thread's own; what is written there lasts until somebody asks again."""
+    """Five rows of `count` int32 that are this thread's own; what is written there lasts until
+    somebody asks again."""
     return _scratch.take("rows", 5 * count, torch.int32).view(5, count)
 
 
@@ -44,7 +47,8 @@ def noise_(out: Tensor, draw: Draw, shifted: Tensor) -> None:
 
 
 def stochastic_(out: Tensor, x: Tensor, draw: Draw) -> None:
-    """Write `reference.stochastic` of fp32 x with the noise of `draw` into `out`, flat CPU tensors. x may be row 0 of `scratch`.
+    """Write `reference.stochastic` of fp32 x with the noise of `draw` into `out`, flat CPU tensors.
+    x may be row 0 of `scratch`.
 
     Cost: about 20 passes over pieces that stay in cache; no memory beyond `scratch`.
     """
@@ -63,7 +67,9 @@ def stochastic_(out: Tensor, x: Tensor, draw: Draw) -> None:
         # the sign is the top bit, and no carry reaches it
         target.copy_(u.add_(word).bitwise_right_shift_(16))
         return
-    scaled = torch.mul(m.view(torch.float32), 2.0**40, out=spare.view(torch.float32)).clamp_(max=2.0**26)
+    scaled = torch.mul(m.view(torch.float32), 2.0**40, out=spare.view(torch.float32)).clamp_(
+        max=2.0**26
+    )
     below.copy_(scaled).add_(u).bitwise_right_shift_(16)
     normal = u.bitwise_right_shift_(3).add_(m).bitwise_right_shift_(13).sub_(112 << 10)
     # all bits where m < 2⁻¹⁴: a choice by arithmetic, which torch.where makes many times slower
@@ -79,7 +85,9 @@ def _signed(word: int) -> int:
 
 @functools.cache
 def _limit(dtype: torch.dtype) -> int:
-    return int(torch.tensor(torch.finfo(dtype).max, dtype=torch.float32, device="cpu").view(torch.int32))
+    return int(
+        torch.tensor(torch.finfo(dtype).max, dtype=torch.float32, device="cpu").view(torch.int32)
+    )
 
 
 @functools.lru_cache(maxsize=4)

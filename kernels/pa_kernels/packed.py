@@ -1,4 +1,5 @@
-"""The packed switch: live tensors rewritten in place from W(λ) to W(λ′) by codes alone, with the bits of `reference.lerp`."""
+"""The packed switch: live tensors rewritten in place from W(λ) to W(λ′) by codes alone, with the
+bits of `reference.lerp`."""
 
 from __future__ import annotations
 
@@ -20,11 +21,13 @@ from pa_kernels.switch import Group, Switch, one_for_each, refuse_flushed_denorm
 from pa_kernels.tiles import INTERPRETED
 
 PIECE = 1 << 18
-"""Elements per unit of work on the CPU: whole tiles and whole chunks of the checksum, and scratch that stays in a core's L2."""
+"""Elements per unit of work on the CPU: whole tiles and whole chunks of the checksum, and scratch
+that stays in a core's L2."""
 
 
 FEW = 1 << 17
-"""Weights up to which a switch on the CPU makes no table of its steps: one takes as long as switching so many without."""
+"""Weights up to which a switch on the CPU makes no table of its steps: one takes as long as
+switching so many without."""
 
 
 class PackedGroup(Group, Protocol):
@@ -43,21 +46,24 @@ class PackedGroup(Group, Protocol):
 
 
 class Packed(Switch):
-    """T live tensors whose deltas are codes, prepared once. What they hold is all that is known of base and target.
+    """T live tensors whose deltas are codes, prepared once. What they hold is all that is known of
+    base and target.
 
     Args:
         out: live tensors, rewritten in place; contiguous bf16 or fp16, on the CPU or a GPU.
-        entries: a `PackedTensor` for each, of its dtype and number of elements; on a GPU codes and exceptions may also lie
-            in pinned host memory. Checked here: whatever a file held, no write leaves its tensor.
+        entries: a `PackedTensor` for each, of its dtype and number of elements; on a GPU codes and
+            exceptions may also lie in pinned host memory. Checked here: whatever a file held, no
+            write leaves its tensor.
 
     Numerics:
-        Bit for bit `reference.lerp` of base and target, after any walk of λ within the range of the codes, provided that
-        the live tensors were right when `holds` was called, and that nobody else writes to them. Every switch sums what
-        it finds and what it leaves, so that a foreign write is noticed: see `wrong`. What it then leaves is of no use.
+        Bit for bit `reference.lerp` of base and target, after any walk of λ within the range of the
+        codes, provided that the live tensors were right when `holds` was called, and that nobody
+        else writes to them. Every switch sums what it finds and what it leaves, so that a foreign
+        write is noticed: see `wrong`. What it then leaves is of no use.
 
     Cost:
-        A switch reads and writes the live tensors and reads the codes: 5 bytes per weight of 8-bit codes, 6 of 16-bit
-        ones, both checksums included.
+        A switch reads and writes the live tensors and reads the codes: 5 bytes per weight of 8-bit
+        codes, 6 of 16-bit ones, both checksums included.
 
     Raises:
         ValueError, TypeError: naming entry t and what was found and expected.
@@ -69,16 +75,21 @@ class Packed(Switch):
         self.count = len(out)
         rows = _checked(out, entries)
         self.ranges = [row.entry.range for row in rows]
-        on_cpu = [t for t, row in enumerate(rows) if row.out.device.type == "cpu" and not INTERPRETED]
+        on_cpu = [
+            t for t, row in enumerate(rows) if row.out.device.type == "cpu" and not INTERPRETED
+        ]
         self.groups = (_CpuGroup(on_cpu, [rows[t] for t in on_cpu]),) if on_cpu else ()
         self.groups += tuple(_triton_groups(rows, sorted(set(range(self.count)) - set(on_cpu))))
 
     def holds(self, lam: float | Sequence[float]) -> None:
-        """Take the live tensors, as they are, for W(λ): one λ for all, or one for each. Reads them once."""
+        """Take the live tensors, as they are, for W(λ): one λ for all, or one for each. Reads them
+        once."""
         lams = self._within(lam)
         for group in self.groups:
             with inference():
-                group.olds.copy_(torch.tensor([lams[t] for t in group.entries], dtype=torch.float32))
+                group.olds.copy_(
+                    torch.tensor([lams[t] for t in group.entries], dtype=torch.float32)
+                )
                 signed = [(total + 2**63) % 2**64 - 2**63 for total in checksum(group.tensors)]
                 group.sums.copy_(torch.tensor(signed, dtype=torch.int64))
                 group.wrong.zero_()
@@ -93,12 +104,23 @@ class Packed(Switch):
         super().run_(lam)
 
     def wrong(self) -> list[int]:
-        """Entries whose live tensor did not hold what the last switch had left, or `holds` was told. Waits for the device."""
-        return sorted(t for group in self.groups for t, found in zip(group.entries, group.wrong.tolist()) if found)
+        """Entries whose live tensor did not hold what the last switch had left, or `holds` was
+        told. Waits for the device."""
+        return sorted(
+            t
+            for group in self.groups
+            for t, found in zip(group.entries, group.wrong.tolist())
+            if found
+        )
 
     def sums(self) -> list[int]:
-        """The checksum that each live tensor has, by what was written to it. Waits for the device."""
-        found = {t: total for group in self.groups for t, total in zip(group.entries, group.sums.tolist())}
+        """The checksum that each live tensor has, by what was written to it. Waits for the
+        device."""
+        found = {
+            t: total
+            for group in self.groups
+            for t, total in zip(group.entries, group.sums.tolist())
+        }
         return [found[t] % 2**64 for t in range(self.count)]
 
     def holding(self, t: int) -> float:
@@ -110,21 +132,30 @@ class Packed(Switch):
         lams = one_for_each(lam, self.count)[: self.count]
         for t, (one, (lo, hi)) in enumerate(zip(lams, self.ranges)):
             if not lo <= one <= hi:
-                raise ValueError(f"entry {t}: λ = {one:g} is outside [{lo:g}, {hi:g}], for which its codes are")
+                raise ValueError(
+                    f"entry {t}: λ = {one:g} is outside [{lo:g}, {hi:g}], for which its codes are"
+                )
         return lams
 
 
 def packed_switch_(
-    out: Sequence[Tensor], entries: Sequence[PackedTensor], old: float | Sequence[float], new: float | Sequence[float]
+    out: Sequence[Tensor],
+    entries: Sequence[PackedTensor],
+    old: float | Sequence[float],
+    new: float | Sequence[float],
 ) -> None:
-    """Rewrite `out`, which holds W(old), to W(new), once; see `Packed` for the arguments, and for many λ."""
+    """Rewrite `out`, which holds W(old), to W(new), once; see `Packed` for the arguments, and for
+    many λ."""
     packed = Packed(out, entries)
     packed.holds(old)
     packed.run_(new)
 
 
-def packed_pair(live: Tensor, entry: PackedTensor, span: slice, lam: float) -> tuple[Tensor, Tensor]:
-    """Base and target of the elements `span`, which begins with a tile, from what `live` holds of W(λ): copies, on its device.
+def packed_pair(
+    live: Tensor, entry: PackedTensor, span: slice, lam: float
+) -> tuple[Tensor, Tensor]:
+    """Base and target of the elements `span`, which begins with a tile, from what `live` holds of
+    W(λ): copies, on its device.
 
     Args:
         live: flat; all N elements.
@@ -164,20 +195,31 @@ class _CpuGroup(PackedGroup):
         self.entries = tuple(entries)
         self.rows = rows
         self.tensors = [row.out for row in rows]
-        self.lams, self.olds = (torch.zeros(len(rows), dtype=torch.float32, device="cpu") for _ in range(2))
+        self.lams, self.olds = (
+            torch.zeros(len(rows), dtype=torch.float32, device="cpu") for _ in range(2)
+        )
         self.sums = torch.zeros(len(rows), dtype=torch.int64, device="cpu")
         self.wrong = torch.zeros(len(rows), dtype=torch.bool, device="cpu")
-        self.pieces = [(at, piece) for at, row in enumerate(rows) for piece in _pieces(row.out.numel())]
+        self.pieces = [
+            (at, piece) for at, row in enumerate(rows) for piece in _pieces(row.out.numel())
+        ]
 
     def launch_(self) -> None:
         refuse_flushed_denormals()
         olds, news = self.olds.tolist(), self.lams.tolist()
-        kinds = [(row.entry.width, row.entry.dtype, old, new) for row, old, new in zip(self.rows, olds, news)]
+        kinds = [
+            (row.entry.width, row.entry.dtype, old, new)
+            for row, old, new in zip(self.rows, olds, news)
+        ]
         counts: Counter[Kind] = Counter()
         for kind, row in zip(kinds, self.rows):
             counts[kind] += row.out.numel()
         with inference():
-            ways = {kind: Way(*kind, tabled=count > FEW) for kind, count in counts.items() if kind[2] != kind[3]}
+            ways = {
+                kind: Way(*kind, tabled=count > FEW)
+                for kind, count in counts.items()
+                if kind[2] != kind[3]
+            }
 
         def write(at: tuple[int, slice]) -> tuple[int, int]:
             k, piece = at
@@ -216,7 +258,9 @@ def _triton_groups(rows: Sequence[Row], entries: Sequence[int]) -> list[PackedGr
 
 def _checked(out: Sequence[Tensor], entries: Sequence[PackedTensor]) -> list[Row]:
     if len(out) != len(entries):
-        raise ValueError(f"{len(out)} live tensors, {len(entries)} packed: expected as many of each")
+        raise ValueError(
+            f"{len(out)} live tensors, {len(entries)} packed: expected as many of each"
+        )
     rows: list[Row] = []
     for t, (w, entry) in enumerate(zip(out, entries)):
         if not isinstance(w, Tensor) or w.dtype not in MANTISSA:
@@ -225,13 +269,23 @@ def _checked(out: Sequence[Tensor], entries: Sequence[PackedTensor]) -> list[Row
         if not isinstance(entry, PackedTensor):
             raise TypeError(f"entry {t}: packed is {type(entry).__name__}, expected a PackedTensor")
         if not w.is_contiguous():
-            raise ValueError(f"entry {t}: live has strides {w.stride()} for shape {tuple(w.shape)}, expected contiguous")
+            raise ValueError(
+                f"entry {t}: live has strides {w.stride()} for shape {tuple(w.shape)}, expected"
+                " contiguous"
+            )
         if w.device.type not in ("cpu", "cuda"):
             raise ValueError(f"entry {t}: on {w.device}, expected cpu or cuda")
         if w.numel() != entry.numel or w.dtype != entry.dtype:
-            raise ValueError(f"entry {t}: live has {w.numel()} {w.dtype}, the codes are for {entry.numel} {entry.dtype}")
-        if entry.codes.device != w.device and not (w.device.type == "cuda" and entry.codes.is_pinned()):
-            raise ValueError(f"entry {t}: codes are on {entry.codes.device}, the live tensor on {w.device}")
+            raise ValueError(
+                f"entry {t}: live has {w.numel()} {w.dtype}, the codes are for {entry.numel}"
+                f" {entry.dtype}"
+            )
+        if entry.codes.device != w.device and not (
+            w.device.type == "cuda" and entry.codes.is_pinned()
+        ):
+            raise ValueError(
+                f"entry {t}: codes are on {entry.codes.device}, the live tensor on {w.device}"
+            )
         try:
             entry.check()
         except ValueError as error:

@@ -1,4 +1,5 @@
-"""The packed switch on a CPU: by one look-up a weight, or of few weights, where a table costs more, by the pair behind each."""
+"""The packed switch on a CPU: by one look-up a weight, or of few weights, where a table costs more,
+by the pair behind each."""
 
 from __future__ import annotations
 
@@ -22,11 +23,12 @@ class Way:
     """From λ to λ′ in codes of one width and dtype.
 
     Attributes:
-        steps: bits(W(λ′)) − bits(W(λ)) by what stands below W(λ)'s leading one and by code: int16 [2ʰ · codes], flat; None if
-            not `tabled`. A pair, its merges and their roundings keep their proportions when both are doubled, so the exponent
-            does not matter, and a pair that lies across powers of two is like any other. (They do not where a merge lies
-            under the smallest normal number, which is why such pairs have no code.) Of 16-bit codes those of small |k|
-            alone are in it: a table has to stay in a core's cache.
+        steps: bits(W(λ′)) − bits(W(λ)) by what stands below W(λ)'s leading one and by code: int16
+            [2ʰ · codes], flat; None if not `tabled`. A pair, its merges and their roundings keep
+            their proportions when both are doubled, so the exponent does not matter, and a pair
+            that lies across powers of two is like any other. (They do not where a merge lies under
+            the smallest normal number, which is why such pairs have no code.) Of 16-bit codes those
+            of small |k| alone are in it: a table has to stay in a core's cache.
     """
 
     def __init__(self, width: int, dtype: torch.dtype, old: float, new: float, *, tabled: bool):
@@ -37,14 +39,25 @@ class Way:
         if tabled:
             one = int(torch.ones(1, dtype=dtype, device="cpu").view(torch.int16))
             rows = 1 << MANTISSA[dtype]
-            w = torch.arange(one, one + rows, device="cpu").to(torch.int16).repeat_interleave(self.columns)
-            codes = torch.arange(-self.columns // 2, self.columns // 2, device="cpu").to(torch.int16).repeat(rows)
+            w = (
+                torch.arange(one, one + rows, device="cpu")
+                .to(torch.int16)
+                .repeat_interleave(self.columns)
+            )
+            codes = (
+                torch.arange(-self.columns // 2, self.columns // 2, device="cpu")
+                .to(torch.int16)
+                .repeat(rows)
+            )
             self.steps = self.stepped(w, codes)
 
     def stepped(self, w: Tensor, codes: Tensor) -> Tensor:
-        """bits(W(λ′)) − bits(W(λ)) of patterns w of W(λ); 0 where codes say that both sides are equal."""
+        """bits(W(λ′)) − bits(W(λ)) of patterns w of W(λ); 0 where codes say that both sides are
+        equal."""
         b, i, moves = sources(w, codes, self._table, self.dtype, self.old)
-        return (merged(b.view(self.dtype), i.view(self.dtype), self.new).view(torch.int16) - w) & moves
+        return (
+            merged(b.view(self.dtype), i.view(self.dtype), self.new).view(torch.int16) - w
+        ) & moves
 
 
 def switch_piece_(live: Tensor, entry: PackedTensor, piece: slice, way: Way) -> None:
@@ -78,4 +91,6 @@ def merged(b: Tensor, i: Tensor, lam: float) -> Tensor:
     """`reference.lerp` where both are finite and not −0; a side itself, or written over base."""
     if lam in (0.0, 1.0):
         return i if lam else b
-    return torch.lerp(b, i, lam, out=b) if torch_lerp_is_exact(b.dtype) else reference.lerp(b, i, lam)
+    return (
+        torch.lerp(b, i, lam, out=b) if torch_lerp_is_exact(b.dtype) else reference.lerp(b, i, lam)
+    )

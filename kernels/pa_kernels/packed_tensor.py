@@ -1,11 +1,13 @@
-"""A lossless delta beside live weights: a code of 8 or 16 bits for every weight, and both values where no code fits.
+"""A lossless delta beside live weights: a code of 8 or 16 bits for every weight, and both values
+where no code fits.
 
-    codes, 8 bits: word j of block s       | code of element 4096·s + 2048 + j | code of element 4096·s + j |
-    codes, 16 bits: word j                 | code of element j |
-    exceptions of tile t                   entries starts[t] to starts[t + 1] of `where`, `base`, `target`
+    codes, 8 bits: word j of block s   | code of element 4096·s + 2048 + j | of element 4096·s + j |
+    codes, 16 bits: word j             | code of element j |
+    exceptions of tile t               starts[t] to starts[t + 1] of `where`, `base`, `target`
 
-A code is 2·k + p in two's complement, as `packed_reference.packed_codes` defines it. Two planes share a word so that on a GPU
-codes and weights are loaded in the same layout, 128 bits at a time, and nothing is exchanged between threads.
+A code is 2·k + p in two's complement, as `packed_reference.packed_codes` defines it. Two planes
+share a word so that on a GPU codes and weights are loaded in the same layout, 128 bits at a time,
+and nothing is exchanged between threads.
 """
 
 from __future__ import annotations
@@ -24,12 +26,14 @@ from pa_kernels.reference import LIMIT, MANTISSA, PACKED_TILE, PLANE
 BLOCK = 2 * PLANE
 
 SPAN = 1 << 18
-"""Elements per unit of work while encoding: whole tiles, and scratch that stays in a core's cache."""
+"""Elements per unit of work while encoding: whole tiles, and scratch that stays in a core's
+cache."""
 
 
 @dataclass(frozen=True, eq=False)
 class PackedTensor:
-    """What W(λ) of N weights needs beside W(λ′) for any λ and λ′ in a range: no copy of base or target is among it.
+    """What W(λ) of N weights needs beside W(λ′) for any λ and λ′ in a range: no copy of base or
+    target is among it.
 
     Attributes:
         dtype: of live tensor, base and target: bf16 or fp16.
@@ -57,28 +61,38 @@ class PackedTensor:
 
     @classmethod
     def encode(
-        cls, base: Tensor, target: Tensor, span: tuple[float, float] = (0.0, 1.0), *, width: int | None = None
+        cls,
+        base: Tensor,
+        target: Tensor,
+        span: tuple[float, float] = (0.0, 1.0),
+        *,
+        width: int | None = None,
     ) -> PackedTensor | None:
-        """The delta between two tensors in codes of that width which takes fewer bytes; None where exceptions outnumber a tensor.
+        """The delta between two tensors in codes of that width which takes fewer bytes; None where
+        exceptions outnumber a tensor.
 
         Args:
-            base, target: of one shape, both bf16 or both fp16, on the CPU (a read-only map of a file, say) or a GPU.
+            base, target: of one shape, both bf16 or both fp16, on the CPU (a read-only map of a
+                file, say) or a GPU.
             span: the λ that it is for, lo and hi; [0, 1] is always among them.
             width: 8 or 16, the bits of a code; by default those that take fewer bytes in all.
 
         Cost:
-            One read of both, on a CPU one core per piece; a second one where 16-bit codes may take less. Beside the result
-            scratch for SPAN elements a core.
+            One read of both, on a CPU one core per piece; a second one where 16-bit codes may take
+            less. Beside the result scratch for SPAN elements a core.
         """
         sides = base.detach().reshape(-1), target.detach().reshape(-1)
         lo, hi = min(reference.fp32(span[0]), 0.0), max(reference.fp32(span[1]), 1.0)
         if width is not None:
             return _encode(*sides, width, (lo, hi))
         made = _encode(*sides, 8, (lo, hi))
-        # 16-bit codes take a byte more for every weight: they can pay only where more than this are exceptions
+        # 16-bit codes take a byte more for every weight: they can pay only where more than this are
+        # exceptions
         if made is None or 6 * made.count > base.numel():
             wide = _encode(*sides, 16, (lo, hi))
-            made = min((m for m in (made, wide) if m is not None), key=lambda m: m.nbytes, default=None)
+            made = min(
+                (m for m in (made, wide) if m is not None), key=lambda m: m.nbytes, default=None
+            )
         return made
 
     @property
@@ -89,7 +103,11 @@ class PackedTensor:
     @property
     def parts(self) -> dict[str, Tensor]:
         """All tensors by name."""
-        return {field.name: value for field in fields(self) if isinstance(value := getattr(self, field.name), Tensor)}
+        return {
+            field.name: value
+            for field in fields(self)
+            if isinstance(value := getattr(self, field.name), Tensor)
+        }
 
     @property
     def nbytes(self) -> int:
@@ -114,16 +132,21 @@ class PackedTensor:
         return codes.view(-1)[: span.stop - span.start]
 
     def exceptions(self, span: slice) -> tuple[Tensor, Tensor, Tensor]:
-        """Positions less span.start [P], base and target [P] of the exceptions in `span`, which begins with a tile."""
+        """Positions less span.start [P], base and target [P] of the exceptions in `span`, which
+        begins with a tile."""
         first, stop = span.start // PACKED_TILE, -(-span.stop // PACKED_TILE)
         starts = self.starts[first : stop + 1].long()
         begin, end = starts[[0, -1]].tolist()
         offsets = torch.arange(stop - first, device=starts.device) * PACKED_TILE
-        positions = torch.repeat_interleave(offsets, starts.diff(), output_size=end - begin) + self.where[begin:end].long()
+        positions = (
+            torch.repeat_interleave(offsets, starts.diff(), output_size=end - begin)
+            + self.where[begin:end].long()
+        )
         return positions, self.base[begin:end], self.target[begin:end]
 
     def misfit(self, base: Tensor) -> int | None:
-        """The first element whose code does not hold for every λ in the range, or None: what codes from a file are asked.
+        """The first element whose code does not hold for every λ in the range, or None: what codes
+        from a file are asked.
 
         Args:
             base: the base of these codes, in any shape and dtype.
@@ -135,21 +158,30 @@ class PackedTensor:
         def first(start: int) -> int | None:
             piece = slice(start, min(start + SPAN, self.numel))
             with inference():
-                b, codes = flat[piece].to(self.codes.device, self.dtype).view(torch.int16), self.element_codes(piece)
+                b, codes = (
+                    flat[piece].to(self.codes.device, self.dtype).view(torch.int16),
+                    self.element_codes(piece),
+                )
                 expected, bad = _codes(b, b + (codes >> 1), self.dtype, self.width, self.range)
                 bad |= expected ^ codes
                 bad[self.exceptions(piece)[0]] = 0
                 return start + int(bad.ne(0).byte().argmax()) if bool(bad.any()) else None
 
-        return next((at for at in over(first, range(0, self.numel, SPAN), self.codes) if at is not None), None)
+        return next(
+            (at for at in over(first, range(0, self.numel, SPAN), self.codes) if at is not None),
+            None,
+        )
 
     def to(self, device: torch.device | str) -> PackedTensor:
         """The same on another device, where codes and exceptions are concerned."""
-        moved = {name: part if name == "span" else part.to(device) for name, part in self.parts.items()}
+        moved = {
+            name: part if name == "span" else part.to(device) for name, part in self.parts.items()
+        }
         return PackedTensor(self.dtype, self.numel, self.width, **moved)
 
     def check(self) -> None:
-        """Refuse whatever would make a switch touch memory that is not the tensor's; the codes may be anything.
+        """Refuse whatever would make a switch touch memory that is not the tensor's; the codes may
+        be anything.
 
         Cost: one read of `starts` and `where`.
 
@@ -157,7 +189,10 @@ class PackedTensor:
             ValueError: saying what was found and what was expected.
         """
         if self.dtype not in MANTISSA or self.width not in LIMIT:
-            raise ValueError(f"{self.width}-bit codes of {self.dtype}, expected 8 or 16 bits and bfloat16 or float16")
+            raise ValueError(
+                f"{self.width}-bit codes of {self.dtype}, expected 8 or 16 bits and bfloat16 or"
+                " float16"
+            )
         tiles = -(-self.numel // PACKED_TILE)
         words = self.numel if self.width == 16 else -(-self.numel // BLOCK) * PLANE
         for name, dtype, size in (
@@ -170,17 +205,24 @@ class PackedTensor:
         ):
             part = getattr(self, name)
             if part.dtype != dtype or part.shape != (size,) or not part.is_contiguous():
-                raise ValueError(f"{name} is {part.dtype} {tuple(part.shape)}, expected {dtype} ({size},)")
+                raise ValueError(
+                    f"{name} is {part.dtype} {tuple(part.shape)}, expected {dtype} ({size},)"
+                )
         lo, hi = self.range
         if not lo <= 0 or not hi >= 1 or abs(lo) + abs(hi) == float("inf"):
             raise ValueError(f"span is [{lo:g}, {hi:g}], expected finite λ around [0, 1]")
         starts = self.starts.long()
         if int(starts[0]) != 0 or int(starts[-1]) != self.count or bool((starts.diff() < 0).any()):
-            raise ValueError(f"starts go from {int(starts[0])} to {int(starts[-1])}, expected ascending from 0 to {self.count}")
+            raise ValueError(
+                f"starts go from {int(starts[0])} to {int(starts[-1])}, expected ascending from 0"
+                f" to {self.count}"
+            )
         tile = torch.repeat_interleave(torch.arange(tiles, device=starts.device), starts.diff())
         places = self.where.long()
         if bool((places >= PACKED_TILE).any()):
-            raise ValueError(f"a place of {int(places.max())} in a tile, expected less than {PACKED_TILE}")
+            raise ValueError(
+                f"a place of {int(places.max())} in a tile, expected less than {PACKED_TILE}"
+            )
         positions = tile * PACKED_TILE + places
         if bool((positions.diff() <= 0).any()) or (self.count and int(positions[-1]) >= self.numel):
             raise ValueError(f"positions do not ascend within {self.numel} elements")
@@ -192,9 +234,13 @@ def packed_bytes(numel: int, exceptions: int, width: int) -> int:
     return 2 * words + 6 * exceptions + 4 * (-(-numel // PACKED_TILE) + 1) + 8
 
 
-def _encode(base: Tensor, target: Tensor, width: int, span: tuple[float, float]) -> PackedTensor | None:
+def _encode(
+    base: Tensor, target: Tensor, width: int, span: tuple[float, float]
+) -> PackedTensor | None:
     numel, dtype = base.numel(), base.dtype
-    words = torch.empty(numel if width == 16 else -(-numel // BLOCK) * PLANE, dtype=torch.int16, device=base.device)
+    words = torch.empty(
+        numel if width == 16 else -(-numel // BLOCK) * PLANE, dtype=torch.int16, device=base.device
+    )
 
     def pack(start: int) -> Tensor:
         piece = slice(start, min(start + SPAN, numel))
@@ -210,7 +256,12 @@ def _encode(base: Tensor, target: Tensor, width: int, span: tuple[float, float])
                 room |= low & 0xFF
             return bad.nonzero().view(-1) + start
 
-    positions = torch.cat([torch.empty(0, dtype=torch.int64, device=base.device), *over(pack, range(0, numel, SPAN), base)])
+    positions = torch.cat(
+        [
+            torch.empty(0, dtype=torch.int64, device=base.device),
+            *over(pack, range(0, numel, SPAN), base),
+        ]
+    )
     if 6 * positions.numel() > 2 * numel:
         return None
     edges = torch.arange(0, -(-numel // PACKED_TILE) + 1, device=base.device) * PACKED_TILE
@@ -227,10 +278,14 @@ def _encode(base: Tensor, target: Tensor, width: int, span: tuple[float, float])
     )
 
 
-def _codes(b: Tensor, i: Tensor, dtype: torch.dtype, width: int, span: tuple[float, float]) -> tuple[Tensor, Tensor]:
-    """`packed_reference.packed_codes` of int16 patterns, in 16-bit integers alone: −1 marks what has no code.
+def _codes(
+    b: Tensor, i: Tensor, dtype: torch.dtype, width: int, span: tuple[float, float]
+) -> tuple[Tensor, Tensor]:
+    """`packed_reference.packed_codes` of int16 patterns, in 16-bit integers alone: −1 marks what
+    has no code.
 
-    Each condition is the sign of a number, so that one `or` joins them: comparisons cost ten times as much as sums.
+    Each condition is the sign of a number, so that one `or` joins them: comparisons cost ten times
+    as much as sums.
     """
     first, last = 1 << MANTISSA[dtype], largest(dtype)
     k = i - b  # wraps where the signs differ, which is found by their own bits

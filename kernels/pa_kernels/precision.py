@@ -1,4 +1,5 @@
-"""fp32 matrix products in full precision, whatever the process allows: torch may be told to cut factors to 11 or 8 bits."""
+"""fp32 matrix products in full precision, whatever the process allows: torch may be told to cut
+factors to 11 or 8 bits."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ _before: list[str] = []
 
 @contextmanager
 def full_precision() -> Iterator[None]:
-    """Within it fp32 factors keep their 24 bits, on the CPU and on GPUs, for every thread of the process.
+    """Within it fp32 factors keep their 24 bits, on the CPU and on GPUs, for every thread of the
+    process.
 
     What was allowed before is allowed again when the last thread has left.
     """
@@ -41,7 +43,11 @@ def full_precision() -> Iterator[None]:
 
 
 def _allowed() -> list[str]:
-    return [torch.get_float32_matmul_precision()] if _CPU is None else [_CPU.fp32_precision, _CUDA.fp32_precision]
+    return (
+        [torch.get_float32_matmul_precision()]
+        if _CPU is None
+        else [_CPU.fp32_precision, _CUDA.fp32_precision]
+    )
 
 
 def _allow(precision: list[str]) -> None:

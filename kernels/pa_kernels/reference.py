@@ -4,7 +4,7 @@
                     = fma(λ − 1, i − b, i)      otherwise
     sparse          = lerp at listed positions, nothing elsewhere
     lowrank         = fma(λ, Σ_k u_k · v_k, b)
-    packed          = lerp between what bits(W), λ, k = bits(i) − bits(b) and one parity bit tell of b and i: packed_reference.py
+    packed          = lerp of b and i, from bits(W), λ, bits(i) − bits(b) and a parity bit
     stochastic      = |x| plus noise of less than one ulp, cut off
     checksum        = Σ_j word_j · odd(j)  mod 2⁶⁴
 
@@ -27,35 +27,43 @@ BITS = {torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float32: 
 """The integer type in which a dtype's bit pattern is compared."""
 
 CHUNK_WORDS = 8192
-"""Words that share one high factor of `odd`; a constant of the format, for a checksum is stored beside results."""
+"""Words that share one high factor of `odd`; a constant of the format, for a checksum is stored
+beside results."""
 
 INDEX_TILE = 1 << 16
-"""Elements of a tensor that share one run of 16-bit positions; a constant of the format of sparse tensors."""
+"""Elements of a tensor that share one run of 16-bit positions; a constant of the format of sparse
+tensors."""
 
 BITMAP_TILE = 1 << 12
-"""Elements of a tensor whose bits share one entry of `starts`; a constant of the format of sparse tensors."""
+"""Elements of a tensor whose bits share one entry of `starts`; a constant of the format of sparse
+tensors."""
 
 MANTISSA = {torch.bfloat16: 7, torch.float16: 10}
 """Bits below the leading one of a significand, in the dtypes that can be packed."""
 
 LIMIT = {8: 63, 16: 8191}
-"""The largest |k| that a code of 8 or 16 bits stands for; a constant of the format of packed tensors."""
+"""The largest |k| that a code of 8 or 16 bits stands for; a constant of the format of packed
+tensors."""
 
 PLANE = 1 << 11
-"""Elements of a packed tensor between the two whose 8-bit codes share a word; a constant of the format."""
+"""Elements of a packed tensor between the two whose 8-bit codes share a word; a constant of the
+format."""
 
 PACKED_TILE = 1 << 15
 """Elements of a packed tensor that share one entry of `starts`; a constant of the format."""
 
 DRAW_STEP = 1 << 16
-"""Where in its tensor's noise a piece may begin: at multiples of this, so that no tile of a kernel crosses an index of 2³²."""
+"""Where in its tensor's noise a piece may begin: at multiples of this, so that no tile of a kernel
+crosses an index of 2³²."""
 
 
 @dataclass(frozen=True)
 class Draw:
-    """The noise of a piece of a tensor: that of `key`, a number of 32 bits, from element `start` on.
+    """The noise of a piece of a tensor: that of `key`, a number of 32 bits, from element `start`
+    on.
 
-    Noise belongs to the element, not to λ: the same λ gives the same bits, whatever came before and however the work is cut.
+    Noise belongs to the element, not to λ: the same λ gives the same bits, whatever came before and
+    however the work is cut.
 
     Raises:
         ValueError: `key` is no such number, or `start` no multiple of DRAW_STEP.
@@ -66,7 +74,10 @@ class Draw:
 
     def __post_init__(self) -> None:
         if not 0 <= self.key < 2**32 or not 0 <= self.start < 2**48 or self.start % DRAW_STEP:
-            raise ValueError(f"{self}: expected a key of 32 bits, and a start of less than 2⁴⁸ that {DRAW_STEP} divides")
+            raise ValueError(
+                f"{self}: expected a key of 32 bits, and a start of less than 2⁴⁸ that {DRAW_STEP}"
+                " divides"
+            )
 
 
 def fp32(lam: float) -> float:
@@ -84,13 +95,15 @@ def fp32(lam: float) -> float:
 def fma(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
     """a·b + c in fp32 with one rounding, on hardware that may have no such instruction.
 
-    The product of two fp32 is exact in fp64. The fp64 sum is rounded to odd (when inexact, to that neighbour whose last
-    bit is 1), and 53 bits are enough for the second rounding to be the only one that counts, subnormal results included.
+    The product of two fp32 is exact in fp64. The fp64 sum is rounded to odd (when inexact, to that
+    neighbour whose last bit is 1), and 53 bits are enough for the second rounding to be the only
+    one that counts, subnormal results included.
 
     Args:
         a, b, c: fp32 tensors of shapes that broadcast.
 
-    Source: S. Boldo, G. Melquiond, "Emulation of a FMA and correctly rounded sums", IEEE TC 57(4), 2008.
+    Source: S. Boldo, G. Melquiond, "Emulation of a FMA and correctly rounded sums", IEEE TC 57(4),
+    2008.
     """
     if not a.dtype == b.dtype == c.dtype == torch.float32:
         raise TypeError(f"fma takes three fp32 tensors, got {a.dtype}, {b.dtype}, {c.dtype}")
@@ -120,14 +133,17 @@ def lerp(
         base, inst: tensors of one shape; bf16, fp16 or fp32, in any mix.
         lam: any finite λ; rounded to fp32 once.
         dtype: of the result; the instruct side's by default.
-        via: dtype to which the result is rounded first, for a tensor that is held wider than its checkpoint says.
-        draw: the noise of the elements in row-major order, for a first rounding that is `stochastic`.
+        via: dtype to which the result is rounded first, for a tensor that is held wider than its
+            checkpoint says.
+        draw: the noise of the elements in row-major order, for a first rounding that is
+            `stochastic`.
 
     Numerics:
-        Sources are upcast exactly, all arithmetic is fp32, rounding is nearest-even unless drawn. Where both sources have the
-        same bits the result has their value, −0 included. λ = 0 and λ = 1 give the source: its bits where it has the live
-        dtype (NaN payloads too), else its value rounded. Where all dtypes are equal, equal bits survive as they are;
-        in a mix the payload of a NaN is not specified.
+        Sources are upcast exactly, all arithmetic is fp32, rounding is nearest-even unless drawn.
+        Where both sources have the same bits the result has their value, −0 included. λ = 0 and λ =
+        1 give the source: its bits where it has the live dtype (NaN payloads too), else its value
+        rounded. Where all dtypes are equal, equal bits survive as they are; in a mix the payload of
+        a NaN is not specified.
     """
     dtype = inst.dtype if dtype is None else dtype
     via = None if via in (dtype, torch.float32) else via  # roundings that change nothing
@@ -145,9 +161,15 @@ def lerp(
 
 
 def sparse_set_(
-    live: Tensor, positions: Tensor, base: Tensor, target: Tensor, lam: float, via: torch.dtype | None = None
+    live: Tensor,
+    positions: Tensor,
+    base: Tensor,
+    target: Tensor,
+    lam: float,
+    via: torch.dtype | None = None,
 ) -> None:
-    """live[positions] = lerp(base, target, λ): the contract of a delta that lives at positions only.
+    """live[positions] = lerp(base, target, λ): the contract of a delta that lives at positions
+    only.
 
     Args:
         live: contiguous; elements that are not listed keep their bits.
@@ -165,7 +187,9 @@ def index_positions(where: Tensor, starts: Tensor) -> Tensor:
         where: uint16 [P], places within tiles of INDEX_TILE elements, tile after tile.
         starts: int64 [tiles + 1], entries before each tile, and P.
     """
-    tile = torch.repeat_interleave(torch.arange(starts.numel() - 1, device=starts.device), starts.diff())
+    tile = torch.repeat_interleave(
+        torch.arange(starts.numel() - 1, device=starts.device), starts.diff()
+    )
     return tile * INDEX_TILE + where.long()
 
 
@@ -180,9 +204,15 @@ def bitmap_positions(where: Tensor) -> Tensor:
 
 
 def lowrank(
-    base: Tensor, u: Tensor, v: Tensor, lam: float, dtype: torch.dtype | None = None, via: torch.dtype | None = None
+    base: Tensor,
+    u: Tensor,
+    v: Tensor,
+    lam: float,
+    dtype: torch.dtype | None = None,
+    via: torch.dtype | None = None,
 ) -> Tensor:
-    """W(λ) = round_dtype(fma(λ, UV, B)): the contract of a delta that is held as a product of two thin matrices.
+    """W(λ) = round_dtype(fma(λ, UV, B)): the contract of a delta that is held as a product of two
+    thin matrices.
 
     Args:
         base: B, [M, N] or [E, M, N]; bf16, fp16 or fp32.
@@ -190,10 +220,11 @@ def lowrank(
         lam, dtype, via: as for `lerp`; the result has the base's dtype by default.
 
     Numerics:
-        UV is `product`, all else is fp32. Faster ways sum UV in fp32, in an order of their own, so they agree with this
-        only up to the error of those sums, which `lowrank.LowRank` bounds. λ = 0 gives the base: its bits where it has the
-        live dtype, else its value rounded; U and V do not count then, whatever they hold. Where UV is 0 the result has the
-        base's value, −0 included.
+        UV is `product`, all else is fp32. Faster ways sum UV in fp32, in an order of their own, so
+        they agree with this only up to the error of those sums, which `lowrank.LowRank` bounds. λ =
+        0 gives the base: its bits where it has the live dtype, else its value rounded; U and V do
+        not count then, whatever they hold. Where UV is 0 the result has the base's value, −0
+        included.
     """
     dtype = base.dtype if dtype is None else dtype
     via = None if via in (dtype, torch.float32) else via
@@ -213,8 +244,11 @@ def product(u: Tensor, v: Tensor) -> Tensor:
     return total.float()
 
 
-def rounded(values: Tensor, dtype: torch.dtype, via: torch.dtype | None = None, u: Tensor | None = None) -> Tensor:
-    """A copy of `values` in `dtype`, rounded to `via` first where given; the first of these roundings draws `u` where given."""
+def rounded(
+    values: Tensor, dtype: torch.dtype, via: torch.dtype | None = None, u: Tensor | None = None
+) -> Tensor:
+    """A copy of `values` in `dtype`, rounded to `via` first where given; the first of these
+    roundings draws `u` where given."""
     first = dtype if via is None else via
     if u is not None and values.dtype != first:
         values = stochastic(values.float(), u, first)
@@ -222,22 +256,25 @@ def rounded(values: Tensor, dtype: torch.dtype, via: torch.dtype | None = None, 
 
 
 def noise(draw: Draw, count: int) -> Tensor:
-    """u of `count` elements, 16 bits each in int64: u = mix(lo32(index) ^ mix(hi32(index) ^ key)) & 0xFFFF."""
+    """u of `count` elements, 16 bits each in int64: u = mix(lo32(index) ^ mix(hi32(index) ^ key)) &
+    0xFFFF."""
     index = torch.arange(draw.start, draw.start + count, device="cpu")
     return mix((index & 0xFFFFFFFF) ^ mix((index >> 32) ^ draw.key)) & 0xFFFF
 
 
 def stochastic(x: Tensor, u: Tensor, dtype: torch.dtype) -> Tensor:
-    """`x` in `dtype`, away from zero with a probability that is its distance from the neighbour nearer to zero, in ulps.
+    """`x` in `dtype`, away from zero with a probability that is its distance from the neighbour
+    nearer to zero, in ulps.
 
     Args:
         x: fp32.
         u: integers of 16 bits, in the shape of x.
 
     Numerics:
-        With m = |x|, sign kept: bf16: (bits(m) + u) >> 16. fp16: ((bits(m) + (u >> 3)) >> 13) − (112 << 10) for m ≥ 2⁻¹⁴, else
-        (⌊m·2⁴⁰⌋ + u) >> 16. What `dtype` represents keeps its value. Non-finite x, and m that is not below the largest number
-        of `dtype`, go to nearest; so does all for fp32. For one u, monotone in x.
+        With m = |x|, sign kept: bf16: (bits(m) + u) >> 16. fp16: ((bits(m) + (u >> 3)) >> 13) −
+        (112 << 10) for m ≥ 2⁻¹⁴, else (⌊m·2⁴⁰⌋ + u) >> 16. What `dtype` represents keeps its value.
+        Non-finite x, and m that is not below the largest number of `dtype`, go to nearest; so does
+        all for fp32. For one u, monotone in x.
     """
     nearest = x.to(dtype)
     if dtype == torch.float32:
@@ -255,7 +292,8 @@ def stochastic(x: Tensor, u: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def same_bits(a: Tensor, b: Tensor) -> Tensor:
-    """Where two tensors of one dtype have the same bit pattern; unlike `==` it tells −0 from 0 and finds equal NaNs."""
+    """Where two tensors of one dtype have the same bit pattern; unlike `==` it tells −0 from 0 and
+    finds equal NaNs."""
     return a.contiguous().view(BITS[a.dtype]) == b.contiguous().view(BITS[b.dtype])
 
 
@@ -272,7 +310,8 @@ def mix(x: Tensor) -> Tensor:
 
 
 def odd_low(column: Tensor) -> Tensor:
-    """The factor of `odd` that depends on a word's place in its chunk: 33 bits, odd, no two alike."""
+    """The factor of `odd` that depends on a word's place in its chunk: 33 bits, odd, no two
+    alike."""
     return (mix(column) << 1) | 1
 
 
@@ -287,7 +326,8 @@ def odd(j: Tensor) -> Tensor:
 
 
 def checksum(tensor: Tensor) -> int:
-    """Σ_j word_j · odd(j) mod 2⁶⁴ over the tensor's 64-bit little-endian row-major words, zero-padded.
+    """Σ_j word_j · odd(j) mod 2⁶⁴ over the tensor's 64-bit little-endian row-major words,
+    zero-padded.
 
     Args:
         tensor: any dtype, any shape; 0 elements give 0.

@@ -1,4 +1,5 @@
-"""A delta that lives at positions only: which they are, in as few bytes as they need, and the two values at each."""
+"""A delta that lives at positions only: which they are, in as few bytes as they need, and the two
+values at each."""
 
 from __future__ import annotations
 
@@ -25,20 +26,23 @@ SPAN = 1 << 20
 
 @dataclass(frozen=True, eq=False)
 class SparseTensor:
-    """P of the N elements of a tensor, ascending, with the base's and the target's value at each; elsewhere the two agree.
+    """P of the N elements of a tensor, ascending, with the base's and the target's value at each;
+    elsewhere the two agree.
 
     Attributes:
         kind: how the positions are kept, "index" or "bitmap".
         numel: N; a position is an element's row-major place.
-        where: index: uint16 [P], places within tiles of 65,536 elements, tile after tile.
-            bitmap: int32 [128·⌈N/4096⌉], element e is bit e mod 32 of word e div 32; bits past N are 0.
-        starts: int64 [tiles + 1], entries before each tile, and P; a bitmap's tiles have 4,096 elements.
+        where: index: uint16 [P], places within tiles of 65,536 elements, tile after tile. bitmap:
+            int32 [128·⌈N/4096⌉], element e is bit e mod 32 of word e div 32; bits past N are 0.
+        starts: int64 [tiles + 1], entries before each tile, and P; a bitmap's tiles have 4,096
+            elements.
         base, target: [P], bf16, fp16 or fp32, each in its own dtype.
 
     Cost:
-        Bytes of an index list: 2·P + 8·(⌈N/65,536⌉ + 1); of a bitmap: 520·⌈N/4096⌉ + 8, or 0.127 per element. Either way
-        |base| + |target| per position beside them: 4 where both are bf16. So an index list is the smaller one up to a
-        density of 0.0634 (1/16 but for `starts`), whatever the dtypes.
+        Bytes of an index list: 2·P + 8·(⌈N/65,536⌉ + 1); of a bitmap: 520·⌈N/4096⌉ + 8, or 0.127
+        per element. Either way |base| + |target| per position beside them: 4 where both are bf16.
+        So an index list is the smaller one up to a density of 0.0634 (1/16 but for `starts`),
+        whatever the dtypes.
     """
 
     kind: Kind
@@ -49,37 +53,51 @@ class SparseTensor:
     target: Tensor
 
     @classmethod
-    def encode(cls, where: Tensor, base: Tensor, target: Tensor, numel: int, *, kind: Kind | None = None) -> SparseTensor:
+    def encode(
+        cls, where: Tensor, base: Tensor, target: Tensor, numel: int, *, kind: Kind | None = None
+    ) -> SparseTensor:
         """These values at these positions of a tensor of N elements.
 
         Args:
             where: bool mask of N elements, or int64 [P] positions, ascending.
-            base, target: values at the positions, [P]; bf16, fp16 or fp32. Kept as they are, not copied.
+            base, target: values at the positions, [P]; bf16, fp16 or fp32. Kept as they are, not
+                copied.
             numel: N.
             kind: of the result; by default the one that takes fewer bytes.
 
         Cost:
-            Scratch for SPAN elements per core beside the result. All of it happens where `where` is.
+            Scratch for SPAN elements per core beside the result. All of it happens where `where`
+            is.
 
         Raises:
-            ValueError, TypeError: the positions do not ascend, lie outside, or are not as many as the values.
+            ValueError, TypeError: the positions do not ascend, lie outside, or are not as many as
+                the values.
         """
         base, target = (values.detach().reshape(-1).contiguous() for values in (base, target))
         count = base.numel()
         if kind is None:
-            kind = "index" if position_bytes("index", numel, count) <= position_bytes("bitmap", numel, count) else "bitmap"
+            kind = (
+                "index"
+                if position_bytes("index", numel, count) <= position_bytes("bitmap", numel, count)
+                else "bitmap"
+            )
         packed, starts = _packed(kind, numel, _local(where, numel), where)
         if int(starts[-1]) != count:
-            raise ValueError(f"{int(starts[-1])} positions and {count} base values, expected as many of each")
+            raise ValueError(
+                f"{int(starts[-1])} positions and {count} base values, expected as many of each"
+            )
         made = cls(kind, numel, packed, starts, base, target)
         made._check_form()
         return made
 
     def as_index(self) -> SparseTensor:
-        """The same positions as an index list, beside the same values; of a bitmap on the CPU, a copy of the positions."""
+        """The same positions as an index list, beside the same values; of a bitmap on the CPU, a
+        copy of the positions."""
         if self.kind == "index":
             return self
-        where, starts = _packed("index", self.numel, functools.partial(_of_bitmap, self.where), self.where)
+        where, starts = _packed(
+            "index", self.numel, functools.partial(_of_bitmap, self.where), self.where
+        )
         return SparseTensor("index", self.numel, where, starts, self.base, self.target)
 
     @property
@@ -93,13 +111,15 @@ class SparseTensor:
         return sum(tensor.nbytes for tensor in (self.where, self.starts, self.base, self.target))
 
     def positions(self) -> Tensor:
-        """The positions, int64 [P] ascending, decoded in the plainest way: up to 20 bytes of scratch per position or element."""
+        """The positions, int64 [P] ascending, decoded in the plainest way: up to 20 bytes of
+        scratch per position or element."""
         if self.kind == "index":
             return reference.index_positions(self.where, self.starts)
         return reference.bitmap_positions(self.where)
 
     def check(self) -> None:
-        """Refuse whatever would make a kernel touch memory that is not the tensor's; the values may be anything.
+        """Refuse whatever would make a kernel touch memory that is not the tensor's; the values may
+        be anything.
 
         Cost: one read of `where` and `starts`, in bounded memory.
 
@@ -126,10 +146,13 @@ class SparseTensor:
             ("target", self.target, LIVE_DTYPES, count),
         ):
             if tensor.dtype not in dtypes:
-                raise ValueError(f"{name} is {tensor.dtype}, expected {' or '.join(map(str, dtypes))}")
+                raise ValueError(
+                    f"{name} is {tensor.dtype}, expected {' or '.join(map(str, dtypes))}"
+                )
             if tensor.shape != (size,):
                 raise ValueError(
-                    f"{name} has shape {tuple(tensor.shape)}, expected ({size},): {self.kind} of {count} in {self.numel} elements"
+                    f"{name} has shape {tuple(tensor.shape)}, expected ({size},): {self.kind} of"
+                    f" {count} in {self.numel} elements"
                 )
             if not tensor.is_contiguous():
                 raise ValueError(f"{name} has stride {tensor.stride()}, expected contiguous")
@@ -138,9 +161,14 @@ class SparseTensor:
         starts = self.starts
         # the range first: differences of what is in range cannot overflow
         if bool(((starts < 0) | (starts > count)).any()) or bool((starts.diff() < 0).any()):
-            raise ValueError(f"starts go from {int(starts.min())} to {int(starts.max())}, expected ascending from 0 to {count}")
+            raise ValueError(
+                f"starts go from {int(starts.min())} to {int(starts.max())}, expected ascending"
+                f" from 0 to {count}"
+            )
         if int(starts[0]) != 0 or int(starts[-1]) != count:
-            raise ValueError(f"starts go from {int(starts[0])} to {int(starts[-1])}, expected 0 to {count}")
+            raise ValueError(
+                f"starts go from {int(starts[0])} to {int(starts[-1])}, expected 0 to {count}"
+            )
 
     def _check_index(self) -> None:
         def check_span(first: int) -> None:
@@ -151,8 +179,8 @@ class SparseTensor:
             if bool(wrong.any()):
                 k = int(falls[wrong][0])
                 raise ValueError(
-                    f"place {int(places[k + 1])} of entry {first + k + 1} follows place {int(places[k])} in one tile, "
-                    "expected ascending"
+                    f"place {int(places[k + 1])} of entry {first + k + 1} follows place"
+                    f" {int(places[k])} in one tile, expected ascending"
                 )
 
         over(check_span, range(0, self.count - 1, SPAN), self.where)
@@ -160,24 +188,33 @@ class SparseTensor:
         if self.count and int(self.starts[tiles - 1]) < self.count:
             last = int(self.where[-1]) + (tiles - 1) * INDEX_TILE
             if last >= self.numel:
-                raise ValueError(f"position {last} in a tensor of {self.numel} elements, expected less")
+                raise ValueError(
+                    f"position {last} in a tensor of {self.numel} elements, expected less"
+                )
 
     def _check_bitmap(self) -> None:
         words = BITMAP_TILE // 32
 
         def check_span(first: int) -> None:
-            found = _ones(self.where[first * words : first * words + SPAN // 32]).view(-1, words).sum(1)
+            found = (
+                _ones(self.where[first * words : first * words + SPAN // 32]).view(-1, words).sum(1)
+            )
             expected = self.starts[first : first + SPAN // BITMAP_TILE + 1].diff()
             wrong = (found != expected).nonzero().view(-1)
             if wrong.numel():
                 k = int(wrong[0])
-                raise ValueError(f"{int(found[k])} bits are set in tile {first + k}, expected {int(expected[k])} by starts")
+                raise ValueError(
+                    f"{int(found[k])} bits are set in tile {first + k}, expected {int(expected[k])}"
+                    " by starts"
+                )
 
         tiles = self.starts.numel() - 1
         over(check_span, range(0, tiles, SPAN // BITMAP_TILE), self.where)
         last = reference.bitmap_positions(self.where[-words:])[-1:] + (tiles - 1) * BITMAP_TILE
         if last.numel() and int(last) >= self.numel:
-            raise ValueError(f"position {int(last)} in a tensor of {self.numel} elements, expected less")
+            raise ValueError(
+                f"position {int(last)} in a tensor of {self.numel} elements, expected less"
+            )
 
 
 def position_bytes(kind: Kind, numel: int, count: int) -> int:
@@ -196,7 +233,9 @@ def _local(where: Tensor, numel: int) -> Local:
             raise ValueError(f"a mask of {where.numel()} elements for a tensor of {numel}")
         return functools.partial(_of_mask, where.reshape(-1))
     if where.dtype != torch.int64 or where.dim() != 1:
-        raise TypeError(f"positions are {where.dtype} {tuple(where.shape)}, expected int64 [P] or a bool mask")
+        raise TypeError(
+            f"positions are {where.dtype} {tuple(where.shape)}, expected int64 [P] or a bool mask"
+        )
     return _of_positions(where, numel)
 
 
@@ -215,11 +254,16 @@ def _of_positions(positions: Tensor, numel: int) -> Local:
         wrong = (piece[1:] <= piece[:-1]).nonzero().view(-1)
         if wrong.numel():
             k = int(wrong[0])
-            raise ValueError(f"position {int(piece[k + 1])} follows {int(piece[k])}, expected ascending")
+            raise ValueError(
+                f"position {int(piece[k + 1])} follows {int(piece[k])}, expected ascending"
+            )
 
     over(check_span, range(0, positions.numel() - 1, SPAN), positions)
     if positions.numel() and not 0 <= int(positions[0]) <= int(positions[-1]) < numel:
-        raise ValueError(f"positions from {int(positions[0])} to {int(positions[-1])}, expected within {numel} elements")
+        raise ValueError(
+            f"positions from {int(positions[0])} to {int(positions[-1])}, expected within {numel}"
+            " elements"
+        )
     edges = torch.arange(0, numel + SPAN, SPAN, device=positions.device)
     cuts = torch.searchsorted(positions, edges).tolist()
     return lambda start: positions[cuts[start // SPAN] : cuts[start // SPAN + 1]] - start
@@ -240,8 +284,15 @@ def _packed(kind: Kind, numel: int, local: Local, like: Tensor) -> tuple[Tensor,
         return _words(flags.index_fill_(0, places, True)), counts
 
     parts = over(pack, range(0, numel, SPAN), like)
-    where = torch.cat([torch.empty(0, dtype=WHERE_DTYPE[kind], device=like.device), *(where for where, _ in parts)])
-    counts = torch.cat([torch.zeros(1, dtype=torch.int64, device=like.device), *(counts for _, counts in parts)])
+    where = torch.cat(
+        [
+            torch.empty(0, dtype=WHERE_DTYPE[kind], device=like.device),
+            *(where for where, _ in parts),
+        ]
+    )
+    counts = torch.cat(
+        [torch.zeros(1, dtype=torch.int64, device=like.device), *(counts for _, counts in parts)]
+    )
     return where, counts.cumsum(0)
 
 
@@ -254,8 +305,14 @@ def _words(flags: Tensor) -> Tensor:
 
 @functools.cache
 def _eight_flags() -> Tensor:
-    """For each byte its eight bits as bools, in one int64: a look-up unpacks ten times faster than shifts."""
-    return ((torch.arange(256, device="cpu")[:, None] >> torch.arange(8, device="cpu")) & 1).bool().view(torch.int64).view(-1)
+    """For each byte its eight bits as bools, in one int64: a look-up unpacks ten times faster than
+    shifts."""
+    return (
+        ((torch.arange(256, device="cpu")[:, None] >> torch.arange(8, device="cpu")) & 1)
+        .bool()
+        .view(torch.int64)
+        .view(-1)
+    )
 
 
 def _ones(words: Tensor) -> Tensor:

@@ -1,4 +1,5 @@
-"""What every prepared switch shares: groups of tensors that are rewritten together, and the λ tables that they read."""
+"""What every prepared switch shares: groups of tensors that are rewritten together, and the λ
+tables that they read."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ from pa_kernels.cores import inference, settle
 
 
 class Group(Protocol):
-    """Entries that are rewritten together. Writing `lams` and calling `launch_` is all that a switch does."""
+    """Entries that are rewritten together. Writing `lams` and calling `launch_` is all that a
+    switch does."""
 
     entries: tuple[int, ...]
     lams: Tensor
@@ -26,8 +28,8 @@ class Switch:
 
     Attributes:
         count: T.
-        groups: between them every entry once. `group.lams` is the fp32 λ table in the group's own memory,
-            `group.entries` says whose λ stands where.
+        groups: between them every entry once. `group.lams` is the fp32 λ table in the group's own
+            memory, `group.entries` says whose λ stands where.
     """
 
     count: int
@@ -44,19 +46,23 @@ class Switch:
         with inference():
             for group in self.groups:
                 if isinstance(lam, Sequence):
-                    group.lams.copy_(torch.tensor([lams[t] for t in group.entries], dtype=torch.float32))
+                    group.lams.copy_(
+                        torch.tensor([lams[t] for t in group.entries], dtype=torch.float32)
+                    )
                 else:
                     group.lams.fill_(lams[0])
         self.launch_()
 
     def launch_(self) -> None:
-        """Rewrite every live tensor for the λ that the groups' tables hold; on a GPU without touching the host."""
+        """Rewrite every live tensor for the λ that the groups' tables hold; on a GPU without
+        touching the host."""
         for group in self.groups:
             group.launch_()
 
 
 def one_for_each(lam: float | Sequence[float], count: int) -> list[float]:
-    """λ of each tensor, rounded to fp32, −0 made 0; at least one, so that a bad λ is found where there are no tensors."""
+    """λ of each tensor, rounded to fp32, −0 made 0; at least one, so that a bad λ is found where
+    there are no tensors."""
     if isinstance(lam, Sequence):
         if len(lam) != count:
             raise ValueError(f"{len(lam)} λ for {count} tensors: expected one, or one for each")
@@ -67,5 +73,6 @@ def one_for_each(lam: float | Sequence[float], count: int) -> list[float]:
 def refuse_flushed_denormals() -> None:
     if float(torch.full((), 1e-39, dtype=torch.float32, device="cpu") * 0.5) == 0.0:
         raise RuntimeError(
-            "denormal numbers are flushed to zero in this process: call torch.set_flush_denormal(False) to merge exactly"
+            "denormal numbers are flushed to zero in this process: call"
+            " torch.set_flush_denormal(False) to merge exactly"
         )

@@ -1,1 +1,2 @@
-"""Files ↔ tensors: open checkpoints from their headers, pair them, merge them to disk, check a merge."""
+"""Files ↔ tensors: open checkpoints from their headers, pair them, merge them to disk, check a
+merge."""

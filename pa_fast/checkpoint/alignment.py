@@ -14,8 +14,8 @@ from pa_fast.errors import PairError, UsageError
 
 _ATTRIBUTES = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 _WRAPPERS = (*_ATTRIBUTES, "module.", "base_model.model.")
-"""What torch.compile, FSDP, activation checkpointing, data parallelism and peft put before names. The first three are names of
-attributes that no model has of its own."""
+"""What torch.compile, FSDP, activation checkpointing, data parallelism and peft put before names.
+The first three are names of attributes that no model has of its own."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,8 @@ class Aligned:
     Attributes:
         single: name → side, of tensors that are kept though only that side has them.
         dropped: tensors of one side that are left out.
-        kind: the model class whose tables were asked; None where transformers has none, or names agree.
+        kind: the model class whose tables were asked; None where transformers has none, or names
+            agree.
         notes: what was paired otherwise than by its own name, kept or left out.
     """
 
@@ -46,19 +47,25 @@ class Aligned:
         prefix = _prefix(own, other) or _prefix(other, own)
         if prefix:
             wrapped = own if _prefix(own, other) else other
-            return f"all names of {wrapped.folder} begin with {prefix}: --strip-prefix {prefix} pairs them without it"
+            return (
+                f"all names of {wrapped.folder} begin with {prefix}: --strip-prefix {prefix} pairs"
+                " them without it"
+            )
         if self.kind is None:
             return (
-                "transformers has no class by which other names could be paired: use base and instruct of one model, saved alike"
+                "transformers has no class by which other names could be paired: use base and"
+                " instruct of one model, saved alike"
             )
         return f"{self.kind} uses them: complete the download of {other.folder}, or {resave(other)}"
 
 
 def align(base: Checkpoint, instruct: Checkpoint, policy: str | None) -> Aligned:
-    """Both sides under instruct's names, by the conversions of transformers where their own names or shapes do not agree.
+    """Both sides under instruct's names, by the conversions of transformers where their own names
+    or shapes do not agree.
 
     Args:
-        policy: what becomes of tensors that one side alone has and that have no place in the model, see `PairOptions`.
+        policy: what becomes of tensors that one side alone has and that have no place in the model,
+            see `PairOptions`.
 
     Cost: microseconds while names and shapes agree, else see `counterpart`.
 
@@ -77,7 +84,11 @@ def align(base: Checkpoint, instruct: Checkpoint, policy: str | None) -> Aligned
     dropped: set[str] = set()
     for side, own, other in (("base", base, instruct), ("instruct", instruct, base)):
         for ignored in (True, False):
-            names = [n for n, of in found.unused.items() if of == side and (n in found.ignored) == ignored]
+            names = [
+                n
+                for n, of in found.unused.items()
+                if of == side and (n in found.ignored) == ignored
+            ]
             if not names:
                 continue
             why = f"{found.kind} {'ignores them' if ignored else 'has no place for them'}"
@@ -87,12 +98,17 @@ def align(base: Checkpoint, instruct: Checkpoint, policy: str | None) -> Aligned
                 prefix = _common_prefix(own, names)
                 hint = "--one-sided keep writes them as they are, --one-sided drop leaves them out"
                 if prefix:
-                    hint = f"all names begin with {prefix}: --strip-prefix {prefix} pairs them without it"
+                    hint = (
+                        f"all names begin with {prefix}: --strip-prefix {prefix} pairs them"
+                        " without it"
+                    )
                 lacks = f"lacks {listed(names)}, which only {side} ({own.folder}) has"
                 raise PairError(f"{other.folder}: {lacks}, and {why}", hint)
             if kept == "keep":
                 single |= dict.fromkeys(names, side)
-                notes.append(f"{what}: kept as they are at every λ (--one-sided drop leaves them out)")
+                notes.append(
+                    f"{what}: kept as they are at every λ (--one-sided drop leaves them out)"
+                )
             else:
                 dropped |= set(names)
                 notes.append(f"{what}: left out")
@@ -100,7 +116,8 @@ def align(base: Checkpoint, instruct: Checkpoint, policy: str | None) -> Aligned
 
 
 def stripped(checkpoint: Checkpoint, prefix: str) -> Checkpoint:
-    """`checkpoint` with `prefix` removed where names begin with it; wherever it stands, if it is one that no model has itself.
+    """`checkpoint` with `prefix` removed where names begin with it; wherever it stands, if it is
+    one that no model has itself.
 
     Raises:
         UsageError: two names become one.
@@ -112,19 +129,25 @@ def stripped(checkpoint: Checkpoint, prefix: str) -> Checkpoint:
         name = key.replace(prefix, "") if is_attribute(prefix) else key.removeprefix(prefix)
         if name in names:
             both = f"{quoted(names[name])} and {quoted(key)}"
-            raise UsageError(f"{checkpoint.folder}: {both} both become {quoted(name)} without {prefix}", "strip another prefix")
+            raise UsageError(
+                f"{checkpoint.folder}: {both} both become {quoted(name)} without {prefix}",
+                "strip another prefix",
+            )
         names[name] = key
     return checkpoint.renamed(names)
 
 
 def is_attribute(prefix: str) -> bool:
-    """Whether `prefix` is the name of an attribute that no model has of its own, so that it is removed wherever it stands."""
+    """Whether `prefix` is the name of an attribute that no model has of its own, so that it is
+    removed wherever it stands."""
     return prefix in _ATTRIBUTES
 
 
 def listed(names: Sequence[str]) -> str:
     """Up to three of `names`, and how many more there are."""
-    return ", ".join(quoted(name) for name in names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return ", ".join(quoted(name) for name in names[:3]) + (
+        f" and {len(names) - 3} more" if len(names) > 3 else ""
+    )
 
 
 def _agree(base: Checkpoint, instruct: Checkpoint) -> bool:
@@ -132,7 +155,11 @@ def _agree(base: Checkpoint, instruct: Checkpoint) -> bool:
     odd = base.tensors.keys() ^ instruct.tensors.keys()
     if len(odd) > 1 or not all(map(is_head, odd)):
         return False
-    shaped = [n for n, info in instruct.tensors.items() if n not in odd and base.tensors[n].shape != info.shape]
+    shaped = [
+        n
+        for n, info in instruct.tensors.items()
+        if n not in odd and base.tensors[n].shape != info.shape
+    ]
     rows = extended(base.tensors, instruct.tensors, base.config, instruct.config) if shaped else {}
     return all(name in rows for name in shaped)
 
@@ -140,7 +167,9 @@ def _agree(base: Checkpoint, instruct: Checkpoint) -> bool:
 def _prefix(own: Checkpoint, other: Checkpoint) -> str | None:
     """The wrapper prefix of all names of `own` but for which they are those of `other`."""
     for prefix in _WRAPPERS:
-        if all(name.startswith(prefix) for name in own.tensors) and not any(name.startswith(prefix) for name in other.tensors):
+        if all(name.startswith(prefix) for name in own.tensors) and not any(
+            name.startswith(prefix) for name in other.tensors
+        ):
             return prefix
     return None
 
@@ -156,4 +185,7 @@ def _common_prefix(own: Checkpoint, names: Sequence[str]) -> str | None:
 def _wrapped(checkpoint: Checkpoint) -> Iterable[str]:
     for prefix in _WRAPPERS:
         if all(name.startswith(prefix) for name in checkpoint.tensors):
-            yield f"all names begin with {prefix}, under which transformers loads nothing: --strip-prefix {prefix} removes it"
+            yield (
+                f"all names begin with {prefix}, under which transformers loads nothing:"
+                f" --strip-prefix {prefix} removes it"
+            )

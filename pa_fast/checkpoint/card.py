@@ -1,4 +1,5 @@
-"""What a merged checkpoint says about itself: README.md for people, pa_fast.json for programs, config.json for loaders."""
+"""What a merged checkpoint says about itself: README.md for people, pa_fast.json for programs,
+config.json for loaders."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ _ANOTHER = "it was written by another version of pa_fast, or edited"
 
 @dataclass(frozen=True)
 class Source:
-    """One side of a merge: what the user named, its hub commit where there is one, and its fingerprints."""
+    """One side of a merge: what the user named, its hub commit where there is one, and its
+    fingerprints."""
 
     source: str
     revision: str | None
@@ -39,8 +41,8 @@ class Source:
 
 @dataclass(frozen=True)
 class Provenance:
-    """Everything that decides the bits of a merge; and what `tied`, `kept` and `notes` of `Pair` were, which follows from the
-    sources and is not read back."""
+    """Everything that decides the bits of a merge; and what `tied`, `kept` and `notes` of `Pair`
+    were, which follows from the sources and is not read back."""
 
     base: Source
     instruct: Source
@@ -52,7 +54,8 @@ class Provenance:
     notes: tuple[str, ...] = ()
 
     def to_json(self, files: Sequence[str] = ()) -> str:
-        """The text of pa_fast.json; by `files`, the names of all files of the merge, another one knows what it may replace."""
+        """The text of pa_fast.json; by `files`, the names of all files of the merge, another one
+        knows what it may replace."""
         sides = {"base": vars(self.base), "instruct": vars(self.instruct)}
         rounding, rule = self.recipe.rounding, self.recipe.rule
         how = {
@@ -67,7 +70,14 @@ class Provenance:
             "files": list(files),
             "notes": list(self.notes),
         }
-        return json.dumps({"format": FORMAT, "version": _version(), **how, **sides}, indent=1, ensure_ascii=False) + "\n"
+        return (
+            json.dumps(
+                {"format": FORMAT, "version": _version(), **how, **sides},
+                indent=1,
+                ensure_ascii=False,
+            )
+            + "\n"
+        )
 
 
 def read_provenance(folder: Path) -> Provenance | None:
@@ -83,16 +93,30 @@ def read_provenance(folder: Path) -> Provenance | None:
     try:
         if found["format"] != FORMAT:
             raise ValueError
-        base, instruct = (Source(**{key: found[side][key] for key in Source.__annotations__}) for side in ("base", "instruct"))
-        lam, dtype, rule, options = found["lambda"], found["dtype"], found["rule"], PairOptions.read(found)
+        base, instruct = (
+            Source(**{key: found[side][key] for key in Source.__annotations__})
+            for side in ("base", "instruct")
+        )
+        lam, dtype, rule, options = (
+            found["lambda"],
+            found["dtype"],
+            found["rule"],
+            PairOptions.read(found),
+        )
         if not isinstance(lam, str) or not isinstance(dtype, str):
             raise TypeError
         rounding = Rounding(found["rounding"], found.get("seed"))
         if rounding.drawn and found.get("seed") is None:
             raise ValueError
-        recipe = Recipe(Lambda(lam), rounding, None if rule is None else LambdaRule(rule, lam, where=f"{file}: rule"))
+        recipe = Recipe(
+            Lambda(lam),
+            rounding,
+            None if rule is None else LambdaRule(rule, lam, where=f"{file}: rule"),
+        )
     except (KeyError, TypeError, ValueError):
-        raise CheckpointError(f"{file}: expected format {FORMAT}, with λ, dtype, rounding and rule", _ANOTHER) from None
+        raise CheckpointError(
+            f"{file}: expected format {FORMAT}, with λ, dtype, rounding and rule", _ANOTHER
+        ) from None
     except UsageError as error:
         said = error.message if error.message.startswith(str(file)) else f"{file}: {error.message}"
         raise CheckpointError(said, _ANOTHER) from None
@@ -100,11 +124,12 @@ def read_provenance(folder: Path) -> Provenance | None:
 
 
 def model_card(provenance: Provenance, out: str, hub_ids: Sequence[str] = ()) -> str:
-    """README.md of a merged checkpoint: front matter for the hub, the formula, λ and the command that makes it again.
+    """README.md of a merged checkpoint: front matter for the hub, the formula, λ and the command
+    that makes it again.
 
     Args:
-        hub_ids: those of the sources that come from the hub. The hub takes nothing else as `base_model`: it refuses a whole
-            upload for a local path there.
+        hub_ids: those of the sources that come from the hub. The hub takes nothing else as
+            `base_model`: it refuses a whole upload for a local path there.
     """
     base, instruct = one_line(provenance.base.source), one_line(provenance.instruct.source)
     lam = provenance.recipe.lam.key
@@ -113,29 +138,34 @@ def model_card(provenance: Provenance, out: str, hub_ids: Sequence[str] = ()) ->
     options += ["--rounding", rounding.mode, "--seed", str(rounding.seed)] if rounding.drawn else []
     options += ["--rule", "rule.yaml"] if rule else []
     options += provenance.options.arguments()
-    rows = "".join(f"    - {json.dumps(row, ensure_ascii=False)}\n" for row in rule.document()) if rule else ""
+    rows = (
+        "".join(f"    - {json.dumps(row, ensure_ascii=False)}\n" for row in rule.document())
+        if rule
+        else ""
+    )
     ruled = f"λ of each tensor by the rule\n\n{rows}\n" if rule else ""
     told = [*([str(provenance.tied)] if provenance.tied else []), *map(str, provenance.kept)]
     apart = "".join(f"- {one}\n" for one in told) + "\n" if told else ""
     # = because a negative λ would read as an option
-    command = shlex.join(["pa-fast", "merge", base, instruct, f"--lambda={lam}", "--out", one_line(out), *options])
+    command = shlex.join(
+        ["pa-fast", "merge", base, instruct, f"--lambda={lam}", "--out", one_line(out), *options]
+    )
     names = "".join(f"- {json.dumps(name)}\n" for name in dict.fromkeys(hub_ids))
     models = f"base_model:\n{names}base_model_relation: merge\n" if names else ""
     return (
-        f"---\n{models}library_name: transformers\ntags:\n- merge\n- pa_fast\n---\n\n"
-        f"# Partial adaptation, λ = {lam}\n\n"
-        f"A point on the line between a base checkpoint B and its instruct checkpoint I:\n\n"
-        f"    W = B + λ (I − B)        λ = {lam}\n    B   {base}\n    I   {instruct}\n\n"
-        f"{ruled}Computed in fp32 and rounded once ({rounding}).\n"
-        f"Tokenizer, chat template and generation settings are those of I.\n\n"
-        f"{apart}"
-        f"    {command}\n\n"
-        f"`{PROVENANCE}` holds the fingerprints of both sources; `pa-fast verify` checks every bit against them.\n"
+        f"---\n{models}library_name: transformers\ntags:\n- merge\n- pa_fast\n---\n\n# Partial"
+        f" adaptation, λ = {lam}\n\nA point on the line between a base checkpoint B and its"
+        f" instruct checkpoint I:\n\n    W = B + λ (I − B)        λ = {lam}\n    B   {base}\n    I "
+        f"  {instruct}\n\n{ruled}Computed in fp32 and rounded once ({rounding}).\nTokenizer, chat"
+        f" template and generation settings are those of I.\n\n{apart}   "
+        f" {command}\n\n`{PROVENANCE}` holds the fingerprints of both sources; `pa-fast verify`"
+        " checks every bit against them.\n"
     )
 
 
 def merged_config(text: bytes, config: dict[str, Any], dtype: str) -> bytes:
-    """config.json of the merge: instruct's bytes as they are, or with the dtype keys set where `dtype` is not auto."""
+    """config.json of the merge: instruct's bytes as they are, or with the dtype keys set where
+    `dtype` is not auto."""
     if dtype == "auto":
         return text
     changed = copy.deepcopy(config)

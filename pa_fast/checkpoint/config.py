@@ -1,9 +1,10 @@
 """Differences between two config.json files, and which of them change what the model computes.
 
-The rule: every key must be equal unless this module names it as harmless. Files of different transformers versions
-spell the same model differently (`rope_theta` beside `rope_scaling`, or inside `rope_parameters`; defaults written
-out, or left out), so where the files differ, both are compared as transformers' configuration class reads them. A key
-that no source file of the model's class mentions is not read by it.
+The rule: every key must be equal unless this module names it as harmless. Files of different
+transformers versions spell the same model differently (`rope_theta` beside `rope_scaling`, or
+inside `rope_parameters`; defaults written out, or left out), so where the files differ, both are
+compared as transformers' configuration class reads them. A key that no source file of the model's
+class mentions is not read by it.
 """
 
 from __future__ import annotations
@@ -21,31 +22,64 @@ from pa_fast.checkpoint.document import quoted
 ABSENT = "absent"
 _HARMLESS = (
     # who wrote it
-    "_name_or_path _commit_hash transformers_version torch_dtype dtype auto_map unsloth_version unsloth_fixed model_name",
+    (
+        "_name_or_path _commit_hash transformers_version torch_dtype dtype auto_map unsloth_version"
+        " unsloth_fixed model_name"
+    ),
     # how it is run
-    "use_cache cache_implementation use_return_dict return_dict output_attentions output_hidden_states output_router_logits",
-    "attn_implementation _attn_implementation _attn_implementation_internal _attn_implementation_autoset torchscript",
+    (
+        "use_cache cache_implementation use_return_dict return_dict output_attentions"
+        " output_hidden_states output_router_logits"
+    ),
+    (
+        "attn_implementation _attn_implementation _attn_implementation_internal"
+        " _attn_implementation_autoset torchscript"
+    ),
     # training
-    "initializer_range initializer_cutoff_factor gradient_checkpointing router_aux_loss_coef router_z_loss_coef",
-    "attention_dropout attn_pdrop embd_pdrop resid_pdrop hidden_dropout hidden_dropout_prob classifier_dropout",
+    (
+        "initializer_range initializer_cutoff_factor gradient_checkpointing router_aux_loss_coef"
+        " router_z_loss_coef"
+    ),
+    (
+        "attention_dropout attn_pdrop embd_pdrop resid_pdrop hidden_dropout hidden_dropout_prob"
+        " classifier_dropout"
+    ),
     "router_jitter_noise",
     # tokens and generation
-    "bos_token_id eos_token_id pad_token_id sep_token_id cls_token_id unk_token_id decoder_start_token_id tokenizer_class",
-    "max_length min_length do_sample temperature top_k top_p typical_p repetition_penalty num_beams num_return_sequences",
+    (
+        "bos_token_id eos_token_id pad_token_id sep_token_id cls_token_id unk_token_id"
+        " decoder_start_token_id tokenizer_class"
+    ),
+    (
+        "max_length min_length do_sample temperature top_k top_p typical_p repetition_penalty"
+        " num_beams num_return_sequences"
+    ),
     # heads of other tasks
     "summary_type summary_use_proj summary_activation summary_proj_to_labels summary_first_dropout",
-    "id2label label2id num_labels problem_type finetuning_task task_specific_params chunk_size_feed_forward",
+    (
+        "id2label label2id num_labels problem_type finetuning_task task_specific_params"
+        " chunk_size_feed_forward"
+    ),
     # compared as the rows of the embedding, by shape
     "vocab_size",
 )
-HARMLESS = frozenset(" ".join(_HARMLESS).split())  # keys that cannot change the forward pass of an evaluation
-_LENGTH_FREE_ROPE = {"default", "linear", "llama3"}  # rope types that never look at max_position_embeddings
-_MAX_EXPANDED_LAYERS = 4096  # the class writes one list entry per layer: a hostile count must not fill the memory
+HARMLESS = frozenset(
+    " ".join(_HARMLESS).split()
+)  # keys that cannot change the forward pass of an evaluation
+_LENGTH_FREE_ROPE = {
+    "default",
+    "linear",
+    "llama3",
+}  # rope types that never look at max_position_embeddings
+_MAX_EXPANDED_LAYERS = (
+    4096  # the class writes one list entry per layer: a hostile count must not fill the memory
+)
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One key (nested keys joined by dots) that differs; `harmless` if it cannot change a forward pass.
+    """One key (nested keys joined by dots) that differs; `harmless` if it cannot change a forward
+    pass.
 
     `reason` says why a key that is not known to be harmless is let through; empty for all others.
     """
@@ -57,7 +91,10 @@ class Difference:
     reason: str = ""
 
     def __str__(self) -> str:
-        return f"{quoted(self.key)} is {quoted(str(self.base))} in base and {quoted(str(self.instruct))} in instruct"
+        return (
+            f"{quoted(self.key)} is {quoted(str(self.base))} in base and"
+            f" {quoted(str(self.instruct))} in instruct"
+        )
 
 
 def differences(
@@ -72,8 +109,8 @@ def differences(
         beside: keys that are harmless in this pair, because their difference is seen to otherwise.
         ignored: keys, with all that is nested below them, whose difference the user accepts.
 
-    Cost: microseconds while only harmless keys differ; otherwise transformers is imported to tell spelling from
-    meaning. No remote code is run.
+    Cost: microseconds while only harmless keys differ; otherwise transformers is imported to tell
+    spelling from meaning. No remote code is run.
     """
     found = [_accepted(one, ignored) for one in _compare(base, instruct, beside)]
     if all(difference.harmless for difference in found):
@@ -82,8 +119,11 @@ def differences(
     if left is None or right is None or base.get("model_type") != instruct.get("model_type"):
         return found
     expanded = [_accepted(one, ignored) for one in _compare(left, right, beside)]
-    # after expansion a missing key is one that the class does not know; null or false then says "not used"
-    real = [d for d in expanded if not d.harmless and {_empty(d.base), _empty(d.instruct)} != {True}]
+    # after expansion a missing key is one that the class does not know; null or false then says
+    # "not used"
+    real = [
+        d for d in expanded if not d.harmless and {_empty(d.base), _empty(d.instruct)} != {True}
+    ]
     keys = {d.key for d in real}
     same_meaning = [replace(d, harmless=True) for d in found if d.key not in keys]
     unread = _unread([d.key for d in real], left, right)
@@ -93,7 +133,8 @@ def differences(
 
 
 def model_class(*configs: Mapping[str, Any]) -> str | None:
-    """The class that the first of `configs` which has `architectures` names; None where none does."""
+    """The class that the first of `configs` which has `architectures` names; None where none
+    does."""
     for config in configs:
         named = config.get("architectures")
         if isinstance(named, list) and named and isinstance(named[0], str):
@@ -102,20 +143,28 @@ def model_class(*configs: Mapping[str, Any]) -> str | None:
 
 
 def tied(config: Mapping[str, Any]) -> bool | None:
-    """`tie_word_embeddings`, of the model or of the text model that it nests; None where neither says, or they disagree."""
+    """`tie_word_embeddings`, of the model or of the text model that it nests; None where neither
+    says, or they disagree."""
     text = config.get("text_config")
     parts = (text if isinstance(text, Mapping) else {}, config)
-    said = {part["tie_word_embeddings"] for part in parts if isinstance(part.get("tie_word_embeddings"), bool)}
+    said = {
+        part["tie_word_embeddings"]
+        for part in parts
+        if isinstance(part.get("tie_word_embeddings"), bool)
+    }
     return said.pop() if len(said) == 1 else None
 
 
 def ties(config: Mapping[str, Any]) -> bool | None:
-    """Whether the head is tied: as `tied` says, else as the model's class in transformers does; None where nothing tells."""
+    """Whether the head is tied: as `tied` says, else as the model's class in transformers does;
+    None where nothing tells."""
     said = tied(config)
     return said if said is not None else tied(_expanded(config) or {})
 
 
-def _compare(base: Mapping[str, Any], instruct: Mapping[str, Any], beside: frozenset[str]) -> list[Difference]:
+def _compare(
+    base: Mapping[str, Any], instruct: Mapping[str, Any], beside: frozenset[str]
+) -> list[Difference]:
     left, right = _flat(base), _flat(instruct)
     ignored = set(beside)
     if _rope_types(left) | _rope_types(right) <= _LENGTH_FREE_ROPE:
@@ -129,13 +178,17 @@ def _compare(base: Mapping[str, Any], instruct: Mapping[str, Any], beside: froze
             harmless = bool((HARMLESS | ignored) & set(key.split(".")))
             found.append(Difference(key, b, i, harmless))
             if key == "architectures" and _absent(b) != _absent(i):
-                found[-1] = Difference(key, b, i, True, "absent on one side: the class that the other names is taken")
+                found[-1] = Difference(
+                    key, b, i, True, "absent on one side: the class that the other names is taken"
+                )
     return found
 
 
 def _accepted(difference: Difference, ignored: Iterable[str]) -> Difference:
     """`difference`, harmless if the user accepts it."""
-    if difference.harmless or not any(f"{difference.key}.".startswith(f"{key}.") for key in ignored):
+    if difference.harmless or not any(
+        f"{difference.key}.".startswith(f"{key}.") for key in ignored
+    ):
         return difference
     return replace(difference, harmless=True, reason="ignored on request (--ignore-config)")
 
@@ -143,11 +196,14 @@ def _accepted(difference: Difference, ignored: Iterable[str]) -> Difference:
 def _unread(keys: list[str], *configs: Mapping[str, Any]) -> set[str]:
     """Those of `keys` that no source file of the model that `configs` describe mentions.
 
-    A key inside a plain mapping, which may be passed on whole, counts as read with the key that holds the mapping.
+    A key inside a plain mapping, which may be passed on whole, counts as read with the key that
+    holds the mapping.
     """
     if not keys or any(model_class(config) and not _is_own_class(config) for config in configs):
         return set()  # code that is not transformers' own may read any key
-    text = _source_text(tuple(sorted({kind for config in configs for kind in _model_types(config)})))
+    text = _source_text(
+        tuple(sorted({kind for config in configs for kind in _model_types(config)}))
+    )
     if text is None:
         return set()
     found = set()
@@ -159,7 +215,8 @@ def _unread(keys: list[str], *configs: Mapping[str, Any]) -> set[str]:
 
 
 def _heads(config: Mapping[str, Any], key: str) -> Iterator[str]:
-    """The key of `config`, or of the configuration nested in it, by which the flattened `key` is read."""
+    """The key of `config`, or of the configuration nested in it, by which the flattened `key` is
+    read."""
     for name, value in config.items():
         if key == name or key.startswith(f"{name}."):
             if isinstance(value, Mapping) and "model_type" in value and key != name:
@@ -186,7 +243,8 @@ def _is_own_class(config: Mapping[str, Any]) -> bool:
 
 @functools.lru_cache(maxsize=8)
 def _source_text(model_types: tuple[str, ...]) -> str | None:
-    """The source files of transformers that a model of `model_types` may run, joined; None where it does not know one."""
+    """The source files of transformers that a model of `model_types` may run, joined; None where it
+    does not know one."""
     import transformers
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -212,7 +270,11 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _rope_types(flat: Mapping[str, Any]) -> set[str]:
     """Rope types that a flattened configuration names, under any of the spellings in use."""
     found = {str(value) for key, value in flat.items() if key.split(".")[-1] == "rope_type"}
-    found |= {str(value) for key, value in flat.items() if key.endswith(("rope_scaling.type", "rope_parameters.type"))}
+    found |= {
+        str(value)
+        for key, value in flat.items()
+        if key.endswith(("rope_scaling.type", "rope_parameters.type"))
+    }
     return found
 
 
@@ -225,7 +287,8 @@ def _empty(value: Any) -> bool:
 
 
 def _expanded(config: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The configuration as transformers' class reads it, defaults filled in; None where it has no class or refuses."""
+    """The configuration as transformers' class reads it, defaults filled in; None where it has no
+    class or refuses."""
     layers = config.get("num_hidden_layers", 0)
     if not isinstance(layers, int) or layers > _MAX_EXPANDED_LAYERS:
         return None
@@ -233,5 +296,7 @@ def _expanded(config: Mapping[str, Any]) -> dict[str, Any] | None:
         from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
         return CONFIG_MAPPING[config["model_type"]].from_dict(copy.deepcopy(dict(config))).to_dict()
-    except Exception:  # an unknown or malformed configuration is compared as it is written, which is stricter
+    except (
+        Exception
+    ):  # an unknown or malformed configuration is compared as it is written, which is stricter
         return None

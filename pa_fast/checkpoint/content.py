@@ -1,4 +1,5 @@
-"""What weight files hold, read once more in pieces: the sum of each tensor's bytes, or whatever else is asked of them."""
+"""What weight files hold, read once more in pieces: the sum of each tensor's bytes, or whatever
+else is asked of them."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Read = Callable[[TensorInfo, int, int, "torch.Tensor"], "torch.Tensor"]
-"""(tensor, start, stop, out) → its flattened elements `start` to `stop`, in `out`: as `WeightFile.read`."""
+"""(tensor, start, stop, out) → its flattened elements `start` to `stop`, in `out`: as
+`WeightFile.read`."""
 
 
 def over_tensors(
@@ -34,7 +36,11 @@ def over_tensors(
 
     def one(piece: tuple[TensorInfo, int, int]) -> T:
         info, start, stop = piece
-        return work(info, start, read(info, start, stop, scratch.take("piece", stop - start, torch_dtype(info.dtype))))
+        return work(
+            info,
+            start,
+            read(info, start, stop, scratch.take("piece", stop - start, torch_dtype(info.dtype))),
+        )
 
     for (info, _, _), value in zip(pieces, over_cores(one, pieces)):
         found[info].append(value)

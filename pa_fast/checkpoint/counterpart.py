@@ -1,8 +1,9 @@
-"""The tensors of base that belong to those of instruct, where the two sides name or lay them out differently.
+"""The tensors of base that belong to those of instruct, where the two sides name or lay them out
+differently.
 
-Both sides are traced through transformers' own tables to the tensors of the model class. Tensors that end up in one place
-belong together: renamed ones as they are; where one side stacks, splits or transposes, base's are converted to the model's
-layout and back to instruct's, one group at a time.
+Both sides are traced through transformers' own tables to the tensors of the model class. Tensors
+that end up in one place belong together: renamed ones as they are; where one side stacks, splits or
+transposes, base's are converted to the model's layout and back to instruct's, one group at a time.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ class Counterpart:
     """Base as instruct is laid out.
 
     Attributes:
-        base: base under instruct's names; tensors of a place in the model that instruct lacks under that place's name.
+        base: base under instruct's names; tensors of a place in the model that instruct lacks under
+            that place's name.
         unused: name → side, of tensors that one side alone has and that have no place in the model.
         ignored: those of `unused` that the model class says it ignores.
         kind: the model class.
@@ -46,7 +48,8 @@ class Counterpart:
 
 @dataclass(frozen=True)
 class _Group:
-    """Checkpoint tensors that become `makes` together; `converts` is False where the one tensor is only renamed."""
+    """Checkpoint tensors that become `makes` together; `converts` is False where the one tensor is
+    only renamed."""
 
     target: str
     parts: tuple[Placed, ...]
@@ -79,7 +82,9 @@ class _Side:
             return {group.target: tensors[group.parts[0].key]}
         converter = self.skeleton.converters[str(group.parts[0].pattern)]
         return self.skeleton.convert(
-            converter, group.target, [(part.key, str(part.pattern), tensors[part.key]) for part in group.parts]
+            converter,
+            group.target,
+            [(part.key, str(part.pattern), tensors[part.key]) for part in group.parts],
         )
 
     def backward(self, group: _Group, made: Tensors) -> Tensors:
@@ -94,15 +99,23 @@ class _Side:
             try:
                 found = undo(group, made)
                 shapes = {name: tuple(tensor.shape) for name, tensor in found.items()}
-                if shapes == {part.key: self.checkpoint.tensors[part.key].shape for part in group.parts} and _equal(
-                    self.forward(group, found), made
-                ):
+                if shapes == {
+                    part.key: self.checkpoint.tensors[part.key].shape for part in group.parts
+                } and _equal(self.forward(group, found), made):
                     return found
-            except (ValueError, KeyError, RuntimeError, IndexError, TypeError, AttributeError, StopIteration):
+            except (
+                ValueError,
+                KeyError,
+                RuntimeError,
+                IndexError,
+                TypeError,
+                AttributeError,
+                StopIteration,
+            ):
                 continue
         raise PairError(
-            f"transformers cannot lay out {quoted(group.target)} as {self.checkpoint.folder} has it: as "
-            f"{quoted(group.parts[0].key)} and {len(group.parts) - 1} more",
+            f"transformers cannot lay out {quoted(group.target)} as {self.checkpoint.folder} has"
+            f" it: as {quoted(group.parts[0].key)} and {len(group.parts) - 1} more",
             resave(self.checkpoint),
         )
 
@@ -112,14 +125,19 @@ class _Side:
         back = converter.reverse_transform()
         renamed = {name: back.rename_source_key(name) for name in made}
         found = self.skeleton.convert(
-            back, next(iter(renamed.values()))[0], [(name, str(renamed[name][1]), made[name]) for name in made]
+            back,
+            next(iter(renamed.values()))[0],
+            [(name, str(renamed[name][1]), made[name]) for name in made],
         )
         traced = self.skeleton.trace(found)
         keys = {(part.pattern, part.order): part.key for part in group.parts}
-        return {keys[part.pattern, part.order]: found[part.key] for part in traced.placed[group.target]}
+        return {
+            keys[part.pattern, part.order]: found[part.key] for part in traced.placed[group.target]
+        }
 
     def _scattered(self, group: _Group, made: Tensors) -> Tensors:
-        """By where each element goes: for conversions whose reverse does not know the layout of the files."""
+        """By where each element goes: for conversions whose reverse does not know the layout of the
+        files."""
         import torch
 
         infos = [self.checkpoint.tensors[part.key] for part in group.parts]
@@ -139,19 +157,26 @@ class _Side:
         import torch
 
         infos = [self.checkpoint.tensors[part.key] for part in parts]
-        metas = {i.name: torch.empty(i.shape, dtype=torch_dtype(i.dtype), device="meta") for i in infos}
+        metas = {
+            i.name: torch.empty(i.shape, dtype=torch_dtype(i.dtype), device="meta") for i in infos
+        }
         group = _Group(target, parts, {target: metas[parts[0].key]})
-        if len({part.pattern is None for part in parts}) > 1 or (not group.converts and len(parts) > 1):
+        if len({part.pattern is None for part in parts}) > 1 or (
+            not group.converts and len(parts) > 1
+        ):
             names = " and ".join(quoted(part.key) for part in parts[:2])
-            raise PairError(f"{self.checkpoint.folder}: {names} both become {quoted(target)}", resave(self.checkpoint))
+            raise PairError(
+                f"{self.checkpoint.folder}: {names} both become {quoted(target)}",
+                resave(self.checkpoint),
+            )
         if not group.converts:
             return group
         try:
             return _Group(target, parts, self.forward(group, metas))
         except Exception as error:  # a table of transformers that does not fit these shapes
             raise PairError(
-                f"{self.checkpoint.folder}: transformers cannot make {quoted(target)} of {quoted(parts[0].key)} and "
-                f"{len(parts) - 1} more: {error}",
+                f"{self.checkpoint.folder}: transformers cannot make {quoted(target)} of"
+                f" {quoted(parts[0].key)} and {len(parts) - 1} more: {error}",
                 "complete the download: a tensor of the group is missing, or of another shape",
             ) from error
 
@@ -159,8 +184,8 @@ class _Side:
 def counterpart(base: Checkpoint, instruct: Checkpoint) -> Counterpart | None:
     """Base as instruct is laid out; None where transformers does not know the model class.
 
-    Cost: headers, and the model on the meta device: seconds for the largest. The conversions cost memory when they are read,
-    see `Conversion`.
+    Cost: headers, and the model on the meta device: seconds for the largest. The conversions cost
+    memory when they are read, see `Conversion`.
 
     Raises:
         PairError: two tensors become one, or a conversion fits the files of one side only.
@@ -191,18 +216,29 @@ def counterpart(base: Checkpoint, instruct: Checkpoint) -> Counterpart | None:
     names |= {name: name for name in left.unplaced}
     unused = {name: "base" for name in left.unplaced if name not in both}
     unused |= {name: "instruct" for name in right.unplaced if name not in both}
-    ignored = frozenset(name for name in unused if left.skeleton.is_ignored(name) or right.skeleton.is_ignored(name))
+    ignored = frozenset(
+        name for name in unused if left.skeleton.is_ignored(name) or right.skeleton.is_ignored(name)
+    )
     kind = type(right.skeleton.model).__name__
-    return Counterpart(View(base, names, conversions), unused, ignored, kind, tuple(_notes(renamed, conversions, kind)))
+    return Counterpart(
+        View(base, names, conversions),
+        unused,
+        ignored,
+        kind,
+        tuple(_notes(renamed, conversions, kind)),
+    )
 
 
 def undone(checkpoint: Checkpoint, skeleton: Skeleton, tensors: InMemory) -> list[Conversion]:
-    """The tensors of `checkpoint` that transformers stacks, splits or transposes, made of the model's `tensors`."""
+    """The tensors of `checkpoint` that transformers stacks, splits or transposes, made of the
+    model's `tensors`."""
     side = _Side("instruct", checkpoint, skeleton)
     found = []
     for group in (group for group in side.groups if group.converts):
         infos = [checkpoint.tensors[part.key] for part in group.parts]
-        found.append(Conversion(tensors, list(group.makes), infos, functools.partial(side.backward, group)))
+        found.append(
+            Conversion(tensors, list(group.makes), infos, functools.partial(side.backward, group))
+        )
     return found
 
 
@@ -236,18 +272,25 @@ def _components(left: _Side, right: _Side) -> Iterator[tuple[list[_Group], list[
         yield list(ours.values()), list(theirs.values())
 
 
-def _same_pieces(ours: list[_Group], theirs: list[_Group], base: Checkpoint, instruct: Checkpoint) -> dict[str, str] | None:
-    """instruct's name → base's, where both sides store the same pieces; None where one must be converted."""
+def _same_pieces(
+    ours: list[_Group], theirs: list[_Group], base: Checkpoint, instruct: Checkpoint
+) -> dict[str, str] | None:
+    """instruct's name → base's, where both sides store the same pieces; None where one must be
+    converted."""
     if len(ours) != 1 or len(theirs) != 1 or ours[0].places != theirs[0].places:
         return None
     keys = {(part.pattern, part.order): part.key for part in ours[0].parts}
     pairs = {part.key: keys[part.pattern, part.order] for part in theirs[0].parts}
-    if ours[0].converts and any(base.tensors[b].shape != instruct.tensors[i].shape for i, b in pairs.items()):
+    if ours[0].converts and any(
+        base.tensors[b].shape != instruct.tensors[i].shape for i, b in pairs.items()
+    ):
         return None
     return pairs
 
 
-def _conversion(left: _Side, ours: list[_Group], right: _Side, theirs: list[_Group]) -> dict[TensorInfo, Conversion]:
+def _conversion(
+    left: _Side, ours: list[_Group], right: _Side, theirs: list[_Group]
+) -> dict[TensorInfo, Conversion]:
     """base's groups `ours` as the groups `theirs` of instruct are laid out.
 
     Raises:
@@ -256,11 +299,14 @@ def _conversion(left: _Side, ours: list[_Group], right: _Side, theirs: list[_Gro
     made = {name: meta for group in ours for name, meta in group.makes.items()}
     wanted = {name: meta for group in theirs for name, meta in group.makes.items()}
     for name in [*wanted, *made]:
-        shapes = [list(side[name].shape) if name in side else "no tensor" for side in (made, wanted)]
+        shapes = [
+            list(side[name].shape) if name in side else "no tensor" for side in (made, wanted)
+        ]
         if shapes[0] != shapes[1]:
             raise PairError(
-                f"tensor {quoted(name)} of the model: {shapes[0]} from {quoted(ours[0].parts[0].key)} of base and {shapes[1]} "
-                f"from {quoted(theirs[0].parts[0].key)} of instruct",
+                f"tensor {quoted(name)} of the model: {shapes[0]} from"
+                f" {quoted(ours[0].parts[0].key)} of base and {shapes[1]} from"
+                f" {quoted(theirs[0].parts[0].key)} of instruct",
                 "use base and instruct of one model",
             )
 
@@ -280,7 +326,9 @@ def _conversion(left: _Side, ours: list[_Group], right: _Side, theirs: list[_Gro
         dtype = _safetensors_dtype(left, ours, group)
         for part in group.parts:
             own = right.checkpoint.tensors[part.key]
-            infos.append(TensorInfo(part.key, dtype, own.shape, file, 0, own.count * DTYPE_BITS[dtype] // 8))
+            infos.append(
+                TensorInfo(part.key, dtype, own.shape, file, 0, own.count * DTYPE_BITS[dtype] // 8)
+            )
     conversion = Conversion(left.checkpoint, sources, infos, make)
     return dict.fromkeys(infos, conversion)
 
@@ -291,7 +339,12 @@ def _safetensors_dtype(left: _Side, ours: Sequence[_Group], group: _Group) -> st
 
     made = {name: meta for one in ours for name, meta in one.makes.items() if name in group.makes}
     dtype = functools.reduce(torch.promote_types, (meta.dtype for meta in made.values()))
-    known = {info.dtype for one in ours for part in one.parts for info in [left.checkpoint.tensors[part.key]]} | {"F32"}
+    known = {
+        info.dtype
+        for one in ours
+        for part in one.parts
+        for info in [left.checkpoint.tensors[part.key]]
+    } | {"F32"}
     return next(name for name in sorted(known) if torch_dtype(name) == dtype)
 
 
@@ -302,22 +355,27 @@ def _equal(a: Tensors, b: Tensors) -> bool:
     return a.keys() == b.keys() and all(
         a[name].dtype == tensor.dtype
         and a[name].shape == tensor.shape
-        and torch.equal(a[name].contiguous().view(-1).view(torch.uint8), tensor.contiguous().view(-1).view(torch.uint8))
+        and torch.equal(
+            a[name].contiguous().view(-1).view(torch.uint8),
+            tensor.contiguous().view(-1).view(torch.uint8),
+        )
         for name, tensor in b.items()
     )
 
 
-def _notes(renamed: Mapping[str, str], conversions: Mapping[TensorInfo, Conversion], kind: str) -> Iterable[str]:
+def _notes(
+    renamed: Mapping[str, str], conversions: Mapping[TensorInfo, Conversion], kind: str
+) -> Iterable[str]:
     if renamed:
         name, key = next(iter(renamed.items()))
         yield (
-            f"{len(renamed)} tensors have other names in base, such as {quoted(key)} for {quoted(name)} of instruct: paired by "
-            f"their places in {kind}"
+            f"{len(renamed)} tensors have other names in base, such as {quoted(key)} for"
+            f" {quoted(name)} of instruct: paired by their places in {kind}"
         )
     if conversions:
         info, one = next(iter(conversions.items()))
         more = f" and {len(one.sources) - 1} more" if len(one.sources) > 1 else ""
         yield (
-            f"{len(conversions)} tensors are laid out otherwise in base: made as transformers converts them, such as "
-            f"{quoted(info.name)} of {quoted(one.sources[0])}{more}"
+            f"{len(conversions)} tensors are laid out otherwise in base: made as transformers"
+            f" converts them, such as {quoted(info.name)} of {quoted(one.sources[0])}{more}"
         )

@@ -1,7 +1,8 @@
-"""What can be added up over the weights of a pair: norms, counts and a histogram, chunk by chunk in any order.
+"""What can be added up over the weights of a pair: norms, counts and a histogram, chunk by chunk in
+any order.
 
-k is the distance of two weights of one sign on the grid of the live dtype: the difference of their bit patterns as
-integers, so |k| = 1 means neighbours.
+k is the distance of two weights of one sign on the grid of the live dtype: the difference of their
+bit patterns as integers, so |k| = 1 means neighbours.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
     import torch
 
 BUCKETS = 33
-"""|k| = 0 is bucket 0, and 2^(n−1) ≤ |k| < 2^n is bucket n: up to 16 of bf16 and fp16, 32 of fp32."""
+"""|k| = 0 is bucket 0, and 2^(n−1) ≤ |k| < 2^n is bucket n: up to 16 of bf16 and fp16, 32 of
+fp32."""
 SMALL_CODE, LARGE_CODE = 63, 8191
 """The largest |k| of the 8-bit and of the 16-bit codes of a packed store."""
 
@@ -31,9 +33,11 @@ class DeltaSums:
     Attributes:
         base_square, delta_square: ‖B‖² and ‖I − B‖².
         unchanged: elements with equal values and signs on both sides.
-        sign_crossings, binade_crossings: elements whose sign, or exponent, differs at the live dtype.
+        sign_crossings, binade_crossings: elements whose sign, or exponent, differs at the live
+            dtype.
         histogram: elements of equal sign by |k|; see `BUCKETS`.
-        no_small_code, no_large_code: elements that 8-bit, or 16-bit, codes of a packed store cannot stand for.
+        no_small_code, no_large_code: elements that 8-bit, or 16-bit, codes of a packed store cannot
+            stand for.
         inexact: elements that the live dtype cannot hold exactly on some side.
         moved: for each λ of a grid.
     """
@@ -51,15 +55,21 @@ class DeltaSums:
     moved: tuple[Moved, ...] = ()
 
     def __add__(self, other: DeltaSums) -> DeltaSums:
-        pairs = [(getattr(self, field.name), getattr(other, field.name)) for field in dataclasses.fields(self)]
+        pairs = [
+            (getattr(self, field.name), getattr(other, field.name))
+            for field in dataclasses.fields(self)
+        ]
         return DeltaSums(*(_added(a, b) for a, b in pairs))
 
     def scaled(self, weights: int) -> DeltaSums:
-        """These sums as an estimate over `weights` elements, of which they are a sample; itself where they are all."""
+        """These sums as an estimate over `weights` elements, of which they are a sample; itself
+        where they are all."""
         if weights == self.weights or not self.weights:
             return self
         share = weights / self.weights
-        return DeltaSums(*(_scaled(getattr(self, field.name), share) for field in dataclasses.fields(self)))
+        return DeltaSums(
+            *(_scaled(getattr(self, field.name), share) for field in dataclasses.fields(self))
+        )
 
 
 def _scaled(value: Any, share: float) -> Any:
@@ -83,7 +93,8 @@ def delta_sums(
     blends: Sequence[Blend] = (),
     merge: Merge = merge_chunk_,
 ) -> DeltaSums:
-    """The sums of flat tensors [N], bf16, fp16 or fp32, that are held in `dtype`, and `fidelity` of each of `blends`.
+    """The sums of flat tensors [N], bf16, fp16 or fp32, that are held in `dtype`, and `fidelity` of
+    each of `blends`.
 
     Numerics: fp32 dot products: call it on pieces of about a million, and add.
     Cost: about thirty passes over scratch of the size of the piece in fp32, and three per λ.
@@ -131,10 +142,12 @@ def _count(flags: torch.Tensor) -> int:
 
 
 def _histogram(distance: torch.Tensor, left_out: torch.Tensor) -> tuple[int, ...]:
-    """How many of int32 or int64 [N] numbers have each number of binary digits, those `left_out` apart."""
+    """How many of int32 or int64 [N] numbers have each number of binary digits, those `left_out`
+    apart."""
     import torch
 
-    # the exponent of a float is the number of digits: int32 ones have 16 at most, which fp32 holds exactly
+    # the exponent of a float is the number of digits: int32 ones have 16 at most, which fp32 holds
+    # exactly
     if distance.dtype == torch.int64:
         digits = (distance.double().view(torch.int64) >> 52) - 1022
     else:

@@ -29,13 +29,15 @@ def refuse_pointer(path: Path, data: bytes) -> None:
         size = re.search(rb"^size (\d{1,18})$", data[:1024], re.MULTILINE)
         stands = f" for a file of {format_bytes(int(size[1]))}" if size else ""
         raise CheckpointError(
-            f"{path}: found a git-lfs pointer{stands}, not the file itself: the folder was cloned without git-lfs",
+            f"{path}: found a git-lfs pointer{stands}, not the file itself: the folder was cloned"
+            " without git-lfs",
             f"install git-lfs, then: git -C {shlex.quote(str(path.parent))} lfs pull",
         )
 
 
 def quoted(text: str) -> str:
-    """`text` in backticks, printable and at most 120 characters, so that a hostile name cannot flood or colour a terminal."""
+    """`text` in backticks, printable and at most 120 characters, so that a hostile name cannot
+    flood or colour a terminal."""
     return f"`{one_line(text, 120)}`"
 
 
@@ -43,12 +45,15 @@ def regular_size(path: Path) -> int:
     """Bytes in the regular file `path` (links are followed: a hub cache is made of them).
 
     Raises:
-        CheckpointError: missing, a broken link, or not a regular file (a pipe would block for ever).
+        CheckpointError: missing, a broken link, or not a regular file (a pipe would block for
+            ever).
     """
     try:
         found = os.stat(path)
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be opened: {error.strerror}", "complete the download or check the path") from None
+        raise CheckpointError(
+            f"{path}: cannot be opened: {error.strerror}", "complete the download or check the path"
+        ) from None
     if not stat.S_ISREG(found.st_mode):
         raise CheckpointError(f"{path}: not a regular file", "replace it by the file itself")
     return found.st_size
@@ -71,11 +76,15 @@ def parse_object(data: bytes, where: str) -> dict[str, Any]:
     except RecursionError:
         raise CheckpointError(f"{where}: JSON nested too deep to be a checkpoint's", hint) from None
     except _Duplicate as error:
-        raise CheckpointError(f"{where}: the name {quoted(error.args[0])} appears twice in one JSON object", hint) from None
+        raise CheckpointError(
+            f"{where}: the name {quoted(error.args[0])} appears twice in one JSON object", hint
+        ) from None
     except ValueError as error:
         raise CheckpointError(f"{where}: not JSON: {error}", hint) from None
     if not isinstance(found, dict):
-        raise CheckpointError(f"{where}: found JSON {type(found).__name__}, expected an object", hint)
+        raise CheckpointError(
+            f"{where}: found JSON {type(found).__name__}, expected an object", hint
+        )
     if is_deep(found):  # whoever walks or prints it recurses, and the parser goes deeper
         raise CheckpointError(f"{where}: JSON nested too deep to be a checkpoint's", hint)
     return found
@@ -89,11 +98,16 @@ def read_object(path: Path, limit_bytes: int = LIMIT_BYTES) -> dict[str, Any]:
     """
     size = regular_size(path)
     if size > limit_bytes:
-        raise CheckpointError(f"{path}: {size} bytes, expected at most {limit_bytes}", "this is not a checkpoint's JSON file")
+        raise CheckpointError(
+            f"{path}: {size} bytes, expected at most {limit_bytes}",
+            "this is not a checkpoint's JSON file",
+        )
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}", "check its permissions") from None
+        raise CheckpointError(
+            f"{path}: cannot be read: {error.strerror}", "check its permissions"
+        ) from None
     refuse_pointer(path, data)
     return parse_object(data, str(path))
 

@@ -2,8 +2,8 @@
 
     effective λ = ⟨W(λ) − B, I − B⟩ / ‖I − B‖²
 
-The grid of a 16-bit dtype swallows updates under half a unit in the last place: with a delta of 2 % of the weights,
-λ = 0.05 acts like 0.026.
+The grid of a 16-bit dtype swallows updates under half a unit in the last place: with a delta of 2 %
+of the weights, λ = 0.05 acts like 0.026.
 """
 
 from __future__ import annotations
@@ -19,12 +19,14 @@ if TYPE_CHECKING:
     import torch
 
 Merge = Callable[["torch.Tensor", "torch.Tensor", "torch.Tensor", Blend], None]
-"""`merge(out, base, instruct, blend)` writes W(λ) of flat tensors [N] into `out` [N], rounded to its dtype."""
+"""`merge(out, base, instruct, blend)` writes W(λ) of flat tensors [N] into `out` [N], rounded to
+its dtype."""
 
 
 @dataclass(frozen=True)
 class Moved:
-    """Sums over some weights at one λ: `along` is ⟨W − B, I − B⟩, `weights` how many have other bits than at λ = 0."""
+    """Sums over some weights at one λ: `along` is ⟨W − B, I − B⟩, `weights` how many have other
+    bits than at λ = 0."""
 
     along: float
     weights: int
@@ -34,7 +36,11 @@ class Moved:
 
 
 def fidelity(
-    base: torch.Tensor, instruct: torch.Tensor, blends: Sequence[Blend], dtype: torch.dtype, merge: Merge = merge_chunk_
+    base: torch.Tensor,
+    instruct: torch.Tensor,
+    blends: Sequence[Blend],
+    dtype: torch.dtype,
+    merge: Merge = merge_chunk_,
 ) -> list[Moved]:
     """What each λ of a grid does to flat tensors [N] of one pair, held in `dtype`.
 
@@ -42,9 +48,11 @@ def fidelity(
         base, instruct: [N], bf16, fp16 or fp32, any mix.
         dtype: the live dtype, which W(λ) is rounded to.
         blends: the λ of each point, all with the same noise or none.
-        merge: how W(λ) is computed and rounded; the contract by default, of tensors from their first element on.
+        merge: how W(λ) is computed and rounded; the contract by default, of tensors from their
+            first element on.
 
-    Numerics: W − B and I − B in fp32, dot products in fp32: call it on pieces of about a million, and add the sums.
+    Numerics: W − B and I − B in fp32, dot products in fp32: call it on pieces of about a million,
+    and add the sums.
     Cost: three passes per λ over scratch of 10 bytes per element.
     """
     import torch

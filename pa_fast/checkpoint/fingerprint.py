@@ -1,4 +1,5 @@
-"""The content fingerprint of a checkpoint: one number that every weight enters, however the files are cut.
+"""The content fingerprint of a checkpoint: one number that every weight enters, however the files
+are cut.
 
     F = Σ_t odd(name_t) · S_t mod 2^64,   S_t = `pa_kernels.checksum` of tensor t
 

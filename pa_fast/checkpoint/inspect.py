@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SideReport:
-    """One checkpoint: its folder, weight bytes, shards and tensors per dtype; `quick_fingerprint` where weights were read."""
+    """One checkpoint: its folder, weight bytes, shards and tensors per dtype; `quick_fingerprint`
+    where weights were read."""
 
     folder: str
     bytes: int
@@ -37,8 +38,8 @@ class SideReport:
 
 @dataclass(frozen=True)
 class PairReport:
-    """A pair that can be merged. `parameters` counts elements that follow λ; `live_dtypes` counts tensors by live dtype;
-    `measured` is how far apart the sides are, where weights were read."""
+    """A pair that can be merged. `parameters` counts elements that follow λ; `live_dtypes` counts
+    tensors by live dtype; `measured` is how far apart the sides are, where weights were read."""
 
     model_type: str
     tensors: int
@@ -77,32 +78,41 @@ def inspect(
 
     Args:
         base_dir, instruct_dir: folders or hub ids `org/name[@revision]`.
-        sample: also measure 65,536 evenly placed weights of every tensor; see `pa_fast.checkpoint.measure`.
+        sample: also measure 65,536 evenly placed weights of every tensor; see
+            `pa_fast.checkpoint.measure`.
         full: also measure all weights.
-        fidelity: a grid of λ (`pa_fast.lambdas("0:1:0.1")`): which λ each really is at the live dtype; a sample unless full.
+        fidelity: a grid of λ (`pa_fast.lambdas("0:1:0.1")`): which λ each really is at the live
+            dtype; a sample unless full.
         dtype: the live dtype, as for a merge.
         rounding, seed, rule: of the λ of `fidelity`, as for a merge.
         extra_rows, one_sided, ignore_config, strip_prefix: see `PairOptions`.
         progress: called with (bytes read, bytes in all) while weights are measured.
 
-    Cost: headers and JSON files; no weights are read, and torch is not imported unless the two config.json differ in a
-    key that could change the model. With `sample` or `full` what they say, and 4 KiB per tensor.
+    Cost: headers and JSON files; no weights are read, and torch is not imported unless the two
+    config.json differ in a key that could change the model. With `sample` or `full` what they say,
+    and 4 KiB per tensor.
 
     Raises:
         CheckpointError: a folder is no readable checkpoint.
         PairError: the two are not one model.
         DataError: measured weights are not finite, or a file changed meanwhile.
-        UsageError: `sample` and `full` together; rounding or rule without `fidelity`; no such dtype, λ, rounding, seed or
-            policy; or a rule that is none or does not fit the names.
+        UsageError: `sample` and `full` together; rounding or rule without `fidelity`; no such
+            dtype, λ, rounding, seed or policy; or a rule that is none or does not fit the names.
     """
     grid = [Recipe.of(lam, rounding, seed, rule) for lam in fidelity]
     options = PairOptions.of(extra_rows, one_sided, ignore_config, strip_prefix)
     check_dtype(dtype)
     if sample and full:
-        raise UsageError("--sample and --full together", "--full measures all weights, --sample some of each tensor")
+        raise UsageError(
+            "--sample and --full together",
+            "--full measures all weights, --sample some of each tensor",
+        )
     if not grid and (rule is not None or seed is not None or rounding != "nearest"):
         raise UsageError("rounding and rule of no λ", "say of which: --fidelity 0:1:0.1")
-    with Checkpoint.open(resolve(base_dir)) as base, Checkpoint.open(resolve(instruct_dir)) as instruct:
+    with (
+        Checkpoint.open(resolve(base_dir)) as base,
+        Checkpoint.open(resolve(instruct_dir)) as instruct,
+    ):
         found = pair(base, instruct, options)
         more: dict[str, Any] = {"notes": found.notes}
         weights = sample or full or bool(grid)

@@ -1,7 +1,8 @@
 """Several files filled at once, each by threads of its own.
 
-A file system lets one thread at a time write to a file: threads that fill one together wait for each other. 2 GB of new pages,
-2 cores: 3.1 s by two threads into one file after another, 1.6 s by one thread each into two files.
+A file system lets one thread at a time write to a file: threads that fill one together wait for
+each other. 2 GB of new pages, 2 cores: 3.1 s by two threads into one file after another, 1.6 s by
+one thread each into two files.
 """
 
 from __future__ import annotations
@@ -17,11 +18,18 @@ A = TypeVar("A")
 T = TypeVar("T")
 
 
-def side_by_side(work: Callable[[ThreadPoolExecutor, A], T], items: Sequence[A], at_once: int, ended: threading.Event) -> list[T]:
-    """`work(pool, item)` of every item, in order; `at_once` of them at a time, each with its share of the cores.
+def side_by_side(
+    work: Callable[[ThreadPoolExecutor, A], T],
+    items: Sequence[A],
+    at_once: int,
+    ended: threading.Event,
+) -> list[T]:
+    """`work(pool, item)` of every item, in order; `at_once` of them at a time, each with its share
+    of the cores.
 
     Args:
-        ended: set when an item fails or the caller is interrupted. Work that goes on must look at it, and raise.
+        ended: set when an item fails or the caller is interrupted. Work that goes on must look at
+            it, and raise.
 
     Raises:
         what the first item that failed by itself raised, once all have ended.

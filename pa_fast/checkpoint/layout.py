@@ -1,4 +1,5 @@
-"""How tensors are cut into output shards, and the header bytes of each: known before the first tensor is read."""
+"""How tensors are cut into output shards, and the header bytes of each: known before the first
+tensor is read."""
 
 from __future__ import annotations
 
@@ -9,12 +10,14 @@ from dataclasses import dataclass
 from pa_fast.checkpoint.header import DTYPE_BITS
 from pa_fast.checkpoint.shards import SINGLE
 
-_ALIGNMENT = 64  # the header is padded so that data start on a cache line, and tensors stay aligned to their dtype
+# the header is padded so that data start on a cache line, and tensors stay aligned to their dtype
+_ALIGNMENT = 64
 
 
 @dataclass(frozen=True)
 class Slot:
-    """The place of one tensor in an output file: bytes `start` to `stop` from the beginning of the file."""
+    """The place of one tensor in an output file: bytes `start` to `stop` from the beginning of the
+    file."""
 
     name: str
     dtype: str
@@ -41,9 +44,11 @@ Row = tuple[str, str, tuple[int, ...], int]
 
 
 def plan_shards(tensors: Iterable[Row], max_shard_bytes: int) -> list[ShardPlan]:
-    """Cut (name, dtype, shape, elements) into files of at most `max_shard_bytes` of data, keeping the order.
+    """Cut (name, dtype, shape, elements) into files of at most `max_shard_bytes` of data, keeping
+    the order.
 
-    A tensor larger than that gets a file of its own. Inside a file wider dtypes come first, so that all are aligned.
+    A tensor larger than that gets a file of its own. Inside a file wider dtypes come first, so that
+    all are aligned.
     """
     groups: list[list[Row]] = [[]]
     filled = 0
@@ -58,9 +63,11 @@ def plan_shards(tensors: Iterable[Row], max_shard_bytes: int) -> list[ShardPlan]
 
 
 def plan_shards_like(tensors: Iterable[Row], files: Mapping[str, int]) -> list[ShardPlan]:
-    """Cut tensors as another checkpoint is: `files` has the place of each tensor's file in it. One that it lacks goes last.
+    """Cut tensors as another checkpoint is: `files` has the place of each tensor's file in it. One
+    that it lacks goes last.
 
-    Inside a file wider dtypes come first, so that all are aligned; then the order is that of `tensors`.
+    Inside a file wider dtypes come first, so that all are aligned; then the order is that of
+    `tensors`.
     """
     last = max(files.values())
     groups: dict[int, list[Row]] = {}
@@ -75,7 +82,11 @@ def _size(row: Row) -> int:
 
 def _numbered(groups: list[list[Row]]) -> list[ShardPlan]:
     total = len(groups)
-    names = [SINGLE] if total == 1 else [f"model-{n:05d}-of-{total:05d}.safetensors" for n in range(1, total + 1)]
+    names = (
+        [SINGLE]
+        if total == 1
+        else [f"model-{n:05d}-of-{total:05d}.safetensors" for n in range(1, total + 1)]
+    )
     return [_plan(file, group) for file, group in zip(names, groups)]
 
 

@@ -19,7 +19,8 @@ class LiveTensors:
     """What `model` holds for each tensor of the merge of `pair`.
 
     Raises:
-        EngineError: a tensor of the merge that follows λ has no place in the model, or another shape there.
+        EngineError: a tensor of the merge that follows λ has no place in the model, or another
+            shape there.
     """
 
     def __init__(self, model: Any, pair: Pair):
@@ -38,7 +39,8 @@ class LiveTensors:
                 if own is None or tuple(own.shape) != pair.shapes[name]:
                     found = "no tensor" if own is None else f"shape {list(own.shape)}"
                     raise EngineError(
-                        f"tensor {quoted(name)} of the merge: {found} in the model, expected shape {list(pair.shapes[name])}",
+                        f"tensor {quoted(name)} of the merge: {found} in the model, expected shape"
+                        f" {list(pair.shapes[name])}",
                         "save a model that pa_fast.load made of this pair",
                     )
 
@@ -47,7 +49,8 @@ class LiveTensors:
         return self._tensors[name].detach().cpu()
 
     def chunk(self, name: str, start: int, stop: int) -> torch.Tensor | None:
-        """Elements `start` to `stop` of the flattened tensor `name` of the merge; None where the model has none.
+        """Elements `start` to `stop` of the flattened tensor `name` of the merge; None where the
+        model has none.
 
         Numerics: exact.
         """

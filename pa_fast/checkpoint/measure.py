@@ -1,4 +1,5 @@
-"""How far apart the two sides of a pair are, tensor by tensor: what `pa-fast inspect --sample` and `--full` read."""
+"""How far apart the two sides of a pair are, tensor by tensor: what `pa-fast inspect --sample` and
+`--full` read."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
     import torch
 
 BLOCKS, BLOCK_ELEMENTS = 16, 4096
-"""A sample of a tensor: so many blocks of so many elements, evenly placed; a smaller tensor is read whole."""
+"""A sample of a tensor: so many blocks of so many elements, evenly placed; a smaller tensor is read
+whole."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +33,9 @@ class Fidelity:
     Attributes:
         effective_lambda: what it acts like, None where nothing differs.
         moved: the share of weights that it moves.
-        intended_lambda: what it would act like without rounding: itself, or under a rule the mean of the tensors' λ, each
-            weighted by its ‖I − B‖²; None where these λ differ and nothing else does.
+        intended_lambda: what it would act like without rounding: itself, or under a rule the mean
+            of the tensors' λ, each weighted by its ‖I − B‖²; None where these λ differ and nothing
+            else does.
     """
 
     lam: str
@@ -43,14 +46,16 @@ class Fidelity:
 
 @dataclass(frozen=True)
 class Part:
-    """A tensor, all tensors of one module, or all of a model, over the weights that follow λ and that both sides have.
+    """A tensor, all tensors of one module, or all of a model, over the weights that follow λ and
+    that both sides have.
 
     Attributes:
         name: of the tensor or module; `layer` is None outside layers, and of modules.
-        parameters, measured: weights, and how many of them were read; shares and sums stand for all of them.
+        parameters, measured: weights, and how many of them were read; shares and sums stand for all
+            of them.
         relative_norm: ‖I − B‖ / ‖B‖, None where B is zero.
-        unchanged, sign_crossings, binade_crossings: shares of the weights that are equal on both sides, and whose sign or
-            exponent differs at the live dtype.
+        unchanged, sign_crossings, binade_crossings: shares of the weights that are equal on both
+            sides, and whose sign or exponent differs at the live dtype.
         histogram: weights of equal sign by |k|, k = bits(I) − bits(B): 0, 1, 2–3, 4–7, …
         stores: bytes beside the live copy, by store.
         fidelity: for each λ of the grid.
@@ -94,7 +99,12 @@ class _Tensor:
 
 
 def measure(
-    pair: Pair, dtype: str, grid: Sequence[Recipe], *, sample: bool, progress: Callable[[int, int], None] | None = None
+    pair: Pair,
+    dtype: str,
+    grid: Sequence[Recipe],
+    *,
+    sample: bool,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Measured:
     """Read all of a pair, or a sample of every tensor, and add up how far apart the sides are.
 
@@ -114,7 +124,10 @@ def measure(
 
     names = [name for name in pair.names if pair.is_lerped(name) and _common(pair, name)]
     plans = {name: list(_pieces(_common(pair, name), sample)) for name in names}
-    read_bytes = {name: sum(b - a for piece in plans[name] for a, b in piece) * _both_bytes(pair, name) for name in names}
+    read_bytes = {
+        name: sum(b - a for piece in plans[name] for a, b in piece) * _both_bytes(pair, name)
+        for name in names
+    }
     blends = [recipe.blends(pair) for recipe in grid]
     lams = [recipe.lam for recipe in grid]
     done, total = 0, sum(read_bytes.values())
@@ -125,14 +138,21 @@ def measure(
             here = [at[name] for at in blends]
             sums = DeltaSums()
             for part in pool.map(
-                lambda piece, name=name, live=live, here=here: _sums(pair, name, piece, live, here), plans[name]
+                lambda piece, name=name, live=live, here=here: _sums(pair, name, piece, live, here),
+                plans[name],
             ):
                 sums += part
             pair.check_unchanged(name)
             pair.release(name)
             every = sums.scaled(_common(pair, name))
             found.append(
-                _Tensor(name, sums.weights, every, store_size(every, _item_bytes(pair, name), live), tuple(at.lam for at in here))
+                _Tensor(
+                    name,
+                    sums.weights,
+                    every,
+                    store_size(every, _item_bytes(pair, name), live),
+                    tuple(at.lam for at in here),
+                )
             )
             done += read_bytes[name]
             if progress:
@@ -143,7 +163,10 @@ def measure(
     return Measured(
         _part("all", None, "", found, lams),
         tuple(_part(module, None, module, members, lams) for module, members in modules.items()),
-        tuple(_part(one.name, place(one.name).layer, place(one.name).module, [one], lams) for one in found),
+        tuple(
+            _part(one.name, place(one.name).layer, place(one.name).module, [one], lams)
+            for one in found
+        ),
     )
 
 
@@ -162,7 +185,8 @@ def _pieces(count: int, sample: bool) -> Iterator[Piece]:
 
 def _sums(pair: Pair, name: str, piece: Piece, live: str, blends: Sequence[Blend]) -> DeltaSums:
     def merge(out: torch.Tensor, base: torch.Tensor, instruct: torch.Tensor, blend: Blend) -> None:
-        # a sample, which begins at 0, has the noise of the tensor's first places: as good as that of its own
+        # a sample, which begins at 0, has the noise of the tensor's first places: as good as that
+        # of its own
         merge_chunk_(out, base, instruct, blend, piece[0][0])
 
     base, instruct = (_read(pair, side, name, piece) for side in ("base", "instruct"))
@@ -180,12 +204,15 @@ def _read(pair: Pair, side: str, name: str, piece: Piece) -> torch.Tensor:
 
 
 def _common(pair: Pair, name: str) -> int:
-    """Elements of tensor `name` that both sides have: further vocabulary rows of one side have no delta."""
+    """Elements of tensor `name` that both sides have: further vocabulary rows of one side have no
+    delta."""
     return min(pair.stored(side, name).count for side in ("base", "instruct"))
 
 
 def _item_bytes(pair: Pair, name: str) -> tuple[int, int]:
-    base, instruct = (DTYPE_BITS[pair.stored(side, name).dtype] // 8 for side in ("base", "instruct"))
+    base, instruct = (
+        DTYPE_BITS[pair.stored(side, name).dtype] // 8 for side in ("base", "instruct")
+    )
     return base, instruct
 
 
@@ -193,11 +220,17 @@ def _both_bytes(pair: Pair, name: str) -> int:
     return sum(_item_bytes(pair, name))
 
 
-def _part(name: str, layer: int | None, module: str, members: Iterable[_Tensor], lams: Sequence[Lambda]) -> Part:
+def _part(
+    name: str, layer: int | None, module: str, members: Iterable[_Tensor], lams: Sequence[Lambda]
+) -> Part:
     members = list(members)
     sums, stores, measured = DeltaSums(), StoreSize(), 0
     for member in members:
-        sums, stores, measured = sums + member.sums, stores + member.stores, measured + member.measured
+        sums, stores, measured = (
+            sums + member.sums,
+            stores + member.stores,
+            measured + member.measured,
+        )
     whole = max(sums.weights, 1)
     return Part(
         name=name,
@@ -216,7 +249,10 @@ def _part(name: str, layer: int | None, module: str, members: Iterable[_Tensor],
                 lam.key,
                 moved.along / sums.delta_square if sums.delta_square else None,
                 moved.weights / whole,
-                _intended([member.lams[at] for member in members], [member.sums.delta_square for member in members]),
+                _intended(
+                    [member.lams[at] for member in members],
+                    [member.sums.delta_square for member in members],
+                ),
             )
             for at, (lam, moved) in enumerate(zip(lams, sums.moved))
         ),

@@ -1,4 +1,5 @@
-"""`pa-fast merge`: W(λ) of a pair as a Hugging Face folder, streamed from files to files chunk by chunk."""
+"""`pa-fast merge`: W(λ) of a pair as a Hugging Face folder, streamed from files to files chunk by
+chunk."""
 
 from __future__ import annotations
 
@@ -30,7 +31,13 @@ from pa_fast.checkpoint.resume import Sums, chunk_sum, is_complete
 from pa_fast.checkpoint.rows import with_vocabulary_sizes
 from pa_fast.checkpoint.shards import INDEX, hub_id
 from pa_fast.checkpoint.source import resolve, revision
-from pa_fast.checkpoint.streaming import check_dtype, check_finite, live_dtype, merge_chunk_, over_chunks
+from pa_fast.checkpoint.streaming import (
+    check_dtype,
+    check_finite,
+    live_dtype,
+    merge_chunk_,
+    over_chunks,
+)
 from pa_fast.checkpoint.tying import untied_config
 from pa_fast.checkpoint.untrained import untrained_rows
 from pa_fast.checkpoint.writer import OutputFolder, ShardFile
@@ -47,7 +54,8 @@ _AT_ONCE = 8
 
 @dataclass(frozen=True)
 class MergeReport:
-    """A finished merge. `bytes` are what its weight files hold, `seconds` how long all of it took, syncing included.
+    """A finished merge. `bytes` are what its weight files hold, `seconds` how long all of it took,
+    syncing included.
 
     `resumed` of its `shards` were complete already, from an unfinished run of the same merge.
     """
@@ -88,42 +96,54 @@ def merge(
 ) -> MergeReport:
     """Write W(λ) = B + λ (I − B) as a checkpoint folder `out`, which appears whole or not at all.
 
-    A run that was killed leaves its complete weight files hidden beside `out`. The next run with the same arguments and
-    sources verifies them and goes on from there; any other starts afresh.
+    A run that was killed leaves its complete weight files hidden beside `out`. The next run with
+    the same arguments and sources verifies them and goes on from there; any other starts afresh.
 
     Args:
         base_dir, instruct_dir: folders or hub ids `org/name[@revision]`.
         lam: any finite λ; a string may be a fraction (`1/3`).
-        dtype: of all merged tensors: bfloat16, float16, float32, or `auto`: each tensor's in the instruct checkpoint.
-        rounding: `nearest`, or `stochastic`: by noise of (seed, tensor name, place), so that the weights follow λ on average
-            where nearest swallows updates of less than half a unit in the last place.
+        dtype: of all merged tensors: bfloat16, float16, float32, or `auto`: each tensor's in the
+            instruct checkpoint.
+        rounding: `nearest`, or `stochastic`: by noise of (seed, tensor name, place), so that the
+            weights follow λ on average where nearest swallows updates of less than half a unit in
+            the last place.
         seed: of stochastic rounding, 0 to 2³² − 1; 0 unless given.
-        rule: which λ each tensor has, of which `lam` is the swept one: a `LambdaRule`, its rows, or a YAML file of them.
-        max_shard_size: of a weight file, bytes or text such as 5GB; None: files are cut as the base's are.
+        rule: which λ each tensor has, of which `lam` is the swept one: a `LambdaRule`, its rows, or
+            a YAML file of them.
+        max_shard_size: of a weight file, bytes or text such as 5GB; None: files are cut as the
+            base's are.
         extra_rows, one_sided, ignore_config, strip_prefix: see `PairOptions`.
         allow_nonfinite: let NaN and infinite weights pass.
-        overwrite: replace a checkpoint folder at `out`, if it holds nothing else, once the new one is complete.
+        overwrite: replace a checkpoint folder at `out`, if it holds nothing else, once the new one
+            is complete.
         progress: called with (bytes written, bytes in all) as data stream.
-        model: a transformers model of this pair: its weights are written as they are, `lam` and the others say what they
-            are; see `LambdaModel.save`.
+        model: a transformers model of this pair: its weights are written as they are, `lam` and the
+            others say what they are; see `LambdaModel.save`.
 
-    Numerics: the contract of `pa_kernels.lerp_`: fp32 arithmetic, one rounding; λ = 0 and 1 are the sources' bits where
-        their dtype is the output's. The bits of live weights with the same λ, rule, rounding and seed.
-    Cost: one pass over both checkpoints, fingerprints included; memory of a few chunks (2^19 elements each) per core.
+    Numerics: the contract of `pa_kernels.lerp_`: fp32 arithmetic, one rounding; λ = 0 and 1 are the
+        sources' bits where their dtype is the output's. The bits of live weights with the same λ,
+        rule, rounding and seed.
+    Cost: one pass over both checkpoints, fingerprints included; memory of a few chunks (2^19
+    elements each) per core.
 
     Raises:
-        UsageError: λ, dtype, rounding, seed, shard size or policy is no such thing, or the rule is none or does not
-            fit the names.
+        UsageError: λ, dtype, rounding, seed, shard size or policy is no such thing, or the rule is
+            none or does not fit the names.
         CheckpointError, PairError: before any output exists.
-        DataError: non-finite or unequal integer weights, or a file that changed or cannot be read; nothing is left behind.
-        OutputError: `out` is not empty, being written, a source or what one links to, or does not fit on the disk.
+        DataError: non-finite or unequal integer weights, or a file that changed or cannot be read;
+            nothing is left behind.
+        OutputError: `out` is not empty, being written, a source or what one links to, or does not
+            fit on the disk.
     """
     began = time.perf_counter()
     recipe = Recipe.of(lam, rounding, seed, rule)
     options = PairOptions.of(extra_rows, one_sided, ignore_config, strip_prefix)
     check_dtype(dtype)
     shard_bytes = None if max_shard_size is None else parse_bytes(str(max_shard_size))
-    with Checkpoint.open(resolve(base_dir)) as base, Checkpoint.open(resolve(instruct_dir)) as instruct:
+    with (
+        Checkpoint.open(resolve(base_dir)) as base,
+        Checkpoint.open(resolve(instruct_dir)) as instruct,
+    ):
         companions = copied(instruct.folder)
         found = pair(base, instruct, options)
         blends = recipe.blends(found)
@@ -144,8 +164,14 @@ def merge(
             instruct.check_all_unchanged()
             provenance = dataclasses.replace(
                 provenance,
-                base=_summed(provenance.base, found.base, {name: one.base for name, one in sums.items()}),
-                instruct=_summed(provenance.instruct, found.instruct, {name: one.instruct for name, one in sums.items()}),
+                base=_summed(
+                    provenance.base, found.base, {name: one.base for name, one in sums.items()}
+                ),
+                instruct=_summed(
+                    provenance.instruct,
+                    found.instruct,
+                    {name: one.instruct for name, one in sums.items()},
+                ),
             )
             _write_companions(folder, found, companions, shards, provenance, str(out))
             folder.commit()
@@ -165,8 +191,11 @@ def merge(
     )
 
 
-def _fill_all(folder: OutputFolder, shards: Sequence[ShardPlan], stream: _Stream) -> tuple[dict[str, Sums], int]:
-    """Fill what is not complete; checksums of all tensors, and how many files were complete already."""
+def _fill_all(
+    folder: OutputFolder, shards: Sequence[ShardPlan], stream: _Stream
+) -> tuple[dict[str, Sums], int]:
+    """Fill what is not complete; checksums of all tensors, and how many files were complete
+    already."""
     import torch  # only once nothing in the headers speaks against it
 
     resumed: list[str] = []
@@ -186,7 +215,8 @@ def _fill_all(folder: OutputFolder, shards: Sequence[ShardPlan], stream: _Stream
 
 
 class _Stream:
-    """Merges tensors into open output files, and sums the checksums of all three while their bytes are in cache.
+    """Merges tensors into open output files, and sums the checksums of all three while their bytes
+    are in cache.
 
     Several files may be filled at once. After `ended` is set, each ends at its next chunk.
     """
@@ -218,10 +248,14 @@ class _Stream:
         totals = {slot.name: [0, 0, 0] for slot in plan.slots}
         scratch = Scratch()
 
-        def one(name: str, start: int, stop: int, base: torch.Tensor, instruct: torch.Tensor) -> tuple[int, list[int]]:
+        def one(
+            name: str, start: int, stop: int, base: torch.Tensor, instruct: torch.Tensor
+        ) -> tuple[int, list[int]]:
             out = scratch.take("out", stop - start, dtypes[name])
             blend = self._blends.get(name)
-            held = None if self._live is None or blend is None else self._live.chunk(name, start, stop)
+            held = (
+                None if self._live is None or blend is None else self._live.chunk(name, start, stop)
+            )
             if held is None:
                 merge_chunk_(out, base, instruct, blend, start)
             else:
@@ -229,7 +263,10 @@ class _Stream:
             if self._finite and blend is not None:
                 check_finite(self._pair, name, blend.lam, out, base, instruct, start)
             file.write(name, start, out)
-            own = [self._pair.own_part(side, name, start, part) for side, part in (("base", base), ("instruct", instruct))]
+            own = [
+                self._pair.own_part(side, name, start, part)
+                for side, part in (("base", base), ("instruct", instruct))
+            ]
             return out.nbytes, [chunk_sum(chunk, start) for chunk in (out, *own)]
 
         for name, (written, parts) in over_chunks(pool, self._pair, dtypes, one):
@@ -246,7 +283,9 @@ class _Stream:
     def _advance(self, count: int) -> None:
         with self._turn:
             if self.ended.is_set():
-                raise OutputError("another file of the merge failed", "see what was said of that one")
+                raise OutputError(
+                    "another file of the merge failed", "see what was said of that one"
+                )
             self._done += count
             if self._progress:
                 self._progress(self._done, self._total)
@@ -256,13 +295,19 @@ def _plan(pair: Pair, dtype: str, shard_bytes: int | None) -> list[ShardPlan]:
     rows = [(n, live_dtype(pair, n, dtype), pair.shapes[n], pair.count(n)) for n in pair.names]
     if shard_bytes is not None:
         return plan_shards(rows, shard_bytes)
-    places = {file: place for place, file in enumerate(sorted({info.file for info in pair.base.tensors.values()}))}
+    places = {
+        file: place
+        for place, file in enumerate(sorted({info.file for info in pair.base.tensors.values()}))
+    }
     files = {name: pair.stored("base", name).file for name in pair.names}
-    return plan_shards_like(rows, {name: places[file] for name, file in files.items() if file in places})
+    return plan_shards_like(
+        rows, {name: places[file] for name, file in files.items() if file in places}
+    )
 
 
 def _job(pair: Pair, shards: list[ShardPlan], provenance: Provenance, allow_nonfinite: bool) -> str:
-    """16 hex digits over everything that decides the bytes of the weight files, and over the sources' file times."""
+    """16 hex digits over everything that decides the bytes of the weight files, and over the
+    sources' file times."""
     plans = [(plan.file, plan.header) for plan in shards]
     parts = (provenance.to_json(), pair.base.state(), pair.instruct.state(), plans, allow_nonfinite)
     return hashlib.blake2b(repr(parts).encode(), digest_size=8).hexdigest()
@@ -274,19 +319,27 @@ def _source(spec: str | Path, checkpoint: Checkpoint) -> Source:
 
 
 def _summed(source: Source, seen: Checkpoint, sums: Mapping[str, int]) -> Source:
-    """`source` with the fingerprint of its files, of which `seen` gave tensors to the merge, whose checksums are `sums`.
+    """`source` with the fingerprint of its files, of which `seen` gave tensors to the merge, whose
+    checksums are `sums`.
 
     Cost: reads what did not go into the merge as it is: converted tensors, and those left out.
     """
     known = {key: value for name, value in sums.items() if (key := seen.own_name(name)) is not None}
     rest = [info for name, info in seen.own.tensors.items() if name not in known]
-    more = content_sums(lambda info, start, stop, out: seen.own.chunk(info.name, start, stop, out), rest)
+    more = content_sums(
+        lambda info, start, stop, out: seen.own.chunk(info.name, start, stop, out), rest
+    )
     known |= {info.name: value for info, value in more.items()}
     return dataclasses.replace(source, content_fingerprint=as_hex(combine(known)))
 
 
 def _write_companions(
-    folder: OutputFolder, pair: Pair, companions: list[Companion], shards: list[ShardPlan], provenance: Provenance, out: str
+    folder: OutputFolder,
+    pair: Pair,
+    companions: list[Companion],
+    shards: list[ShardPlan],
+    provenance: Provenance,
+    out: str,
 ) -> None:
     """Everything but weights; config.json last, so that an unfinished folder loads nowhere."""
     source = pair.instruct.folder
@@ -300,7 +353,9 @@ def _write_companions(
     hub_ids = [name for side in (pair.base, pair.instruct) if (name := hub_id(side.folder))]
     folder.write("README.md", model_card(provenance, out, hub_ids).encode())
     own = ["README.md", "config.json", PROVENANCE, *([INDEX] if len(shards) > 1 else [])]
-    files = sorted([*own, *(plan.file for plan in shards), *(companion.name for companion in companions)])
+    files = sorted(
+        [*own, *(plan.file for plan in shards), *(companion.name for companion in companions)]
+    )
     folder.write(PROVENANCE, provenance.to_json(files).encode())
     text, config = (source / "config.json").read_bytes(), _config(pair)
     if config != pair.instruct.config:
@@ -309,11 +364,14 @@ def _write_companions(
 
 
 def _config(pair: Pair) -> dict[str, Any]:
-    """Instruct's configuration, true of the merged tensors: with a head of its own and as many rows as they have."""
+    """Instruct's configuration, true of the merged tensors: with a head of its own and as many rows
+    as they have."""
     config = pair.instruct.config
     if pair.is_untied and ties(config) is not False:
         config = untied_config(config)
     if not config.get("architectures") and pair.base.config.get("architectures"):
         config = {**config, "architectures": pair.base.config["architectures"]}
     own = {name: pair.stored("instruct", name).shape for name in pair.names}
-    return with_vocabulary_sizes(config, {own[n][0]: shape[0] for n, shape in pair.shapes.items() if shape != own[n]})
+    return with_vocabulary_sizes(
+        config, {own[n][0]: shape[0] for n, shape in pair.shapes.items() if shape != own[n]}
+    )

@@ -17,12 +17,16 @@ class PairOptions:
     """Options of every verb that pairs.
 
     Attributes:
-        extra_rows: vocabulary rows that one side alone has are kept as they are (`instruct`) or not paired (`refuse`).
-        one_sided: tensors that one side alone stores and that its model does not use, such as `mtp.*` or rotary tables,
-            are kept as they are at every λ (`keep`), left out (`drop`) or not paired (`refuse`). None: those that the model
-            class is known to ignore are kept, others refused.
-        ignore_config: keys of config.json whose difference is accepted, with all that is nested below them.
-        strip_prefix: what to remove from the beginning of tensor names of either side, such as `_orig_mod.`.
+        extra_rows: vocabulary rows that one side alone has are kept as they are (`instruct`) or not
+            paired (`refuse`).
+        one_sided: tensors that one side alone stores and that its model does not use, such as
+            `mtp.*` or rotary tables, are kept as they are at every λ (`keep`), left out (`drop`) or
+            not paired (`refuse`). None: those that the model class is known to ignore are kept,
+            others refused.
+        ignore_config: keys of config.json whose difference is accepted, with all that is nested
+            below them.
+        strip_prefix: what to remove from the beginning of tensor names of either side, such as
+            `_orig_mod.`.
     """
 
     extra_rows: str = "instruct"
@@ -45,10 +49,14 @@ class PairOptions:
         """
         if extra_rows not in EXTRA_ROWS:
             expected = f"expected {' or '.join(EXTRA_ROWS)}"
-            raise UsageError(f"extra rows `{extra_rows}`: {expected}", "instruct keeps them, refuse does not")
+            raise UsageError(
+                f"extra rows `{extra_rows}`: {expected}", "instruct keeps them, refuse does not"
+            )
         if one_sided is not None and one_sided not in ONE_SIDED:
             expected = f"expected {', '.join(ONE_SIDED[:-1])} or {ONE_SIDED[-1]}"
-            raise UsageError(f"one-sided tensors `{one_sided}`: {expected}", "keep writes them as they are")
+            raise UsageError(
+                f"one-sided tensors `{one_sided}`: {expected}", "keep writes them as they are"
+            )
         if not isinstance(strip_prefix, str):
             raise UsageError(f"prefix {strip_prefix!r}: expected text", "such as _orig_mod.")
         keys = (ignore_config,) if isinstance(ignore_config, str) else tuple(ignore_config)
@@ -57,8 +65,13 @@ class PairOptions:
     def document(self) -> dict[str, Any]:
         """The options as JSON values, those that are not as by default."""
         default = PairOptions()
-        found = {name: value for name, value in vars(self).items() if value != getattr(default, name)}
-        return {"extra_rows": self.extra_rows, **{k: list(v) if isinstance(v, tuple) else v for k, v in found.items()}}
+        found = {
+            name: value for name, value in vars(self).items() if value != getattr(default, name)
+        }
+        return {
+            "extra_rows": self.extra_rows,
+            **{k: list(v) if isinstance(v, tuple) else v for k, v in found.items()},
+        }
 
     @classmethod
     def read(cls, document: Mapping[str, Any]) -> PairOptions:

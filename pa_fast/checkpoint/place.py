@@ -10,7 +10,8 @@ from dataclasses import dataclass
 class Place:
     """The layer, None outside all layers, and the module, which is the same text in every layer.
 
-    `model.layers.12.mlp.experts.3.up_proj.weight` is module `model.layers.mlp.experts.*.up_proj` of layer 12.
+    `model.layers.12.mlp.experts.3.up_proj.weight` is module `model.layers.mlp.experts.*.up_proj` of
+    layer 12.
     """
 
     layer: int | None
@@ -18,9 +19,12 @@ class Place:
 
 
 def place(name: str) -> Place:
-    """The place of tensor `name`: its first number is the layer, every further one (an expert) stands for all of its kind."""
+    """The place of tensor `name`: its first number is the layer, every further one (an expert)
+    stands for all of its kind."""
     parts = name.removesuffix(".weight").split(".")
-    numbers = [at for at, part in enumerate(parts) if part.isascii() and part.isdigit() and len(part) < 10]
+    numbers = [
+        at for at, part in enumerate(parts) if part.isascii() and part.isdigit() and len(part) < 10
+    ]
     if not numbers:
         return Place(None, ".".join(parts))
     first, *others = numbers
@@ -29,10 +33,16 @@ def place(name: str) -> Place:
 
 
 def short_names(modules: Iterable[str], layered: Iterable[str]) -> dict[str, str]:
-    """`modules` as people call them: those in `layered` without the beginning that all of these share."""
+    """`modules` as people call them: those in `layered` without the beginning that all of these
+    share."""
     inside = list(layered)
     split = [module.split(".")[:-1] for module in inside]
     shared = 0
-    while split and all(len(parts) > shared and parts[shared] == split[0][shared] for parts in split):
+    while split and all(
+        len(parts) > shared and parts[shared] == split[0][shared] for parts in split
+    ):
         shared += 1
-    return {module: ".".join(module.split(".")[shared:]) if module in inside else module for module in modules}
+    return {
+        module: ".".join(module.split(".")[shared:]) if module in inside else module
+        for module in modules
+    }

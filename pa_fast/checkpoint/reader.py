@@ -1,4 +1,5 @@
-"""A checkpoint folder open for reading: headers at once, tensors as views of memory maps when asked for."""
+"""A checkpoint folder open for reading: headers at once, tensors as views of memory maps when asked
+for."""
 
 from __future__ import annotations
 
@@ -31,17 +32,27 @@ if TYPE_CHECKING:
 SAMPLE_BYTES = 4096
 _COMPARED = 2**20
 MADV_POPULATE_READ = 22  # Linux 5.14; the mmap module does not name it
-_CHANGED_HINT = "something writes to this checkpoint: wait until it is done, or copy the checkpoint, and run again"
+_CHANGED_HINT = (
+    "something writes to this checkpoint: wait until it is done, or copy the checkpoint, and run"
+    " again"
+)
 
 
 class Checkpoint:
-    """One checkpoint: `folder`, `config` (config.json) and `tensors` (by name, in file and byte order).
+    """One checkpoint: `folder`, `config` (config.json) and `tensors` (by name, in file and byte
+    order).
 
-    A context manager. Views that were handed out stay valid after `close`; they are read only, and writing to one
-    ends the process, because a source must never change.
+    A context manager. Views that were handed out stay valid after `close`; they are read only, and
+    writing to one ends the process, because a source must never change.
     """
 
-    def __init__(self, folder: Path, config: dict[str, Any], tensors: dict[str, TensorInfo], files: dict[Path, WeightFile]):
+    def __init__(
+        self,
+        folder: Path,
+        config: dict[str, Any],
+        tensors: dict[str, TensorInfo],
+        files: dict[Path, WeightFile],
+    ):
         self.folder = folder
         self.config = config
         self.tensors = tensors
@@ -49,21 +60,27 @@ class Checkpoint:
 
     @classmethod
     def open(cls, folder: str | Path) -> Checkpoint:
-        """Read config.json, the index and every shard header of the local `folder`. No tensor data, no torch.
+        """Read config.json, the index and every shard header of the local `folder`. No tensor data,
+        no torch.
 
         What reads its other files later, here or in transformers, meets no pipe.
 
         Raises:
-            CheckpointError: any defect that headers show, with file, tensor, what was found and expected.
+            CheckpointError: any defect that headers show, with file, tensor, what was found and
+                expected.
         """
         folder = Path(folder)
         if not folder.is_dir():
-            raise CheckpointError(f"{folder}: not a folder", "give the folder that holds config.json and the weights")
+            raise CheckpointError(
+                f"{folder}: not a folder", "give the folder that holds config.json and the weights"
+            )
         try:
             check_regular(folder)
             headers = read_shards(folder)
         except OSError as error:
-            raise CheckpointError(f"{folder}: cannot be read: {error.strerror}", "check its permissions") from None
+            raise CheckpointError(
+                f"{folder}: cannot be read: {error.strerror}", "check its permissions"
+            ) from None
         config = read_object(folder / "config.json")
         check_redirects(folder, config)
         tensors = {name: info for header in headers for name, info in header.tensors.items()}
@@ -81,7 +98,8 @@ class Checkpoint:
         return cls(folder, config, tensors, files)
 
     def tensor(self, name: str) -> torch.Tensor:
-        """The whole tensor `name` in its shape: a read-only view of the file, or a copy where the file misaligns it.
+        """The whole tensor `name` in its shape: a read-only view of the file, or a copy where the
+        file misaligns it.
 
         Raises:
             KeyError: no such tensor.
@@ -90,12 +108,17 @@ class Checkpoint:
         info = self.tensors[name]
         return self._files[info.file].elements(info, 0, info.count).view(info.shape)
 
-    def chunk(self, name: str, start: int, stop: int, out: torch.Tensor | None = None) -> torch.Tensor:
-        """Elements `start` to `stop` of the flattened tensor `name`, [stop - start], read into `out` or new memory.
+    def chunk(
+        self, name: str, start: int, stop: int, out: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Elements `start` to `stop` of the flattened tensor `name`, [stop - start], read into
+        `out` or new memory.
 
-        A map would end the process where the file shrinks or the disk fails; a read ends in an error.
+        A map would end the process where the file shrinks or the disk fails; a read ends in an
+        error.
 
-        Cost: one copy, which stays in cache if `out` does; faster than mapping pages that are looked at once.
+        Cost: one copy, which stays in cache if `out` does; faster than mapping pages that are
+            looked at once.
 
         Raises:
             KeyError: no such tensor.
@@ -115,18 +138,22 @@ class Checkpoint:
         return self
 
     def own_name(self, name: str) -> str | None:
-        """The tensor in the files that `name` is, element by element; None where it is made of others."""
+        """The tensor in the files that `name` is, element by element; None where it is made of
+        others."""
         return name if name in self.tensors else None
 
     def made_with(self, name: str) -> tuple[str, ...]:
-        """The tensors that are read together with `name`, itself among them: those that one conversion makes."""
+        """The tensors that are read together with `name`, itself among them: those that one
+        conversion makes."""
         return (name,)
 
     def release(self, name: str) -> None:
-        """Let go of what was kept in memory to read `name`: call it after reading a part of a tensor."""
+        """Let go of what was kept in memory to read `name`: call it after reading a part of a
+        tensor."""
 
     def check_unchanged(self, name: str) -> None:
-        """Raise DataError if the file of tensor `name` changed since its header was read: call it after reading."""
+        """Raise DataError if the file of tensor `name` changed since its header was read: call it
+        after reading."""
         self._files[self.tensors[name].file].check()
 
     def same_bits(self, one: str, other: str) -> bool:
@@ -141,7 +168,10 @@ class Checkpoint:
             return False
         cuts = [(at, min(at + _COMPARED, a.count)) for at in range(0, a.count, _COMPARED)]
         return all(
-            torch.equal(self.chunk(one, *cut).view(torch.uint8), self.chunk(other, *cut).view(torch.uint8)) for cut in cuts
+            torch.equal(
+                self.chunk(one, *cut).view(torch.uint8), self.chunk(other, *cut).view(torch.uint8)
+            )
+            for cut in cuts
         )
 
     def check_all_unchanged(self) -> None:
@@ -158,20 +188,30 @@ class Checkpoint:
         return [self._files[path] for path in sorted(self._files)]
 
     def state(self) -> list[tuple[str | int, ...]]:
-        """Name, bytes, mtime and ctime (ns) and inode of every weight file, as they were when it was opened."""
+        """Name, bytes, mtime and ctime (ns) and inode of every weight file, as they were when it
+        was opened."""
         return [(file.path.name, *file.state, file.inode) for file in self.files()]
 
     def duplicate(self) -> Checkpoint:
         """The same checkpoint with descriptors of its own, to be closed by itself."""
-        return Checkpoint(self.folder, self.config, self.tensors, {path: file.duplicate() for path, file in self._files.items()})
+        return Checkpoint(
+            self.folder,
+            self.config,
+            self.tensors,
+            {path: file.duplicate() for path, file in self._files.items()},
+        )
 
     def renamed(self, names: Mapping[str, str]) -> Checkpoint:
-        """The same open files with other names; `names` has the name here of each new one. Close this one, not the other."""
-        tensors = {name: dataclasses.replace(self.tensors[key], name=name) for name, key in names.items()}
+        """The same open files with other names; `names` has the name here of each new one. Close
+        this one, not the other."""
+        tensors = {
+            name: dataclasses.replace(self.tensors[key], name=name) for name, key in names.items()
+        }
         return Checkpoint(self.folder, self.config, tensors, self._files)
 
     def quick_fingerprint(self) -> str:
-        """16 hex digits over every tensor's name, dtype, shape and 4 KiB of its bytes; how it is sharded does not matter.
+        """16 hex digits over every tensor's name, dtype, shape and 4 KiB of its bytes; how it is
+        sharded does not matter.
 
         Cost: reads at most 4 KiB per tensor.
 
@@ -182,10 +222,13 @@ class Checkpoint:
         for name in sorted(self.tensors):
             info = self.tensors[name]
             digest.update(repr((name, info.dtype, info.shape)).encode())
-            # each tensor is sampled elsewhere: rows of a matrix that fine-tuning never touches sit in one place
+            # each tensor is sampled elsewhere: rows of a matrix that fine-tuning never touches sit
+            # in one place
             place = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
             skip = place % max(info.nbytes - SAMPLE_BYTES + 1, 1)
-            digest.update(self._files[info.file].sample(info.start + skip, min(info.nbytes, SAMPLE_BYTES)))
+            digest.update(
+                self._files[info.file].sample(info.start + skip, min(info.nbytes, SAMPLE_BYTES))
+            )
         self.check_all_unchanged()
         return digest.hexdigest()
 
@@ -197,7 +240,12 @@ class Checkpoint:
     def __enter__(self) -> Checkpoint:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.close()
 
 
@@ -205,28 +253,45 @@ def torch_dtype(dtype: str) -> torch.dtype:
     """The torch dtype of a safetensors dtype string."""
     import torch
 
-    names = {"BOOL": "bool", "F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64", "C64": "complex64"}
+    names = {
+        "BOOL": "bool",
+        "F16": "float16",
+        "BF16": "bfloat16",
+        "F32": "float32",
+        "F64": "float64",
+        "C64": "complex64",
+    }
     return getattr(torch, names.get(dtype) or dtype.replace("U", "uint").replace("I", "int"))
 
 
 def memory(tensor: torch.Tensor) -> memoryview:
-    """The bytes of a contiguous CPU tensor, for reading into and writing from; valid while the tensor is."""
+    """The bytes of a contiguous CPU tensor, for reading into and writing from; valid while the
+    tensor is."""
     return memoryview((ctypes.c_ubyte * tensor.nbytes).from_address(tensor.data_ptr()))
 
 
 def page_in(view: torch.Tensor) -> None:
-    """Map all pages of `view`, a view of a mapped file, in one call instead of one fault per page (4x faster to stream).
+    """Map all pages of `view`, a view of a mapped file, in one call instead of one fault per page
+    (4x faster to stream).
 
     Raises:
-        OSError: EFAULT where the file no longer has these bytes; touching them would kill the process.
+        OSError: EFAULT where the file no longer has these bytes; touching them would kill the
+            process.
     """
     if sys.platform != "linux":
         return
     first = view.data_ptr() - view.data_ptr() % mmap.PAGESIZE
     # through ctypes, which lets other threads run meanwhile; mmap.madvise does not
-    if _libc().madvise(ctypes.c_void_p(first), ctypes.c_size_t(view.data_ptr() + view.nbytes - first), MADV_POPULATE_READ):
+    if _libc().madvise(
+        ctypes.c_void_p(first),
+        ctypes.c_size_t(view.data_ptr() + view.nbytes - first),
+        MADV_POPULATE_READ,
+    ):
         code = ctypes.get_errno()
-        if code not in (errno.EINVAL, errno.ENOSYS):  # a kernel without it faults them in one by one
+        if code not in (
+            errno.EINVAL,
+            errno.ENOSYS,
+        ):  # a kernel without it faults them in one by one
             raise OSError(code, os.strerror(code))
 
 
@@ -237,7 +302,8 @@ def _libc() -> ctypes.CDLL:
 
 @functools.cache
 def _accept_read_only_views() -> None:
-    """Spend torch's once-per-process warning about read-only buffers here, unseen: reading is all that is done to them."""
+    """Spend torch's once-per-process warning about read-only buffers here, unseen: reading is all
+    that is done to them."""
     import torch
 
     with warnings.catch_warnings():
@@ -246,14 +312,17 @@ def _accept_read_only_views() -> None:
 
 
 class WeightFile:
-    """One open weight file: its descriptor pins the bytes even if the name is replaced meanwhile."""
+    """One open weight file: its descriptor pins the bytes even if the name is replaced
+    meanwhile."""
 
     def __init__(self, path: Path, size_bytes: int):
         self.path = path
         try:
             self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
-            raise CheckpointError(f"{path}: cannot be opened: {error.strerror}", "check its permissions") from None
+            raise CheckpointError(
+                f"{path}: cannot be opened: {error.strerror}", "check its permissions"
+            ) from None
         self._map: mmap.mmap | None = None
         self._mapping = threading.Lock()
         found = os.fstat(self._fd)
@@ -264,8 +333,9 @@ class WeightFile:
     def check(self) -> None:
         """Raise DataError if the file changed since its header was read.
 
-        A ctime that moved alone counts: whoever writes can put the mtime back. But it moves, too, when the file loses a
-        name, as it does when another file replaces it: these bytes stay what they are.
+        A ctime that moved alone counts: whoever writes can put the mtime back. But it moves, too,
+        when the file loses a name, as it does when another file replaces it: these bytes stay what
+        they are.
         """
         found = os.fstat(self._fd)
         size, mtime, ctime = self.state
@@ -274,16 +344,21 @@ class WeightFile:
         if found.st_mtime_ns != mtime:
             self.refuse("written to")
         if found.st_ctime_ns != ctime and found.st_nlink >= self._links:
-            self.refuse("written to, or given other permissions: its ctime moved, and its mtime did not")
+            self.refuse(
+                "written to, or given other permissions: its ctime moved, and its mtime did not"
+            )
 
     def refuse(self, what: str) -> None:
         """Raise the DataError of a file that changed."""
         raise DataError(f"{self.path}: the file changed while it was read: {what}", _CHANGED_HINT)
 
     def is_touched(self) -> bool:
-        """Whether the ctime moved and nothing else that `check` looks at: only the bytes can tell what was done."""
+        """Whether the ctime moved and nothing else that `check` looks at: only the bytes can tell
+        what was done."""
         found = os.fstat(self._fd)
-        return (found.st_size, found.st_mtime_ns) == self.state[:2] and found.st_ctime_ns != self.state[2]
+        return (found.st_size, found.st_mtime_ns) == self.state[
+            :2
+        ] and found.st_ctime_ns != self.state[2]
 
     def accept(self) -> None:
         """Go by the ctime that the file has now."""
@@ -306,7 +381,8 @@ class WeightFile:
         return made
 
     def elements(self, info: TensorInfo, start: int, stop: int) -> torch.Tensor:
-        """Elements `start` to `stop` of the flattened tensor `info` of this file, mapped and paged in."""
+        """Elements `start` to `stop` of the flattened tensor `info` of this file, mapped and paged
+        in."""
         import torch
 
         self.check()
@@ -330,11 +406,17 @@ class WeightFile:
             found = torch.frombuffer(self._map, dtype=torch.uint8, count=count, offset=start)
             page_in(found)
         except (OSError, ValueError) as error:  # ValueError: it shrank before it was mapped
-            raise DataError(f"{self.path}: bytes {start} to {start + count} cannot be read: {error}", _CHANGED_HINT) from None
+            raise DataError(
+                f"{self.path}: bytes {start} to {start + count} cannot be read: {error}",
+                _CHANGED_HINT,
+            ) from None
         return found
 
-    def read(self, info: TensorInfo, start: int, stop: int, out: torch.Tensor | None = None) -> torch.Tensor:
-        """Elements `start` to `stop` of the flattened tensor `info` of this file, in memory; see `Checkpoint.chunk`."""
+    def read(
+        self, info: TensorInfo, start: int, stop: int, out: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Elements `start` to `stop` of the flattened tensor `info` of this file, in memory; see
+        `Checkpoint.chunk`."""
         import torch
 
         if out is None:
@@ -359,10 +441,14 @@ class WeightFile:
             count = os.preadv(self._fd, [into], start)
         except OSError as error:
             hint = "check the disk and the file: download it again if the disk is well"
-            raise DataError(f"{self.path}: bytes from {start} cannot be read: {error.strerror}", hint) from None
+            raise DataError(
+                f"{self.path}: bytes from {start} cannot be read: {error.strerror}", hint
+            ) from None
         if into and not count:
             self.check()
-            raise DataError(f"{self.path}: no bytes at {start}, expected {len(into)}", _CHANGED_HINT)
+            raise DataError(
+                f"{self.path}: no bytes at {start}, expected {len(into)}", _CHANGED_HINT
+            )
         return count
 
     def close(self) -> None:

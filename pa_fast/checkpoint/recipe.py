@@ -1,4 +1,5 @@
-"""What decides the bits of a merge, tensor by tensor: λ, the rule that spreads it, and the rounding."""
+"""What decides the bits of a merge, tensor by tensor: λ, the rule that spreads it, and the
+rounding."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ from pa_fast.rules import LambdaRule, RuleLike
 
 @dataclass(frozen=True)
 class Blend:
-    """How one tensor is merged: its λ, and the key of its noise where its rounding is stochastic."""
+    """How one tensor is merged: its λ, and the key of its noise where its rounding is
+    stochastic."""
 
     lam: float
     key: int | None
@@ -20,21 +22,26 @@ class Blend:
 
 @dataclass(frozen=True)
 class Recipe:
-    """One merge of a pair: the λ of all tensors, or the swept λ of `rule`, and how they are rounded."""
+    """One merge of a pair: the λ of all tensors, or the swept λ of `rule`, and how they are
+    rounded."""
 
     lam: Lambda
     rounding: Rounding
     rule: LambdaRule | None = None
 
     @classmethod
-    def of(cls, lam: Lambda | float | str, rounding: str, seed: int | None, rule: RuleLike | None) -> Recipe:
+    def of(
+        cls, lam: Lambda | float | str, rounding: str, seed: int | None, rule: RuleLike | None
+    ) -> Recipe:
         """The recipe that these arguments of a merge ask for.
 
         Raises:
             UsageError: one of them is no such thing.
         """
         exact = Lambda(lam)
-        return cls(exact, Rounding(rounding, seed), None if rule is None else LambdaRule.of(rule).at(exact))
+        return cls(
+            exact, Rounding(rounding, seed), None if rule is None else LambdaRule.of(rule).at(exact)
+        )
 
     def blends(self, pair: Pair) -> dict[str, Blend]:
         """How each tensor of `pair` that follows λ is merged, by name.

@@ -13,26 +13,57 @@ from pa_fast.checkpoint.companions import PROVENANCE, TEMPLATES
 from pa_fast.checkpoint.document import quoted, read_object
 from pa_fast.errors import CheckpointError, OutputError
 
-# what save_pretrained of models, tokenizers and processors, the end of a Trainer, and the hub leave in a model's folder
+# what save_pretrained of models, tokenizers and processors, the end of a Trainer, and the hub leave
+# in a model's folder
 _KNOWN = (
-    "config.json", "generation_config.json", "model.safetensors", "model[-.]*.safetensors", "consolidated*.safetensors",
-    "model*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model.bin.index.json",
-    "tokenizer*.json", "tokenizer*.model", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt",
-    "merges.txt", "spiece.model", "sentencepiece*.model", "*.tiktoken", "tekken.json",
-    "chat_template.json", "chat_template.jinja", "preprocessor_config.json", "processor_config.json",
-    "video_preprocessor_config.json", "image_processor_config.json",
-    "training_args.bin", "trainer_state.json", "all_results.json", "train_results.json", "eval_results.json",
-    "README.md", "LICENSE*", "NOTICE*", "USE_POLICY*", ".gitattributes", PROVENANCE,
-)  # fmt: skip
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "model[-.]*.safetensors",
+    "consolidated*.safetensors",
+    "model*.safetensors.index.json",
+    "pytorch_model*.bin",
+    "pytorch_model.bin.index.json",
+    "tokenizer*.json",
+    "tokenizer*.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "spiece.model",
+    "sentencepiece*.model",
+    "*.tiktoken",
+    "tekken.json",
+    "chat_template.json",
+    "chat_template.jinja",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
+    "image_processor_config.json",
+    "training_args.bin",
+    "trainer_state.json",
+    "all_results.json",
+    "train_results.json",
+    "eval_results.json",
+    "README.md",
+    "LICENSE*",
+    "NOTICE*",
+    "USE_POLICY*",
+    ".gitattributes",
+    PROVENANCE,
+)
 # folder → the only files that may be in it
 _KNOWN_FOLDERS = {TEMPLATES: "*.jinja"}
 
 
 def check_replaceable(folder: Path) -> None:
-    """Refuse to replace `folder` unless it is a checkpoint, and all that it holds is a checkpoint's.
+    """Refuse to replace `folder` unless it is a checkpoint, and all that it holds is a
+    checkpoint's.
 
-    Known by name are the files that `save_pretrained`, the end of a Trainer and the hub write, and those that the folder's own
-    pa_fast.json lists. What a training could go on from (`optimizer.pt`, `checkpoint-500/`) is not among them.
+    Known by name are the files that `save_pretrained`, the end of a Trainer and the hub write, and
+    those that the folder's own pa_fast.json lists. What a training could go on from
+    (`optimizer.pt`, `checkpoint-500/`) is not among them.
 
     Raises:
         OutputError: it is no checkpoint, or it holds something else, which is named.
@@ -48,7 +79,8 @@ def check_replaceable(folder: Path) -> None:
     if foreign:
         more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
         raise OutputError(
-            f"{folder}: holds {', '.join(map(quoted, foreign[:3]))}{more}, which no checkpoint consists of",
+            f"{folder}: holds {', '.join(map(quoted, foreign[:3]))}{more}, which no checkpoint"
+            " consists of",
             "replacing the folder would remove that: move it elsewhere, or choose another --out",
         )
 
@@ -60,7 +92,8 @@ def foreign_names(folder: Path) -> list[str]:
 
 
 def check_apart(outputs: Iterable[Path], sources: Iterable[Path]) -> None:
-    """Refuse outputs that are, hold or lie in a source folder, or hold a file that one of its links leads to.
+    """Refuse outputs that are, hold or lie in a source folder, or hold a file that one of its links
+    leads to.
 
     Args:
         outputs: the folder that is written, and its working names.
@@ -75,24 +108,36 @@ def check_apart(outputs: Iterable[Path], sources: Iterable[Path]) -> None:
         entries = sorted(source.iterdir()) if source.is_dir() else []
         for output, place in places:
             if place == root or place in root.parents or root in place.parents:
-                raise OutputError(f"{output}: is, holds or lies in the source {source}", "choose another --out")
+                raise OutputError(
+                    f"{output}: is, holds or lies in the source {source}", "choose another --out"
+                )
             for entry in entries:
                 if place in Path(os.path.realpath(entry)).parents:
-                    raise OutputError(f"{output}: holds what {entry} of a source is a link to", "choose another --out")
+                    raise OutputError(
+                        f"{output}: holds what {entry} of a source is a link to",
+                        "choose another --out",
+                    )
 
 
 def _listed(folder: Path) -> frozenset[str] | None:
-    """The file names that the pa_fast.json of `folder` lists; None where there is none of a merge."""
+    """The file names that the pa_fast.json of `folder` lists; None where there is none of a
+    merge."""
     document = _object(folder / PROVENANCE)
     if not document.keys() >= {"format", "lambda", "base", "instruct"}:
         return None
     files = document.get("files", [])
-    return frozenset(name for name in files if isinstance(name, str)) if isinstance(files, list) else frozenset()
+    return (
+        frozenset(name for name in files if isinstance(name, str))
+        if isinstance(files, list)
+        else frozenset()
+    )
 
 
 def _is_model_config(folder: Path) -> bool:
     document = _object(folder / "config.json")
-    return isinstance(document.get("model_type"), str) or isinstance(document.get("architectures"), list)
+    return isinstance(document.get("model_type"), str) or isinstance(
+        document.get("architectures"), list
+    )
 
 
 def _object(path: Path) -> Mapping[str, Any]:
@@ -108,5 +153,7 @@ def _is_known(path: Path, listed: frozenset[str]) -> bool:
         if path.name == ".cache":
             return os.listdir(path) == ["huggingface"]
         pattern = _KNOWN_FOLDERS.get(path.name)
-        return pattern is not None and all(fnmatch.fnmatchcase(one.name, pattern) and not one.is_dir() for one in path.iterdir())
+        return pattern is not None and all(
+            fnmatch.fnmatchcase(one.name, pattern) and not one.is_dir() for one in path.iterdir()
+        )
     return path.name in listed or any(fnmatch.fnmatchcase(path.name, pattern) for pattern in _KNOWN)

@@ -1,10 +1,13 @@
-"""Which shards of an unfinished folder are complete, so that another run of the same job need not write them again.
+"""Which shards of an unfinished folder are complete, so that another run of the same job need not
+write them again.
 
     .pa_fast.shards.jsonl in the partial folder, one line per complete shard, synced after it:
-    {"job": "…", "file": "model-00001-of-00003.safetensors", "tensors": {name: [written, base, instruct]}}
+    {"job": "…", "file": "model-00001-of-00003.safetensors",
+     "tensors": {name: [written, base, instruct]}}
 
-The three numbers are checksums (`pa_kernels.checksum`) as hex: of the bytes written, by which the shard is verified, and
-of both sources, from which the content fingerprints are made without reading them again.
+The three numbers are checksums (`pa_kernels.checksum`) as hex: of the bytes written, by which the
+shard is verified, and of both sources, from which the content fingerprints are made without reading
+them again.
 """
 
 from __future__ import annotations
@@ -39,7 +42,8 @@ class Sums:
 
 
 class ShardLog:
-    """The complete shards in `folder` of the job `job`, whatever its form: only equal ones go on from each other."""
+    """The complete shards in `folder` of the job `job`, whatever its form: only equal ones go on
+    from each other."""
 
     def __init__(self, folder: Path, job: str):
         self.file = folder / ".pa_fast.shards.jsonl"
@@ -50,7 +54,8 @@ class ShardLog:
         os.close(files.open_own(self.file, os.O_WRONLY | os.O_CREAT))
 
     def read(self) -> dict[str, dict[str, Sums]]:
-        """File → checksums by tensor. A line that a kill tore, or of another job, counts for nothing."""
+        """File → checksums by tensor. A line that a kill tore, or of another job, counts for
+        nothing."""
         try:
             lines = files.read_own(self.file).splitlines()
         except (OSError, OutputError):
@@ -61,7 +66,8 @@ class ShardLog:
                 entry = json.loads(line)
                 if entry["job"] == self._job:
                     found[str(entry["file"])] = {
-                        str(name): Sums(*(int(value, 16) for value in sums)) for name, sums in entry["tensors"].items()
+                        str(name): Sums(*(int(value, 16) for value in sums))
+                        for name, sums in entry["tensors"].items()
                     }
             except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
                 continue
@@ -69,9 +75,14 @@ class ShardLog:
 
     def add(self, shard: str, sums: Mapping[str, Sums]) -> None:
         """Say that `shard`, which is on the disk under its name, is complete."""
-        tensors = {name: [as_hex(one.written), as_hex(one.base), as_hex(one.instruct)] for name, one in sums.items()}
+        tensors = {
+            name: [as_hex(one.written), as_hex(one.base), as_hex(one.instruct)]
+            for name, one in sums.items()
+        }
         line = json.dumps({"job": self._job, "file": shard, "tensors": tensors})
-        with os.fdopen(files.open_own(self.file, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "ab") as file:
+        with os.fdopen(
+            files.open_own(self.file, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "ab"
+        ) as file:
             # begins with a line break: a torn line before it must not swallow it
             file.write(f"\n{line}\n".encode())
             file.flush()
@@ -81,7 +92,9 @@ class ShardLog:
         self.file.unlink(missing_ok=True)
 
 
-def is_complete(pool: ThreadPoolExecutor, path: Path, plan: ShardPlan, sums: Mapping[str, Sums]) -> bool:
+def is_complete(
+    pool: ThreadPoolExecutor, path: Path, plan: ShardPlan, sums: Mapping[str, Sums]
+) -> bool:
     """Whether `path` has the size, the header and every byte that `plan` and `sums` say.
 
     Cost: one pass over the file.
@@ -90,7 +103,9 @@ def is_complete(pool: ThreadPoolExecutor, path: Path, plan: ShardPlan, sums: Map
 
     if sums.keys() != {slot.name for slot in plan.slots}:
         return False
-    infos = {s.name: TensorInfo(s.name, s.dtype, s.shape, path, s.start, s.stop) for s in plan.slots}
+    infos = {
+        s.name: TensorInfo(s.name, s.dtype, s.shape, path, s.start, s.stop) for s in plan.slots
+    }
     scratch = Scratch()
     try:
         file = WeightFile(path, plan.size_bytes)

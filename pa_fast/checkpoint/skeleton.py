@@ -1,7 +1,8 @@
-"""The model class of a checkpoint without weights, and the names that checkpoint tensors have in it.
+"""The model class of a checkpoint without weights, and the names that checkpoint tensors have in
+it.
 
-transformers renames, stacks, splits and transposes tensors while it loads. Its own tables say how; nothing here knows an
-architecture.
+transformers renames, stacks, splits and transposes tensors while it loads. Its own tables say how;
+nothing here knows an architecture.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ class Placed:
     Attributes:
         key: its name in the checkpoint.
         target: the model tensor that it becomes, or the first of those that it is split into.
-        pattern: the pattern of the conversion that makes `target` of it; None where it is only renamed.
+        pattern: the pattern of the conversion that makes `target` of it; None where it is only
+            renamed.
         order: its place among the tensors of this `target` and `pattern`.
     """
 
@@ -42,7 +44,8 @@ class Traced:
     """Where the tensors of a model come from.
 
     Attributes:
-        placed: model name → checkpoint tensors that it is made of, in the order in which transformers takes them.
+        placed: model name → checkpoint tensors that it is made of, in the order in which
+            transformers takes them.
         unplaced: checkpoint names that have no place in the model.
     """
 
@@ -64,7 +67,8 @@ class Skeleton:
 
     @classmethod
     def of(cls, config: Mapping[str, Any], other: Mapping[str, Any]) -> Skeleton | None:
-        """The model that `config` describes; None where transformers has no class for it, or the class refuses.
+        """The model that `config` describes; None where transformers has no class for it, or the
+        class refuses.
 
         Args:
             other: the configuration that names the class where `config` does not.
@@ -80,11 +84,20 @@ class Skeleton:
             made = CONFIG_MAPPING[config["model_type"]].from_dict(copy.deepcopy(dict(config)))
             with torch.device("meta"), initialization.no_init_weights(), safe(), _quiet():
                 if named is None:
-                    return cls(transformers.AutoModelForCausalLM.from_config(made, trust_remote_code=False))
+                    return cls(
+                        transformers.AutoModelForCausalLM.from_config(made, trust_remote_code=False)
+                    )
                 kind = getattr(transformers, named)
-                # a configuration may name anything that transformers has, and only a model's class is to be called
-                return cls(kind(made)) if isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel) else None
-        except Exception:  # an unknown class or a malformed configuration: names are then compared as they are
+                # a configuration may name anything that transformers has, and only a model's class
+                # is to be called
+                return (
+                    cls(kind(made))
+                    if isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)
+                    else None
+                )
+        except (
+            Exception
+        ):  # an unknown class or a malformed configuration: names are then compared as they are
             return None
 
     def trace(self, keys: Iterable[str]) -> Traced:
@@ -94,7 +107,8 @@ class Skeleton:
         renamings, converters = self._rules()
         placed: dict[str, list[Placed]] = {}
         unplaced = []
-        # the order of transformers: a rule may depend on what it saw before, and stacks are in this order
+        # the order of transformers: a rule may depend on what it saw before, and stacks are in this
+        # order
         for key in sorted(dict.fromkeys(keys), key=dot_natural_key):
             name, pattern = self._renamed(key, renamings, converters)
             if name not in self.tensors:
@@ -105,7 +119,8 @@ class Skeleton:
         return Traced(placed, tuple(unplaced))
 
     def is_ignored(self, name: str) -> bool:
-        """Whether the model class says that a checkpoint may hold `name`, and that it does not use it."""
+        """Whether the model class says that a checkpoint may hold `name`, and that it does not use
+        it."""
         renamed = self._renamed(name, *self._rules())[0]
         return any(re.search(pattern, renamed) for pattern in self._ignored)
 
@@ -114,13 +129,18 @@ class Skeleton:
         """Pattern → the conversion that takes tensors of it."""
         return {pattern: one for one in self._rules()[1] for pattern in one.source_patterns}
 
-    def convert(self, converter: Any, target: str, parts: Iterable[tuple[str, str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-        """The tensors that `converter` makes of `parts` (name, pattern, tensor), by name; its first one is `target`."""
+    def convert(
+        self, converter: Any, target: str, parts: Iterable[tuple[str, str, torch.Tensor]]
+    ) -> dict[str, torch.Tensor]:
+        """The tensors that `converter` makes of `parts` (name, pattern, tensor), by name; its first
+        one is `target`."""
         own = copy.deepcopy(converter)
         for name, pattern, tensor in parts:
             own.add_tensor(target, name, pattern, tensor)
         made = own.convert(target, model=self.model, config=self.model.config)
-        return {name: tensor[0] if isinstance(tensor, list) else tensor for name, tensor in made.items()}
+        return {
+            name: tensor[0] if isinstance(tensor, list) else tensor for name, tensor in made.items()
+        }
 
     @functools.cached_property
     def _ignored(self) -> set[str]:
@@ -133,7 +153,9 @@ class Skeleton:
             patterns.add(r"(^|\.)position_ids$")
         return patterns
 
-    def _renamed(self, key: str, renamings: list[Any], converters: list[Any]) -> tuple[str, str | None]:
+    def _renamed(
+        self, key: str, renamings: list[Any], converters: list[Any]
+    ) -> tuple[str, str | None]:
         from transformers.core_model_loading import rename_source_key
 
         prefix = self.model.base_model_prefix

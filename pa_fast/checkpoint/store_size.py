@@ -9,14 +9,17 @@ from pa_fast.checkpoint.delta_sums import DeltaSums
 
 @dataclass(frozen=True)
 class StoreSize:
-    """Bytes beside the live copy. `packed` is as `dense` where a tensor cannot be packed, or packing does not pay."""
+    """Bytes beside the live copy. `packed` is as `dense` where a tensor cannot be packed, or
+    packing does not pay."""
 
     dense: int = 0
     sparse: int = 0
     packed: int = 0
 
     def __add__(self, other: StoreSize) -> StoreSize:
-        return StoreSize(self.dense + other.dense, self.sparse + other.sparse, self.packed + other.packed)
+        return StoreSize(
+            self.dense + other.dense, self.sparse + other.sparse, self.packed + other.packed
+        )
 
 
 def store_size(sums: DeltaSums, item_bytes: tuple[int, int], live: str) -> StoreSize:
@@ -35,5 +38,8 @@ def store_size(sums: DeltaSums, item_bytes: tuple[int, int], live: str) -> Store
     where = min(position_bytes("index", numel, changed), position_bytes("bitmap", numel, changed))
     packed = [numel * both]
     if not sums.inexact and live in ("BF16", "F16"):
-        packed += [packed_bytes(numel, sums.no_small_code, 8), packed_bytes(numel, sums.no_large_code, 16)]
+        packed += [
+            packed_bytes(numel, sums.no_small_code, 8),
+            packed_bytes(numel, sums.no_large_code, 16),
+        ]
     return StoreSize(numel * both, where + changed * both, min(packed))

@@ -1,7 +1,9 @@
-"""An output head that one side ties to its embedding and the other stores: the merge has a head of its own.
+"""An output head that one side ties to its embedding and the other stores: the merge has a head of
+its own.
 
-The tied side's head is its embedding, so W(λ) of the head is the merge of that embedding with the stored head, and the
-merged configuration says `tie_word_embeddings: false`. At the tied end the two are equal, and the model is that side's.
+The tied side's head is its embedding, so W(λ) of the head is the merge of that embedding with the
+stored head, and the merged configuration says `tie_word_embeddings: false`. At the tied end the two
+are equal, and the model is that side's.
 """
 
 from __future__ import annotations
@@ -36,14 +38,17 @@ class TiedHead:
 
 @dataclass(frozen=True)
 class StoredTwice:
-    """The tensor `name`, which `side` alone stores, and which has the bits of the embedding that it is tied to."""
+    """The tensor `name`, which `side` alone stores, and which has the bits of the embedding that it
+    is tied to."""
 
     name: str
     side: str
     embedding: str
 
     def __str__(self) -> str:
-        equal = f"{quoted(self.name)}, which {self.side} alone stores, equals {quoted(self.embedding)}"
+        equal = (
+            f"{quoted(self.name)}, which {self.side} alone stores, equals {quoted(self.embedding)}"
+        )
         return f"{equal}: it is tied on both sides, and left out"
 
 
@@ -52,10 +57,13 @@ def is_head(name: str) -> bool:
     return name.endswith(_HEADS)
 
 
-def tied_head(base: Checkpoint, instruct: Checkpoint, apart: Container[str] = ()) -> TiedHead | StoredTwice | None:
+def tied_head(
+    base: Checkpoint, instruct: Checkpoint, apart: Container[str] = ()
+) -> TiedHead | StoredTwice | None:
     """The head that one side alone stores, if that is the only tensor that the other lacks.
 
-    A side that ties its head and stores it all the same has one of its own where the two weights differ, as in transformers.
+    A side that ties its head and stores it all the same has one of its own where the two weights
+    differ, as in transformers.
 
     Args:
         apart: tensors that do not count.
@@ -66,13 +74,16 @@ def tied_head(base: Checkpoint, instruct: Checkpoint, apart: Container[str] = ()
         PairError: the side without a head says that it has one, or its embedding cannot be told.
     """
     for side, lacking, having in (("base", base, instruct), ("instruct", instruct, base)):
-        only = [name for name in having.tensors if name not in lacking.tensors and name not in apart]
+        only = [
+            name for name in having.tensors if name not in lacking.tensors and name not in apart
+        ]
         if len(only) != 1 or not is_head(only[0]):
             continue
         (name,) = only
         if ties(lacking.config) is False:
             raise PairError(
-                f"{lacking.folder}: lacks {quoted(name)}, and its config.json does not tie it, expected one of both",
+                f"{lacking.folder}: lacks {quoted(name)}, and its config.json does not tie it,"
+                " expected one of both",
                 "complete the download, or correct its config.json",
             )
         if ties(having.config) is True:
@@ -96,12 +107,16 @@ def _embedding(checkpoint: Checkpoint, head: TensorInfo) -> str:
     """The one tensor with vocabulary rows as wide as `head`'s."""
     sizes = vocabulary_sizes(checkpoint.config)
     shaped = {name: info.shape for name, info in checkpoint.tensors.items() if len(info.shape) == 2}
-    found = [name for name, (rows, width) in shaped.items() if rows in sizes and width == head.shape[-1] and name != head.name]
+    found = [
+        name
+        for name, (rows, width) in shaped.items()
+        if rows in sizes and width == head.shape[-1] and name != head.name
+    ]
     if len(found) != 1:
         listed = ", ".join(map(quoted, found[:3])) or "none"
         raise PairError(
-            f"{checkpoint.folder}: its head {quoted(head.name)} is tied, expected one embedding of shape {list(head.shape)}, "
-            f"found {listed}",
+            f"{checkpoint.folder}: its head {quoted(head.name)} is tied, expected one embedding of"
+            f" shape {list(head.shape)}, found {listed}",
             "save this side with a head of its own (tie_word_embeddings: false)",
         )
     return found[0]

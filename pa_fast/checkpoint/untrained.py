@@ -1,8 +1,8 @@
 """Token rows that were never trained: near zero on one side, used by the chats of the other.
 
-Some base models never saw the tokens that end a turn or name a speaker: their rows of the embedding are about zero.
-Instruct trained them, and at small λ the merge pulls them back towards zero: chats may then not stop. The merge is
-right all the same, so this is a note.
+Some base models never saw the tokens that end a turn or name a speaker: their rows of the embedding
+are about zero. Instruct trained them, and at small λ the merge pulls them back towards zero: chats
+may then not stop. The merge is right all the same, so this is a note.
 """
 
 from __future__ import annotations
@@ -21,13 +21,16 @@ from pa_fast.checkpoint.rows import vocabulary_sizes
 from pa_fast.checkpoint.vocabulary import read_vocabulary
 from pa_fast.errors import CheckpointError
 
-NEAR_ZERO = 0.01  # of the median row's norm; trained rows lie within a factor of a few of it, untrained ones under 1e-6
+# of the median row's norm; trained rows lie within a factor of a few of it, untrained ones under
+# 1e-6
+NEAR_ZERO = 0.01
 _SAMPLED = 32
 _MOST = 64
 
 
 def untrained_rows(base: Checkpoint, instruct: Checkpoint) -> tuple[str, ...]:
-    """A note for each embedding or head of either side in which rows of instruct's chat tokens are near zero.
+    """A note for each embedding or head of either side in which rows of instruct's chat tokens are
+    near zero.
 
     Cost: reads the rows of up to 64 chat tokens and of 32 others, per tensor with vocabulary rows.
 
@@ -44,16 +47,20 @@ def untrained_rows(base: Checkpoint, instruct: Checkpoint) -> tuple[str, ...]:
             if len(info.shape) == 2 and info.shape[0] in sizes and info.dtype in FLOATS:
                 found = _near_zero(checkpoint, info, tokens)
                 if found:
-                    shown = ", ".join(quoted(tokens[i]) for i in found[:3]) + (f" and {len(found) - 3} more" if found[3:] else "")
+                    shown = ", ".join(quoted(tokens[i]) for i in found[:3]) + (
+                        f" and {len(found) - 3} more" if found[3:] else ""
+                    )
                     notes.append(
-                        f"{quoted(info.name)} of {side} was never trained for {shown}, which chats use: their rows are near zero"
+                        f"{quoted(info.name)} of {side} was never trained for {shown}, which chats"
+                        " use: their rows are near zero"
                         + (", and at small λ a chat may not stop" if side == "base" else "")
                     )
     return tuple(notes)
 
 
 def chat_tokens(folder: Path, config: Mapping[str, Any]) -> dict[int, str]:
-    """Tokens that chats of the checkpoint in `folder` are made of, by id: added tokens of its template, and stop tokens.
+    """Tokens that chats of the checkpoint in `folder` are made of, by id: added tokens of its
+    template, and stop tokens.
 
     At most 64; what is missing or unreadable counts as empty.
     """
@@ -65,20 +72,30 @@ def chat_tokens(folder: Path, config: Mapping[str, Any]) -> dict[int, str]:
     stops = set(_integers(config.get("eos_token_id"))) | set(
         _integers(_read(folder / "generation_config.json").get("eos_token_id"))
     )
-    named = {i: vocabulary.tokens[i] for i in sorted(vocabulary.added) if i in stops or vocabulary.tokens[i] in template}
+    named = {
+        i: vocabulary.tokens[i]
+        for i in sorted(vocabulary.added)
+        if i in stops or vocabulary.tokens[i] in template
+    }
     return dict(itertools.islice(named.items(), _MOST))
 
 
 def swapped_sides(base: Checkpoint, instruct: Checkpoint) -> list[str]:
-    """A note where the base alone has a chat template: most likely the two stand in each other's place."""
+    """A note where the base alone has a chat template: most likely the two stand in each other's
+    place."""
     if any(_templates(base.folder)) and not any(_templates(instruct.folder)):
-        return [f"only the base has a chat template: are the sides swapped? λ = 0 is {base.folder}, λ = 1 is {instruct.folder}"]
+        return [
+            f"only the base has a chat template: are the sides swapped? λ = 0 is {base.folder}, λ ="
+            f" 1 is {instruct.folder}"
+        ]
     return []
 
 
 def _near_zero(checkpoint: Checkpoint, info: TensorInfo, tokens: Iterable[int]) -> list[int]:
     rows, width = info.shape
-    typical = sorted(_norm(checkpoint, info, row) for row in range(0, rows, max(1, rows // _SAMPLED)))
+    typical = sorted(
+        _norm(checkpoint, info, row) for row in range(0, rows, max(1, rows // _SAMPLED))
+    )
     bound = NEAR_ZERO * typical[len(typical) // 2] if typical and width else 0.0
     return [i for i in tokens if 0 <= i < rows and _norm(checkpoint, info, i) < bound]
 
@@ -87,7 +104,11 @@ def _norm(checkpoint: Checkpoint, info: TensorInfo, row: int) -> float:
     import torch
 
     width = info.shape[1]
-    return float(torch.linalg.vector_norm(checkpoint.chunk(info.name, row * width, (row + 1) * width), dtype=torch.float32))
+    return float(
+        torch.linalg.vector_norm(
+            checkpoint.chunk(info.name, row * width, (row + 1) * width), dtype=torch.float32
+        )
+    )
 
 
 def _templates(folder: Path) -> Iterator[str]:

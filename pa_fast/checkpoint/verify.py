@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TensorDifference:
-    """One tensor that is not the merge: `reason`, and how many of its `count` elements differ where they can be compared."""
+    """One tensor that is not the merge: `reason`, and how many of its `count` elements differ where
+    they can be compared."""
 
     name: str
     reason: str
@@ -37,7 +38,8 @@ class TensorDifference:
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """`ok` if every tensor of `merged` has the bits of the merge and there is no tensor more or less."""
+    """`ok` if every tensor of `merged` has the bits of the merge and there is no tensor more or
+    less."""
 
     ok: bool
     merged: str
@@ -62,8 +64,9 @@ def verify(
     """Compare the checkpoint `merged` with W(λ) of a pair, bit by bit, without writing anything.
 
     Args:
-        lam, rounding, seed, rule: as for `merge`; those of pa_fast.json in `merged` where not given. So are the dtype and the
-            policy of extra rows; a folder without that file is compared in its own dtypes.
+        lam, rounding, seed, rule: as for `merge`; those of pa_fast.json in `merged` where not
+            given. So are the dtype and the policy of extra rows; a folder without that file is
+            compared in its own dtypes.
         options: how the sides are paired; by default as pa_fast.json says.
         progress: called with (bytes compared, bytes in all).
 
@@ -83,15 +86,24 @@ def verify(
     ):
         provenance = read_provenance(found.folder)
         if lam is None and provenance is None:
-            raise UsageError(f"{merged}: no {PROVENANCE} says which λ it was merged with", "give it: --lambda 0.6")
+            raise UsageError(
+                f"{merged}: no {PROVENANCE} says which λ it was merged with",
+                "give it: --lambda 0.6",
+            )
         recipe = _recipe(provenance.recipe if provenance else None, lam, rounding, seed, rule)
         dtype = provenance.dtype if provenance else None
         if dtype is not None:
             check_dtype(dtype)
-        sources = pair(left, right, options or (provenance.options if provenance else PairOptions()))
+        sources = pair(
+            left, right, options or (provenance.options if provenance else PairOptions())
+        )
         blends = recipe.blends(sources)
         names = [*sources.names, *(name for name in found.tensors if name not in sources.shapes)]
-        wrong = {name: difference for name in names if (difference := _header(found, sources, name, dtype))}
+        wrong = {
+            name: difference
+            for name in names
+            if (difference := _header(found, sources, name, dtype))
+        }
         compared = [name for name in names if name not in wrong]
         done, total = 0, sum(found.tensors[name].nbytes for name in compared)
         counts = dict.fromkeys(compared, 0)
@@ -102,14 +114,22 @@ def verify(
                 progress(done, total)
         for name, differing in counts.items():
             if differing:
-                wrong[name] = TensorDifference(name, "bits differ", differing, found.tensors[name].count)
+                wrong[name] = TensorDifference(
+                    name, "bits differ", differing, found.tensors[name].count
+                )
         differences = [wrong[name] for name in names if name in wrong]
         notes = _notes(provenance, sources, recipe) + sources.notes
-    return VerifyReport(not differences, str(merged), recipe.lam.key, len(sources.names), tuple(differences), notes)
+    return VerifyReport(
+        not differences, str(merged), recipe.lam.key, len(sources.names), tuple(differences), notes
+    )
 
 
 def _recipe(
-    recorded: Recipe | None, lam: Lambda | float | str | None, rounding: str | None, seed: int | None, rule: RuleLike | None
+    recorded: Recipe | None,
+    lam: Lambda | float | str | None,
+    rounding: str | None,
+    seed: int | None,
+    rule: RuleLike | None,
 ) -> Recipe:
     """What was asked for, and of what was not, what the merge says of itself."""
     known = recorded or Recipe(Lambda(0), Rounding())
@@ -119,7 +139,9 @@ def _recipe(
     return Recipe.of(wanted, mode, noise, known.rule if rule is None else rule)
 
 
-def _header(found: Checkpoint, sources: Pair, name: str, dtype: str | None) -> TensorDifference | None:
+def _header(
+    found: Checkpoint, sources: Pair, name: str, dtype: str | None
+) -> TensorDifference | None:
     """What speaks against tensor `name` before its bits are read."""
     if name not in sources.shapes:
         return TensorDifference(name, "not in the pair", 0, found.tensors[name].count)
@@ -127,7 +149,9 @@ def _header(found: Checkpoint, sources: Pair, name: str, dtype: str | None) -> T
         return TensorDifference(name, "missing", 0, sources.count(name))
     own, expected = found.tensors[name], sources.shapes[name]
     if own.shape != expected:
-        return TensorDifference(name, f"shape {list(own.shape)}, expected {list(expected)}", 0, own.count)
+        return TensorDifference(
+            name, f"shape {list(own.shape)}, expected {list(expected)}", 0, own.count
+        )
     free = dtype is None and own.dtype in FLOATS and sources.is_lerped(name)
     want = own.dtype if free else live_dtype(sources, name, dtype or "auto")
     if own.dtype != want:
@@ -136,15 +160,22 @@ def _header(found: Checkpoint, sources: Pair, name: str, dtype: str | None) -> T
 
 
 def _compared(
-    pool: ThreadPoolExecutor, found: Checkpoint, sources: Pair, names: list[str], blends: Mapping[str, Blend]
+    pool: ThreadPoolExecutor,
+    found: Checkpoint,
+    sources: Pair,
+    names: list[str],
+    blends: Mapping[str, Blend],
 ) -> Iterator[tuple[str, tuple[int, int]]]:
-    """For every chunk of the tensors `names`: its bytes, and how many of its elements have not the bits of the merge."""
+    """For every chunk of the tensors `names`: its bytes, and how many of its elements have not the
+    bits of the merge."""
     import torch
     from pa_kernels.scratch import Scratch
 
     scratch = Scratch()
 
-    def one(name: str, start: int, stop: int, base: torch.Tensor, instruct: torch.Tensor) -> tuple[int, int]:
+    def one(
+        name: str, start: int, stop: int, base: torch.Tensor, instruct: torch.Tensor
+    ) -> tuple[int, int]:
         dtype = torch_dtype(found.tensors[name].dtype)
         expected, own = (scratch.take(use, stop - start, dtype) for use in ("expected", "found"))
         merge_chunk_(expected, base, instruct, blends.get(name), start)
@@ -160,7 +191,8 @@ def _compared(
 
 
 def _bits(chunk: torch.Tensor) -> torch.Tensor:
-    """The bytes of a chunk [n, itemsize]: comparing values would take a NaN for different and -0 for equal."""
+    """The bytes of a chunk [n, itemsize]: comparing values would take a NaN for different and -0
+    for equal."""
     import torch
 
     return chunk.view(torch.uint8).view(-1, chunk.element_size())
@@ -178,8 +210,17 @@ def _notes(provenance: Provenance | None, sources: Pair, recipe: Recipe) -> tupl
         if recorded != used:
             notes.append(f"{PROVENANCE} says {what} {recorded}, compared with {what} {used}")
     crossed = sources.instruct.quick_fingerprint(), sources.base.quick_fingerprint()
-    if crossed == (provenance.base.quick_fingerprint, provenance.instruct.quick_fingerprint) and len(set(crossed)) == 2:
-        return (*notes, f"base and instruct are swapped: {PROVENANCE} has the fingerprint of each under the other's name")
+    if (
+        crossed == (provenance.base.quick_fingerprint, provenance.instruct.quick_fingerprint)
+        and len(set(crossed)) == 2
+    ):
+        return (
+            *notes,
+            (
+                f"base and instruct are swapped: {PROVENANCE} has the fingerprint of each under the"
+                " other's name"
+            ),
+        )
     for side, source, checkpoint in (
         ("base", provenance.base, sources.base),
         ("instruct", provenance.instruct, sources.instruct),
@@ -187,7 +228,8 @@ def _notes(provenance: Provenance | None, sources: Pair, recipe: Recipe) -> tupl
         found = checkpoint.quick_fingerprint()
         if found != source.quick_fingerprint:
             notes.append(
-                f"{side} is not the checkpoint that was merged: fingerprint {found}, recorded {source.quick_fingerprint}"
+                f"{side} is not the checkpoint that was merged: fingerprint {found}, recorded"
+                f" {source.quick_fingerprint}"
             )
     return tuple(notes)
 

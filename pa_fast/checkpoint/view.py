@@ -1,4 +1,5 @@
-"""A checkpoint seen under other names, with tensors that transformers' conversions make of its own."""
+"""A checkpoint seen under other names, with tensors that transformers' conversions make of its
+own."""
 
 from __future__ import annotations
 
@@ -23,10 +24,11 @@ class InMemory(Protocol):
 
 
 class Conversion:
-    """Tensors that are made together of tensors of a checkpoint, and held in memory while they are read.
+    """Tensors that are made together of tensors of a checkpoint, and held in memory while they are
+    read.
 
-    They are made when the first element is asked for, and let go when all were read once, or `release` was called for
-    every name; asked again, they are made again.
+    They are made when the first element is asked for, and let go when all were read once, or
+    `release` was called for every name; asked again, they are made again.
 
     Args:
         own: what holds `sources`.
@@ -36,7 +38,9 @@ class Conversion:
     Cost: memory for `sources` and what is made of them, at most about twice that while it is made.
     """
 
-    def __init__(self, own: InMemory, sources: Sequence[str], infos: Sequence[TensorInfo], make: Make):
+    def __init__(
+        self, own: InMemory, sources: Sequence[str], infos: Sequence[TensorInfo], make: Make
+    ):
         self.sources = tuple(sources)
         self.names = tuple(info.name for info in infos)
         self._own = own
@@ -57,7 +61,9 @@ class Conversion:
         with self._lock:
             if not self._held:
                 tensors = {key: self._own.tensor_in_memory(key) for key in self.sources}
-                self._held = {key: tensor.contiguous().view(-1) for key, tensor in self._make(tensors).items()}
+                self._held = {
+                    key: tensor.contiguous().view(-1) for key, tensor in self._make(tensors).items()
+                }
                 self._left, self._released = self._count, set()
             found = self._held[name][start:stop]
             self._left -= stop - start
@@ -81,7 +87,12 @@ class View(Checkpoint):
         conversions: what is made of tensors of `own`, beside.
     """
 
-    def __init__(self, own: Checkpoint, names: Mapping[str, str], conversions: Mapping[TensorInfo, Conversion] | None = None):
+    def __init__(
+        self,
+        own: Checkpoint,
+        names: Mapping[str, str],
+        conversions: Mapping[TensorInfo, Conversion] | None = None,
+    ):
         tensors = {name: replace(own.tensors[key], name=name) for name, key in names.items()}
         tensors |= {info.name: info for info in conversions or {}}
         super().__init__(own.folder, own.config, tensors, own._files)
@@ -108,14 +119,18 @@ class View(Checkpoint):
             return self.chunk(name, 0, self.tensors[name].count).view(self.tensors[name].shape)
         return self._own.tensor(self._names[name])
 
-    def chunk(self, name: str, start: int, stop: int, out: torch.Tensor | None = None) -> torch.Tensor:
+    def chunk(
+        self, name: str, start: int, stop: int, out: torch.Tensor | None = None
+    ) -> torch.Tensor:
         if name not in self._conversions:
             return self._own.chunk(self._names[name], start, stop, out)
         found = self._conversions[name].elements(name, start, stop)
         return found if out is None else out.copy_(found)
 
     def check_unchanged(self, name: str) -> None:
-        for key in self._conversions[name].sources if name in self._conversions else (self._names[name],):
+        for key in (
+            self._conversions[name].sources if name in self._conversions else (self._names[name],)
+        ):
             self._own.check_unchanged(key)
 
     def quick_fingerprint(self) -> str:

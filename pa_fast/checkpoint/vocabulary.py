@@ -1,4 +1,5 @@
-"""Token ids that mean different tokens in base and instruct: compared in the two tokenizer.json files."""
+"""Token ids that mean different tokens in base and instruct: compared in the two tokenizer.json
+files."""
 
 from __future__ import annotations
 
@@ -26,8 +27,8 @@ class Vocabulary:
 def compare_vocabularies(base: Path, instruct: Path, *, required: bool = False) -> tuple[str, ...]:
     """Notes on harmless differences between the vocabularies of two checkpoint folders.
 
-    An added token may be renamed (a reserved token that instruct puts to use): that is a note. A normal token may not,
-    and a token that both sides know must have the same id.
+    An added token may be renamed (a reserved token that instruct puts to use): that is a note. A
+    normal token may not, and a token that both sides know must have the same id.
 
     Args:
         required: refuse a pair whose ids cannot be compared, instead of noting it.
@@ -39,8 +40,15 @@ def compare_vocabularies(base: Path, instruct: Path, *, required: bool = False) 
     files = base / "tokenizer.json", instruct / "tokenizer.json"
     missing = [str(file.parent) for file in files if not (file.exists() or file.is_symlink())]
     if missing and required:
-        found = f"no tokenizer.json in {' and '.join(missing)}: the sides have different vocabularies, and ids cannot be compared"
-        raise PairError(found, "save each tokenizer as tokenizer.json: AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)")
+        found = (
+            f"no tokenizer.json in {' and '.join(missing)}: the sides have different vocabularies,"
+            " and ids cannot be compared"
+        )
+        raise PairError(
+            found,
+            "save each tokenizer as tokenizer.json:"
+            " AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)",
+        )
     if missing:
         return (f"token ids were not compared: no tokenizer.json in {' and '.join(missing)}",)
     if regular_size(files[0]) == regular_size(files[1]) and filecmp.cmp(*files, shallow=False):
@@ -48,14 +56,22 @@ def compare_vocabularies(base: Path, instruct: Path, *, required: bool = False) 
     left, right = read_vocabulary(files[0]), read_vocabulary(files[1])
     if left == right:
         return ()
-    renamed = [(i, token, right.tokens[i]) for i, token in left.tokens.items() if right.tokens.get(i, token) != token]
+    renamed = [
+        (i, token, right.tokens[i])
+        for i, token in left.tokens.items()
+        if right.tokens.get(i, token) != token
+    ]
     moved = _moved(left, right)
     if moved:
-        shown = "; ".join(f"{quoted(token)} is id {b} in base and {i} in instruct" for token, b, i in moved[:3])
+        shown = "; ".join(
+            f"{quoted(token)} is id {b} in base and {i} in instruct" for token, b, i in moved[:3]
+        )
         raise PairError(f"{len(moved)} tokens have different ids: {shown}", _HINT)
     normal = [(i, b, t) for i, b, t in renamed if i not in left.added or i not in right.added]
     if normal:
-        shown = "; ".join(f"id {i} is {quoted(b)} in base and {quoted(t)} in instruct" for i, b, t in normal[:3])
+        shown = "; ".join(
+            f"id {i} is {quoted(b)} in base and {quoted(t)} in instruct" for i, b, t in normal[:3]
+        )
         raise PairError(f"{len(normal)} token ids mean different tokens: {shown}", _HINT)
     notes = []
     if renamed:
@@ -64,12 +80,16 @@ def compare_vocabularies(base: Path, instruct: Path, *, required: bool = False) 
     for side, own, other in (("base", left, right), ("instruct", right, left)):
         only = [token for i, token in own.tokens.items() if i not in other.tokens]
         if only:
-            notes.append(f"{len(only)} token ids are in the tokenizer of {side} only: {', '.join(map(quoted, only[:3]))}")
+            notes.append(
+                f"{len(only)} token ids are in the tokenizer of {side} only:"
+                f" {', '.join(map(quoted, only[:3]))}"
+            )
     return tuple(notes)
 
 
 def read_vocabulary(file: Path) -> Vocabulary:
-    """The vocabulary of a tokenizer.json (BPE, WordPiece, WordLevel or Unigram) with its added tokens.
+    """The vocabulary of a tokenizer.json (BPE, WordPiece, WordLevel or Unigram) with its added
+    tokens.
 
     Raises:
         CheckpointError: not of that form.
@@ -77,9 +97,14 @@ def read_vocabulary(file: Path) -> Vocabulary:
     document = read_object(file, _LIMIT_BYTES)
     try:
         tokens = _model_tokens(document["model"]["vocab"])
-        added = {_id(entry["id"]): _text(entry["content"]) for entry in document.get("added_tokens") or []}
+        added = {
+            _id(entry["id"]): _text(entry["content"])
+            for entry in document.get("added_tokens") or []
+        }
     except (KeyError, TypeError, ValueError, IndexError):
-        raise CheckpointError(f"{file}: not a tokenizer.json: no vocabulary of tokens and ids", "download it again") from None
+        raise CheckpointError(
+            f"{file}: not a tokenizer.json: no vocabulary of tokens and ids", "download it again"
+        ) from None
     return Vocabulary(tokens | added, frozenset(added))
 
 
@@ -104,4 +129,8 @@ def _text(value: Any) -> str:
 def _moved(left: Vocabulary, right: Vocabulary) -> list[tuple[str, int, int]]:
     """Tokens known to both sides under different ids."""
     ids = {token: i for i, token in right.tokens.items()}
-    return [(token, i, ids[token]) for i, token in left.tokens.items() if ids.get(token, i) != i and right.tokens.get(i) != token]
+    return [
+        (token, i, ids[token])
+        for i, token in left.tokens.items()
+        if ids.get(token, i) != i and right.tokens.get(i) != token
+    ]

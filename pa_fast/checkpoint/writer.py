@@ -1,13 +1,14 @@
 """An output folder that appears whole or not at all.
 
     .NAME.pa_fast.partial   filled beside the target, renamed to NAME at the end
-    .NAME.pa_fast.lock      held (flock) by the one process that may touch the three others; removed with it
+    .NAME.pa_fast.lock      held (flock) by the one process that may touch the others
     .NAME.pa_fast.old       the replaced folder, between the two renames of an overwrite
 
-A killed run leaves the partial folder, in which nothing loads: shards carry a `.partial` suffix until they are complete,
-and config.json comes last. The next run into the same target keeps what `ShardLog` says is complete, if it is the same
-job, and removes everything else; or it moves the old folder back, if the killed run was between the renames. A folder of
-that name that holds neither the log nor only files of a checkpoint is not a killed run's, and is refused.
+A killed run leaves the partial folder, in which nothing loads: shards carry a `.partial` suffix
+until they are complete, and config.json comes last. The next run into the same target keeps what
+`ShardLog` says is complete, if it is the same job, and removes everything else; or it moves the old
+folder back, if the killed run was between the renames. A folder of that name that holds neither the
+log nor only files of a checkpoint is not a killed run's, and is refused.
 """
 
 from __future__ import annotations
@@ -46,32 +47,43 @@ _SPARE_BYTES = 64 * 2**20  # tokenizer, configuration, file system overhead
 class OutputFolder:
     """The target folder in the making: write into `path`, then `commit`.
 
-    Left by an error, nothing remains; left by an interrupt, the complete shards of a job that can go on do.
+    Left by an error, nothing remains; left by an interrupt, the complete shards of a job that can
+    go on do.
 
     Args:
         target: the folder to create; its parents are created.
         need_bytes: what will be in it, checked against the free space first.
-        overwrite: replace a checkpoint folder that is already there, if it holds nothing else; it stays in place until the new
-            one is complete.
-        job: what decides every byte of the shards, so that another run of the same job can go on from them; without it
-            every run starts afresh.
-        sources: folders and files that are read meanwhile: nothing that is written may replace them.
+        overwrite: replace a checkpoint folder that is already there, if it holds nothing else; it
+            stays in place until the new one is complete.
+        job: what decides every byte of the shards, so that another run of the same job can go on
+            from them; without it every run starts afresh.
+        sources: folders and files that are read meanwhile: nothing that is written may replace
+            them.
 
     Attributes:
-        complete: file → checksums of the shards that an unfinished run of this job left. Verify before use.
+        complete: file → checksums of the shards that an unfinished run of this job left. Verify
+            before use.
 
     Raises:
-        OutputError: the target is not empty, is no folder, holds a source, is being written by another process, cannot be
-            written, or the disk is too small (with the figures); or a link has one of the hidden names.
+        OutputError: the target is not empty, is no folder, holds a source, is being written by
+            another process, cannot be written, or the disk is too small (with the figures); or a
+            link has one of the hidden names.
     """
 
     def __init__(
-        self, target: str | Path, need_bytes: int, *, overwrite: bool = False, job: str | None = None,
+        self,
+        target: str | Path,
+        need_bytes: int,
+        *,
+        overwrite: bool = False,
+        job: str | None = None,
         sources: Iterable[Path] = (),
-    ):  # fmt: skip
+    ):
         self.target = Path(os.path.realpath(Path(target).expanduser()))
         if not self.target.name:
-            raise OutputError(f"{target}: found the root folder, expected a new folder", "choose another --out")
+            raise OutputError(
+                f"{target}: found the root folder, expected a new folder", "choose another --out"
+            )
         self.path = self.target.with_name(f".{self.target.name}.pa_fast.partial")
         self._old = self.target.with_name(f".{self.target.name}.pa_fast.old")
         self._lock = self.target.with_name(f".{self.target.name}.pa_fast.lock")
@@ -100,7 +112,12 @@ class OutputFolder:
                 raise
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         try:
             interrupted = kind is not None and not issubclass(kind, Exception)
             kept = (interrupted or self._keep) and self._can_resume and self._log.read()
@@ -111,7 +128,8 @@ class OutputFolder:
 
     @contextmanager
     def shard(self, plan: ShardPlan) -> Iterator[ShardFile]:
-        """The weight file of `plan`, open for filling; synced and given its final name when the block ends well.
+        """The weight file of `plan`, open for filling; synced and given its final name when the
+        block ends well.
 
         The checksums in `file.sums` by then are what another run of the job verifies it by.
         """
@@ -152,9 +170,10 @@ class OutputFolder:
                     left -= file.write(data)
                 if left or source.read(1):
                     raise DataError(
-                        f"{companion.path}: the file changed while it was read: found another length than "
-                        f"{companion.size_bytes} bytes", "wait until nothing writes to the checkpoint, and run again"
-                    )  # fmt: skip
+                        f"{companion.path}: the file changed while it was read: found another"
+                        f" length than {companion.size_bytes} bytes",
+                        "wait until nothing writes to the checkpoint, and run again",
+                    )
             file.flush()
             os.fsync(file.fileno())
         if target.parent != self.path:
@@ -166,7 +185,9 @@ class OutputFolder:
             try:
                 files.sync_folder(self.path)
             except OSError:
-                self._keep = True  # its weight files are complete, and another run goes on from them
+                self._keep = (
+                    True  # its weight files are complete, and another run goes on from them
+                )
                 raise
             self._check_held()
             self._check_target()
@@ -179,7 +200,9 @@ class OutputFolder:
                 if self._old.exists() and not self.target.exists():
                     files.rename(self._old, self.target)
                 raise
-        if files.sync_finished(self.target.parent):  # else the old folder stays too: a power cut may undo the renames
+        if files.sync_finished(
+            self.target.parent
+        ):  # else the old folder stays too: a power cut may undo the renames
             shutil.rmtree(self._old, ignore_errors=True)
 
     def _recover(self) -> None:
@@ -192,14 +215,21 @@ class OutputFolder:
                 files.rename(self._old, self.target)
         if not files.check_own_folder(self.path):
             return
-        foreign = [name for name in foreign_names(self.path) if not name.endswith(_UNFINISHED) and name not in _ADAPTER]
+        foreign = [
+            name
+            for name in foreign_names(self.path)
+            if not name.endswith(_UNFINISHED) and name not in _ADAPTER
+        ]
         if foreign and not os.path.lexists(self._log.file):
             raise OutputError(
                 f"{self.path}: holds {quoted(foreign[0])}, which pa_fast did not write there",
-                "the name is one of pa_fast's own: move the folder elsewhere, or choose another --out",
+                "the name is one of pa_fast's own: move the folder elsewhere, or choose another"
+                " --out",
             )
         left = self._log.read() if self._can_resume else {}
-        self.complete = {file: sums for file, sums in left.items() if _is_own_file(self.path / file)}
+        self.complete = {
+            file: sums for file, sums in left.items() if _is_own_file(self.path / file)
+        }
         for path in list(self.path.iterdir()):
             if path.name not in self.complete and not (self.complete and path == self._log.file):
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
@@ -208,7 +238,9 @@ class OutputFolder:
         if not self.target.exists():
             return
         if not self.target.is_dir():
-            raise OutputError(f"{self.target}: found a file, expected a folder or nothing", "choose another --out")
+            raise OutputError(
+                f"{self.target}: found a file, expected a folder or nothing", "choose another --out"
+            )
         names = sorted(os.listdir(self.target))
         if not names:
             return
@@ -218,20 +250,28 @@ class OutputFolder:
         check_replaceable(self.target)
 
     def _check_held(self) -> None:
-        """Without locks, the process that came last has the lock file: this one must not touch its files."""
+        """Without locks, the process that came last has the lock file: this one must not touch its
+        files."""
         if not files.is_named(self._fd, self._lock):
-            raise OutputError(f"{self.target}: another process began to write it", "run one at a time")
+            raise OutputError(
+                f"{self.target}: another process began to write it", "run one at a time"
+            )
 
     def _check_space(self) -> None:
         free = shutil.disk_usage(self.target.parent).free
-        bytes_ = self._need_bytes + _SPARE_BYTES - sum((self.path / file).stat().st_size for file in self.complete)
+        bytes_ = (
+            self._need_bytes
+            + _SPARE_BYTES
+            - sum((self.path / file).stat().st_size for file in self.complete)
+        )
         if free < bytes_:
             need = format_bytes(bytes_)
             found = f"needs {need}, {format_bytes(free)} are free on its disk"
             raise OutputError(f"{self.target}: {found}", "free some space or choose another disk")
 
     def _unlock(self) -> None:
-        # unlinked while held: whoever opened the old file meanwhile sees that its name is gone, and tries again
+        # unlinked while held: whoever opened the old file meanwhile sees that its name is gone, and
+        # tries again
         if files.is_named(self._fd, self._lock):
             self._lock.unlink(missing_ok=True)
         os.close(self._fd)
@@ -239,7 +279,8 @@ class OutputFolder:
 
 
 class ShardFile:
-    """One weight file of known layout, open for writing. Its header is written first; its space is reserved.
+    """One weight file of known layout, open for writing. Its header is written first; its space is
+    reserved.
 
     Attributes:
         sums: checksums by tensor, for whoever fills the file to leave here.
@@ -260,14 +301,18 @@ class ShardFile:
         self._syncing: Future[None] | None = None
 
     def write(self, name: str, start: int, data: torch.Tensor) -> None:
-        """Write `data` [n], contiguous, as elements `start` to `start + n` of the flattened tensor `name`; from any thread."""
+        """Write `data` [n], contiguous, as elements `start` to `start + n` of the flattened tensor
+        `name`; from any thread."""
         slot = self._slots[name]
         _write(self._fd, memory(data), slot.start + start * DTYPE_BITS[slot.dtype] // 8)
 
     def written(self, count: int) -> None:
-        """Say that `count` more bytes are final: the disk starts on them while the next are computed."""
+        """Say that `count` more bytes are final: the disk starts on them while the next are
+        computed."""
         self._waiting_bytes += count
-        if self._waiting_bytes < _SYNC_BYTES or (self._syncing is not None and not self._syncing.done()):
+        if self._waiting_bytes < _SYNC_BYTES or (
+            self._syncing is not None and not self._syncing.done()
+        ):
             return
         if self._syncing is not None:
             self._syncing.result()  # an error of the disk is reported once, here
@@ -297,7 +342,9 @@ def output_errors(path: Path) -> Iterator[None]:
             folder = next((p for p in [path, *path.parents] if p.exists()), path)
             free = f" ({format_bytes(shutil.disk_usage(folder).free)} free)"
         hint = "check the folder's permissions and free space, or choose another --out"
-        raise OutputError(f"{where}: cannot be written: {error.strerror or error}{free}", hint) from error
+        raise OutputError(
+            f"{where}: cannot be written: {error.strerror or error}{free}", hint
+        ) from error
 
 
 def _write(fd: int, data: memoryview, at: int) -> None:
@@ -307,7 +354,8 @@ def _write(fd: int, data: memoryview, at: int) -> None:
 
 
 def _reserve(fd: int, size_bytes: int) -> None:
-    """Give the file its size and, where the file system can, its blocks: a disk that is too small says so at once."""
+    """Give the file its size and, where the file system can, its blocks: a disk that is too small
+    says so at once."""
     try:
         os.posix_fallocate(fd, 0, size_bytes)
     except (AttributeError, OSError) as error:

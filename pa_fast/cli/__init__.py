@@ -1,4 +1,5 @@
-"""The command line: parse, build, call the library, print. Data goes to stdout, progress and messages to stderr."""
+"""The command line: parse, build, call the library, print. Data goes to stdout, progress and
+messages to stderr."""
 
 from __future__ import annotations
 
@@ -24,13 +25,20 @@ from pa_fast.terminal import libraries_printable, say, tell
 
 __all__ = ["app", "main"]
 
-_UsageError: Any = typer.BadParameter.__base__  # click's, which newer versions of typer carry under a name of their own
+_UsageError: Any = (
+    typer.BadParameter.__base__
+)  # click's, which newer versions of typer carry under a name of their own
 
 app = typer.Typer(
     name="pa-fast",
-    help="Dense, exact λ sweeps along W(λ) = B + λ (I − B) between a base checkpoint and its instruct sibling.",
-    epilog="BASE and INSTRUCT are local folders or hub ids (org/name@revision). `pa-fast VERB --help` explains each verb; "
-    "--debug shows the traceback of an error.",
+    help=(
+        "Dense, exact λ sweeps along W(λ) = B + λ (I − B) between a base checkpoint and its"
+        " instruct sibling."
+    ),
+    epilog=(
+        "BASE and INSTRUCT are local folders or hub ids (org/name@revision). `pa-fast VERB --help`"
+        " explains each verb; --debug shows the traceback of an error."
+    ),
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -49,15 +57,18 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def _options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+        bool,
+        typer.Option(
+            "--version", callback=_version, is_eager=True, help="Show the version and exit."
+        ),
     ] = False,
 ) -> None:
     pass
 
 
 def _verb(function: Callable[..., None], **options: Any) -> None:
-    """Register a command; an interrupt inside it ends with exit code 130 instead of typer's 1, and output that nobody reads
-    with a message instead of none."""
+    """Register a command; an interrupt inside it ends with exit code 130 instead of typer's 1, and
+    output that nobody reads with a message instead of none."""
 
     @functools.wraps(function)
     def interruptible(*args: Any, **kwargs: Any) -> None:
@@ -69,7 +80,10 @@ def _verb(function: Callable[..., None], **options: Any) -> None:
             raise typer.Exit(130) from None
         except BrokenPipeError:
             drop_output()
-            say("error: standard output was closed before all of it was read\n\nhint: what was written to files is whole")
+            say(
+                "error: standard output was closed before all of it was read\n\nhint: what was"
+                " written to files is whole"
+            )
             raise typer.Exit(1) from None
         except OSError:
             drop_output()
@@ -84,13 +98,20 @@ for _function in (merge, encode, lora, verify, inspect, report, bench):
 
 
 def main() -> NoReturn:
-    """Entry point of `pa-fast`: every failure is one message and an exit code, a traceback only with --debug."""
+    """Entry point of `pa-fast`: every failure is one message and an exit code, a traceback only
+    with --debug."""
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
-    gc.set_threshold(100_000)  # imports make a million objects that stay: looking through them again takes a fifth of their time
+    gc.set_threshold(
+        100_000
+        # imports make a million objects that stay: looking through them again takes a fifth of
+        # their time
+    )
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal that cannot write λ gets a question mark, not a failure
+            stream.reconfigure(
+                errors="replace"
+            )  # a terminal that cannot write λ gets a question mark, not a failure
     if debug:
         sys.excepthook = lambda *error: say("".join(traceback.format_exception(*error)))
     try:
@@ -100,7 +121,9 @@ def main() -> NoReturn:
     except KeyboardInterrupt:
         say("interrupted")
         sys.exit(130)
-    except _UsageError as error:  # typer's own way prints arguments as they are, and a file's name may be one
+    except (
+        _UsageError
+    ) as error:  # typer's own way prints arguments as they are, and a file's name may be one
         with io.StringIO() as said:
             error.show(file=said)
             say(said.getvalue().rstrip())
@@ -113,8 +136,14 @@ def main() -> NoReturn:
             sys.exit(error.exit_code)
         if isinstance(error, OSError):
             where = error.filename or "output"
-            say(f"error: {where}: {error.strerror or error}\n\nhint: check the disk and permissions, then run again")
+            say(
+                f"error: {where}: {error.strerror or error}\n\nhint: check the disk and"
+                " permissions, then run again"
+            )
             sys.exit(1)
         said_by = shortened(f"{type(error).__name__}: {error}")
-        say(f"error: unexpected {said_by}\n\nhint: a bug in pa_fast; run again with --debug to see where")
+        say(
+            f"error: unexpected {said_by}\n\nhint: a bug in pa_fast; run again with --debug to see"
+            " where"
+        )
         sys.exit(1)

@@ -6,7 +6,16 @@ from typing import Annotated
 
 import typer
 
-from pa_fast.cli.options import AllowNonfinite, Base, Dtype, IgnoreConfig, Instruct, Json, OneSided, StripPrefix
+from pa_fast.cli.options import (
+    AllowNonfinite,
+    Base,
+    Dtype,
+    IgnoreConfig,
+    Instruct,
+    Json,
+    OneSided,
+    StripPrefix,
+)
 from pa_fast.cli.output import tell_json
 from pa_fast.errors import UsageError
 from pa_fast.terminal import say, tell
@@ -16,44 +25,98 @@ from pa_fast.units import format_bytes, format_count
 def encode(
     base: Base,
     instruct: Instruct,
-    format: Annotated[str, typer.Option(metavar="F", help="packed or sparse, which can lose nothing; lowrank or dense.")],
+    format: Annotated[
+        str,
+        typer.Option(
+            metavar="F", help="packed or sparse, which can lose nothing; lowrank or dense."
+        ),
+    ],
     out: Annotated[str, typer.Option(metavar="FILE", help="The delta file to write.")],
     range_: Annotated[
-        str | None, typer.Option("--range", metavar="LO:HI", help="packed: the λ that it is for; 0:1 by default.")
+        str | None,
+        typer.Option(
+            "--range", metavar="LO:HI", help="packed: the λ that it is for; 0:1 by default."
+        ),
     ] = None,
-    select: Annotated[str | None, typer.Option(metavar="S", help="sparse: exact, topk, ties or dare.")] = None,
-    density: Annotated[float | None, typer.Option(metavar="D", help="topk, ties, dare: share of the weights, in (0, 1].")] = None,
-    scope: Annotated[str | None, typer.Option(metavar="S", help="topk: that share of each tensor, or global.")] = None,
-    rank: Annotated[int | None, typer.Option(metavar="R", help="lowrank: rank of every matrix; 64 if nothing is said.")] = None,
-    energy: Annotated[float | None, typer.Option(metavar="E", help="lowrank: share of ‖I − B‖² that each matrix keeps.")] = None,
-    budget: Annotated[int | None, typer.Option(metavar="BYTES", help="lowrank: bytes of the whole delta.")] = None,
-    seed: Annotated[int | None, typer.Option(metavar="N", help="Seed of dare and of the decomposition; 0 by default.")] = None,
+    select: Annotated[
+        str | None, typer.Option(metavar="S", help="sparse: exact, topk, ties or dare.")
+    ] = None,
+    density: Annotated[
+        float | None,
+        typer.Option(metavar="D", help="topk, ties, dare: share of the weights, in (0, 1]."),
+    ] = None,
+    scope: Annotated[
+        str | None, typer.Option(metavar="S", help="topk: that share of each tensor, or global.")
+    ] = None,
+    rank: Annotated[
+        int | None,
+        typer.Option(metavar="R", help="lowrank: rank of every matrix; 64 if nothing is said."),
+    ] = None,
+    energy: Annotated[
+        float | None,
+        typer.Option(metavar="E", help="lowrank: share of ‖I − B‖² that each matrix keeps."),
+    ] = None,
+    budget: Annotated[
+        int | None, typer.Option(metavar="BYTES", help="lowrank: bytes of the whole delta.")
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Seed of dare and of the decomposition; 0 by default."),
+    ] = None,
     dtype: Dtype = "auto",
     allow_nonfinite: AllowNonfinite = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace FILE, if it is a delta.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace FILE, if it is a delta.")
+    ] = False,
     one_sided: OneSided = None,
     ignore_config: IgnoreConfig = None,
     strip_prefix: StripPrefix = "",
-    text: Annotated[str | None, typer.Option(metavar="FILE", help="Also compare with the exact merge on this text.")] = None,
+    text: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Also compare with the exact merge on this text."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Write the delta between two checkpoints to a file; with it `sweep --delta` needs BASE alone."""
+    """Write the delta between two checkpoints to a file; with it `sweep --delta` needs BASE
+    alone."""
     from pa_fast.encoding import encode as run
 
     report = run(
-        base, instruct, out, format,
-        select=select, density=density, scope=scope, rank=rank, energy=energy, budget=budget, seed=seed, range=_range(range_),
-        dtype=dtype, allow_nonfinite=allow_nonfinite, overwrite=overwrite, text=text,
-        one_sided=one_sided, ignore_config=ignore_config or (), strip_prefix=strip_prefix,
-    )  # fmt: skip
+        base,
+        instruct,
+        out,
+        format,
+        select=select,
+        density=density,
+        scope=scope,
+        rank=rank,
+        energy=energy,
+        budget=budget,
+        seed=seed,
+        range=_range(range_),
+        dtype=dtype,
+        allow_nonfinite=allow_nonfinite,
+        overwrite=overwrite,
+        text=text,
+        one_sided=one_sided,
+        ignore_config=ignore_config or (),
+        strip_prefix=strip_prefix,
+    )
     if as_json:
         tell_json(report.to_json())
         return
-    kept = "loses nothing" if report.lossless else f"relative error {report.relative_error:.3g}, ‖D′‖² / ‖D‖² {report.energy:.3g}"
+    kept = (
+        "loses nothing"
+        if report.lossless
+        else f"relative error {report.relative_error:.3g}, ‖D′‖² / ‖D‖² {report.energy:.3g}"
+    )
     size = f"{format_bytes(report.bytes)}, {report.bytes_per_parameter:.3g} bytes per parameter"
     tell(f"{out}: {report.options}: {size}; {kept}")
     for point in report.text.points if report.text else ():
-        tell(f"λ = {point.lam}: KL to the exact merge {point.kl:.3g} nats per token, {point.agreement:.1%} of tokens agree")
+        tell(
+            f"λ = {point.lam}: KL to the exact merge {point.kl:.3g} nats per token,"
+            f" {point.agreement:.1%} of tokens agree"
+        )
 
 
 def _range(text: str | None) -> tuple[float, float] | None:
@@ -68,16 +131,30 @@ def _range(text: str | None) -> tuple[float, float] | None:
 
 
 def lora(
-    delta: Annotated[str, typer.Argument(metavar="DELTA", help="A low-rank file of `pa-fast encode`.")],
+    delta: Annotated[
+        str, typer.Argument(metavar="DELTA", help="A low-rank file of `pa-fast encode`.")
+    ],
     base: Base,
-    out: Annotated[str, typer.Option(metavar="DIR", help="The LoRA folder to write; must be new or empty.")],
-    lam: Annotated[str, typer.Option("--lambda", metavar="L", help="lora_alpha is λ times the rank.")] = "1",
-    partial: Annotated[bool, typer.Option("--partial", help="Leave out what a LoRA cannot hold, such as norms.")] = False,
+    out: Annotated[
+        str, typer.Option(metavar="DIR", help="The LoRA folder to write; must be new or empty.")
+    ],
+    lam: Annotated[
+        str, typer.Option("--lambda", metavar="L", help="lora_alpha is λ times the rank.")
+    ] = "1",
+    partial: Annotated[
+        bool, typer.Option("--partial", help="Leave out what a LoRA cannot hold, such as norms.")
+    ] = False,
 ) -> None:
     """Write a low-rank delta as a LoRA folder that peft loads."""
     from pa_fast.encoding import export_lora
 
     made = export_lora(delta, base, out, lam, partial=partial)
-    tell(f"{out}: {format_count(len(made.ranks), 'layer')}, rank {max(made.ranks.values())}, λ = {lam}")
+    tell(
+        f"{out}: {format_count(len(made.ranks), 'layer')}, rank {max(made.ranks.values())}, λ ="
+        f" {lam}"
+    )
     if made.left_out:
-        say(f"note: left out {format_count(len(made.left_out), 'tensor')}, such as `{made.left_out[0]}`")
+        say(
+            f"note: left out {format_count(len(made.left_out), 'tensor')}, such as"
+            f" `{made.left_out[0]}`"
+        )

@@ -22,7 +22,7 @@ from pa_fast.cli.options import (
     Rule,
     Seed,
     StripPrefix,
-)  # fmt: skip
+)
 from pa_fast.cli.output import byte_bar, show_json
 from pa_fast.errors import DataError
 from pa_fast.terminal import say, tell
@@ -35,10 +35,18 @@ if TYPE_CHECKING:
 def merge(
     base: Base,
     instruct: Instruct,
-    lam: Annotated[str, typer.Option("--lambda", metavar="L", help="Any finite λ: 0.6, 1/3, -0.2.")],
-    out: Annotated[str, typer.Option(metavar="DIR", help="The folder to write; must be new or empty.")],
+    lam: Annotated[
+        str, typer.Option("--lambda", metavar="L", help="Any finite λ: 0.6, 1/3, -0.2.")
+    ],
+    out: Annotated[
+        str, typer.Option(metavar="DIR", help="The folder to write; must be new or empty.")
+    ],
     max_shard_size: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Largest weight file, such as 5GB; cut as BASE's files are by default.")
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Largest weight file, such as 5GB; cut as BASE's files are by default.",
+        ),
     ] = None,
     dtype: Dtype = "auto",
     rounding: Rounding = "nearest",
@@ -50,21 +58,35 @@ def merge(
     strip_prefix: StripPrefix = "",
     allow_nonfinite: AllowNonfinite = False,
     from_model: Annotated[
-        bool, typer.Option("--from-model", help="Load the pair as `sweep` does, set λ, and write what the live model holds.")
+        bool,
+        typer.Option(
+            "--from-model",
+            help="Load the pair as `sweep` does, set λ, and write what the live model holds.",
+        ),
     ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace DIR, a checkpoint that holds nothing else.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace DIR, a checkpoint that holds nothing else.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Write the merge at one λ as a checkpoint folder that transformers loads.
 
-    A merge that was killed or interrupted goes on from its complete weight files when the same command runs again.
+    A merge that was killed or interrupted goes on from its complete weight files when the same
+    command runs again.
     """
     from pa_fast.checkpoint.merge import merge as run
 
     alike: dict[str, Any] = {
-        "dtype": dtype, "rounding": rounding, "seed": seed, "rule": rule, "allow_nonfinite": allow_nonfinite,
-        "extra_rows": extra_rows, "one_sided": one_sided, "ignore_config": ignore_config or (), "strip_prefix": strip_prefix,
-    }  # fmt: skip
+        "dtype": dtype,
+        "rounding": rounding,
+        "seed": seed,
+        "rule": rule,
+        "allow_nonfinite": allow_nonfinite,
+        "extra_rows": extra_rows,
+        "one_sided": one_sided,
+        "ignore_config": ignore_config or (),
+        "strip_prefix": strip_prefix,
+    }
     how: dict[str, Any] = {"max_shard_size": max_shard_size, "overwrite": overwrite}
     if from_model:
         from pa_fast.engines.transformers import load
@@ -79,7 +101,10 @@ def merge(
         with byte_bar("merging") as bar:
             report = run(base, instruct, lam, out, progress=bar, **alike, **how)
     except KeyboardInterrupt:
-        say(f"\ninterrupted; complete weight files are kept. Go on with:\n  {shlex.join(['pa-fast', *sys.argv[1:]])}")
+        say(
+            "\ninterrupted; complete weight files are kept. Go on with:\n "
+            f" {shlex.join(['pa-fast', *sys.argv[1:]])}"
+        )
         raise typer.Exit(130) from None
     _merged(report, as_json)
 
@@ -90,9 +115,15 @@ def _merged(report: MergeReport, as_json: bool) -> None:
     else:
         rate = format_rate(report.bytes, report.seconds)
         size = f"{format_bytes(report.bytes)} in {format_count(report.shards, 'file')}"
-        tell(f"{report.out}: λ = {report.lam}, {report.tensors} tensors, {size}, {format_seconds(report.seconds)} ({rate})")
+        tell(
+            f"{report.out}: λ = {report.lam}, {report.tensors} tensors, {size},"
+            f" {format_seconds(report.seconds)} ({rate})"
+        )
         if report.resumed:
-            say(f"note: {report.resumed} of {format_count(report.shards, 'file')} were complete from an unfinished run")
+            say(
+                f"note: {report.resumed} of {format_count(report.shards, 'file')} were complete"
+                " from an unfinished run"
+            )
         for note in report.notes:
             say(f"note: {note}")
 
@@ -102,30 +133,48 @@ def verify(
     base: Base,
     instruct: Instruct,
     lam: Annotated[
-        str | None, typer.Option("--lambda", metavar="L", help="λ of the merge; MERGED's pa_fast.json by default.")
+        str | None,
+        typer.Option(
+            "--lambda", metavar="L", help="λ of the merge; MERGED's pa_fast.json by default."
+        ),
     ] = None,
-    rounding: Annotated[str | None, typer.Option(metavar="R", help="Rounding of the merge; by default likewise.")] = None,
+    rounding: Annotated[
+        str | None, typer.Option(metavar="R", help="Rounding of the merge; by default likewise.")
+    ] = None,
     seed: Seed = None,
-    rule: Annotated[str | None, typer.Option(metavar="FILE", help="λ rule of the merge; by default likewise.")] = None,
+    rule: Annotated[
+        str | None, typer.Option(metavar="FILE", help="λ rule of the merge; by default likewise.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Is this checkpoint that merge, bit by bit?"""
     from pa_fast.checkpoint.verify import verify as run
 
     with byte_bar("verifying") as bar:
-        report = run(merged, base, instruct, lam, rounding=rounding, seed=seed, rule=rule, progress=bar)
+        report = run(
+            merged, base, instruct, lam, rounding=rounding, seed=seed, rule=rule, progress=bar
+        )
     if as_json:
         show_json(report)
     else:
         if report.ok:
-            tell(f"{report.merged}: every bit of {report.tensors} tensors is the merge at λ = {report.lam}")
+            tell(
+                f"{report.merged}: every bit of {report.tensors} tensors is the merge at λ ="
+                f" {report.lam}"
+            )
         for note in report.notes:
             say(f"note: {note}")
     if not report.ok:
         wrong = report.differences
         more = f" and {len(wrong) - 1} more tensors" if len(wrong) > 1 else ""
-        counted = f" ({wrong[0].differing:,} of {wrong[0].count:,} weights differ)" if wrong[0].differing else ""
+        counted = (
+            f" ({wrong[0].differing:,} of {wrong[0].count:,} weights differ)"
+            if wrong[0].differing
+            else ""
+        )
         raise DataError(
-            f"{report.merged} is not the merge at λ = {report.lam}: `{wrong[0].name}` {wrong[0].reason}{counted}{more}",
-            "compare λ, rule, rounding, dtype and the source folders with those in its pa_fast.json; --json lists every tensor",
+            f"{report.merged} is not the merge at λ = {report.lam}: `{wrong[0].name}`"
+            f" {wrong[0].reason}{counted}{more}",
+            "compare λ, rule, rounding, dtype and the source folders with those in its"
+            " pa_fast.json; --json lists every tensor",
         )

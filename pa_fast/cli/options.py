@@ -7,30 +7,63 @@ from typing import Annotated
 import typer
 
 Base = Annotated[str, typer.Argument(metavar="BASE", help="The base checkpoint, λ = 0.")]
-Instruct = Annotated[str, typer.Argument(metavar="INSTRUCT", help="The instruct checkpoint, λ = 1.")]
-Dtype = Annotated[str, typer.Option(metavar="D", help="bfloat16, float16, float32, or auto: as each tensor is in INSTRUCT.")]
-Rounding = Annotated[
-    str, typer.Option(metavar="R", help="nearest, or stochastic: λ is followed on average where nearest bends it.")
+Instruct = Annotated[
+    str, typer.Argument(metavar="INSTRUCT", help="The instruct checkpoint, λ = 1.")
 ]
-Seed = Annotated[int | None, typer.Option(metavar="N", help="Seed of stochastic rounding; 0 by default.")]
-Rule = Annotated[str | None, typer.Option(metavar="FILE", help="YAML rows by which λ spreads over the tensors: docs/rules.md.")]
+Dtype = Annotated[
+    str,
+    typer.Option(
+        metavar="D", help="bfloat16, float16, float32, or auto: as each tensor is in INSTRUCT."
+    ),
+]
+Rounding = Annotated[
+    str,
+    typer.Option(
+        metavar="R", help="nearest, or stochastic: λ is followed on average where nearest bends it."
+    ),
+]
+Seed = Annotated[
+    int | None, typer.Option(metavar="N", help="Seed of stochastic rounding; 0 by default.")
+]
+Rule = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE", help="YAML rows by which λ spreads over the tensors: docs/rules.md."
+    ),
+]
 ExtraRows = Annotated[
-    str, typer.Option(metavar="P", help="Vocabulary rows that one side alone has: instruct keeps them as they are, or refuse.")
+    str,
+    typer.Option(
+        metavar="P",
+        help="Vocabulary rows that one side alone has: instruct keeps them as they are, or refuse.",
+    ),
 ]
 OneSided = Annotated[
     str | None,
     typer.Option(
         metavar="P",
-        help="Tensors that one side alone has and no model uses: keep, drop or refuse; by default those are kept that the "
-        "model class ignores, and others refused.",
+        help=(
+            "Tensors that one side alone has and no model uses: keep, drop or refuse; by default"
+            " those are kept that the model class ignores, and others refused."
+        ),
     ),
 ]
 IgnoreConfig = Annotated[
     list[str] | None,
-    typer.Option("--ignore-config", metavar="KEY", help="Accept that this key of config.json differs; may be given again."),
+    typer.Option(
+        "--ignore-config",
+        metavar="KEY",
+        help="Accept that this key of config.json differs; may be given again.",
+    ),
 ]
 StripPrefix = Annotated[
-    str, typer.Option(metavar="TEXT", help="Remove this from the beginning of tensor names, such as _orig_mod. or module.")
+    str,
+    typer.Option(
+        metavar="TEXT",
+        help="Remove this from the beginning of tensor names, such as _orig_mod. or module.",
+    ),
 ]
-AllowNonfinite = Annotated[bool, typer.Option("--allow-nonfinite", help="Let NaN and infinity in the weights pass.")]
+AllowNonfinite = Annotated[
+    bool, typer.Option("--allow-nonfinite", help="Let NaN and infinity in the weights pass.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 
 def open_standard_streams() -> None:
-    """Open what of stdin, stdout and stderr the caller closed, as /dev/null: else the next file opened would be it.
+    """Open what of stdin, stdout and stderr the caller closed, as /dev/null: else the next file
+    opened would be it.
 
     Raises:
         OutputError: stdout was closed, and with it the place of every result.
@@ -37,11 +38,15 @@ def open_standard_streams() -> None:
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     if sys.stdout is None:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-        raise OutputError("standard output is closed", "open it; what is not wanted goes to /dev/null: … > /dev/null")
+        raise OutputError(
+            "standard output is closed",
+            "open it; what is not wanted goes to /dev/null: … > /dev/null",
+        )
 
 
 def drop_output() -> None:
-    """Point stdout at /dev/null, where what is left in its buffer does not fail once more at exit."""
+    """Point stdout at /dev/null, where what is left in its buffer does not fail once more at
+    exit."""
     with suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -50,11 +55,15 @@ def say_where(result: SweepResult) -> None:
     """The folder of a sweep, relative to this one where it lies in it."""
     drawn = " and figure" if (result.out / "trajectory.png").exists() else ""
     here = pathlib.Path.cwd()
-    say(f"results{drawn}: {result.out.relative_to(here) if result.out.is_relative_to(here) else result.out}")
+    say(
+        f"results{drawn}:"
+        f" {result.out.relative_to(here) if result.out.is_relative_to(here) else result.out}"
+    )
 
 
 def show(table: Table) -> None:
-    """A table, on stdout: in blocks of columns, below one another, where a terminal is too narrow for its figures."""
+    """A table, on stdout: in blocks of columns, below one another, where a terminal is too narrow
+    for its figures."""
     # A pipe has no width: wrapping there would break tables for the programs that read them.
     out = console(width=None if sys.stdout.isatty() else 10_000)
     for block in blocks(table, out):
@@ -106,9 +115,22 @@ def byte_bar(what: str, *, shown: bool = True) -> Iterator[Callable[[int, int], 
     if not (shown and sys.stderr.isatty()):
         yield None
         return
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
 
-    columns = (TextColumn(what), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn(what),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=console(stderr=True), transient=True) as progress:
         task = progress.add_task(what, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)

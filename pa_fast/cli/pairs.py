@@ -19,20 +19,28 @@ from pa_fast.cli.options import (
     Rule,
     Seed,
     StripPrefix,
-)  # fmt: skip
+)
 from pa_fast.cli.output import byte_bar, show, show_json
 
 
 def inspect(
     base: Base,
     instruct: Instruct,
-    sample: Annotated[bool, typer.Option("--sample", help="Measure 65,536 weights of every tensor.")] = False,
+    sample: Annotated[
+        bool, typer.Option("--sample", help="Measure 65,536 weights of every tensor.")
+    ] = False,
     full: Annotated[bool, typer.Option("--full", help="Measure all weights.")] = False,
     fidelity: Annotated[
-        str | None, typer.Option(metavar="LAMBDAS", help="Which λ each of these really is, once rounded; 0:1:0.1.")
+        str | None,
+        typer.Option(
+            metavar="LAMBDAS", help="Which λ each of these really is, once rounded; 0:1:0.1."
+        ),
     ] = None,
     figure: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Draw the delta by layer and module to FILE.png, .svg and .pdf.")
+        str | None,
+        typer.Option(
+            metavar="FILE", help="Draw the delta by layer and module to FILE.png, .svg and .pdf."
+        ),
     ] = None,
     dtype: Dtype = "auto",
     rounding: Rounding = "nearest",
@@ -44,7 +52,8 @@ def inspect(
     strip_prefix: StripPrefix = "",
     as_json: Json = False,
 ) -> None:
-    """Do these two checkpoints pair? Answered from headers alone, in a second; how far apart they are from the weights.
+    """Do these two checkpoints pair? Answered from headers alone, in a second; how far apart they
+    are from the weights.
 
     Without --full, --fidelity and --figure measure a sample.
     """
@@ -52,18 +61,34 @@ def inspect(
     from pa_fast.sweep.schedule import lambdas
 
     grid = lambdas(fidelity) if fidelity is not None else ()
-    drawing = None if figure is None else Path(figure.removesuffix(".png").removesuffix(".svg").removesuffix(".pdf"))
+    drawing = (
+        None
+        if figure is None
+        else Path(figure.removesuffix(".png").removesuffix(".svg").removesuffix(".pdf"))
+    )
     if drawing is not None:
         from pa_fast.sweep.figure import check_place
 
         check_place(drawing)
-    with byte_bar("measuring", shown=sample or full or fidelity is not None or figure is not None) as bar:
+    with byte_bar(
+        "measuring", shown=sample or full or fidelity is not None or figure is not None
+    ) as bar:
         report = run(
-            base, instruct,
-            sample=sample or (figure is not None and not full), full=full, fidelity=grid,
-            dtype=dtype, rounding=rounding, seed=seed, rule=rule, extra_rows=extra_rows,
-            one_sided=one_sided, ignore_config=ignore_config or (), strip_prefix=strip_prefix, progress=bar,
-        )  # fmt: skip
+            base,
+            instruct,
+            sample=sample or (figure is not None and not full),
+            full=full,
+            fidelity=grid,
+            dtype=dtype,
+            rounding=rounding,
+            seed=seed,
+            rule=rule,
+            extra_rows=extra_rows,
+            one_sided=one_sided,
+            ignore_config=ignore_config or (),
+            strip_prefix=strip_prefix,
+            progress=bar,
+        )
     if as_json:
         show_json(report)
     else:

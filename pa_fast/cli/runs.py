@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pa_fast.cli.options import AllowNonfinite, Base, Dtype, ExtraRows, IgnoreConfig, OneSided, Rounding, Rule, StripPrefix
+from pa_fast.cli.options import (
+    AllowNonfinite,
+    Base,
+    Dtype,
+    ExtraRows,
+    IgnoreConfig,
+    OneSided,
+    Rounding,
+    Rule,
+    StripPrefix,
+)
 from pa_fast.cli.output import say_where, show
 from pa_fast.errors import PaFastError, UsageError, parted
 from pa_fast.foreign import shortened
@@ -61,45 +71,89 @@ A comma in a value is written \\, and --limit does not reach python:.
 
 def sweep(
     base: Base,
-    lambdas: Annotated[str, typer.Option(metavar="LAMBDAS", help="Which λ: a range, a list, or both.")],
-    evals: Annotated[list[str], typer.Option("--eval", metavar="EVAL", help="What to evaluate; may be given again.")],
-    out: Annotated[str, typer.Option(metavar="DIR", help="The run folder: journal, results and figure.")],
+    lambdas: Annotated[
+        str, typer.Option(metavar="LAMBDAS", help="Which λ: a range, a list, or both.")
+    ],
+    evals: Annotated[
+        list[str],
+        typer.Option("--eval", metavar="EVAL", help="What to evaluate; may be given again."),
+    ],
+    out: Annotated[
+        str, typer.Option(metavar="DIR", help="The run folder: journal, results and figure.")
+    ],
     instruct: Annotated[
-        str | None, typer.Argument(metavar="INSTRUCT", help="The instruct checkpoint, λ = 1; not needed beside --delta.")
+        str | None,
+        typer.Argument(
+            metavar="INSTRUCT", help="The instruct checkpoint, λ = 1; not needed beside --delta."
+        ),
     ] = None,
     store: Annotated[
-        str, typer.Option(metavar="S", help="How the delta is held: auto, dense, packed, sparse, lowrank or attached.")
+        str,
+        typer.Option(
+            metavar="S",
+            help="How the delta is held: auto, dense, packed, sparse, lowrank or attached.",
+        ),
     ] = "auto",
     residency: Annotated[
-        str, typer.Option(metavar="R", help="Where a GPU keeps it: auto, device, or host (pinned memory).")
+        str,
+        typer.Option(
+            metavar="R", help="Where a GPU keeps it: auto, device, or host (pinned memory)."
+        ),
     ] = "auto",
-    delta: Annotated[str | None, typer.Option(metavar="FILE", help="A file of `pa-fast encode`, instead of INSTRUCT.")] = None,
+    delta: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="A file of `pa-fast encode`, instead of INSTRUCT."),
+    ] = None,
     confirm: Annotated[
-        int, typer.Option(metavar="N", min=0, help="After a sweep with a lossy delta: the best N points once more, exactly.")
+        int,
+        typer.Option(
+            metavar="N",
+            min=0,
+            help="After a sweep with a lossy delta: the best N points once more, exactly.",
+        ),
     ] = 0,
     device: Annotated[str, typer.Option(metavar="D", help="cpu, cuda, cuda:1, or auto.")] = "auto",
     dtype: Dtype = "auto",
-    tokenizer: Annotated[str | None, typer.Option(metavar="DIR", help="Tokenizer for all λ; INSTRUCT's by default.")] = None,
-    batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="Requests per forward pass, at every λ.")] = 8,
+    tokenizer: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Tokenizer for all λ; INSTRUCT's by default.")
+    ] = None,
+    batch_size: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Requests per forward pass, at every λ.")
+    ] = 8,
     limit: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="At most N items per evaluator, evenly over groups.")
+        int | None,
+        typer.Option(metavar="N", min=1, help="At most N items per evaluator, evenly over groups."),
     ] = None,
     rounding: Rounding = "nearest",
     rule: Rule = None,
-    seed: Annotated[int, typer.Option(metavar="N", help="Seed of shots, of --limit and of stochastic rounding.")] = 0,
+    seed: Annotated[
+        int, typer.Option(metavar="N", help="Seed of shots, of --limit and of stochastic rounding.")
+    ] = 0,
     engine: Annotated[
-        str, typer.Option(metavar="E", help="transformers, or tensor-parallel: one model on all ranks of torchrun.")
+        str,
+        typer.Option(
+            metavar="E",
+            help="transformers, or tensor-parallel: one model on all ranks of torchrun.",
+        ),
     ] = "transformers",
-    workers: Annotated[int, typer.Option(metavar="N", min=1, help="Processes on Ray, one GPU or share of cores each.")] = 1,
+    workers: Annotated[
+        int,
+        typer.Option(metavar="N", min=1, help="Processes on Ray, one GPU or share of cores each."),
+    ] = 1,
     shard: Annotated[
-        str | None, typer.Option(metavar="I/N", help="Run every Nth λ from I on; auto: as torchrun or SLURM says.")
+        str | None,
+        typer.Option(
+            metavar="I/N", help="Run every Nth λ from I on; auto: as torchrun or SLURM says."
+        ),
     ] = None,
     extra_rows: ExtraRows = "instruct",
     one_sided: OneSided = None,
     ignore_config: IgnoreConfig = None,
     strip_prefix: StripPrefix = "",
     allow_nonfinite: AllowNonfinite = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start afresh in a folder that holds a sweep.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Start afresh in a folder that holds a sweep.")
+    ] = False,
 ) -> None:
     from pa_fast.rules import LambdaRule
     from pa_fast.run import SweepSpec, check_confirm
@@ -108,23 +162,51 @@ def sweep(
     from pa_fast.sweep.ready import failing_alike
 
     job = SweepSpec(
-        base, instruct, lambdas, tuple(evals), out, device, dtype, store, tokenizer, batch_size, limit, seed,
-        allow_nonfinite, overwrite, engine, delta, rounding, None if rule is None else LambdaRule.load(rule), extra_rows,
-        residency, one_sided, tuple(ignore_config or ()), strip_prefix,
-    )  # fmt: skip
+        base,
+        instruct,
+        lambdas,
+        tuple(evals),
+        out,
+        device,
+        dtype,
+        store,
+        tokenizer,
+        batch_size,
+        limit,
+        seed,
+        allow_nonfinite,
+        overwrite,
+        engine,
+        delta,
+        rounding,
+        None if rule is None else LambdaRule.load(rule),
+        extra_rows,
+        residency,
+        one_sided,
+        tuple(ignore_config or ()),
+        strip_prefix,
+    )
     if confirm and shard is not None:
         raise UsageError(
-            "--confirm and --shard together", "confirm when all shards are done: run the same command without --shard"
+            "--confirm and --shard together",
+            "confirm when all shards are done: run the same command without --shard",
         )
     if confirm:
         check_confirm(job)
     # a delta takes the place of INSTRUCT, which then serves to confirm alone
-    swept = job if delta is None else dataclasses.replace(job, instruct=None, tokenizer=tokenizer or instruct)
+    swept = (
+        job
+        if delta is None
+        else dataclasses.replace(job, instruct=None, tokenizer=tokenizer or instruct)
+    )
     try:
         result = _launch(swept, workers, shard, TerminalProgress())
     except KeyboardInterrupt:
         again = [part for part in sys.argv[1:] if part != "--overwrite"]
-        say(f"\ninterrupted; finished points are kept. Go on with:\n  {shlex.join(['pa-fast', *again])}")
+        say(
+            "\ninterrupted; finished points are kept. Go on with:\n "
+            f" {shlex.join(['pa-fast', *again])}"
+        )
         raise typer.Exit(130) from None
     if result is None:
         return  # a rank whose first one tells
@@ -140,21 +222,34 @@ def sweep(
         say_failures(result.failures)
         alike = failing_alike(result)
         raise PaFastError(
-            f"{len(result.failures)} of {format_count(len(result.failures) + len(result.rows), 'point')} failed",
-            "run the same command again to try the failed points once more"
-            if any(failure.evaluator not in alike for failure in result.failures)
-            else "they fail alike at every λ: mend what the message names; finished points are kept",
+            f"{len(result.failures)} of"
+            f" {format_count(len(result.failures) + len(result.rows), 'point')} failed",
+            (
+                "run the same command again to try the failed points once more"
+                if any(failure.evaluator not in alike for failure in result.failures)
+                else (
+                    "they fail alike at every λ: mend what the message names; finished points are"
+                    " kept"
+                )
+            ),
         )
 
 
-def _launch(job: SweepSpec, workers: int, shard: str | None, progress: Progress) -> SweepResult | None:
-    """Run `job` in as many processes as asked for; None on ranks that leave the telling to the first."""
+def _launch(
+    job: SweepSpec, workers: int, shard: str | None, progress: Progress
+) -> SweepResult | None:
+    """Run `job` in as many processes as asked for; None on ranks that leave the telling to the
+    first."""
     if shard is not None and workers > 1:
-        raise UsageError("--workers and --shard together", "--workers starts processes here; --shard is one of several")
+        raise UsageError(
+            "--workers and --shard together",
+            "--workers starts processes here; --shard is one of several",
+        )
     if job.engine == "tensor-parallel":
         if shard is not None or workers > 1:
             raise UsageError(
-                "--engine tensor-parallel with --workers or --shard", "its ranks are one worker: start it with torchrun"
+                "--engine tensor-parallel with --workers or --shard",
+                "its ranks are one worker: start it with torchrun",
             )
         from pa_fast.launch import lockstep
 
@@ -178,7 +273,10 @@ def say_failures(failures: Iterable[Failure]) -> None:
     known: set[str | None] = {None}
     for failure in failures:
         message, hint = parted(failure.error)
-        say(f"failed: {failure.evaluator} at λ = {failure.lam.key}: {shortened(' '.join(message.split()))}")
+        say(
+            f"failed: {failure.evaluator} at λ = {failure.lam.key}:"
+            f" {shortened(' '.join(message.split()))}"
+        )
         if hint not in known:
             say(f"  hint: {shortened(hint or '')}")
             known.add(hint)
@@ -187,7 +285,8 @@ def say_failures(failures: Iterable[Failure]) -> None:
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN_DIR", help="Run folders of sweeps.")],
 ) -> None:
-    """Print the table of one or more runs, and write their results and figures again from the journals."""
+    """Print the table of one or more runs, and write their results and figures again from the
+    journals."""
     from pa_fast.sweep.report import report as run
     from pa_fast.sweep.results import table
 

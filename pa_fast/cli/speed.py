@@ -20,14 +20,21 @@ if TYPE_CHECKING:
 def bench(
     device: Annotated[str, typer.Option(metavar="D", help="cpu, cuda, cuda:1, or auto.")] = "auto",
     shape: Annotated[
-        str, typer.Option(metavar="S", help="1b, 8b, 70b, or a checkpoint folder; auto: 8b on a GPU, 1b on a CPU.")
+        str,
+        typer.Option(
+            metavar="S", help="1b, 8b, 70b, or a checkpoint folder; auto: 8b on a GPU, 1b on a CPU."
+        ),
     ] = "auto",
-    rounds: Annotated[int, typer.Option(metavar="N", min=1, help="Runs of everything; the median counts.")] = 5,
+    rounds: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Runs of everything; the median counts.")
+    ] = 5,
     as_json: Json = False,
 ) -> None:
-    """Time switches of synthetic weights on this machine, beside what it can do at all, and count the bytes of each store.
+    """Time switches of synthetic weights on this machine, beside what it can do at all, and count
+    the bytes of each store.
 
-    Bits are compared with the contract before any speed is given; dense and sparse switches are timed twice to show the noise.
+    Bits are compared with the contract before any speed is given; dense and sparse switches are
+    timed twice to show the noise.
     """
     from pa_fast.throughput import measure
 
@@ -42,7 +49,10 @@ def _throughput_table(found: Throughput) -> Table:
     from rich import box
     from rich.table import Table
 
-    title = f"{found.machine}, torch {found.torch}: {found.weights / 1e9:.2f} G bf16 weights in {found.tensors} tensors"
+    title = (
+        f"{found.machine}, torch {found.torch}: {found.weights / 1e9:.2f} G bf16 weights in"
+        f" {found.tensors} tensors"
+    )
     table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
     for column in ("", "‖I − B‖ / ‖B‖", "bytes per weight", "ms", "GB/s", "× dense", "encoded in"):
         table.add_column(column, justify="left" if not column else "right", overflow="fold")

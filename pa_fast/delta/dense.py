@@ -17,8 +17,9 @@ from pa_fast.delta.entry import Source, Whole
 if TYPE_CHECKING:
     import torch
 
-# Elements merged at a time where a merge is only looked at: on a CPU the pieces stay in cache between the passes over them
-# and each is worth the cost of a call; on a GPU one launch hides its latency.
+# Elements merged at a time where a merge is only looked at: on a CPU the pieces stay in cache
+# between the passes over them and each is worth the cost of a call; on a GPU one launch hides its
+# latency.
 _CPU_SPAN = 1 << 20
 _GPU_SPAN = 1 << 24
 
@@ -45,11 +46,14 @@ class Dense:
     """T live float tensors and their sources, switched together.
 
     Args:
-        live, base: T contiguous tensors each; entry t of both has the same shape. A base that is elsewhere is copied to its
-            live tensor's device, but for one in pinned host memory, which a GPU reads where it is.
+        live, base: T contiguous tensors each; entry t of both has the same shape. A base that is
+            elsewhere is copied to its live tensor's device, but for one in pinned host memory,
+            which a GPU reads where it is.
         entries: the targets, where the live tensors are, or in pinned host memory.
-        via: for each entry the dtype that a merge is rounded to before it is stored, or None for the live dtype.
-        draws: for each entry the noise of stochastic rounding, or None; None for all where not given.
+        via: for each entry the dtype that a merge is rounded to before it is stored, or None for
+            the live dtype.
+        draws: for each entry the noise of stochastic rounding, or None; None for all where not
+            given.
 
     Numerics: the contract, `pa_kernels.reference.lerp`.
     """
@@ -80,10 +84,13 @@ class Dense:
         return spans(self._live[t])
 
     def merged(self, t: int, span: slice, lam: float) -> torch.Tensor:
-        """A fresh merge of the elements `span` of entry t, in the live dtype, computed from the sources alone."""
+        """A fresh merge of the elements `span` of entry t, in the live dtype, computed from the
+        sources alone."""
         import torch
 
-        out = torch.empty(span.stop - span.start, dtype=self._live[t].dtype, device=self._live[t].device)
+        out = torch.empty(
+            span.stop - span.start, dtype=self._live[t].dtype, device=self._live[t].device
+        )
         self._merge_(out, t, span, lam)
         return out
 
@@ -92,13 +99,16 @@ class Dense:
         self._merge_(self._live[t].detach().view(-1)[span], t, span, lam)
 
     def _merge_(self, out: torch.Tensor, t: int, span: slice, lam: float) -> None:
-        base, target = ([side.view(-1)[span].to(out.device)] for side in (self.base[t], self.target[t]))
+        base, target = (
+            [side.view(-1)[span].to(out.device)] for side in (self.base[t], self.target[t])
+        )
         draw = self._draws[t]
         here = draw and Draw(draw.key, draw.start + span.start)
         pa_kernels.lerp_([out], base, target, lam, via=[self._via[t]], draws=[here])
 
     def ends(self, t: int, span: slice) -> tuple[torch.Tensor, torch.Tensor]:
-        """Base and target of the elements `span` of entry t, in their own dtypes; possibly the sources themselves."""
+        """Base and target of the elements `span` of entry t, in their own dtypes; possibly the
+        sources themselves."""
         where = self._live[t].device
         return self.base[t].view(-1)[span].to(where), self.target[t].view(-1)[span].to(where)
 

@@ -1,4 +1,5 @@
-"""What a delta is made of: one entry for each live tensor, of the kind that its store chose for it."""
+"""What a delta is made of: one entry for each live tensor, of the kind that its store chose for
+it."""
 
 from __future__ import annotations
 
@@ -37,14 +38,16 @@ class Source:
 
 @dataclass(frozen=True, eq=False)
 class Whole:
-    """A delta given by its end: the target, in the shape of the live tensor. Cost: |target| bytes per weight."""
+    """A delta given by its end: the target, in the shape of the live tensor. Cost: |target| bytes
+    per weight."""
 
     target: Tensor
 
 
 @dataclass(frozen=True, eq=False)
 class Factors:
-    """D = B + UV with U [..., M, R] and V [..., R, N]. Cost: R·(M + N) values, for each matrix of a stack."""
+    """D = B + UV with U [..., M, R] and V [..., R, N]. Cost: R·(M + N) values, for each matrix of a
+    stack."""
 
     u: Tensor
     v: Tensor
@@ -57,7 +60,8 @@ class Store(Protocol):
     """How deltas are to be held: options, and the way from sources to entries.
 
     Attributes:
-        exact: whether live weights are, bit for bit, the contract between the base and the delta's own end.
+        exact: whether live weights are, bit for bit, the contract between the base and the delta's
+            own end.
         lossless: whether that end is the instruct model.
     """
 
@@ -83,7 +87,11 @@ def parts(entry: Entry) -> dict[str, Tensor]:
     """The tensors that an entry consists of, by the names that they have in a file."""
     if isinstance(entry, PackedTensor):
         return entry.parts
-    names = {Whole: ("target",), Factors: ("u", "v"), SparseTensor: ("where", "starts", "base", "target")}[type(entry)]
+    names = {
+        Whole: ("target",),
+        Factors: ("u", "v"),
+        SparseTensor: ("where", "starts", "base", "target"),
+    }[type(entry)]
     return {name: getattr(entry, name) for name in names}
 
 
@@ -91,7 +99,11 @@ def kind(entry: Entry) -> str:
     """What a delta file calls an entry of this kind."""
     if isinstance(entry, PackedTensor):
         return f"packed{entry.width}"
-    return entry.kind if isinstance(entry, SparseTensor) else {Whole: "whole", Factors: "factors"}[type(entry)]
+    return (
+        entry.kind
+        if isinstance(entry, SparseTensor)
+        else {Whole: "whole", Factors: "factors"}[type(entry)]
+    )
 
 
 def nbytes(entry: Entry) -> int:

@@ -1,7 +1,9 @@
 """How the peft library names and turns the factors of a delta, layer by layer.
 
-    linear      base_model.model.LAYER.lora_A.weight [R, N] = V     base_model.model.LAYER.lora_B.weight [M, R] = U
-    embedding   base_model.model.LAYER.lora_embedding_A [R, M] = Uᵀ  base_model.model.LAYER.lora_embedding_B [N, R] = Vᵀ
+    linear      LAYER.lora_A.weight [R, N] = V      LAYER.lora_B.weight [M, R] = U
+    embedding   LAYER.lora_embedding_A [R, M] = Uᵀ  LAYER.lora_embedding_B [N, R] = Vᵀ
+
+before which stands `base_model.model.`.
 
 All beside a weight [M, N]. Every layer has factors of its own: a tied weight has them twice.
 
@@ -39,13 +41,19 @@ class Layer:
     @property
     def keys(self) -> tuple[str, str]:
         """The names of A and B in the weight file."""
-        a, b = ("lora_embedding_A", "lora_embedding_B") if self.embedding else ("lora_A.weight", "lora_B.weight")
+        a, b = (
+            ("lora_embedding_A", "lora_embedding_B")
+            if self.embedding
+            else ("lora_A.weight", "lora_B.weight")
+        )
         return f"{PREFIX}{self.path}.{a}", f"{PREFIX}{self.path}.{b}"
 
     def shapes(self, rank: int) -> tuple[tuple[int, int], tuple[int, int]]:
         """The shapes of A and B."""
         height, width = self.shape
-        return ((rank, height), (width, rank)) if self.embedding else ((rank, width), (height, rank))
+        return (
+            ((rank, height), (width, rank)) if self.embedding else ((rank, width), (height, rank))
+        )
 
     def adapter(self, factors: Factors) -> tuple[torch.Tensor, torch.Tensor]:
         """A and B; possibly the factors themselves."""
@@ -58,7 +66,8 @@ class Layer:
 
 
 def layers(model: torch.nn.Module) -> dict[str, Layer]:
-    """The layers that can be adapted, by path: plain linear and embedding layers, all of whose weight's users are such.
+    """The layers that can be adapted, by path: plain linear and embedding layers, all of whose
+    weight's users are such.
 
     Args:
         model: may be on the meta device.
@@ -74,10 +83,15 @@ def layers(model: torch.nn.Module) -> dict[str, Layer]:
             height, width = weights[names[0]].shape
             for name, module in modules.items():
                 path = name.removesuffix(".weight")
-                found[path] = Layer(path, names[0], (height, width), type(module) is torch.nn.Embedding)
+                found[path] = Layer(
+                    path, names[0], (height, width), type(module) is torch.nn.Embedding
+                )
     return found
 
 
 def _plain(module: torch.nn.Module) -> bool:
-    # subclasses may scale or gate what they return, and a delta of their weight is then no delta of their output
-    return type(module) is torch.nn.Linear or (type(module) is torch.nn.Embedding and module.max_norm is None)
+    # subclasses may scale or gate what they return, and a delta of their weight is then no delta of
+    # their output
+    return type(module) is torch.nn.Linear or (
+        type(module) is torch.nn.Embedding and module.max_norm is None
+    )

@@ -29,7 +29,8 @@ class Exported:
 
     Attributes:
         ranks: path of each adapted layer → rank.
-        left_out: names of tensors that the delta changes and a LoRA cannot; the adapter leaves them at the base.
+        left_out: names of tensors that the delta changes and a LoRA cannot; the adapter leaves them
+            at the base.
     """
 
     ranks: Mapping[str, int]
@@ -48,14 +49,16 @@ def export(
     """Write the LoRA folder `folder` that makes W(λ) of the base: `lora_alpha` is λ times the rank.
 
     Args:
-        delta: a delta file; of its tensors only matrices of linear and embedding layers, held as factors, fit into a LoRA.
-        model: of the architecture that the delta is for. Only names, shapes, and kinds of layers are looked at: it may be on
-            the meta device.
+        delta: a delta file; of its tensors only matrices of linear and embedding layers, held as
+            factors, fit into a LoRA.
+        model: of the architecture that the delta is for. Only names, shapes, and kinds of layers
+            are looked at: it may be on the meta device.
         folder: new or empty.
         base_model: the folder or hub id that the adapter names as its base.
         partial: leave out what does not fit, and say so, instead of refusing.
 
-    Numerics: the factors as they are; W(λ) = B + λUV as the library computes it, which rounds otherwise than a merge.
+    Numerics: the factors as they are; W(λ) = B + λUV as the library computes it, which rounds
+    otherwise than a merge.
 
     Raises:
         UsageError: λ is not a finite number.
@@ -70,11 +73,15 @@ def export(
         adapted, left = _fitting(file, layers(model))
         if left and not partial:
             raise DataError(
-                f"{file.path}: changes {len(left)} tensors that a LoRA cannot hold, such as {quoted(left[0])}",
+                f"{file.path}: changes {len(left)} tensors that a LoRA cannot hold, such as"
+                f" {quoted(left[0])}",
                 "export the rest with --partial (partial=True), or merge the model instead",
             )
         if not adapted:
-            raise DataError(f"{file.path}: nothing in it fits into a LoRA", "encode the pair with the store `lowrank`")
+            raise DataError(
+                f"{file.path}: nothing in it fits into a LoRA",
+                "encode the pair with the store `lowrank`",
+            )
         ranks = {layer.path: factors.u.shape[-1] for layer, factors in adapted.items()}
         plan = _plan(adapted)
         with OutputFolder(folder, plan.size_bytes, sources=[file.path]) as out:
@@ -82,7 +89,9 @@ def export(
                 for layer, factors in adapted.items():
                     for key, tensor in zip(layer.keys, layer.adapter(factors)):
                         shard.write(key, 0, tensor.contiguous())
-            out.write(CONFIG, (json.dumps(_config(ranks, scale, base_model), indent=2) + "\n").encode())
+            out.write(
+                CONFIG, (json.dumps(_config(ranks, scale, base_model), indent=2) + "\n").encode()
+            )
             out.commit()
     return Exported(ranks, tuple(left))
 
@@ -116,12 +125,15 @@ def _fitting(file: DeltaFile, known: Mapping[str, Layer]) -> tuple[dict[Layer, F
 
 
 def _users(name: str, file: DeltaFile, known: Mapping[str, Layer]) -> list[Layer]:
-    """The layers whose weight is the tensor `name`. A tied one that the delta tells apart has a name of its own."""
+    """The layers whose weight is the tensor `name`. A tied one that the delta tells apart has a
+    name of its own."""
     layer = known.get(name.removesuffix(".weight"))
     if layer is None or not name.endswith(".weight"):
         return []
     twins = (other for other in known.values() if other.weight == layer.weight)
-    return [twin for twin in twins if twin == layer or f"{twin.path}.weight" not in file.about.tensors]
+    return [
+        twin for twin in twins if twin == layer or f"{twin.path}.weight" not in file.about.tensors
+    ]
 
 
 def _plan(adapted: Mapping[Layer, Factors]) -> ShardPlan:

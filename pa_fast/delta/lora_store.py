@@ -1,4 +1,5 @@
-"""The store of a delta that is given by its factors, as an adapter is: there is nothing to decompose."""
+"""The store of a delta that is given by its factors, as an adapter is: there is nothing to
+decompose."""
 
 from __future__ import annotations
 
@@ -12,9 +13,11 @@ from pa_fast.errors import PairError
 
 @dataclass(frozen=True, eq=False)
 class LoraStore:
-    """W(λ) = B + λUV for the weights in `factors`, and B for all others, whatever stands on the instruct side.
+    """W(λ) = B + λUV for the weights in `factors`, and B for all others, whatever stands on the
+    instruct side.
 
-    The adapted model is the instruct model: nothing of the delta is lost, and the base stands on both sides.
+    The adapted model is the instruct model: nothing of the delta is lost, and the base stands on
+    both sides.
 
     Args:
         factors: first name of a weight → U [M, R] and V [R, N]; see `lora_import.read`.
@@ -39,7 +42,10 @@ class LoraStore:
         """
         missing = self.factors.keys() - {source.name for source in sources}
         if missing:
-            raise PairError(f"the adapter changes `{min(missing)}`, which is not live", "give the base that it was trained on")
+            raise PairError(
+                f"the adapter changes `{min(missing)}`, which is not live",
+                "give the base that it was trained on",
+            )
         for source in sources:
             factors = self.factors.get(source.name)
             if factors is None:
@@ -49,5 +55,8 @@ class LoraStore:
             u, v = factors.u, factors.v
             if (u.shape[0], v.shape[1]) != source.base.shape:
                 found = f"{[u.shape[0], v.shape[1]]}, the base has {list(source.base.shape)}"
-                raise PairError(f"the adapter's `{source.name}` is {found}", "give the base that it was trained on")
+                raise PairError(
+                    f"the adapter's `{source.name}` is {found}",
+                    "give the base that it was trained on",
+                )
             yield Factors(u.to(source.device).contiguous(), v.to(source.device).contiguous())

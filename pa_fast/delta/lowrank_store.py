@@ -1,4 +1,5 @@
-"""What a low-rank delta keeps: the leading singular directions of I − B, matrix by matrix, and how many of each."""
+"""What a low-rank delta keeps: the leading singular directions of I − B, matrix by matrix, and how
+many of each."""
 
 from __future__ import annotations
 
@@ -18,22 +19,25 @@ from pa_fast.errors import DataError, UsageError
 
 @dataclass(frozen=True)
 class LowRankStore:
-    """I − B cut to a rank, for each matrix and for each matrix of a stack (experts). It is an approximation: the weights of
-    a full fine-tune are not of low rank. All other tensors, and those that factors would make larger, are held whole.
+    """I − B cut to a rank, for each matrix and for each matrix of a stack (experts). It is an
+    approximation: the weights of a full fine-tune are not of low rank. All other tensors, and those
+    that factors would make larger, are held whole.
 
     Args:
         rank: of every matrix; 64 where nothing is said.
-        energy: instead: for each matrix the lowest rank that holds this share of ‖I − B‖², in (0, 1].
-        budget_bytes: instead: bytes of the whole delta. Ranks go to the matrix where a byte gains the most of ‖I − B‖².
+        energy: instead: for each matrix the lowest rank that holds this share of ‖I − B‖², in (0,
+            1].
+        budget_bytes: instead: bytes of the whole delta. Ranks go to the matrix where a byte gains
+            the most of ‖I − B‖².
         seed: of the random start of the decomposition.
-        attached: leave the factors beside the weights of linear and embedding layers, λ a scalar of their forward pass
-            (`pa_fast.load` alone can), instead of merging them.
+        attached: leave the factors beside the weights of linear and embedding layers, λ a scalar of
+            their forward pass (`pa_fast.load` alone can), instead of merging them.
 
     Ranks are multiples of 16, rounded up, which is what the matrix units of a GPU take at a time.
 
     Numerics: factors are U·√S and √S·V, rounded to the live dtype.
-    Cost: a randomised decomposition of each matrix (`pa_kernels.svd`); for an energy one for each doubling of the rank;
-        for a budget two, the first of the largest rank that it could pay for.
+    Cost: a randomised decomposition of each matrix (`pa_kernels.svd`); for an energy one for each
+        doubling of the rank; for a budget two, the first of the largest rank that it could pay for.
 
     Raises:
         UsageError: more than one of rank, energy and budget, or one that cannot be.
@@ -53,10 +57,15 @@ class LowRankStore:
         given = {"rank": self.rank, "energy": self.energy, "budget": self.budget_bytes}
         said = {name: value for name, value in given.items() if value is not None}
         if len(said) > 1:
-            raise UsageError(f"{' and '.join(said)} are given together", "the rank follows from one of rank, energy, budget")
+            raise UsageError(
+                f"{' and '.join(said)} are given together",
+                "the rank follows from one of rank, energy, budget",
+            )
         for name, value in said.items():
             if not value > 0 or (name == "energy" and value > 1):
-                raise UsageError(f"{name} {value}", "give a positive rank or size, or an energy in (0, 1]")
+                raise UsageError(
+                    f"{name} {value}", "give a positive rank or size, or an energy in (0, 1]"
+                )
         if not said:
             object.__setattr__(self, "rank", 64)
 
@@ -65,7 +74,11 @@ class LowRankStore:
         if self.energy is not None:
             chosen = f"energy {self.energy:g}"
         else:
-            chosen = f"rank {self.rank}" if self.budget_bytes is None else f"budget {self.budget_bytes} bytes"
+            chosen = (
+                f"rank {self.rank}"
+                if self.budget_bytes is None
+                else f"budget {self.budget_bytes} bytes"
+            )
         return f"{self.name}{' attached' if self.attached else ''}, {chosen}, seed {self.seed}"
 
     def encode(self, sources: Sequence[Source]) -> Iterator[Entry]:
@@ -87,7 +100,8 @@ class LowRankStore:
             yield Whole(source.instruct.to(source.device)) if found is None else found.factors()
 
     def _enough(self, source: Source, most: int, share: float) -> _Decomposition | None:
-        """As many directions as hold `share` of the energy; None where they would cost more than the whole."""
+        """As many directions as hold `share` of the energy; None where they would cost more than
+        the whole."""
         rank = 0
         while rank < most:
             rank = min(max(2 * rank, 2 * RANK_STEP), most)
@@ -115,13 +129,21 @@ class LowRankStore:
 
 
 def largest_rank(source: Source) -> int:
-    """The largest rank at which factors are smaller than the whole tensor; 0 for what has no rank, or is not finite."""
+    """The largest rank at which factors are smaller than the whole tensor; 0 for what has no rank,
+    or is not finite."""
     shape = source.base.shape
     if len(shape) not in (2, 3) or not source.base.numel():
         return 0
-    if not all(bool(torch.isfinite(tensor.sum(dtype=torch.float32))) for tensor in (source.base, source.instruct)):
+    if not all(
+        bool(torch.isfinite(tensor.sum(dtype=torch.float32)))
+        for tensor in (source.base, source.instruct)
+    ):
         return 0
-    return min((source.instruct.nbytes - 1) // rank_bytes(source), *shape[-2:]) // RANK_STEP * RANK_STEP
+    return (
+        min((source.instruct.nbytes - 1) // rank_bytes(source), *shape[-2:])
+        // RANK_STEP
+        * RANK_STEP
+    )
 
 
 def rank_bytes(source: Source) -> int:
@@ -131,14 +153,17 @@ def rank_bytes(source: Source) -> int:
 
 
 def spend(gains: Sequence[Sequence[float]], costs: Sequence[int], budget: int) -> list[int]:
-    """How many steps each tensor gets: always the next one with the largest gain per byte, as long as it can be paid.
+    """How many steps each tensor gets: always the next one with the largest gain per byte, as long
+    as it can be paid.
 
     Args:
         gains: for each tensor what each further step gains, descending.
         costs: for each tensor the bytes of a step.
     """
     steps = [0] * len(gains)
-    waiting = [(-gain[0] / cost, t) for t, (gain, cost) in enumerate(zip(gains, costs)) if len(gain)]
+    waiting = [
+        (-gain[0] / cost, t) for t, (gain, cost) in enumerate(zip(gains, costs)) if len(gain)
+    ]
     heapq.heapify(waiting)
     while waiting:
         _, t = heapq.heappop(waiting)
@@ -181,9 +206,16 @@ class _Decomposition:
 def _decomposed(source: Source, rank: int, seed: int) -> _Decomposition:
     stacks = (side.reshape(-1, *side.shape[-2:]) for side in source.there())
     try:
-        return _Decomposition(source, rank, [truncated_svd(base, inst, rank, seed=seed) for base, inst in zip(*stacks)])
+        return _Decomposition(
+            source,
+            rank,
+            [truncated_svd(base, inst, rank, seed=seed) for base, inst in zip(*stacks)],
+        )
     except ValueError as error:
-        raise DataError(f"`{source.name}` has no low-rank form: {error}", "use a dense or a sparse store for this pair") from None
+        raise DataError(
+            f"`{source.name}` has no low-rank form: {error}",
+            "use a dense or a sparse store for this pair",
+        ) from None
 
 
 def _stepped(rank: int) -> int:

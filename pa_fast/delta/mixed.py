@@ -1,4 +1,5 @@
-"""What live weights hold: every entry of a delta, each with its own kind, ready to be switched together."""
+"""What live weights hold: every entry of a delta, each with its own kind, ready to be switched
+together."""
 
 from __future__ import annotations
 
@@ -39,14 +40,20 @@ class Part(Protocol):
     def beside(self) -> list[Tensor]: ...
 
 
-HOLDERS: dict[type, Any] = {Whole: Dense, PackedTensor: Packed, SparseTensor: Sparse, Factors: LowRank}
+HOLDERS: dict[type, Any] = {
+    Whole: Dense,
+    PackedTensor: Packed,
+    SparseTensor: Sparse,
+    Factors: LowRank,
+}
 
 
 class Mixed:
     """T live float tensors, their bases and their entries, switched together.
 
     Args:
-        live, base, entries, via: as for the store of each kind; entries are copied to the live tensors' devices.
+        live, base, entries, via: as for the store of each kind; entries are copied to the live
+            tensors' devices.
         draws: the noise of stochastic rounding, where all entries are whole.
     """
 
@@ -61,7 +68,9 @@ class Mixed:
         self._live = list(live)
         self._parts: list[Part] = []
         self._members: list[list[int]] = []
-        columns: list[Sequence[Any]] = [live, base, entries, via] + ([] if draws is None else [draws])
+        columns: list[Sequence[Any]] = [live, base, entries, via] + (
+            [] if draws is None else [draws]
+        )
         self._places: dict[int, tuple[Part, int]] = {}
         for kind, holder in HOLDERS.items():
             members = [t for t, entry in enumerate(entries) if isinstance(entry, kind)]
@@ -72,16 +81,19 @@ class Mixed:
                 self._places.update((t, (part, k)) for k, t in enumerate(members))
 
     def check(self, lam: float | Sequence[float]) -> None:
-        """Raise UsageError, before anything is written, if λ is outside the range of a packed delta."""
+        """Raise UsageError, before anything is written, if λ is outside the range of a packed
+        delta."""
         for part, members in zip(self._parts, self._members):
             if isinstance(part, Packed):
                 part.check(_own(lam, members))
 
     def set_(self, lam: float | Sequence[float]) -> None:
-        """Write W(λ), of one λ for all or of one for each, as far as another λ would give something else.
+        """Write W(λ), of one λ for all or of one for each, as far as another λ would give something
+        else.
 
         Raises:
-            Overwritten: somebody else wrote to tensors that are switched from what they hold; all have been tried.
+            Overwritten: somebody else wrote to tensors that are switched from what they hold; all
+                have been tried.
         """
         wrong: list[int] = []
         for part, members in zip(self._parts, self._members):
@@ -96,7 +108,8 @@ class Mixed:
         """Write what no λ changes: with `set_`, every byte of every live tensor.
 
         Args:
-            base: entry → its base, for packed ones whose base is not kept; None where there is none to give.
+            base: entry → its base, for packed ones whose base is not kept; None where there is none
+                to give.
         """
         for part, members in zip(self._parts, self._members):
             if isinstance(part, Packed):
@@ -105,16 +118,19 @@ class Mixed:
                 part.restore_()
 
     def rewrite_(self, written: Container[int]) -> None:
-        """Write what `set_` leaves alone of the entries `written`, which something else has written to.
+        """Write what `set_` leaves alone of the entries `written`, which something else has written
+        to.
 
-        Packed ones say by their sums whether what was written are other bits; if so, `set_` refuses them.
+        Packed ones say by their sums whether what was written are other bits; if so, `set_` refuses
+        them.
         """
         for part, members in zip(self._parts, self._members):
             if isinstance(part, Sparse):
                 part.restore_({k for k, t in enumerate(members) if t in written})
 
     def known_sum(self, t: int) -> int | None:
-        """The checksum that live tensor t must have, where that is all that is known of it: `merged` cannot be asked then."""
+        """The checksum that live tensor t must have, where that is all that is known of it:
+        `merged` cannot be asked then."""
         part, k = self._places[t]
         return part.sum(k) if isinstance(part, Packed) and not part.proven(k) else None
 
@@ -124,7 +140,8 @@ class Mixed:
         return part.spans(k)
 
     def merged(self, t: int, span: slice, lam: float) -> Tensor:
-        """A fresh merge of the elements `span` of entry t, in the live dtype, which looks at no live tensor."""
+        """A fresh merge of the elements `span` of entry t, in the live dtype, which looks at no
+        live tensor."""
         part, k = self._places[t]
         return part.merged(k, span, lam)
 
@@ -135,7 +152,8 @@ class Mixed:
         part.piece_(k, span, lam)
 
     def products(self, t: int, span: slice) -> tuple[float, float]:
-        """⟨W − B, D − B⟩ and ‖D − B‖² over the elements `span` of entry t, D being the delta's own end; fp32."""
+        """⟨W − B, D − B⟩ and ‖D − B‖² over the elements `span` of entry t, D being the delta's own
+        end; fp32."""
         part, k = self._places[t]
         return _products(self._live[t].view(-1)[span], *part.ends(k, span))
 
@@ -145,13 +163,19 @@ class Mixed:
 
 
 def _products(live: Tensor, base: Tensor, end: Tensor) -> tuple[float, float]:
-    """The same of flat tensors [N] of any float dtypes: on a CPU piece by piece, in memory that each thread keeps."""
+    """The same of flat tensors [N] of any float dtypes: on a CPU piece by piece, in memory that
+    each thread keeps."""
     step = _IN_CACHE if live.device.type == "cpu" else live.numel()
     moved = distance = 0.0
     for start in range(0, live.numel(), step):
-        sides = [(use, side[start : start + step]) for use, side in (("live", live), ("base", base), ("end", end))]
+        sides = [
+            (use, side[start : start + step])
+            for use, side in (("live", live), ("base", base), ("end", end))
+        ]
         if live.device.type == "cpu":
-            w, b, d = (_scratch.take(use, side.numel(), torch.float32).copy_(side) for use, side in sides)
+            w, b, d = (
+                _scratch.take(use, side.numel(), torch.float32).copy_(side) for use, side in sides
+            )
         else:
             w, b, d = (side.to(live.device, torch.float32, copy=True) for _, side in sides)
         w.sub_(b)

@@ -1,6 +1,8 @@
-"""The packed store: one code for every weight beside the live copy, which itself is all that is known of base and instruct.
+"""The packed store: one code for every weight beside the live copy, which itself is all that is
+known of base and instruct.
 
-Cost: 1 or 2 bytes per weight and 6 per exception. A switch reads and writes the live copy and reads the codes.
+Cost: 1 or 2 bytes per weight and 6 per exception. A switch reads and writes the live copy and reads
+the codes.
 """
 
 from __future__ import annotations
@@ -29,13 +31,13 @@ class Overwritten(Exception):
 class Packed:
     """T live tensors that are switched by codes.
 
-    A switch starts from what they hold. So what it finds is summed, and a foreign write, or a switch that did not finish, makes
-    them stale: to be written again from the base.
+    A switch starts from what they hold. So what it finds is summed, and a foreign write, or a
+    switch that did not finish, makes them stale: to be written again from the base.
 
     Args:
         live: T contiguous tensors.
-        base: of the same shapes: tensors to keep, such as memory maps of files; or weak references, to what others may let
-            go of. Only writing anew and proving need them.
+        base: of the same shapes: tensors to keep, such as memory maps of files; or weak references,
+            to what others may let go of. Only writing anew and proving need them.
         entries: codes, where the live tensors are.
         via: taken for what the codes were made with: no rounding but the live dtype's.
 
@@ -67,9 +69,10 @@ class Packed:
         odd = [one for one in lams if not lo <= pa_kernels.reference.fp32(one) <= hi]
         if odd:
             raise UsageError(
-                f"λ = {odd[0]:g} is outside [{lo:g}, {hi:g}], the range that the packed delta is for",
-                "choose λ within it; for others encode with a wider range (`pa-fast encode --range LO:HI`, PackedStore(lo, hi)), "
-                "or use the dense store",
+                f"λ = {odd[0]:g} is outside [{lo:g}, {hi:g}], the range that the packed delta"
+                " is for",
+                "choose λ within it; for others encode with a wider range (`pa-fast encode --range"
+                " LO:HI`, PackedStore(lo, hi)), or use the dense store",
             )
 
     def set_(self, lam: float | Sequence[float]) -> None:
@@ -87,7 +90,8 @@ class Packed:
         self._stale = False
 
     def restore_(self, base: Callable[[int], Tensor | None] = lambda k: None) -> None:
-        """Write W(0) into every live tensor, whatever it held, from its base, or from what `base` gives for it.
+        """Write W(0) into every live tensor, whatever it held, from its base, or from what `base`
+        gives for it.
 
         Raises:
             WeightsError: a base is gone, or is not the one that these tensors began with.
@@ -98,7 +102,8 @@ class Packed:
             source = base(k) if kept is None else kept.detach()
             if source is None:
                 raise WeightsError(
-                    "packed weights have to be written anew, and their base is gone: nothing but their codes is kept",
+                    "packed weights have to be written anew, and their base is gone: nothing but"
+                    " their codes is kept",
                     "call resync(base) with the base tensors, or bind again",
                 )
             live.copy_(source.view(live.shape))
@@ -107,7 +112,9 @@ class Packed:
         if self._zeros is None:
             self._zeros = zeros
         elif self._zeros != zeros:
-            raise WeightsError("these are not the base tensors that the live weights were bound to", "pass those")
+            raise WeightsError(
+                "these are not the base tensors that the live weights were bound to", "pass those"
+            )
         self._stale = False
 
     def spans(self, k: int) -> Iterator[slice]:
@@ -123,7 +130,8 @@ class Packed:
         return self._at_hand(k) is not None
 
     def merged(self, k: int, span: slice, lam: float) -> Tensor:
-        """A fresh merge of the elements `span` of entry k, in the live dtype, from base and codes alone."""
+        """A fresh merge of the elements `span` of entry k, in the live dtype, from base and codes
+        alone."""
         base = self._at_hand(k)
         assert base is not None, "ask `proven` first"
         start, end = self._from_base(k, span, base)
@@ -132,10 +140,13 @@ class Packed:
         return out
 
     def ends(self, k: int, span: slice) -> tuple[Tensor, Tensor]:
-        """Base and target of the elements `span` of entry k, in fp32: from the base, or else from the live weights themselves."""
+        """Base and target of the elements `span` of entry k, in fp32: from the base, or else from
+        the live weights themselves."""
         base = self._at_hand(k)
         if base is None:
-            sides = packed_pair(self._live[k].view(-1), self._entries[k], span, self._packed.holding(k))
+            sides = packed_pair(
+                self._live[k].view(-1), self._entries[k], span, self._packed.holding(k)
+            )
         else:
             sides = self._from_base(k, span, base)
         return sides[0].float(), sides[1].float()

@@ -1,4 +1,5 @@
-"""How far a delta is from the difference that it stands for: error, energy and bytes, tensor by tensor, as it is encoded."""
+"""How far a delta is from the difference that it stands for: error, energy and bytes, tensor by
+tensor, as it is encoded."""
 
 from __future__ import annotations
 
@@ -23,8 +24,10 @@ class TensorQuality:
         kind: of its entry: whole, index, bitmap, packed8, packed16 or factors.
         parameters, bytes: of the tensor; of its entry.
         norm: ‖D‖_F.
-        relative_error: ‖D − D′‖_F / ‖D‖_F; 0 where nothing is lost, NaN where D = 0 and D′ is not, or D is not finite.
-        energy: ‖D′‖_F² / ‖D‖_F²; 1 where nothing is lost. A cut keeps 1 − error² of it, rescaled weights have more than D.
+        relative_error: ‖D − D′‖_F / ‖D‖_F; 0 where nothing is lost, NaN where D = 0 and D′ is not,
+            or D is not finite.
+        energy: ‖D′‖_F² / ‖D‖_F²; 1 where nothing is lost. A cut keeps 1 − error² of it, rescaled
+            weights have more than D.
     """
 
     name: str
@@ -53,7 +56,8 @@ class Divergence:
 
 @dataclass(frozen=True)
 class OnText:
-    """Divergences over the tokens of a text, cut into windows as perplexity cuts them; `sha256` is that of the file."""
+    """Divergences over the tokens of a text, cut into windows as perplexity cuts them; `sha256` is
+    that of the file."""
 
     sha256: str
     tokens: int
@@ -69,7 +73,8 @@ class QualityReport:
     Attributes:
         name, options: of the store; the latter are all of them, in one line.
         lossless: whether the delta's end is the instruct model.
-        parameters, bytes, bytes_per_parameter: of the model's tensors that follow λ, and of the delta's entries, as in a file.
+        parameters, bytes, bytes_per_parameter: of the model's tensors that follow λ, and of the
+            delta's entries, as in a file.
         relative_error, energy: of all tensors as one vector.
         mean_error, mean_energy: means over tensors, weighted by their parameters.
         tensors: one row for each live tensor.
@@ -97,9 +102,17 @@ class QualityReport:
     def from_json(cls, document: str) -> QualityReport:
         """The report that `to_json` wrote; null becomes NaN."""
         said = json.loads(document)
-        text, rows = said.pop("text"), tuple(TensorQuality(**_filled(row)) for row in said.pop("tensors"))
+        text, rows = (
+            said.pop("text"),
+            tuple(TensorQuality(**_filled(row)) for row in said.pop("tensors")),
+        )
         if text is not None:
-            text = OnText(**{**text, "points": tuple(Divergence(**_filled(point)) for point in text["points"])})
+            text = OnText(
+                **{
+                    **text,
+                    "points": tuple(Divergence(**_filled(point)) for point in text["points"]),
+                }
+            )
         return cls(**_filled(said), tensors=rows, text=text)
 
 
@@ -124,7 +137,8 @@ class Sums:
 
 
 class Measured:
-    """A store that measures what it encodes: give it where a store is wanted, and ask for the report afterwards.
+    """A store that measures what it encodes: give it where a store is wanted, and ask for the
+    report afterwards.
 
     Cost: one more read of the sources, and of a low-rank delta one merge.
     """
@@ -144,7 +158,9 @@ class Measured:
             found = sums(source, entry)
             errors = found.relative_error, found.energy
             count = source.base.numel()
-            row = TensorQuality(source.name, kind(entry), count, nbytes(entry), math.sqrt(found.delta), *errors)
+            row = TensorQuality(
+                source.name, kind(entry), count, nbytes(entry), math.sqrt(found.delta), *errors
+            )
             self._rows.append((row, found))
             yield entry
 
@@ -155,7 +171,9 @@ class Measured:
         all_ = sum((found for _, found in self._rows), Sums())
 
         def mean(values: Iterator[float]) -> float:
-            return math.fsum(row.parameters * value for row, value in zip(rows, values)) / max(parameters, 1)
+            return math.fsum(row.parameters * value for row, value in zip(rows, values)) / max(
+                parameters, 1
+            )
 
         return QualityReport(
             self._store.name,
@@ -183,7 +201,9 @@ def report(store: Store, sources: Sequence[Source]) -> QualityReport:
 def sums(source: Source, entry: Entry) -> Sums:
     """How the end that live weights reach with `entry` lies to the source's, span by span."""
     base, instruct = source.there()
-    live = torch.empty(source.base.shape, dtype=source.dtype, device=source.device)  # never written: a dtype and a place
+    live = torch.empty(
+        source.base.shape, dtype=source.dtype, device=source.device
+    )  # never written: a dtype and a place
     part = HOLDERS[type(entry)]([live], [base], [entry], [source.via])
 
     def over(span: slice) -> Sums:

@@ -1,6 +1,8 @@
-"""Which weights a sparse delta moves: masks over the flat elements of a tensor, made piece by piece.
+"""Which weights a sparse delta moves: masks over the flat elements of a tensor, made piece by
+piece.
 
-All of them are functions of values, names and places alone, so that no order and no cutting of the work changes them.
+All of them are functions of values, names and places alone, so that no order and no cutting of the
+work changes them.
 """
 
 from __future__ import annotations
@@ -15,14 +17,17 @@ from pa_kernels.reference import mix, same_bits
 from torch import Tensor
 
 SPAN = 1 << 20
-"""Elements per unit of work: scratch of some 30 MB per core where places are hashed in int64, a third of it elsewhere."""
+"""Elements per unit of work: scratch of some 30 MB per core where places are hashed in int64, a
+third of it elsewhere."""
 
 _ROUND = 64  # pieces whose results may wait to be taken
-_HIGH = 16  # a magnitude's bits are counted by their high part first, then by the low 16 within one high part
+# a magnitude's bits are counted by their high part first, then by the low 16 within one high part
+_HIGH = 16
 
 
 def changed(base: Tensor, instruct: Tensor) -> Tensor:
-    """Where some λ changes the merge: base and instruct, in fp32 where their dtypes differ, have different bits. Bool [N]."""
+    """Where some λ changes the merge: base and instruct, in fp32 where their dtypes differ, have
+    different bits. Bool [N]."""
 
     def differ(b: Tensor, i: Tensor, _: int) -> Tensor:
         return ~(same_bits(b, i) if b.dtype == i.dtype else same_bits(b.float(), i.float()))
@@ -49,14 +54,16 @@ def drawn(name: str, base: Tensor, instruct: Tensor, density: float, seed: int) 
 
 @dataclass(frozen=True)
 class Cut:
-    """The K largest of many |I − B|: all whose fp32 bits are above `bits`, and the first `ties` of those equal to it."""
+    """The K largest of many |I − B|: all whose fp32 bits are above `bits`, and the first `ties` of
+    those equal to it."""
 
     bits: int
     ties: int
 
 
 def largest(pairs: Callable[[], Iterable[tuple[Tensor, Tensor]]], count: int) -> Cut:
-    """The cut above which lie `count` of the changed weights of all (base, instruct) that `pairs()` goes over, twice.
+    """The cut above which lie `count` of the changed weights of all (base, instruct) that `pairs()`
+    goes over, twice.
 
     Cost: two reads of the pairs; nothing is sorted, and nothing of their size is kept.
     """
@@ -66,7 +73,11 @@ def largest(pairs: Callable[[], Iterable[tuple[Tensor, Tensor]]], count: int) ->
     def histogram(bin_of: Callable[[Tensor], Tensor], bins: int) -> Tensor:
         total = torch.zeros(bins, dtype=torch.int64, device="cpu")
         for base, instruct in pairs():
-            for found in _over(lambda b, i, _: torch.bincount(bin_of(magnitude(b, i)), minlength=bins).cpu(), base, instruct):
+            for found in _over(
+                lambda b, i, _: torch.bincount(bin_of(magnitude(b, i)), minlength=bins).cpu(),
+                base,
+                instruct,
+            ):
                 total += found
         return total
 
@@ -81,7 +92,8 @@ def largest(pairs: Callable[[], Iterable[tuple[Tensor, Tensor]]], count: int) ->
 
 
 def above(cut: Cut, base: Tensor, instruct: Tensor) -> tuple[Tensor, Cut]:
-    """Which elements `cut` selects, bool [N], and the cut that is left for what comes after them."""
+    """Which elements `cut` selects, bool [N], and the cut that is left for what comes after
+    them."""
     mask = _mask(lambda b, i, _: magnitude(b, i) > cut.bits, base, instruct)
     left = cut.ties
     for start in range(0, base.numel(), SPAN) if left else ():
@@ -95,12 +107,14 @@ def above(cut: Cut, base: Tensor, instruct: Tensor) -> tuple[Tensor, Cut]:
 
 
 def magnitude(base: Tensor, instruct: Tensor) -> Tensor:
-    """The bits of |I − B| in fp32 as int32, which order as the magnitudes do; NaN stands above all."""
+    """The bits of |I − B| in fp32 as int32, which order as the magnitudes do; NaN stands above
+    all."""
     return (instruct.float() - base.float()).abs().view(torch.int32)
 
 
 def _crossing(counts: Tensor, wanted: int) -> tuple[int, int]:
-    """The highest bin down to which `wanted` are counted (bin 0 if there are fewer), and how many lie above it."""
+    """The highest bin down to which `wanted` are counted (bin 0 if there are fewer), and how many
+    lie above it."""
     down = counts.flip(0).cumsum(0)
     at = min(int((down < wanted).sum()), counts.numel() - 1)
     return counts.numel() - 1 - at, int(down[at] - counts.flip(0)[at])
@@ -113,8 +127,11 @@ def _mask(work: Callable[[Tensor, Tensor, int], Tensor], base: Tensor, instruct:
     return made
 
 
-def _over(work: Callable[[Tensor, Tensor, int], Tensor], base: Tensor, instruct: Tensor) -> Iterator[Tensor]:
-    """`work(base, instruct, start)` of every piece of two flat tensors, in order; on a CPU one core per piece."""
+def _over(
+    work: Callable[[Tensor, Tensor, int], Tensor], base: Tensor, instruct: Tensor
+) -> Iterator[Tensor]:
+    """`work(base, instruct, start)` of every piece of two flat tensors, in order; on a CPU one core
+    per piece."""
 
     def one(start: int) -> Tensor:
         return work(base[start : start + SPAN], instruct[start : start + SPAN], start)

@@ -1,4 +1,5 @@
-"""What a sparse delta keeps: a selection of the weights, tensor by tensor, as positions and values."""
+"""What a sparse delta keeps: a selection of the weights, tensor by tensor, as positions and
+values."""
 
 from __future__ import annotations
 
@@ -22,18 +23,23 @@ SCOPES = ("tensor", "global")
 
 @dataclass(frozen=True)
 class SparseStore:
-    """A delta at positions only, and which those are. A tensor that would cost more so than whole is held whole.
+    """A delta at positions only, and which those are. A tensor that would cost more so than whole
+    is held whole.
 
     Args:
-        select: `exact`: all weights that differ, so nothing is lost (for pairs that differ in few, as after RL or DPO);
-            `topk`: the largest |I − B|; `ties`: the same for each tensor, a fifth unless told (TIES-merging's trim);
-            `dare`: each differing weight with probability `density`, its difference divided by it.
+        select: `exact`: all weights that differ, so nothing is lost (for pairs that differ in few,
+            as after RL or DPO); `topk`: the largest |I − B|; `ties`: the same for each tensor, a
+            fifth unless told (TIES-merging's trim); `dare`: each differing weight with probability
+            `density`, its difference divided by it.
         density: share of the weights that is kept, in (0, 1].
         scope: whether `topk` takes that share of each `tensor` or of all, `global`.
-        seed: of `dare`: the draw belongs to (seed, name, place), whatever the order or the cutting of the work.
+        seed: of `dare`: the draw belongs to (seed, name, place), whatever the order or the cutting
+            of the work.
 
-    Numerics: W(λ) is the contract between B and D, D being B where nothing is selected; ties of magnitude go by position.
-    Cost: 3 reads of the sources for `topk` and `ties`, else 1; scratch of 2 bytes per weight of the largest tensor.
+    Numerics: W(λ) is the contract between B and D, D being B where nothing is selected; ties of
+    magnitude go by position.
+    Cost: 3 reads of the sources for `topk` and `ties`, else 1; scratch of 2 bytes per weight of the
+    largest tensor.
     Source: TIES: Yadav et al., arXiv 2306.01708. DARE: Yu et al., arXiv 2311.03099.
 
     Raises:
@@ -50,18 +56,26 @@ class SparseStore:
 
     def __post_init__(self) -> None:
         if self.select not in SELECTIONS:
-            raise UsageError(f"selection `{self.select}` is not available", f"available: {', '.join(SELECTIONS)}")
+            raise UsageError(
+                f"selection `{self.select}` is not available", f"available: {', '.join(SELECTIONS)}"
+            )
         if self.scope not in SCOPES or (self.scope == "global" and self.select != "topk"):
-            raise UsageError(f"`{self.select}` has no scope `{self.scope}`", "topk takes tensor or global, the others neither")
+            raise UsageError(
+                f"`{self.select}` has no scope `{self.scope}`",
+                "topk takes tensor or global, the others neither",
+            )
         if self.select == "exact" and self.density is not None:
             raise UsageError(
-                f"density {self.density} with selection `exact`", "exact takes what differs: choose topk, ties, dare"
+                f"density {self.density} with selection `exact`",
+                "exact takes what differs: choose topk, ties, dare",
             )
         if self.select != "exact":
             share = SELECTIONS[self.select] if self.density is None else self.density
             if share is None or not 0 < share <= 1:
                 said = "no density" if share is None else f"density {share}"
-                raise UsageError(f"`{self.select}` with {said}", "give the share of weights to keep, such as 0.1")
+                raise UsageError(
+                    f"`{self.select}` with {said}", "give the share of weights to keep, such as 0.1"
+                )
             object.__setattr__(self, "density", float(share))
         if not 0 <= self.seed < 2**32:
             raise UsageError(f"seed {self.seed}", "give a number from 0 to 4294967295")
@@ -75,7 +89,9 @@ class SparseStore:
         """All options in one line."""
         said = [f"{self.name} {self.select}"]
         if self.density is not None:
-            said.append(f"density {self.density:g}" + (f" {self.scope}" if self.select == "topk" else ""))
+            said.append(
+                f"density {self.density:g}" + (f" {self.scope}" if self.select == "topk" else "")
+            )
         if self.select == "dare":
             said.append(f"seed {self.seed}")
         return ", ".join(said)
@@ -111,7 +127,10 @@ class SparseStore:
 
     def _entry(self, source: Source, mask: Tensor, base: Tensor, instruct: Tensor) -> Entry:
         count = int(mask.sum())
-        value_bytes = base.element_size() + (source.dtype if self.select == "dare" else instruct.dtype).itemsize
+        value_bytes = (
+            base.element_size()
+            + (source.dtype if self.select == "dare" else instruct.dtype).itemsize
+        )
         where_bytes = min(position_bytes(kind, base.numel(), count) for kind in TILE)
         if where_bytes + value_bytes * count < value_bytes * base.numel():
             start, end = base[mask], instruct[mask]
@@ -133,7 +152,8 @@ class SparseStore:
         lost = int((target.isinf() & ~end.isinf()).sum())
         if lost:
             raise DataError(
-                f"`{source.name}`: {lost} weights rescaled by 1/{self.density:g} do not fit into {source.dtype}",
+                f"`{source.name}`: {lost} weights rescaled by 1/{self.density:g} do not fit into"
+                f" {source.dtype}",
                 "choose a larger density, or a live dtype of a larger range",
             )
         return target

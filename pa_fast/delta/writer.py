@@ -1,4 +1,5 @@
-"""From sources to a delta file: encoded, proven and written tensor by tensor; the file appears whole or not at all."""
+"""From sources to a delta file: encoded, proven and written tensor by tensor; the file appears
+whole or not at all."""
 
 from __future__ import annotations
 
@@ -28,14 +29,25 @@ from pa_fast.delta.mixed import Mixed
 from pa_fast.errors import CheckpointError, OutputError, PairError
 
 _ALIGNMENT = 64  # of the first tensor; those after it follow without a gap
-_DTYPES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32",
-           torch.uint16: "U16", torch.int16: "I16", torch.int32: "I32", torch.int64: "I64"}  # fmt: skip
+_DTYPES = {
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.float32: "F32",
+    torch.uint16: "U16",
+    torch.int16: "I16",
+    torch.int32: "I32",
+    torch.int64: "I64",
+}
 
 
 def write(
-    path: str | Path, sources: Sequence[Source], store: Store, *, quick: tuple[str | None, str | None] = (None, None),
+    path: str | Path,
+    sources: Sequence[Source],
+    store: Store,
+    *,
+    quick: tuple[str | None, str | None] = (None, None),
     overwrite: bool = False,
-) -> Description:  # fmt: skip
+) -> Description:
     """Encode the delta between the sources and write it to the file `path`.
 
     Args:
@@ -44,8 +56,8 @@ def write(
         quick: fingerprints of the files of base and instruct, where there are files.
         overwrite: replace a delta file that is there; it stays until the new one is complete.
 
-    Cost: what the store says, and one more read of the sources for their fingerprints. Beside the sources, memory for one tensor:
-        its entry, two live copies, and what encoding it takes.
+    Cost: what the store says, and one more read of the sources for their fingerprints. Beside the
+        sources, memory for one tensor: its entry, two live copies, and what encoding it takes.
 
     Raises:
         OutputError: the file exists or cannot be written.
@@ -61,10 +73,23 @@ def write(
     with _file(target) as file:
         data = _Data(file, sum(_header_room(source) for source in sources))
         for source, entry in zip(sources, store.encode(sources)):
-            content["base"][source.name], content["instruct"][source.name] = pa_kernels.checksum([source.base, source.instruct])
+            content["base"][source.name], content["instruct"][source.name] = pa_kernels.checksum(
+                [source.base, source.instruct]
+            )
             abouts[source.name] = _about(source, entry, data)
-        base, instruct = (Side(as_hex(combine(sums)), files) for sums, files in zip(content.values(), quick))
-        said = Description(store.name, store.describe(), store.exact, store.lossless, base, instruct, _version(), abouts)
+        base, instruct = (
+            Side(as_hex(combine(sums)), files) for sums, files in zip(content.values(), quick)
+        )
+        said = Description(
+            store.name,
+            store.describe(),
+            store.exact,
+            store.lossless,
+            base,
+            instruct,
+            _version(),
+            abouts,
+        )
         data.finish(said)
     return said
 
@@ -74,29 +99,50 @@ def place(path: str | Path, overwrite: bool = False, sources: Iterable[Path] = (
 
     Args:
         overwrite: replace a delta file that is there, and nothing else.
-        sources: checkpoint folders that are read: none of them gets a file that readers would take for its weights.
+        sources: checkpoint folders that are read: none of them gets a file that readers would take
+            for its weights.
 
     Raises:
-        OutputError: a folder or something else that is no delta file is there, or one that is not to be overwritten.
+        OutputError: a folder or something else that is no delta file is there, or one that is not
+            to be overwritten.
     """
     target = Path(os.path.realpath(Path(path).expanduser()))
     if target.is_dir():
-        raise OutputError(f"{path} is a folder, and a delta is one file", f"name a file in it: --out {Path(path) / 'delta'}")
+        raise OutputError(
+            f"{path} is a folder, and a delta is one file",
+            f"name a file in it: --out {Path(path) / 'delta'}",
+        )
     if target.exists() and not target.is_file():
         raise OutputError(f"{path} is there, and is no file", "choose another --out")
     if target.exists() and not overwrite:
-        raise OutputError(f"{path} exists already", "choose another --out, or replace it with --overwrite")
+        raise OutputError(
+            f"{path} exists already", "choose another --out, or replace it with --overwrite"
+        )
     if target.exists() and not _is_delta(target):
-        raise OutputError(f"{path} exists, and is no delta file", "only a delta file is replaced: choose another --out")
-    if target.name in (SINGLE, INDEX) and target.parent in {Path(os.path.realpath(source)) for source in sources}:
-        raise OutputError(f"{path} would be taken for weights of the source {target.parent}", "choose another --out")
+        raise OutputError(
+            f"{path} exists, and is no delta file",
+            "only a delta file is replaced: choose another --out",
+        )
+    if target.name in (SINGLE, INDEX) and target.parent in {
+        Path(os.path.realpath(source)) for source in sources
+    }:
+        raise OutputError(
+            f"{path} would be taken for weights of the source {target.parent}",
+            "choose another --out",
+        )
     return target
 
 
 def _is_delta(path: Path) -> bool:
     """Whether `path` is a delta file, of whatever format."""
     try:
-        return read_header(path).metadata.keys() >= {"format", "tensors", "store", "base", "instruct"}
+        return read_header(path).metadata.keys() >= {
+            "format",
+            "tensors",
+            "store",
+            "base",
+            "instruct",
+        }
     except CheckpointError:
         return False
 
@@ -131,7 +177,8 @@ def _ends(source: Source, entry: Entry) -> tuple[str, str | None]:
 
 @dataclass
 class _Data:
-    """The tensors of a file in the making. Room for the header is kept free before them, since sizes are not known yet."""
+    """The tensors of a file in the making. Room for the header is kept free before them, since
+    sizes are not known yet."""
 
     file: BinaryIO
     room: int
@@ -145,19 +192,28 @@ class _Data:
 
     def append(self, name: str, tensor: Tensor) -> None:
         offsets = [self.at, self.at + tensor.nbytes]
-        self.entries[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": offsets}
+        self.entries[name] = {
+            "dtype": _DTYPES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": offsets,
+        }
         self.at = offsets[1]
-        self.file.write(tensor.detach().contiguous().reshape(-1).view(torch.uint8).cpu().numpy().data)
+        self.file.write(
+            tensor.detach().contiguous().reshape(-1).view(torch.uint8).cpu().numpy().data
+        )
 
     def finish(self, said: Description) -> None:
-        text = json.dumps({"__metadata__": said.metadata(), **self.entries}, separators=(",", ":")).encode()
+        text = json.dumps(
+            {"__metadata__": said.metadata(), **self.entries}, separators=(",", ":")
+        ).encode()
         assert len(text) <= self.room, "the header outgrew the room that was kept for it"
         self.file.seek(0)
         self.file.write(self.room.to_bytes(8, "little") + text + b" " * (self.room - len(text)))
 
 
 def _header_room(source: Source) -> int:
-    """More bytes than one tensor can take in the header: its name five times, once quoted twice, and some numbers."""
+    """More bytes than one tensor can take in the header: its name five times, once quoted twice,
+    and some numbers."""
     return 5 * len(json.dumps(json.dumps(source.name))) + 60 * source.base.dim() + 1000
 
 
@@ -178,7 +234,9 @@ def _file(target: Path) -> Iterator[BinaryIO]:
                 file.flush()
                 os.fsync(file.fileno())
                 if not files.is_named(file.fileno(), partial):
-                    raise OutputError(f"{target}: another process began to write it", "run one at a time")
+                    raise OutputError(
+                        f"{target}: another process began to write it", "run one at a time"
+                    )
                 files.rename(partial, target)
             except BaseException:
                 if files.is_named(file.fileno(), partial):

@@ -29,7 +29,8 @@ class Asked:
         store: how the delta is to be held; `auto`: whether that was left open.
         residency: where, or `auto`.
         rounding, rule: as for `LiveWeights.bind` and `follow`.
-        delta, about: the delta file that stands for instruct, and what it says of itself; None without one.
+        delta, about: the delta file that stands for instruct, and what it says of itself; None
+            without one.
         sharding: what `from_pretrained` takes to split a model over processes; empty on one.
     """
 
@@ -75,7 +76,8 @@ class Asked:
         narrow = live - {"F32"} or live  # what transformers keeps in fp32 beside it, it keeps again
         if len(narrow) != 1:
             raise EngineError(
-                f"the delta is for live tensors of {', '.join(sorted(live)) or 'no dtype'}", "encode it with one dtype"
+                f"the delta is for live tensors of {', '.join(sorted(live)) or 'no dtype'}",
+                "encode it with one dtype",
             )
         return torch_dtype(narrow.pop())
 
@@ -83,18 +85,35 @@ class Asked:
         """Raise UsageError where the options exclude one another; returns itself."""
         said = self.described
         for option, value, known in (
-            ("residency", self.residency, RESIDENCIES if self.about is None else ("auto", "device")),
+            (
+                "residency",
+                self.residency,
+                RESIDENCIES if self.about is None else ("auto", "device"),
+            ),
             ("dtype", self.dtype, ("auto", *DTYPES)),
         ):
             if value not in known:
-                raise UsageError(f"{option} `{value}` is not available", f"available: {', '.join(known)}")
+                raise UsageError(
+                    f"{option} `{value}` is not available", f"available: {', '.join(known)}"
+                )
         if self.rounding.drawn and (self.sharding or self.about is not None):
-            what = "a delta file" if self.about is not None else "a model that is split over processes"
-            raise UsageError(f"stochastic rounding of {what}", "use rounding nearest, or the whole pair in one process")
+            what = (
+                "a delta file" if self.about is not None else "a model that is split over processes"
+            )
+            raise UsageError(
+                f"stochastic rounding of {what}",
+                "use rounding nearest, or the whole pair in one process",
+            )
         if self.attached and self.rule is not None:
-            raise UsageError(f"a λ rule for a delta that is held as `{said}`: its factors share one λ", "use another store")
+            raise UsageError(
+                f"a λ rule for a delta that is held as `{said}`: its factors share one λ",
+                "use another store",
+            )
         if self.sharding and not self.lossless:
-            raise UsageError(f"a model that is split over processes cannot be held as `{said}`", "use dense, or sparse exact")
+            raise UsageError(
+                f"a model that is split over processes cannot be held as `{said}`",
+                "use dense, or sparse exact",
+            )
         return self
 
 
@@ -116,11 +135,26 @@ def asked(
         CheckpointError: `delta` is none.
     """
     if (instruct is None) == (delta is None):
-        raise UsageError("one of an instruct model and a delta file is needed", "give the instruct folder, or delta= (--delta)")
+        raise UsageError(
+            "one of an instruct model and a delta file is needed",
+            "give the instruct folder, or delta= (--delta)",
+        )
     if delta is not None and (store not in ("auto", "attached") or dtype != "auto"):
         raise UsageError(
-            "a delta file says by itself how it is held, and in which dtype", "leave out both; store attached alone fits"
+            "a delta file says by itself how it is held, and in which dtype",
+            "leave out both; store attached alone fits",
         )
     about = None if delta is None else opening.about(delta)
     ruled = None if rule is None else LambdaRule.of(rule)
-    return Asked(device, dtype, planned(store), store == "auto", residency, rounding, ruled, delta, about, sharding).check()
+    return Asked(
+        device,
+        dtype,
+        planned(store),
+        store == "auto",
+        residency,
+        rounding,
+        ruled,
+        delta,
+        about,
+        sharding,
+    ).check()

@@ -1,7 +1,7 @@
 """Low-rank deltas attached to a model: y = W_B x + λ U (V x), with λ a scalar in device memory.
 
-Nothing is rewritten and no merged copy exists, so a switch is one store of 4 bytes. What cannot be attached (norms, biases,
-fused experts) follows λ in the live weights, as in every store.
+Nothing is rewritten and no merged copy exists, so a switch is one store of 4 bytes. What cannot be
+attached (norms, biases, fused experts) follows λ in the live weights, as in every store.
 """
 
 from __future__ import annotations
@@ -36,12 +36,16 @@ class _Beside(torch.nn.Module):
 
 
 class AttachedLinear(_Beside, torch.nn.Linear):
-    """A linear layer with the weight [M, N] of `linear`, and beside it U [M, R] and V [R, N] scaled by λ.
+    """A linear layer with the weight [M, N] of `linear`, and beside it U [M, R] and V [R, N] scaled
+    by λ.
 
-    Numerics: λ scales the R numbers between the factors, in fp32; a bf16 λ would be off by up to 0.4 %.
+    Numerics: λ scales the R numbers between the factors, in fp32; a bf16 λ would be off by up to
+    0.4 %.
     """
 
-    def __init__(self, linear: torch.nn.Linear, u: torch.Tensor, v: torch.Tensor, lam: torch.Tensor):
+    def __init__(
+        self, linear: torch.nn.Linear, u: torch.Tensor, v: torch.Tensor, lam: torch.Tensor
+    ):
         torch.nn.Module.__init__(self)
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.weight, self.bias = linear.weight, linear.bias
@@ -49,15 +53,22 @@ class AttachedLinear(_Beside, torch.nn.Linear):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         scaled = self.scaled(torch.nn.functional.linear(input, self.v))
-        return torch.nn.functional.linear(input, self.weight, self.bias) + torch.nn.functional.linear(scaled, self.u)
+        return torch.nn.functional.linear(
+            input, self.weight, self.bias
+        ) + torch.nn.functional.linear(scaled, self.u)
 
 
 class AttachedEmbedding(_Beside, torch.nn.Embedding):
-    """An embedding with the rows of `embedding`, and beside them those of U [M, R] times V [R, N], scaled by λ."""
+    """An embedding with the rows of `embedding`, and beside them those of U [M, R] times V [R, N],
+    scaled by λ."""
 
-    def __init__(self, embedding: torch.nn.Embedding, u: torch.Tensor, v: torch.Tensor, lam: torch.Tensor):
+    def __init__(
+        self, embedding: torch.nn.Embedding, u: torch.Tensor, v: torch.Tensor, lam: torch.Tensor
+    ):
         torch.nn.Module.__init__(self)
-        vars(self).update({key: value for key, value in vars(embedding).items() if not key.startswith("_")})
+        vars(self).update(
+            {key: value for key, value in vars(embedding).items() if not key.startswith("_")}
+        )
         self.weight = embedding.weight
         self.hold(u, v, lam)
 
@@ -67,9 +78,11 @@ class AttachedEmbedding(_Beside, torch.nn.Embedding):
 
 
 def attachable(model: torch.nn.Module) -> dict[str, list[str]]:
-    """Names of weights that `attach` can serve → the modules that use each: two where a head is tied.
+    """Names of weights that `attach` can serve → the modules that use each: two where a head is
+    tied.
 
-    Only layers that use their weight in no other way than by their own forward pass: exact subclasses may differ.
+    Only layers that use their weight in no other way than by their own forward pass: exact
+    subclasses may differ.
     """
     found: dict[str, list[str]] = {}
     for layer in layers(model).values():
@@ -78,17 +91,19 @@ def attachable(model: torch.nn.Module) -> dict[str, list[str]]:
 
 
 def attach(model: torch.nn.Module, factors: Mapping[str, Factors]) -> torch.Tensor:
-    """Replace the layers that use the weights named in `factors` by ones with the factors beside them.
+    """Replace the layers that use the weights named in `factors` by ones with the factors beside
+    them.
 
     Args:
         model: its weights hold the base model, and are left where they are.
         factors: name → U [M, R], V [R, N] on the weight's device, in its dtype.
 
     Returns:
-        λ: fp32 scalar on the model's device, 0 at first, read by every forward pass; a CUDA graph sees what it holds when
-        it is replayed.
+        λ: fp32 scalar on the model's device, 0 at first, read by every forward pass; a CUDA graph
+        sees what it holds when it is replayed.
 
-    Cost: R (M + N) numbers per layer; a forward pass costs R (M + N) multiplications more per token and layer.
+    Cost: R (M + N) numbers per layer; a forward pass costs R (M + N) multiplications more per token
+    and layer.
 
     Raises:
         EngineError: a weight that is used otherwise than by linear and embedding layers.
@@ -98,7 +113,11 @@ def attach(model: torch.nn.Module, factors: Mapping[str, Factors]) -> torch.Tens
     lam = torch.zeros((), dtype=torch.float32, device=device)
     for name, (u, v) in factors.items():
         if name not in known:
-            raise EngineError(f"nothing can be attached to `{name}`: it is no linear or embedding layer's own weight", "merge it")
+            raise EngineError(
+                f"nothing can be attached to `{name}`: it is no linear or embedding layer's own"
+                " weight",
+                "merge it",
+            )
         for path in known[name]:
             owner, _, leaf = path.rpartition(".")
             layer: Any = model.get_submodule(path)

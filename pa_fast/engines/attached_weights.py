@@ -1,4 +1,5 @@
-"""Live weights of which some stay at base, while factors beside them follow λ in the forward pass."""
+"""Live weights of which some stay at base, while factors beside them follow λ in the forward
+pass."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
 
 
 class Diverted:
-    """A store whose factors of the weights in `served` are put aside; those weights are left at base.
+    """A store whose factors of the weights in `served` are put aside; those weights are left at
+    base.
 
     Attributes:
         factors: name → what was put aside.
@@ -43,12 +45,15 @@ class Diverted:
             yield self.put_aside(source.name, source.base, entry)
 
     def put_aside(self, name: str, base: torch.Tensor, entry: Entry) -> Entry:
-        """What the live tensor `name` follows λ by: `entry`, or nothing at all once its factors are aside."""
+        """What the live tensor `name` follows λ by: `entry`, or nothing at all once its factors are
+        aside."""
         if not isinstance(entry, Factors) or entry.u.ndim != 2 or name not in self._served:
             return entry
         self.factors[name] = entry
         none = base.reshape(-1)[:0]
-        return SparseTensor.encode(torch.zeros(0, dtype=torch.int64, device=base.device), none, none, base.numel())
+        return SparseTensor.encode(
+            torch.zeros(0, dtype=torch.int64, device=base.device), none, none, base.numel()
+        )
 
 
 class AttachedWeights:
@@ -66,7 +71,10 @@ class AttachedWeights:
         self._held: float | None = part.lam
         self._sum = self._factor_sum()
         # ‖UV‖² = trace(UᵀU · VVᵀ), without the product
-        grams = [(f.u.double().T @ f.u.double(), f.v.double() @ f.v.double().T) for f in self._factors.values()]
+        grams = [
+            (f.u.double().T @ f.u.double(), f.v.double() @ f.v.double().T)
+            for f in self._factors.values()
+        ]
         self._norm = sum(float((left * right.T).sum()) for left, right in grams)
         self.store, self.exact, self.lossless = part.store, False, False
 
@@ -78,9 +86,12 @@ class AttachedWeights:
         return self._held
 
     def set_lambda(self, lam: float) -> None:
-        """Store λ where the forward passes read it, and write W(λ) into what nothing is attached to."""
+        """Store λ where the forward passes read it, and write W(λ) into what nothing is attached
+        to."""
         if isinstance(lam, LambdaRule):
-            raise UsageError("a λ rule for attached factors, which share one λ", "use another store")
+            raise UsageError(
+                "a λ rule for attached factors, which share one λ", "use another store"
+            )
         value = float(Lambda(lam))
         with self._lock:
             self._part.check_lambda(value)
@@ -98,20 +109,29 @@ class AttachedWeights:
         """The proof of switch: that of the live weights, of λ and of the factors."""
         with self._lock:
             return combine(
-                {"weights": self._part.checksum(), "λ": pa_kernels.checksum([self._lam])[0], "factors": self._factor_sum()}
+                {
+                    "weights": self._part.checksum(),
+                    "λ": pa_kernels.checksum([self._lam])[0],
+                    "factors": self._factor_sum(),
+                }
             )
 
     def verify(self) -> bool:
-        """Compare live weights, λ and factors with what they should be; see `LiveWeights.verify`."""
+        """Compare live weights, λ and factors with what they should be; see
+        `LiveWeights.verify`."""
         with self._lock:
             self._part.verify()
             wrong = self._foreign()
         if wrong:
-            raise WeightsError(f"{wrong[0]} is not what was set", "something else wrote to it; load the model again")
+            raise WeightsError(
+                f"{wrong[0]} is not what was set",
+                "something else wrote to it; load the model again",
+            )
         return True
 
     def changed(self) -> list[str]:
-        """Names of live tensors that are not what they should be, and `the attached λ`, `the attached factors`."""
+        """Names of live tensors that are not what they should be, and `the attached λ`, `the
+        attached factors`."""
         with self._lock:
             return self._part.changed() + self._foreign()
 
@@ -143,8 +163,16 @@ class AttachedWeights:
         return wrong if self._factor_sum() == self._sum else [*wrong, "the attached factors"]
 
     def _factor_sum(self) -> int:
-        tensors = {f"{name} {side}": part for name, f in self._factors.items() for side, part in (("U", f.u), ("V", f.v))}
-        return combine(dict(zip(tensors, pa_kernels.checksum(list(tensors.values()))))) if tensors else 0
+        tensors = {
+            f"{name} {side}": part
+            for name, f in self._factors.items()
+            for side, part in (("U", f.u), ("V", f.v))
+        }
+        return (
+            combine(dict(zip(tensors, pa_kernels.checksum(list(tensors.values())))))
+            if tensors
+            else 0
+        )
 
 
 def attached(model: Any, part: LiveWeights, factors: Mapping[str, Factors]) -> AttachedWeights:

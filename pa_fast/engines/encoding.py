@@ -29,19 +29,23 @@ def encode(
     overwrite: bool = False,
     options: PairOptions = DEFAULTS,
 ) -> Description:
-    """Write the delta between two checkpoints to the file `out`; with it `pa_fast.load` needs base alone.
+    """Write the delta between two checkpoints to the file `out`; with it `pa_fast.load` needs base
+    alone.
 
-    Names and shapes in the file are those of the model, after whatever transformers converts while it loads.
+    Names and shapes in the file are those of the model, after whatever transformers converts while
+    it loads.
 
     Args:
         base, instruct: local folders, or hub ids (`org/name@revision`).
         store: what is kept and how, see `LiveWeights.bind`.
-        dtype: live dtype of every float tensor; `auto`: the dtype that each has in the instruct files.
+        dtype: live dtype of every float tensor; `auto`: the dtype that each has in the instruct
+            files.
         allow_nonfinite: let NaN and infinity in the weights pass.
         overwrite: replace a delta file that is there.
         options: how the sides are paired.
 
-    Cost: see the store. The sides stay memory maps of their files, but for tensors that transformers converts.
+    Cost: see the store. The sides stay memory maps of their files, but for tensors that
+    transformers converts.
 
     Raises:
         CheckpointError, PairError, DataError: the folders cannot be read or do not pair.
@@ -60,7 +64,9 @@ def encode(
         b, i = stripped(b, options.strip_prefix), stripped(i, options.strip_prefix)
         aligned = align(b, i, options.one_sided)
         reading = Reading.of(b, i, options.strip_prefix, aligned.apart)
-        loaded = load_pair(b, i, getattr(torch, dtype) if dtype in DTYPES else None, reading=reading)
+        loaded = load_pair(
+            b, i, getattr(torch, dtype) if dtype in DTYPES else None, reading=reading
+        )
         for content in loaded.contents.values():
             content.prove()
         return encoding.encode(

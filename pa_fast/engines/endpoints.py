@@ -1,10 +1,12 @@
-"""The endpoint check: at λ = 0 and 1 the live model must be the base and the instruct model, to the last bit.
+"""The endpoint check: at λ = 0 and 1 the live model must be the base and the instruct model, to the
+last bit.
 
-A model is a function of its tensors and of its configuration. So every tensor of the live model, by each of its own names, is
-held against the one of that name in the side's own module, as transformers made it from the side's files and before any
-pairing; `loading` has refused a pair whose modules differ in anything else. Equal bits give equal logits, which needs no
-forward pass. Only of a model whose layers compute with factors beside the tensors are logits compared, at λ = 0: with those of
-the base's own module, whose tensors are moved into the same memory by plain copies.
+A model is a function of its tensors and of its configuration. So every tensor of the live model, by
+each of its own names, is held against the one of that name in the side's own module, as
+transformers made it from the side's files and before any pairing; `loading` has refused a pair
+whose modules differ in anything else. Equal bits give equal logits, which needs no forward pass.
+Only of a model whose layers compute with factors beside the tensors are logits compared, at λ = 0:
+with those of the base's own module, whose tensors are moved into the same memory by plain copies.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ if TYPE_CHECKING:
 
 _PROMPTS, _LENGTH = 2, 16
 _PIECE = 1 << 22
-# 0.6 GB of bf16 on 2 busy cores: a pass of 0.1 s of processor on one, 1.0 on both; a core streams about 7 GB/s
+# 0.6 GB of bf16 on 2 busy cores: a pass of 0.1 s of processor on one, 1.0 on both; a core streams
+# about 7 GB/s
 _ONE_CORE_BYTES = 4 * 2**30
 
 
@@ -82,7 +85,8 @@ def _fill_(loaded: Loaded, sources: Mapping[str, torch.Tensor]) -> None:
 
 
 def _probed(module: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
-    """Logits of the check's few tokens: a small model's on one core, where no thread waits for another at every layer."""
+    """Logits of the check's few tokens: a small model's on one core, where no thread waits for
+    another at every layer."""
     if ids.device.type == "cpu" and sum(p.nbytes for p in module.parameters()) <= _ONE_CORE_BYTES:
         with one_core():
             return logits(module, ids)
@@ -94,8 +98,8 @@ class Proof:
     """What a live model is held against.
 
     Attributes:
-        ends: what the live tensors must be at λ = 0 and, where the store is lossless, 1. None where that is not asked of
-            tensors: of a model with attached factors.
+        ends: what the live tensors must be at λ = 0 and, where the store is lossless, 1. None where
+            that is not asked of tensors: of a model with attached factors.
         logits: what they must give instead at λ = 0 on `ids`.
         notes: what is left out, in words.
     """
@@ -107,16 +111,27 @@ class Proof:
 
     @classmethod
     def of(cls, loaded: Loaded, asked: Asked) -> Proof:
-        """That of a pair that is loaded and allocated. Stochastic rounding moves a side whose dtype a merge cannot represent:
-        nothing is asked of it. With attached factors it leaves the live tensors holding the base."""
+        """That of a pair that is loaded and allocated. Stochastic rounding moves a side whose dtype
+        a merge cannot represent: nothing is asked of it. With attached factors it leaves the live
+        tensors holding the base.
+        """
         if asked.attached:
-            ids = prompts(min(m.get_input_embeddings().weight.shape[0] for m in (loaded.module, loaded.reference)), asked.device)
+            ids = prompts(
+                min(
+                    m.get_input_embeddings().weight.shape[0]
+                    for m in (loaded.module, loaded.reference)
+                ),
+                asked.device,
+            )
             return cls(None, base_logits(loaded, ids), ids)
         ends: dict[float, Mapping[str, torch.Tensor | FirstRows]] = {}
         notes = []
         for lam, side in ((0.0, "base"), (1.0, "instruct")):
             if asked.rounding.drawn and _is_drawn(loaded, side):
-                notes.append(f"the {side} model is rounded stochastically: the live tensors were not compared with it as loaded")
+                notes.append(
+                    f"the {side} model is rounded stochastically: the live tensors were not"
+                    " compared with it as loaded"
+                )
             elif asked.lossless or side == "base":
                 ends[lam] = {
                     name: end if end.shape == loaded.live[name].shape else FirstRows(end)
@@ -138,13 +153,16 @@ class Proof:
         if not torch.equal(found, self.logits) and not _same_nan(found, self.logits):
             worst = float((found.float() - self.logits.float()).abs().max())
             raise EngineError(
-                f"endpoint check failed: at λ = 0 the logits are not those of the base model (off by up to {worst:.3g})",
-                "wrong pairing, tying or a tensor derived from weights; please report the architecture",
+                "endpoint check failed: at λ = 0 the logits are not those of the base model (off"
+                f" by up to {worst:.3g})",
+                "wrong pairing, tying or a tensor derived from weights; please report the"
+                " architecture",
             )
 
 
 def _is_drawn(loaded: Loaded, side: str) -> bool:
-    """Whether stochastic rounding moves a weight of `side`: one that the dtype of a merge cannot represent."""
+    """Whether stochastic rounding moves a weight of `side`: one that the dtype of a merge cannot
+    represent."""
     import torch
 
     sources = {"base": loaded.base, "instruct": loaded.instruct}[side]
@@ -156,7 +174,10 @@ def _is_drawn(loaded: Loaded, side: str) -> bool:
 
 
 def _same_nan(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Equal where finite, and non-finite in the same places: what can be asked of checkpoints with NaN weights."""
+    """Equal where finite, and non-finite in the same places: what can be asked of checkpoints with
+    NaN weights."""
     import torch
 
-    return bool(torch.equal(a.isnan(), b.isnan())) and bool(torch.equal(a.nan_to_num(), b.nan_to_num()))
+    return bool(torch.equal(a.isnan(), b.isnan())) and bool(
+        torch.equal(a.nan_to_num(), b.nan_to_num())
+    )

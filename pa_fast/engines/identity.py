@@ -1,4 +1,5 @@
-"""What makes a loaded pair the same one again: everything that the scores of a sweep follow from."""
+"""What makes a loaded pair the same one again: everything that the scores of a sweep follow
+from."""
 
 from __future__ import annotations
 
@@ -16,7 +17,11 @@ if TYPE_CHECKING:
 
 
 def identity(
-    asked: Asked, base: Checkpoint, instruct: Checkpoint, store: str, tokenizer: PreTrainedTokenizerBase | None
+    asked: Asked,
+    base: Checkpoint,
+    instruct: Checkpoint,
+    store: str,
+    tokenizer: PreTrainedTokenizerBase | None,
 ) -> dict[str, Any]:
     """Names and values that must be equal for a sweep to go on.
 
@@ -26,7 +31,11 @@ def identity(
     return {
         "engine": "transformers",
         "base": base.quick_fingerprint(),
-        "instruct": instruct.quick_fingerprint() if asked.about is None else f"delta {asked.about.fingerprint()}",
+        "instruct": (
+            instruct.quick_fingerprint()
+            if asked.about is None
+            else f"delta {asked.about.fingerprint()}"
+        ),
         "base_config": _configuration(base),
         "instruct_config": _configuration(instruct),
         "store": store,
@@ -34,13 +43,19 @@ def identity(
         **({} if asked.rule is None else {"rule": asked.rule.document()}),
         "dtype": asked.dtype,
         "tokenizer": _digest(spelling(tokenizer)),
-        "chat_template": _digest(json.dumps(getattr(tokenizer, "chat_template", None), sort_keys=True)),
+        "chat_template": _digest(
+            json.dumps(getattr(tokenizer, "chat_template", None), sort_keys=True)
+        ),
     }
 
 
 def _configuration(checkpoint: Checkpoint) -> str:
     """Digest of what config.json says about the function that the model computes."""
-    return _digest(json.dumps({k: v for k, v in checkpoint.config.items() if k not in HARMLESS}, sort_keys=True))
+    return _digest(
+        json.dumps(
+            {k: v for k, v in checkpoint.config.items() if k not in HARMLESS}, sort_keys=True
+        )
+    )
 
 
 def _digest(text: str) -> str:

@@ -1,4 +1,5 @@
-"""What a model computes with, as it was when the endpoint check proved it: everything that could hold weights."""
+"""What a model computes with, as it was when the endpoint check proved it: everything that could
+hold weights."""
 
 from __future__ import annotations
 
@@ -18,15 +19,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Inventory:
-    """Every tensor, key-value cache and module that hangs on a model, wherever: parameters, buffers, plain attributes of
-    any submodule, and what lies in their lists, tuples, deques, sets and dicts; and the settings by which it computes.
+    """Every tensor, key-value cache and module that hangs on a model, wherever: parameters,
+    buffers, plain attributes of any submodule, and what lies in their lists, tuples, deques, sets
+    and dicts; and the settings by which it computes.
 
     Attributes:
         held: name → the object, and its address if it is a tensor.
         fixed: name → how often a tensor that follows no λ, such as a rotary table, was written.
-        settings: name → number, flag, text, hook or patched method of any submodule and of the configuration.
-        rotary: rotary embeddings, which swap tables by the length of a text; their attributes and buffers.
-        tables: id of a buffer that a rotary embedding may write to in place (transformers since 5.24) → what it held.
+        settings: name → number, flag, text, hook or patched method of any submodule and of the
+            configuration.
+        rotary: rotary embeddings, which swap tables by the length of a text; their attributes and
+            buffers.
+        tables: id of a buffer that a rotary embedding may write to in place (transformers since
+            5.24) → what it held.
     """
 
     held: Mapping[str, tuple[object, int]]
@@ -39,21 +44,34 @@ class Inventory:
     def of(cls, model: torch.nn.Module) -> Inventory:
         """The inventory of `model` as it stands."""
         rotary = [m for m in model.modules() if hasattr(m, "rope_type") and not m._parameters]
-        own = {id(table): table.clone() for m in rotary if _rewrites(m) for table in m._buffers.values() if table is not None}
+        own = {
+            id(table): table.clone()
+            for m in rotary
+            if _rewrites(m)
+            for table in m._buffers.values()
+            if table is not None
+        }
         held = {name: (thing, _address(thing)) for name, thing in tensors_and_modules(model)}
         followed = set(model.state_dict(keep_vars=True))
         for path, module in model.named_modules(remove_duplicate=False):
-            followed.update(f"{path}.{key}".removeprefix(".") for key in getattr(module, "follows_lambda", ()))
+            followed.update(
+                f"{path}.{key}".removeprefix(".") for key in getattr(module, "follows_lambda", ())
+            )
         return cls(
             held,
-            {name: _version(thing) for name, (thing, _) in held.items() if name not in followed and id(thing) not in own},
+            {
+                name: _version(thing)
+                for name, (thing, _) in held.items()
+                if name not in followed and id(thing) not in own
+            },
             dict(_settings(model)),
             [(module, dict(vars(module)), dict(module._buffers)) for module in rotary],
             own,
         )
 
     def check(self, model: torch.nn.Module) -> None:
-        """Bring back the rotary tables of the inventory, drop transformers' own cache, and compare the rest.
+        """Bring back the rotary tables of the inventory, drop transformers' own cache, and compare
+        the rest.
 
         Cost: a few ms for 300 modules; reads no tensor.
 
@@ -85,12 +103,15 @@ class Inventory:
         settings = dict(_settings(model))
         for name in settings.keys() | self.settings.keys():
             before, after = self.settings.get(name), settings.get(name)
-            # a plain value that is new is a note to oneself; a hook or a method that is new computes
+            # a plain value that is new is a note to oneself; a hook or a method that is new
+            # computes
             new = before is None and isinstance(after, (bool, int, float, str))
             if before is not after and before != after and not new:
                 raise EngineError(
-                    f"`{name}` was changed since the pair was loaded: it was {_shown(before)}, and is {_shown(after)}",
-                    "an evaluator must leave the model as it found it, in evaluation mode and without hooks",
+                    f"`{name}` was changed since the pair was loaded: it was {_shown(before)}, and"
+                    f" is {_shown(after)}",
+                    "an evaluator must leave the model as it found it, in evaluation mode and"
+                    " without hooks",
                 )
 
 
@@ -101,8 +122,10 @@ def _rewrites(rotary: torch.nn.Module) -> bool:
 
 def _refuse(name: str, what: str, thing: object) -> None:
     raise EngineError(
-        f"`{name}` {what} since the pair was loaded: a {type(thing).__name__} that may not be what λ says",
-        "do not tie, move, convert, patch or reload the model after pa_fast.load, and leave nothing on it; load the pair again",
+        f"`{name}` {what} since the pair was loaded: a {type(thing).__name__} that may not be what"
+        " λ says",
+        "do not tie, move, convert, patch or reload the model after pa_fast.load, and leave nothing"
+        " on it; load the pair again",
     )
 
 
@@ -128,7 +151,8 @@ def tensors_and_modules(model: torch.nn.Module) -> Iterator[tuple[str, object]]:
 
 
 def _settings(model: torch.nn.Module) -> Iterator[tuple[str, object]]:
-    """What shapes the function beside tensors: plain values, hooks and methods on instances, by name."""
+    """What shapes the function beside tensors: plain values, hooks and methods on instances, by
+    name."""
     for path, module in model.named_modules():
         prefix = path + "." if path else ""
         for key, value in vars(module).items():
@@ -145,7 +169,11 @@ def _settings(model: torch.nn.Module) -> Iterator[tuple[str, object]]:
 
 def _shown(value: object) -> str:
     return (
-        repr(value) if isinstance(value, (bool, int, float, str)) else "absent" if value is None else f"a {type(value).__name__}"
+        repr(value)
+        if isinstance(value, (bool, int, float, str))
+        else "absent"
+        if value is None
+        else f"a {type(value).__name__}"
     )
 
 
@@ -157,13 +185,20 @@ def _version(thing: object) -> int:
 
 @functools.cache
 def _kind(kind: type) -> str | None:
-    """`weight` for classes whose objects can hold weights or what was computed from them, and two kinds of containers."""
+    """`weight` for classes whose objects can hold weights or what was computed from them, and two
+    kinds of containers."""
     import torch
     from transformers import Cache
 
     if issubclass(kind, (torch.Tensor, torch.nn.Module, Cache)):
         return "weight"
-    return "mapping" if issubclass(kind, dict) else "sequence" if issubclass(kind, (list, tuple, set, deque)) else None
+    return (
+        "mapping"
+        if issubclass(kind, dict)
+        else "sequence"
+        if issubclass(kind, (list, tuple, set, deque))
+        else None
+    )
 
 
 def _address(thing: object) -> int:

@@ -1,4 +1,5 @@
-"""How a model's tensors lie over processes: what of each is in this one, and what cannot be merged shard by shard."""
+"""How a model's tensors lie over processes: what of each is in this one, and what cannot be merged
+shard by shard."""
 
 from __future__ import annotations
 
@@ -15,44 +16,63 @@ if TYPE_CHECKING:
 def local(tensor: torch.Tensor) -> torch.Tensor:
     """What of `tensor` lies in this process: the shard of a DTensor, else the tensor itself.
 
-    The object that the DTensor computes with, where `to_local` of a parameter makes a new one at each call: giving
-    it other memory by `.data` moves the DTensor along.
+    The object that the DTensor computes with, where `to_local` of a parameter makes a new one at
+    each call: giving it other memory by `.data` moves the DTensor along.
     """
     shard: torch.Tensor = getattr(tensor, "_local_tensor", tensor)
     return shard
 
 
 def named(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every parameter and buffer of `module` by each of its names, as far as it lies in this process."""
-    for found in (module.named_parameters(remove_duplicate=False), module.named_buffers(remove_duplicate=False)):
+    """Every parameter and buffer of `module` by each of its names, as far as it lies in this
+    process."""
+    for found in (
+        module.named_parameters(remove_duplicate=False),
+        module.named_buffers(remove_duplicate=False),
+    ):
         for name, tensor in found:
             yield name, local(tensor)
 
 
 def distributed(module: torch.nn.Module) -> dict[str, Any]:
     """The DTensors among `module`'s parameters, by each of their names."""
-    return {name: p for name, p in module.named_parameters(remove_duplicate=False) if hasattr(p, "placements")}
+    return {
+        name: p
+        for name, p in module.named_parameters(remove_duplicate=False)
+        if hasattr(p, "placements")
+    }
 
 
 def split(module: torch.nn.Module) -> set[str]:
     """Names of the parameters of which this process has a part; it has all of every other."""
-    return {name for name, p in distributed(module).items() if not all(placement.is_replicate() for placement in p.placements)}
+    return {
+        name
+        for name, p in distributed(module).items()
+        if not all(placement.is_replicate() for placement in p.placements)
+    }
 
 
 def check(base: PreTrainedModel, instruct: PreTrainedModel) -> None:
     """Refuse a pair that is not split into equal parts of the same kind on both sides.
 
     Raises:
-        PairError: a tensor is split differently in the two models, such as a head that is tied in one of them.
-        EngineError: nothing is split, a tensor is a partial sum, or its rows or columns do not divide.
+        PairError: a tensor is split differently in the two models, such as a head that is tied in
+            one of them.
+        EngineError: nothing is split, a tensor is a partial sum, or its rows or columns do not
+            divide.
     """
     theirs, ours = distributed(base), distributed(instruct)
     for name in sorted(theirs.keys() | ours.keys()):
-        b, i = (None if side.get(name) is None else (side[name].placements, side[name].device_mesh) for side in (theirs, ours))
+        b, i = (
+            None if side.get(name) is None else (side[name].placements, side[name].device_mesh)
+            for side in (theirs, ours)
+        )
         if b != i:
             raise PairError(
-                f"`{name}` is {_spelled(b)} in the base model and {_spelled(i)} in the instruct model",
-                "a head that is tied on one side only is split on that side only: load such a pair on one device",
+                f"`{name}` is {_spelled(b)} in the base model and {_spelled(i)} in the instruct"
+                " model",
+                "a head that is tied on one side only is split on that side only: load such a pair"
+                " on one device",
             )
     if not split(instruct):
         raise no_plan(type(instruct).__name__)
@@ -78,7 +98,8 @@ def _check_even(name: str, tensor: Any) -> None:
         pieces = ranks * getattr(placement, "split_factor", 1)
         if not placement.is_replicate() and tensor.shape[placement.dim] % pieces:
             raise EngineError(
-                f"`{name}` {list(tensor.shape)} does not split into {pieces} equal parts along dimension {placement.dim}",
+                f"`{name}` {list(tensor.shape)} does not split into {pieces} equal parts along"
+                f" dimension {placement.dim}",
                 f"start another number of ranks than {ranks}",
             )
 

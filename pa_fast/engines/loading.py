@@ -1,8 +1,9 @@
 """Two checkpoint folders → one module whose tensors can follow λ, and the sources of each tensor.
 
-Names on disk are not names in the model: transformers renames, fuses and transposes while it loads, by rules of its
-own. So both sides are loaded through it, and tensors are paired by the names that the two modules have afterwards.
-The conversions only move elements, so merging converted tensors equals converting merged ones, bit for bit.
+Names on disk are not names in the model: transformers renames, fuses and transposes while it loads,
+by rules of its own. So both sides are loaded through it, and tensors are paired by the names that
+the two modules have afterwards. The conversions only move elements, so merging converted tensors
+equals converting merged ones, bit for bit.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _MOST_PLANNED = 1000
-"""Tensors whose dtypes transformers is told one by one: it searches all of these names for each of its own."""
+"""Tensors whose dtypes transformers is told one by one: it searches all of these names for each of
+its own."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,13 @@ class Reading:
     unused: frozenset[str] = frozenset()
 
     @classmethod
-    def of(cls, base: Checkpoint, instruct: Checkpoint, strip_prefix: str = "", unused: Iterable[str] = ()) -> Reading:
+    def of(
+        cls,
+        base: Checkpoint,
+        instruct: Checkpoint,
+        strip_prefix: str = "",
+        unused: Iterable[str] = (),
+    ) -> Reading:
         """How to read a pair; a side that does not name its class is of the other's."""
         return cls(model_class(instruct.config, base.config), strip_prefix, frozenset(unused))
 
@@ -60,14 +68,17 @@ class Loaded:
     """Both sides in memory, not yet bound.
 
     Attributes:
-        module: instruct's module at the live dtype; its parameters are the live tensors once `allocate` ran.
+        module: instruct's module at the live dtype; its parameters are the live tensors once
+            `allocate` ran.
         reference: base's module at the live dtype.
-        live: name → parameter or persistent buffer of `module`, every name of a tied tensor included; of a DTensor the
-            shard of this process.
+        live: name → parameter or persistent buffer of `module`, every name of a tied tensor
+            included; of a DTensor the shard of this process.
         base, instruct: name → source at the dtype of its file, or an exact upcast of it.
         via: name → the dtype that a saved merge would have, where the live tensor is another.
-        ends: side → name → tensor as transformers made it, before any pairing: what the endpoint check goes by.
-        contents: side → the content of its files, which is to prove that the sources are made of it.
+        ends: side → name → tensor as transformers made it, before any pairing: what the endpoint
+            check goes by.
+        contents: side → the content of its files, which is to prove that the sources are made of
+            it.
         notes: what a user should know: converted tensors, untied heads.
     """
 
@@ -100,32 +111,52 @@ def load_pair(
         sharding: what `from_pretrained` takes to split a model over processes.
         apart: names that need storage of their own, however the models tie them.
         reading: how the files are read; as they are without it.
-        extra_rows: keep vocabulary rows that one side alone has, as they are; else they are refused.
+        extra_rows: keep vocabulary rows that one side alone has, as they are; else they are
+            refused.
 
     Raises:
-        EngineError: transformers cannot load a side completely, does not know the architecture, or cannot split it.
+        EngineError: transformers cannot load a side completely, does not know the architecture, or
+            cannot split it.
         PairError: the two modules have different tensors, or split them differently.
 
     Cost: see `Loaded`; tensors with extra rows cost a copy of the shorter side.
     """
-    files = {side: _file_dtypes(checkpoint) for side, checkpoint in (("base", base), ("instruct", instruct))}
+    files = {
+        side: _file_dtypes(checkpoint)
+        for side, checkpoint in (("base", base), ("instruct", instruct))
+    }
     how = reading or Reading.of(base, instruct)
     source_b, source_i = _as_filed(base, sharding, how), _as_filed(instruct, sharding, how)
     contents = {"base": Content(base, source_b), "instruct": Content(instruct, source_i)}
     wanted = dtype or (_exact(files["instruct"]) if len(files["instruct"]) == 1 else None)
     one_b, one_i = (len(files[side]) == 1 for side in ("base", "instruct"))
-    module = source_i if one_i and wanted == source_i.dtype else _from_pretrained(instruct, wanted, sharding, how)
-    reference = source_b if one_b and source_b.dtype == module.dtype else _from_pretrained(base, module.dtype, sharding, how)
+    module = (
+        source_i
+        if one_i and wanted == source_i.dtype
+        else _from_pretrained(instruct, wanted, sharding, how)
+    )
+    reference = (
+        source_b
+        if one_b and source_b.dtype == module.dtype
+        else _from_pretrained(base, module.dtype, sharding, how)
+    )
     named = {"base": _tensors(source_b), "instruct": _tensors(source_i)}
     if named["base"].keys() != named["instruct"].keys():
         odd = sorted(named["base"].keys() ^ named["instruct"].keys())
         side = "base" if odd[0] in named["base"] else "instruct"
-        raise PairError(f"`{odd[0]}` exists only in the {side} model", "the two checkpoints must be of one architecture")
+        raise PairError(
+            f"`{odd[0]}` exists only in the {side} model",
+            "the two checkpoints must be of one architecture",
+        )
     if sharding:
         layout.check(source_b, source_i)
     _check_derived(reference, module)
-    # `module` may be the very model that holds the sources: keep the memory, its parameters will point elsewhere.
-    ends = {side: {name: tensor.detach().contiguous() for name, tensor in tensors.items()} for side, tensors in named.items()}
+    # `module` may be the very model that holds the sources: keep the memory, its parameters will
+    # point elsewhere.
+    ends = {
+        side: {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+        for side, tensors in named.items()
+    }
     sources = {side: dict(tensors) for side, tensors in ends.items()}
     _grow(module, sources, (base.config, instruct.config), extra_rows and not sharding)
     untied = _untie(module, named, apart)
@@ -139,12 +170,16 @@ def load_pair(
         _via(live, dtype, instruct, module, files["instruct"]),
         ends,
         contents,
-        [f"`{name}` is tied on one side only: the merged model has a head of its own" for name in untied],
+        [
+            f"`{name}` is tied on one side only: the merged model has a head of its own"
+            for name in untied
+        ],
     )
 
 
 def one_side(checkpoint: Checkpoint, reading: Reading | None = None) -> PreTrainedModel:
-    """The model of one checkpoint, at the dtypes of its files; on a CPU its tensors stay memory maps.
+    """The model of one checkpoint, at the dtypes of its files; on a CPU its tensors stay memory
+    maps.
 
     Raises:
         EngineError: transformers cannot load it completely, or from these files.
@@ -156,22 +191,33 @@ def one_side(checkpoint: Checkpoint, reading: Reading | None = None) -> PreTrain
     return module
 
 
-def base_tensors(base: Path, instruct: Path, live: Mapping[str, torch.Tensor], reading: Reading) -> dict[str, torch.Tensor]:
-    """The base tensors of `live`, read once more from the checkpoints; rows that base lacks are instruct's."""
+def base_tensors(
+    base: Path, instruct: Path, live: Mapping[str, torch.Tensor], reading: Reading
+) -> dict[str, torch.Tensor]:
+    """The base tensors of `live`, read once more from the checkpoints; rows that base lacks are
+    instruct's."""
     with Checkpoint.open(base) as opened_b, Checkpoint.open(instruct) as opened_i:
         b, i = (stripped(one, reading.strip_prefix) for one in (opened_b, opened_i))
-        named = {name: tensor.detach().contiguous() for name, tensor in _tensors(one_side(b, reading)).items()}
+        named = {
+            name: tensor.detach().contiguous()
+            for name, tensor in _tensors(one_side(b, reading)).items()
+        }
         if all(named[name].shape == tensor.shape for name, tensor in live.items()):
             return named
         longer = _tensors(one_side(i, reading))
         return {
-            name: named[name] if named[name].shape == w.shape else _with_rows(named[name], longer[name])
+            name: (
+                named[name]
+                if named[name].shape == w.shape
+                else _with_rows(named[name], longer[name])
+            )
             for name, w in live.items()
         }
 
 
 def allocate(loaded: Loaded, device: torch.device) -> None:
-    """Give `loaded.module` fresh memory on `device`: one tensor per storage, aligned, allocated once and for all."""
+    """Give `loaded.module` fresh memory on `device`: one tensor per storage, aligned, allocated
+    once and for all."""
     import torch
 
     for tensor in {id(tensor): tensor for tensor in loaded.live.values()}.values():
@@ -182,9 +228,12 @@ def allocate(loaded: Loaded, device: torch.device) -> None:
                 buffer.data = buffer.data.to(device)
 
 
-def _as_filed(checkpoint: Checkpoint, sharding: Mapping[str, Any] | None, reading: Reading) -> PreTrainedModel:
-    """The model of `checkpoint`, each tensor at the dtype that it has in its file, so that maps of files stay maps; where the
-    files have several dtypes, what is not of the commonest one in fp32, which holds every other."""
+def _as_filed(
+    checkpoint: Checkpoint, sharding: Mapping[str, Any] | None, reading: Reading
+) -> PreTrainedModel:
+    """The model of `checkpoint`, each tensor at the dtype that it has in its file, so that maps of
+    files stay maps; where the files have several dtypes, what is not of the commonest one in fp32,
+    which holds every other."""
     import torch
 
     sizes: Counter[str] = Counter()
@@ -192,16 +241,26 @@ def _as_filed(checkpoint: Checkpoint, sharding: Mapping[str, Any] | None, readin
         if info.dtype in FLOATS:
             sizes[info.dtype] += info.nbytes
     most = sizes.most_common(1)[0][0] if sizes else "F32"
-    with _in_fp32({name for name, info in checkpoint.tensors.items() if info.dtype in FLOATS and info.dtype != most}) as able:
-        return _from_pretrained(checkpoint, torch_dtype(most) if able else torch.float32, sharding, reading)
+    with _in_fp32(
+        {
+            name
+            for name, info in checkpoint.tensors.items()
+            if info.dtype in FLOATS and info.dtype != most
+        }
+    ) as able:
+        return _from_pretrained(
+            checkpoint, torch_dtype(most) if able else torch.float32, sharding, reading
+        )
 
 
 @contextlib.contextmanager
 def _in_fp32(keys: set[str]) -> Iterator[bool]:
-    """Meanwhile transformers loads what it makes of the checkpoint tensors `keys` in fp32, whatever dtype it is told; yields
-    whether it does: where it has no plan of dtypes by name, or `keys` are too many for one, nothing is changed.
+    """Meanwhile transformers loads what it makes of the checkpoint tensors `keys` in fp32, whatever
+    dtype it is told; yields whether it does: where it has no plan of dtypes by name, or `keys` are
+    too many for one, nothing is changed.
 
-    One dtype for all would be fp32 for all, copies of twice the size instead of maps, for the sake of one small tensor.
+    One dtype for all would be fp32 for all, copies of twice the size instead of maps, for the sake
+    of one small tensor.
     """
     import torch
     from transformers import PreTrainedModel
@@ -215,8 +274,11 @@ def _in_fp32(keys: set[str]) -> Iterator[bool]:
     def planned(model: Any, dtype: torch.dtype) -> dict[str, torch.dtype]:
         plan = dict(original(model, dtype))
         if threading.get_ident() == loader:
-            # what it makes of none of the keys is at the dtype of the call; patterns are searched for, so they say both ends
-            plan |= {f"^{re.escape(name)}$": torch.float32 for name in trace(model, sorted(keys)).names}
+            # what it makes of none of the keys is at the dtype of the call; patterns are searched
+            # for, so they say both ends
+            plan |= {
+                f"^{re.escape(name)}$": torch.float32 for name in trace(model, sorted(keys)).names
+            }
         return plan
 
     PreTrainedModel._get_dtype_plan = planned
@@ -227,9 +289,14 @@ def _in_fp32(keys: set[str]) -> Iterator[bool]:
 
 
 def _from_pretrained(
-    checkpoint: Checkpoint, dtype: torch.dtype | None, sharding: Mapping[str, Any] | None, reading: Reading
+    checkpoint: Checkpoint,
+    dtype: torch.dtype | None,
+    sharding: Mapping[str, Any] | None,
+    reading: Reading,
 ) -> PreTrainedModel:
-    named = checkpoint.config.get("architectures") or ([] if reading.kind is None else [reading.kind])
+    named = checkpoint.config.get("architectures") or (
+        [] if reading.kind is None else [reading.kind]
+    )
     kind = own_code.model_class(checkpoint.folder, {**checkpoint.config, "architectures": named})
     try:
         with _quiet():
@@ -248,19 +315,27 @@ def _from_pretrained(
             refused = own_code.refused(checkpoint.folder, "config.json", auto_class, error)
             if refused is not None:
                 raise refused from error
-        if sharding and "has no `tp_plan`" in str(error):  # since transformers 5.24; `layout.check` says it before
+        if sharding and "has no `tp_plan`" in str(
+            error
+        ):  # since transformers 5.24; `layout.check` says it before
             raise layout.no_plan(kind.__name__) from error
         raise EngineError(
             f"transformers cannot load {checkpoint.folder}: {first_line(error)}",
-            "load it with from_pretrained to see the whole report"
-            if not sharding
-            else "start another number of ranks; it must divide the heads, and the vocabulary of an own head",
+            (
+                "load it with from_pretrained to see the whole report"
+                if not sharding
+                else (
+                    "start another number of ranks; it must divide the heads, and the vocabulary of"
+                    " an own head"
+                )
+            ),
         ) from error
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         keys = sorted({str(key) for key in info.get(problem) or ()} - reading.unused)
         if keys:
             raise EngineError(
-                f"transformers loads {checkpoint.folder} with {len(keys)} {problem.replace('_', ' ')}, such as `{keys[0]}`",
+                f"transformers loads {checkpoint.folder} with {len(keys)}"
+                f" {problem.replace('_', ' ')}, such as `{keys[0]}`",
                 "the files and config.json do not describe the same model",
             )
     model.eval()
@@ -272,12 +347,15 @@ def _key_mapping(prefix: str) -> dict[str, Any]:
     """What makes `from_pretrained` read names without `prefix`, as `alignment.stripped` does."""
     if not prefix:
         return {}
-    return {"key_mapping": {re.escape(prefix) if is_attribute(prefix) else f"^{re.escape(prefix)}": ""}}
+    return {
+        "key_mapping": {re.escape(prefix) if is_attribute(prefix) else f"^{re.escape(prefix)}": ""}
+    }
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """No bars and no reports from transformers on stderr: this library draws its own, and refuses what is not whole."""
+    """No bars and no reports from transformers on stderr: this library draws its own, and refuses
+    what is not whole."""
     from transformers.utils import logging
 
     shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
@@ -303,14 +381,15 @@ def _exact(dtypes: set[str]) -> torch.dtype:
 
 
 def _tensors(module: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """Parameters and persistent buffers by name, every name of a tied one, as far as they lie in this process."""
+    """Parameters and persistent buffers by name, every name of a tied one, as far as they lie in
+    this process."""
     kept = module.state_dict(keep_vars=True).keys()
     return {name: tensor for name, tensor in layout.named(module) if name in kept}
 
 
 def _check_derived(reference: PreTrainedModel, module: PreTrainedModel) -> None:
-    """Tensors that no file holds are computed from the configuration: equal ones are the proof that it agrees, and that none
-    was computed from weights, which would not follow λ."""
+    """Tensors that no file holds are computed from the configuration: equal ones are the proof that
+    it agrees, and that none was computed from weights, which would not follow λ."""
     import torch
 
     ours, theirs = _derived(module), _derived(reference)
@@ -319,7 +398,8 @@ def _check_derived(reference: PreTrainedModel, module: PreTrainedModel) -> None:
         if a is None or b is None or not torch.equal(a, b):
             raise PairError(
                 f"derived tensor `{name}` differs between the base and the instruct model",
-                "a configuration value that shapes the function differs; compare the two config.json",
+                "a configuration value that shapes the function differs; compare the two"
+                " config.json",
             )
 
 
@@ -336,8 +416,14 @@ def _derived(module: PreTrainedModel) -> dict[str, torch.Tensor]:
     }
 
 
-def _grow(module: PreTrainedModel, sources: dict[str, dict[str, torch.Tensor]], configs: tuple[Any, Any], allowed: bool) -> None:
-    """Give both sides and `module` every vocabulary row that either side has; a row that a side lacks is the other's.
+def _grow(
+    module: PreTrainedModel,
+    sources: dict[str, dict[str, torch.Tensor]],
+    configs: tuple[Any, Any],
+    allowed: bool,
+) -> None:
+    """Give both sides and `module` every vocabulary row that either side has; a row that a side
+    lacks is the other's.
 
     Raises:
         PairError: shapes differ in anything else, or such rows are not `allowed`.
@@ -352,14 +438,18 @@ def _grow(module: PreTrainedModel, sources: dict[str, dict[str, torch.Tensor]], 
             continue
         if not allowed or not may_be_extended(tuple(b.shape), tuple(i.shape), sizes):
             raise PairError(
-                f"`{name}` has shape {list(b.shape)} in the base and {list(i.shape)} in the instruct model",
-                "vocabulary rows of one side are kept by merge, and by load and sweep on one process; not in deltas",
+                f"`{name}` has shape {list(b.shape)} in the base and {list(i.shape)} in the"
+                " instruct model",
+                "vocabulary rows of one side are kept by merge, and by load and sweep on one"
+                " process; not in deltas",
             )
         owner, leaf = module.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]
         key = (b.data_ptr(), i.data_ptr())  # tied tensors stay tied
         if key not in joined:
             longer = b if len(b) > len(i) else i
-            fresh = torch.nn.Parameter(torch.empty(longer.shape, dtype=getattr(owner, leaf).dtype), requires_grad=False)
+            fresh = torch.nn.Parameter(
+                torch.empty(longer.shape, dtype=getattr(owner, leaf).dtype), requires_grad=False
+            )
             joined[key] = _with_rows(b, longer), _with_rows(i, longer), fresh
         sources["base"][name], sources["instruct"][name], fresh = joined[key]
         setattr(owner, leaf, fresh)
@@ -372,7 +462,8 @@ def _grow(module: PreTrainedModel, sources: dict[str, dict[str, torch.Tensor]], 
 
 
 def _with_rows(own: torch.Tensor, longer: torch.Tensor) -> torch.Tensor:
-    """`own`, with the rows of `longer` that it lacks; in fp32 where the two dtypes differ, which holds both."""
+    """`own`, with the rows of `longer` that it lacks; in fp32 where the two dtypes differ, which
+    holds both."""
     import torch
 
     if own is longer:
@@ -381,19 +472,30 @@ def _with_rows(own: torch.Tensor, longer: torch.Tensor) -> torch.Tensor:
     return torch.cat([own.to(dtype), longer[len(own) :].to(dtype)])
 
 
-def _untie(module: PreTrainedModel, named: dict[str, dict[str, torch.Tensor]], apart: Container[str]) -> list[str]:
-    """Give tensors of `module` that are tied on one side only, or to be apart, storage of their own; names of those."""
+def _untie(
+    module: PreTrainedModel, named: dict[str, dict[str, torch.Tensor]], apart: Container[str]
+) -> list[str]:
+    """Give tensors of `module` that are tied on one side only, or to be apart, storage of their
+    own; names of those."""
     import torch
 
     tied_on = {side: _tied(tensors) for side, tensors in named.items()}
     both = {
-        (n, first) for n, first in tied_on["base"].items() & tied_on["instruct"].items() if n not in apart or first not in apart
+        (n, first)
+        for n, first in tied_on["base"].items() & tied_on["instruct"].items()
+        if n not in apart or first not in apart
     }
-    single = sorted(name for name, _ in (tied_on["base"].items() | tied_on["instruct"].items()) - both)
+    single = sorted(
+        name for name, _ in (tied_on["base"].items() | tied_on["instruct"].items()) - both
+    )
     for name in single:
         owner, _, leaf = name.rpartition(".")
         old = getattr(module.get_submodule(owner), leaf)
-        setattr(module.get_submodule(owner), leaf, torch.nn.Parameter(old.data.clone(), requires_grad=False))
+        setattr(
+            module.get_submodule(owner),
+            leaf,
+            torch.nn.Parameter(old.data.clone(), requires_grad=False),
+        )
     if not both:
         # A later bare `tie_weights()`, which some harnesses call, would tie by configuration alone.
         for config in {id(c): c for c in (module.config, module.config.get_text_config())}.values():
@@ -406,11 +508,19 @@ def _untie(module: PreTrainedModel, named: dict[str, dict[str, torch.Tensor]], a
 def _tied(tensors: dict[str, torch.Tensor]) -> dict[str, str]:
     """name → the first name of the same tensor, for names that are not first."""
     first: dict[int, str] = {}
-    return {name: first[id(tensor)] for name, tensor in tensors.items() if first.setdefault(id(tensor), name) != name}
+    return {
+        name: first[id(tensor)]
+        for name, tensor in tensors.items()
+        if first.setdefault(id(tensor), name) != name
+    }
 
 
 def _via(
-    live: dict[str, torch.Tensor], dtype: torch.dtype | None, instruct: Checkpoint, module: Any, dtypes: set[str]
+    live: dict[str, torch.Tensor],
+    dtype: torch.dtype | None,
+    instruct: Checkpoint,
+    module: Any,
+    dtypes: set[str],
 ) -> dict[str, torch.dtype]:
     """The dtype that each tensor has in a saved merge, where the module holds it in another one."""
     import torch
@@ -425,7 +535,8 @@ def _via(
 
 
 def _traced(names: list[str], instruct: Checkpoint, module: Any) -> dict[str, torch.dtype]:
-    """File dtypes by module name, for files of mixed dtypes: ask transformers where each key goes."""
+    """File dtypes by module name, for files of mixed dtypes: ask transformers where each key
+    goes."""
     found: dict[str, set[str]] = {}
     for name, keys in trace(module, instruct.tensors).names.items():
         found[name] = {instruct.tensors[key].dtype for key in keys}
@@ -435,7 +546,8 @@ def _traced(names: list[str], instruct: Checkpoint, module: Any) -> dict[str, to
     for name in names:
         if len(found.get(name, ())) != 1:
             raise EngineError(
-                f"cannot tell which file dtype feeds `{name}`: the instruct files mix {sorted(found.get(name, ()))}",
+                f"cannot tell which file dtype feeds `{name}`: the instruct files mix"
+                f" {sorted(found.get(name, ()))}",
                 "pass a dtype for all tensors (dtype=, --dtype)",
             )
     return {name: torch_dtype(next(iter(found[name]))) for name in names}

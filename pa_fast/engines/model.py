@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 
 class LambdaModel:
-    """A transformers model whose weights follow λ. Make one with `pa_fast.load`; implements `pa_fast.Engine`.
+    """A transformers model whose weights follow λ. Make one with `pa_fast.load`; implements
+    `pa_fast.Engine`.
 
     Attributes:
         model: the transformers model; its parameters are the live tensors.
@@ -30,10 +31,11 @@ class LambdaModel:
         weights: the `LiveWeights` behind it.
         stop_tokens: ids that end a text for either model or for the tokenizer, in order.
         notes: what loading found worth saying.
-        on_progress: told (requests done, requests in all) within `loglikelihood` and `generate`; None, or set by a sweep.
+        on_progress: told (requests done, requests in all) within `loglikelihood` and `generate`;
+            None, or set by a sweep.
 
-    Warns once, through the logger `pa_fast`, where prefixes were to be shared and are not (`not_shared` says why), with what it
-    costs: at the first requests that begin alike.
+    Warns once, through the logger `pa_fast`, where prefixes were to be shared and are not
+    (`not_shared` says why), with what it costs: at the first requests that begin alike.
     """
 
     def __init__(
@@ -75,7 +77,8 @@ class LambdaModel:
 
     @property
     def positions(self) -> int | None:
-        """The most tokens that the model has positions for, None where its configuration does not say."""
+        """The most tokens that the model has positions for, None where its configuration does not
+        say."""
         return scoring.positions(self.model)
 
     @property
@@ -87,13 +90,15 @@ class LambdaModel:
         """Rewrite the model's weights in place to W(λ), and prove that the model still uses them.
 
         Args:
-            lam: one λ for all tensors, or of the rule that was given to `load`; or a rule at its λ, such as `rule.at(0.6)`.
+            lam: one λ for all tensors, or of the rule that was given to `load`; or a rule at its λ,
+                such as `rule.at(0.6)`.
         """
         self.weights.set_lambda(lam)
         self.on_weights_changed()
 
     def resync(self) -> None:
-        """Write every weight anew from the base, read again from its files where that is needed; see `LiveWeights.resync`."""
+        """Write every weight anew from the base, read again from its files where that is needed;
+        see `LiveWeights.resync`."""
         self.weights.resync()
         self.on_weights_changed()
 
@@ -112,16 +117,21 @@ class LambdaModel:
         """Score N (context ids, continuation ids); see `pa_fast.Engine`."""
         if self._not_shared is not None:
             self._warn_of_cost(pairs)
-        return scoring.loglikelihood(self.model, pairs, self._batch_size, self.shared_prefix, self.on_progress)
+        return scoring.loglikelihood(
+            self.model, pairs, self._batch_size, self.shared_prefix, self.on_progress
+        )
 
     def _warn_of_cost(self, pairs: Sequence[tuple[list[int], list[int]]]) -> None:
         alone, shared = scoring.tokens_computed(pairs)
         if alone > shared:
             logging.getLogger("pa_fast").warning(
-                "prefix sharing is off: %s. The first requests that begin alike take %s tokens through the model where %s would "
-                "do (%.1f ×), at every λ",
-                self._not_shared, f"{alone:,}", f"{shared:,}", alone / shared,
-            )  # fmt: skip
+                "prefix sharing is off: %s. The first requests that begin alike take %s tokens"
+                " through the model where %s would do (%.1f ×), at every λ",
+                self._not_shared,
+                f"{alone:,}",
+                f"{shared:,}",
+                alone / shared,
+            )
             self._not_shared = None
 
     def generate(self, prompts: Sequence[list[int]], config: Generation) -> list[list[int]]:
@@ -129,13 +139,15 @@ class LambdaModel:
         return scoring.generate(self.model, prompts, config, self._batch_size, self.on_progress)
 
     def on_weights_changed(self) -> None:
-        """Prove that the model is made of what it was made of at `load`, and of nothing else that could hold old weights.
+        """Prove that the model is made of what it was made of at `load`, and of nothing else that
+        could hold old weights.
 
-        No key-value cache of `loglikelihood` or `generate` outlives the call. Waits for the device, so that a switch is
-        timed whole.
+        No key-value cache of `loglikelihood` or `generate` outlives the call. Waits for the device,
+        so that a switch is timed whole.
 
         Raises:
-            EngineError: a tensor, cache or module was added to the model, replaced, moved or removed.
+            EngineError: a tensor, cache or module was added to the model, replaced, moved or
+                removed.
         """
         self._inventory.check(self.model)
         if self.model.device.type == "cuda":
@@ -151,8 +163,8 @@ class LambdaModel:
         overwrite: bool = False,
         progress: Callable[[int, int], None] | None = None,
     ) -> MergeReport:
-        """Write the live weights as a checkpoint folder `out`, as `pa_fast.merge` does at this λ: in instruct's names and layout,
-        whole or not at all, with what `pa_fast.verify` goes by.
+        """Write the live weights as a checkpoint folder `out`, as `pa_fast.merge` does at this λ:
+        in instruct's names and layout, whole or not at all, with what `pa_fast.verify` goes by.
 
         Args:
             max_shard_size, overwrite, progress: see `pa_fast.merge`.
@@ -160,8 +172,8 @@ class LambdaModel:
         Cost: one pass over the live weights, and over both sides for their fingerprints.
 
         Raises:
-            UsageError: no λ is set, or there is no instruct model whose layout could be taken: of a delta file, or with
-                factors beside the layers.
+            UsageError: no λ is set, or there is no instruct model whose layout could be taken: of a
+                delta file, or with factors beside the layers.
             OutputError: `out` is not empty, is a source, or cannot be written.
             PairError, DataError: a source changed since it was loaded.
         """
@@ -170,17 +182,27 @@ class LambdaModel:
         lam = self.weights.lam
         if self._pair is None:
             raise UsageError(
-                "the live weights of a delta file, or with factors beside the layers, are not those of a merge of two folders",
+                "the live weights of a delta file, or with factors beside the layers, are not those"
+                " of a merge of two folders",
                 "load the pair from its two folders, or write the model with model.save_pretrained",
             )
         if lam is None:
-            raise UsageError("the live weights are at no λ: a switch did not finish", "set_lambda, or resync, first")
+            raise UsageError(
+                "the live weights are at no λ: a switch did not finish",
+                "set_lambda, or resync, first",
+            )
         self.on_weights_changed()
         rule = self.weights.rule
         return merge(
-            lam=lam if rule is None else rule.lam, out=out, rule=rule, max_shard_size=max_shard_size, overwrite=overwrite,
-            progress=progress, model=self.model, **self._pair,
-        )  # fmt: skip
+            lam=lam if rule is None else rule.lam,
+            out=out,
+            rule=rule,
+            max_shard_size=max_shard_size,
+            overwrite=overwrite,
+            progress=progress,
+            model=self.model,
+            **self._pair,
+        )
 
     def __repr__(self) -> str:
         return f"<LambdaModel {type(self.model).__name__} at λ = {self.lam} on {self.model.device}>"

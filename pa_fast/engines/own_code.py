@@ -1,4 +1,5 @@
-"""Code that a checkpoint names as its own: it is never run, and here is what to say where a model or tokenizer needs it."""
+"""Code that a checkpoint names as its own: it is never run, and here is what to say where a model
+or tokenizer needs it."""
 
 from __future__ import annotations
 
@@ -11,13 +12,14 @@ from pa_fast.errors import CheckpointError, EngineError, PaFastError
 
 _KERNELS = ("attn_implementation", "_attn_implementation", "_attn_implementation_internal")
 _HINT = (
-    "code in a checkpoint is never run: upgrade transformers if it has a class for this model by now, or convert the checkpoint "
-    "with code that you have read"
+    "code in a checkpoint is never run: upgrade transformers if it has a class for this model by"
+    " now, or convert the checkpoint with code that you have read"
 )
 
 
 def refused(folder: Path, file: str, auto_class: str, error: Exception) -> PaFastError | None:
-    """The error to raise where transformers gave up with `error` because `auto_class` needs code; None where that was not why.
+    """The error to raise where transformers gave up with `error` because `auto_class` needs code;
+    None where that was not why.
 
     Args:
         file: the configuration in `folder` that may map `auto_class` to a module of its own.
@@ -26,21 +28,26 @@ def refused(folder: Path, file: str, auto_class: str, error: Exception) -> PaFas
     if named is None or "trust_remote_code" not in str(error):
         return None
     return EngineError(
-        f"{folder / file}: `auto_map` names code of its own, {quoted(named)} as {auto_class}, which is not run", _HINT
+        f"{folder / file}: `auto_map` names code of its own, {quoted(named)} as {auto_class}, which"
+        " is not run",
+        _HINT,
     )
 
 
 def model_class(folder: Path, config: dict[str, Any]) -> Any:
-    """The transformers class of the model in `folder`: the one that `architectures` names, an Auto class where it names none.
+    """The transformers class of the model in `folder`: the one that `architectures` names, an Auto
+    class where it names none.
 
     Raises:
-        EngineError: transformers has no model of that name; attention kernels would be fetched from the hub.
+        EngineError: transformers has no model of that name; attention kernels would be fetched from
+            the hub.
     """
     import transformers
 
     for key, kernels in _kernels(config):
         raise EngineError(
-            f"{folder / 'config.json'}: {quoted(key)} asks for kernels of the hub, {quoted(kernels)}, which are not run",
+            f"{folder / 'config.json'}: {quoted(key)} asks for kernels of the hub,"
+            f" {quoted(kernels)}, which are not run",
             f"remove {quoted(key)} from that file",
         )
     names = config.get("architectures") or []
@@ -50,11 +57,20 @@ def model_class(folder: Path, config: dict[str, Any]) -> Any:
     found = getattr(transformers, name, None) if isinstance(name, str) else None
     if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
         return found
-    said = f"transformers {transformers.__version__} has no model class {quoted(str(name))} (config.json of {folder})"
+    said = (
+        f"transformers {transformers.__version__} has no model class {quoted(str(name))}"
+        f" (config.json of {folder})"
+    )
     own = _named(folder, "config.json")
     if own:
-        said += f"; `auto_map` there names code of its own, such as {quoted(next(iter(own.values())))}, which is not run"
-    raise EngineError(said, _HINT if own else "upgrade transformers for new architectures, or correct `architectures`")
+        said += (
+            f"; `auto_map` there names code of its own, such as {quoted(next(iter(own.values())))},"
+            " which is not run"
+        )
+    raise EngineError(
+        said,
+        _HINT if own else "upgrade transformers for new architectures, or correct `architectures`",
+    )
 
 
 def _named(folder: Path, file: str) -> dict[str, str]:
@@ -68,7 +84,11 @@ def _named(folder: Path, file: str) -> dict[str, str]:
     if not isinstance(found, dict):
         return {}
     return {
-        key: str(next((one for one in reversed(value) if one), "")) if isinstance(value, list) else str(value)
+        key: (
+            str(next((one for one in reversed(value) if one), ""))
+            if isinstance(value, list)
+            else str(value)
+        )
         for key, value in found.items()
     }
 

@@ -1,7 +1,9 @@
-"""Keys and values of a batch of prefixes, lent to the requests that go on from them, within one call of an engine.
+"""Keys and values of a batch of prefixes, lent to the requests that go on from them, within one
+call of an engine.
 
-What a request borrows lies in its row as batched generation would have it: zeros on the left, then the tokens, without
-a gap. So distances along the cache are distances between tokens, whatever a model measures: windows, masks, biases.
+What a request borrows lies in its row as batched generation would have it: zeros on the left, then
+the tokens, without a gap. So distances along the cache are distances between tokens, whatever a
+model measures: windows, masks, biases.
 """
 
 from __future__ import annotations
@@ -35,8 +37,11 @@ class Past:
     ends: Sequence[int] = ()
     rows: Mapping[int, int] = field(default_factory=dict)
 
-    def lend(self, batch: Sequence[Segment], keep: bool, device: torch.device) -> tuple[Cache | None, dict[str, Any]]:
-        """Return the cache to go on from, and the other arguments of a forward pass over `batch`, padded on the right.
+    def lend(
+        self, batch: Sequence[Segment], keep: bool, device: torch.device
+    ) -> tuple[Cache | None, dict[str, Any]]:
+        """Return the cache to go on from, and the other arguments of a forward pass over `batch`,
+        padded on the right.
 
         Args:
             keep: the pass's own keys and values will be lent in turn.
@@ -49,7 +54,10 @@ class Past:
             # Right padding stands where a causal model never looks, so there is nothing to mask.
             mask = torch.ones(len(batch), width, dtype=torch.long, device=device)
             return DynamicCache() if keep else None, {"attention_mask": mask, "use_cache": keep}
-        spans = [(self.rows[segment.row], self.ends[self.rows[segment.row]], segment.start) for segment in batch]
+        spans = [
+            (self.rows[segment.row], self.ends[self.rows[segment.row]], segment.start)
+            for segment in batch
+        ]
         lent = [_lent_layer()(keys, values, spans, before, keep) for keys, values in self.layers]
         columns = torch.arange(before + width, device=device)
         starts = torch.tensor([[segment.start] for segment in batch], device=device)
@@ -71,23 +79,34 @@ class Past:
         before = max(segment.start for segment in batch)
         held = [(layer.keys, layer.values) for layer in cache.layers]
         expected = (len(batch), before + max(map(len, batch)))
-        if len(held) != layers or any(t is None or (t.shape[0], t.shape[2]) != expected for pair in held for t in pair):
+        if len(held) != layers or any(
+            t is None or (t.shape[0], t.shape[2]) != expected for pair in held for t in pair
+        ):
             raise EngineError(
-                "the model did not leave keys and values of every token in the cache that it was given",
+                "the model did not leave keys and values of every token in the cache that it was"
+                " given",
                 "load the pair with shared_prefix=False",
             )
         ends = [before + len(segment) for segment in batch]
-        return cls(held, ends, {child.row: n for n, segment in enumerate(batch) for child in segment.under})
+        return cls(
+            held, ends, {child.row: n for n, segment in enumerate(batch) for child in segment.under}
+        )
 
 
 def cache_argument(model: PreTrainedModel) -> str | None:
-    """Return the name of the argument by which `model`'s forward pass takes a `Cache`; None where it takes none.
+    """Return the name of the argument by which `model`'s forward pass takes a `Cache`; None where
+    it takes none.
 
-    It is found by its type, since its name differs: `past_key_values` up to transformers 5.23, `cache` from 5.24 on. Code that
-    a checkpoint brings along may leave types out, so these two names do without one.
+    It is found by its type, since its name differs: `past_key_values` up to transformers 5.23,
+    `cache` from 5.24 on. Code that a checkpoint brings along may leave types out, so these two
+    names do without one.
     """
     parameters = inspect.signature(model.forward).parameters
-    typed = [name for name, parameter in parameters.items() if re.search(r"\bCache\b", str(parameter.annotation))]
+    typed = [
+        name
+        for name, parameter in parameters.items()
+        if re.search(r"\bCache\b", str(parameter.annotation))
+    ]
     named = [name for name in ("cache", "past_key_values") if name in parameters]
     return next(iter([*typed, *named]), None)
 
@@ -95,8 +114,9 @@ def cache_argument(model: PreTrainedModel) -> str | None:
 def obstacle(model: PreTrainedModel) -> str | None:
     """Why keys and values of a prefix may not serve for what follows it in `model`; None: they may.
 
-    They may where a layer's whole memory of a token is its keys and values, computed from the tokens before it alone.
-    Sliding windows are masks over that memory: it is kept in full here, so that they cut where they always do.
+    They may where a layer's whole memory of a token is its keys and values, computed from the
+    tokens before it alone. Sliding windows are masks over that memory: it is kept in full here, so
+    that they cut where they always do.
     """
     from transformers import DynamicCache
 
@@ -104,20 +124,34 @@ def obstacle(model: PreTrainedModel) -> str | None:
     missing = [name for name in ("attention_mask", "position_ids") if name not in parameters]
     if missing or cache_argument(model) is None:
         return f"its forward pass takes no {missing[0] if missing else 'cache'}"
-    private = [name for name in ("_supports_default_dynamic_cache", "_is_stateful") if not hasattr(model, name)]
+    private = [
+        name
+        for name in ("_supports_default_dynamic_cache", "_is_stateful")
+        if not hasattr(model, name)
+    ]
     if private:
-        return f"this release of transformers does not say what its memory of the text is: it has no `{private[0]}`"
+        return (
+            "this release of transformers does not say what its memory of the text is: it has no"
+            f" `{private[0]}`"
+        )
     config = model.config.get_text_config(decoder=True)
-    usual = model.can_generate() and model._supports_default_dynamic_cache() and not model._is_stateful
+    usual = (
+        model.can_generate() and model._supports_default_dynamic_cache() and not model._is_stateful
+    )
     if not usual or not getattr(config, "is_causal", True):
         return "its memory of the text is more than keys and values"
-    if "chunked_attention" in (getattr(config, "layer_types", None) or ()) or getattr(config, "attention_chunk_size", None):
+    if "chunked_attention" in (getattr(config, "layer_types", None) or ()) or getattr(
+        config, "attention_chunk_size", None
+    ):
         return "its attention is cut in chunks, which are counted from the first token of a batch"
     try:
         kinds = [type(layer).__name__ for layer in DynamicCache(config=model.config).layers]
     except (KeyError, AttributeError, TypeError, ValueError):
         return "transformers knows no cache for its layers"
-    if set(kinds) - {"DynamicLayer", "DynamicSlidingWindowLayer"} or len(kinds) != config.num_hidden_layers:
+    if (
+        set(kinds) - {"DynamicLayer", "DynamicSlidingWindowLayer"}
+        or len(kinds) != config.num_hidden_layers
+    ):
         return "its layers keep or share more than keys and values"
     ropes = [str(getattr(module, "rope_type", "")) for module in model.modules()]
     if any("dynamic" in rope or "longrope" in rope for rope in ropes):
@@ -130,18 +164,36 @@ def _lent_layer() -> Any:
     from transformers.cache_utils import DynamicLayer
 
     class Lent(DynamicLayer):
-        """Rows of another layer's keys and values, copied when this layer is computed and not before: one layer at a time.
+        """Rows of another layer's keys and values, copied when this layer is computed and not
+        before: one layer at a time.
 
-        `spans`: for each row, which row to copy, the column where its tokens end, and how many they are.
+        `spans`: for each row, which row to copy, the column where its tokens end, and how many they
+            are.
         """
 
-        def __init__(self, keys: Any, values: Any, spans: Sequence[tuple[int, int, int]], before: int, keep: bool):
+        def __init__(
+            self,
+            keys: Any,
+            values: Any,
+            spans: Sequence[tuple[int, int, int]],
+            before: int,
+            keep: bool,
+        ):
             super().__init__()
             self.lazy_initialization(keys, values)
-            self._source, self._spans, self._length, self._keep = (keys, values), spans, before, keep
+            self._source, self._spans, self._length, self._keep = (
+                (keys, values),
+                spans,
+                before,
+                keep,
+            )
 
-        def update(self, key_states: Any, value_states: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
-            keys, values = (self._joined(old, new) for old, new in zip(self._source, (key_states, value_states)))
+        def update(
+            self, key_states: Any, value_states: Any, *args: Any, **kwargs: Any
+        ) -> tuple[Any, Any]:
+            keys, values = (
+                self._joined(old, new) for old, new in zip(self._source, (key_states, value_states))
+            )
             self._length = keys.shape[-2]
             if self._keep:
                 self.keys, self.values = keys, values

@@ -1,8 +1,8 @@
 """Which tokens of many requests are computed once: requests as a small forest of shared prefixes.
 
-A request is a list of token ids. Requests that begin alike hang under one segment, which holds the tokens that they
-share; the rest of each is a segment of its own below it. Two levels are enough for what evaluations ask: examples that
-all items show, the prompt that all answers of an item follow.
+A request is a list of token ids. Requests that begin alike hang under one segment, which holds the
+tokens that they share; the rest of each is a segment of its own below it. Two levels are enough for
+what evaluations ask: examples that all items show, the prompt that all answers of an item follow.
 """
 
 from __future__ import annotations
@@ -14,15 +14,17 @@ from itertools import pairwise
 LEVELS = 2
 
 _WORTH = 4
-"""Share where it saves one token in so many: a segment more costs a pass more, and smaller batches below it."""
+"""Share where it saves one token in so many: a segment more costs a pass more, and smaller batches
+below it."""
 
 
 @dataclass(frozen=True)
 class Segment:
     """Tokens `start` to `stop` of request `row`, to be computed after those of the segment above.
 
-    `under` are the segments that go on from here; a segment without any is the end of its request. The requests below
-    all begin with the same `stop` tokens, so that any of them can stand for the others.
+    `under` are the segments that go on from here; a segment without any is the end of its request.
+    The requests below all begin with the same `stop` tokens, so that any of them can stand for the
+    others.
     """
 
     row: int
@@ -39,7 +41,8 @@ def forest(rows: Sequence[Sequence[int]], most: Sequence[int]) -> list[Segment]:
 
     Args:
         rows: token ids of each request, at least one.
-        most: how many leading tokens of each request may be computed for others, too: fewer than it has.
+        most: how many leading tokens of each request may be computed for others, too: fewer than it
+            has.
 
     A function of the requests alone. Cost: a sort, and one comparison of neighbours.
     """
@@ -48,8 +51,11 @@ def forest(rows: Sequence[Sequence[int]], most: Sequence[int]) -> list[Segment]:
     return list(_grown(rows, order, shared, 0, LEVELS))
 
 
-def _grown(rows: Sequence[Sequence[int]], order: list[int], shared: list[int], start: int, levels: int) -> Iterator[Segment]:
-    """Segments of requests `order`, sorted; of their neighbours each two share `shared` tokens, all of them `start`."""
+def _grown(
+    rows: Sequence[Sequence[int]], order: list[int], shared: list[int], start: int, levels: int
+) -> Iterator[Segment]:
+    """Segments of requests `order`, sorted; of their neighbours each two share `shared` tokens, all
+    of them `start`."""
     pending = [(0, len(order))] if order else []
     while pending:
         low, high = pending.pop()
@@ -57,8 +63,12 @@ def _grown(rows: Sequence[Sequence[int]], order: list[int], shared: list[int], s
         least = min(inside, default=start)
         if len(group) == 1 or levels == 0:
             yield from (Segment(k, start, len(rows[k])) for k in group)
-        elif _WORTH * (least - start) * (len(group) - 1) >= sum(len(rows[k]) - start for k in group):
-            yield Segment(group[0], start, least, tuple(_grown(rows, group, inside, least, levels - 1)))
+        elif _WORTH * (least - start) * (len(group) - 1) >= sum(
+            len(rows[k]) - start for k in group
+        ):
+            yield Segment(
+                group[0], start, least, tuple(_grown(rows, group, inside, least, levels - 1))
+            )
         else:
             cuts = [low, *(low + n + 1 for n, common in enumerate(inside) if common == least), high]
             pending += pairwise(cuts)

@@ -1,7 +1,9 @@
-"""The processes that hold one model together. One rule keeps them in step: all do the same, or all fail.
+"""The processes that hold one model together. One rule keeps them in step: all do the same, or all
+fail.
 
-Each step is announced to all ranks before one of them enters the model, whose own collectives would wait for ever for a
-rank that went another way. Announcements have a process group to themselves and never mix with those of the model.
+Each step is announced to all ranks before one of them enters the model, whose own collectives would
+wait for ever for a rank that went another way. Announcements have a process group to themselves and
+never mix with those of the model.
 """
 
 from __future__ import annotations
@@ -57,7 +59,8 @@ ALONE = Alone()
 
 
 class Ranks:
-    """`world` processes, of which this is `rank`. Make one with `Ranks.join`; all methods are called by every rank.
+    """`world` processes, of which this is `rank`. Make one with `Ranks.join`; all methods are
+    called by every rank.
 
     Attributes:
         rank, world: as the launcher counts, from 0.
@@ -77,26 +80,37 @@ class Ranks:
 
         Raises:
             UsageError: another device.
-            EngineError: no launcher, a single rank, no GPU for this rank, or the others cannot be reached.
+            EngineError: no launcher, a single rank, no GPU for this rank, or the others cannot be
+                reached.
         """
         import torch
         import torch.distributed as dist
 
         if device not in ("auto", "cpu", "cuda"):
-            raise UsageError(f"device `{device}` for a rank", "write cpu or cuda: each rank takes the GPU of its local number")
+            raise UsageError(
+                f"device `{device}` for a rank",
+                "write cpu or cuda: each rank takes the GPU of its local number",
+            )
         kind = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-        if not (dist.is_initialized() or "WORLD_SIZE" in os.environ) or "LOCAL_RANK" not in os.environ:
+        if (
+            not (dist.is_initialized() or "WORLD_SIZE" in os.environ)
+            or "LOCAL_RANK" not in os.environ
+        ):
             raise EngineError(
                 "no launcher has started this process: RANK, WORLD_SIZE and LOCAL_RANK are not set",
                 "start all ranks with torchrun --nproc-per-node N",
             )
         if (dist.get_world_size() if dist.is_initialized() else int(os.environ["WORLD_SIZE"])) < 2:
-            raise EngineError("a single rank has nothing to split", "start more ranks, or use the transformers engine")
+            raise EngineError(
+                "a single rank has nothing to split",
+                "start more ranks, or use the transformers engine",
+            )
         here = int(os.environ["LOCAL_RANK"])
         if kind == "cuda":
             if here >= torch.cuda.device_count():
                 raise EngineError(
-                    f"rank {here} of this host has no GPU: PyTorch sees {torch.cuda.device_count()}",
+                    f"rank {here} of this host has no GPU: PyTorch sees"
+                    f" {torch.cuda.device_count()}",
                     "start as many ranks per host as it has GPUs, or write cpu",
                 )
             torch.cuda.set_device(here)
@@ -106,12 +120,19 @@ class Ranks:
             group = dist.new_group(backend="gloo", timeout=_PATIENCE)
         except (RuntimeError, ValueError) as error:
             raise EngineError(
-                f"rank cannot reach the others: {first_line(error)}", "look at how the ranks were started"
+                f"rank cannot reach the others: {first_line(error)}",
+                "look at how the ranks were started",
             ) from error
-        return cls(dist.get_rank(), dist.get_world_size(), "cpu" if kind == "cpu" else f"cuda:{here}", group)
+        return cls(
+            dist.get_rank(),
+            dist.get_world_size(),
+            "cpu" if kind == "cpu" else f"cuda:{here}",
+            group,
+        )
 
     def sharding(self) -> dict[str, Any]:
-        """What `from_pretrained` takes to split a model over these ranks by the plan that transformers has for it."""
+        """What `from_pretrained` takes to split a model over these ranks by the plan that
+        transformers has for it."""
         from torch.distributed.device_mesh import init_device_mesh
         from transformers.distributed import DistributedConfig
 
@@ -122,7 +143,8 @@ class Ranks:
 
     @contextlib.contextmanager
     def step(self, name: str, *, wait: bool = False) -> Iterator[None]:
-        """A block that ends on all ranks together, or fails on all of them. `name` is the same on all ranks.
+        """A block that ends on all ranks together, or fails on all of them. `name` is the same on
+        all ranks.
 
         Args:
             wait: for ranks that are still in another step; each of them fails there.
@@ -159,7 +181,10 @@ class Ranks:
         values = self.gather(name, lambda: value)
         if any(other != values[0] for other in values):
             found = ", ".join(f"rank {rank} has {other}" for rank, other in enumerate(values))
-            raise EngineError(f"the ranks differ in {name}: {found}", "give every rank the same arguments and files")
+            raise EngineError(
+                f"the ranks differ in {name}: {found}",
+                "give every rank the same arguments and files",
+            )
 
     def broadcast(self, name: str, value: T | None) -> T:
         """`value` of rank 0, on every rank; fails like `step`."""
@@ -188,10 +213,11 @@ class Ranks:
 
 
 def _make_meshes_once(config: Any) -> None:
-    """Make transformers' device meshes for `config` here, where all ranks are, and hand them out afterwards.
+    """Make transformers' device meshes for `config` here, where all ranks are, and hand them out
+    afterwards.
 
-    From 5.24 on every `from_pretrained` makes meshes of its own, which is a collective: a rank that failed before it would be
-    waited for. Earlier releases take the mesh that they are given.
+    From 5.24 on every `from_pretrained` makes meshes of its own, which is a collective: a rank that
+    failed before it would be waited for. Earlier releases take the mesh that they are given.
     """
     import torch.distributed as dist
     from transformers.distributed import mixin
@@ -212,10 +238,15 @@ def _make_meshes_once(config: Any) -> None:
 def _check(reports: list[_Report]) -> None:
     for rank, report in enumerate(reports):
         if report.failure is not None:
-            raise report.failure.kind(f"on rank {rank}: {report.failure.message}", report.failure.hint)
+            raise report.failure.kind(
+                f"on rank {rank}: {report.failure.message}", report.failure.hint
+            )
     if len({report.step for report in reports}) > 1:
         found = ", ".join(f"rank {rank} in {report.step}" for rank, report in enumerate(reports))
-        raise EngineError(f"the ranks are out of step: {found}", "every rank must make the same calls in the same order")
+        raise EngineError(
+            f"the ranks are out of step: {found}",
+            "every rank must make the same calls in the same order",
+        )
 
 
 def _failure(error: BaseException) -> _Failure:

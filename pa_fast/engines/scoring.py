@@ -1,7 +1,7 @@
 """Likelihoods and greedy text from a transformers model, in batches that are the same at every λ.
 
-Batch composition changes rounding, so requests are grouped by the prefixes that they share, sorted by length, cut into
-batches of a fixed size and padded the same way whatever the weights say.
+Batch composition changes rounding, so requests are grouped by the prefixes that they share, sorted
+by length, cut into batches of a fixed size and padded the same way whatever the weights say.
 """
 
 from __future__ import annotations
@@ -39,22 +39,30 @@ def loglikelihood(
     shared_prefix: bool = False,
     progress: Callable[[int, int], object] | None = None,
 ) -> list[Continuation]:
-    """Score N (context ids, continuation ids); log-likelihoods in nats, from fp32 log-softmax of the model's logits.
+    """Score N (context ids, continuation ids); log-likelihoods in nats, from fp32 log-softmax of
+    the model's logits.
 
-    With `shared_prefix`, tokens that requests begin alike with are computed once; what was kept of them is gone when
-    the call returns. The model must allow it, see `past.obstacle`. `progress` is told (requests done, requests in all).
+    With `shared_prefix`, tokens that requests begin alike with are computed once; what was kept of
+    them is gone when the call returns. The model must allow it, see `past.obstacle`. `progress` is
+    told (requests done, requests in all).
 
     Raises:
-        EngineError: an empty context or continuation, or more tokens than the model has positions for.
+        EngineError: an empty context or continuation, or more tokens than the model has positions
+            for.
     """
     for n, (context, continuation) in enumerate(pairs):
         if not context or not continuation:
             raise EngineError(
-                f"request {n} has an empty {'continuation' if context else 'context'}", "score at least one token after one"
+                f"request {n} has an empty {'continuation' if context else 'context'}",
+                "score at least one token after one",
             )
         check_length(model, len(context) + len(continuation) - 1, f"request {n}")
     rows, first = _rows(pairs)
-    segments = forest(rows, first) if shared_prefix else [Segment(k, 0, len(row)) for k, row in enumerate(rows)]
+    segments = (
+        forest(rows, first)
+        if shared_prefix
+        else [Segment(k, 0, len(row)) for k, row in enumerate(rows)]
+    )
     answers = {}
     for k, logits in _scored(model, rows, first, segments, batch_size, Past()):
         answers[k] = _judged(logits, pairs[k][1])
@@ -64,7 +72,8 @@ def loglikelihood(
 
 
 def tokens_computed(pairs: Sequence[tuple[list[int], list[int]]]) -> tuple[int, int]:
-    """Return how many tokens pass through a model for N requests: without shared prefixes, and with them."""
+    """Return how many tokens pass through a model for N requests: without shared prefixes, and with
+    them."""
     rows, first = _rows(pairs)
     pending, shared = forest(rows, first), 0
     while pending:
@@ -75,35 +84,55 @@ def tokens_computed(pairs: Sequence[tuple[list[int], list[int]]]) -> tuple[int, 
 
 
 def _rows(pairs: Sequence[tuple[list[int], list[int]]]) -> tuple[list[list[int]], list[int]]:
-    """Return the tokens of each request, and the position from which on its logits count: all before may be shared."""
-    return [context + continuation[:-1] for context, continuation in pairs], [len(context) - 1 for context, _ in pairs]
+    """Return the tokens of each request, and the position from which on its logits count: all
+    before may be shared."""
+    return [context + continuation[:-1] for context, continuation in pairs], [
+        len(context) - 1 for context, _ in pairs
+    ]
 
 
 def _scored(
-    model: PreTrainedModel, rows: list[list[int]], first: list[int], segments: Sequence[Segment], size: int, past: Past
+    model: PreTrainedModel,
+    rows: list[list[int]],
+    first: list[int],
+    segments: Sequence[Segment],
+    size: int,
+    past: Past,
 ) -> Iterator[tuple[int, torch.Tensor]]:
-    """Each request that ends in `segments` or below them, with its logits from position `first` on: tokens × vocabulary."""
+    """Each request that ends in `segments` or below them, with its logits from position `first` on:
+    tokens × vocabulary."""
     last = [segment for segment in segments if not segment.under]
     for chosen in batches([len(segment) for segment in last], size):
         batch = [last[k] for k in chosen]
         start = min(first[segment.row] - segment.start for segment in batch)
         logits = _logits(model, rows, batch, start, *past.lend(batch, False, model.device))
         for row, segment in zip(logits, batch):
-            yield segment.row, row[first[segment.row] - segment.start - start : len(segment) - start]
+            yield (
+                segment.row,
+                row[first[segment.row] - segment.start - start : len(segment) - start],
+            )
     shared = [segment for segment in segments if segment.under]
     for chosen in batches([len(segment) for segment in shared], size):
         batch = [shared[k] for k in chosen]
         cache, lent = past.lend(batch, True, model.device)
         _logits(model, rows, batch, max(map(len, batch)) - 1, cache, lent)
         kept = Past.of(cache, batch, model.config.get_text_config(decoder=True).num_hidden_layers)
-        yield from _scored(model, rows, first, [child for segment in batch for child in segment.under], size, kept)
+        yield from _scored(
+            model, rows, first, [child for segment in batch for child in segment.under], size, kept
+        )
         del cache, kept  # before the next batch makes its own
 
 
 def _logits(
-    model: PreTrainedModel, rows: list[list[int]], batch: list[Segment], start: int, cache: Cache | None, lent: dict[str, Any]
+    model: PreTrainedModel,
+    rows: list[list[int]],
+    batch: list[Segment],
+    start: int,
+    cache: Cache | None,
+    lent: dict[str, Any],
 ) -> torch.Tensor:
-    """Logits of R segments from their token `start` on, R × tokens × vocabulary; rows are padded on the right."""
+    """Logits of R segments from their token `start` on, R × tokens × vocabulary; rows are padded on
+    the right."""
     import torch
 
     width = max(map(len, batch))
@@ -112,7 +141,9 @@ def _logits(
     keep = {"logits_to_keep": torch.arange(start, width, device=model.device)} if selects else {}
     past = {} if cache is None else {str(cache_argument(model)): cache}
     with torch.no_grad():
-        logits = model(input_ids=torch.tensor(ids, device=model.device), **lent, **past, **keep).logits
+        logits = model(
+            input_ids=torch.tensor(ids, device=model.device), **lent, **past, **keep
+        ).logits
     return logits if selects else logits[:, start:]
 
 
@@ -122,7 +153,9 @@ def _judged(logits: torch.Tensor, continuation: list[int]) -> Continuation:
 
     scores = torch.log_softmax(logits.float(), dim=-1)
     wanted = torch.tensor(continuation, device=scores.device)
-    return Continuation(float(scores.gather(1, wanted[:, None]).sum()), bool((scores.argmax(-1) == wanted).all()))
+    return Continuation(
+        float(scores.gather(1, wanted[:, None]).sum()), bool((scores.argmax(-1) == wanted).all())
+    )
 
 
 def generate(
@@ -132,7 +165,8 @@ def generate(
     batch_size: int,
     progress: Callable[[int, int], object] | None = None,
 ) -> list[list[int]]:
-    """Greedy continuations of N prompts, without the stop token that ended them; `progress` as of `loglikelihood`.
+    """Greedy continuations of N prompts, without the stop token that ended them; `progress` as of
+    `loglikelihood`.
 
     Raises:
         EngineError: an empty prompt, or more tokens than the model has positions for.
@@ -143,16 +177,28 @@ def generate(
     for n, prompt in enumerate(prompts):
         if not prompt:
             raise EngineError(f"prompt {n} is empty", "begin with at least one token, such as BOS")
-        check_length(model, len(prompt) + config.max_new_tokens, f"prompt {n} with {config.max_new_tokens} new tokens")
+        check_length(
+            model,
+            len(prompt) + config.max_new_tokens,
+            f"prompt {n} with {config.max_new_tokens} new tokens",
+        )
     greedy = GenerationConfig(
-        do_sample=False, max_new_tokens=config.max_new_tokens, pad_token_id=_PAD, eos_token_id=list(config.stop) or None
+        do_sample=False,
+        max_new_tokens=config.max_new_tokens,
+        pad_token_id=_PAD,
+        eos_token_id=list(config.stop) or None,
     )
     spoken: list[list[int]] = [[]] * len(prompts)
     done = 0
     for batch in batches([len(prompt) for prompt in prompts], batch_size):
         width = max(len(prompts[k]) for k in batch)
-        ids = torch.tensor([[_PAD] * (width - len(prompts[k])) + prompts[k] for k in batch], device=model.device)
-        mask = torch.tensor([[0] * (width - len(prompts[k])) + [1] * len(prompts[k]) for k in batch], device=model.device)
+        ids = torch.tensor(
+            [[_PAD] * (width - len(prompts[k])) + prompts[k] for k in batch], device=model.device
+        )
+        mask = torch.tensor(
+            [[0] * (width - len(prompts[k])) + [1] * len(prompts[k]) for k in batch],
+            device=model.device,
+        )
         with torch.no_grad(), _only(model, greedy):
             out = model.generate(input_ids=ids, attention_mask=mask)
         for row, k in zip(out[:, width:].tolist(), batch):
@@ -166,7 +212,8 @@ def generate(
 
 @contextlib.contextmanager
 def _only(model: PreTrainedModel, config: GenerationConfig) -> Iterator[None]:
-    """Generate by `config` alone: transformers fills what a passed configuration leaves open from the model's own."""
+    """Generate by `config` alone: transformers fills what a passed configuration leaves open from
+    the model's own."""
     own, model.generation_config = model.generation_config, config
     try:
         yield

@@ -1,8 +1,10 @@
-"""The tensor-parallel engine: a model pair as one live transformers model, split over the ranks of a torchrun launch.
+"""The tensor-parallel engine: a model pair as one live transformers model, split over the ranks of
+a torchrun launch.
 
-Each rank holds its shards of the live weights and of both sources, and nothing whole but what the plan of transformers
-leaves whole. A merge is elementwise, so each rank merges its own shards and no weight ever travels. Has been run for real
-with gloo on CPU. The code for GPUs is the same and has not been run on one yet.
+Each rank holds its shards of the live weights and of both sources, and nothing whole but what the
+plan of transformers leaves whole. A merge is elementwise, so each rank merges its own shards and no
+weight ever travels. Has been run for real with gloo on CPU. The code for GPUs is the same and has
+not been run on one yet.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ from pa_fast.rules import LambdaRule
 
 
 class ShardedWeights:
-    """The live weights of all ranks as one; implements `pa_fast.base.Weights`. Every rank calls every method but `memory`.
+    """The live weights of all ranks as one; implements `pa_fast.base.Weights`. Every rank calls
+    every method but `memory`.
 
     Args:
         part: the live weights of this rank.
@@ -34,7 +37,9 @@ class ShardedWeights:
         split: names of the tensors of which `part` has a shard; of all others it has a copy.
     """
 
-    def __init__(self, part: LiveWeights, ranks: Ranks, owners: Sequence[Any], split: Collection[str]):
+    def __init__(
+        self, part: LiveWeights, ranks: Ranks, owners: Sequence[Any], split: Collection[str]
+    ):
         self._part, self._ranks, self._owners, self._split = part, ranks, owners, split
 
     @property
@@ -67,13 +72,20 @@ class ShardedWeights:
         """
         import torch
 
-        keys = self._ranks.gather("set_lambda", lambda: repr(lam) if isinstance(lam, LambdaRule) else Lambda(lam).key)
+        keys = self._ranks.gather(
+            "set_lambda", lambda: repr(lam) if isinstance(lam, LambdaRule) else Lambda(lam).key
+        )
         if len(set(keys)) > 1:
             found = ", ".join(f"rank {rank} has {key}" for rank, key in enumerate(keys))
-            raise EngineError(f"the ranks were given different λ: {found}", "call set_lambda with the same λ on every rank")
+            raise EngineError(
+                f"the ranks were given different λ: {found}",
+                "call set_lambda with the same λ on every rank",
+            )
         with self._ranks.step("the switch"):
             self._part.set_lambda(lam)
-        torch.autograd.graph.increment_version(self._owners)  # they do not share their shard's counter
+        torch.autograd.graph.increment_version(
+            self._owners
+        )  # they do not share their shard's counter
 
     def check_lambda(self, lam: float | LambdaRule) -> None:
         """See `LiveWeights.check_lambda`; on all ranks, whichever cannot reach λ."""
@@ -81,12 +93,16 @@ class ShardedWeights:
             self._part.check_lambda(lam)
 
     def checksum(self) -> int:
-        """The proof of switch: S = Σ_r odd("rank r of R") · S_r mod 2⁶⁴, S_r the checksum of rank r's live tensors.
+        """The proof of switch: S = Σ_r odd("rank r of R") · S_r mod 2⁶⁴, S_r the checksum of rank
+        r's live tensors.
 
-        Comparable within one layout only, of which the number of ranks is a part. Equal on all ranks.
+        Comparable within one layout only, of which the number of ranks is a part. Equal on all
+        ranks.
         """
         sums = self._ranks.gather("checksum", self._part.checksum)
-        return combine({f"rank {rank} of {self._ranks.world}": value for rank, value in enumerate(sums)})
+        return combine(
+            {f"rank {rank} of {self._ranks.world}": value for rank, value in enumerate(sums)}
+        )
 
     def verify(self) -> bool:
         """Compare every bit on every rank with a fresh merge; returns True.
@@ -98,8 +114,10 @@ class ShardedWeights:
             if names:
                 more = f" and {len(names) - 1} more" if len(names) > 1 else ""
                 raise WeightsError(
-                    f"live tensor `{names[0]}`{more} on rank {rank} does not hold the merge at λ = {self.lam}",
-                    "something else wrote to the weights; the next set_lambda writes all of them again",
+                    f"live tensor `{names[0]}`{more} on rank {rank} does not hold the merge at λ ="
+                    f" {self.lam}",
+                    "something else wrote to the weights; the next set_lambda writes all of them"
+                    " again",
                 )
         return True
 
@@ -109,14 +127,16 @@ class ShardedWeights:
         return list(dict.fromkeys(name for names in found for name in names))
 
     def effective_lambda(self) -> float:
-        """See `LiveWeights.effective_lambda`; over the whole model, what every rank has a copy of counted once."""
+        """See `LiveWeights.effective_lambda`; over the whole model, what every rank has a copy of
+        counted once."""
         names = None if self._ranks.rank == 0 else self._split
         parts = self._ranks.gather("effective_lambda", lambda: self._part.projection(names))
         moved, distance = (sum(column) for column in zip(*parts))
         return moved / distance if distance else float("nan")
 
     def intended_lambda(self) -> float:
-        """See `LiveWeights.intended_lambda`; over the whole model, what every rank has a copy of counted once."""
+        """See `LiveWeights.intended_lambda`; over the whole model, what every rank has a copy of
+        counted once."""
         if self.lam is None or self.rule is None:
             return float("nan") if self.lam is None else self.lam
         names = None if self._ranks.rank == 0 else self._split
@@ -147,9 +167,13 @@ class ShardedModel(LambdaModel):
 
     def __init__(self, part: LambdaModel, ranks: Ranks):
         vars(self).update(vars(part))
-        owners = list({id(tensor): tensor for tensor in layout.distributed(part.model).values()}.values())
+        owners = list(
+            {id(tensor): tensor for tensor in layout.distributed(part.model).values()}.values()
+        )
         self.ranks = ranks
-        self._not_shared = part._not_shared if ranks.rank == 0 else None  # warned of once, not once per rank
+        self._not_shared = (
+            part._not_shared if ranks.rank == 0 else None
+        )  # warned of once, not once per rank
         self.weights = ShardedWeights(part.weights, ranks, owners, layout.split(part.model))
         self.identity = {**part.identity, "engine": "transformers-tp", "world": ranks.world}
 
@@ -164,7 +188,8 @@ class ShardedModel(LambdaModel):
         return super().generate(prompts, config)
 
     def on_weights_changed(self) -> None:
-        """Prove on every rank that the model computes with the live tensors; see `LambdaModel.on_weights_changed`."""
+        """Prove on every rank that the model computes with the live tensors; see
+        `LambdaModel.on_weights_changed`."""
         with self.ranks.step("on_weights_changed"):
             super().on_weights_changed()
 
@@ -172,20 +197,24 @@ class ShardedModel(LambdaModel):
         return f"<ShardedModel, rank {self.ranks.rank} of {self.ranks.world}: {super().__repr__()}>"
 
 
-def load(base: str | Path, instruct: str | Path, device: str = "auto", **options: Any) -> ShardedModel:
-    """Load two checkpoints as one transformers model at λ = 0, split over all ranks; every rank calls it.
+def load(
+    base: str | Path, instruct: str | Path, device: str = "auto", **options: Any
+) -> ShardedModel:
+    """Load two checkpoints as one transformers model at λ = 0, split over all ranks; every rank
+    calls it.
 
     Args:
         base, instruct: local folders, or hub ids, which every rank can read.
         device: `cpu`, `cuda` (each rank takes the GPU of its local number), or `auto`.
         options: as for `pa_fast.load`.
 
-    Numerics: every shard is bit for bit that of the merge on one device. Logits are not: their sums are split.
+    Numerics: every shard is bit for bit that of the merge on one device. Logits are not: their sums
+    are split.
     Cost: each rank reads and keeps its shards of both sides, and one live copy of them.
 
     Raises:
-        EngineError: no launcher, no plan to split this architecture or not by so many ranks, ranks that read different
-            files, or see `pa_fast.load`.
+        EngineError: no launcher, no plan to split this architecture or not by so many ranks, ranks
+            that read different files, or see `pa_fast.load`.
         PairError: the sides are split differently, or see `pa_fast.load`.
         CheckpointError, DataError, UsageError: see `pa_fast.load`; on all ranks, whichever failed.
     """
@@ -196,7 +225,8 @@ def load(base: str | Path, instruct: str | Path, device: str = "auto", **options
     except (RuntimeError, ValueError) as error:
         raise EngineError(
             f"the model does not run on {ranks.world} ranks: {first_line(error)}",
-            "start another number of ranks; it must divide the attention heads and the key-value heads",
+            "start another number of ranks; it must divide the attention heads and the key-value"
+            " heads",
         ) from error
     ranks.agree("identity", part.identity)
     return ShardedModel(part, ranks)

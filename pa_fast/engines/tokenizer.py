@@ -15,31 +15,57 @@ if TYPE_CHECKING:
 
 def tokenizer_of(folder: Path) -> PreTrainedTokenizerBase | None:
     """The tokenizer in `folder`, or None where there is none."""
-    names = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+    names = (
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "tokenizer.model",
+        "vocab.json",
+        "vocab.txt",
+        "spiece.model",
+    )
     if not any((folder / name).exists() for name in names):
         return None
     check_companions(folder)
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(
+            str(folder), local_files_only=True, trust_remote_code=False
+        )
     except Exception as error:  # whatever a tokenizer file can break
-        for file, auto_class in (("tokenizer_config.json", "AutoTokenizer"), ("config.json", "AutoConfig")):
+        for file, auto_class in (
+            ("tokenizer_config.json", "AutoTokenizer"),
+            ("config.json", "AutoConfig"),
+        ):
             refused = own_code.refused(folder, file, auto_class, error)
             if refused is not None:
                 raise refused from error
         said = first_line(error)
-        raise EngineError(f"transformers cannot load the tokenizer in {folder}: {said}", "check tokenizer.json there") from error
-    # It would warn of long texts, which evaluators cut into windows; what is too long for the model is refused by the engine.
+        raise EngineError(
+            f"transformers cannot load the tokenizer in {folder}: {said}",
+            "check tokenizer.json there",
+        ) from error
+    # It would warn of long texts, which evaluators cut into windows; what is too long for the model
+    # is refused by the engine.
     tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
     return tokenizer
 
 
 def stop_tokens(tokenizer: Any, *models: PreTrainedModel) -> list[int]:
-    """Every id that ends a text for one of `models`, by its own configurations, or for `tokenizer`."""
-    speakers = [tokenizer, *(c for m in models for c in (m.config.get_text_config(), getattr(m, "generation_config", None)))]
+    """Every id that ends a text for one of `models`, by its own configurations, or for
+    `tokenizer`."""
+    speakers = [
+        tokenizer,
+        *(
+            c
+            for m in models
+            for c in (m.config.get_text_config(), getattr(m, "generation_config", None))
+        ),
+    ]
     found = [getattr(s, "eos_token_id", None) for s in speakers]
-    return sorted({i for ids in found if ids is not None for i in (ids if isinstance(ids, list) else [ids])})
+    return sorted(
+        {i for ids in found if ids is not None for i in (ids if isinstance(ids, list) else [ids])}
+    )
 
 
 def spelling(tokenizer: Any) -> str:

@@ -7,4 +7,13 @@ from pa_fast.evals.kind import EvalSpec
 from pa_fast.evals.spec import EXAMPLES, build, parse
 from pa_fast.evals.suite import parse_all
 
-__all__ = ["EXAMPLES", "EvalSpec", "Given", "build", "evaluator", "evaluators", "parse", "parse_all"]
+__all__ = [
+    "EXAMPLES",
+    "EvalSpec",
+    "Given",
+    "build",
+    "evaluator",
+    "evaluators",
+    "parse",
+    "parse_all",
+]

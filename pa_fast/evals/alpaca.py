@@ -20,22 +20,26 @@ from pa_fast.evals.rows import Row, distinct, read_rows
 
 
 class Alpaca:
-    """Writes `model_outputs.json` at each λ, ready for a judge, which decides what the answers are worth.
+    """Writes `model_outputs.json` at each λ, ready for a judge, which decides what the answers are
+    worth.
 
-    Its own score is the share of answers that came to an end by themselves: one that was cut at `max_new_tokens` is
-    judged as it stands. An item is an instruction.
+    Its own score is the share of answers that came to an end by themselves: one that was cut at
+    `max_new_tokens` is judged as it stands. An item is an instruction.
 
     Args:
         data: rows with an `instruction`, and optionally `dataset`, `datasplit` and `id`.
         chat: put each instruction into the tokenizer's chat template, as one message of the user.
-        max_new_tokens: at most so many, and no more than the longest prompt leaves of the model's positions.
+        max_new_tokens: at most so many, and no more than the longest prompt leaves of the model's
+            positions.
         overflow: what becomes of prompts that leave no room at all, see `overflow.Overflow`.
         average: see `average.AVERAGES`.
-        generator: the name in the outputs, before `@lam=…`; the names of the engine's two folders if not given.
+        generator: the name in the outputs, before `@lam=…`; the names of the engine's two folders
+            if not given.
 
     Raises:
         EvaluatorError: a row is wrong.
-    Source: AlpacaEval 2 (alpaca_eval 0.6.6): verbatim instructions, rows in order, one generator per file.
+    Source: AlpacaEval 2 (alpaca_eval 0.6.6): verbatim instructions, rows in order, one generator
+    per file.
     """
 
     higher_is_better = True
@@ -78,14 +82,22 @@ class Alpaca:
         self._prepared = Prepared(self._fitted)
 
     def check(self, engine: Engine) -> list[str]:
-        """Raise if the tokenizer cannot write the prompts, or the model has no room for them; notes of what is changed."""
+        """Raise if the tokenizer cannot write the prompts, or the model has no room for them; notes
+        of what is changed."""
         asked, new_tokens = self._prepared(engine)
         if new_tokens == self.max_new_tokens:
             return asked.notes
-        return [*asked.notes, f"answers have at most {new_tokens} tokens, not {self.max_new_tokens}: no more fit the model"]
+        return [
+            *asked.notes,
+            (
+                f"answers have at most {new_tokens} tokens, not {self.max_new_tokens}: no more fit"
+                " the model"
+            ),
+        ]
 
     def _fitted(self, tokenizer: Tokenizer, room: int | None) -> tuple[Fitted, int]:
-        """The prompts, each with room for one token at least, and the number of new tokens that there is room for behind all."""
+        """The prompts, each with room for one token at least, and the number of new tokens that
+        there is room for behind all."""
         asked = fitted(tokenizer, room, self._prompts, 1, self._overflow)
         if room is None:
             return asked, self.max_new_tokens
@@ -94,18 +106,31 @@ class Alpaca:
     def __call__(self, engine: Engine) -> Score:
         asked, new_tokens = self._prepared(engine)
         outputs = generated(engine, asked.ids, new_tokens)
-        rows, names = [self.rows[index] for index in asked.kept], [self.ids[index] for index in asked.kept]
+        rows, names = (
+            [self.rows[index] for index in asked.kept],
+            [self.ids[index] for index in asked.kept],
+        )
         generator = f"{self.generator or _pair(engine)}@lam={_spelt(engine.weights.lam)}"
         judged = [
-            {"instruction": row["instruction"], "output": output.text, "generator": generator, "dataset": row["dataset"],
-             "datasplit": row["datasplit"]}
+            {
+                "instruction": row["instruction"],
+                "output": output.text,
+                "generator": generator,
+                "dataset": row["dataset"],
+                "datasplit": row["datasplit"],
+            }
             for row, output in zip(rows, outputs)
-        ]  # fmt: skip
-        items = [Item(name, row["dataset"], float(not output.truncated)) for name, row, output in zip(names, rows, outputs)]
+        ]
+        items = [
+            Item(name, row["dataset"], float(not output.truncated))
+            for name, row, output in zip(names, rows, outputs)
+        ]
         capped = {} if new_tokens == self.max_new_tokens else {"max_new_tokens": float(new_tokens)}
         return Score(
             averaged(items, self.average),
-            labelled("share of answers that end", [row["dataset"] for row in self.rows], self.average),
+            labelled(
+                "share of answers that end", [row["dataset"] for row in self.rows], self.average
+            ),
             len(items),
             items,
             {**figures(outputs), **capped, **asked.figures},
@@ -115,7 +140,10 @@ class Alpaca:
 
 def _fields(row: Row, dataset: str) -> dict[str, str]:
     if "instruction" not in row.fields:
-        raise EvaluatorError(f"{row.where}: found the fields {sorted(row.fields)}, expected `instruction`", "every row needs one")
+        raise EvaluatorError(
+            f"{row.where}: found the fields {sorted(row.fields)}, expected `instruction`",
+            "every row needs one",
+        )
     return {
         "instruction": row.text("instruction"),
         "dataset": row.label("dataset", dataset),
@@ -134,7 +162,8 @@ def _pair(engine: Engine) -> str:
 
 
 def _spelt(lam: float | None) -> str:
-    """λ in four decimals where they say it exactly, else in all its digits: no two λ are spelt alike."""
+    """λ in four decimals where they say it exactly, else in all its digits: no two λ are spelt
+    alike."""
     if lam is None:
         raise EvaluatorError("the weights are at no λ", "set one first")
     short = f"{lam:.4f}"

@@ -12,9 +12,10 @@ _PROBE = "a"
 class Encoder:
     """Encodes texts that a model is to go on from.
 
-    `prefix` is what the tokenizer writes before a text, BOS in most cases. A text that begins with it, such as a prompt
-    that was rendered by a chat template beforehand, does not get it again. What the tokenizer writes after a text, such as
-    EOS or `[SEP]`, is left out: it would say that the text has ended.
+    `prefix` is what the tokenizer writes before a text, BOS in most cases. A text that begins with
+    it, such as a prompt that was rendered by a chat template beforehand, does not get it again.
+    What the tokenizer writes after a text, such as EOS or `[SEP]`, is left out: it would say that
+    the text has ended.
     """
 
     def __init__(self, tokenizer: Tokenizer):
@@ -26,8 +27,9 @@ class Encoder:
         return ids if _begins(ids, self.prefix) else self.prefix + ids
 
     def rendered(self, text: str) -> list[int]:
-        """Ids of a text that a chat template wrote, with the special tokens that stand in it. A message that brought a
-        prefix of its own right behind the template's does not make two of it."""
+        """Ids of a text that a chat template wrote, with the special tokens that stand in it. A
+        message that brought a prefix of its own right behind the template's does not make two of
+        it."""
         ids = self._tokenizer.encode(text, add_special_tokens=False)
         bos = self._tokenizer.bos_token_id
         prefix = self.prefix or ([] if bos is None else [bos])

@@ -21,10 +21,12 @@ LETTERS = string.ascii_uppercase
 
 @dataclass(frozen=True)
 class Example:
-    """One row. Shown as a shot it reads `context + lead + answer`; a scored one offers `context + lead + choice` for each.
+    """One row. Shown as a shot it reads `context + lead + answer`; a scored one offers `context +
+    lead + choice` for each.
 
-    `question` is what it asks, without options; `lead` stands before every answer (one space in the `Question: …` form)
-    and counts in no length; `answers` are the right ones, of which the first is shown.
+    `question` is what it asks, without options; `lead` stands before every answer (one space in the
+    `Question: …` form) and counts in no length; `answers` are the right ones, of which the first is
+    shown.
     """
 
     where: str
@@ -52,11 +54,19 @@ class Example:
             EvaluatorError: no choices, more than 26, or one that is listed twice.
         """
         if not self.choices:
-            raise EvaluatorError(f"{self.where}: found no choices; mode=letter lists choices", "give the row `choices`")
+            raise EvaluatorError(
+                f"{self.where}: found no choices; mode=letter lists choices",
+                "give the row `choices`",
+            )
         if len(self.choices) > len(LETTERS):
-            raise EvaluatorError(f"{self.where}: {len(self.choices)} choices for {len(LETTERS)} letters", "use mode=cloze")
+            raise EvaluatorError(
+                f"{self.where}: {len(self.choices)} choices for {len(LETTERS)} letters",
+                "use mode=cloze",
+            )
         if len(set(self.choices)) < len(self.choices):
-            raise EvaluatorError(f"{self.where}: a choice is listed under two letters", "list each choice once")
+            raise EvaluatorError(
+                f"{self.where}: a choice is listed under two letters", "list each choice once"
+            )
         listed = "".join(f"\n{letter}. {choice}" for letter, choice in zip(LETTERS, self.choices))
         return replace(
             self,
@@ -68,7 +78,8 @@ class Example:
 
 
 def read_examples(data: DataFile, group: str) -> list[Example]:
-    """The examples of a data file, in its order; ids are unique, rows without `group` belong to the one given.
+    """The examples of a data file, in its order; ids are unique, rows without `group` belong to the
+    one given.
 
     Raises:
         EvaluatorError: a row lacks a field, its answer is not among its choices, or an id repeats.
@@ -83,7 +94,8 @@ def _example(row: Row, group: str) -> Example:
     row.refuse_misspelt(FIELDS)
     if "prompt" in row.fields and any(name in row.fields for name in QUESTION):
         raise EvaluatorError(
-            f"{row.where}: found both a prompt and a question", "a prompt is taken as it is; keep one of the two"
+            f"{row.where}: found both a prompt and a question",
+            "a prompt is taken as it is; keep one of the two",
         )
     if "prompt" in row.fields:
         question = context = row.text("prompt")
@@ -110,11 +122,19 @@ def _choices(row: Row) -> tuple[str, ...]:
         return ()
     field = _field(row, CHOICES)
     listed = row.fields[field]
-    if not isinstance(listed, list) or not listed or not all(isinstance(choice, str) and choice for choice in listed):
-        raise EvaluatorError(f"{row.where}: `{field}` is {listed!r}, expected a list of texts", "write every choice as a text")
+    if (
+        not isinstance(listed, list)
+        or not listed
+        or not all(isinstance(choice, str) and choice for choice in listed)
+    ):
+        raise EvaluatorError(
+            f"{row.where}: `{field}` is {listed!r}, expected a list of texts",
+            "write every choice as a text",
+        )
     if len(set(listed)) < 2:
         raise EvaluatorError(
-            f"{row.where}: `{field}` is {listed!r}, expected two or more different texts", "list each choice once"
+            f"{row.where}: `{field}` is {listed!r}, expected two or more different texts",
+            "list each choice once",
         )
     return tuple(listed)
 
@@ -129,8 +149,8 @@ def _answers(row: Row, choices: tuple[str, ...]) -> tuple[str, ...]:
     if isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < len(choices):
         return (choices[answer],)
     raise EvaluatorError(
-        f"{row.where}: answer {answer!r} is not among the choices, expected one of {list(choices)} or an index from 0 to "
-        f"{len(choices) - 1}",
+        f"{row.where}: answer {answer!r} is not among the choices, expected one of {list(choices)}"
+        f" or an index from 0 to {len(choices) - 1}",
         "name the right choice",
     )
 
@@ -141,5 +161,6 @@ def _field(row: Row, names: tuple[str, ...], or_else: str = "") -> str:
             return name
     wanted = " or ".join(f"`{name}`" for name in ([or_else] if or_else else []) + [names[0]])
     raise EvaluatorError(
-        f"{row.where}: found the fields {sorted(row.fields)}, expected {wanted}", "see the icl example of `pa-fast sweep --help`"
+        f"{row.where}: found the fields {sorted(row.fields)}, expected {wanted}",
+        "see the icl example of `pa-fast sweep --help`",
     )

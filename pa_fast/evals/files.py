@@ -34,14 +34,19 @@ def read_file(path: str | pathlib.Path) -> DataFile:
         raw = path.read_bytes()
         return DataFile(path, raw.decode("utf-8-sig"), hashlib.sha256(raw).hexdigest())
     except OSError as error:
-        raise EvaluatorError(f"{path} cannot be read: {error.strerror or error}", "check the path of the data file") from None
+        raise EvaluatorError(
+            f"{path} cannot be read: {error.strerror or error}", "check the path of the data file"
+        ) from None
     except ValueError as error:
-        raise EvaluatorError(f"{path} is not UTF-8: {error}", "save the data file as UTF-8") from None
+        raise EvaluatorError(
+            f"{path} is not UTF-8: {error}", "save the data file as UTF-8"
+        ) from None
 
 
 def limited(rows: Sequence[T], groups: Sequence[str], limit: int | None, seed: int) -> list[T]:
-    """At most `limit` of N `rows` in all, drawn with `seed`, in their own order: from each of the `groups` that the rows
-    belong to as many as from any other, as far as it has them. This is what a limit means to every evaluator.
+    """At most `limit` of N `rows` in all, drawn with `seed`, in their own order: from each of the
+    `groups` that the rows belong to as many as from any other, as far as it has them. This is what
+    a limit means to every evaluator.
     """
     if limit is None or limit >= len(rows):
         return list(rows)
@@ -49,7 +54,9 @@ def limited(rows: Sequence[T], groups: Sequence[str], limit: int | None, seed: i
     for index, group in enumerate(groups):
         members.setdefault(group, []).append(index)
     kept: list[int] = []
-    for place, indices in enumerate(sorted(members.values(), key=len)):  # what a small group lacks the larger ones give
+    for place, indices in enumerate(
+        sorted(members.values(), key=len)
+    ):  # what a small group lacks the larger ones give
         share = min(len(indices), (limit - len(kept)) // (len(members) - place))
         kept += random.Random(f"{seed}:limit").sample(indices, share)
     return [rows[index] for index in sorted(kept)]

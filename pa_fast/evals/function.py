@@ -1,4 +1,5 @@
-"""The user's own evaluator: any function of an engine, named `python:module:function` or given as it is."""
+"""The user's own evaluator: any function of an engine, named `python:module:function` or given as
+it is."""
 
 from __future__ import annotations
 
@@ -19,11 +20,13 @@ from pa_fast.foreign import one_line
 
 
 class Function:
-    """An evaluator that calls `function(engine)`, which returns a number, a mapping of numbers or a `Score`.
+    """An evaluator that calls `function(engine)`, which returns a number, a mapping of numbers or a
+    `Score`.
 
-    The function may carry `higher_is_better` (default True), `check`, as an `Evaluator` may, and `identity`, a mapping of
-    JSON values that must be the same for a sweep to resume; the digest of its source is always part of that. It chooses its
-    own items: a sweep's limit and seed are not its concern.
+    The function may carry `higher_is_better` (default True), `check`, as an `Evaluator` may, and
+    `identity`, a mapping of JSON values that must be the same for a sweep to resume; the digest of
+    its source is always part of that. It chooses its own items: a sweep's limit and seed are not
+    its concern.
 
     Args:
         name: the column.
@@ -32,7 +35,15 @@ class Function:
         sha256: of its source, None where there is none to read.
     """
 
-    def __init__(self, name: str, function: Callable[[Engine], Any], *, target: str, kind: str, sha256: str | None):
+    def __init__(
+        self,
+        name: str,
+        function: Callable[[Engine], Any],
+        *,
+        target: str,
+        kind: str,
+        sha256: str | None,
+    ):
         self.name = name
         self.target = target
         self.function = function
@@ -51,7 +62,8 @@ class Function:
 
 
 def of_callable(function: Callable[[Engine], Any], name: str | None = None) -> Function:
-    """`function`, or another callable that is no evaluator yet, as one: by default called as it calls itself.
+    """`function`, or another callable that is no evaluator yet, as one: by default called as it
+    calls itself.
 
     Raises:
         UsageError: it has no name, as a lambda has none.
@@ -60,15 +72,18 @@ def of_callable(function: Callable[[Engine], Any], name: str | None = None) -> F
     name = name or (own if own != "<lambda>" else None)
     if not isinstance(name, str):
         what = "a lambda" if own else f"a {type(function).__name__}"
-        raise UsageError(f"{what} has no name, and each evaluator is a column", 'name it: pa_fast.evaluator(…, name="my score")')
+        raise UsageError(
+            f"{what} has no name, and each evaluator is a column",
+            'name it: pa_fast.evaluator(…, name="my score")',
+        )
     return Function(name, function, target=name, kind="function", sha256=_source_sha256(function))
 
 
 def as_score(returned: Any, target: str) -> Score:
     """What the function `target` returned as a `Score`.
 
-    A number is a score of one item. Of a mapping the entry `score`, else `value`, else the only one is the score, and the
-    others are its details. Scalars of NumPy and torch are numbers.
+    A number is a score of one item. Of a mapping the entry `score`, else `value`, else the only one
+    is the score, and the others are its details. Scalars of NumPy and torch are numbers.
 
     Raises:
         EvaluatorError: it is none of these, or a number is not finite.
@@ -79,23 +94,36 @@ def as_score(returned: Any, target: str) -> Score:
         return _of_mapping(returned, target)
     value = _number(returned)
     if value is None:
-        shown = repr(returned) if isinstance(returned, (bool, int, float)) else f"a {type(returned).__name__}"
-        raise EvaluatorError(f"{target} returned {shown}, expected a finite number, a dict of them or a Score", _HINT)
+        shown = (
+            repr(returned)
+            if isinstance(returned, (bool, int, float))
+            else f"a {type(returned).__name__}"
+        )
+        raise EvaluatorError(
+            f"{target} returned {shown}, expected a finite number, a dict of them or a Score", _HINT
+        )
     return Score(value, "score", 1)
 
 
 def _of_mapping(returned: Mapping[Any, Any], target: str) -> Score:
     keys = ", ".join(f"`{one_line(str(key), 40)}`" for key in list(returned)[:20]) or "nothing"
-    key = next((key for key in ("score", "value") if key in returned), next(iter(returned)) if len(returned) == 1 else None)
+    key = next(
+        (key for key in ("score", "value") if key in returned),
+        next(iter(returned)) if len(returned) == 1 else None,
+    )
     if key is None:
         raise EvaluatorError(
-            f"{target} returned a dict of {keys}: which is the score?", "call it `score`; the others are kept as details"
+            f"{target} returned a dict of {keys}: which is the score?",
+            "call it `score`; the others are kept as details",
         )
     numbers = {str(key): _number(value) for key, value in returned.items()}
     for name, number in numbers.items():
         if number is None:
             found = one_line(repr(returned.get(name)), 60)
-            raise EvaluatorError(f"{target} returned a dict whose `{name}` is {found}, expected a finite number", _HINT)
+            raise EvaluatorError(
+                f"{target} returned a dict whose `{name}` is {found}, expected a finite number",
+                _HINT,
+            )
     known = {name: number for name, number in numbers.items() if number is not None}
     value = known.pop(str(key))
     return Score(value, "score" if key in ("score", "value") else str(key), 1, details=known)
@@ -105,26 +133,41 @@ def _checked(score: Score, target: str) -> Score:
     value = _number(score.value)
     if value is None:
         raise EvaluatorError(f"{target}: Score.value is {score.value!r}, expected a finite number")
-    if not isinstance(score.unit, str) or isinstance(score.n, bool) or not isinstance(score.n, int) or score.n < 0:
-        raise EvaluatorError(f"{target}: Score has unit {score.unit!r}, n {score.n!r}; expected a text and a count")
+    if (
+        not isinstance(score.unit, str)
+        or isinstance(score.n, bool)
+        or not isinstance(score.n, int)
+        or score.n < 0
+    ):
+        raise EvaluatorError(
+            f"{target}: Score has unit {score.unit!r}, n {score.n!r}; expected a text and a count"
+        )
     for item in score.items:
         if not isinstance(item, Item):
-            raise EvaluatorError(f"{target}: Score.items holds a {type(item).__name__}, expected pa_fast.base.Item")
+            raise EvaluatorError(
+                f"{target}: Score.items holds a {type(item).__name__}, expected pa_fast.base.Item"
+            )
     return replace(score, value=value)
 
 
 def _number(value: Any) -> float | None:
-    """`value` as a float, None where it is no finite number. Tensors and arrays of one element are numbers."""
+    """`value` as a float, None where it is no finite number. Tensors and arrays of one element are
+    numbers."""
     try:
         value = value.item() if hasattr(value, "item") else value
-        number = float(value) if hasattr(value, "__float__") and not isinstance(value, bool) else math.nan
+        number = (
+            float(value)
+            if hasattr(value, "__float__") and not isinstance(value, bool)
+            else math.nan
+        )
     except (TypeError, ValueError, RuntimeError, OverflowError):
         return None
     return number if math.isfinite(number) else None
 
 
 def _source_sha256(function: Any) -> str | None:
-    """The digest of the source of `function`, or of its class; None where there is none, as behind `exec`."""
+    """The digest of the source of `function`, or of its class; None where there is none, as behind
+    `exec`."""
     while isinstance(function, functools.partial):
         function = function.func
     described = function if inspect.isroutine(function) else type(function)
@@ -137,10 +180,19 @@ def _source_sha256(function: Any) -> str | None:
 
 def _build(spec: EvalSpec, limit: int | None, seed: int) -> Evaluator:
     found = imported(spec.target, "python", "a function of an engine")
-    return Function(spec.column, found.function, target=spec.target, kind="python", sha256=found.sha256)
+    return Function(
+        spec.column, found.function, target=spec.target, kind="python", sha256=found.sha256
+    )
 
 
 _HINT = "for a unit, a count or items return pa_fast.Score(…)"
 
 
-KIND = Kind("python", "function", "python:package.module:function", (), _build, label=lambda target: target.rpartition(":")[2])
+KIND = Kind(
+    "python",
+    "function",
+    "python:package.module:function",
+    (),
+    _build,
+    label=lambda target: target.rpartition(":")[2],
+)

@@ -22,13 +22,16 @@ FIELDS = ("prompt", "messages", "id", "group", "regex", "answer")
 
 
 class Generate:
-    """Mean score of greedy outputs; an item is a prompt. `outputs.jsonl` keeps what the model wrote.
+    """Mean score of greedy outputs; an item is a prompt. `outputs.jsonl` keeps what the model
+    wrote.
 
     Args:
-        data: rows with a `prompt`, or with `messages` for the chat template, and what scores them (`rules.rule_of`).
+        data: rows with a `prompt`, or with `messages` for the chat template, and what scores them
+            (`rules.rule_of`).
         chat: wrap each prompt in the tokenizer's chat template, as one message of the user.
-        check: scores every output: called with the output and its row. It is tried at once, on an empty output of the
-            first row, so that a checker that fails does so before a model is loaded.
+        check: scores every output: called with the output and its row. It is tried at once, on an
+            empty output of the first row, so that a checker that fails does so before a model is
+            loaded.
         regex: scores the rows that have none of their own; searched for in the output.
         overflow: what becomes of prompts that are too long, see `overflow.Overflow`.
         average: see `average.AVERAGES`.
@@ -61,7 +64,9 @@ class Generate:
         if check is None:  # a checker may want fields of any name
             for row in rows:
                 row.refuse_misspelt(FIELDS)
-        read = each(rows, lambda row: (row, read_prompt(row, chat), rule_of(row, check, regex)), "rows")
+        read = each(
+            rows, lambda row: (row, read_prompt(row, chat), rule_of(row, check, regex)), "rows"
+        )
         if check is not None:
             read[0][2].score("")
         groups = each(rows, lambda row: row.label("group", data.path.stem), "rows")
@@ -83,10 +88,13 @@ class Generate:
             "seed": seed,
             "sha256": data.sha256,
         }
-        self._prepared = Prepared(lambda tokenizer, room: fitted(tokenizer, room, prompts, max_new_tokens, overflow))
+        self._prepared = Prepared(
+            lambda tokenizer, room: fitted(tokenizer, room, prompts, max_new_tokens, overflow)
+        )
 
     def check(self, engine: Engine) -> list[str]:
-        """Raise if the tokenizer cannot write the prompts, or the model has no room for them; notes of what is changed."""
+        """Raise if the tokenizer cannot write the prompts, or the model has no room for them; notes
+        of what is changed."""
         return self._prepared(engine).notes
 
     def __call__(self, engine: Engine) -> Score:
@@ -110,15 +118,19 @@ class Generate:
 
 def _build(spec: EvalSpec, limit: int | None, seed: int) -> Evaluator:
     if {"check", "regex"} <= spec.options.keys():
-        raise UsageError(f"`{spec.text}`: both check= and regex= would score every row", "keep one of the two")
+        raise UsageError(
+            f"`{spec.text}`: both check= and regex= would score every row", "keep one of the two"
+        )
     return Generate(
         spec.column,
         read_file(spec.path(spec.target)),
         chat=spec.flag("chat", False),
         max_new_tokens=spec.count("max_new_tokens", 256, least=1),
-        check=imported(spec.options["check"], "check", "a function of an output and its row")
-        if "check" in spec.options
-        else None,
+        check=(
+            imported(spec.options["check"], "check", "a function of an output and its row")
+            if "check" in spec.options
+            else None
+        ),
         regex=spec.options.get("regex"),
         limit=limit,
         seed=seed,

@@ -18,28 +18,44 @@ Given: TypeAlias = "str | os.PathLike[str] | Evaluator | Callable[[Engine], Any]
 """What stands for an evaluator; a suite, a path or a string that ends in .yaml, for several."""
 
 
-def evaluators(given: Given | Iterable[Given], *, limit: int | None = None, seed: int = 0) -> list[Evaluator]:
+def evaluators(
+    given: Given | Iterable[Given], *, limit: int | None = None, seed: int = 0
+) -> list[Evaluator]:
     """The evaluators that `given` is, one or many; see `evaluator`."""
-    many = [given] if isinstance(given, (str, os.PathLike)) or callable(given) or not isinstance(given, Iterable) else given
+    many = (
+        [given]
+        if isinstance(given, (str, os.PathLike))
+        or callable(given)
+        or not isinstance(given, Iterable)
+        else given
+    )
     return [made for one in many for made in _made(one, None, limit, seed)]
 
 
-def evaluator(given: Given, *, name: str | None = None, limit: int | None = None, seed: int = 0) -> Evaluator:
+def evaluator(
+    given: Given, *, name: str | None = None, limit: int | None = None, seed: int = 0
+) -> Evaluator:
     """The evaluator that `given` names or is, its data read and checked.
 
     Args:
-        given: an EVAL string, such as `"icl:tasks.jsonl,shots=5"`; a YAML suite of one; a function of an engine that returns
-            a number, a mapping of numbers or a `Score`; or an `Evaluator`, which is returned as it is.
+        given: an EVAL string, such as `"icl:tasks.jsonl,shots=5"`; a YAML suite of one; a function
+            of an engine that returns a number, a mapping of numbers or a `Score`; or an
+            `Evaluator`, which is returned as it is.
         name: its column in results, in place of the one that `given` has.
-        limit: at most so many items, drawn with `seed`; functions and objects choose their own items.
+        limit: at most so many items, drawn with `seed`; functions and objects choose their own
+            items.
 
     Raises:
-        UsageError: a malformed EVAL, a suite of several, a function without a name, or nothing that could evaluate.
+        UsageError: a malformed EVAL, a suite of several, a function without a name, or nothing that
+            could evaluate.
         EvaluatorError: a data file or suite is wrong.
     """
     made = _made(given, name, limit, seed)
     if len(made) != 1:
-        raise UsageError(f"{given} lists {len(made)} evaluators, expected one", "pass the suite itself to pa_fast.sweep")
+        raise UsageError(
+            f"{given} lists {len(made)} evaluators, expected one",
+            "pass the suite itself to pa_fast.sweep",
+        )
     return made[0]
 
 
@@ -50,18 +66,23 @@ def _made(given: Any, name: str | None, limit: int | None, seed: int) -> list[Ev
             specs = [_renamed(specs[0], name)]
         return [spec.build(one, limit=limit, seed=seed) for one in specs]
     if inspect.isclass(given):
-        raise UsageError(f"the class {given.__name__} is not an evaluator", f"pass one of its objects: {given.__name__}(…)")
+        raise UsageError(
+            f"the class {given.__name__} is not an evaluator",
+            f"pass one of its objects: {given.__name__}(…)",
+        )
     # functions may carry `name` and `higher_is_better` and still return a bare number
     if isinstance(given, Evaluator) and not inspect.isroutine(given):
         if name not in (None, given.name):
-            raise UsageError(f"the evaluator `{given.name}` has a name of its own", "set its `name`")
+            raise UsageError(
+                f"the evaluator `{given.name}` has a name of its own", "set its `name`"
+            )
         return [given]
     if callable(given):
         return [function.of_callable(given, name)]
     raise UsageError(
         f"a {type(given).__name__} is not an evaluator",
-        f"pass an EVAL string such as {spec.EXAMPLES['icl']}, a function of an engine, or an object with name, "
-        "higher_is_better and __call__(engine)",
+        f"pass an EVAL string such as {spec.EXAMPLES['icl']}, a function of an engine, or an object"
+        " with name, higher_is_better and __call__(engine)",
     )
 
 

@@ -23,16 +23,18 @@ from pa_fast.evals.shots import Asked, Shots
 
 
 class Choice:
-    """Accuracy by likelihood: the likeliest choice is the model's answer, the first of equally likely ones.
+    """Accuracy by likelihood: the likeliest choice is the model's answer, the first of equally
+    likely ones.
 
     `ties` in the details counts the items of which different choices were equally likely.
 
-    Modes: `cloze` scores the text of each choice, `letter` the letter under which the prompt lists it.
+    Modes: `cloze` scores the text of each choice, `letter` the letter under which the prompt lists
+    it.
 
     Args:
         items, asked: the examples, and what stands before each choice.
-        per_character: divide each log-likelihood by the length of the choice's text, as lm-eval's `acc_norm`; else
-            it is taken as it is, as `acc`.
+        per_character: divide each log-likelihood by the length of the choice's text, as lm-eval's
+            `acc_norm`; else it is taken as it is, as `acc`.
         overflow: what becomes of items that are too long, see `overflow.Overflow`.
         average: see `average.AVERAGES`.
         notes: said once, before the first λ.
@@ -77,8 +79,14 @@ class Choice:
         items, raw, ties = [], [], 0
         for item in scored:
             whole = [next(values) for _ in item.choices]
-            weighed = [value / len(choice) for value, choice in zip(whole, item.choices)] if self.per_character else whole
-            items.append(Item(item.id, item.group, float(_likeliest(item, weighed)[0] == item.answer)))
+            weighed = (
+                [value / len(choice) for value, choice in zip(whole, item.choices)]
+                if self.per_character
+                else whole
+            )
+            items.append(
+                Item(item.id, item.group, float(_likeliest(item, weighed)[0] == item.answer))
+            )
             raw.append(Item(item.id, item.group, float(_likeliest(item, whole)[0] == item.answer)))
             ties += len(set(_likeliest(item, weighed))) > 1
         details = {"accuracy_raw": averaged(raw, self.average)} if self.per_character else {}
@@ -92,7 +100,11 @@ class Choice:
         def make(index: int, dropped: int) -> list[Pair]:
             item = self.items[index]
             try:
-                return pairs_of(tokenizer, self.asked[index].text(dropped), [item.lead + choice for choice in item.choices])
+                return pairs_of(
+                    tokenizer,
+                    self.asked[index].text(dropped),
+                    [item.lead + choice for choice in item.choices],
+                )
             except EvaluatorError as error:
                 raise EvaluatorError(f"{item.where}: {error.message}", error.hint) from None
 
@@ -113,7 +125,8 @@ class Choice:
 
 
 class Answer:
-    """Exact match: greedy text after the prompt, cut before the first `until`, is a right answer once both are normalised.
+    """Exact match: greedy text after the prompt, cut before the first `until`, is a right answer
+    once both are normalised.
 
     `matching.normalised` says how. `outputs.jsonl` keeps what the model wrote.
     """
@@ -139,7 +152,9 @@ class Answer:
         self.overflow, self.average = overflow, average
         self.identity = identity
         self._notes = list(notes)
-        self._prepared = Prepared(lambda tokenizer, room: (self._fitted(tokenizer, room), ending_tokens(tokenizer, until)))
+        self._prepared = Prepared(
+            lambda tokenizer, room: (self._fitted(tokenizer, room), ending_tokens(tokenizer, until))
+        )
 
     def check(self, engine: Engine) -> list[str]:
         """Raise if items do not fit the model; notes of what is changed."""
@@ -149,7 +164,10 @@ class Answer:
         asked, ends = self._prepared(engine)
         outputs = generated(engine, asked.ids, self.max_new_tokens, self.until, ends)
         scored = [self.items[index] for index in asked.kept]
-        items = [Item(item.id, item.group, float(matches(output.text, item.answers))) for item, output in zip(scored, outputs)]
+        items = [
+            Item(item.id, item.group, float(matches(output.text, item.answers)))
+            for item, output in zip(scored, outputs)
+        ]
         unit = labelled("exact match", [item.group for item in self.items], self.average)
         return Score(
             averaged(items, self.average),
@@ -178,7 +196,9 @@ class Answer:
 
 def _check_choices(item: Example) -> None:
     if not item.choices:
-        raise EvaluatorError(f"{item.where}: found no choices; mode=cloze scores choices", "give the row `choices`")
+        raise EvaluatorError(
+            f"{item.where}: found no choices; mode=cloze scores choices", "give the row `choices`"
+        )
 
 
 def _likeliest(item: Example, values: Sequence[float]) -> list[str]:
@@ -194,7 +214,10 @@ def _build(spec: EvalSpec, limit: int | None, seed: int) -> Evaluator:
     mode = spec.word("mode", ("cloze", "letter", "generate"))
     for option in spec.options.keys() & _ONLY.keys():
         if _ONLY[option] != mode:
-            raise UsageError(f"`{spec.text}`: {option}= means nothing with mode={mode}", f"it is for mode={_ONLY[option]}")
+            raise UsageError(
+                f"`{spec.text}`: {option}= means nothing with mode={mode}",
+                f"it is for mode={_ONLY[option]}",
+            )
     overflow, average = spec.word("overflow", WITH_SHOTS), spec.word("average", AVERAGES)
     how: dict[str, Any] = {"overflow": overflow, "average": average}
     data = read_file(spec.path(spec.target))
@@ -213,12 +236,23 @@ def _build(spec: EvalSpec, limit: int | None, seed: int) -> Evaluator:
         "pool_sha256": None if pool is None else pool.sha256,
     }
     if mode == "generate":
-        ends: dict[str, Any] = {"until": _until(spec), "max_new_tokens": spec.count("max_new_tokens", 64, least=1)}
+        ends: dict[str, Any] = {
+            "until": _until(spec),
+            "max_new_tokens": spec.count("max_new_tokens", 64, least=1),
+        }
         items, prompts, how["notes"] = shots.ask(data, limit)
         return Answer(spec.column, items, prompts, **ends, **how, identity={**asked, **ends})
     if mode == "letter":
         items, prompts, how["notes"] = shots.ask(data, limit, Example.lettered)
-        return Choice(spec.column, items, prompts, unit="accuracy (letter)", per_character=False, **how, identity=asked)
+        return Choice(
+            spec.column,
+            items,
+            prompts,
+            unit="accuracy (letter)",
+            per_character=False,
+            **how,
+            identity=asked,
+        )
     norm = spec.word("norm", ("character", "none"))
     unit = "accuracy (per character)" if norm == "character" else "accuracy"
     items, prompts, how["notes"] = shots.ask(data, limit)
@@ -236,7 +270,9 @@ def _build(spec: EvalSpec, limit: int | None, seed: int) -> Evaluator:
 def _until(spec: EvalSpec) -> str:
     text = spec.string("until", "\n")
     if not text:
-        raise UsageError(f"`{spec.text}`: until= is empty, expected a text", "for example until=\\n")
+        raise UsageError(
+            f"`{spec.text}`: until= is empty, expected a text", "for example until=\\n"
+        )
     return text
 
 

@@ -16,7 +16,8 @@ from pa_fast.errors import EvaluatorError, UsageError
 
 @dataclass(frozen=True)
 class Imported:
-    """A function, its `module:name`, and the SHA-256 of its module's source (None where there is no file)."""
+    """A function, its `module:name`, and the SHA-256 of its module's source (None where there is no
+    file)."""
 
     target: str
     function: Callable[..., Any]
@@ -28,7 +29,8 @@ class Imported:
 
 
 def imported(target: str, option: str, expected: str) -> Imported:
-    """Import `module:function` with the current directory on the path; `option` and `expected` are for error messages.
+    """Import `module:function` with the current directory on the path; `option` and `expected` are
+    for error messages.
 
     Raises:
         UsageError: the target is not `module:function`.
@@ -36,7 +38,10 @@ def imported(target: str, option: str, expected: str) -> Imported:
     """
     module_name, _, attribute = target.partition(":")
     if not module_name or not attribute:
-        raise UsageError(f"{option}: `{target}` is not module:function", "write for example my_package.scores:follow")
+        raise UsageError(
+            f"{option}: `{target}` is not module:function",
+            "write for example my_package.scores:follow",
+        )
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
@@ -49,6 +54,12 @@ def imported(target: str, option: str, expected: str) -> Imported:
     function = getattr(module, attribute, None)
     if not callable(function):
         found = "nothing" if function is None else f"a {type(function).__name__}"
-        raise EvaluatorError(f"{option}: `{target}` is {found}, expected {expected}", "check its name")
+        raise EvaluatorError(
+            f"{option}: `{target}` is {found}, expected {expected}", "check its name"
+        )
     source = getattr(module, "__file__", None)
-    return Imported(target, function, hashlib.sha256(pathlib.Path(source).read_bytes()).hexdigest() if source else None)
+    return Imported(
+        target,
+        function,
+        hashlib.sha256(pathlib.Path(source).read_bytes()).hexdigest() if source else None,
+    )

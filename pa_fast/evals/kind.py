@@ -65,10 +65,14 @@ class EvalSpec:
 
     @property
     def column(self) -> str:
-        """The name in results. Options that cannot stand in one (`sep=\\n`) are left out; the identity has them."""
+        """The name in results. Options that cannot stand in one (`sep=\\n`) are left out; the
+        identity has them."""
         if "name" in self.options:
             return self.options["name"]
-        shown = {key: stem(value) if key in self.kind.paths else value for key, value in self.options.items()}
+        shown = {
+            key: stem(value) if key in self.kind.paths else value
+            for key, value in self.options.items()
+        }
         options = [f"{key}={value}" for key, value in shown.items() if not UNNAMEABLE.search(value)]
         return f"{self.name}:{','.join([*map(self.kind.label, self.targets), *options])}"
 
@@ -81,7 +85,8 @@ class EvalSpec:
         value = self.options.get(key, str(default))
         if not re.fullmatch(r"[0-9]{1,9}", value) or int(value) < least:
             raise UsageError(
-                f"`{self.text}`: {key}={value}, expected a whole number from {least}", f"for example {key}={default}"
+                f"`{self.text}`: {key}={value}, expected a whole number from {least}",
+                f"for example {key}={default}",
             )
         return int(value)
 
@@ -89,7 +94,9 @@ class EvalSpec:
         """An option that is one of `words`; the first is the default."""
         value = self.options.get(key, words[0])
         if value not in words:
-            raise UsageError(f"`{self.text}`: {key}={value} is not available", f"{key}: {', '.join(words)}")
+            raise UsageError(
+                f"`{self.text}`: {key}={value} is not available", f"{key}: {', '.join(words)}"
+            )
         return value
 
     def flag(self, key: str, default: bool) -> bool:
@@ -97,5 +104,8 @@ class EvalSpec:
         return self.word(key, ("true", "false") if default else ("false", "true")) == "true"
 
     def string(self, key: str, default: str) -> str:
-        """An option that is any text; `\\n`, `\\t` and `\\\\` stand for a line break, a tab and a backslash."""
-        return re.sub(r"\\([nt\\])", lambda match: _ESCAPES[match[1]], self.options.get(key, default))
+        """An option that is any text; `\\n`, `\\t` and `\\\\` stand for a line break, a tab and a
+        backslash."""
+        return re.sub(
+            r"\\([nt\\])", lambda match: _ESCAPES[match[1]], self.options.get(key, default)
+        )

@@ -1,4 +1,5 @@
-"""Text to log-likelihoods: where a context ends and its continuation begins, and one checked call of the engine."""
+"""Text to log-likelihoods: where a context ends and its continuation begins, and one checked call
+of the engine."""
 
 from __future__ import annotations
 
@@ -17,14 +18,16 @@ T = TypeVar("T")
 def pairs_of(tokenizer: Tokenizer, context: str, continuations: Sequence[str]) -> list[Pair]:
     """Context and continuation ids for each continuation of one context.
 
-    All continuations are cut at one place, a token boundary of every whole text: the longest token prefix that the context
-    and all wholes share, after the context's trailing spaces have moved to the continuations. So no continuation gives a
-    part of itself away to its context, where a token lies across the boundary. BOS as the tokenizer says, once.
+    All continuations are cut at one place, a token boundary of every whole text: the longest token
+    prefix that the context and all wholes share, after the context's trailing spaces have moved to
+    the continuations. So no continuation gives a part of itself away to its context, where a token
+    lies across the boundary. BOS as the tokenizer says, once.
 
     Raises:
         EvaluatorError: a continuation adds no token to its context, or nothing stands before it.
-    Source: lm-eval `TemplateLM._encode_pair`; unlike it, which cuts at the context's number of tokens, the boundary is one
-        of tokens that agree. Where no token lies across it both give the same pairs.
+    Source: lm-eval `TemplateLM._encode_pair`; unlike it, which cuts at the context's number of
+        tokens, the boundary is one of tokens that agree. Where no token lies across it both give
+        the same pairs.
     """
     encode = Encoder(tokenizer)
     stripped = context.rstrip()
@@ -42,7 +45,8 @@ def pairs_of(tokenizer: Tokenizer, context: str, continuations: Sequence[str]) -
             raise EvaluatorError(
                 f"`{continuation}` after `{stripped[-40:]}` leaves {size} tokens of context and "
                 f"{len(whole[size:])} of continuation, expected at least one of each",
-                "a prompt may not be empty where the tokenizer has no BOS, and an answer must add text to it",
+                "a prompt may not be empty where the tokenizer has no BOS, and an answer must add"
+                " text to it",
             )
     return [(whole[:size], whole[size:]) for whole in wholes]
 
@@ -53,8 +57,11 @@ def _shared(rows: Sequence[Sequence[int]]) -> int:
     return next((n for n, column in columns if len(set(column)) > 1), min(map(len, rows)))
 
 
-def _reaches(tokenizer: Any, texts: Sequence[str], wholes: Sequence[Sequence[int]], size: int, end: int) -> bool:
-    """Whether the token before place `size` covers a character from `end` on in one of `texts`; True where nobody can tell."""
+def _reaches(
+    tokenizer: Any, texts: Sequence[str], wholes: Sequence[Sequence[int]], size: int, end: int
+) -> bool:
+    """Whether the token before place `size` covers a character from `end` on in one of `texts`;
+    True where nobody can tell."""
     if not getattr(tokenizer, "is_fast", False):
         return True
     for text, whole in zip(texts, wholes):
@@ -66,14 +73,18 @@ def _reaches(tokenizer: Any, texts: Sequence[str], wholes: Sequence[Sequence[int
 
 
 def logprobs(engine: Engine, pairs: Sequence[Pair], label: Callable[[int], str]) -> list[float]:
-    """Log-likelihood in nats of each pair's continuation, in one call of the engine; `label` names pair i in errors.
+    """Log-likelihood in nats of each pair's continuation, in one call of the engine; `label` names
+    pair i in errors.
 
     Raises:
-        EvaluatorError: the engine answered with another number of values, or with one that is not finite.
+        EvaluatorError: the engine answered with another number of values, or with one that is not
+            finite.
     """
     values = [answer.logprob for answer in engine.loglikelihood(pairs)]
     if len(values) != len(pairs):
-        raise EvaluatorError(f"the engine scored {len(values)} continuations, expected {len(pairs)}")
+        raise EvaluatorError(
+            f"the engine scored {len(values)} continuations, expected {len(pairs)}"
+        )
     for index, value in enumerate(values):
         if not math.isfinite(value):
             raise EvaluatorError(
@@ -84,8 +95,8 @@ def logprobs(engine: Engine, pairs: Sequence[Pair], label: Callable[[int], str])
 
 
 class Prepared(Generic[T]):
-    """What an evaluator's items are for one tokenizer and number of positions: made before the first λ, the same object at
-    every one."""
+    """What an evaluator's items are for one tokenizer and number of positions: made before the
+    first λ, the same object at every one."""
 
     def __init__(self, make: Callable[[Tokenizer, int | None], T]):
         self._make = make

@@ -9,7 +9,8 @@ from pa_fast.evals.rows import Row
 
 
 def normalised(text: str) -> str:
-    """`text` in one case, runs of white space as one space, none at the ends, without the punctuation that ends it.
+    """`text` in one case, runs of white space as one space, none at the ends, without the
+    punctuation that ends it.
 
     What is punctuation alone stays, so that no answer is empty.
     """
@@ -32,6 +33,7 @@ def answers(row: Row, field: str) -> tuple[str, ...]:
     listed = value if isinstance(value, list) else [value]
     if not listed or not all(isinstance(one, str) and one.strip() for one in listed):
         raise EvaluatorError(
-            f"{row.where}: answer {value!r} is not a text, nor a list of texts", "write the right answer as a text"
+            f"{row.where}: answer {value!r} is not a text, nor a list of texts",
+            "write the right answer as a text",
         )
     return tuple(listed)

@@ -21,11 +21,17 @@ class Output:
 
 
 def generated(
-    engine: Engine, prompts: Sequence[list[int]], max_new_tokens: int, until: str | None = None, ends: tuple[int, ...] = ()
+    engine: Engine,
+    prompts: Sequence[list[int]],
+    max_new_tokens: int,
+    until: str | None = None,
+    ends: tuple[int, ...] = (),
 ) -> list[Output]:
-    """Greedy outputs of N prompts, in one call of the engine; they end at a stop token, before `until`, or at the limit.
+    """Greedy outputs of N prompts, in one call of the engine; they end at a stop token, before
+    `until`, or at the limit.
 
-    An engine leaves the stop token out, so an output of `max_new_tokens` tokens without `until` was cut by the limit.
+    An engine leaves the stop token out, so an output of `max_new_tokens` tokens without `until` was
+    cut by the limit.
 
     Args:
         ends: `ending_tokens` of `until`.
@@ -40,18 +46,26 @@ def generated(
     for ids in spoken:
         text = engine.tokenizer.decode(ids)
         cut = -1 if until is None else text.find(until)
-        found.append(Output(text if cut < 0 else text[:cut], len(ids), cut < 0 and len(ids) >= max_new_tokens))
+        found.append(
+            Output(
+                text if cut < 0 else text[:cut], len(ids), cut < 0 and len(ids) >= max_new_tokens
+            )
+        )
     return found
 
 
 def ending_tokens(tokenizer: Tokenizer, until: str) -> tuple[int, ...]:
-    """Tokens that are `until`, once or twice, and nothing else: to stop there costs less and changes no output."""
+    """Tokens that are `until`, once or twice, and nothing else: to stop there costs less and
+    changes no output."""
     encoded = [tokenizer.encode(text, add_special_tokens=False) for text in (until, until * 2)]
-    return tuple(ids[0] for ids in encoded if len(ids) == 1 and tokenizer.decode(ids).startswith(until))
+    return tuple(
+        ids[0] for ids in encoded if len(ids) == 1 and tokenizer.decode(ids).startswith(until)
+    )
 
 
 def figures(outputs: Sequence[Output]) -> dict[str, float]:
-    """What every table of outputs should be read with: the share that the limit cut, and the mean length."""
+    """What every table of outputs should be read with: the share that the limit cut, and the mean
+    length."""
     return {
         "truncated": sum(output.truncated for output in outputs) / len(outputs),
         "mean_output_tokens": sum(output.tokens for output in outputs) / len(outputs),

@@ -1,4 +1,5 @@
-"""Items that are too long for the model: found before the first λ, and refused, left out, cut, or shown fewer shots."""
+"""Items that are too long for the model: found before the first λ, and refused, left out, cut, or
+shown fewer shots."""
 
 from __future__ import annotations
 
@@ -17,7 +18,11 @@ _DID = {
     "truncate": ("prompts_truncated", "lose the beginning of their prompt"),
     "fewer-shots": ("items_with_fewer_shots", "are shown fewer shots"),
 }
-_OFFER = {"skip": "leaves them out", "truncate": "cuts prompts on the left", "fewer-shots": "shows as many as fit"}
+_OFFER = {
+    "skip": "leaves them out",
+    "truncate": "cuts prompts on the left",
+    "fewer-shots": "shows as many as fit",
+}
 
 
 @dataclass(frozen=True)
@@ -27,7 +32,8 @@ class Fitted(Generic[R]):
     Attributes:
         kept: which of the items are asked.
         requests: their requests.
-        figures: how many items were changed or left out, for the details of a score; empty where such are refused.
+        figures: how many items were changed or left out, for the details of a score; empty where
+            such are refused.
         notes: the same in words.
     """
 
@@ -47,7 +53,8 @@ class Overflow(Generic[R]):
         shots: how many shots each item has.
         make: (item, shots left out) → its request.
         length: positions that a request takes.
-        cut: a request with so many tokens fewer at the beginning of its prompt, None where that leaves no prompt.
+        cut: a request with so many tokens fewer at the beginning of its prompt, None where that
+            leaves no prompt.
         advice: what else makes items fit.
     """
 
@@ -64,21 +71,31 @@ class Overflow(Generic[R]):
         """Every item's request, none longer than `room` positions; None: whatever their length.
 
         Raises:
-            EvaluatorError: items do not fit, with their number and the longest one; or a request cannot be made.
+            EvaluatorError: items do not fit, with their number and the longest one; or a request
+                cannot be made.
         """
         made = each(range(len(self.wheres)), lambda index: self.make(index, 0), "items")
         lengths = list(map(self.length, made))
         long = {index for index, length in enumerate(lengths) if room is not None and length > room}
-        changed = {index: self._changed(index, made[index], room) for index in long if room is not None}
+        changed = {
+            index: self._changed(index, made[index], room) for index in long if room is not None
+        }
         lost = [index for index, request in changed.items() if request is None]
         if lost and (self.policy != "skip" or len(lost) == len(made)):
             longest = max(lost, key=lambda index: lengths[index])
             raise EvaluatorError(
-                f"{len(lost)} of {len(made)} items do not fit the model, which has positions for {room} tokens: the longest, "
-                f"{self.wheres[longest]}, takes {lengths[longest]}"
+                f"{len(lost)} of {len(made)} items do not fit the model, which has positions for"
+                f" {room} tokens: the longest, {self.wheres[longest]}, takes {lengths[longest]}"
                 + (f", even with overflow={self.policy}" if self.policy != "refuse" else ""),
                 "; ".join(
-                    [*(f"overflow={p} {_OFFER[p]}" for p in self.policies if p not in ("refuse", self.policy)), self.advice]
+                    [
+                        *(
+                            f"overflow={p} {_OFFER[p]}"
+                            for p in self.policies
+                            if p not in ("refuse", self.policy)
+                        ),
+                        self.advice,
+                    ]
                 ),
             )
         final = [(index, changed.get(index, request)) for index, request in enumerate(made)]
@@ -88,11 +105,17 @@ class Overflow(Generic[R]):
             key, words = _DID[self.policy]
             figures[key] = float(len(long))
             if long:
-                notes.append(f"{len(long)} of {len(made)} items are too long for {room} positions and {words}")
-        return Fitted([index for index, _ in kept], [request for _, request in kept], figures, notes)
+                notes.append(
+                    f"{len(long)} of {len(made)} items are too long for {room} positions and"
+                    f" {words}"
+                )
+        return Fitted(
+            [index for index, _ in kept], [request for _, request in kept], figures, notes
+        )
 
     def _changed(self, index: int, request: R, room: int) -> R | None:
-        """The request of an item that is too long, as the policy has it; None where it is not to be asked."""
+        """The request of an item that is too long, as the policy has it; None where it is not to be
+        asked."""
         if self.policy == "truncate":
             return self.cut(request, self.length(request) - room)
         if self.policy == "fewer-shots":
@@ -121,13 +144,18 @@ def each(things: Sequence[T], make: Callable[[T], R], what: str) -> list[R]:
             errors.append(error)
     if errors:
         first = errors[0]
-        more = f" (the first of {len(errors)} that are refused, of {len(things)} {what})" if len(errors) > 1 else ""
+        more = (
+            f" (the first of {len(errors)} that are refused, of {len(things)} {what})"
+            if len(errors) > 1
+            else ""
+        )
         raise EvaluatorError(first.message + more, first.hint) from first.__cause__
     return made
 
 
 def cut_left(ids: list[int], count: int, prefix: list[int]) -> list[int] | None:
-    """`ids` without `count` of the tokens behind `prefix`, which they may begin with; None where no token would be left."""
+    """`ids` without `count` of the tokens behind `prefix`, which they may begin with; None where no
+    token would be left."""
     kept = len(prefix) if ids[: len(prefix)] == prefix else 0
     short = ids[:kept] + ids[kept + count :]
     return short if len(ids) > count + kept or (kept and len(ids) == count + kept) else None

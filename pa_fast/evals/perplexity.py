@@ -24,10 +24,12 @@ GROUP = "documents"
 
 
 def windows(ids: list[int], bos: int | None, window: int, stride: int) -> list[Pair]:
-    """Cut `ids` into (context, continuation) pairs of at most `window` tokens that score each token once.
+    """Cut `ids` into (context, continuation) pairs of at most `window` tokens that score each token
+    once.
 
-    The first window starts at BOS, or without one at the first token, which is then context only. Each later one
-    scores the next `stride` tokens with all the context that the window still has room for.
+    The first window starts at BOS, or without one at the first token, which is then context only.
+    Each later one scores the next `stride` tokens with all the context that the window still has
+    room for.
     """
     whole = ids if bos is None else [bos, *ids]
     found = []
@@ -40,13 +42,18 @@ def windows(ids: list[int], bos: int | None, window: int, stride: int) -> list[P
 
 
 def check_windows(window: int, stride: int) -> None:
-    """Raise UsageError unless 1 ≤ stride < window. No stride scores all of a window: its first token has nothing before it."""
+    """Raise UsageError unless 1 ≤ stride < window. No stride scores all of a window: its first
+    token has nothing before it."""
     if window < 2 or stride < 1:
-        raise UsageError(f"window {window}, stride {stride}; expected 1 ≤ stride < window", "such as window 512, stride 256")
+        raise UsageError(
+            f"window {window}, stride {stride}; expected 1 ≤ stride < window",
+            "such as window 512, stride 256",
+        )
     if stride >= window:
         raise UsageError(
             f"window {window}, stride {stride}; expected 1 ≤ stride < window",
-            f"the first token of a window is context alone: stride {window - 1} has windows that share nothing else",
+            f"the first token of a window is context alone: stride {window - 1} has windows that"
+            " share nothing else",
         )
 
 
@@ -72,20 +79,23 @@ class _Windows:
 
 
 class Perplexity:
-    """exp of the mean nats per token over all documents; an item is a document, its score its nats per token.
+    """exp of the mean nats per token over all documents; an item is a document, its score its nats
+    per token.
 
-    Where documents have groups, the mean is that over groups of each one's nats per token, or with `average=micro` over all
-    tokens.
+    Where documents have groups, the mean is that over groups of each one's nats per token, or with
+    `average=micro` over all tokens.
 
     Args:
-        data: `.jsonl`: one document a row, in its field `text`, optionally with `group`; anything else: the whole file is
-            one document.
-        window: tokens that the model sees at once, context included; None: 512, or as many as the model has positions for.
-        stride: tokens that each window after the first scores; 1 ≤ stride < window. At window − 1 windows share one token, which
-            is scored in the one and context in the next; None: half the window.
+        data: `.jsonl`: one document a row, in its field `text`, optionally with `group`; anything
+            else: the whole file is one document.
+        window: tokens that the model sees at once, context included; None: 512, or as many as the
+            model has positions for.
+        stride: tokens that each window after the first scores; 1 ≤ stride < window. At window − 1
+            windows share one token, which is scored in the one and context in the next; None: half
+            the window.
         split: `blank` makes one document of each run of lines between blank ones.
-        overflow: what becomes of a document whose windows are too long for the model: `skip` leaves it out, `truncate` makes
-            all windows as long as the model has positions.
+        overflow: what becomes of a document whose windows are too long for the model: `skip` leaves
+            it out, `truncate` makes all windows as long as the model has positions.
         average: see `average.AVERAGES`.
 
     Raises:
@@ -127,7 +137,8 @@ class Perplexity:
         self._prepared = Prepared(self._windows)
 
     def check(self, engine: Engine) -> list[str]:
-        """Raise if a document has no token to score, or windows do not fit the model; notes of what is changed."""
+        """Raise if a document has no token to score, or windows do not fit the model; notes of what
+        is changed."""
         return self._prepared(engine).notes
 
     def __call__(self, engine: Engine) -> Score:
@@ -141,17 +152,29 @@ class Perplexity:
             tokens[owner.id] += len(pair[1])
         mean = self._mean(list(scored.values()), nats, tokens)
         if mean > 700:
-            raise EvaluatorError(f"{self.name}: {mean:.4g} nats per token, whose exponential is not a number")
+            raise EvaluatorError(
+                f"{self.name}: {mean:.4g} nats per token, whose exponential is not a number"
+            )
         items = [Item(id, document.group, nats[id] / tokens[id]) for id, document in scored.items()]
-        unit = labelled(f"perplexity, window {asked.window}", [document.group for document in self.documents], self.average)
+        unit = labelled(
+            f"perplexity, window {asked.window}",
+            [document.group for document in self.documents],
+            self.average,
+        )
         return Score(math.exp(mean), unit, len(items), items, asked.figures)
 
-    def _mean(self, documents: Sequence[_Document], nats: Mapping[str, float], tokens: Mapping[str, int]) -> float:
+    def _mean(
+        self, documents: Sequence[_Document], nats: Mapping[str, float], tokens: Mapping[str, int]
+    ) -> float:
         """Nats per token: over the tokens of all documents, or over groups that count the same."""
         groups: dict[str, list[str]] = {}
         for document in documents:
-            groups.setdefault("" if self.average == "micro" else document.group, []).append(document.id)
-        means = [sum(nats[id] for id in ids) / sum(tokens[id] for id in ids) for ids in groups.values()]
+            groups.setdefault("" if self.average == "micro" else document.group, []).append(
+                document.id
+            )
+        means = [
+            sum(nats[id] for id in ids) / sum(tokens[id] for id in ids) for ids in groups.values()
+        ]
         return sum(means) / len(means)
 
     def _windows(self, tokenizer: Tokenizer, room: int | None) -> _Windows:
@@ -167,7 +190,9 @@ class Perplexity:
             bos = None if ids[:1] == [tokenizer.bos_token_id] else tokenizer.bos_token_id
             cut = windows(ids, bos, window, stride)
             if not cut:
-                raise EvaluatorError(f"{document.where} is too short: no token to score", "leave it out")
+                raise EvaluatorError(
+                    f"{document.where} is too short: no token to score", "leave it out"
+                )
             return cut
 
         fitted = Overflow(
@@ -176,15 +201,24 @@ class Perplexity:
             [document.where for document in self.documents],
             [0] * len(self.documents),
             make,
-            lambda pairs: max(len(context) + len(continuation) - 1 for context, continuation in pairs),
+            lambda pairs: max(
+                len(context) + len(continuation) - 1 for context, continuation in pairs
+            ),
             lambda pairs, count: None,
             f"or take window={room}",
         ).fit(room)
-        owners = [self.documents[index] for index, cut in zip(fitted.kept, fitted.requests) for _ in cut]
+        owners = [
+            self.documents[index] for index, cut in zip(fitted.kept, fitted.requests) for _ in cut
+        ]
         notes = list(fitted.notes)
         if window != (self.window or WINDOW):
-            notes.append(f"windows have {window} tokens, not {self.window or WINDOW}: the model has no more positions")
-        return _Windows(window, [pair for cut in fitted.requests for pair in cut], owners, fitted.figures, notes)
+            notes.append(
+                f"windows have {window} tokens, not {self.window or WINDOW}: the model has no more"
+                " positions"
+            )
+        return _Windows(
+            window, [pair for cut in fitted.requests for pair in cut], owners, fitted.figures, notes
+        )
 
 
 def _stride(window: int, asked: int | None) -> int:
@@ -195,20 +229,33 @@ def _documents(data: DataFile, split: str) -> list[_Document]:
     """The documents in file order; ids are row numbers or `0`, `1`, …"""
     if data.path.suffix == ".jsonl":
         if split != "none":
-            raise UsageError(f"perplexity: split={split} is for text files; {data.path} has one document a row")
+            raise UsageError(
+                f"perplexity: split={split} is for text files; {data.path} has one document a row"
+            )
         return each(read_rows(data), _document, "rows")
-    texts = re.split(r"\n[ \t]*(?:\n[ \t]*)+", data.text.replace("\r\n", "\n").strip()) if split == "blank" else [data.text]
+    texts = (
+        re.split(r"\n[ \t]*(?:\n[ \t]*)+", data.text.replace("\r\n", "\n").strip())
+        if split == "blank"
+        else [data.text]
+    )
     texts = [text for text in texts if text.strip()]
     if not texts:
         raise EvaluatorError(f"{data.path} is empty", "give it at least one document")
-    return [_Document(str(number), GROUP, text, f"{data.path}: document {number}") for number, text in enumerate(texts)]
+    return [
+        _Document(str(number), GROUP, text, f"{data.path}: document {number}")
+        for number, text in enumerate(texts)
+    ]
 
 
 def _document(row: Row) -> _Document:
     text = row.fields.get("text")
     if not isinstance(text, str) or not text:
-        raise EvaluatorError(f"{row.where}: found no text in the field `text`", 'write {"text": "…"} a line')
-    return _Document(str(row.number), row.label("group", GROUP), text, f"{row.where}: document {row.number}")
+        raise EvaluatorError(
+            f"{row.where}: found no text in the field `text`", 'write {"text": "…"} a line'
+        )
+    return _Document(
+        str(row.number), row.label("group", GROUP), text, f"{row.where}: document {row.number}"
+    )
 
 
 def _build(spec: EvalSpec, limit: int | None, seed: int) -> Evaluator:

@@ -15,7 +15,8 @@ from pa_fast.evals.rows import Row
 
 @dataclass(frozen=True)
 class Prompt:
-    """A text that is taken as it is, or messages for the tokenizer's chat template; `where` names it in errors."""
+    """A text that is taken as it is, or messages for the tokenizer's chat template; `where` names
+    it in errors."""
 
     where: str
     content: str | Sequence[Mapping[str, str]]
@@ -27,14 +28,16 @@ def chat(where: str, text: str) -> Prompt:
 
 
 def read_prompt(row: Row, as_chat: bool) -> Prompt:
-    """The prompt of a row: its field `prompt`, or `messages`, a list of `{"role": …, "content": …}`.
+    """The prompt of a row: its field `prompt`, or `messages`, a list of `{"role": …, "content":
+    …}`.
 
     Raises:
         EvaluatorError: neither, both, not of that form, or messages without the chat template.
     """
     if ("prompt" in row.fields) == ("messages" in row.fields):
         raise EvaluatorError(
-            f"{row.where}: found the fields {sorted(row.fields)}, expected either `prompt` or `messages`",
+            f"{row.where}: found the fields {sorted(row.fields)}, expected either `prompt` or"
+            " `messages`",
             "see the generate example of `pa-fast sweep --help`",
         )
     if "prompt" in row.fields:
@@ -43,23 +46,29 @@ def read_prompt(row: Row, as_chat: bool) -> Prompt:
     messages = row.fields["messages"]
     if not as_chat:
         raise EvaluatorError(
-            f"{row.where}: `messages` need the chat template, and chat=false", "pass chat=true, or give a `prompt`"
+            f"{row.where}: `messages` need the chat template, and chat=false",
+            "pass chat=true, or give a `prompt`",
         )
     if not isinstance(messages, list) or not messages or not all(map(_is_message, messages)):
         raise EvaluatorError(
-            f"{row.where}: `messages` is {messages!r}, expected a list of messages", 'write [{"role": "user", "content": "…"}]'
+            f"{row.where}: `messages` is {messages!r}, expected a list of messages",
+            'write [{"role": "user", "content": "…"}]',
         )
     return Prompt(row.where, messages)
 
 
 def _is_message(value: Any) -> bool:
-    return isinstance(value, dict) and value.keys() == {"role", "content"} and all(isinstance(v, str) for v in value.values())
+    return (
+        isinstance(value, dict)
+        and value.keys() == {"role", "content"}
+        and all(isinstance(v, str) for v in value.values())
+    )
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """Prompts that fit: which of the given ones, the text of each as the model sees it, and its tokens. `figures` and
-    `notes` are those of `overflow.Fitted`."""
+    """Prompts that fit: which of the given ones, the text of each as the model sees it, and its
+    tokens. `figures` and `notes` are those of `overflow.Fitted`."""
 
     kept: list[int]
     texts: list[str]
@@ -69,7 +78,8 @@ class Fitted:
 
 
 def written(tokenizer: Tokenizer, prompt: Prompt) -> tuple[str, list[int]]:
-    """`prompt` for the model. A chat template writes special tokens itself; in other texts BOS is as the tokenizer says, once.
+    """`prompt` for the model. A chat template writes special tokens itself; in other texts BOS is
+    as the tokenizer says, once.
 
     Raises:
         EvaluatorError: no chat template, one that refuses the messages, or a prompt of no tokens.
@@ -82,7 +92,10 @@ def written(tokenizer: Tokenizer, prompt: Prompt) -> tuple[str, list[int]]:
         text = _templated(tokenizer, prompt)
         ids = encode.rendered(text)
     if not ids:
-        raise EvaluatorError(f"{prompt.where}: the prompt has no tokens", "begin it with a text that the tokenizer knows")
+        raise EvaluatorError(
+            f"{prompt.where}: the prompt has no tokens",
+            "begin it with a text that the tokenizer knows",
+        )
     return text, ids
 
 
@@ -108,7 +121,10 @@ def fitted(
     prefix = Encoder(tokenizer).prefix
 
     def make(index: int, dropped: int) -> tuple[str, list[int]]:
-        return written(tokenizer, shorter(index, dropped) if shorter is not None and dropped else prompts[index])
+        return written(
+            tokenizer,
+            shorter(index, dropped) if shorter is not None and dropped else prompts[index],
+        )
 
     def cut(request: tuple[str, list[int]], count: int) -> tuple[str, list[int]] | None:
         ids = cut_left(request[1], count, prefix)
@@ -122,7 +138,8 @@ def fitted(
         make,
         lambda request: len(request[1]) + max_new_tokens,
         cut,
-        f"of these, {max_new_tokens} are for new tokens: shorten the prompts, or take a smaller max_new_tokens",
+        f"of these, {max_new_tokens} are for new tokens: shorten the prompts, or take a smaller"
+        " max_new_tokens",
     ).fit(room)
     texts, ids = zip(*found.requests)
     return Fitted(found.kept, list(texts), list(ids), found.figures, found.notes)
@@ -135,7 +152,11 @@ def _templated(tokenizer: Any, prompt: Prompt) -> str:
             "pass --tokenizer with a folder that has one, or chat=false",
         )
     try:
-        text = tokenizer.apply_chat_template(prompt.content, tokenize=False, add_generation_prompt=True)
+        text = tokenizer.apply_chat_template(
+            prompt.content, tokenize=False, add_generation_prompt=True
+        )
     except Exception as error:  # a template is a program, and may refuse roles or their order
-        raise EvaluatorError(f"{prompt.where}: the chat template refuses it: {error}", "check roles and their order") from error
+        raise EvaluatorError(
+            f"{prompt.where}: the chat template refuses it: {error}", "check roles and their order"
+        ) from error
     return str(text)

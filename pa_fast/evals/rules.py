@@ -23,7 +23,8 @@ class Rule:
 
 
 def rule_of(row: Row, check: Imported | None, regex: str | None) -> Rule:
-    """The rule that scores `row`: the checker of the sweep, its own `regex`, that of the sweep, or its `answer`, in this order.
+    """The rule that scores `row`: the checker of the sweep, its own `regex`, that of the sweep, or
+    its `answer`, in this order.
 
     Raises:
         EvaluatorError: there is none, or it is no regular expression, no answer.
@@ -57,12 +58,15 @@ def _checked(row: Row, check: Imported, output: str) -> float:
         found = check.function(output, row.fields)
     except Exception as error:
         raise EvaluatorError(
-            f"{row.where}: {check.target} failed: {type(error).__name__}: {error}", "it is called as function(output, row)"
+            f"{row.where}: {check.target} failed: {type(error).__name__}: {error}",
+            "it is called as function(output, row)",
         ) from error
     try:
         value = float(found)  # numbers of NumPy and torch are numbers too
     except (TypeError, ValueError):
         value = math.nan
     if isinstance(found, str) or not math.isfinite(value):
-        raise EvaluatorError(f"{row.where}: {check.target} returned {found!r}, expected a finite number or a bool")
+        raise EvaluatorError(
+            f"{row.where}: {check.target} returned {found!r}, expected a finite number or a bool"
+        )
     return value

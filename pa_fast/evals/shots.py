@@ -14,7 +14,8 @@ from pa_fast.evals.overflow import each
 
 @dataclass(frozen=True)
 class Asked:
-    """How one item is asked: its shots, each with what separates it from the next, and its own context."""
+    """How one item is asked: its shots, each with what separates it from the next, and its own
+    context."""
 
     shots: tuple[str, ...]
     context: str
@@ -31,9 +32,10 @@ class Shots:
     Attributes:
         count: examples before each item.
         sep: stands after every shot.
-        pool: a second file to draw shots from; without it rows marked `"split": "pool"`, or without those a seeded
-            part of each group, which is then not scored.
-        seed: draws the shots, each item's from its own id: an item is asked in the same words at every λ.
+        pool: a second file to draw shots from; without it rows marked `"split": "pool"`, or without
+            those a seeded part of each group, which is then not scored.
+        seed: draws the shots, each item's from its own id: an item is asked in the same words at
+            every λ.
     """
 
     count: int
@@ -42,10 +44,13 @@ class Shots:
     seed: int
 
     def ask(
-        self, data: DataFile, limit: int | None, form: Callable[[Example], Example] = lambda example: example
+        self,
+        data: DataFile,
+        limit: int | None,
+        form: Callable[[Example], Example] = lambda example: example,
     ) -> tuple[list[Example], list[Asked], list[str]]:
-        """The items to score and how each is asked, at most `limit`; `form` rewrites items and shots alike. And notes of
-        the rows that are not scored.
+        """The items to score and how each is asked, at most `limit`; `form` rewrites items and
+        shots alike. And notes of the rows that are not scored.
 
         Raises:
             EvaluatorError: a row is wrong, or a group's pool is smaller than `count`.
@@ -59,12 +64,14 @@ class Shots:
         return items, each(items, lambda item: self._asked(item, pools), "rows"), notes
 
     def _divide(self, data: DataFile) -> tuple[list[Example], list[Example], list[str]]:
-        """The examples to score, and those to show; none is both. And notes of those that the file loses by it."""
+        """The examples to score, and those to show; none is both. And notes of those that the file
+        loses by it."""
         examples, why = read_examples(data, data.path.stem), "marked as pool"
         marked = [example for example in examples if example.in_pool]
         if self.pool is not None and marked:
             raise EvaluatorError(
-                f"{marked[0].where} is marked as pool, and pool={self.pool.path} was given too", "keep one of the two pools"
+                f"{marked[0].where} is marked as pool, and pool={self.pool.path} was given too",
+                "keep one of the two pools",
             )
         if self.pool is not None:
             marked = read_examples(self.pool, data.path.stem)
@@ -74,10 +81,16 @@ class Shots:
         scored = [example for example in examples if id(example) not in shown]
         if not scored:
             raise EvaluatorError(
-                f"{data.path}: all {len(examples)} rows are in the pool of shots, expected rows to score", "add rows"
+                f"{data.path}: all {len(examples)} rows are in the pool of shots, expected rows to"
+                " score",
+                "add rows",
             )
         held = len(examples) - len(scored)
-        notes = [f"{held} of {len(examples)} rows are held out for shots ({why}) and not scored"] if held else []
+        notes = (
+            [f"{held} of {len(examples)} rows are held out for shots ({why}) and not scored"]
+            if held
+            else []
+        )
         return scored, marked, notes
 
     def _drawn(self, examples: Sequence[Example]) -> list[Example]:
@@ -90,19 +103,23 @@ class Shots:
             size = max(self.count, len(members) // 5)
             if size >= len(members):
                 raise EvaluatorError(
-                    f"{members[0].where}: group `{group}` has {len(members)} rows, expected more than {size}: "
-                    f"{self.count} to show, and some to score",
+                    f"{members[0].where}: group `{group}` has {len(members)} rows, expected more"
+                    f" than {size}: {self.count} to show, and some to score",
                     'add rows, mark some as `"split": "pool"`, give pool=FILE, or take fewer shots',
                 )
             drawn += random.Random(f"{self.seed}:{group}:pool").sample(members, size)
         return drawn
 
     def _asked(self, item: Example, pools: Mapping[str, Sequence[Example]]) -> Asked:
-        """`count` examples of the item's group and then its context. An example that asks the same is never shown."""
-        pool = [example for example in pools.get(item.group, []) if example.question != item.question]
+        """`count` examples of the item's group and then its context. An example that asks the same
+        is never shown."""
+        pool = [
+            example for example in pools.get(item.group, []) if example.question != item.question
+        ]
         if len(pool) < self.count:
             raise EvaluatorError(
-                f"{item.where}: the pool has {len(pool)} examples of group `{item.group}`, expected at least shots={self.count}",
+                f"{item.where}: the pool has {len(pool)} examples of group `{item.group}`, expected"
+                f" at least shots={self.count}",
                 "add examples of that group to the pool, or take fewer shots",
             )
         drawn = random.Random(f"{self.seed}:{item.id}").sample(pool, self.count)

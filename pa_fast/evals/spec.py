@@ -1,8 +1,9 @@
 """EVAL strings: `NAME:TARGET[,TARGET…][,key=value…]`.
 
-A comma inside a value is written `\\,`. A part is an option if it begins with a word and `=`; write `./a=b.txt` for a
-file of such a name. Every evaluator takes `name=…`, its column in the results; without it the column is `NAME:` with
-the targets (files without folder and ending) and the options as given.
+A comma inside a value is written `\\,`. A part is an option if it begins with a word and `=`; write
+`./a=b.txt` for a file of such a name. Every evaluator takes `name=…`, its column in the results;
+without it the column is `NAME:` with the targets (files without folder and ending) and the options
+as given.
 """
 
 from __future__ import annotations
@@ -17,7 +18,17 @@ from pa_fast.errors import UsageError
 from pa_fast.evals import alpaca, function, generation, icl, lm_eval, perplexity
 from pa_fast.evals.kind import UNNAMEABLE, EvalSpec
 
-KINDS = {kind.name: kind for kind in (perplexity.KIND, icl.KIND, generation.KIND, alpaca.KIND, lm_eval.KIND, function.KIND)}
+KINDS = {
+    kind.name: kind
+    for kind in (
+        perplexity.KIND,
+        icl.KIND,
+        generation.KIND,
+        alpaca.KIND,
+        lm_eval.KIND,
+        function.KIND,
+    )
+}
 EXAMPLES = {name: kind.example for name, kind in KINDS.items()}
 """One worked EVAL string for each evaluator."""
 
@@ -26,7 +37,8 @@ def parse(text: str, folder: pathlib.Path = pathlib.Path()) -> EvalSpec:
     """Parse one EVAL string, whose relative paths begin in `folder`; no file is opened.
 
     Raises:
-        UsageError: an unknown evaluator, no target or too many, an unknown or repeated option, an unusable name.
+        UsageError: an unknown evaluator, no target or too many, an unknown or repeated option, an
+            unusable name.
     """
     name, _, rest = text.partition(":")
     targets: list[str] = []
@@ -35,7 +47,10 @@ def parse(text: str, folder: pathlib.Path = pathlib.Path()) -> EvalSpec:
     for part in [part.replace("\\,", ",") for part in re.split(r"(?<!\\),", rest)]:
         option = re.match(r"([A-Za-z_]\w*)=(.*)", part, re.DOTALL)
         if option is None and options and name in KINDS:
-            raise UsageError(f"`{text}`: `{part}` after an option is not key=value", "targets come first, then options")
+            raise UsageError(
+                f"`{text}`: `{part}` after an option is not key=value",
+                "targets come first, then options",
+            )
         if option is None:
             targets.append(part)
             continue
@@ -47,9 +62,14 @@ def parse(text: str, folder: pathlib.Path = pathlib.Path()) -> EvalSpec:
 
 
 def checked(
-    text: str, name: str, targets: Sequence[str], options: Mapping[str, str], folder: pathlib.Path = pathlib.Path()
+    text: str,
+    name: str,
+    targets: Sequence[str],
+    options: Mapping[str, str],
+    folder: pathlib.Path = pathlib.Path(),
 ) -> EvalSpec:
-    """An EVAL from its parts, if there is such an evaluator and it takes them; `text` is how errors call it."""
+    """An EVAL from its parts, if there is such an evaluator and it takes them; `text` is how errors
+    call it."""
     if name not in KINDS:
         raise UsageError(
             f"`{text}`: there is no evaluator `{name}`",
@@ -65,15 +85,22 @@ def checked(
             raise UsageError(f"`{text}`: {name} has no option `{key}`", hint)
     if not targets or (len(targets) > 1 and not kind.many):
         wanted = f"one {kind.takes} or more" if kind.many else f"one {kind.takes}"
-        raise UsageError(f"`{text}`: found {len(targets)} targets, {name} takes {wanted}", f"for example {kind.example}")
+        raise UsageError(
+            f"`{text}`: found {len(targets)} targets, {name} takes {wanted}",
+            f"for example {kind.example}",
+        )
     spec = EvalSpec(text, kind, tuple(targets), dict(options), folder)
     if not spec.column or UNNAMEABLE.search(spec.column):
-        raise UsageError(f"`{text}`: `{spec.column}` cannot be a column", "choose a name without / \\ or line breaks: name=…")
+        raise UsageError(
+            f"`{text}`: `{spec.column}` cannot be a column",
+            "choose a name without / \\ or line breaks: name=…",
+        )
     return spec
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """The beginning of a hint: which of `known` was probably meant by `word`; empty where none is near."""
+    """The beginning of a hint: which of `known` was probably meant by `word`; empty where none is
+    near."""
     near = difflib.get_close_matches(word.lower(), list(known), n=1)
     return f"did you mean {near[0]}? " if near else ""
 

@@ -17,7 +17,8 @@ LIMIT_CHARACTERS = 200_000  # PyYAML reads some 30 kB a second
 
 
 def parse_all(texts: Iterable[str]) -> list[EvalSpec]:
-    """The evaluators that EVAL arguments name, in order; an argument that is a YAML file stands for all in it.
+    """The evaluators that EVAL arguments name, in order; an argument that is a YAML file stands for
+    all in it.
 
     Raises:
         UsageError: an EVAL is wrong; in a suite, file and entry are named.
@@ -30,8 +31,8 @@ def parse_all(texts: Iterable[str]) -> list[EvalSpec]:
 
 
 def read_suite(path: str | pathlib.Path) -> list[EvalSpec]:
-    """The evaluators of a suite file: a list of EVAL strings, or of mappings such as
-    `{eval: icl, file: tasks.jsonl, shots: 5, name: few-shot}`. Relative paths begin in the file's folder.
+    """The evaluators of a suite file: a list of EVAL strings, or of mappings such as `{eval: icl,
+    file: tasks.jsonl, shots: 5, name: few-shot}`. Relative paths begin in the file's folder.
     """
     import yaml
 
@@ -39,19 +40,27 @@ def read_suite(path: str | pathlib.Path) -> list[EvalSpec]:
     text = read_file(path).text
     if len(text) > LIMIT_CHARACTERS:
         raise EvaluatorError(
-            f"{path}: {len(text)} characters, expected a suite of at most {LIMIT_CHARACTERS}", "give a suite file"
+            f"{path}: {len(text)} characters, expected a suite of at most {LIMIT_CHARACTERS}",
+            "give a suite file",
         )
     try:
         entries = load_yaml(text, yaml.SafeLoader)
     except YamlError as error:
         if error.line is not None:
-            raise UsageError(f"{path}:{error.line}: {error.message}", "write each entry out, with each option once") from None
+            raise UsageError(
+                f"{path}:{error.line}: {error.message}",
+                "write each entry out, with each option once",
+            ) from None
         raise EvaluatorError(
-            f"{path}: not YAML ({error.message})", "write a list of EVAL strings, one a line after a dash"
+            f"{path}: not YAML ({error.message})",
+            "write a list of EVAL strings, one a line after a dash",
         ) from None
     if not isinstance(entries, list) or not entries:
         found = "nothing" if not entries else f"a {type(entries).__name__}"
-        raise EvaluatorError(f"{path}: found {found}, expected a list of evaluators", "one a line after a dash, each an EVAL")
+        raise EvaluatorError(
+            f"{path}: found {found}, expected a list of evaluators",
+            "one a line after a dash, each an EVAL",
+        )
     return [_entry(path, number, entry) for number, entry in enumerate(entries, start=1)]
 
 
@@ -64,7 +73,10 @@ def _entry(path: pathlib.Path, number: int, entry: Any) -> EvalSpec:
             return _mapped(dict(entry), path.parent)
     except UsageError as error:
         raise UsageError(f"{where}: {error.message}", error.hint) from None
-    raise UsageError(f"{where}: found {entry!r}, expected an EVAL string or a mapping with `eval`", f"for example {_EXAMPLE}")
+    raise UsageError(
+        f"{where}: found {entry!r}, expected an EVAL string or a mapping with `eval`",
+        f"for example {_EXAMPLE}",
+    )
 
 
 def _mapped(entry: dict[Any, Any], folder: pathlib.Path) -> EvalSpec:
@@ -78,7 +90,8 @@ def _mapped(entry: dict[Any, Any], folder: pathlib.Path) -> EvalSpec:
         for key in entry:
             if key not in known:
                 raise UsageError(
-                    f"{name} has no key `{key}`", f"{spec.nearest(str(key), known)}keys of {name}: {', '.join(known)}"
+                    f"{name} has no key `{key}`",
+                    f"{spec.nearest(str(key), known)}keys of {name}: {', '.join(known)}",
                 )
     listed = entry.pop(takes, [])
     targets = [_text(takes, one) for one in (listed if isinstance(listed, list) else [listed])]
@@ -93,7 +106,9 @@ def _text(key: str, value: Any) -> str:
         return str(value).lower()
     if isinstance(value, (str, int, float)):
         return str(value)
-    raise UsageError(f"`{key}` is {value!r}, expected a text or a number", f"for example {_EXAMPLE}")
+    raise UsageError(
+        f"`{key}` is {value!r}, expected a text or a number", f"for example {_EXAMPLE}"
+    )
 
 
 def _is_suite(text: str) -> bool:

@@ -9,10 +9,11 @@ from pa_fast.errors import UsageError
 
 
 def shard(environ: Mapping[str, str] = os.environ) -> tuple[int, int]:
-    """(rank, world) of this process: by torchrun, else as a task of a SLURM job array, else as a task of `srun`.
+    """(rank, world) of this process: by torchrun, else as a task of a SLURM job array, else as a
+    task of `srun`.
 
-    Nothing is guessed: a variable alone does not make a shard, the caller does who asks for one. SLURM's variables also
-    stand in jobs whose tasks each do a whole sweep.
+    Nothing is guessed: a variable alone does not make a shard, the caller does who asks for one.
+    SLURM's variables also stand in jobs whose tasks each do a whole sweep.
 
     Raises:
         UsageError: none of them says, or the array has gaps.
@@ -27,15 +28,20 @@ def shard(environ: Mapping[str, str] = os.environ) -> tuple[int, int]:
         here, count = _number(environ, rank), _number(environ, world)
         if rank != "SLURM_ARRAY_TASK_ID":
             return here, count
-        first, last = _number(environ, "SLURM_ARRAY_TASK_MIN"), _number(environ, "SLURM_ARRAY_TASK_MAX")
+        first, last = (
+            _number(environ, "SLURM_ARRAY_TASK_MIN"),
+            _number(environ, "SLURM_ARRAY_TASK_MAX"),
+        )
         if last - first != count - 1:
             raise UsageError(
-                f"the job array has {count} tasks from {first} to {last}, and a sweep is cut into tasks without gaps",
+                f"the job array has {count} tasks from {first} to {last}, and a sweep is cut into"
+                " tasks without gaps",
                 "submit with --array=0-7, or write --shard I/N yourself",
             )
         return here - first, count
     raise UsageError(
-        "nothing in the environment says which shard this is: neither torchrun's RANK nor SLURM's variables are set",
+        "nothing in the environment says which shard this is: neither torchrun's RANK nor SLURM's"
+        " variables are set",
         "start with torchrun, srun or a job array, or write --shard I/N",
     )
 

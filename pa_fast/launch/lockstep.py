@@ -1,6 +1,8 @@
-"""A sweep by ranks that hold one model together: all run the same evaluators in lockstep, and rank 0 alone records.
+"""A sweep by ranks that hold one model together: all run the same evaluators in lockstep, and rank
+0 alone records.
 
-Evaluators may use the model as they like, also past the engine, because every rank does the same at the same time.
+Evaluators may use the model as they like, also past the engine, because every rank does the same at
+the same time.
 """
 
 from __future__ import annotations
@@ -36,14 +38,16 @@ def sweep(
     progress: Progress | None = None,
     figure: bool = True,
 ) -> SweepResult | None:
-    """`pa_fast.sweep` by every rank of `lm`, which all make this call; the result on rank 0, None on the others.
+    """`pa_fast.sweep` by every rank of `lm`, which all make this call; the result on rank 0, None
+    on the others.
 
-    A point fails where its evaluator fails on any rank, or scores differently on two. An evaluator must use the same
-    requests on all of them.
+    A point fails where its evaluator fails on any rank, or scores differently on two. An evaluator
+    must use the same requests on all of them.
 
     Args:
         lm: an engine with `ranks`, such as `pa_fast.engines.tensor_parallel.load(...)`.
-        lambdas, evaluators, out, overwrite, progress, figure: see `pa_fast.sweep`; rank 0 alone uses the last four.
+        lambdas, evaluators, out, overwrite, progress, figure: see `pa_fast.sweep`; rank 0 alone
+            uses the last four.
 
     Raises:
         EngineError: the ranks were given different evaluators, or one of them is gone.
@@ -53,7 +57,9 @@ def sweep(
     points = schedule.lambdas(lambdas)
     asked = distinct(evaluators)
     ranks.agree("the schedule", [lam.key for lam in points])
-    ranks.agree("the evaluators", {evaluator.name: dict(identity(evaluator)) for evaluator in asked})
+    ranks.agree(
+        "the evaluators", {evaluator.name: dict(identity(evaluator)) for evaluator in asked}
+    )
     check_reach(lm, points)
     notes = check_evaluators(lm, asked)
     in_step = {evaluator.name: _InStep(evaluator, ranks) for evaluator in asked}
@@ -63,14 +69,23 @@ def sweep(
         with ranks.step("opening the run folder"):
             if ranks.rank == 0:
                 now = describe(lm, points, asked)
-                recording = stack.enter_context(Recording(out, points, now, overwrite=overwrite, progress=progress))
+                recording = stack.enter_context(
+                    Recording(out, points, now, overwrite=overwrite, progress=progress)
+                )
                 for note in notes:
                     recording.progress.noted(note)
-                missing = [(lam, names, recording.checksum(lam)) for lam, names in recording.missing()]
+                missing = [
+                    (lam, names, recording.checksum(lam)) for lam, names in recording.missing()
+                ]
         repeats = Repeats(recording.scored() if recording is not None else ())
         for lam, names, checksum in ranks.broadcast("the missing points", missing):
-            queue = [in_step[name] for name in ranks.broadcast("the evaluators that are left", repeats.left(names))]
-            for record in visit(lm, lam, queue, checksum, recording.progress if recording else None):
+            queue = [
+                in_step[name]
+                for name in ranks.broadcast("the evaluators that are left", repeats.left(names))
+            ]
+            for record in visit(
+                lm, lam, queue, checksum, recording.progress if recording else None
+            ):
                 with ranks.step("recording"):
                     if recording is not None:
                         note_repeat(repeats, recording, recording.record(record))
@@ -95,5 +110,8 @@ class _InStep:
     def __call__(self, engine: Engine) -> Score:
         with self._ranks.step(f"the end of `{self.name}` at λ = {engine.weights.lam}", wait=True):
             score = self._evaluator(engine)
-        self._ranks.agree(f"the score of `{self.name}`", (getattr(score, "value", None), getattr(score, "n", None)))
+        self._ranks.agree(
+            f"the score of `{self.name}`",
+            (getattr(score, "value", None), getattr(score, "n", None)),
+        )
         return score

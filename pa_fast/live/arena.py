@@ -1,4 +1,5 @@
-"""Pinned host memory that a GPU reads through its own pointers: chunks, because pinned sizes are rounded up to powers of two."""
+"""Pinned host memory that a GPU reads through its own pointers: chunks, because pinned sizes are
+rounded up to powers of two."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ _ALIGNMENT_BYTES = 256
 
 
 class Arena:
-    """Copies of tensors, one after another in chunks of a power of two bytes, kept for as long as a view of them is.
+    """Copies of tensors, one after another in chunks of a power of two bytes, kept for as long as a
+    view of them is.
 
     Args:
         pinned: whether the memory is pinned, which takes a GPU.
@@ -31,7 +33,8 @@ class Arena:
         self._made: dict[tuple[int, int], torch.Tensor] = {}
 
     def copy(self, tensor: torch.Tensor) -> torch.Tensor:
-        """A copy of `tensor` in the arena, contiguous and aligned; the same one for the same memory."""
+        """A copy of `tensor` in the arena, contiguous and aligned; the same one for the same
+        memory."""
         import torch
 
         key = (tensor.data_ptr(), tensor.nbytes)
@@ -48,10 +51,13 @@ class Arena:
         return made
 
     def entry(self, entry: Entry) -> Entry:
-        """`entry` with its large parts in the arena; the factors of a product stay where they are."""
+        """`entry` with its large parts in the arena; the factors of a product stay where they
+        are."""
         if isinstance(entry, Whole):
             return Whole(self.copy(entry.target))
         if isinstance(entry, (PackedTensor, SparseTensor)):
-            moved: dict[str, Any] = {name: self.copy(part) for name, part in parts(entry).items() if name != "span"}
+            moved: dict[str, Any] = {
+                name: self.copy(part) for name, part in parts(entry).items() if name != "span"
+            }
             return replace(entry, **moved)
         return entry

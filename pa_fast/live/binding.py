@@ -46,19 +46,21 @@ def bindings(
 
     Args:
         written: whether the live tensors will be; else they may share memory with a source.
-        sides: `base`, and `instruct` unless a delta stands for it; sources may be on another device than the live tensor.
+        sides: `base`, and `instruct` unless a delta stands for it; sources may be on another device
+            than the live tensor.
 
     Raises:
         PairError: names or shapes differ, or one storage would be fed from two different sources.
-        WeightsError: a live tensor cannot be written in place: not contiguous, overlapping, aliasing a source, of an
-            unsupported kind.
+        WeightsError: a live tensor cannot be written in place: not contiguous, overlapping,
+            aliasing a source, of an unsupported kind.
         DataError: a tensor that is not interpolated differs between base and instruct.
     """
     import torch
 
     if not live:
         raise WeightsError(
-            "there is nothing to bind: `live` is empty", "pass name → tensor, such as dict(model.named_parameters())"
+            "there is nothing to bind: `live` is empty",
+            "pass name → tensor, such as dict(model.named_parameters())",
         )
     _check_names(live, sides)
     found: dict[tuple[torch.device, int, int], Binding] = {}
@@ -66,7 +68,9 @@ def bindings(
         given = {"live": tensor, **{side: tensors[name] for side, tensors in sides.items()}}
         for side, thing in given.items():
             if not isinstance(thing, torch.Tensor):
-                raise WeightsError(f"cannot bind `{name}`: {side} is a {type(thing).__name__}", "pass tensors")
+                raise WeightsError(
+                    f"cannot bind `{name}`: {side} is a {type(thing).__name__}", "pass tensors"
+                )
         sources = {side: given[side].detach() for side in sides}
         _check_one(name, tensor.detach(), sources)
         key = (tensor.device, tensor.data_ptr(), tensor.numel() * tensor.element_size())
@@ -75,7 +79,9 @@ def bindings(
         if key in found:
             found[key] = _share(found[key], name, tensor, sources)
         else:
-            found[key] = Binding((name,), tensor.detach(), sources, via.get(name), ref(given["base"]))
+            found[key] = Binding(
+                (name,), tensor.detach(), sources, via.get(name), ref(given["base"])
+            )
     made = list(found.values())
     if written:
         _check_overlap(made)
@@ -88,12 +94,14 @@ def _check_names(live: Mapping[str, object], sides: Mapping[str, Mapping[str, ob
         extra = [name for name in tensors if name not in live]
         if missing:
             raise PairError(
-                f"cannot bind `{missing[0]}`: it is live, but {side} has no tensor of that name{_more(missing)}",
+                f"cannot bind `{missing[0]}`: it is live, but {side} has no tensor of that"
+                f" name{_more(missing)}",
                 f"{_listed('live', *sides)} must have the same names",
             )
         if extra:
             raise PairError(
-                f"cannot bind `{extra[0]}`: {side} has it, but there is no live tensor of that name{_more(extra)}",
+                f"cannot bind `{extra[0]}`: {side} has it, but there is no live tensor of that"
+                f" name{_more(extra)}",
                 f"{_listed('live', *sides)} must have the same names",
             )
 
@@ -112,16 +120,33 @@ def _check_one(name: str, live: torch.Tensor, sources: Mapping[str, torch.Tensor
     given = {"live": live, **sources}
     for side, tensor in given.items():
         if tensor.is_neg() or tensor.is_conj():
-            raise WeightsError(f"cannot bind `{name}`: {side} is a lazily negated view", "pass `tensor.resolve_neg()`")
+            raise WeightsError(
+                f"cannot bind `{name}`: {side} is a lazily negated view",
+                "pass `tensor.resolve_neg()`",
+            )
         if hasattr(tensor, "to_local"):
-            raise WeightsError(f"cannot bind `{name}`: {side} is a DTensor", "pass its local shard, `tensor.to_local()`")
+            raise WeightsError(
+                f"cannot bind `{name}`: {side} is a DTensor",
+                "pass its local shard, `tensor.to_local()`",
+            )
         if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type == "meta":
-            kind = "on the meta device" if tensor.device.type == "meta" else f"of layout {tensor.layout}"
-            raise WeightsError(f"cannot bind `{name}`: {side} is {kind}", "pass plain dense tensors that hold data")
+            kind = (
+                "on the meta device"
+                if tensor.device.type == "meta"
+                else f"of layout {tensor.layout}"
+            )
+            raise WeightsError(
+                f"cannot bind `{name}`: {side} is {kind}", "pass plain dense tensors that hold data"
+            )
         if not tensor.is_contiguous():
             raise WeightsError(
-                f"cannot bind `{name}`: {side} is not contiguous (shape {list(tensor.shape)}, strides {list(tensor.stride())})",
-                "bind the tensor that owns the memory" if side == "live" else "pass `tensor.contiguous()`",
+                f"cannot bind `{name}`: {side} is not contiguous (shape {list(tensor.shape)},"
+                f" strides {list(tensor.stride())})",
+                (
+                    "bind the tensor that owns the memory"
+                    if side == "live"
+                    else "pass `tensor.contiguous()`"
+                ),
             )
         if tensor.shape != live.shape:
             raise PairError(
@@ -134,21 +159,26 @@ def _check_one(name: str, live: torch.Tensor, sources: Mapping[str, torch.Tensor
         found = ", ".join(f"{side} {tensor.dtype}" for side, tensor in given.items())
         raise PairError(
             f"cannot bind `{name}`: {found}",
-            "bf16, fp16 and fp32 are interpolated in any mix; every other dtype must be the same on all sides",
+            "bf16, fp16 and fp32 are interpolated in any mix; every other dtype must be the same on"
+            " all sides",
         )
     # by bytes, as merges compare them: torch cannot compare every dtype, such as complex32
     if "instruct" in sources and not _same_bytes(sources["base"], sources["instruct"]):
         raise DataError(
             f"`{name}` ({live.dtype}) differs between base and instruct",
-            "tensors that are not bf16, fp16 or fp32 are not interpolated and must be equal on both sides",
+            "tensors that are not bf16, fp16 or fp32 are not interpolated and must be equal on both"
+            " sides",
         )
 
 
-def _share(first: Binding, name: str, live: torch.Tensor, sources: Mapping[str, torch.Tensor]) -> Binding:
+def _share(
+    first: Binding, name: str, live: torch.Tensor, sources: Mapping[str, torch.Tensor]
+) -> Binding:
     """`first` with one more name, if that name asks for the same bits."""
     if live.dtype != first.live.dtype:
         raise WeightsError(
-            f"`{name}` ({live.dtype}) and `{first.name}` ({first.live.dtype}) share storage with different dtypes",
+            f"`{name}` ({live.dtype}) and `{first.name}` ({first.live.dtype}) share storage with"
+            " different dtypes",
             "bind one of them",
         )
     for side, known in first.sources.items():
@@ -163,7 +193,9 @@ def _share(first: Binding, name: str, live: torch.Tensor, sources: Mapping[str, 
 def _same_bytes(a: torch.Tensor, b: torch.Tensor) -> bool:
     import torch
 
-    left, right = (tensor.contiguous().flatten().view(torch.uint8) for tensor in (a, b.to(a.device)))
+    left, right = (
+        tensor.contiguous().flatten().view(torch.uint8) for tensor in (a, b.to(a.device))
+    )
     return torch.equal(left, right)
 
 
@@ -177,7 +209,10 @@ def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
         return True
     x, y = as_integers(a), as_integers(b)
     # `torch.equal` goes by elements: 64-bit ones take a quarter of the time of 16-bit ones
-    if not any(z.data_ptr() % 8 or z.nbytes % 8 or z.storage_offset() * z.element_size() % 8 for z in (x, y)):
+    if not any(
+        z.data_ptr() % 8 or z.nbytes % 8 or z.storage_offset() * z.element_size() % 8
+        for z in (x, y)
+    ):
         x, y = x.view(torch.int64), y.view(torch.int64)
     return torch.equal(x, y)
 
@@ -185,21 +220,29 @@ def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
 def same_merge(found: torch.Tensor, expected: torch.Tensor) -> bool:
     """Whether two contiguous tensors of one dtype hold the same bits, but for the payload of a NaN.
 
-    No operation promises to keep that: the vector body and the tail of one and the same loop may give NaN different bits.
+    No operation promises to keep that: the vector body and the tail of one and the same loop may
+    give NaN different bits.
     """
     if same_bits(found, expected):
         return True
-    if not expected.is_floating_point() or found.dtype != expected.dtype or found.numel() != expected.numel():
+    if (
+        not expected.is_floating_point()
+        or found.dtype != expected.dtype
+        or found.numel() != expected.numel()
+    ):
         return False
     nan = expected.view(-1).isnan() & found.view(-1).isnan()
     return bool((nan | (as_integers(found) == as_integers(expected))).all())
 
 
 def as_integers(tensor: torch.Tensor) -> torch.Tensor:
-    """The bits of a contiguous tensor as flat integers of the same width, for comparisons that know no NaN."""
+    """The bits of a contiguous tensor as flat integers of the same width, for comparisons that know
+    no NaN."""
     import torch
 
-    width = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}.get(tensor.element_size())
+    width = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}.get(
+        tensor.element_size()
+    )
     flat = tensor.detach().view(-1)
     return flat.view(width) if width is not None else flat
 
@@ -209,14 +252,17 @@ Place = tuple[str, str, "torch.Tensor"]
 
 
 def first_overlap(places: Iterable[Place]) -> tuple[Place, Place] | None:
-    """Two places of which one is live memory that the other would read or write too, the later one first; None if all is well."""
+    """Two places of which one is live memory that the other would read or write too, the later one
+    first; None if all is well."""
     spans = []
     for place in places:
         tensor = place[2]
         size = tensor.numel() * tensor.element_size()
         if size:
             spans.append((str(tensor.device), tensor.data_ptr(), tensor.data_ptr() + size, place))
-    reach: dict[tuple[str, bool], tuple[int, Place]] = {}  # (device, is live) -> furthest byte so far, whose it is
+    reach: dict[
+        tuple[str, bool], tuple[int, Place]
+    ] = {}  # (device, is live) -> furthest byte so far, whose it is
     for device, start, stop, place in sorted(spans, key=lambda span: (*span[:3], *span[3][:2])):
         for live in (True, False) if place[0] == "live" else (True,):
             known = reach.get((device, live))
@@ -231,7 +277,9 @@ def first_overlap(places: Iterable[Place]) -> tuple[Place, Place] | None:
 def _check_overlap(made: Iterable[Binding]) -> None:
     """Refuse live bytes that another live tensor or a source would read or write too."""
     found = first_overlap(
-        (side, binding.name, tensor) for binding in made for side, tensor in {"live": binding.live, **binding.sources}.items()
+        (side, binding.name, tensor)
+        for binding in made
+        for side, tensor in {"live": binding.live, **binding.sources}.items()
     )
     if found is not None:
         (side, name, _), (other_side, other, _) = found

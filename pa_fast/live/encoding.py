@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 _PIECE = 1 << 22
 
 OnRead = Callable[["torch.Tensor", int, "torch.Tensor"], None]
-"""(source, start, its elements from `start` on): told of what is read anyway, while it is in cache; from several threads."""
+"""(source, start, its elements from `start` on): told of what is read anyway, while it is in cache;
+from several threads."""
 
 
 def encode(
@@ -39,7 +40,8 @@ def encode(
     allow_nonfinite: bool = False,
     overwrite: bool = False,
 ) -> Description:
-    """Write what `LiveWeights.bind` would hold with these arguments to a delta file, for `LiveWeights.open`.
+    """Write what `LiveWeights.bind` would hold with these arguments to a delta file, for
+    `LiveWeights.open`.
 
     Args:
         live: tells names, ties, dtypes and devices; it is not written, and may be one of the sides.
@@ -51,23 +53,36 @@ def encode(
     """
     chosen = planned(store)
     made = bindings(live, {"base": base, "instruct": instruct}, via or {}, written=False)
-    return writer.write(path, sources(made, allow_nonfinite), chosen, quick=quick, overwrite=overwrite)
+    return writer.write(
+        path, sources(made, allow_nonfinite), chosen, quick=quick, overwrite=overwrite
+    )
 
 
-def sources(made: Iterable[Binding], allow_nonfinite: bool, on_read: OnRead | None = None) -> list[Source]:
-    """What a store encodes: the float tensors among the bindings. `on_read` is told of what is looked at.
+def sources(
+    made: Iterable[Binding], allow_nonfinite: bool, on_read: OnRead | None = None
+) -> list[Source]:
+    """What a store encodes: the float tensors among the bindings. `on_read` is told of what is
+    looked at.
 
     Raises:
         DataError: a source is not finite.
     """
     floats = [binding for binding in made if binding.live.dtype in LIVE_DTYPES]
     if not allow_nonfinite:
-        check_finite(((side, b.name, tensor) for b in floats for side, tensor in b.sources.items()), on_read)
-    return [Source(b.name, b.base, b.sources["instruct"], b.live.dtype, b.live.device, b.via) for b in floats]
+        check_finite(
+            ((side, b.name, tensor) for b in floats for side, tensor in b.sources.items()), on_read
+        )
+    return [
+        Source(b.name, b.base, b.sources["instruct"], b.live.dtype, b.live.device, b.via)
+        for b in floats
+    ]
 
 
-def check_finite(tensors: Iterable[tuple[str, str, torch.Tensor]], on_read: OnRead | None = None) -> None:
-    """Raise DataError, naming side and tensor, if a weight of (side, name, tensor) is NaN or infinite.
+def check_finite(
+    tensors: Iterable[tuple[str, str, torch.Tensor]], on_read: OnRead | None = None
+) -> None:
+    """Raise DataError, naming side and tensor, if a weight of (side, name, tensor) is NaN or
+    infinite.
 
     Args:
         on_read: told of every piece.
@@ -80,7 +95,9 @@ def check_finite(tensors: Iterable[tuple[str, str, torch.Tensor]], on_read: OnRe
     pieces = []
     for at, (_, _, tensor) in enumerate(tensors):
         step = _PIECE if tensor.device.type == "cpu" else max(tensor.numel(), 1)
-        pieces += [(at, k * step, piece) for k, piece in enumerate(tensor.detach().reshape(-1).split(step))]
+        pieces += [
+            (at, k * step, piece) for k, piece in enumerate(tensor.detach().reshape(-1).split(step))
+        ]
 
     def look(one: tuple[int, int, torch.Tensor]) -> bool:
         at, start, piece = one
@@ -95,14 +112,16 @@ def check_finite(tensors: Iterable[tuple[str, str, torch.Tensor]], on_read: OnRe
             count = int((~torch.isfinite(tensor)).sum())
             raise DataError(
                 f"{side} tensor `{name}` has {count} non-finite weights of {tensor.numel()}",
-                "such a checkpoint is usually broken; allow_nonfinite (--allow-nonfinite) passes them through",
+                "such a checkpoint is usually broken; allow_nonfinite (--allow-nonfinite) passes"
+                " them through",
             )
 
 
 def is_finite(piece: torch.Tensor) -> bool:
     """Whether no weight is NaN or infinite.
 
-    A finite sum proves finite terms, at a third of the cost of looking at each; a sum that overflows proves nothing.
+    A finite sum proves finite terms, at a third of the cost of looking at each; a sum that
+    overflows proves nothing.
     """
     import torch
 

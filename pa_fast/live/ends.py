@@ -1,4 +1,5 @@
-"""What the live tensors must be at λ = 0 and 1, by the word of somebody else than the store that writes them."""
+"""What the live tensors must be at λ = 0 and 1, by the word of somebody else than the store that
+writes them."""
 
 from __future__ import annotations
 
@@ -20,13 +21,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FirstRows:
-    """An end that speaks for the first rows of its live tensor alone: of vocabulary rows that one side has."""
+    """An end that speaks for the first rows of its live tensor alone: of vocabulary rows that one
+    side has."""
 
     tensor: torch.Tensor
 
 
 Ends = Mapping[float, Mapping[str, Union["torch.Tensor", FirstRows]]]
-"""λ → live name → the tensor that it is there, of the live shape: in any of bf16, fp16, fp32 where it is interpolated."""
+"""λ → live name → the tensor that it is there, of the live shape: in any of bf16, fp16, fp32 where
+it is interpolated."""
 
 
 class Checked(dict[float, dict[str, "torch.Tensor"]]):
@@ -38,28 +41,48 @@ class Checked(dict[float, dict[str, "torch.Tensor"]]):
 
         Raises:
             UsageError: not λ → name → tensor.
-            WeightsError: an end has other names or another shape or dtype than the live tensors, or is one of them.
+            WeightsError: an end has other names or another shape or dtype than the live tensors, or
+                is one of them.
         """
         if isinstance(ends, Checked):
             return ends
-        if not isinstance(ends, Mapping) or not all(isinstance(named, Mapping) for named in ends.values()):
-            raise UsageError(f"ends are a {type(ends).__name__}", "pass {λ: {name: tensor}}, such as {0.0: base, 1.0: instruct}")
+        if not isinstance(ends, Mapping) or not all(
+            isinstance(named, Mapping) for named in ends.values()
+        ):
+            raise UsageError(
+                f"ends are a {type(ends).__name__}",
+                "pass {λ: {name: tensor}}, such as {0.0: base, 1.0: instruct}",
+            )
         by_name = {name: binding for binding in made for name in binding.names}
         found = cls()
         for key, named in ends.items():
             lam = float(Lambda(key))
             odd = sorted(by_name.keys() ^ named.keys())
             if odd:
-                where = "is live, but has no end" if odd[0] in by_name else "has an end, but is not live"
-                raise WeightsError(f"`{odd[0]}` {where} at λ = {lam:g}", "give an end to every live name, and to no other")
-            found[lam] = {name: _comparable(name, lam, end, by_name[name]) for name, end in named.items()}
+                where = (
+                    "is live, but has no end"
+                    if odd[0] in by_name
+                    else "has an end, but is not live"
+                )
+                raise WeightsError(
+                    f"`{odd[0]}` {where} at λ = {lam:g}",
+                    "give an end to every live name, and to no other",
+                )
+            found[lam] = {
+                name: _comparable(name, lam, end, by_name[name]) for name, end in named.items()
+            }
         places = [("live", binding.name, binding.live) for binding in made]
-        places += [(f"λ = {lam:g}", name, end) for lam, tensors in found.items() for name, end in tensors.items()]
+        places += [
+            (f"λ = {lam:g}", name, end)
+            for lam, tensors in found.items()
+            for name, end in tensors.items()
+        ]
         overlap = first_overlap(places)
         if overlap is not None:
             where, name, _ = next(place for place in overlap if place[0] != "live")
             raise WeightsError(
-                f"the end of `{name}` at {where} lies in live memory: it would be compared with itself",
+                f"the end of `{name}` at {where} lies in live memory: it would be compared with"
+                " itself",
                 "pass the tensors as they were loaded, or copies of them",
             )
         return found
@@ -73,18 +96,30 @@ def _comparable(name: str, lam: float, end: object, binding: Binding) -> torch.T
     if not isinstance(tensor, torch.Tensor):
         raise UsageError(f"{what} is a {type(tensor).__name__}", "pass tensors")
     shape, live = tuple(tensor.shape), tuple(binding.live.shape)
-    rows = isinstance(end, FirstRows) and len(shape) == len(live) and shape[1:] == live[1:] and 0 < shape[0] <= live[0]
+    rows = (
+        isinstance(end, FirstRows)
+        and len(shape) == len(live)
+        and shape[1:] == live[1:]
+        and 0 < shape[0] <= live[0]
+    )
     if shape != live and not rows:
-        raise WeightsError(f"{what} is {list(shape)}, the live tensor {list(live)}", "an end has the shape of its live tensor")
-    if tensor.dtype != binding.live.dtype and not {tensor.dtype, binding.live.dtype} <= set(LIVE_DTYPES):
         raise WeightsError(
-            f"{what} is {tensor.dtype}, the live tensor {binding.live.dtype}", "only bf16, fp16 and fp32 are compared in any mix"
+            f"{what} is {list(shape)}, the live tensor {list(live)}",
+            "an end has the shape of its live tensor",
+        )
+    if tensor.dtype != binding.live.dtype and not {tensor.dtype, binding.live.dtype} <= set(
+        LIVE_DTYPES
+    ):
+        raise WeightsError(
+            f"{what} is {tensor.dtype}, the live tensor {binding.live.dtype}",
+            "only bf16, fp16 and fp32 are compared in any mix",
         )
     return tensor.detach().contiguous()
 
 
 def differing(binding: Binding, lam: float, ends: Checked, span: slice) -> str | None:
-    """A name of `binding` whose elements `span` are not those of `ends` at λ, or None where all are."""
+    """A name of `binding` whose elements `span` are not those of `ends` at λ, or None where all
+    are."""
     seen: set[int] = set()
     for name in binding.names:
         end = ends[lam][name]
@@ -99,7 +134,8 @@ def differing(binding: Binding, lam: float, ends: Checked, span: slice) -> str |
 
 
 def check(made: Sequence[Binding], lam: float, ends: Checked) -> None:
-    """Raise WeightsError unless the live tensors are bit for bit what `ends` has at λ. Cost: reads both once."""
+    """Raise WeightsError unless the live tensors are bit for bit what `ends` has at λ. Cost: reads
+    both once."""
     at = [(binding, span) for binding in made for span in spans(binding.live)]
     if at:
         refuse(over(lambda one: differing(one[0], lam, ends, one[1]), at, made[0].live), lam)
@@ -110,9 +146,10 @@ def refuse(names: Iterable[str | None], lam: float) -> None:
     for name in names:
         if name is not None:
             raise WeightsError(
-                f"endpoint check failed: at λ = {lam:g} live tensor `{name}` is not, bit for bit, what it must be there",
-                "wrong pairing, tying or a dtype, or something else wrote to it; of a model that load made, please report the "
-                "architecture",
+                f"endpoint check failed: at λ = {lam:g} live tensor `{name}` is not, bit for bit,"
+                " what it must be there",
+                "wrong pairing, tying or a dtype, or something else wrote to it; of a model that"
+                " load made, please report the architecture",
             )
 
 

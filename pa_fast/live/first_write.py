@@ -1,4 +1,5 @@
-"""The first write of dense live weights on a CPU: all that is asked of a piece of the sources, while it is in cache."""
+"""The first write of dense live weights on a CPU: all that is asked of a piece of the sources,
+while it is in cache."""
 
 from __future__ import annotations
 
@@ -32,12 +33,15 @@ class FirstWrite:
     @staticmethod
     def fits(made: Sequence[Binding], store: Store) -> bool:
         """Whether `store` can write these tensors piece by piece."""
-        return store.name == "dense" and all(b.live.device.type == "cpu" for b in made if b.live.dtype in LIVE_DTYPES)
+        return store.name == "dense" and all(
+            b.live.device.type == "cpu" for b in made if b.live.dtype in LIVE_DTYPES
+        )
 
     def write_(self, store: Mixed, floats: Sequence[Binding]) -> None:
         """Write λ = 0 into every live float tensor, by way of the other λ of `ends`.
 
-        Cost: reads both sources once, writes the live tensors once; what is read again lies in cache.
+        Cost: reads both sources once, writes the live tensors once; what is read again lies in
+            cache.
 
         Raises:
             DataError: a source is not finite.

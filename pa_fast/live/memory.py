@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of the live copy, and of what a store keeps beside it on the device, on the host and in page cache.
+    """Bytes of the live copy, and of what a store keeps beside it on the device, on the host and in
+    page cache.
 
     Fields can be read as attributes or by name: `memory.live_bytes`, `memory["live_bytes"]`.
     """
@@ -27,7 +28,8 @@ class Memory:
 
     @property
     def total_bytes(self) -> int:
-        """Live + device + host. Memory maps of files are the kernel's to drop, and are counted apart."""
+        """Live + device + host. Memory maps of files are the kernel's to drop, and are counted
+        apart."""
         return self.live_bytes + self.device_bytes + self.host_bytes
 
     def keys(self) -> list[str]:
@@ -47,7 +49,8 @@ def nbytes(tensor: torch.Tensor) -> int:
 
 @dataclass(frozen=True)
 class Place:
-    """A byte of a file: the file's device, inode and path as the kernel lists them, and the byte's offset."""
+    """A byte of a file: the file's device, inode and path as the kernel lists them, and the byte's
+    offset."""
 
     device: int
     inode: int
@@ -56,10 +59,11 @@ class Place:
 
 
 class FileMaps:
-    """Address ranges of this process that map files read-only or privately, as the kernel lists them.
+    """Address ranges of this process that map files read-only or privately, as the kernel lists
+    them.
 
-    PyTorch does not say whether a CPU tensor lies in a memory map; `/proc/self/maps` does. Elsewhere than on Linux
-    nothing counts as mapped.
+    PyTorch does not say whether a CPU tensor lies in a memory map; `/proc/self/maps` does.
+    Elsewhere than on Linux nothing counts as mapped.
     """
 
     def __init__(self) -> None:
@@ -71,7 +75,15 @@ class FileMaps:
                     if inode != "0" and path and path[0].startswith("/"):
                         start, stop = (int(part, 16) for part in span.split("-"))
                         major, minor = (int(part, 16) for part in device.split(":"))
-                        self._maps.append((start, stop, Place(os.makedev(major, minor), int(inode), path[0], int(offset, 16))))
+                        self._maps.append(
+                            (
+                                start,
+                                stop,
+                                Place(
+                                    os.makedev(major, minor), int(inode), path[0], int(offset, 16)
+                                ),
+                            )
+                        )
         self._maps.sort(key=lambda one: one[0])
         self._starts = [start for start, _, _ in self._maps]
 
@@ -80,7 +92,8 @@ class FileMaps:
         return self.place(tensor) is not None
 
     def place(self, tensor: torch.Tensor) -> Place | None:
-        """Where in which file the first byte of `tensor`, on a CPU, lies; None where it lies in none."""
+        """Where in which file the first byte of `tensor`, on a CPU, lies; None where it lies in
+        none."""
         address = tensor.data_ptr()
         at = bisect.bisect_right(self._starts, address) - 1
         if at < 0 or address >= self._maps[at][1]:

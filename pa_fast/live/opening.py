@@ -1,4 +1,5 @@
-"""Whether a delta file, a base and live tensors belong together: every check that `LiveWeights.open` makes of its own."""
+"""Whether a delta file, a base and live tensors belong together: every check that
+`LiveWeights.open` makes of its own."""
 
 from __future__ import annotations
 
@@ -36,7 +37,10 @@ def again(path: str | Path, known: Description | None) -> DeltaFile:
     file = DeltaFile.open(path)
     if file.about != known:
         file.close()
-        raise DataError(f"{path}: the file was replaced while it was read", "let whatever writes it finish, then run again")
+        raise DataError(
+            f"{path}: the file was replaced while it was read",
+            "let whatever writes it finish, then run again",
+        )
     return file
 
 
@@ -48,10 +52,14 @@ def own_name(binding: Binding, file: DeltaFile) -> str:
     """
     known = [name for name in binding.names if name in file.about.tensors]
     if not known:
-        raise PairError(f"cannot bind `{binding.name}`: it is live, but {file.path} has no delta of it", _ANOTHER)
+        raise PairError(
+            f"cannot bind `{binding.name}`: it is live, but {file.path} has no delta of it",
+            _ANOTHER,
+        )
     if len(known) > 1:
         raise PairError(
-            f"`{known[0]}` and `{known[1]}` share live storage, but {file.path} has a delta of each",
+            f"`{known[0]}` and `{known[1]}` share live storage, but {file.path} has a delta of"
+            " each",
             "untie the live tensors before opening the delta",
         )
     return known[0]
@@ -61,7 +69,8 @@ def fed(binding: Binding, file: DeltaFile) -> Binding:
     """`binding` as the file describes it: checked, and rounded through what it says.
 
     Raises:
-        PairError: shape or dtype of the live tensor or of the base are not those that the delta was encoded for.
+        PairError: shape or dtype of the live tensor or of the base are not those that the delta was
+            encoded for.
     """
     if binding.live.dtype not in LIVE_DTYPES:
         return binding
@@ -73,54 +82,70 @@ def fed(binding: Binding, file: DeltaFile) -> Binding:
         ("base", binding.base.dtype, torch_dtype(told.base)),
     ):
         if found != expected:
-            raise PairError(f"cannot bind `{name}`: {what} is {found}, the delta {file.path} is for {expected}", _ANOTHER)
+            raise PairError(
+                f"cannot bind `{name}`: {what} is {found}, the delta {file.path} is for {expected}",
+                _ANOTHER,
+            )
     return replace(binding, via=None if told.via is None else torch_dtype(told.via))
 
 
 def check_names(made: Sequence[Binding], file: DeltaFile) -> None:
     """Raise PairError if the file has a delta of a tensor that is not live."""
-    floats = {name for binding in made if binding.live.dtype in LIVE_DTYPES for name in binding.names}
+    floats = {
+        name for binding in made if binding.live.dtype in LIVE_DTYPES for name in binding.names
+    }
     odd = [name for name in file.about.tensors if name not in floats]
     if odd:
         raise PairError(
-            f"cannot bind `{odd[0]}`: {file.path} has a delta of it, but there is no live tensor of that name", _ANOTHER
+            f"cannot bind `{odd[0]}`: {file.path} has a delta of it, but there is no live tensor of"
+            " that name",
+            _ANOTHER,
         )
 
 
 def check_base(floats: Sequence[Binding], file: DeltaFile) -> None:
-    """Raise PairError unless these are, bit for bit, the base tensors that the delta was encoded from."""
+    """Raise PairError unless these are, bit for bit, the base tensors that the delta was encoded
+    from."""
     sums = pa_kernels.checksum([binding.base for binding in floats])
-    found = as_hex(combine({own_name(binding, file): total for binding, total in zip(floats, sums)}))
+    found = as_hex(
+        combine({own_name(binding, file): total for binding, total in zip(floats, sums)})
+    )
     if found != file.about.base.content:
         raise PairError(
-            f"{file.path}: encoded from a base of content {file.about.base.content}, this base has {found}",
+            f"{file.path}: encoded from a base of content {file.about.base.content}, this base has"
+            f" {found}",
             "a delta is for the one base that it was taken from",
         )
 
 
 def check_codes(floats: Sequence[Binding], entries: Sequence[Entry], file: DeltaFile) -> None:
-    """Raise CheckpointError unless packed codes hold for every λ in their range, which λ = 0 and 1 alone do not show.
+    """Raise CheckpointError unless packed codes hold for every λ in their range, which λ = 0 and 1
+    alone do not show.
 
-    Files of earlier versions, for a range beyond [0, 1], may have codes of weights near the smallest normal number that do not.
+    Files of earlier versions, for a range beyond [0, 1], may have codes of weights near the
+    smallest normal number that do not.
     """
     for binding, entry in zip(floats, entries):
         at = entry.misfit(binding.base) if isinstance(entry, PackedTensor) else None
         if isinstance(entry, PackedTensor) and at is not None:
             lo, hi = entry.range
             raise CheckpointError(
-                f"{file.path}: `{own_name(binding, file)}`: the code of weight {at} ({binding.base.view(-1)[at].item():g} in the "
-                f"base) does not hold for every λ in [{lo:g}, {hi:g}]",
+                f"{file.path}: `{own_name(binding, file)}`: the code of weight {at}"
+                f" ({binding.base.view(-1)[at].item():g} in the base) does not hold for every λ in"
+                f" [{lo:g}, {hi:g}]",
                 "the file is damaged, or an earlier version wrote it: encode the delta again",
             )
 
 
 def check_end(floats: Sequence[Binding], file: DeltaFile, lam: float) -> None:
-    """Raise CheckpointError, naming the tensor, unless the live tensors at λ = 0 or 1 are what they were at encoding."""
+    """Raise CheckpointError, naming the tensor, unless the live tensors at λ = 0 or 1 are what they
+    were at encoding."""
     for binding, total in zip(floats, pa_kernels.checksum([binding.live for binding in floats])):
         name = own_name(binding, file)
         expected = file.about.tensors[name].ends[int(lam)]
         if expected is not None and as_hex(total) != expected:
             raise CheckpointError(
-                f"{file.path}: `{name}` at λ = {lam:g} has checksum {as_hex(total)}, expected {expected} as it was encoded",
+                f"{file.path}: `{name}` at λ = {lam:g} has checksum {as_hex(total)}, expected"
+                f" {expected} as it was encoded",
                 "the file is damaged, or something writes to its base: encode it again",
             )

@@ -1,4 +1,5 @@
-"""Which checkpoint tensors each live tensor is made of: the names that λ rules and the noise of rounding go by."""
+"""Which checkpoint tensors each live tensor is made of: the names that λ rules and the noise of
+rounding go by."""
 
 from __future__ import annotations
 
@@ -14,11 +15,14 @@ class Origins:
 
     Args:
         names: the names of each live tensor; several where it is tied.
-        origins: live name → names in the checkpoint; a name that is missing there is made of nothing else. A tensor of which
-            no name is known there, and each where it is None, goes by its live names.
+        origins: live name → names in the checkpoint; a name that is missing there is made of
+            nothing else. A tensor of which no name is known there, and each where it is None, goes
+            by its live names.
     """
 
-    def __init__(self, names: Sequence[Sequence[str]], origins: Mapping[str, Sequence[str]] | None = None):
+    def __init__(
+        self, names: Sequence[Sequence[str]], origins: Mapping[str, Sequence[str]] | None = None
+    ):
         self._live = [own[0] for own in names]
         known = {} if origins is None else origins
         traced = [tuple(dict.fromkeys(o for n in own for o in known.get(n, ()))) for own in names]
@@ -29,15 +33,16 @@ class Origins:
         """The λ of each live tensor under `rule`.
 
         Raises:
-            UsageError: the rule does not fit the names, or gives different λ to checkpoint tensors that are one live tensor.
+            UsageError: the rule does not fit the names, or gives different λ to checkpoint tensors
+                that are one live tensor.
         """
         lams = rule.resolve(self._all)
         for live, names in zip(self._live, self._names):
             other = next((name for name in names if lams[name] != lams[names[0]]), None)
             if other is not None:
                 raise UsageError(
-                    f"{rule.where}: `{names[0]}` has λ = {lams[names[0]].key} and `{other}` λ = {lams[other].key}, "
-                    f"but both are in the one live tensor `{live}`",
+                    f"{rule.where}: `{names[0]}` has λ = {lams[names[0]].key} and `{other}` λ ="
+                    f" {lams[other].key}, but both are in the one live tensor `{live}`",
                     "give them the same λ, or merge to disk, where they are apart",
                 )
         return tuple(float(lams[names[0]]) for names in self._names)
@@ -50,14 +55,17 @@ class Origins:
         """The key of each live tensor's noise under stochastic rounding.
 
         Raises:
-            UsageError: a live tensor has several names in the checkpoint, and each would have noise of its own.
+            UsageError: a live tensor has several names in the checkpoint, and each would have noise
+                of its own.
         """
         keys = []
         for live, names in zip(self._live, self._names):
             if len(names) > 1:
                 raise UsageError(
-                    f"stochastic rounding of `{live}`: it is `{names[0]}` and `{names[1]}` in the checkpoint, with noise each",
-                    "use rounding nearest; where a checkpoint holds only one of them, name it in origins=",
+                    f"stochastic rounding of `{live}`: it is `{names[0]}` and `{names[1]}` in the"
+                    " checkpoint, with noise each",
+                    "use rounding nearest; where a checkpoint holds only one of them, name it in"
+                    " origins=",
                 )
             key = rounding.key(names[0])
             assert key is not None

@@ -24,16 +24,26 @@ def room(made: Sequence[Binding]) -> Room | None:
 def sizes(made: Sequence[Binding]) -> list[Size]:
     """What each live float tensor takes, and a dense delta beside it."""
     return [
-        Size(b.name, nbytes(b.live), sum(nbytes(side) for side in b.sources.values()), (b.base, b.sources["instruct"]))
+        Size(
+            b.name,
+            nbytes(b.live),
+            sum(nbytes(side) for side in b.sources.values()),
+            (b.base, b.sources["instruct"]),
+        )
         for b in made
         if b.live.dtype in LIVE_DTYPES
     ]
 
 
 def placed(
-    made: Sequence[Binding], store: Store, host: Collection[str], allow_nonfinite: bool, on_read: OnRead | None = None
+    made: Sequence[Binding],
+    store: Store,
+    host: Collection[str],
+    allow_nonfinite: bool,
+    on_read: OnRead | None = None,
 ) -> tuple[list[Binding], Iterator[Entry]]:
-    """The bindings, and the entries that `store` makes of them, in order; of those called `host` in pinned host memory.
+    """The bindings, and the entries that `store` makes of them, in order; of those called `host` in
+    pinned host memory.
 
     What is to lie on the host never goes to the device: it is encoded where it is read.
 
@@ -48,10 +58,15 @@ def placed(
     arena, cpu = Arena(), torch.device("cpu")
     encoded = store.encode([replace(s, device=cpu) if s.name in host else s for s in given])
     entries = (
-        arena.entry(entry) if source.name in host and source.device != cpu else entry for source, entry in zip(given, encoded)
+        arena.entry(entry) if source.name in host and source.device != cpu else entry
+        for source, entry in zip(given, encoded)
     )
     kept = [
-        replace(b, sources={**b.sources, "base": arena.copy(b.base)}) if b.name in host and _is_read(store, b) else b
+        (
+            replace(b, sources={**b.sources, "base": arena.copy(b.base)})
+            if b.name in host and _is_read(store, b)
+            else b
+        )
         for b in made
     ]
     return kept, entries

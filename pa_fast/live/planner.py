@@ -1,4 +1,5 @@
-"""Which store holds a delta and where it lies: as asked for, or what fits the memory that is free, with the reason in words."""
+"""Which store holds a delta and where it lies: as asked for, or what fits the memory that is free,
+with the reason in words."""
 
 from __future__ import annotations
 
@@ -36,7 +37,8 @@ _SAMPLES, _SAMPLE = 24, 1 << 16
 
 
 def planned(store: str | Store) -> Store:
-    """The store of that name with its default options, or the one given; `auto` never picks a lossy one.
+    """The store of that name with its default options, or the one given; `auto` never picks a lossy
+    one.
 
     Raises:
         UsageError: there is no such store.
@@ -51,12 +53,15 @@ def planned(store: str | Store) -> Store:
 def check_residency(residency: str) -> None:
     """Raise UsageError unless `residency` is auto, device or host."""
     if residency not in RESIDENCIES:
-        raise UsageError(f"residency `{residency}` is not available", f"available: {', '.join(RESIDENCIES)}")
+        raise UsageError(
+            f"residency `{residency}` is not available", f"available: {', '.join(RESIDENCIES)}"
+        )
 
 
 @dataclass(frozen=True)
 class Size:
-    """A live tensor and what a dense delta keeps beside it, in bytes; base and instruct to sample where they are at hand."""
+    """A live tensor and what a dense delta keeps beside it, in bytes; base and instruct to sample
+    where they are at hand."""
 
     name: str
     live_bytes: int
@@ -70,7 +75,8 @@ class Plan:
 
     Attributes:
         store: how.
-        host: names of the tensors whose part of the delta lies in pinned host memory; all others lie on the device.
+        host: names of the tensors whose part of the delta lies in pinned host memory; all others
+            lie on the device.
         reason: why, in one line.
     """
 
@@ -93,7 +99,8 @@ def plan(
     allocated: bool = True,
     reason: str = "as asked for",
 ) -> Plan:
-    """Choose what was left open: dense, else packed, on the device where it fits, else dense in host memory.
+    """Choose what was left open: dense, else packed, on the device where it fits, else dense in
+    host memory.
 
     Args:
         sizes: one for each live float tensor.
@@ -106,7 +113,8 @@ def plan(
 
     Raises:
         UsageError: unknown store or residency.
-        WeightsError: the live copy alone does not fit, on a CPU with packed codes where these were asked for; with the figures.
+        WeightsError: the live copy alone does not fit, on a CPU with packed codes where these were
+            asked for; with the figures.
     """
     check_residency(residency)
     chosen = planned(store)
@@ -117,18 +125,28 @@ def plan(
         if room is not None and live + codes > room.free_bytes:
             beside = f" and packed codes about {format_bytes(codes)}" if codes else ""
             raise WeightsError(
-                f"the live copy takes {format_bytes(live)}{beside}, and {format_bytes(room.free_bytes)} of memory are free",
+                f"the live copy takes {format_bytes(live)}{beside}, and"
+                f" {format_bytes(room.free_bytes)} of memory are free",
                 "free some, take a larger machine, or split the model (--engine tensor-parallel)",
             )
-        return Plan(chosen, frozenset(), "on a CPU both sides stay where they are" if store == "auto" else reason)
+        return Plan(
+            chosen,
+            frozenset(),
+            "on a CPU both sides stay where they are" if store == "auto" else reason,
+        )
     left = room.free_bytes - live - int(room.total_bytes * _SPARE)
     if left < 0:
         raise WeightsError(
-            f"the live copy takes {format_bytes(live)}, and {format_bytes(room.free_bytes)} of device memory are free",
+            f"the live copy takes {format_bytes(live)}, and {format_bytes(room.free_bytes)} of"
+            " device memory are free",
             "free some, take a larger device, or split the model (--engine tensor-parallel)",
         )
     if residency == "host":
-        return Plan(chosen, everything, "auto is dense where residency is host" if store == "auto" else reason)
+        return Plan(
+            chosen,
+            everything,
+            "auto is dense where residency is host" if store == "auto" else reason,
+        )
     if store != "auto" and (residency == "device" or chosen.name not in ("dense", "packed")):
         return Plan(chosen, frozenset(), reason)
     dense = sum(size.beside_bytes for size in sizes)
@@ -138,19 +156,29 @@ def plan(
     codes = packed_estimate(sizes)
     if (store == "auto" or chosen.name == "packed") and codes <= left:
         held = chosen if chosen.name == "packed" else PackedStore()
-        return Plan(held, frozenset(), f"takes about {format_bytes(codes)} where dense takes {format_bytes(dense)}, and {free}")
+        return Plan(
+            held,
+            frozenset(),
+            f"takes about {format_bytes(codes)} where dense takes {format_bytes(dense)}, and"
+            f" {free}",
+        )
     taken = codes if chosen.name == "packed" else dense
     if residency == "device":
         return Plan(chosen, frozenset(), f"takes {format_bytes(taken)}, and {free}: it may not fit")
     host = _too_much(sizes, taken - left, taken / max(dense, 1))
-    return Plan(chosen, host, f"takes {format_bytes(taken)}, packed about {format_bytes(codes)}, and {free}")
+    return Plan(
+        chosen, host, f"takes {format_bytes(taken)}, packed about {format_bytes(codes)}, and {free}"
+    )
 
 
 def packed_estimate(sizes: Iterable[Size]) -> int:
-    """Bytes that packed codes will take, by pieces of the largest tensors; as many as dense where nothing is at hand."""
+    """Bytes that packed codes will take, by pieces of the largest tensors; as many as dense where
+    nothing is at hand."""
     from pa_kernels import PackedTensor
 
-    sampled = sorted((s for s in sizes if s.sides is not None), key=lambda s: -s.beside_bytes)[:_SAMPLES]
+    sampled = sorted((s for s in sizes if s.sides is not None), key=lambda s: -s.beside_bytes)[
+        :_SAMPLES
+    ]
     taken = whole = 0
     for size in sampled:
         base, instruct = size.sides  # type: ignore[misc]
@@ -164,7 +192,8 @@ def packed_estimate(sizes: Iterable[Size]) -> int:
 
 
 def _too_much(sizes: Iterable[Size], excess: float, share: float) -> frozenset[str]:
-    """The largest tensors, until the bytes that they take beside the live copy are more than `excess`."""
+    """The largest tensors, until the bytes that they take beside the live copy are more than
+    `excess`."""
     host = []
     for size in sorted(sizes, key=lambda size: -size.beside_bytes):
         if excess <= 0:

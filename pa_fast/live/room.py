@@ -36,7 +36,8 @@ class Room:
 
 
 def available_bytes() -> int | None:
-    """Memory that this process can still take without swapping: the machine's, or its container's where that is less.
+    """Memory that this process can still take without swapping: the machine's, or its container's
+    where that is less.
 
     Page cache counts as free, since the kernel drops it. None elsewhere than on Linux.
     """
@@ -47,7 +48,8 @@ def available_bytes() -> int | None:
 
 
 def _container() -> list[int]:
-    """What the memory group of this process, by version 2 or 1 of the interface, leaves it; nothing where there is no limit."""
+    """What the memory group of this process, by version 2 or 1 of the interface, leaves it; nothing
+    where there is no limit."""
     try:
         groups = (_PROC / "self" / "cgroup").read_text().splitlines()
     except OSError:
@@ -58,10 +60,18 @@ def _container() -> list[int]:
         if kinds == "":
             root, limit, used, cache = _GROUPS, "memory.max", "memory.current", "file"
         elif "memory" in kinds.split(","):
-            root, limit, used, cache = _GROUPS / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_cache"
+            root, limit, used, cache = (
+                _GROUPS / "memory",
+                "memory.limit_in_bytes",
+                "memory.usage_in_bytes",
+                "total_cache",
+            )
         else:
             continue
-        for folder in (root / path.lstrip("/"), root):  # inside a container the path may be the host's
+        for folder in (
+            root / path.lstrip("/"),
+            root,
+        ):  # inside a container the path may be the host's
             most, taken = _number(folder / limit), _number(folder / used)
             if most is not None and taken is not None:
                 left.append(most - taken + _fields(folder / "memory.stat").get(cache, 0))

@@ -1,6 +1,7 @@
 """LiveWeights: tensors somewhere in memory that follow λ in place.
 
-It knows tensors and names. It must not know files, models or engines: those build the three dicts and call `bind`.
+It knows tensors and names. It must not know files, models or engines: those build the three dicts
+and call `bind`.
 """
 
 from __future__ import annotations
@@ -48,18 +49,22 @@ P = ParamSpec("P")
 def _one_thread(
     method: Callable[Concatenate[LiveWeights, P], T],
 ) -> Callable[Concatenate[LiveWeights, P], T]:
-    """`method`, for one thread at a time: others wait. What an interrupt has left at work ends first.
+    """`method`, for one thread at a time: others wait. What an interrupt has left at work ends
+    first.
 
     Raises:
-        WeightsError: this thread is in such a method already: a signal handler or a callback has called.
+        WeightsError: this thread is in such a method already: a signal handler or a callback has
+            called.
     """
 
     @functools.wraps(method)
     def alone(self: LiveWeights, *args: P.args, **kwargs: P.kwargs) -> T:
         if self._lock._is_owned():
             raise WeightsError(
-                f"{method.__name__} was called while the same thread was in another call of these live weights",
-                "do not use live weights in a signal handler or a callback: set a flag there, and act on it afterwards",
+                f"{method.__name__} was called while the same thread was in another call of these"
+                " live weights",
+                "do not use live weights in a signal handler or a callback: set a flag there, and"
+                " act on it afterwards",
             )
         with self._lock:
             settle()
@@ -73,11 +78,13 @@ class LiveWeights:
 
     Make one with `LiveWeights.bind` or `LiveWeights.open`. A context manager: leaving it closes it.
 
-    Threads: methods that read or write the live tensors run in one thread at a time; another one waits. A model that
-    computes in one thread while another sets λ computes with a mix all the same: that is for its owner to prevent.
+    Threads: methods that read or write the live tensors run in one thread at a time; another one
+    waits. A model that computes in one thread while another sets λ computes with a mix all the
+    same: that is for its owner to prevent.
 
     Attributes:
-        lam: the λ that the live tensors hold, of a rule its swept one, or None after a switch that did not finish.
+        lam: the λ that the live tensors hold, of a rule its swept one, or None after a switch that
+            did not finish.
         rule: the rule by which each tensor's λ follows from that, or None where all have the same.
         followed: the rule that spreads a plain λ, see `follow`, or None.
         rounding: how a merge is rounded: `nearest`, or `stochastic` with its seed.
@@ -85,8 +92,8 @@ class LiveWeights:
         exact: whether W(λ) is, bit for bit, the contract between base and the delta's own end.
         lossless: whether that end is the instruct model.
         plan: why the delta is held as it is, or None where it came from a file.
-        before_reading: called before the sources may be read, if whoever made these weights sets it: it raises where they
-            are not what they were.
+        before_reading: called before the sources may be read, if whoever made these weights sets
+            it: it raises where they are not what they were.
     """
 
     def __init__(
@@ -107,15 +114,25 @@ class LiveWeights:
         self.rounding = rounding or Rounding()
         self._reread = reread
         self.plan: Plan | None = None
-        draws = [Draw(key) for key in self._origins.keys(self.rounding)] if self.rounding.drawn else None
+        draws = (
+            [Draw(key) for key in self._origins.keys(self.rounding)]
+            if self.rounding.drawn
+            else None
+        )
         with _writing(floats):
             held = list(entries)
             bases = kept_bases(floats, held)
-            self._store: Mixed | None = Mixed([b.live for b in floats], bases, held, [b.via for b in floats], draws)
-        self._floats = [replace(binding, sources={}) for binding in floats]  # the store keeps what it needs of them
+            self._store: Mixed | None = Mixed(
+                [b.live for b in floats], bases, held, [b.via for b in floats], draws
+            )
+        self._floats = [
+            replace(binding, sources={}) for binding in floats
+        ]  # the store keeps what it needs of them
         self._fixed = [binding for binding in made if binding.live.dtype not in LIVE_DTYPES]
         self._bindings = [*self._floats, *self._fixed]
-        self._watched = [(name, tensor, tensor.data_ptr(), _form(tensor)) for name, tensor in live.items()]
+        self._watched = [
+            (name, tensor, tensor.data_ptr(), _form(tensor)) for name, tensor in live.items()
+        ]
         self._sums: dict[tuple[float, ...], int] = {}
         self._foreign = True  # nothing of what no λ changes has been written yet
         self._lams: tuple[float, ...] = ()
@@ -157,48 +174,80 @@ class LiveWeights:
         """Make `live` follow λ between `base` and `instruct`; returns with λ = 0 written.
 
         Args:
-            live: name → contiguous tensor, written in place and never moved. Any shape; bf16, fp16 or fp32 tensors are
-                interpolated, tensors of other dtypes must be equal on both sides and are written once. Tensors that
-                share identical storage (a tied head) are written once.
-            base, instruct: the same names and shapes. Read only; bf16, fp16, fp32 in any mix, on any device. The base is
-                kept until `close`; of instruct only what the store says.
-            store: how the delta is held: `dense` (or `auto`): both sides, as they are, on the live tensors' device;
-                `packed`: codes alone, bit for bit as dense, for λ from 0 to 1; `sparse`: what differs, and the base wherever it
-                is; `lowrank`: factors, an approximation. For options pass a `PackedStore`, `SparseStore` or `LowRankStore`.
-            residency: where what is kept beside live tensors on a GPU lies: `device`; `host`, in pinned memory that the GPU reads
-                at every switch; `auto`, as much of it on the device as fits. On a CPU it is where it is.
-            rounding: `nearest`, ties to even; or `stochastic`, of the dense store alone: each element has noise of its own by
-                tensor name, place and seed, so that the weights follow λ on average where nearest swallows small updates.
+            live: name → contiguous tensor, written in place and never moved. Any shape; bf16, fp16
+                or fp32 tensors are interpolated, tensors of other dtypes must be equal on both
+                sides and are written once. Tensors that share identical storage (a tied head) are
+                written once.
+            base, instruct: the same names and shapes. Read only; bf16, fp16, fp32 in any mix, on
+                any device. The base is kept until `close`; of instruct only what the store says.
+            store: how the delta is held: `dense` (or `auto`): both sides, as they are, on the live
+                tensors' device; `packed`: codes alone, bit for bit as dense, for λ from 0 to 1;
+                `sparse`: what differs, and the base wherever it is; `lowrank`: factors, an
+                approximation. For options pass a `PackedStore`, `SparseStore` or `LowRankStore`.
+            residency: where what is kept beside live tensors on a GPU lies: `device`; `host`, in
+                pinned memory that the GPU reads at every switch; `auto`, as much of it on the
+                device as fits. On a CPU it is where it is.
+            rounding: `nearest`, ties to even; or `stochastic`, of the dense store alone: each
+                element has noise of its own by tensor name, place and seed, so that the weights
+                follow λ on average where nearest swallows small updates.
             seed: of stochastic rounding, 0 to 2³² − 1; 0 unless given.
-            via: for names whose live tensor is wider than the dtype that a saved merge would have, that dtype.
+            via: for names whose live tensor is wider than the dtype that a saved merge would have,
+                that dtype.
             allow_nonfinite: let NaN and infinity in the sources pass.
-            origins: live name → names of the checkpoint's tensors whose elements it holds: what λ rules and noise go by. Its
-                own name where not given, and so wherever live tensors are those of a checkpoint.
-            reread: reads the base again, by name: for a store that keeps none of it, after a foreign write.
-            ends: what the live tensors must be at these λ by somebody else's word, which they are held against, see `prove`. It
-                says too that `live` holds nothing worth keeping: a source that is refused may leave it written in part.
-            on_read: told (source, start, elements from `start` on) of what of the sources is read anyway, from several threads.
+            origins: live name → names of the checkpoint's tensors whose elements it holds: what λ
+                rules and noise go by. Its own name where not given, and so wherever live tensors
+                are those of a checkpoint.
+            reread: reads the base again, by name: for a store that keeps none of it, after a
+                foreign write.
+            ends: what the live tensors must be at these λ by somebody else's word, which they are
+                held against, see `prove`. It says too that `live` holds nothing worth keeping: a
+                source that is refused may leave it written in part.
+            on_read: told (source, start, elements from `start` on) of what of the sources is read
+                anyway, from several threads.
 
-        Numerics: see `pa_kernels.reference.lerp` for the contract, and the store for the end of its delta.
-        Cost: reads every source once to check it and as often as the store says, tensor by tensor; then one switch. Dense on a
-            CPU and with `ends` all of that is one pass: each piece of the sources is read once.
+        Numerics: see `pa_kernels.reference.lerp` for the contract, and the store for the end of its
+            delta.
+        Cost: reads every source once to check it and as often as the store says, tensor by tensor;
+            then one switch. Dense on a CPU and with `ends` all of that is one pass: each piece of
+            the sources is read once.
 
         Raises:
-            PairError, WeightsError: the dicts do not fit each other, or memory overlaps; an end is not what it must be.
+            PairError, WeightsError: the dicts do not fit each other, or memory overlaps; an end is
+                not what it must be.
             DataError: non-finite sources, or unequal tensors of a dtype that is not interpolated.
-            UsageError: unknown store or rounding, or stochastic rounding of another store than dense.
+            UsageError: unknown store or rounding, or stochastic rounding of another store than
+                dense.
         """
         how = Rounding(rounding, seed)
         asked = store.store if isinstance(store, Plan) else planned(store)
         _check_store(asked, how)
         made = bindings(live, {"base": base, "instruct": instruct}, via or {})
-        how_held = store if isinstance(store, Plan) else plan(sizes(made), store, residency, room(made))
+        how_held = (
+            store if isinstance(store, Plan) else plan(sizes(made), store, residency, room(made))
+        )
         chosen = how_held.store
         _check_store(chosen, how)
         proof = None if ends is None else Checked.of(ends, made)
-        first = FirstWrite(proof, allow_nonfinite, on_read) if proof is not None and FirstWrite.fits(made, chosen) else None
-        made, entries = placed(made, chosen, how_held.host, allow_nonfinite or first is not None, on_read)
-        weights = cls(live, made, entries, chosen.describe(), chosen.exact, chosen.lossless, how, origins, reread, first)
+        first = (
+            FirstWrite(proof, allow_nonfinite, on_read)
+            if proof is not None and FirstWrite.fits(made, chosen)
+            else None
+        )
+        made, entries = placed(
+            made, chosen, how_held.host, allow_nonfinite or first is not None, on_read
+        )
+        weights = cls(
+            live,
+            made,
+            entries,
+            chosen.describe(),
+            chosen.exact,
+            chosen.lossless,
+            how,
+            origins,
+            reread,
+            first,
+        )
         weights.plan = how_held
         if proof is not None and first is None:
             weights.prove(proof)
@@ -216,33 +265,45 @@ class LiveWeights:
         origins: Mapping[str, Sequence[str]] | None = None,
         on_read: OnRead | None = None,
     ) -> LiveWeights:
-        """Make `live` follow λ between `base` and the end of a delta file; returns with λ = 0 written.
+        """Make `live` follow λ between `base` and the end of a delta file; returns with λ = 0
+        written.
 
         Args:
-            live, base: as for `bind`; float tensors of the names, shapes and dtypes that the file was encoded for.
+            live, base: as for `bind`; float tensors of the names, shapes and dtypes that the file
+                was encoded for.
             delta: the file, or one that is open.
             allow_nonfinite: let NaN and infinity in base and delta pass.
-            divert: (name, base, entry) → the entry to follow instead, for engines that use an entry themselves.
+            divert: (name, base, entry) → the entry to follow instead, for engines that use an entry
+                themselves.
             origins, on_read: as for `bind`.
 
-        Cost: reads the base three times and the file twice, of packed tensors once more each. What the file holds stays a map
-            of it on a CPU.
+        Cost: reads the base three times and the file twice, of packed tensors once more each. What
+            the file holds stays a map of it on a CPU.
 
         Raises:
-            CheckpointError: the file is no delta, is damaged, or does not give what it was encoded to give.
+            CheckpointError: the file is no delta, is damaged, or does not give what it was encoded
+                to give.
             PairError: the delta belongs to another base, or to live tensors of another kind.
             WeightsError, DataError: as for `bind`.
         """
         if not isinstance(delta, DeltaFile):
             with DeltaFile.open(delta) as file:
                 return cls.open(
-                    live, base, file, allow_nonfinite=allow_nonfinite, divert=divert, origins=origins, on_read=on_read
+                    live,
+                    base,
+                    file,
+                    allow_nonfinite=allow_nonfinite,
+                    divert=divert,
+                    origins=origins,
+                    on_read=on_read,
                 )
         made = [opening.fed(binding, delta) for binding in bindings(live, {"base": base}, {})]
         opening.check_names(made, delta)
         floats = [binding for binding in made if binding.live.dtype in LIVE_DTYPES]
         opening.check_base(floats, delta)
-        entries = [delta.entry(opening.own_name(binding, delta), binding.live.device) for binding in floats]
+        entries = [
+            delta.entry(opening.own_name(binding, delta), binding.live.device) for binding in floats
+        ]
         if not allow_nonfinite:
             check_finite(
                 (
@@ -250,7 +311,10 @@ class LiveWeights:
                     for binding, entry in zip(floats, entries)
                     for read in (
                         ("base", binding.name, binding.base),
-                        *((f"{delta.path}: {part} of", binding.name, tensor) for part, tensor in parts(entry).items()),
+                        *(
+                            (f"{delta.path}: {part} of", binding.name, tensor)
+                            for part, tensor in parts(entry).items()
+                        ),
                     )
                     if read[2].dtype in LIVE_DTYPES
                 ),
@@ -259,8 +323,12 @@ class LiveWeights:
         opening.check_codes(floats, entries, delta)
         about = delta.about
         if divert is not None:
-            entries = [divert(binding.name, binding.base, entry) for binding, entry in zip(floats, entries)]
-        weights = cls(live, made, entries, about.options, about.exact, about.lossless, origins=origins)
+            entries = [
+                divert(binding.name, binding.base, entry) for binding, entry in zip(floats, entries)
+            ]
+        weights = cls(
+            live, made, entries, about.options, about.exact, about.lossless, origins=origins
+        )
         for lam in (1.0, 0.0):
             weights.set_lambda(lam)
             opening.check_end(floats, delta, lam)
@@ -276,8 +344,8 @@ class LiveWeights:
 
     @_one_thread
     def follow(self, rule: LambdaRule | None) -> None:
-        """From now on a plain λ is that of `rule`: `set_lambda(0.6)` is `set_lambda(rule.at(0.6))`; None: the same for all again.
-        Sets the λ that is set once more, by the rule.
+        """From now on a plain λ is that of `rule`: `set_lambda(0.6)` is `set_lambda(rule.at(0.6))`;
+        None: the same for all again. Sets the λ that is set once more, by the rule.
 
         Raises:
             UsageError, WeightsError: as for `set_lambda`; what was followed before still is.
@@ -296,17 +364,18 @@ class LiveWeights:
         """Write W(λ) into every live tensor, in place; on a GPU queued on the current stream.
 
         Args:
-            lam: one λ for all tensors, or of the rule that is followed; or a rule at its λ, which says each tensor's by the name
-                that it has in the checkpoint.
+            lam: one λ for all tensors, or of the rule that is followed; or a rule at its λ, which
+                says each tensor's by the name that it has in the checkpoint.
 
-        Cost: one pass over what the store holds, 6 bytes per bf16 parameter for `dense`; nothing is allocated on a GPU.
-            After something else was seen to have written to the weights, one more pass that writes all of them.
+        Cost: one pass over what the store holds, 6 bytes per bf16 parameter for `dense`; nothing is
+            allocated on a GPU. After something else was seen to have written to the weights, one
+            more pass that writes all of them.
 
         Raises:
-            UsageError: λ is not a finite number, or outside the range of a packed delta; or the rule does not fit the tensors'
-                names.
-            WeightsError: closed, or a live tensor no longer lies where it was bound; or called by a signal handler or callback
-                while the same thread is at it.
+            UsageError: λ is not a finite number, or outside the range of a packed delta; or the
+                rule does not fit the tensors' names.
+            WeightsError: closed, or a live tensor no longer lies where it was bound; or called by a
+                signal handler or callback while the same thread is at it.
         """
         self._switch(lam)
 
@@ -316,8 +385,11 @@ class LiveWeights:
         store = self._open()
         value, rule, lams = self._resolved(lam)
         self._check_pointers()
-        written = {t for t, (now, then) in enumerate(zip(self._counted(), self._versions)) if now != then}
-        # until the last byte is written, this is no λ at all, and nothing that is found can be trusted
+        written = {
+            t for t, (now, then) in enumerate(zip(self._counted(), self._versions)) if now != then
+        }
+        # until the last byte is written, this is no λ at all, and nothing that is found can be
+        # trusted
         foreign, self._foreign, self.lam = self._foreign, True, None
         recording = torch.is_grad_enabled()
         try:
@@ -332,17 +404,23 @@ class LiveWeights:
                     raise _overwritten([self._floats[t].name for t in found.entries]) from None
                 self._write_fixed()
         finally:
-            torch._C._set_grad_enabled(recording)  # an interrupt may have left `no_grad` before it put this back
+            torch._C._set_grad_enabled(
+                recording
+            )  # an interrupt may have left `no_grad` before it put this back
         self._written(value, rule, lams)
         if foreign:
             self._sums.clear()
 
     def check_lambda(self, lam: float | LambdaRule) -> None:
-        """Raise the UsageError that `set_lambda` would for this λ, and write nothing; what sweeps ask before the first point."""
+        """Raise the UsageError that `set_lambda` would for this λ, and write nothing; what sweeps
+        ask before the first point."""
         self._resolved(lam)
 
-    def _resolved(self, lam: float | LambdaRule) -> tuple[float, LambdaRule | None, tuple[float, ...]]:
-        """The swept λ, the rule if there is one, and the λ of each live tensor, all of them within reach of the store."""
+    def _resolved(
+        self, lam: float | LambdaRule
+    ) -> tuple[float, LambdaRule | None, tuple[float, ...]]:
+        """The swept λ, the rule if there is one, and the λ of each live tensor, all of them within
+        reach of the store."""
         store = self._open()
         rule = lam if isinstance(lam, LambdaRule) else self.followed and self.followed.at(lam)
         value = float(Lambda(lam) if rule is None else rule.lam)
@@ -352,18 +430,23 @@ class LiveWeights:
         except UsageError as error:
             if rule is None:
                 raise
-            raise UsageError(f"at λ = {rule.lam.key} of the rule, {error.message}", error.hint) from None
+            raise UsageError(
+                f"at λ = {rule.lam.key} of the rule, {error.message}", error.hint
+            ) from None
         return value, rule, lams
 
     @_one_thread
     def resync(self, base: Mapping[str, torch.Tensor] | None = None) -> None:
-        """Write every byte anew, whatever the live tensors hold: what a packed store needs after a foreign write.
+        """Write every byte anew, whatever the live tensors hold: what a packed store needs after a
+        foreign write.
 
         Args:
-            base: the base tensors by name, for packed weights whose base is neither a memory map of a file nor still held by
-                whoever bound it. They are checked to be the ones that were bound.
+            base: the base tensors by name, for packed weights whose base is neither a memory map of
+                a file nor still held by whoever bound it. They are checked to be the ones that were
+                bound.
 
-        Ends at the λ, and by the rule, that was set; at λ = 0 if a switch did not finish. Cost: one copy, and one switch.
+        Ends at the λ, and by the rule, that was set; at λ = 0 if a switch did not finish. Cost: one
+        copy, and one switch.
 
         Raises:
             WeightsError: closed, no base is at hand, or it is another one.
@@ -383,21 +466,28 @@ class LiveWeights:
 
     @_one_thread
     def prove(self, ends: Ends) -> None:
-        """Compare every live tensor, at each λ of `ends`, with what it must be there, bit for bit; leaves λ = 0.
+        """Compare every live tensor, at each λ of `ends`, with what it must be there, bit for bit;
+        leaves λ = 0.
 
         Args:
-            ends: λ → live name → tensor of the live shape, of its dtype or another of bf16, fp16 and fp32, rounded as a merge
-                would be. Every name that a live tensor goes by is held against its own. None may lie in live memory.
+            ends: λ → live name → tensor of the live shape, of its dtype or another of bf16, fp16
+                and fp32, rounded as a merge would be. Every name that a live tensor goes by is held
+                against its own. None may lie in live memory.
 
         Cost: a switch for each λ that is not set, and one read of the live tensors and of `ends`.
 
         Raises:
-            WeightsError: a tensor differs (named), which leaves that λ set; or an end cannot be compared.
-            UsageError: not λ → name → tensor, or a rule is followed, by which λ = 1 is not the end of every tensor.
+            WeightsError: a tensor differs (named), which leaves that λ set; or an end cannot be
+                compared.
+            UsageError: not λ → name → tensor, or a rule is followed, by which λ = 1 is not the end
+                of every tensor.
         """
         self._open()
         if self.followed is not None:
-            raise UsageError("ends cannot be proven while a rule is followed", "prove them before `follow`, or follow(None)")
+            raise UsageError(
+                "ends cannot be proven while a rule is followed",
+                "prove them before `follow`, or follow(None)",
+            )
         every = [*self._floats, *self._fixed]
         checked = Checked.of(ends, every)
         for lam in sorted(checked, reverse=True):
@@ -415,31 +505,39 @@ class LiveWeights:
         """Every byte is that of λ now."""
         import torch
 
-        torch.autograd.graph.increment_version([b.live for b in self._bindings if not b.live.is_inference()])
+        torch.autograd.graph.increment_version(
+            [b.live for b in self._bindings if not b.live.is_inference()]
+        )
         self._versions = self._counted()
         self.lam, self.rule, self._lams = lam, rule, lams
         self._foreign = False
 
     def _counted(self) -> list[int]:
-        """How often torch has seen each interpolated live tensor written to; inference tensors are not counted."""
+        """How often torch has seen each interpolated live tensor written to; inference tensors are
+        not counted."""
         return [0 if b.live.is_inference() else b.live._version for b in self._floats]
 
     def _given(self, t: int) -> torch.Tensor | None:
         """The base of entry t, for a store that has not kept it."""
         named = {} if self._reread is None else self._reread()
-        found = next((named[name].detach() for name in self._floats[t].names if name in named), None)
+        found = next(
+            (named[name].detach() for name in self._floats[t].names if name in named), None
+        )
         if found is not None and found.shape != self._floats[t].live.shape:
             raise WeightsError(
-                f"base tensor `{self._floats[t].name}` is {list(found.shape)}, expected {list(self._floats[t].live.shape)}",
+                f"base tensor `{self._floats[t].name}` is {list(found.shape)}, expected"
+                f" {list(self._floats[t].live.shape)}",
                 "pass the base tensors that were bound",
             )
         return found
 
     @_one_thread
     def checksum(self) -> int:
-        """The proof of switch: S = Σ_t odd(name_t) · Σ_j word_j · odd(j) mod 2⁶⁴ over the live tensors.
+        """The proof of switch: S = Σ_t odd(name_t) · Σ_j word_j · odd(j) mod 2⁶⁴ over the live
+        tensors.
 
-        word_j are a tensor's bytes as little-endian 64-bit words, zero-padded. Comparable within one layout only.
+        word_j are a tensor's bytes as little-endian 64-bit words, zero-padded. Comparable within
+        one layout only.
         Cost: one read of the live copy; waits for the device.
 
         Raises:
@@ -449,13 +547,15 @@ class LiveWeights:
         self._check_pointers()
         sums = pa_kernels.checksum([binding.live for binding in self._bindings])
         total = combine({binding.name: part for binding, part in zip(self._bindings, sums)})
-        # one λ for each tensor has one sum: where it has another one, the next switch trusts nothing that it finds
+        # one λ for each tensor has one sum: where it has another one, the next switch trusts
+        # nothing that it finds
         if self.lam is not None and self._sums.setdefault(self._lams, total) != total:
             self._foreign = True
         return total
 
     def verify(self) -> bool:
-        """Merge once more from the sources, aside, and compare every bit with the live tensors, but for what a NaN carries.
+        """Merge once more from the sources, aside, and compare every bit with the live tensors, but
+        for what a NaN carries.
 
         Returns True, so that `assert weights.verify()` reads well.
         Cost: reads live and sources once; scratch of a few MB.
@@ -484,35 +584,46 @@ class LiveWeights:
         if self.lam is None:
             raise WeightsError("no λ is set: the last switch did not finish", "call set_lambda")
 
-        told = {t: total for t in range(len(self._floats)) if (total := store.known_sum(t)) is not None}
+        told = {
+            t: total for t in range(len(self._floats)) if (total := store.known_sum(t)) is not None
+        }
 
         def holds(t: int, span: slice) -> bool:
-            return t in told or same_merge(store.merged(t, span, self._lams[t]), self._floats[t].live.view(-1)[span])
+            return t in told or same_merge(
+                store.merged(t, span, self._lams[t]), self._floats[t].live.view(-1)[span]
+            )
 
         differing = {t for t, held in self._over_spans(holds) if not held}
         sums = pa_kernels.checksum([self._floats[t].live for t in told])
         differing |= {t for t, total in zip(told, sums) if total != told[t]}
         wrong = [binding.name for t, binding in enumerate(self._floats) if t in differing]
-        wrong += [binding.name for binding in self._fixed if not same_bits(binding.live, binding.base.to(binding.live.device))]
+        wrong += [
+            binding.name
+            for binding in self._fixed
+            if not same_bits(binding.live, binding.base.to(binding.live.device))
+        ]
         self._foreign |= bool(wrong)
         return wrong
 
     def effective_lambda(self) -> float:
-        """Where on the line the rounded weights really are: ⟨W − B, D − B⟩ / ‖D − B‖², over all interpolated weights.
+        """Where on the line the rounded weights really are: ⟨W − B, D − B⟩ / ‖D − B‖², over all
+        interpolated weights.
 
         D is the delta's own end, which is instruct where the store is lossless.
 
-        The grid of a 16-bit dtype swallows updates smaller than half a unit in the last place, so this can differ
-        from λ by a factor at small λ. Under a rule it is the mean of what the tensors' λ act like, each weighted by its
-        ‖D − B‖²; `intended_lambda` is that mean of the λ themselves. NaN where base and instruct are equal.
+        The grid of a 16-bit dtype swallows updates smaller than half a unit in the last place, so
+        this can differ from λ by a factor at small λ. Under a rule it is the mean of what the
+        tensors' λ act like, each weighted by its ‖D − B‖²; `intended_lambda` is that mean of the λ
+        themselves. NaN where base and instruct are equal.
         Cost: reads live and sources once; fp32 dot products of pieces, summed in order in fp64.
         """
         moved, distance = self.projection()
         return moved / distance if distance else float("nan")
 
     def intended_lambda(self) -> float:
-        """What `effective_lambda` would be without rounding: λ, or under a rule the mean of the tensors' λ, each weighted by its
-        ‖D − B‖². NaN where base and instruct are equal, or no λ is set.
+        """What `effective_lambda` would be without rounding: λ, or under a rule the mean of the
+        tensors' λ, each weighted by its ‖D − B‖². NaN where base and instruct are equal, or no λ is
+        set.
 
         Cost: that of `effective_lambda` under a rule, else nothing.
         """
@@ -523,7 +634,8 @@ class LiveWeights:
 
     @_one_thread
     def aim(self, names: Container[str] | None = None) -> tuple[float, float]:
-        """Σ_t λ_t ‖D_t − B_t‖² and Σ_t ‖D_t − B_t‖² over the interpolated tensors called `names`, all where None."""
+        """Σ_t λ_t ‖D_t − B_t‖² and Σ_t ‖D_t − B_t‖² over the interpolated tensors called `names`,
+        all where None."""
         store = self._open()
         aimed = distance = 0.0
         for t, (_, whole) in self._over_spans(store.products):
@@ -533,11 +645,16 @@ class LiveWeights:
 
     @_one_thread
     def projection(self, names: Container[str] | None = None) -> tuple[float, float]:
-        """⟨W − B, D − B⟩ and ‖D − B‖² over the interpolated weights called `names`, of all where None."""
+        """⟨W − B, D − B⟩ and ‖D − B‖² over the interpolated weights called `names`, of all where
+        None."""
         store = self._open()
 
         def products(t: int, span: slice) -> tuple[float, float]:
-            return store.products(t, span) if names is None or self._floats[t].name in names else (0.0, 0.0)
+            return (
+                store.products(t, span)
+                if names is None or self._floats[t].name in names
+                else (0.0, 0.0)
+            )
 
         moved = distance = 0.0
         for _, (part, whole) in self._over_spans(products):
@@ -545,9 +662,13 @@ class LiveWeights:
         return moved, distance
 
     def memory(self) -> Memory:
-        """Bytes of the live copy and of what lies beside it: `live_bytes`, `device_bytes`, `host_bytes`,
-        `mapped_bytes` (page cache of mapped files), `total_bytes` (the first three)."""
-        beside = [*self._open().beside(), *(tensor for binding in self._fixed for tensor in binding.sources.values())]
+        """Bytes of the live copy and of what lies beside it: `live_bytes`, `device_bytes`,
+        `host_bytes`, `mapped_bytes` (page cache of mapped files), `total_bytes` (the first
+        three)."""
+        beside = [
+            *self._open().beside(),
+            *(tensor for binding in self._fixed for tensor in binding.sources.values()),
+        ]
         return measure((binding.live for binding in self._bindings), beside)
 
     def __repr__(self) -> str:
@@ -555,10 +676,14 @@ class LiveWeights:
             return "<LiveWeights, closed>"
         count = sum(binding.live.numel() for binding in self._bindings)
         rule = "" if self.rule is None else " by a rule"
-        return f"<LiveWeights at λ = {self.lam}{rule}: {len(self._bindings)} tensors, {count:,} weights, {self.store}>"
+        return (
+            f"<LiveWeights at λ = {self.lam}{rule}: {len(self._bindings)} tensors, {count:,}"
+            f" weights, {self.store}>"
+        )
 
     def close(self) -> None:
-        """Let go of the sources. The live tensors keep the λ they have; nothing else can be asked any more."""
+        """Let go of the sources. The live tensors keep the λ they have; nothing else can be asked
+        any more."""
         self._store = None
         self.before_reading = None
         self._bindings, self._floats, self._fixed, self._watched = [], [], [], []
@@ -566,11 +691,17 @@ class LiveWeights:
     def __enter__(self) -> LiveWeights:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.close()
 
     def _over_spans(self, work: Callable[[int, slice], T]) -> Iterator[tuple[int, T]]:
-        """(t, work(t, span)) for every span of every interpolated tensor, in order; on a CPU one core per span."""
+        """(t, work(t, span)) for every span of every interpolated tensor, in order; on a CPU one
+        core per span."""
         store = self._open()
         spans = [(t, span) for t in range(len(self._floats)) for span in store.spans(t)]
         on_cpu = all(binding.live.device.type == "cpu" for binding in self._floats)
@@ -588,14 +719,17 @@ class LiveWeights:
         for name, tensor, pointer, form in self._watched:
             if _form(tensor) != form:
                 raise WeightsError(
-                    f"live tensor `{name}` was bound as {form[2]} of shape {list(form[0])} and strides {list(form[1])}, "
-                    f"and is {tensor.dtype} of shape {list(tensor.shape)} and strides {list(tensor.stride())} now",
+                    f"live tensor `{name}` was bound as {form[2]} of shape {list(form[0])} and"
+                    f" strides {list(form[1])}, and is {tensor.dtype} of shape {list(tensor.shape)}"
+                    f" and strides {list(tensor.stride())} now",
                     "something transposed, viewed or resized it in place: load the model again",
                 )
             if tensor.data_ptr() != pointer:
                 raise WeightsError(
-                    f"live tensor `{name}` has moved: bound at {pointer:#x}, now at {tensor.data_ptr():#x}",
-                    "bind after everything that moves or replaces parameters (`to`, `half`, `tie_weights`, loading)",
+                    f"live tensor `{name}` has moved: bound at {pointer:#x}, now at"
+                    f" {tensor.data_ptr():#x}",
+                    "bind after everything that moves or replaces parameters (`to`, `half`,"
+                    " `tie_weights`, loading)",
                 )
 
 
@@ -606,23 +740,30 @@ def _form(tensor: torch.Tensor) -> tuple[torch.Size, tuple[int, ...], torch.dtyp
 
 def _check_store(store: Store, rounding: Rounding) -> None:
     if rounding.drawn and store.name != "dense":
-        raise UsageError(f"stochastic rounding of a delta that is held as `{store.describe()}`", "use the dense store")
+        raise UsageError(
+            f"stochastic rounding of a delta that is held as `{store.describe()}`",
+            "use the dense store",
+        )
     if getattr(store, "attached", False):
         raise UsageError(
-            "factors attach to layers, and here are tensors alone", "use pa_fast.load, or merge them: attached=False"
+            "factors attach to layers, and here are tensors alone",
+            "use pa_fast.load, or merge them: attached=False",
         )
 
 
 def _overwritten(names: Sequence[str]) -> WeightsError:
     more = f" and {len(names) - 1} more" if len(names) > 1 else ""
     return WeightsError(
-        f"live tensor `{names[0]}`{more} did not hold what the last switch had left: something else wrote to it",
-        "packed weights are switched from what they hold: resync(), or the next set_lambda, writes them anew from the base",
+        f"live tensor `{names[0]}`{more} did not hold what the last switch had left: something else"
+        " wrote to it",
+        "packed weights are switched from what they hold: resync(), or the next set_lambda, writes"
+        " them anew from the base",
     )
 
 
 def _writing(made: Iterable[Binding]) -> AbstractContextManager[None]:
-    """The mode in which the live tensors may be written: inference tensors only in inference mode."""
+    """The mode in which the live tensors may be written: inference tensors only in inference
+    mode."""
     import torch
 
     return inference() if any(b.live.is_inference() for b in made) else torch.no_grad()

@@ -24,7 +24,8 @@ _ROW_INCHES, _MOST_NUMBERS = 0.32, 12
 
 
 def write(report: PairReport, path: str | pathlib.Path) -> None:
-    """Draw to `path` with `.svg`, `.png` and `.pdf` added; see `draw` and `pa_fast.sweep.figure.save`.
+    """Draw to `path` with `.svg`, `.png` and `.pdf` added; see `draw` and
+    `pa_fast.sweep.figure.save`.
 
     Raises:
         OutputError: see `pa_fast.sweep.figure.check_place`.
@@ -34,7 +35,8 @@ def write(report: PairReport, path: str | pathlib.Path) -> None:
 
 
 def draw(report: PairReport) -> Figure:
-    """‖I − B‖ / ‖B‖ as colours on a log scale: modules down, layers across, and what is outside all layers below.
+    """‖I − B‖ / ‖B‖ as colours on a log scale: modules down, layers across, and what is outside all
+    layers below.
 
     Raises:
         UsageError: the report has no measured weights, or nothing differs.
@@ -47,7 +49,9 @@ def draw(report: PairReport) -> Figure:
     parts = report.measured.tensors if report.measured else ()
     seen = sorted(part.relative_norm for part in parts if part.relative_norm)
     if not seen:
-        raise UsageError("nothing to draw: no difference was measured", "measure one: --sample or --full")
+        raise UsageError(
+            "nothing to draw: no difference was measured", "measure one: --sample or --full"
+        )
     inside: dict[tuple[str, int], list[Part]] = {}
     for part in parts:
         if part.layer is not None:
@@ -62,13 +66,20 @@ def draw(report: PairReport) -> Figure:
     panels = list(made.subplots(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0])
     if modules:
         names = short_names(modules, modules)
-        cells = [[_norm_of(inside.get((module, layer), [])) for layer in layers] for module in modules]
+        cells = [
+            [_norm_of(inside.get((module, layer), [])) for layer in layers] for module in modules
+        ]
         _panel(panels[0], cells, [names[module] for module in modules], norm)
         step = max(1, math.ceil(len(layers) / 20))
         panels[0].set_xticks(range(0, len(layers), step), [str(layer) for layer in layers[::step]])
         panels[0].set_xlabel("layer")
     if outside:
-        _panel(panels[-1], [[_norm_of([part])] for part in outside], [part.module for part in outside], norm)
+        _panel(
+            panels[-1],
+            [[_norm_of([part])] for part in outside],
+            [part.module for part in outside],
+            norm,
+        )
         panels[-1].set_xticks([])
     sampled = "   from a sample" if report.measured and report.measured.is_sampled else ""
     unchanged = "" if all(part.relative_norm for part in parts) else "   white: no difference"
@@ -83,13 +94,17 @@ def draw(report: PairReport) -> Figure:
 
 
 def _norm_of(parts: Sequence[Part]) -> float:
-    """‖I − B‖ / ‖B‖ of several tensors of about one size (experts) together: the root of the mean of squares."""
+    """‖I − B‖ / ‖B‖ of several tensors of about one size (experts) together: the root of the mean
+    of squares."""
     found = [part.relative_norm for part in parts if part.relative_norm is not None]
     return math.sqrt(sum(norm**2 for norm in found) / len(found)) if found else math.nan
 
 
-def _panel(axes: Axes, cells: Sequence[Sequence[float]], names: Sequence[str], norm: LogNorm) -> None:
-    """One block of the map; where there are few columns, with the numbers in it. What did not change is left white."""
+def _panel(
+    axes: Axes, cells: Sequence[Sequence[float]], names: Sequence[str], norm: LogNorm
+) -> None:
+    """One block of the map; where there are few columns, with the numbers in it. What did not
+    change is left white."""
     from matplotlib import colormaps
 
     axes.imshow(cells, cmap="YlGnBu", norm=norm, aspect="auto", interpolation="nearest")
@@ -102,4 +117,12 @@ def _panel(axes: Axes, cells: Sequence[Sequence[float]], names: Sequence[str], n
         for column, value in enumerate(values if len(values) <= _MOST_NUMBERS else ()):
             dark = value > 0 and sum(colormaps["YlGnBu"](float(norm(value)))[:3]) < 1.5
             text = "" if math.isnan(value) else f"{value:.2g}"
-            axes.text(column, row, text, ha="center", va="center", fontsize=8.5, color="white" if dark else INK)
+            axes.text(
+                column,
+                row,
+                text,
+                ha="center",
+                va="center",
+                fontsize=8.5,
+                color="white" if dark else INK,
+            )

@@ -1,4 +1,5 @@
-"""How far a lossy model speaks from the exact merge: KL and agreement on given tokens, batch by batch."""
+"""How far a lossy model speaks from the exact merge: KL and agreement on given tokens, batch by
+batch."""
 
 from __future__ import annotations
 
@@ -18,7 +19,11 @@ _PAD = 0  # on the right, where causal models do not look from the tokens before
 
 
 def divergence(
-    exact: LambdaModel, lossy: LambdaModel, pairs: Sequence[tuple[list[int], list[int]]], lam: Lambda, batch_size: int
+    exact: LambdaModel,
+    lossy: LambdaModel,
+    pairs: Sequence[tuple[list[int], list[int]]],
+    lam: Lambda,
+    batch_size: int,
 ) -> Divergence:
     """KL(exact ‖ lossy) and top-1 agreement before each continuation token, both models at λ.
 
@@ -26,7 +31,8 @@ def divergence(
         exact, lossy: models of one pair, both left at λ.
         pairs: (context ids, continuation ids), N ≥ 1 of them, as for `Engine.loglikelihood`.
 
-    Numerics: fp32 log-softmax of the logits, KL summed in fp64. Equal logits give 0 and 1; a KL under 10⁻⁶ may be rounding.
+    Numerics: fp32 log-softmax of the logits, KL summed in fp64. Equal logits give 0 and 1; a KL
+    under 10⁻⁶ may be rounding.
     Cost: two forward passes per batch. Memory for both models' logits of one batch.
 
     Raises:
@@ -46,7 +52,10 @@ def divergence(
         logits = [endpoints.logits(one.model, ids.to(one.model.device)) for one in (exact, lossy)]
         for place, k in enumerate(batch):
             scored = slice(len(pairs[k][0]) - 1, len(rows[k]))
-            p, q = (torch.log_softmax(some[place, scored].to(logits[0].device).float(), dim=-1) for some in logits)
+            p, q = (
+                torch.log_softmax(some[place, scored].to(logits[0].device).float(), dim=-1)
+                for some in logits
+            )
             kl += float(_terms(p, q).sum())
             agreed += int((p.argmax(-1) == q.argmax(-1)).sum())
     tokens = sum(len(continuation) for _, continuation in pairs)

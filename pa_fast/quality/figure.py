@@ -1,4 +1,5 @@
-"""The figure to choose a store by: what is lost against the bytes that it takes, for every store in one picture."""
+"""The figure to choose a store by: what is lost against the bytes that it takes, for every store in
+one picture."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Curve:
-    """One way to hold a delta, at several settings: reports by their labels, in the order in which they are joined.
+    """One way to hold a delta, at several settings: reports by their labels, in the order in which
+    they are joined.
 
     A report that loses nothing has no place on a log axis and is left out.
     """
@@ -29,12 +31,14 @@ class Curve:
 
 
 def write(curves: Sequence[Curve], dense: QualityReport, path: str | pathlib.Path) -> None:
-    """Draw to `path` with `.svg` and with `.png` added; see `draw` and `pa_fast.sweep.figure.save`."""
+    """Draw to `path` with `.svg` and with `.png` added; see `draw` and
+    `pa_fast.sweep.figure.save`."""
     figure.save(lambda: draw(curves, dense), pathlib.Path(path))
 
 
 def draw(curves: Sequence[Curve], dense: QualityReport) -> Figure:
-    """Relative error against bytes, and where dense lies; beside it KL at the last λ, if all reports have a text.
+    """Relative error against bytes, and where dense lies; beside it KL at the last λ, if all
+    reports have a text.
 
     Raises:
         UsageError: no report has lost anything.
@@ -44,24 +48,48 @@ def draw(curves: Sequence[Curve], dense: QualityReport) -> Figure:
 
     every = [report for curve in curves for _, report in curve.points]
     if not any(report.relative_error > 0 for report in every):
-        raise UsageError("nothing to draw: none of these stores loses anything", "add a lossy store")
+        raise UsageError(
+            "nothing to draw: none of these stores loses anything", "add a lossy store"
+        )
     said = [report.text.points[-1] for report in every if report.text and report.text.points]
     spoken = len(said) == len(every) and any(point.kl > 0 for point in said)
-    made = Figure(figsize=(figure.WIDTH_INCHES, 4.6), layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.08))
+    made = Figure(
+        figsize=(figure.WIDTH_INCHES, 4.6), layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.08)
+    )
     axes = made.subplots(1, 1 + spoken, squeeze=False)[0]
     _panel(axes[0], curves, dense, lambda report: report.relative_error)
     axes[0].set_title("relative error   ‖D − D′‖ / ‖D‖", pad=10)
     axes[0].legend(loc="lower left", frameon=False)
     if spoken:
-        _panel(axes[1], curves, dense, lambda report: report.text.points[-1].kl if report.text else 0.0)
+        _panel(
+            axes[1], curves, dense, lambda report: report.text.points[-1].kl if report.text else 0.0
+        )
         axes[1].set_title(f"KL to the exact merge, λ = {said[0].lam}   (nats per token)", pad=10)
     return made
 
 
-def _panel(axes: Axes, curves: Sequence[Curve], dense: QualityReport, height: Callable[[QualityReport], float]) -> None:
+def _panel(
+    axes: Axes,
+    curves: Sequence[Curve],
+    dense: QualityReport,
+    height: Callable[[QualityReport], float],
+) -> None:
     for curve, colour in zip(curves, figure.COLOURS):
-        drawn = [(report.bytes_per_parameter, height(report), label) for label, report in curve.points if height(report) > 0]
-        axes.plot([x for x, _, _ in drawn], [y for _, y, _ in drawn], "o-", color=colour, lw=2, ms=5, zorder=3, label=curve.name)
+        drawn = [
+            (report.bytes_per_parameter, height(report), label)
+            for label, report in curve.points
+            if height(report) > 0
+        ]
+        axes.plot(
+            [x for x, _, _ in drawn],
+            [y for _, y, _ in drawn],
+            "o-",
+            color=colour,
+            lw=2,
+            ms=5,
+            zorder=3,
+            label=curve.name,
+        )
         # what costs more loses less: there is room below a curve, and above the last one
         above = len(curves) > 1 and curve is curves[-1]
         for x, y, label in drawn:
@@ -71,16 +99,31 @@ def _panel(axes: Axes, curves: Sequence[Curve], dense: QualityReport, height: Ca
     at = dense.bytes_per_parameter
     axes.axvline(at, color=INK, lw=1.4, ls=(0, (4, 3)), zorder=2)
     along = axes.get_xaxis_transform()
-    note(axes, "dense, exact", (at, 0), (4, 4), INK, ha="left", va="bottom", fontsize=9, rotation=90, xycoords=along)
+    note(
+        axes,
+        "dense, exact",
+        (at, 0),
+        (4, 4),
+        INK,
+        ha="left",
+        va="bottom",
+        fontsize=9,
+        rotation=90,
+        xycoords=along,
+    )
     axes.set_xlabel("bytes of the delta per parameter")
 
 
 def _scales(axes: Axes) -> None:
-    """Log axes with a number at 1, 2 and 5 of each decade, as far as there is room; at 1 alone past two decades."""
+    """Log axes with a number at 1, 2 and 5 of each decade, as far as there is room; at 1 alone past
+    two decades."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     axes.margins(0.12, 0.08)
-    for axis, scale, limits in ((axes.xaxis, axes.set_xscale, axes.get_xlim), (axes.yaxis, axes.set_yscale, axes.get_ylim)):
+    for axis, scale, limits in (
+        (axes.xaxis, axes.set_xscale, axes.get_xlim),
+        (axes.yaxis, axes.set_yscale, axes.get_ylim),
+    ):
         scale("log")
         low, high = limits()
         axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 100 * low else (1.0,)))

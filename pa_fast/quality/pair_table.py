@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 
 def tables(report: PairReport) -> Iterator[Table]:
-    """The pair; and where weights were measured, its modules, its stores and the fidelity of each λ."""
+    """The pair; and where weights were measured, its modules, its stores and the fidelity of each
+    λ."""
     yield _pair(report)
     if report.measured:
         yield _modules(report.measured)
@@ -31,13 +32,18 @@ def _pair(report: PairReport) -> Table:
     sides = (report.base, report.instruct)
     table = _table(f"{report.model_type}: these two pair", "", "base", "instruct", numbers=False)
     table.add_row("folder", *(side.folder for side in sides))
-    table.add_row("weights", *(f"{format_bytes(side.bytes)} in {format_count(side.shards, 'file')}" for side in sides))
+    table.add_row(
+        "weights",
+        *(f"{format_bytes(side.bytes)} in {format_count(side.shards, 'file')}" for side in sides),
+    )
     table.add_row("dtypes", *(_counts(side.dtypes) for side in sides))
     if report.measured:
         table.add_row("quick fingerprint", *(str(side.quick_fingerprint) for side in sides))
     table.add_section()
     head = "tied head" if report.tied else "own head"
-    table.add_row("merged", f"{report.parameters:,} parameters", f"{_counts(report.live_dtypes)}, {head}")
+    table.add_row(
+        "merged", f"{report.parameters:,} parameters", f"{_counts(report.live_dtypes)}, {head}"
+    )
     for difference in report.differences:
         table.add_row("config differs", str(difference), "harmless" if difference.harmless else "")
     for note in report.notes:
@@ -47,11 +53,23 @@ def _pair(report: PairReport) -> Table:
 
 def _modules(measured: Measured) -> Table:
     read = (
-        f"a sample of {measured.total.measured:,} weights" if measured.is_sampled else f"all {measured.total.measured:,} weights"
+        f"a sample of {measured.total.measured:,} weights"
+        if measured.is_sampled
+        else f"all {measured.total.measured:,} weights"
     )
-    columns = ("parameters", "‖I − B‖ / ‖B‖", "unchanged", "other sign", "other binade", "|k| median")
+    columns = (
+        "parameters",
+        "‖I − B‖ / ‖B‖",
+        "unchanged",
+        "other sign",
+        "other binade",
+        "|k| median",
+    )
     table = _table(f"how far apart: {read}", "module", *columns)
-    names = short_names((part.name for part in measured.modules), {p.module for p in measured.tensors if p.layer is not None})
+    names = short_names(
+        (part.name for part in measured.modules),
+        {p.module for p in measured.tensors if p.layer is not None},
+    )
     for part in measured.modules:
         table.add_row(names[part.name], *_figures(part))
     table.add_section()
@@ -62,7 +80,12 @@ def _modules(measured: Measured) -> Table:
 def _figures(part: Part) -> tuple[str, ...]:
     norm = "" if part.relative_norm is None else f"{part.relative_norm:.3g}"
     shares = (part.unchanged, part.sign_crossings, part.binade_crossings)
-    return f"{part.parameters:,}", norm, *(f"{share:.2%}" for share in shares), _median(part.histogram)
+    return (
+        f"{part.parameters:,}",
+        norm,
+        *(f"{share:.2%}" for share in shares),
+        _median(part.histogram),
+    )
 
 
 def _median(histogram: tuple[int, ...]) -> str:
@@ -89,7 +112,12 @@ def _stores(measured: Measured) -> Table:
 
 
 def _distances(measured: Measured) -> Table:
-    table = _table("distance on the grid, weights of equal sign: k = bits(I) − bits(B)", "|k|", "weights", "share")
+    table = _table(
+        "distance on the grid, weights of equal sign: k = bits(I) − bits(B)",
+        "|k|",
+        "weights",
+        "share",
+    )
     found = measured.total.histogram
     for bucket, count in enumerate(found):
         if count:
@@ -100,14 +128,32 @@ def _distances(measured: Measured) -> Table:
 def _fidelity(measured: Measured) -> Table:
     ruled = any(_aims_elsewhere(part) for part in measured.tensors)
     intended = ("intended λ",) if ruled else ()
-    table = _table("λ fidelity", "λ", *intended, "effective λ", "weights moved", "lowest module", "highest module")
-    names = short_names((part.name for part in measured.modules), {p.module for p in measured.tensors if p.layer is not None})
+    table = _table(
+        "λ fidelity",
+        "λ",
+        *intended,
+        "effective λ",
+        "weights moved",
+        "lowest module",
+        "highest module",
+    )
+    names = short_names(
+        (part.name for part in measured.modules),
+        {p.module for p in measured.tensors if p.layer is not None},
+    )
     for at, whole in enumerate(measured.total.fidelity):
-        found = [(part.fidelity[at].effective_lambda, names[part.name]) for part in measured.modules]
+        found = [
+            (part.fidelity[at].effective_lambda, names[part.name]) for part in measured.modules
+        ]
         known = sorted((value, name) for value, name in found if value is not None)
-        ends = [f"{value:.4g}  {name}" for value, name in (known[:1] + known[-1:])] or ["", ""]
+        ends = [f"{value:.4g}  {name}" for value, name in known[:1] + known[-1:]] or ["", ""]
         figures = [*([whole.intended_lambda] if ruled else []), whole.effective_lambda]
-        table.add_row(whole.lam, *("" if one is None else f"{one:.4g}" for one in figures), f"{whole.moved:.2%}", *ends)
+        table.add_row(
+            whole.lam,
+            *("" if one is None else f"{one:.4g}" for one in figures),
+            f"{whole.moved:.2%}",
+            *ends,
+        )
     return table
 
 

@@ -1,4 +1,5 @@
-"""Stores tried on a pair, one after another: what each loses, and what that does to the model on a text."""
+"""Stores tried on a pair, one after another: what each loses, and what that does to the model on a
+text."""
 
 from __future__ import annotations
 
@@ -37,15 +38,16 @@ def reports(
     dtype: str = "auto",
     allow_nonfinite: bool = False,
 ) -> Iterator[QualityReport]:
-    """The report of each store on a pair of checkpoints; with a text also KL and agreement with the exact merge.
+    """The report of each store on a pair of checkpoints; with a text also KL and agreement with the
+    exact merge.
 
     Args:
         base, instruct: local folders, or hub ids (`org/name@revision`).
         stores: names, or stores with their options.
         text: a UTF-8 file, taken as one document.
         lambdas: where the models are compared.
-        window, stride, batch_size: tokens that a model sees at once, tokens that each window after the first adds, windows
-            per forward pass.
+        window, stride, batch_size: tokens that a model sees at once, tokens that each window after
+            the first adds, windows per forward pass.
 
     Cost: with a text two live copies at once, the exact one loaded once; without, one.
 
@@ -59,13 +61,31 @@ def reports(
     exact = None
     if text is not None:
         read_file(text)  # fails before a model is loaded
-        exact = load(base, instruct, device, dtype, "dense", batch_size=batch_size, allow_nonfinite=allow_nonfinite)
+        exact = load(
+            base,
+            instruct,
+            device,
+            dtype,
+            "dense",
+            batch_size=batch_size,
+            allow_nonfinite=allow_nonfinite,
+        )
     for store in stores:
         measured = Measured(planned(store))
-        with_store = load(base, instruct, device, dtype, measured, batch_size=batch_size, allow_nonfinite=allow_nonfinite)
+        with_store = load(
+            base,
+            instruct,
+            device,
+            dtype,
+            measured,
+            batch_size=batch_size,
+            allow_nonfinite=allow_nonfinite,
+        )
         found = measured.report()
         if exact is not None and text is not None:
-            said = on_text(exact, with_store, text, points, window=window, stride=stride, batch_size=batch_size)
+            said = on_text(
+                exact, with_store, text, points, window=window, stride=stride, batch_size=batch_size
+            )
             found = replace(found, text=said)
         with_store.close()
         del with_store  # before the next one is loaded
@@ -95,7 +115,10 @@ def on_text(
     check_windows(window, stride)
     file = read_file(text)
     if exact.tokenizer is None:
-        raise EngineError("the model has no tokenizer files, and a text needs one", "load it with tokenizer=, a folder that has")
+        raise EngineError(
+            "the model has no tokenizer files, and a text needs one",
+            "load it with tokenizer=, a folder that has",
+        )
     ids = exact.tokenizer.encode(file.text, add_special_tokens=False)
     pairs = windows(ids, exact.tokenizer.bos_token_id, window, stride)
     if not pairs:

@@ -2,7 +2,7 @@
 
     - {group: norms, lambda: 1}                    # as in instruct, whatever λ is swept
     - {match: "*.layers.0.*", times: 0.5}          # half of the swept λ
-    - {group: mlp, times: {0: 0.2, 1: 1}}          # from the first layer to the last, linear in between
+    - {group: mlp, times: {0: 0.2, 1: 1}}          # first layer to last, linear in between
 
 The first row that matches a tensor's name decides; a tensor that no row matches has the swept λ.
 """

@@ -23,16 +23,27 @@ def read(path: str | Path) -> list[Any]:
     try:
         data = Path(path).read_bytes()
     except OSError as error:
-        raise UsageError(f"{path}: the rule cannot be read: {error.strerror}", "give the path of a YAML file") from None
+        raise UsageError(
+            f"{path}: the rule cannot be read: {error.strerror}", "give the path of a YAML file"
+        ) from None
     if len(data) > LIMIT_BYTES:
-        raise UsageError(f"{path}: {len(data)} bytes, expected a rule of at most {LIMIT_BYTES}", "give a rule file")
+        raise UsageError(
+            f"{path}: {len(data)} bytes, expected a rule of at most {LIMIT_BYTES}",
+            "give a rule file",
+        )
     try:
         # BaseLoader leaves every scalar as it is written: 0.1 is exact, and `no` is no bool
         rows = load_yaml(data.decode("utf-8"), yaml.BaseLoader)
     except YamlError as error:
         if error.line is not None:
-            raise UsageError(f"{path}:{error.line}: {error.message}", "write each row out, with each key once") from None
-        raise UsageError(f"{path}: not YAML ({error.message})", f"write a list of rows, such as {EXAMPLE}") from None
+            raise UsageError(
+                f"{path}:{error.line}: {error.message}", "write each row out, with each key once"
+            ) from None
+        raise UsageError(
+            f"{path}: not YAML ({error.message})", f"write a list of rows, such as {EXAMPLE}"
+        ) from None
     except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: not YAML ({error})", f"write a list of rows, such as {EXAMPLE}") from None
+        raise UsageError(
+            f"{path}: not YAML ({error})", f"write a list of rows, such as {EXAMPLE}"
+        ) from None
     return rows if rows is not None else []

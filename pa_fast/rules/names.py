@@ -1,4 +1,5 @@
-"""What tensor names say, without tables for architectures: the group that a tensor belongs to, and its layer."""
+"""What tensor names say, without tables for architectures: the group that a tensor belongs to, and
+its layer."""
 
 from __future__ import annotations
 
@@ -10,18 +11,28 @@ GROUPS = {
     "attention": re.compile(r"attn|attention", re.IGNORECASE),
     "mlp": re.compile(r"mlp|ffn|feed_?forward|expert|(^|_)moe$|^fc\d+$|^ff$", re.IGNORECASE),
 }
-"""Patterns for one part of a dotted name, in order: a name belongs to the first group that one of its parts matches.
-Embeddings are the vocabulary's tables, the output head among them, so that a tied and an own head are alike."""
+"""Patterns for one part of a dotted name, in order: a name belongs to the first group that one of
+its parts matches. Embeddings are the vocabulary's tables, the output head among them, so that a
+tied and an own head are alike."""
 
 
 def group(name: str) -> str | None:
     """The group of GROUPS that a tensor name belongs to, or None."""
-    return next((known for known, part in GROUPS.items() if any(map(part.search, name.split(".")))), None)
+    return next(
+        (known for known, part in GROUPS.items() if any(map(part.search, name.split(".")))), None
+    )
 
 
 def layer(name: str) -> tuple[str, int] | None:
-    """The stack of layers that a tensor stands in, and the number of its layer: what is before the first number in its name,
-    and that number."""
+    """The stack of layers that a tensor stands in, and the number of its layer: what is before the
+    first number in its name, and that number."""
     parts = name.split(".")
-    at = next((at for at, part in enumerate(parts) if part.isascii() and part.isdigit() and len(part) < 9), None)
+    at = next(
+        (
+            at
+            for at, part in enumerate(parts)
+            if part.isascii() and part.isdigit() and len(part) < 9
+        ),
+        None,
+    )
     return None if at is None else (".".join(parts[:at]), int(parts[at]))

@@ -25,10 +25,12 @@ class Row:
     """One row of a rule.
 
     Attributes:
-        match: shell patterns (`*`, `?`, `[…]`) of which a whole name must fit one; none: any name does.
+        match: shell patterns (`*`, `?`, `[…]`) of which a whole name must fit one; none: any name
+            does.
         group: one of GROUPS, or None.
         times: whether the value is a multiplier of the swept λ, or λ itself.
-        points: (depth, value) by rising depth, linear in between and constant outside; one point is one value for all.
+        points: (depth, value) by rising depth, linear in between and constant outside; one point is
+            one value for all.
     """
 
     match: tuple[str, ...]
@@ -58,36 +60,60 @@ class Row:
         if self.group:
             made["group"] = self.group
         spelled = {Lambda(depth).key: Lambda(value).key for depth, value in self.points}
-        made["times" if self.times else "lambda"] = spelled if self.by_depth else spelled[Lambda(self.points[0][0]).key]
+        made["times" if self.times else "lambda"] = (
+            spelled if self.by_depth else spelled[Lambda(self.points[0][0]).key]
+        )
         return made
 
     def __str__(self) -> str:
-        return ", ".join(f"{key}: {json.dumps(value, ensure_ascii=False) if key != 'group' else value}"
-                         for key, value in self.document().items())  # fmt: skip
+        return ", ".join(
+            f"{key}: {json.dumps(value, ensure_ascii=False) if key != 'group' else value}"
+            for key, value in self.document().items()
+        )
 
 
 def parse(here: str, row: Any) -> Row:
     if not isinstance(row, Mapping):
-        raise UsageError(f"{here}: found {shown(row)}, expected a mapping", f"for example {EXAMPLE}")
+        raise UsageError(
+            f"{here}: found {shown(row)}, expected a mapping", f"for example {EXAMPLE}"
+        )
     for key in row:
         if key not in KEYS:
             near = difflib.get_close_matches(str(key), KEYS, n=1)
             meant = f"did you mean `{near[0]}`? " if near else ""
-            raise UsageError(f"{here}: unknown key `{reprlib.repr(key)[1:-1]}`", f"{meant}the keys are {', '.join(KEYS)}")
+            raise UsageError(
+                f"{here}: unknown key `{reprlib.repr(key)[1:-1]}`",
+                f"{meant}the keys are {', '.join(KEYS)}",
+            )
     if ("lambda" in row) == ("times" in row):
         found = "both `lambda` and `times`" if "lambda" in row else "neither `lambda` nor `times`"
-        raise UsageError(f"{here}: found {found}, expected one of them", "lambda: λ itself; times: a multiplier of the swept λ")
+        raise UsageError(
+            f"{here}: found {found}, expected one of them",
+            "lambda: λ itself; times: a multiplier of the swept λ",
+        )
     if "match" not in row and "group" not in row:
-        raise UsageError(f"{here}: found neither `match` nor `group`", 'say which tensors; match: "*" is all of them')
+        raise UsageError(
+            f"{here}: found neither `match` nor `group`",
+            'say which tensors; match: "*" is all of them',
+        )
     match = row.get("match", [])
     patterns = [match] if isinstance(match, str) else match
-    if not isinstance(patterns, (list, tuple)) or not all(isinstance(one, str) and one for one in patterns):
-        raise UsageError(f"{here}: `match` is {shown(match)}, expected a pattern or a list of them", f"for example {EXAMPLE}")
+    if not isinstance(patterns, (list, tuple)) or not all(
+        isinstance(one, str) and one for one in patterns
+    ):
+        raise UsageError(
+            f"{here}: `match` is {shown(match)}, expected a pattern or a list of them",
+            f"for example {EXAMPLE}",
+        )
     if "match" in row and not patterns:
-        raise UsageError(f"{here}: `match` is an empty list, expected patterns", f"for example {EXAMPLE}")
+        raise UsageError(
+            f"{here}: `match` is an empty list, expected patterns", f"for example {EXAMPLE}"
+        )
     known = row.get("group")
     if "group" in row and (not isinstance(known, str) or known not in GROUPS):
-        raise UsageError(f"{here}: `group` is {shown(known)}, expected {', '.join(GROUPS)}", "or match by name")
+        raise UsageError(
+            f"{here}: `group` is {shown(known)}, expected {', '.join(GROUPS)}", "or match by name"
+        )
     times = "times" in row
     key = "times" if times else "lambda"
     return Row(tuple(patterns), known, times, _points(f"{here}: `{key}`", row[key]))
@@ -96,13 +122,21 @@ def parse(here: str, row: Any) -> Row:
 def _points(here: str, value: Any) -> Points:
     if not isinstance(value, Mapping):
         return ((Fraction(0), _number(here, value)),)
-    points = sorted((_number(f"{here}, depth", depth), _number(here, one)) for depth, one in value.items())
+    points = sorted(
+        (_number(f"{here}, depth", depth), _number(here, one)) for depth, one in value.items()
+    )
     if len(points) < 2:
-        raise UsageError(f"{here}: a schedule of {len(points)} points, expected two or more", "such as {0: 0.2, 1: 1}")
+        raise UsageError(
+            f"{here}: a schedule of {len(points)} points, expected two or more",
+            "such as {0: 0.2, 1: 1}",
+        )
     depths = [depth for depth, _ in points]
     if len(set(depths)) < len(depths) or not 0 <= depths[0] <= depths[-1] <= 1:
         found = ", ".join(Lambda(depth).key for depth in depths)
-        raise UsageError(f"{here}: depths {found}, expected different ones from 0 to 1", "0 is the first layer, 1 the last")
+        raise UsageError(
+            f"{here}: depths {found}, expected different ones from 0 to 1",
+            "0 is the first layer, 1 the last",
+        )
     return tuple(points)
 
 
@@ -112,7 +146,10 @@ def _number(here: str, value: Any) -> Fraction:
             return Lambda(value).exact
         except UsageError:
             pass
-    raise UsageError(f"{here} is {shown(value)}, expected a number", "write a decimal or a fraction, such as 0.6 or 1/3")
+    raise UsageError(
+        f"{here} is {shown(value)}, expected a number",
+        "write a decimal or a fraction, such as 0.6 or 1/3",
+    )
 
 
 def shown(value: Any) -> str:

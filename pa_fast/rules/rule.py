@@ -17,7 +17,8 @@ from pa_fast.rules.row import EXAMPLE, Row, parse, shown
 
 @dataclass(frozen=True)
 class Touch:
-    """What one row of a rule decides: its text, how many tensors, the first of them, and the range of their λ."""
+    """What one row of a rule decides: its text, how many tensors, the first of them, and the range
+    of their λ."""
 
     row: str
     tensors: int
@@ -26,34 +27,54 @@ class Touch:
     highest: str
 
     def __str__(self) -> str:
-        counted = f"{self.tensors} tensors such as `{self.first}`" if self.tensors > 1 else f"`{self.first}`"
-        return f"rule ({self.row}): {counted}, λ = {self.lowest}" + (f" to {self.highest}" if self.highest != self.lowest else "")
+        counted = (
+            f"{self.tensors} tensors such as `{self.first}`"
+            if self.tensors > 1
+            else f"`{self.first}`"
+        )
+        return f"rule ({self.row}): {counted}, λ = {self.lowest}" + (
+            f" to {self.highest}" if self.highest != self.lowest else ""
+        )
 
 
 class LambdaRule:
     """A λ for each tensor, by its name. Immutable; equal rules at equal λ are equal.
 
-        rule = pa_fast.LambdaRule([{"group": "norms", "lambda": 1}, {"group": "mlp", "times": {0: 0.2, 1: 1}}])
-        lm.set_lambda(rule.at(0.6))
+        rows = [{"group": "norms", "lambda": 1}, {"group": "mlp", "times": {0: 0.2, 1: 1}}]
+        lm.set_lambda(pa_fast.LambdaRule(rows).at(0.6))
 
     Args:
-        rows: mappings with `match` (a shell pattern, or a list of them), `group` (norms, embeddings, attention, mlp), or both,
-            and with `lambda` or `times`: a number or fraction, or a depth schedule {depth: value}. Depth is the first number
-            in a name over the highest such number that any name of the same stack has: 0 is the first layer, 1 the last.
+        rows: mappings with `match` (a shell pattern, or a list of them), `group` (norms,
+            embeddings, attention, mlp), or both, and with `lambda` or `times`: a number or
+            fraction, or a depth schedule {depth: value}. Depth is the first number in a name over
+            the highest such number that any name of the same stack has: 0 is the first layer, 1 the
+            last.
         lam: the swept λ, which `times` multiplies and which tensors have that no row matches.
         where: where the rows come from, for messages.
 
-    Numerics: exact rational arithmetic; each tensor's λ is rounded once, to fp32, when it is merged.
+    Numerics: exact rational arithmetic; each tensor's λ is rounded once, to fp32, when it is
+    merged.
 
     Raises:
         UsageError: a row is none; the message names it and its key.
     """
 
-    def __init__(self, rows: Iterable[Mapping[str, Any]], lam: Lambda | float | str = 1, *, where: str = "rule"):
+    def __init__(
+        self,
+        rows: Iterable[Mapping[str, Any]],
+        lam: Lambda | float | str = 1,
+        *,
+        where: str = "rule",
+    ):
         if isinstance(rows, (str, bytes, Mapping)) or not isinstance(rows, Iterable):
-            raise UsageError(f"{where}: found {shown(rows)}, expected a list of rows", f"for example {EXAMPLE}")
+            raise UsageError(
+                f"{where}: found {shown(rows)}, expected a list of rows", f"for example {EXAMPLE}"
+            )
         self.where = where
-        self.rows = tuple(row if isinstance(row, Row) else parse(f"{where}: row {n}", row) for n, row in enumerate(rows, start=1))
+        self.rows = tuple(
+            row if isinstance(row, Row) else parse(f"{where}: row {n}", row)
+            for n, row in enumerate(rows, start=1)
+        )
         self.lam = Lambda(lam)
         if not self.rows:
             raise UsageError(f"{where}: found no row", f"for example {EXAMPLE}")
@@ -70,7 +91,8 @@ class LambdaRule:
         """The rule in a YAML file: a list of rows.
 
         Raises:
-            UsageError: the file cannot be read, is no YAML, or a row is none; the message names file, row and key.
+            UsageError: the file cannot be read, is no YAML, or a row is none; the message names
+                file, row and key.
         """
         return cls(file.read(path), where=str(path))
 
@@ -79,14 +101,16 @@ class LambdaRule:
         return LambdaRule(self.rows, lam, where=self.where)  # type: ignore[arg-type]
 
     def document(self) -> list[dict[str, Any]]:
-        """The rows as plain JSON values, numbers as exact texts: what files record, and what `LambdaRule` takes again."""
+        """The rows as plain JSON values, numbers as exact texts: what files record, and what
+        `LambdaRule` takes again."""
         return [row.document() for row in self.rows]
 
     def resolve(self, names: Iterable[str]) -> dict[str, Lambda]:
         """The λ of each of `names`, all tensors of a model that follow λ.
 
         Raises:
-            UsageError: a row matches or decides nothing, or gives a depth schedule to a name without a layer number.
+            UsageError: a row matches or decides nothing, or gives a depth schedule to a name
+                without a layer number.
         """
         names = tuple(names)
         values: dict[tuple[int, Fraction], Lambda] = {}
@@ -110,9 +134,9 @@ class LambdaRule:
             takers.setdefault(at, []).append(name)
         rows = [(at, str(row)) for at, row in enumerate(self.rows)] + [(-1, "no row")]
         return [
-            Touch(text, len(mine), mine[0], min(map(lams.get, mine)).key, max(map(lams.get, mine)).key)  # type: ignore
+            Touch(text, len(mine), mine[0], min(chosen).key, max(chosen).key)
             for at, text in rows
-            if (mine := takers.get(at))
+            if (mine := takers.get(at)) and (chosen := [lams[name] for name in mine])
         ]
 
     def _value(self, row: Row, depth: Fraction) -> Lambda:
@@ -120,7 +144,10 @@ class LambdaRule:
         return Lambda(self.lam.exact * value if row.times else value)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, LambdaRule) and (self.rows, self.lam.exact) == (other.rows, other.lam.exact)
+        return isinstance(other, LambdaRule) and (self.rows, self.lam.exact) == (
+            other.rows,
+            other.lam.exact,
+        )
 
     def __hash__(self) -> int:
         return hash((self.rows, self.lam.exact))

@@ -1,7 +1,7 @@
 """A sweep: every evaluator at every λ, on one live copy of the weights, recorded as it goes.
 
-`pa_fast.sweep` names the function of `pa_fast.sweeping`, which hides this package; modules are reached with
-`from pa_fast.sweep import driver`.
+`pa_fast.sweep` names the function of `pa_fast.sweeping`, which hides this package; modules are
+reached with `from pa_fast.sweep import driver`.
 """
 
 from __future__ import annotations
@@ -29,9 +29,19 @@ def sweep(
     figure: bool = True,
     shard: tuple[int, int] | None = None,
 ) -> SweepResult:
-    """`pa_fast.sweep` with a list of `Evaluator` objects: the part that knows of no EVAL string; see there."""
+    """`pa_fast.sweep` with a list of `Evaluator` objects: the part that knows of no EVAL string;
+    see there."""
     from pa_fast.sweep.driver import run
     from pa_fast.sweep.shard import Shard
 
     part = None if shard is None else Shard(*shard)
-    return run(lm, lambdas, evaluators, out, overwrite=overwrite, progress=progress, figure=figure, shard=part)
+    return run(
+        lm,
+        lambdas,
+        evaluators,
+        out,
+        overwrite=overwrite,
+        progress=progress,
+        figure=figure,
+        shard=part,
+    )

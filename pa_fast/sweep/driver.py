@@ -1,4 +1,5 @@
-"""The loop of a sweep: every missing point of the schedule, in order, recorded before the next one starts."""
+"""The loop of a sweep: every missing point of the schedule, in order, recorded before the next one
+starts."""
 
 from __future__ import annotations
 
@@ -33,12 +34,17 @@ def run(
     told, points = listening(progress), schedule.lambdas(lambdas)
     named = {evaluator.name: evaluator for evaluator in distinct(evaluators)}
     if not isinstance(engine, Engine):
-        raise UsageError(f"a {type(engine).__name__} is not an engine", "pass what pa_fast.load returns, or see pa_fast/base.py")
+        raise UsageError(
+            f"a {type(engine).__name__} is not an engine",
+            "pass what pa_fast.load returns, or see pa_fast/base.py",
+        )
     check_reach(engine, points)
     notes = check_evaluators(engine, list(named.values()))
     now = manifest.describe(engine, points, list(named.values()))
     proven = not overwrite and older.proven(engine, pathlib.Path(out), now, told)
-    with Recording(out, points, now, overwrite=overwrite, progress=told, shard=shard, proven=proven) as recording:
+    with Recording(
+        out, points, now, overwrite=overwrite, progress=told, shard=shard, proven=proven
+    ) as recording:
         for note in notes:
             recording.progress.noted(note)
         repeats = Repeats(recording.scored())
@@ -70,17 +76,31 @@ def distinct(evaluators: Sequence[Evaluator]) -> list[Evaluator]:
         raise UsageError("one evaluator instead of a list of them", "write [evaluator]")
     evaluators = list(evaluators)
     if not evaluators:
-        raise UsageError("a sweep needs at least one evaluator", "pass a list of them; on the command line --eval, once or more")
+        raise UsageError(
+            "a sweep needs at least one evaluator",
+            "pass a list of them; on the command line --eval, once or more",
+        )
     names = []
     for evaluator in evaluators:
         if not isinstance(evaluator, Evaluator):
             raise UsageError(
-                f"a {type(evaluator).__name__} is not an evaluator", "give it a name, higher_is_better and __call__(engine)"
+                f"a {type(evaluator).__name__} is not an evaluator",
+                "give it a name, higher_is_better and __call__(engine)",
             )
-        if not (isinstance(evaluator.name, str) and evaluator.name.strip() and evaluator.name.isprintable()):
-            raise UsageError(f"{evaluator.name!r} is not a name for an evaluator", "a text of one line is expected")
+        if not (
+            isinstance(evaluator.name, str)
+            and evaluator.name.strip()
+            and evaluator.name.isprintable()
+        ):
+            raise UsageError(
+                f"{evaluator.name!r} is not a name for an evaluator",
+                "a text of one line is expected",
+            )
         names.append(evaluator.name)
     twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
     if twice:
-        raise UsageError(f"two evaluators are called `{twice[0]}`", "give each a name of its own; in an EVAL string `,name=…`")
+        raise UsageError(
+            f"two evaluators are called `{twice[0]}`",
+            "give each a name of its own; in an EVAL string `,name=…`",
+        )
     return evaluators

@@ -16,7 +16,9 @@ __all__ = ["hold", "locked", "release", "remove_temporaries", "sync_folder", "wr
 
 
 def write(
-    path: pathlib.Path, data: bytes, hint: str = "make room or grant access, then run again: finished points are kept"
+    path: pathlib.Path,
+    data: bytes,
+    hint: str = "make room or grant access, then run again: finished points are kept",
 ) -> None:
     """Put `data` at `path`, whole or not at all.
 
@@ -47,7 +49,9 @@ def locked(path: pathlib.Path) -> Iterator[None]:
             release(handle)
             raise
     except OSError as error:
-        raise OutputError(f"{path} cannot be locked: {error.strerror}", "put --out on a disk that has file locks") from error
+        raise OutputError(
+            f"{path} cannot be locked: {error.strerror}", "put --out on a disk that has file locks"
+        ) from error
     try:
         yield
     finally:
@@ -58,7 +62,8 @@ _held: set[int] = set()
 
 
 def hold(handle: int) -> int:
-    """`handle`, from now on closed in every forked child: a lock lasts until the last process with its handle closes it."""
+    """`handle`, from now on closed in every forked child: a lock lasts until the last process with
+    its handle closes it."""
     _held.add(handle)
     return handle
 
@@ -81,5 +86,7 @@ os.register_at_fork(after_in_child=_release_all)
 def remove_temporaries(folder: pathlib.Path) -> None:
     """Remove what killed writers left in `folder`."""
     for leftover in folder.glob(".*.tmp"):
-        if re.fullmatch(r"\..+\.\d+\.tmp", leftover.name) and (leftover.is_symlink() or not leftover.is_dir()):
+        if re.fullmatch(r"\..+\.\d+\.tmp", leftover.name) and (
+            leftover.is_symlink() or not leftover.is_dir()
+        ):
             leftover.unlink(missing_ok=True)

@@ -14,13 +14,15 @@ from pa_fast.errors import UsageError
 
 @dataclass(frozen=True)
 class Entry:
-    """One attempt to evaluate `evaluator` at λ: a score with its unit and number of items, or an error.
+    """One attempt to evaluate `evaluator` at λ: a score with its unit and number of items, or an
+    error.
 
-    `lam` is the exact key of λ; `items` names the file of item scores, `outputs` the folder of the evaluator's own files,
-    relative to the run folder; `details` are its further figures; `checksum` is that of the live weights after the switch,
-    None where the switch itself failed; `intended_lambda` is what `effective_lambda` would be without rounding, where a rule
-    gives tensors different λ; `restored` are the kinds of process state that the evaluator changed and that were put back,
-    such as `autocast`; times are wall seconds.
+    `lam` is the exact key of λ; `items` names the file of item scores, `outputs` the folder of the
+    evaluator's own files, relative to the run folder; `details` are its further figures; `checksum`
+    is that of the live weights after the switch, None where the switch itself failed;
+    `intended_lambda` is what `effective_lambda` would be without rounding, where a rule gives
+    tensors different λ; `restored` are the kinds of process state that the evaluator changed and
+    that were put back, such as `autocast`; times are wall seconds.
     """
 
     lam: str
@@ -47,8 +49,13 @@ class Entry:
         return self.error is None
 
     def line(self) -> bytes:
-        """The entry as one line of JSON, `lambda` for `lam` and the checksum in hexadecimal, newline included."""
-        fields = {_name(key): value for key, value in dataclasses.asdict(self).items() if value is not None}
+        """The entry as one line of JSON, `lambda` for `lam` and the checksum in hexadecimal,
+        newline included."""
+        fields = {
+            _name(key): value
+            for key, value in dataclasses.asdict(self).items()
+            if value is not None
+        }
         if self.checksum is not None:
             # 64 bits do not survive the readers of JSON that hold every number as a double
             fields["checksum"] = f"{self.checksum:016x}"
@@ -60,7 +67,8 @@ _NUMBERS = ("score", "effective_lambda", "intended_lambda", "switch_s", "eval_s"
 
 
 def parse(line: bytes) -> Entry:
-    """The entry that `line` holds. Fields that are not known are passed over: a later version wrote them.
+    """The entry that `line` holds. Fields that are not known are passed over: a later version wrote
+    them.
 
     Raises:
         ValueError: not an entry; the message says why.
@@ -71,7 +79,9 @@ def parse(line: bytes) -> Entry:
         raise ValueError("is nested too deeply") from None
     if not isinstance(fields, dict):
         raise ValueError("is not a JSON object")
-    values: dict[str, Any] = {name: _field(fields, name) for name in (f.name for f in dataclasses.fields(Entry))}
+    values: dict[str, Any] = {
+        name: _field(fields, name) for name in (f.name for f in dataclasses.fields(Entry))
+    }
     entry = Entry(**values)
     if entry.error is None and (entry.score is None or entry.unit is None or entry.n is None):
         raise ValueError("holds neither a score with unit and n nor an error")
@@ -112,7 +122,9 @@ def _field(fields: dict[str, Any], name: str) -> Any:
 
 
 def _is_number(value: Any) -> bool:
-    return (type(value) is int and abs(value) < 2**63) or (type(value) is float and math.isfinite(value))
+    return (type(value) is int and abs(value) < 2**63) or (
+        type(value) is float and math.isfinite(value)
+    )
 
 
 def _key(value: Any) -> str:

@@ -60,18 +60,26 @@ _STYLE = {
 
 
 def write(result: SweepResult) -> str | None:
-    """Draw `trajectory.svg`, `.png` and `.pdf` into the run folder; nothing where no point is finished.
+    """Draw `trajectory.svg`, `.png` and `.pdf` into the run folder; nothing where no point is
+    finished.
 
     Returns:
-        Why there is no figure, as one line, where the results cannot be drawn; an older figure is then removed, which would
-        be that of other results. None else.
+        Why there is no figure, as one line, where the results cannot be drawn; an older figure is
+        then removed, which would be that of other results. None else.
 
     Raises:
         OutputError: the files cannot be written.
     """
     if not result.rows:
         return None
-    why = next((f"`{row.evaluator}` scored {row.score:.4g}" for row in result.rows if abs(row.score) > LARGEST_DRAWN), None)
+    why = next(
+        (
+            f"`{row.evaluator}` scored {row.score:.4g}"
+            for row in result.rows
+            if abs(row.score) > LARGEST_DRAWN
+        ),
+        None,
+    )
     try:
         if why is None:
             save(lambda: draw(result), result.out / "trajectory")
@@ -79,7 +87,9 @@ def write(result: SweepResult) -> str | None:
         why += f", and {LARGEST_DRAWN:g} is the most that an axis can show"
     except PaFastError:
         raise
-    except Exception as error:  # the results are written, and a fault in their picture is not theirs
+    except (
+        Exception
+    ) as error:  # the results are written, and a fault in their picture is not theirs
         why = f"{type(error).__name__}: {first_line(error)}"
     for kind in KINDS:
         (result.out / f"trajectory.{kind}").unlink(missing_ok=True)
@@ -87,9 +97,11 @@ def write(result: SweepResult) -> str | None:
 
 
 def save(make: Callable[[], Figure], path: pathlib.Path) -> None:
-    """Write what `make` draws, in the style of this project, to `path` with `.svg`, `.png` and `.pdf` added.
+    """Write what `make` draws, in the style of this project, to `path` with `.svg`, `.png` and
+    `.pdf` added.
 
-    Numerics: equal drawings give equal files under one version of matplotlib: no date, no host, fixed ids.
+    Numerics: equal drawings give equal files under one version of matplotlib: no date, no host,
+    fixed ids.
     """
     import matplotlib
 
@@ -101,24 +113,35 @@ def save(make: Callable[[], Figure], path: pathlib.Path) -> None:
         for kind in KINDS:
             data = io.BytesIO()
             drawn.savefig(data, format=kind, dpi=200, metadata=_METADATA[kind])
-            durable.write(path.with_name(f"{path.name}.{kind}"), data.getvalue(), "make room or grant access, then draw it again")
+            durable.write(
+                path.with_name(f"{path.name}.{kind}"),
+                data.getvalue(),
+                "make room or grant access, then draw it again",
+            )
 
 
 def check_place(path: pathlib.Path) -> None:
-    """Raise OutputError if `save` has no folder for `path`, may not write there, or would replace what it did not draw.
+    """Raise OutputError if `save` has no folder for `path`, may not write there, or would replace
+    what it did not draw.
 
     Called before hours of work, rather than after.
     """
     if not path.parent.is_dir():
         raise OutputError(
-            f"{path.parent} is no folder, and the figure {path.name} belongs there", "make it, or choose another one"
+            f"{path.parent} is no folder, and the figure {path.name} belongs there",
+            "make it, or choose another one",
         )
     if not os.access(path.parent, os.W_OK):
-        raise OutputError(f"{path.parent}: no figure may be written there", "grant access, or choose another folder")
+        raise OutputError(
+            f"{path.parent}: no figure may be written there",
+            "grant access, or choose another folder",
+        )
     for kind in KINDS:
         file = path.with_name(f"{path.name}.{kind}")
         if os.path.lexists(file) and not _is_drawn(file):
-            raise OutputError(f"{file} exists, and pa_fast did not draw it", "choose another name for the figure")
+            raise OutputError(
+                f"{file} exists, and pa_fast did not draw it", "choose another name for the figure"
+            )
 
 
 def _is_drawn(path: pathlib.Path) -> bool:
@@ -136,7 +159,8 @@ def _is_drawn(path: pathlib.Path) -> bool:
 
 
 def draw(result: SweepResult) -> Figure:
-    """The figure of `result`: one panel per unit, its evaluators as lines; with two evaluators also their trade-off."""
+    """The figure of `result`: one panel per unit, its evaluators as lines; with two evaluators also
+    their trade-off."""
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
@@ -148,19 +172,38 @@ def draw(result: SweepResult) -> Figure:
     rows = math.ceil(len(panels) / columns)
     both = len(lines) == 2 and len(trade_off.common(*lines)) > 1
     height = 4.3 if rows == 1 else 1.0 + 2.35 * rows
-    figure = Figure(figsize=(WIDTH_INCHES, height), layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.08))
+    figure = Figure(
+        figsize=(WIDTH_INCHES, height), layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.08)
+    )
     grid = figure.add_gridspec(rows, columns + both, width_ratios=[1.5] * columns + [1.0] * both)
     for place, group in enumerate(panels.values()):
         column, row = divmod(place, rows)
         lowest = row == rows - 1 or place == len(panels) - 1
         share = 1.5 / (1.5 * columns + both)
-        trajectory.draw(figure.add_subplot(grid[row, column]), group, lowest, (WIDTH_INCHES * share - 0.9) * _CHARACTERS)
+        trajectory.draw(
+            figure.add_subplot(grid[row, column]),
+            group,
+            lowest,
+            (WIDTH_INCHES * share - 0.9) * _CHARACTERS,
+        )
     if result.approximation is not None:
         # smaller and apart, but on the picture itself: it travels without its folder
-        figure.supxlabel(f"approximate delta: {result.approximation}", x=0.01, ha="left", fontsize=9, color="#7b8490")
+        figure.supxlabel(
+            f"approximate delta: {result.approximation}",
+            x=0.01,
+            ha="left",
+            fontsize=9,
+            color="#7b8490",
+        )
     if both:
         axes = figure.add_subplot(grid[:, -1])
-        trade_off.draw(axes, lines[0], lines[1], WIDTH_INCHES / (1.5 * columns + 1) * _CHARACTERS, height * _CHARACTERS)
+        trade_off.draw(
+            axes,
+            lines[0],
+            lines[1],
+            WIDTH_INCHES / (1.5 * columns + 1) * _CHARACTERS,
+            height * _CHARACTERS,
+        )
         figure.draw_without_rendering()
         trade_off.name_points(axes, *lines)
     return figure
@@ -171,7 +214,9 @@ def _lines(result: SweepResult) -> list[Line]:
     failed: dict[str, list[float]] = {}
     for failure in result.failures:
         failed.setdefault(failure.evaluator, []).append(float(failure.lam))
-    for name, higher, colour in zip(result.evaluators, result.higher_is_better, itertools.cycle(COLOURS)):
+    for name, higher, colour in zip(
+        result.evaluators, result.higher_is_better, itertools.cycle(COLOURS)
+    ):
         rows = result.scores(name)
         if rows:
             line = Line(
@@ -180,7 +225,9 @@ def _lines(result: SweepResult) -> list[Line]:
                 higher_is_better=higher,
                 keys=tuple(lam.key for lam in result.lambdas),
                 lams=tuple(float(lam) for lam in result.lambdas),
-                scores=tuple(rows[lam.key].score if lam.key in rows else math.nan for lam in result.lambdas),
+                scores=tuple(
+                    rows[lam.key].score if lam.key in rows else math.nan for lam in result.lambdas
+                ),
                 failed=tuple(failed.get(name, ())),
                 colour=colour,
             )

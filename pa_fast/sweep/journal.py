@@ -30,25 +30,36 @@ LOCK = ".lock"
 """Held while files that all shards of a sweep write are brought up to date."""
 _NO_RUN = "choose a new folder for --out; or if this is a run, restore its run.json from a copy"
 _KEPT = "make room or grant access, then run again: finished points are kept"
-RUN_FILES = ("run.json", "results.csv", "results.json", "trajectory.svg", "trajectory.png", "trajectory.pdf")
+RUN_FILES = (
+    "run.json",
+    "results.csv",
+    "results.json",
+    "trajectory.svg",
+    "trajectory.png",
+    "trajectory.pdf",
+)
 
 
 class Journal:
     """A run folder held open by one sweep, as a context manager.
 
-    Entering creates the folder, locks it against other sweeps, cuts off a last line that a kill left torn, and reads
-    what is finished: one step, for which processes that start together queue up. With `overwrite`, the files of the former
-    sweep are removed first, and no others.
+    Entering creates the folder, locks it against other sweeps, cuts off a last line that a kill
+    left torn, and reads what is finished: one step, for which processes that start together queue
+    up. With `overwrite`, the files of the former sweep are removed first, and no others.
 
-    A `shard` writes a file of its own, `journal.I-of-N.jsonl`, beside those of the others, and shares the folder with
-    them; what is finished is read from all. Several hosts may do so on one file system.
+    A `shard` writes a file of its own, `journal.I-of-N.jsonl`, beside those of the others, and
+    shares the folder with them; what is finished is read from all. Several hosts may do so on one
+    file system.
 
     Raises:
-        RunError: the folder holds foreign files, is in use, or its journal is damaged before its last line.
+        RunError: the folder holds foreign files, is in use, or its journal is damaged before its
+            last line.
         OutputError: it cannot be created or written.
     """
 
-    def __init__(self, folder: pathlib.Path, *, overwrite: bool = False, shard: Shard | None = None):
+    def __init__(
+        self, folder: pathlib.Path, *, overwrite: bool = False, shard: Shard | None = None
+    ):
         self.folder = folder
         self._overwrite = overwrite
         self._shard = shard
@@ -59,7 +70,9 @@ class Journal:
         self._samples: dict[str, Entry] = {}
 
     def __enter__(self) -> Journal:
-        check_folder(self.folder, self._shard)  # before the first file: a foreign folder stays as it is
+        check_folder(
+            self.folder, self._shard
+        )  # before the first file: a foreign folder stays as it is
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with durable.locked(self.folder / LOCK):
@@ -84,18 +97,26 @@ class Journal:
         self._lock()
         if self._overwrite:
             self._clear()
-        if self._shard is None:  # a shard cannot tell what a kill left from what another one is writing
+        if (
+            self._shard is None
+        ):  # a shard cannot tell what a kill left from what another one is writing
             for folder in (self.folder, self.folder / ITEMS, *_outputs(self.folder)):
                 durable.remove_temporaries(folder)
         os.ftruncate(self._file, _scan(self._path)[1])
         durable.sync_folder(self.folder)
         return read(self.folder)
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self._close()
 
     def finished(self, lam: str, evaluator: str) -> Entry | None:
-        """The entry that finished `evaluator` at the λ of key `lam`, in this sweep or an earlier one."""
+        """The entry that finished `evaluator` at the λ of key `lam`, in this sweep or an earlier
+        one."""
         return self._finished.get((lam, evaluator))
 
     def sample(self, evaluator: str) -> Entry | None:
@@ -110,8 +131,11 @@ class Journal:
         """The checksum of the weights on which points at the λ of key `lam` were finished."""
         return self._checksums.get(lam)
 
-    def record(self, entry: Entry, items: Sequence[Item] = (), files: Mapping[str, str] | None = None) -> Entry:
-        """Write `items` to a file and `files` to a folder of their own, then append `entry`; return it with their names.
+    def record(
+        self, entry: Entry, items: Sequence[Item] = (), files: Mapping[str, str] | None = None
+    ) -> Entry:
+        """Write `items` to a file and `files` to a folder of their own, then append `entry`; return
+        it with their names.
 
         An interrupt (SIGINT) that arrives meanwhile is raised when the line is durable.
 
@@ -121,8 +145,13 @@ class Journal:
         with _interrupts_wait():
             if items:
                 name = _point(entry.lam, entry.evaluator) + ".jsonl"
-                lines = [json.dumps({"id": i.id, "group": i.group, "score": i.score}, allow_nan=False) for i in items]
-                durable.write(self.folder / ITEMS / name, "".join(f"{line}\n" for line in lines).encode())
+                lines = [
+                    json.dumps({"id": i.id, "group": i.group, "score": i.score}, allow_nan=False)
+                    for i in items
+                ]
+                durable.write(
+                    self.folder / ITEMS / name, "".join(f"{line}\n" for line in lines).encode()
+                )
                 entry = replace(entry, items=f"{ITEMS}/{name}")
             if files:
                 name = f"{OUTPUTS}/{_point(entry.lam, entry.evaluator)}"
@@ -148,7 +177,9 @@ class Journal:
                     folder.mkdir(exist_ok=True)
                 durable.sync_folder(folder.parent)
         except OSError as error:
-            raise OutputError(f"{self.folder / name} cannot be made: {error.strerror}", _KEPT) from error
+            raise OutputError(
+                f"{self.folder / name} cannot be made: {error.strerror}", _KEPT
+            ) from error
 
     def _append(self, line: bytes) -> None:
         end = os.fstat(self._file).st_size
@@ -168,10 +199,14 @@ class Journal:
             _take(self._shared, self.folder / NAME, self._shard, shared=True)
 
     def _clear(self) -> None:
-        # The journal first: lines without the run.json that explains them would be refused by the next sweep
+        # The journal first: lines without the run.json that explains them would be refused by the
+        # next sweep
         os.ftruncate(self._file, 0)
         os.fsync(self._file)
-        for path in [*self.folder.glob("journal.*-of-*.jsonl"), *(self.folder / ITEMS).glob("lambda=*.jsonl")]:
+        for path in [
+            *self.folder.glob("journal.*-of-*.jsonl"),
+            *(self.folder / ITEMS).glob("lambda=*.jsonl"),
+        ]:
             path.unlink()
         for path in _outputs(self.folder):
             shutil.rmtree(path)
@@ -186,11 +221,13 @@ class Journal:
 
 
 def check_folder(folder: pathlib.Path, shard: Shard | None = None) -> None:
-    """Refuse a `folder` that cannot become or go on being a run folder, as far as can be told without touching it.
+    """Refuse a `folder` that cannot become or go on being a run folder, as far as can be told
+    without touching it.
 
     Raises:
         RunError: it holds foreign files, or is in use.
-        OutputError: it is no folder, or neither it nor the folder that it would be made in may be written.
+        OutputError: it is no folder, or neither it nor the folder that it would be made in may be
+            written.
     """
     try:
         if folder.exists():
@@ -212,10 +249,18 @@ def _take(handle: int, path: pathlib.Path, shard: Shard | None, *, shared: bool 
     try:
         own.lock(handle, path, shared=shared)
     except BlockingIOError:
-        which = "another sweep" if shard is None else f"another sweep, or by another process for shard {shard.name}"
-        raise RunError(f"{folder} is in use by {which}", "wait for it to end, or choose another --out") from None
+        which = (
+            "another sweep"
+            if shard is None
+            else f"another sweep, or by another process for shard {shard.name}"
+        )
+        raise RunError(
+            f"{folder} is in use by {which}", "wait for it to end, or choose another --out"
+        ) from None
     except OSError as error:
-        raise RunError(f"{folder} cannot be locked: {error.strerror}", "put --out on a local disk") from error
+        raise RunError(
+            f"{folder} cannot be locked: {error.strerror}", "put --out on a local disk"
+        ) from error
 
 
 def _unusable(folder: pathlib.Path, why: str | None) -> OutputError:
@@ -223,18 +268,26 @@ def _unusable(folder: pathlib.Path, why: str | None) -> OutputError:
 
 
 def read(folder: pathlib.Path) -> list[Entry]:
-    """All entries of the journals in `folder`, those of shards after the others, each file in order and without its torn
-    last line; needs no lock, writes nothing.
+    """All entries of the journals in `folder`, those of shards after the others, each file in order
+    and without its torn last line; needs no lock, writes nothing.
 
     Raises:
         RunError: no journal, or one that is damaged before its last line.
     """
-    return [entry for path in [folder / NAME, *sorted(folder.glob("journal.*-of-*.jsonl"))] for entry in _scan(path)[0]]
+    return [
+        entry
+        for path in [folder / NAME, *sorted(folder.glob("journal.*-of-*.jsonl"))]
+        for entry in _scan(path)[0]
+    ]
 
 
 def _outputs(folder: pathlib.Path) -> list[pathlib.Path]:
     """The folders of points in the run `folder`; a link among them is none."""
-    return [path for path in (folder / OUTPUTS).glob("lambda=*") if path.is_dir() and not path.is_symlink()]
+    return [
+        path
+        for path in (folder / OUTPUTS).glob("lambda=*")
+        if path.is_dir() and not path.is_symlink()
+    ]
 
 
 def _open(path: pathlib.Path) -> int:
@@ -246,7 +299,9 @@ def _scan(path: pathlib.Path) -> tuple[list[Entry], int]:
     try:
         data = own.read_own(path)
     except OSError as error:
-        raise RunError(f"{path} cannot be read: {error.strerror}", "name the --out of a sweep") from error
+        raise RunError(
+            f"{path} cannot be read: {error.strerror}", "name the --out of a sweep"
+        ) from error
     entries: list[Entry] = []
     whole_bytes = 0
     *lines, torn = data.split(b"\n")
@@ -255,7 +310,9 @@ def _scan(path: pathlib.Path) -> tuple[list[Entry], int]:
             entries.append(parse(line))
         except ValueError as error:
             if number == len(lines) and not torn:
-                break  # the write of the last line was cut short by a power cut, with its newline already on disk
+                # the write of the last line was cut short by a power cut, with its newline already
+                # on disk
+                break
             hint = f"restore {path.name} from a copy, or delete the line: its point then runs again"
             raise RunError(f"line {number} of {path} is damaged: it {_why(error)}", hint) from error
         whole_bytes += len(line) + 1
@@ -263,7 +320,11 @@ def _scan(path: pathlib.Path) -> tuple[list[Entry], int]:
 
 
 def _why(error: ValueError) -> str:
-    return "is not JSON" if isinstance(error, (json.JSONDecodeError, UnicodeDecodeError)) else str(error)
+    return (
+        "is not JSON"
+        if isinstance(error, (json.JSONDecodeError, UnicodeDecodeError))
+        else str(error)
+    )
 
 
 def _refuse_foreign(folder: pathlib.Path) -> None:
@@ -272,29 +333,44 @@ def _refuse_foreign(folder: pathlib.Path) -> None:
     if os.path.lexists(folder / "run.json"):
         raise RunError(f"{folder} is not a run folder: its run.json is no sweep's", _NO_RUN)
     for path in folder.iterdir():
-        # A sweep killed in its first moments leaves these, with nothing in them, before run.json is there
+        # A sweep killed in its first moments leaves these, with nothing in them, before run.json is
+        # there
         names = r"journal(\.\d+-of-\d+)?\.jsonl|\.lock"
         empty_file = re.fullmatch(names, path.name) and path.is_file() and path.stat().st_size == 0
         empty_items = path == folder / ITEMS and path.is_dir() and not any(path.iterdir())
-        if not (empty_file or empty_items or re.fullmatch(r"\.run\.json\.\d+\.tmp", path.name) or not path.exists()):
+        if not (
+            empty_file
+            or empty_items
+            or re.fullmatch(r"\.run\.json\.\d+\.tmp", path.name)
+            or not path.exists()
+        ):
             if (folder / "run.json").exists():
-                return  # another process has begun the run meanwhile: it writes nothing else before run.json
+                # another process has begun the run meanwhile: it writes nothing else before
+                # run.json
+                return
             raise RunError(
-                f"{folder} is not a run folder: it holds `{path.name}` and no run.json", "choose a new folder for --out"
+                f"{folder} is not a run folder: it holds `{path.name}` and no run.json",
+                "choose a new folder for --out",
             )
 
 
 def _point(lam: str, evaluator: str) -> str:
-    """A file name for what belongs to a point: readable, and different for different points on every file system."""
+    """A file name for what belongs to a point: readable, and different for different points on
+    every file system."""
     plain = f"lambda={lam}.{evaluator}"
     safe = re.sub(r"[^A-Za-z0-9.=_-]+", "_", plain)
-    mark = "" if safe == plain.lower() and len(plain) <= 100 else "." + hashlib.sha256(plain.encode()).hexdigest()[:12]
+    mark = (
+        ""
+        if safe == plain.lower() and len(plain) <= 100
+        else "." + hashlib.sha256(plain.encode()).hexdigest()[:12]
+    )
     return f"{safe[:100]}{mark}"
 
 
 @contextlib.contextmanager
 def _interrupts_wait() -> Iterator[None]:
-    """Hold back SIGINT until the block is done. Only the main thread is ever interrupted, so only it needs this."""
+    """Hold back SIGINT until the block is done. Only the main thread is ever interrupted, so only
+    it needs this."""
     handler = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or not callable(handler):
         yield

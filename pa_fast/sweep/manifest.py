@@ -22,12 +22,14 @@ FORMAT = 1
 _OTHER = "choose another --out, or start afresh with --overwrite"
 _SHOWN = 6
 CONTENT = frozenset({"base_content", "instruct_content"})
-"""Keys of an engine's identity that earlier versions did not record: they went by a sample of the weights."""
+"""Keys of an engine's identity that earlier versions did not record: they went by a sample of the
+weights."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """One evaluator of a run: its name in every results file, which way is better, and what it measures on."""
+    """One evaluator of a run: its name in every results file, which way is better, and what it
+    measures on."""
 
     name: str
     higher_is_better: bool
@@ -36,9 +38,10 @@ class Column:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A run's identity and schedule. λ and evaluators stand in order of first appearance; `versions` and `configurations`
-    list every distinct set of package versions, and of folders and device, that took part; `commands` every distinct
-    command line and the folder that it was run in."""
+    """A run's identity and schedule. λ and evaluators stand in order of first appearance;
+    `versions` and `configurations` list every distinct set of package versions, and of folders and
+    device, that took part; `commands` every distinct command line and the folder that it was run
+    in."""
 
     lambdas: tuple[str, ...]
     evaluators: tuple[Column, ...]
@@ -68,7 +71,10 @@ def describe(engine: Engine, points: Sequence[Lambda], evaluators: Sequence[Eval
     """
     return Manifest(
         tuple(lam.key for lam in points),
-        tuple(Column(e.name, bool(e.higher_is_better), _plain(f"evaluator `{e.name}`", identity(e))) for e in evaluators),
+        tuple(
+            Column(e.name, bool(e.higher_is_better), _plain(f"evaluator `{e.name}`", identity(e)))
+            for e in evaluators
+        ),
         _plain("the engine", _identity(engine)),
         (_versions(),),
         (_plain("the engine", configuration(engine)),),
@@ -76,7 +82,8 @@ def describe(engine: Engine, points: Sequence[Lambda], evaluators: Sequence[Eval
 
 
 def _identity(engine: Engine) -> Mapping[str, Any]:
-    """The engine's identity, with the rule that its weights follow now, whatever it knew of that when it was made."""
+    """The engine's identity, with the rule that its weights follow now, whatever it knew of that
+    when it was made."""
     if not hasattr(engine.weights, "followed"):
         return identity(engine)
     rule = engine.weights.followed
@@ -85,22 +92,33 @@ def _identity(engine: Engine) -> Mapping[str, Any]:
 
 
 def is_sampled(recorded: Manifest, now: Manifest) -> bool:
-    """Whether `recorded` is of the engine of `now`, as far as an earlier version recorded it: without content sums."""
+    """Whether `recorded` is of the engine of `now`, as far as an earlier version recorded it:
+    without content sums."""
     left = now.engine.keys() - recorded.engine.keys()
     known = {key: value for key, value in now.engine.items() if key not in left}
-    return bool(left) and left <= CONTENT and not list(_differences("engine", recorded.engine, known))
+    return (
+        bool(left) and left <= CONTENT and not list(_differences("engine", recorded.engine, known))
+    )
 
 
-def reconcile(folder: pathlib.Path, now: Manifest, finished: Collection[str] | None = None, *, proven: bool = False) -> Manifest:
+def reconcile(
+    folder: pathlib.Path,
+    now: Manifest,
+    finished: Collection[str] | None = None,
+    *,
+    proven: bool = False,
+) -> Manifest:
     """Write `now` to `folder`, or extend the manifest that is there with its λ and evaluators.
 
-    `proven` says that the finished points of a run without content sums were seen to be of these checkpoints.
+    `proven` says that the finished points of a run without content sums were seen to be of these
+    checkpoints.
 
-    `finished` names the evaluators that have a finished point. A recorded one that has none binds nobody: it may come
-    back changed, and is dropped when it is not asked for again. None: all have.
+    `finished` names the evaluators that have a finished point. A recorded one that has none binds
+    nobody: it may come back changed, and is dropped when it is not asked for again. None: all have.
 
     Raises:
-        RunError: the folder's engine, or an evaluator of the same name, has another identity; it names what differs.
+        RunError: the folder's engine, or an evaluator of the same name, has another identity; it
+            names what differs.
     """
     if (folder / NAME).exists():
         recorded = load(folder)
@@ -108,9 +126,10 @@ def reconcile(folder: pathlib.Path, now: Manifest, finished: Collection[str] | N
             recorded = replace(recorded, engine=now.engine)
         elif is_sampled(recorded, now):
             raise RunError(
-                f"{folder} is of a version that recorded a sample of the checkpoints, which misses changes",
-                "run the sweep once in one process, without --workers: it compares the weights of all finished λ, and records "
-                "the content; or choose another --out",
+                f"{folder} is of a version that recorded a sample of the checkpoints, which misses"
+                " changes",
+                "run the sweep once in one process, without --workers: it compares the weights of"
+                " all finished λ, and records the content; or choose another --out",
             )
         if finished is not None:
             asked = {column.name for column in now.evaluators}
@@ -130,7 +149,12 @@ def is_recorded(folder: pathlib.Path) -> bool:
         document = json.loads(files.read_own(folder / NAME))
     except (OSError, ValueError, RecursionError, OutputError):
         return False
-    return isinstance(document, dict) and document.keys() >= {"format", "lambdas", "evaluators", "engine"}
+    return isinstance(document, dict) and document.keys() >= {
+        "format",
+        "lambdas",
+        "evaluators",
+        "engine",
+    }
 
 
 def load(folder: pathlib.Path) -> Manifest:
@@ -145,16 +169,23 @@ def load(folder: pathlib.Path) -> Manifest:
         if is_deep(document):
             raise ValueError("nested too deep")
         if isinstance(document, dict) and not document.keys() & {"lambdas", "evaluators", "engine"}:
-            raise RunError(f"{folder} is not a run folder: its {NAME} is no sweep's", "choose another --out")
+            raise RunError(
+                f"{folder} is not a run folder: its {NAME} is no sweep's", "choose another --out"
+            )
         if document["format"] != FORMAT:
             found = json.dumps(document["format"])
             raise RunError(
-                f"{path} has format {found}, and this version reads {FORMAT}", "use the version that wrote it, or another --out"
+                f"{path} has format {found}, and this version reads {FORMAT}",
+                "use the version that wrote it, or another --out",
             )
         return Manifest(
             tuple(Lambda(_typed(key, str)).key for key in document["lambdas"]),
             tuple(
-                Column(_name(c["name"]), _typed(c["higher_is_better"], bool), _typed(c["identity"], dict))
+                Column(
+                    _name(c["name"]),
+                    _typed(c["higher_is_better"], bool),
+                    _typed(c["identity"], dict),
+                )
                 for c in document["evaluators"]
             ),
             _typed(document["engine"], dict),
@@ -163,11 +194,15 @@ def load(folder: pathlib.Path) -> Manifest:
             tuple(_typed(command, dict) for command in document.get("commands", [])),
         )
     except FileNotFoundError:
-        raise RunError(f"{folder} is not a run folder: it has no {NAME}", "name the --out of a sweep") from None
+        raise RunError(
+            f"{folder} is not a run folder: it has no {NAME}", "name the --out of a sweep"
+        ) from None
     except OSError as error:
         raise RunError(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, RecursionError, UsageError) as error:
-        raise RunError(f"{path} is damaged: {error}", "restore it from a copy, or choose another --out") from error
+        raise RunError(
+            f"{path} is damaged: {error}", "restore it from a copy, or choose another --out"
+        ) from error
 
 
 def _extended(recorded: Manifest, now: Manifest, folder: pathlib.Path) -> Manifest:
@@ -178,17 +213,21 @@ def _extended(recorded: Manifest, now: Manifest, folder: pathlib.Path) -> Manife
             before = columns[column.name]
             where = f"evaluator `{column.name}`"
             differences += _differences(where, before.identity, column.identity)
-            differences += _differences(f"{where}.higher_is_better", before.higher_is_better, column.higher_is_better)
+            differences += _differences(
+                f"{where}.higher_is_better", before.higher_is_better, column.higher_is_better
+            )
     if differences:
         more = [f"and {len(differences) - _SHOWN} more"] if len(differences) > _SHOWN else []
         listed = "".join(f"\n  {line}" for line in differences[:_SHOWN] + more)
         raise RunError(f"{folder} belongs to another sweep:{listed}", _OTHER)
     return Manifest(
         tuple(dict.fromkeys(recorded.lambdas + now.lambdas)),
-        recorded.evaluators + tuple(column for column in now.evaluators if column.name not in columns),
+        recorded.evaluators
+        + tuple(column for column in now.evaluators if column.name not in columns),
         recorded.engine,
         recorded.versions + tuple(v for v in now.versions if v not in recorded.versions),
-        recorded.configurations + tuple(c for c in now.configurations if c not in recorded.configurations),
+        recorded.configurations
+        + tuple(c for c in now.configurations if c not in recorded.configurations),
         recorded.commands + tuple(c for c in now.commands if c not in recorded.commands),
     )
 
@@ -199,7 +238,9 @@ _ABSENT = object()
 def _differences(where: str, recorded: object, now: object) -> Iterator[str]:
     if isinstance(recorded, Mapping) and isinstance(now, Mapping):
         for key in dict.fromkeys([*recorded, *now]):
-            yield from _differences(f"{where}.{key}", recorded.get(key, _ABSENT), now.get(key, _ABSENT))
+            yield from _differences(
+                f"{where}.{key}", recorded.get(key, _ABSENT), now.get(key, _ABSENT)
+            )
     elif type(recorded) is not type(now) or recorded != now:
         yield f"{where}: recorded {_shown(recorded)}, now {_shown(now)}"
 
@@ -210,12 +251,14 @@ def _shown(value: object) -> str:
 
 
 def _plain(owner: str, value: Mapping[str, Any]) -> dict[str, Any]:
-    """`value` as it will be read back, so that a tuple does not differ from the list that it becomes."""
+    """`value` as it will be read back, so that a tuple does not differ from the list that it
+    becomes."""
     try:
         plain = json.loads(json.dumps(value, allow_nan=False))
     except (TypeError, ValueError, RecursionError) as error:
         raise UsageError(
-            f"the identity of {owner} cannot be recorded: {error}", "keep to JSON values: texts, numbers, lists, mappings"
+            f"the identity of {owner} cannot be recorded: {error}",
+            "keep to JSON values: texts, numbers, lists, mappings",
         ) from error
     return _typed(plain, dict)
 
@@ -227,20 +270,29 @@ def _typed(value: Any, kind: type) -> Any:
 
 
 def _name(value: Any) -> str:
-    """The name of an evaluator, as a sweep accepts it: it becomes a column of every results file."""
+    """The name of an evaluator, as a sweep accepts it: it becomes a column of every results
+    file."""
     if not _typed(value, str).isprintable():
         raise ValueError(f"an evaluator is called {_shown(value)}")
     return str(value)
 
 
 def command() -> Mapping[str, Any]:
-    """The command line of this process, as a shell takes it, and the folder that its relative paths begin in."""
+    """The command line of this process, as a shell takes it, and the folder that its relative paths
+    begin in."""
     program, *arguments = sys.argv or [""]
     return {"command": shlex.join([pathlib.Path(program).name, *arguments]), "folder": os.getcwd()}
 
 
 def _versions() -> dict[str, str]:
-    """Versions of the packages that can change a score, as far as this process has imported them."""
-    modules = {name: sys.modules.get(name) for name in ("pa_fast", "torch", "triton", "transformers", "numpy")}
+    """Versions of the packages that can change a score, as far as this process has imported
+    them."""
+    modules = {
+        name: sys.modules.get(name)
+        for name in ("pa_fast", "torch", "triton", "transformers", "numpy")
+    }
     found = {name: getattr(module, "__version__", None) for name, module in modules.items()}
-    return {"python": sys.version.split()[0], **{name: str(version) for name, version in found.items() if version is not None}}
+    return {
+        "python": sys.version.split()[0],
+        **{name: str(version) for name, version in found.items() if version is not None},
+    }

@@ -22,7 +22,8 @@ _HOST = socket.gethostname()
 
 @dataclass(frozen=True)
 class Record:
-    """What came of one evaluator at one λ: its line for the journal, and what belongs into files of its own."""
+    """What came of one evaluator at one λ: its line for the journal, and what belongs into files of
+    its own."""
 
     entry: Entry
     items: Sequence[Item] = ()
@@ -41,14 +42,16 @@ class _Proof:
 
 @dataclass(frozen=True)
 class _Fault:
-    """Why a point failed, as text: an exception would keep its frames alive, and with them the tensors they hold."""
+    """Why a point failed, as text: an exception would keep its frames alive, and with them the
+    tensors they hold."""
 
     message: str
     traceback: str | None = None
 
 
 def check_reach(engine: Engine, points: Iterable[Lambda]) -> None:
-    """Refuse a schedule before its first point if one of its λ is outside what the weights can be set to, where they say so.
+    """Refuse a schedule before its first point if one of its λ is outside what the weights can be
+    set to, where they say so.
 
     Raises:
         UsageError: as the weights' own `check_lambda`.
@@ -77,14 +80,16 @@ def visit(
     recorded: int | None = None,
     progress: Progress | object | None = None,
 ) -> Iterator[Record]:
-    """Bring `engine` to λ and run `evaluators` there, yielding what came of each before the next one starts.
+    """Bring `engine` to λ and run `evaluators` there, yielding what came of each before the next
+    one starts.
 
-    After one that writes to the weights, λ is set again; what one changes in the process is put back, see `Restored`.
-    `recorded` is the checksum of the weights on which other points of this λ were finished, None where there are none.
+    After one that writes to the weights, λ is set again; what one changes in the process is put
+    back, see `Restored`. `recorded` is the checksum of the weights on which other points of this λ
+    were finished, None where there are none.
 
     Raises:
-        RunError: the switch gives weights with another checksum than `recorded`, or an evaluator changed something of the
-            process that cannot be put back.
+        RunError: the switch gives weights with another checksum than `recorded`, or an evaluator
+            changed something of the process that cannot be put back.
     """
     told = listening(progress)
     queue = list(evaluators)
@@ -112,7 +117,8 @@ def visit(
 
 @contextlib.contextmanager
 def _heard(engine: Engine, progress: Progress) -> Iterator[None]:
-    """Meanwhile `progress` hears how many of its requests the engine has done, if both take part in it."""
+    """Meanwhile `progress` hears how many of its requests the engine has done, if both take part in
+    it."""
     within = getattr(progress, "within", None)
     if within is None or not hasattr(engine, "on_progress"):
         yield
@@ -127,13 +133,16 @@ def _heard(engine: Engine, progress: Progress) -> Iterator[None]:
 def _check_same(lam: Lambda, recorded: int, found: int) -> None:
     if recorded != found:
         raise RunError(
-            f"the run has other weights at λ = {lam.key}: recorded checksum {recorded:016x}, now {found:016x}",
-            "the checkpoints have changed since: choose another --out, or start afresh with --overwrite",
+            f"the run has other weights at λ = {lam.key}: recorded checksum {recorded:016x}, now"
+            f" {found:016x}",
+            "the checkpoints have changed since: choose another --out, or start afresh with"
+            " --overwrite",
         )
 
 
 def _switch(engine: Engine, lam: Lambda, before: _Proof | None) -> _Proof:
-    """Set λ and prove it: against a fresh merge on the first visit, against the first visit's sum afterwards."""
+    """Set λ and prove it: against a fresh merge on the first visit, against the first visit's sum
+    afterwards."""
     weights = engine.weights
     start = time.perf_counter()
     weights.set_lambda(lam)
@@ -141,29 +150,40 @@ def _switch(engine: Engine, lam: Lambda, before: _Proof | None) -> _Proof:
     switch_s = time.perf_counter() - start
     if before is None and not weights.verify():
         raise WeightsError(
-            f"the live weights at λ = {lam.key} differ from a fresh merge", "reload the pair; if it happens again, report it"
+            f"the live weights at λ = {lam.key} differ from a fresh merge",
+            "reload the pair; if it happens again, report it",
         )
     checksum = weights.checksum()
     if before is None:
         return _Proof(checksum, _finite(weights.effective_lambda()), _intended(weights), switch_s)
     if checksum != before.checksum:
-        raise WeightsError(f"setting λ = {lam.key} again did not restore the live weights", "reload the pair and run again")
+        raise WeightsError(
+            f"setting λ = {lam.key} again did not restore the live weights",
+            "reload the pair and run again",
+        )
     return before
 
 
 def _intended(weights: Weights) -> float | None:
-    """What effective λ would be without rounding, where weights follow a rule and say so; else that is λ."""
+    """What effective λ would be without rounding, where weights follow a rule and say so; else that
+    is λ."""
     intended = getattr(weights, "intended_lambda", None)
-    return None if getattr(weights, "rule", None) is None or intended is None else _finite(intended())
+    return (
+        None if getattr(weights, "rule", None) is None or intended is None else _finite(intended())
+    )
 
 
 def _finite(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def _evaluate(engine: Engine, lam: Lambda, evaluator: Evaluator, proof: _Proof) -> tuple[Record, bool]:
-    """Run one evaluator, put the process back, and tell whether the weights are as they were. The sum of `proof` is the sum
-    before: nothing but evaluators runs between two of them, and each is followed by a sum of its own."""
+def _evaluate(
+    engine: Engine, lam: Lambda, evaluator: Evaluator, proof: _Proof
+) -> tuple[Record, bool]:
+    """Run one evaluator, put the process back, and tell whether the weights are as they were. The
+    sum of `proof` is the sum before: nothing but evaluators runs between two of them, and each is
+    followed by a sum of its own.
+    """
     score: Score | None = None
     fault: _Fault | None = None
     with Restored(f"evaluator `{evaluator.name}`") as process:
@@ -176,20 +196,32 @@ def _evaluate(engine: Engine, lam: Lambda, evaluator: Evaluator, proof: _Proof) 
     try:
         intact = engine.weights.checksum() == proof.checksum
         if intact:
-            engine.on_weights_changed()  # the weights are what they were: is the model still made of them?
+            # the weights are what they were: is the model still made of them?
+            engine.on_weights_changed()
         else:
             fault = _written(evaluator.name, lam, engine.weights, fault)
     except Exception as error:
         left = _fault(error)
-        intact, fault = False, _Fault(f"evaluator `{evaluator.name}` changed the model: {left.message}", left.traceback)
-    entry = replace(_entry(lam, evaluator, fault or score, proof, eval_s), restored=process.changed or None)
+        intact, fault = (
+            False,
+            _Fault(
+                f"evaluator `{evaluator.name}` changed the model: {left.message}", left.traceback
+            ),
+        )
+    entry = replace(
+        _entry(lam, evaluator, fault or score, proof, eval_s), restored=process.changed or None
+    )
     if score is None or fault is not None:
         return Record(entry), intact
     return Record(entry, score.items, score.files), intact
 
 
 def _entry(
-    lam: Lambda, evaluator: Evaluator, outcome: Score | _Fault | None, proof: _Proof | None = None, eval_s: float | None = None
+    lam: Lambda,
+    evaluator: Evaluator,
+    outcome: Score | _Fault | None,
+    proof: _Proof | None = None,
+    eval_s: float | None = None,
 ) -> Entry:
     score = outcome if isinstance(outcome, Score) else None
     fault = outcome if isinstance(outcome, _Fault) else None
@@ -216,7 +248,9 @@ def _fault(error: BaseException) -> _Fault:
     if isinstance(error, PaFastError):
         return _Fault(str(error))
     try:
-        return _Fault(f"{type(error).__name__}: {error}", "".join(traceback.format_exception(error)))
+        return _Fault(
+            f"{type(error).__name__}: {error}", "".join(traceback.format_exception(error))
+        )
     except Exception:  # an exception of the user's own may fail to print itself
         return _Fault(f"{type(error).__name__}, whose message cannot be printed")
 
@@ -224,40 +258,72 @@ def _fault(error: BaseException) -> _Fault:
 def _written(name: str, lam: Lambda, weights: Weights, fault: _Fault | None) -> _Fault:
     now = weights.lam
     if now is None or float(now) != float(lam):
-        message = f"evaluator `{name}` left the live weights at λ = {now}, and found them at {lam.key}"
+        message = (
+            f"evaluator `{name}` left the live weights at λ = {now}, and found them at {lam.key}"
+        )
     else:
         changed = weights.changed()
-        shown = ", ".join(changed[:3]) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
-        message = f"evaluator `{name}` wrote to the live weights: {shown or 'their checksum changed'}"
-    return _Fault(message) if fault is None else _Fault(f"{message}; it also failed: {fault.message}", fault.traceback)
+        shown = ", ".join(changed[:3]) + (
+            f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+        )
+        message = (
+            f"evaluator `{name}` wrote to the live weights: {shown or 'their checksum changed'}"
+        )
+    return (
+        _Fault(message)
+        if fault is None
+        else _Fault(f"{message}; it also failed: {fault.message}", fault.traceback)
+    )
 
 
 def _checked(name: str, score: object) -> Score:
     """`score` with plain numbers, if it is one that can be recorded and compared."""
     if not isinstance(score, Score):
-        raise EvaluatorError(f"evaluator `{name}` returned a {type(score).__name__} instead of a pa_fast.Score")
+        raise EvaluatorError(
+            f"evaluator `{name}` returned a {type(score).__name__} instead of a pa_fast.Score"
+        )
     if isinstance(score.value, (str, bool)) or isinstance(score.n, (str, bool)):
-        raise EvaluatorError(f"evaluator `{name}` scored {score.value!r} over {score.n!r} items; two numbers are expected")
+        raise EvaluatorError(
+            f"evaluator `{name}` scored {score.value!r} over {score.n!r} items; two numbers are"
+            " expected"
+        )
     value, n, items = float(score.value), int(score.n), tuple(score.items)
     if not math.isfinite(value):
         raise EvaluatorError(f"evaluator `{name}` scored {value}, which is not a finite number")
     if n < 1 or n != score.n:
-        raise EvaluatorError(f"evaluator `{name}` scored n = {score.n} items, and at least one is expected")
+        raise EvaluatorError(
+            f"evaluator `{name}` scored n = {score.n} items, and at least one is expected"
+        )
     if items and len(items) != n:
         raise EvaluatorError(f"evaluator `{name}` gave n = {n} and {len(items)} items")
     if not isinstance(score.unit, str) or not score.unit.isprintable():
-        raise EvaluatorError(f"evaluator `{name}` gave the unit {score.unit!r}, and a text of one line is expected")
+        raise EvaluatorError(
+            f"evaluator `{name}` gave the unit {score.unit!r}, and a text of one line is expected"
+        )
     plain = tuple(Item(str(item.id), str(item.group), float(item.score)) for item in items)
     for item in plain:
         if not math.isfinite(item.score):
-            raise EvaluatorError(f"evaluator `{name}` scored item `{item.id}` {item.score}, which is not a finite number")
+            raise EvaluatorError(
+                f"evaluator `{name}` scored item `{item.id}` {item.score}, which is not a finite"
+                " number"
+            )
     if len({(item.group, item.id) for item in plain}) < len(plain):
         raise EvaluatorError(f"evaluator `{name}` gave two items of the same group and id")
     details = {str(key): float(figure) for key, figure in score.details.items()}
     for key, figure in details.items():
         if not math.isfinite(figure):
-            raise EvaluatorError(f"evaluator `{name}` gave {figure} for the detail `{key}`, which is not a finite number")
+            raise EvaluatorError(
+                f"evaluator `{name}` gave {figure} for the detail `{key}`, which is not a finite"
+                " number"
+            )
     for file, text in score.files.items():
-        if not isinstance(file, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", file) or not isinstance(text, str):
-            raise EvaluatorError(f"evaluator `{name}` gave a file {file!r}; a plain file name and a text are expected")
+        if (
+            not isinstance(file, str)
+            or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", file)
+            or not isinstance(text, str)
+        ):
+            raise EvaluatorError(
+                f"evaluator `{name}` gave a file {file!r}; a plain file name and a text are"
+                " expected"
+            )
     return Score(value, score.unit, n, plain, details, dict(score.files))

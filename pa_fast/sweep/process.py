@@ -1,7 +1,8 @@
 """What an evaluator can leave in this process that changes other scores, and how it is put back.
 
-Weights and model are not part of it: the driver proves them by checksum and by `Engine.on_weights_changed`. Neither are
-environment variables, which libraries set when they are first imported.
+Weights and model are not part of it: the driver proves them by checksum and by
+`Engine.on_weights_changed`. Neither are environment variables, which libraries set when they are
+first imported.
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ _ATTENTION = ("flash", "mem_efficient", "math", "cudnn")
 
 @dataclass(frozen=True)
 class _State:
-    """One setting: `read` gives a value to compare and to `write` back, None where this process does not have it."""
+    """One setting: `read` gives a value to compare and to `write` back, None where this process
+    does not have it."""
 
     kind: str
     read: Callable[[], Any]
@@ -59,12 +61,15 @@ class _State:
 
 
 class Restored:
-    """A context manager that puts back what its block changes in the process, and drops torch's cache of casts.
+    """A context manager that puts back what its block changes in the process, and drops torch's
+    cache of casts.
 
     Attributes:
-        changed: after the block, the kinds of state that it had changed, such as `autocast`, each once.
+        changed: after the block, the kinds of state that it had changed, such as `autocast`, each
+            once.
 
-    A child that the block forked and that comes out of it ends there: it would go on with the sweep beside its parent.
+    A child that the block forked and that comes out of it ends there: it would go on with the sweep
+    beside its parent.
 
     Raises:
         RunError: something cannot be put back; only where the block itself raises nothing.
@@ -76,11 +81,18 @@ class Restored:
 
     def __enter__(self) -> Restored:
         self._process = os.getpid()
-        self._before = [(state, value) for state in _states() if (value := state.read()) is not None]
+        self._before = [
+            (state, value) for state in _states() if (value := state.read()) is not None
+        ]
         _drop_casts()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         if os.getpid() != self._process:
             os.write(2, f"{self._owner} forked a child that did not exit; it ends here\n".encode())
             os._exit(1)
@@ -94,7 +106,8 @@ class Restored:
         _drop_casts()
         if left and kind is None:
             raise RunError(
-                f"{self._owner} changed what cannot be put back: {', '.join(dict.fromkeys(state.kind for state, _ in left))}",
+                f"{self._owner} changed what cannot be put back:"
+                f" {', '.join(dict.fromkeys(state.kind for state, _ in left))}",
                 "mend the evaluator; then run again: finished points are kept",
             )
 
@@ -103,7 +116,8 @@ class Restored:
 
 
 def _states() -> Iterator[_State]:
-    """Every setting that the packages of this process have; of what is not imported nothing can have been set."""
+    """Every setting that the packages of this process have; of what is not imported nothing can
+    have been set."""
     yield _State("working directory", _folder, os.chdir)
     yield _State("random state", random.getstate, random.setstate)
     yield _State("recursion limit", sys.getrecursionlimit, sys.setrecursionlimit)
@@ -111,7 +125,11 @@ def _states() -> Iterator[_State]:
     yield _State("warnings as errors", _error_filters, _set_error_filters)
     for number in (signal.SIGINT, signal.SIGTERM):
         if threading.current_thread() is threading.main_thread():
-            yield _State("signal handler", functools.partial(signal.getsignal, number), functools.partial(signal.signal, number))
+            yield _State(
+                "signal handler",
+                functools.partial(signal.getsignal, number),
+                functools.partial(signal.signal, number),
+            )
     if (numpy := sys.modules.get("numpy")) is not None:
         generator = numpy.random.mtrand._rand  # the one behind numpy.random.rand and its like
         yield _State(
@@ -143,11 +161,17 @@ def _set_error_filters(kept: list[Any]) -> None:
 
 
 def _torch_modes(torch: Any) -> Iterator[_State]:
-    yield _State("inference mode", torch.is_inference_mode_enabled, functools.partial(_set_inference_mode, torch))
+    yield _State(
+        "inference mode",
+        torch.is_inference_mode_enabled,
+        functools.partial(_set_inference_mode, torch),
+    )
     yield _State("gradient mode", torch.is_grad_enabled, torch.set_grad_enabled)
     yield _State("anomaly detection", torch.is_anomaly_enabled, torch.set_anomaly_enabled)
     yield _State("default dtype", torch.get_default_dtype, torch.set_default_dtype)
-    yield _State("default device", torch.get_default_device, functools.partial(_set_default_device, torch))
+    yield _State(
+        "default device", torch.get_default_device, functools.partial(_set_default_device, torch)
+    )
     yield _State("torch modes", lambda: len(_modes()), _leave_modes)
     yield _State("autocast", functools.partial(_nesting, torch), functools.partial(_nest, torch))
     yield _State("autocast", torch.is_autocast_cache_enabled, torch.set_autocast_cache_enabled)
@@ -156,7 +180,9 @@ def _torch_modes(torch: Any) -> Iterator[_State]:
             (torch.is_autocast_enabled, torch.set_autocast_enabled),
             (torch.get_autocast_dtype, torch.set_autocast_dtype),
         ):
-            yield _State("autocast", functools.partial(read, device), functools.partial(write, device))
+            yield _State(
+                "autocast", functools.partial(read, device), functools.partial(write, device)
+            )
 
 
 def _torch_numerics(torch: Any) -> Iterator[_State]:
@@ -164,16 +190,28 @@ def _torch_numerics(torch: Any) -> Iterator[_State]:
     yield _State("subnormal numbers", lambda: sys.float_info.min / 2 == 0, torch.set_flush_denormal)
     yield _State(
         "deterministic algorithms",
-        lambda: (torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()),
+        lambda: (
+            torch.are_deterministic_algorithms_enabled(),
+            torch.is_deterministic_algorithms_warn_only_enabled(),
+        ),
         lambda kept: torch.use_deterministic_algorithms(kept[0], warn_only=kept[1]),
     )
-    yield _State("matmul precision", functools.partial(_precision, torch), functools.partial(_set_precision, torch))
+    yield _State(
+        "matmul precision",
+        functools.partial(_precision, torch),
+        functools.partial(_set_precision, torch),
+    )
     for name in _ATTENTION:
-        read, write = (getattr(torch.backends.cuda, f, None) for f in (f"{name}_sdp_enabled", f"enable_{name}_sdp"))
+        read, write = (
+            getattr(torch.backends.cuda, f, None)
+            for f in (f"{name}_sdp_enabled", f"enable_{name}_sdp")
+        )
         if read is not None and write is not None:
             yield _State("attention kernels", read, write)
     for kind, flag in _FLAGS:
-        yield _State(kind, functools.partial(_flag, torch, flag), functools.partial(_set_flag, torch, flag))
+        yield _State(
+            kind, functools.partial(_flag, torch, flag), functools.partial(_set_flag, torch, flag)
+        )
 
 
 def _torch_random(torch: Any) -> Iterator[_State]:
@@ -183,7 +221,11 @@ def _torch_random(torch: Any) -> Iterator[_State]:
     def tensor(state: bytes) -> Any:
         return torch.frombuffer(bytearray(state), dtype=torch.uint8)
 
-    yield _State("random state", lambda: kept(torch.get_rng_state()), lambda state: torch.set_rng_state(tensor(state)))
+    yield _State(
+        "random state",
+        lambda: kept(torch.get_rng_state()),
+        lambda state: torch.set_rng_state(tensor(state)),
+    )
     if torch.cuda.is_initialized():
         yield _State("current GPU", torch.cuda.current_device, torch.cuda.set_device)
         yield _State(
@@ -208,12 +250,15 @@ def _set_default_device(torch: Any, device: Any) -> None:
 
     # CPU is what None means, without a function mode in every call
     torch.set_default_device(None if device.type == "cpu" else device)
-    while torch.get_default_device() != device and isinstance(_get_current_function_mode_stack()[-1], DeviceContext):
+    while torch.get_default_device() != device and isinstance(
+        _get_current_function_mode_stack()[-1], DeviceContext
+    ):
         _pop_mode()  # a `with torch.device(…)` that was left open
 
 
 def _modes() -> list[Any]:
-    """The function and dispatch modes that stand open, without those that are the default device."""
+    """The function and dispatch modes that stand open, without those that are the default
+    device."""
     from torch.overrides import _get_current_function_mode_stack
     from torch.utils._device import DeviceContext
     from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
@@ -238,13 +283,15 @@ def _nest(torch: Any, depth: int) -> None:
 
 
 def _drop_casts() -> None:
-    """Drop the casts that autocast keeps of weights: in a block that is left open they outlive the weights' λ."""
+    """Drop the casts that autocast keeps of weights: in a block that is left open they outlive the
+    weights' λ."""
     if (torch := sys.modules.get("torch")) is not None:
         torch.clear_autocast_cache()
 
 
 def _precision(torch: Any) -> list[Any]:
-    """How fp32 products are computed, in both of torch's interfaces to it; the older one refuses to tell after the newer one."""
+    """How fp32 products are computed, in both of torch's interfaces to it; the older one refuses to
+    tell after the newer one."""
     found: list[Any] = []
     for read in (torch.get_float32_matmul_precision, lambda: torch.backends.cudnn.allow_tf32):
         try:
@@ -267,7 +314,9 @@ def _set_precision(torch: Any, kept: list[Any]) -> None:
 
 def _flag(torch: Any, path: str) -> Any:
     """`torch.backends.<path>`; None where this version of torch has none."""
-    return functools.reduce(lambda thing, name: getattr(thing, name, None), path.split("."), torch.backends)
+    return functools.reduce(
+        lambda thing, name: getattr(thing, name, None), path.split("."), torch.backends
+    )
 
 
 def _set_flag(torch: Any, path: str, value: Any) -> None:

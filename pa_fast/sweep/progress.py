@@ -22,9 +22,11 @@ if TYPE_CHECKING:
 
 
 class Progress(Protocol):
-    """What the driver tells, in this order: `begin`, then per λ `switched`, per evaluator `evaluating` and
-    `recorded` (the point is durable by then), and `end` whatever happened. At any time, what is worth knowing of the model,
-    an evaluator or the figure: `noted`. One that also has `within(done, total)` hears of the running point's requests."""
+    """What the driver tells, in this order: `begin`, then per λ `switched`, per evaluator
+    `evaluating` and `recorded` (the point is durable by then), and `end` whatever happened. At any
+    time, what is worth knowing of the model, an evaluator or the figure: `noted`. One that also has
+    `within(done, total)` hears of the running point's requests.
+    """
 
     def noted(self, note: str) -> None: ...
 
@@ -78,7 +80,10 @@ def listening(progress: object | None) -> Progress:
         return Silent()
     heard = [event for event in _EVENTS if callable(getattr(progress, event, None))]
     if not heard:
-        raise UsageError(f"a {type(progress).__name__} hears nothing of a sweep", f"give it one or more of: {', '.join(_EVENTS)}")
+        raise UsageError(
+            f"a {type(progress).__name__} hears nothing of a sweep",
+            f"give it one or more of: {', '.join(_EVENTS)}",
+        )
     return cast(Progress, progress) if len(heard) == len(_EVENTS) else _Partial(progress, heard)
 
 
@@ -99,12 +104,19 @@ class TerminalProgress:
         self._console.print(f"note: {shortened(note)}", markup=False, soft_wrap=True)
 
     def begin(self, points: int, finished: int) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            ProgressColumn,
+            TextColumn,
+            TimeElapsedColumn,
+        )
         from rich.progress import Progress as Bar
         from rich.text import Text
 
         class Left(ProgressColumn):
-            """The time left, drawn again with every frame: it counts down between two things that are told."""
+            """The time left, drawn again with every frame: it counts down between two things that
+            are told."""
 
             def render(_, task: Task) -> Text:
                 return Text(self._countdown())
@@ -145,7 +157,9 @@ class TerminalProgress:
         self._share = 0.0
         left = self._left()
         end = f"  {self._done}/{self._points}" + (f", {left} left" if left else "")
-        self._console.print(_line(entry) + end, style="red" if entry.error else None, markup=False, soft_wrap=True)
+        self._console.print(
+            _line(entry) + end, style="red" if entry.error else None, markup=False, soft_wrap=True
+        )
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=self._done)
 
@@ -159,17 +173,29 @@ class TerminalProgress:
             self._bar.update(self._bar.task_ids[0], description=text)
 
     def _left(self) -> str:
-        """The time that the missing points take if they take as long as those of this run; empty where none is known."""
-        new, missing = self._done + self._share - self._done_before, self._points - self._done - self._share
+        """The time that the missing points take if they take as long as those of this run; empty
+        where none is known."""
+        new, missing = (
+            self._done + self._share - self._done_before,
+            self._points - self._done - self._share,
+        )
         self._estimated_s = time.monotonic()
-        self._left_s = (self._estimated_s - self._started_s) / new * missing if new > 0 and missing > 0 else None
+        self._left_s = (
+            (self._estimated_s - self._started_s) / new * missing
+            if new > 0 and missing > 0
+            else None
+        )
         return "" if self._left_s is None else format_seconds(self._left_s)
 
     def _countdown(self) -> str:
-        """The time left now: what was left when something was last told, less what has passed since."""
+        """The time left now: what was left when something was last told, less what has passed
+        since."""
         if self._left_s is None:
             return ""
-        return f"· {format_seconds(max(self._left_s - (time.monotonic() - self._estimated_s), 0.0))} left"
+        return (
+            f"· {format_seconds(max(self._left_s - (time.monotonic() - self._estimated_s), 0.0))}"
+            " left"
+        )
 
 
 def _line(entry: Entry) -> str:

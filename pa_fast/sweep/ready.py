@@ -1,4 +1,5 @@
-"""Evaluators that would fail at every λ: asked before the first one, and not tried at all of them where nobody could tell."""
+"""Evaluators that would fail at every λ: asked before the first one, and not tried at all of them
+where nobody could tell."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ from pa_fast.sweep.results import SweepResult
 
 
 def check_evaluators(engine: Engine, evaluators: Sequence[Evaluator]) -> list[str]:
-    """Ask each of `evaluators` that has a `check` whether it can run on `engine`; returns their notes.
+    """Ask each of `evaluators` that has a `check` whether it can run on `engine`; returns their
+    notes.
 
     Raises:
         EvaluatorError: some cannot; all of them are named.
@@ -32,15 +34,19 @@ def check_evaluators(engine: Engine, evaluators: Sequence[Evaluator]) -> list[st
         lines = [f"`{name}`: {message}" for name, message, _ in doomed]
         hints = list(dict.fromkeys(hint for _, _, hint in doomed if hint))
         raise EvaluatorError(
-            f"evaluator {lines[0]}" if len(lines) == 1 else f"{len(lines)} evaluators cannot run:\n  " + "\n  ".join(lines),
+            (
+                f"evaluator {lines[0]}"
+                if len(lines) == 1
+                else f"{len(lines)} evaluators cannot run:\n  " + "\n  ".join(lines)
+            ),
             "; or for the others: ".join(hints) if hints else None,
         )
     return notes
 
 
 class Repeats:
-    """Evaluators whose first two attempts of this run failed in the same words. They are not tried at the λ that are left:
-    it would take the same time for the same message.
+    """Evaluators whose first two attempts of this run failed in the same words. They are not tried
+    at the λ that are left: it would take the same time for the same message.
 
     Args:
         scored: evaluators that have a score already, which are always tried.
@@ -51,7 +57,8 @@ class Repeats:
         self._stuck: set[str] = set()
 
     def note(self, entry: Entry) -> str | None:
-        """Take in what came of an attempt. Returns a note where its evaluator will not be tried again."""
+        """Take in what came of an attempt. Returns a note where its evaluator will not be tried
+        again."""
         if entry.checksum is None:
             return None  # the switch failed: no evaluator had a part in it
         name = entry.evaluator
@@ -70,9 +77,14 @@ class Repeats:
 
 
 def failing_alike(result: SweepResult) -> set[str]:
-    """Evaluators of `result` without any score, whose failures at two λ or more are all the same."""
+    """Evaluators of `result` without any score, whose failures at two λ or more are all the
+    same."""
     errors: dict[str, list[str]] = {}
     for failure in result.failures:
         errors.setdefault(failure.evaluator, []).append(failure.error)
     scored = {row.evaluator for row in result.rows}
-    return {name for name, found in errors.items() if len(found) > 1 and len(set(found)) == 1 and name not in scored}
+    return {
+        name
+        for name, found in errors.items()
+        if len(found) > 1 and len(set(found)) == 1 and name not in scored
+    }

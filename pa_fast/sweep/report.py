@@ -14,17 +14,21 @@ from pa_fast.sweep.results import SweepResult
 
 
 def report(
-    run_dirs: Sequence[str | os.PathLike[str]], *, figure: bool = True, noted: Callable[[str], object] | None = None
+    run_dirs: Sequence[str | os.PathLike[str]],
+    *,
+    figure: bool = True,
+    noted: Callable[[str], object] | None = None,
 ) -> list[SweepResult]:
     """Write the results files and the figure of each run again, from its run.json and journal.
 
-    All runs are read before anything is written. A run that is still going may be reported on: each is read once more while
-    its lock is held, so that no row of a process that ends meanwhile is lost. `results.table` puts several runs side by side.
+    All runs are read before anything is written. A run that is still going may be reported on: each
+    is read once more while its lock is held, so that no row of a process that ends meanwhile is
+    lost. `results.table` puts several runs side by side.
 
     Args:
         figure: draw `trajectory.svg` and `trajectory.png` too.
-        noted: told, as one line of text, of a run whose folder may not be written, of which nothing is, and of a figure
-            that cannot be drawn.
+        noted: told, as one line of text, of a run whose folder may not be written, of which nothing
+            is, and of a figure that cannot be drawn.
 
     Raises:
         UsageError: no run named.
@@ -34,11 +38,14 @@ def report(
     if not run_dirs:
         raise UsageError("no run folder named", "name the --out of a sweep")
     runs = [results.load(pathlib.Path(folder)) for folder in run_dirs]
-    return [_written(run, figure, noted if noted is not None else lambda note: None) for run in runs]
+    return [
+        _written(run, figure, noted if noted is not None else lambda note: None) for run in runs
+    ]
 
 
 def _written(run: SweepResult, figure: bool, noted: Callable[[str], object]) -> SweepResult:
-    """`run` as it is once its lock is held, after its files are written; as it was where they may not be."""
+    """`run` as it is once its lock is held, after its files are written; as it was where they may
+    not be."""
     try:
         with durable.locked(run.out / journal.LOCK):
             run = results.load(run.out)

@@ -29,8 +29,10 @@ CSV_HEADER = ("lambda", "evaluator", "score", "unit", "n", "effective_lambda")
 
 @dataclass(frozen=True)
 class Row:
-    """One finished point. `effective_lambda` has 6 significant digits, None where base and instruct are equal; so has
-    `intended_lambda`, what it would be without rounding, None where that is λ; `details` are the evaluator's further figures."""
+    """One finished point. `effective_lambda` has 6 significant digits, None where base and instruct
+    are equal; so has `intended_lambda`, what it would be without rounding, None where that is λ;
+    `details` are the evaluator's further figures.
+    """
 
     lam: Lambda
     evaluator: str
@@ -55,8 +57,8 @@ class Failure:
 class SweepResult:
     """All points of the run folder `out`: by λ, then by evaluator in order of first appearance.
 
-    `lambdas` are all λ of the schedule, also those without a finished point. `approximation` names the store of a sweep whose
-    delta is not all of the difference, else it is None.
+    `lambdas` are all λ of the schedule, also those without a finished point. `approximation` names
+    the store of a sweep whose delta is not all of the difference, else it is None.
     """
 
     out: pathlib.Path
@@ -69,7 +71,8 @@ class SweepResult:
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> SweepResult:
-        """The results of the run in `folder`, from run.json and the journal alone; nothing is written.
+        """The results of the run in `folder`, from run.json and the journal alone; nothing is
+        written.
 
         Raises:
             RunError: not a run folder, or a damaged one.
@@ -79,12 +82,15 @@ class SweepResult:
     def scores(self, evaluator: str) -> dict[str, Row]:
         """The finished points of `evaluator`, by the key of their λ."""
         if evaluator not in self._columns:
-            raise UsageError(f"no evaluator `{evaluator}` in {self.out}", f"one of: {', '.join(self.evaluators)}")
+            raise UsageError(
+                f"no evaluator `{evaluator}` in {self.out}", f"one of: {', '.join(self.evaluators)}"
+            )
         return dict(self._columns[evaluator])
 
     @functools.cached_property
     def _columns(self) -> dict[str, dict[str, Row]]:
-        """The finished points of each evaluator by the key of their λ: one pass over the rows for whatever asks."""
+        """The finished points of each evaluator by the key of their λ: one pass over the rows for
+        whatever asks."""
         columns: dict[str, dict[str, Row]] = {name: {} for name in self.evaluators}
         for row in self.rows:
             columns[row.evaluator][row.lam.key] = row
@@ -95,14 +101,18 @@ class SweepResult:
         return dict(zip(self.evaluators, self.higher_is_better))
 
     def best(self, evaluator: str | None = None) -> Row | None:
-        """The best point of `evaluator`, the smallest λ among equals; None where no point is finished.
+        """The best point of `evaluator`, the smallest λ among equals; None where no point is
+        finished.
 
         Raises:
             UsageError: there is no such evaluator, or several and none is named.
         """
         if evaluator is None:
             if len(self.evaluators) != 1:
-                raise UsageError(f"the best of which evaluator of {self.out}?", f"name one of: {', '.join(self.evaluators)}")
+                raise UsageError(
+                    f"the best of which evaluator of {self.out}?",
+                    f"name one of: {', '.join(self.evaluators)}",
+                )
             evaluator = self.evaluators[0]
         sign = -1 if self._higher.get(evaluator) else 1
         return min(self.scores(evaluator).values(), key=lambda row: sign * row.score, default=None)
@@ -118,7 +128,8 @@ class SweepResult:
         return table([self])
 
     def to_pandas(self) -> pandas.DataFrame:
-        """A row for each finished point: `lambda` as a float, `lambda_key` as files spell it, and the columns of results.csv.
+        """A row for each finished point: `lambda` as a float, `lambda_key` as files spell it, and
+        the columns of results.csv.
 
         Raises:
             PaFastError: pandas is not installed.
@@ -126,35 +137,62 @@ class SweepResult:
         try:
             import pandas
         except ImportError:
-            raise PaFastError("to_pandas needs pandas, which is not installed", "pip install pandas") from None
+            raise PaFastError(
+                "to_pandas needs pandas, which is not installed", "pip install pandas"
+            ) from None
         columns = ("lambda", "lambda_key", *CSV_HEADER[1:])
-        rows = [(float(r.lam), r.lam.key, r.evaluator, r.score, r.unit, r.n, r.effective_lambda) for r in self.rows]
+        rows = [
+            (float(r.lam), r.lam.key, r.evaluator, r.score, r.unit, r.n, r.effective_lambda)
+            for r in self.rows
+        ]
         return pandas.DataFrame(rows, columns=list(columns))
 
     def to_csv(self) -> bytes:
-        """`results.csv`: floats as Python's shortest exact text; `lambda` is the exact key, `lambda_value` a float."""
+        """`results.csv`: floats as Python's shortest exact text; `lambda` is the exact key,
+        `lambda_value` a float."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow((*CSV_HEADER, "lambda_value"))
         for row in self.rows:
             effective = "" if row.effective_lambda is None else repr(row.effective_lambda)
-            writer.writerow((row.lam.key, row.evaluator, repr(row.score), row.unit, row.n, effective, repr(float(row.lam))))
+            writer.writerow(
+                (
+                    row.lam.key,
+                    row.evaluator,
+                    repr(row.score),
+                    row.unit,
+                    row.n,
+                    effective,
+                    repr(float(row.lam)),
+                )
+            )
         return text.getvalue().encode()
 
     def to_json(self) -> bytes:
-        """`results.json`: the rows, the best points, and which points failed; why they did stands in the journal."""
-        document: dict[str, object] = {} if self.approximation is None else {"approximation": self.approximation}
+        """`results.json`: the rows, the best points, and which points failed; why they did stands
+        in the journal."""
+        document: dict[str, object] = (
+            {} if self.approximation is None else {"approximation": self.approximation}
+        )
         document |= {
             "lambdas": [lam.key for lam in self.lambdas],
             "evaluators": [self._summary(name) for name in self.evaluators],
             "rows": [
-                dict(zip(CSV_HEADER, (r.lam.key, r.evaluator, r.score, r.unit, r.n, r.effective_lambda)))
+                dict(
+                    zip(
+                        CSV_HEADER,
+                        (r.lam.key, r.evaluator, r.score, r.unit, r.n, r.effective_lambda),
+                    )
+                )
                 | ({} if r.intended_lambda is None else {"intended_lambda": r.intended_lambda})
                 | ({"details": dict(r.details)} if r.details else {})
                 for r in self.rows
             ],
             # Their messages may hold what differs between equal runs: an address, a path, a host
-            "failures": [{"lambda": failure.lam.key, "evaluator": failure.evaluator} for failure in self.failures],
+            "failures": [
+                {"lambda": failure.lam.key, "evaluator": failure.evaluator}
+                for failure in self.failures
+            ],
         }
         return (json.dumps(document, indent=1) + "\n").encode()
 
@@ -180,15 +218,23 @@ def load(folder: pathlib.Path) -> SweepResult:
             latest[entry.lam, entry.evaluator] = entry
     known = {key: Lambda(key) for key in run.lambdas}
     points = tuple(sorted(known.values(), key=lambda lam: lam.exact))
-    ordered = [latest[lam.key, name] for lam in points for name in names if (lam.key, name) in latest]
+    ordered = [
+        latest[lam.key, name] for lam in points for name in names if (lam.key, name) in latest
+    ]
     return SweepResult(
         out=folder,
         lambdas=points,
         evaluators=names,
         higher_is_better=tuple(column.higher_is_better for column in run.evaluators),
         rows=tuple(_row(known[entry.lam], entry) for entry in ordered if entry.finished),
-        failures=tuple(Failure(known[e.lam], e.evaluator, e.error or "") for e in ordered if not e.finished),
-        approximation=None if run.engine.get("lossless", True) else one_line(str(run.engine.get("store")), 120),
+        failures=tuple(
+            Failure(known[e.lam], e.evaluator, e.error or "") for e in ordered if not e.finished
+        ),
+        approximation=(
+            None
+            if run.engine.get("lossless", True)
+            else one_line(str(run.engine.get("store")), 120)
+        ),
     )
 
 
@@ -199,14 +245,21 @@ def write(result: SweepResult) -> None:
 
 
 def table(results: Iterable[SweepResult]) -> Table:
-    """Several runs side by side: λ down, evaluators across, the best score of each column marked with a star."""
+    """Several runs side by side: λ down, evaluators across, the best score of each column marked
+    with a star."""
     from rich.table import Table
     from rich.text import Text
 
     results = list(results)
     said = ["* best of its column"] if any(result.rows for result in results) else []
-    said += [f"approximate delta: {a}" for a in dict.fromkeys(result.approximation for result in results) if a]
-    drawn = Table(caption=Text("\n".join(said), "table.caption") if said else None, caption_justify="right")
+    said += [
+        f"approximate delta: {a}"
+        for a in dict.fromkeys(result.approximation for result in results)
+        if a
+    ]
+    drawn = Table(
+        caption=Text("\n".join(said), "table.caption") if said else None, caption_justify="right"
+    )
     drawn.add_column("λ", justify="right", overflow="fold")
     for result in results:
         run = f"{one_line(result.out.name)}\n" if len(results) > 1 else ""
@@ -220,22 +273,31 @@ def table(results: Iterable[SweepResult]) -> Table:
         drawn.add_row(Text(key), *(column.get(key, Text("")) for column in columns))
     for column in drawn.columns:  # names wrap where the terminal is narrow; figures do not
         figures = [cell.cell_len for cell in column.cells if isinstance(cell, Text)]
-        column.min_width = min(max([_LEAST_WIDTH if column is not drawn.columns[0] else 1, *figures]), 2 * _LEAST_WIDTH)
+        column.min_width = min(
+            max([_LEAST_WIDTH if column is not drawn.columns[0] else 1, *figures]), 2 * _LEAST_WIDTH
+        )
     return drawn
 
 
 def _cells(result: SweepResult) -> list[dict[str, Text]]:
-    """The columns of one run, each by the key of λ: its effective λ, then each evaluator's score."""
+    """The columns of one run, each by the key of λ: its effective λ, then each evaluator's
+    score."""
     from rich.text import Text
 
-    effective = {row.lam.key: row.effective_lambda for row in reversed(result.rows)}  # of equal keys the first row's
+    effective = {
+        row.lam.key: row.effective_lambda for row in reversed(result.rows)
+    }  # of equal keys the first row's
     columns = [{key: Text(f"{value:.4g}") for key, value in effective.items() if value is not None}]
     for name in result.evaluators:
         best = result.best(name)
         cells = {f.lam.key: Text("failed  ", "red") for f in result.failures if f.evaluator == name}
         for key, row in result.scores(name).items():
             star = best is not None and row.score == best.score
-            cells[key] = Text(f"{score_text(row.score)} *", "bold") if star else Text(f"{score_text(row.score)}  ")
+            cells[key] = (
+                Text(f"{score_text(row.score)} *", "bold")
+                if star
+                else Text(f"{score_text(row.score)}  ")
+            )
         columns.append(cells)
     return columns
 
@@ -248,7 +310,16 @@ def score_text(score: float) -> str:
 def _row(lam: Lambda, entry: Entry) -> Row:
     assert entry.score is not None and entry.unit is not None and entry.n is not None
     effective, intended = _rounded(entry.effective_lambda), _rounded(entry.intended_lambda)
-    return Row(lam, entry.evaluator, entry.score, entry.unit, entry.n, effective, entry.details or {}, intended)
+    return Row(
+        lam,
+        entry.evaluator,
+        entry.score,
+        entry.unit,
+        entry.n,
+        effective,
+        entry.details or {},
+        intended,
+    )
 
 
 def _rounded(value: float | None) -> float | None:

@@ -17,29 +17,33 @@ MAX_POINTS = 10_000
 _EXAMPLES = "write a range such as 0:1:0.1, a list such as 0,0.25,1/3, or both: 0:1:0.25,1.5"
 # Bounded, because an exponent of nine digits would be a number of a billion digits.
 _NUMBER = re.compile(
-    r"[+-]?(?:\d{1,40}(?:/\d{1,40}|(?:\.\d{0,40})?(?:[eE][+-]?\d{1,2})?)|\.\d{1,40}(?:[eE][+-]?\d{1,2})?)", re.ASCII
+    r"[+-]?(?:\d{1,40}(?:/\d{1,40}|(?:\.\d{0,40})?(?:[eE][+-]?\d{1,2})?)|\.\d{1,40}(?:[eE][+-]?\d{1,2})?)",
+    re.ASCII,
 )
 
 
 def lambdas(text: str | Iterable[float | str | Lambda]) -> list[Lambda]:
     """The λ that `text` names, in its order, each once.
 
-    A part is a λ (`0.3`, `1/3`) or a range `start:stop:step` with both ends; parts are separated by commas or are the
-    elements of an iterable. Of equal λ the first is kept.
+    A part is a λ (`0.3`, `1/3`) or a range `start:stop:step` with both ends; parts are separated by
+    commas or are the elements of an iterable. Of equal λ the first is kept.
 
-    Numerics: exact. `0:1:0.1` holds 0.3, not three times a rounded 0.1. A float is the decimal that it misses by rounding
-    alone, so that `np.linspace(0, 1, 11)` are the points of `0:1:0.1`; text, fractions and `Lambda` are taken as they are.
+    Numerics: exact. `0:1:0.1` holds 0.3, not three times a rounded 0.1. A float is the decimal that
+    it misses by rounding alone, so that `np.linspace(0, 1, 11)` are the points of `0:1:0.1`; text,
+    fractions and `Lambda` are taken as they are.
 
     Raises:
-        UsageError: nothing named, not a finite number, a step that is zero, has the wrong sign or does not divide its
-            range, or more than 10,000 λ.
+        UsageError: nothing named, not a finite number, a step that is zero, has the wrong sign or
+            does not divide its range, or more than 10,000 λ.
     """
     found: dict[str, Lambda] = {}
     for part in _parts(text):
         for lam in _points(part):
             found.setdefault(lam.key, lam)
             if len(found) > MAX_POINTS:
-                raise UsageError(f"the schedule has more than {MAX_POINTS:,} λ", "take a larger step")
+                raise UsageError(
+                    f"the schedule has more than {MAX_POINTS:,} λ", "take a larger step"
+                )
     if not found:
         raise UsageError("the schedule names no λ", _EXAMPLES)
     return list(found.values())
@@ -76,9 +80,11 @@ def _points(part: float | str | Lambda) -> Iterator[Lambda]:
 
 
 def _computed(number: Any) -> Lambda:
-    """The λ that a float means: the decimal of up to 12 digits, or 12 places, that it misses by rounding alone.
+    """The λ that a float means: the decimal of up to 12 digits, or 12 places, that it misses by
+    rounding alone.
 
-    `np.linspace` and `np.arange` are off by some ulp of their ends: 0.30000000000000004, and -5.6e-17 for 0.
+    `np.linspace` and `np.arange` are off by some ulp of their ends: 0.30000000000000004, and
+    -5.6e-17 for 0.
     """
     value = _shortest(number)
     if not math.isfinite(value):
@@ -86,11 +92,14 @@ def _computed(number: Any) -> Lambda:
     short, places = float(f"{value:.12g}"), round(value, 12)
     if abs(short - value) <= 4 * math.ulp(value):
         return Lambda(short)
-    return Lambda(places + 0.0 if abs(places - value) <= 16 * math.ulp(max(1.0, abs(value))) else value)
+    return Lambda(
+        places + 0.0 if abs(places - value) <= 16 * math.ulp(max(1.0, abs(value))) else value
+    )
 
 
 def _shortest(number: Any) -> float:
-    """`number` as the shortest decimal of its own type: float32's 0.3 is not 0.30000001192092896."""
+    """`number` as the shortest decimal of its own type: float32's 0.3 is not
+    0.30000001192092896."""
     kind = str(getattr(number, "dtype", "")).rpartition(".")[2]
     try:
         if kind not in ("float16", "float32"):
@@ -99,7 +108,9 @@ def _shortest(number: Any) -> float:
 
         return float(str(getattr(numpy, kind)(float(number))))
     except (TypeError, ValueError, RuntimeError, OverflowError):
-        raise UsageError(f"λ `{one_line(str(number), 60)}` is not a finite number", _EXAMPLES) from None
+        raise UsageError(
+            f"λ `{one_line(str(number), 60)}` is not a finite number", _EXAMPLES
+        ) from None
 
 
 def _number(text: str, part: str) -> Lambda:
@@ -107,7 +118,12 @@ def _number(text: str, part: str) -> Lambda:
     if not _NUMBER.fullmatch(text):
         where = "" if text == part else f" in `{_shown(part)}`"
         raise UsageError(
-            f"λ `{_shown(text)}`{where} is not a number" if text else f"a λ is missing{where or ' between two commas'}", _EXAMPLES
+            (
+                f"λ `{_shown(text)}`{where} is not a number"
+                if text
+                else f"a λ is missing{where or ' between two commas'}"
+            ),
+            _EXAMPLES,
         )
     return Lambda(text)
 
@@ -122,14 +138,17 @@ def _range(part: str, start: Fraction, stop: Fraction, step: Fraction) -> Iterat
         raise UsageError(f"the step of `{part}` is zero", _EXAMPLES)
     if span * step < 0:
         ends = f"{Lambda(start).key}:{Lambda(stop).key}"
-        raise UsageError(f"the step of `{part}` leads away from its end", f"write {ends}:{Lambda(-step).key}")
+        raise UsageError(
+            f"the step of `{part}` leads away from its end", f"write {ends}:{Lambda(-step).key}"
+        )
     count = span / step
     if count.denominator != 1:
         nearest = span / max(1, round(count))
         last = start + (count.numerator // count.denominator) * step
         raise UsageError(
             f"the step of `{part}` does not divide its range",
-            f"the nearest step that does is {Lambda(nearest).key}; with this step the range ends at {Lambda(last).key}",
+            f"the nearest step that does is {Lambda(nearest).key}; with this step the range ends at"
+            f" {Lambda(last).key}",
         )
     if count >= MAX_POINTS:
         raise UsageError(f"`{part}` has more than {MAX_POINTS:,} λ", "take a larger step")

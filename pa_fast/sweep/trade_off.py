@@ -25,14 +25,17 @@ def common(right: Line, up: Line) -> list[tuple[float, float, float, str]]:
 
 
 def draw(axes: Axes, right: Line, up: Line, width: float, height: float) -> None:
-    """`right` across, `up` upwards, a point per λ in the colour of its λ; `width` and `height` in characters."""
+    """`right` across, `up` upwards, a point per λ in the colour of its λ; `width` and `height` in
+    characters."""
     from matplotlib import colormaps
 
     points = common(right, up)
     xs, ys = [point[0] for point in points], [point[1] for point in points]
     axes.plot(xs, ys, color=FAINT, lw=1.4, zorder=2)
     low, high = right.lams[0], right.lams[-1]
-    colours = colormaps["viridis"]([0.88 * (point[2] - low) / ((high - low) or 1.0) for point in points])
+    colours = colormaps["viridis"](
+        [0.88 * (point[2] - low) / ((high - low) or 1.0) for point in points]
+    )
     axes.scatter(xs, ys, c=colours, s=46, zorder=3, edgecolors="white", linewidths=0.8)
     for axis, scores in ((axes.xaxis, xs), (axes.yaxis, ys)):
         if decades(scores):
@@ -58,16 +61,28 @@ class _Box:
     top: float
 
     def meets(self, other: _Box) -> bool:
-        return self.left < other.right and other.left < self.right and self.bottom < other.top and other.bottom < self.top
+        return (
+            self.left < other.right
+            and other.left < self.right
+            and self.bottom < other.top
+            and other.bottom < self.top
+        )
 
     def within(self, other: _Box) -> bool:
-        return other.left <= self.left and self.right <= other.right and other.bottom <= self.bottom and self.top <= other.top
+        return (
+            other.left <= self.left
+            and self.right <= other.right
+            and other.bottom <= self.bottom
+            and self.top <= other.top
+        )
 
 
 def name_points(axes: Axes, right: Line, up: Line) -> None:
-    """Write λ beside its point, the ends and the bests first, others where there is room. The layout must be final.
+    """Write λ beside its point, the ends and the bests first, others where there is room. The
+    layout must be final.
 
-    Cost: linear in points: of many no more than `MOST_NAMED`, evenly spaced, are looked at besides those that come first.
+    Cost: linear in points: of many no more than `MOST_NAMED`, evenly spaced, are looked at besides
+    those that come first.
     """
     points = common(right, up)
     per_point = 72 / axes.figure.dpi
@@ -88,13 +103,24 @@ def name_points(axes: Axes, right: Line, up: Line) -> None:
         for offset, box in _places(spots[i], text, outwards, turns):
             if box.within(page) and not any(box.meets(other) for other in taken):
                 taken.append(box)
-                note(axes, text, points[i][:2], offset, INK, ha="center", va="center", fontsize=_FONT_POINTS)
+                note(
+                    axes,
+                    text,
+                    points[i][:2],
+                    offset,
+                    INK,
+                    ha="center",
+                    va="center",
+                    fontsize=_FONT_POINTS,
+                )
                 break
 
 
-def _places(spot: Sequence[float], text: str, outwards: float, turns: int) -> Iterator[tuple[tuple[float, float], _Box]]:
-    """Where the middle of `text` may lie, from its point, and the room it takes: outwards first, then up to `turns`
-    eighths of a half turn to either side."""
+def _places(
+    spot: Sequence[float], text: str, outwards: float, turns: int
+) -> Iterator[tuple[tuple[float, float], _Box]]:
+    """Where the middle of `text` may lie, from its point, and the room it takes: outwards first,
+    then up to `turns` eighths of a half turn to either side."""
     half_width, half_height = 0.3 * _FONT_POINTS * len(text), 0.55 * _FONT_POINTS
     for turn in sorted(range(-turns, turns + 1), key=abs):
         cos, sin = math.cos(outwards + turn * math.pi / 8), math.sin(outwards + turn * math.pi / 8)

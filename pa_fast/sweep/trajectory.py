@@ -23,7 +23,8 @@ _FAILED = "#c0392b"
 
 @dataclass(frozen=True)
 class Line:
-    """One evaluator's scores along the schedule in ascending order, NaN where a point is missing, and where it failed."""
+    """One evaluator's scores along the schedule in ascending order, NaN where a point is missing,
+    and where it failed."""
 
     name: str
     unit: str
@@ -36,13 +37,17 @@ class Line:
 
     @property
     def short(self) -> str:
-        """The name, without its middle where it is long: names of one kind often differ at the end."""
+        """The name, without its middle where it is long: names of one kind often differ at the
+        end."""
         return self.name if len(self.name) <= 36 else f"{self.name[:17]}…{self.name[-18:]}"
 
     @property
     def best(self) -> int:
         sign = 1 if self.higher_is_better else -1
-        return max((i for i, s in enumerate(self.scores) if not math.isnan(s)), key=lambda i: sign * self.scores[i])
+        return max(
+            (i for i, s in enumerate(self.scores) if not math.isnan(s)),
+            key=lambda i: sign * self.scores[i],
+        )
 
 
 def wrapped(width: float, *parts: str) -> str:
@@ -54,7 +59,8 @@ def wrapped(width: float, *parts: str) -> str:
 
 
 def _broken(text: str, width: int) -> str:
-    """`text` in lines of at most `width` characters, broken after a comma or a space where it has some."""
+    """`text` in lines of at most `width` characters, broken after a comma or a space where it has
+    some."""
     lines = [""]
     for word in re.split(r"(?<=[,\s])(?=\S)", text):
         for piece in [word[at : at + width] for at in range(0, len(word), width)]:
@@ -65,7 +71,8 @@ def _broken(text: str, width: int) -> str:
 
 
 def decades(scores: Iterable[float]) -> bool:
-    """Whether `scores` span two decades or more, which an axis in equal steps would press onto its end."""
+    """Whether `scores` span two decades or more, which an axis in equal steps would press onto its
+    end."""
     known = [score for score in scores if not math.isnan(score)]
     return min(known) > 0 and max(known) >= 100 * min(known)
 
@@ -80,7 +87,8 @@ def scale_log(axes: Axes, axis: Axis) -> None:
 
 
 def draw(axes: Axes, group: Sequence[Line], lowest: bool, width: float) -> None:
-    """Scores along λ: a ring and a number at each best, names at the ends of the lines, base and instruct on the axis.
+    """Scores along λ: a ring and a number at each best, names at the ends of the lines, base and
+    instruct on the axis.
 
     Args:
         width: characters of a title that the panel has room for.
@@ -92,7 +100,9 @@ def draw(axes: Axes, group: Sequence[Line], lowest: bool, width: float) -> None:
     axes.grid(axis="x", visible=False)
     for line in group:
         marker_points = 4.5 if len(line.lams) <= 45 or _isolated(line) else 0
-        axes.plot(line.lams, line.scores, color=line.colour, lw=2, marker="o", ms=marker_points, zorder=3)
+        axes.plot(
+            line.lams, line.scores, color=line.colour, lw=2, marker="o", ms=marker_points, zorder=3
+        )
     _limits(axes, group)
     for lam in (0.0, 1.0):
         if axes.get_xlim()[0] <= lam <= axes.get_xlim()[1]:
@@ -108,11 +118,30 @@ def draw(axes: Axes, group: Sequence[Line], lowest: bool, width: float) -> None:
 def _mark_failed(axes: Axes, failed: Sequence[float]) -> None:
     if failed:
         across = axes.get_xaxis_transform()
-        axes.plot(failed, [0.035] * len(failed), "x", color=_FAILED, ms=6, mew=1.6, transform=across, zorder=4)
+        axes.plot(
+            failed,
+            [0.035] * len(failed),
+            "x",
+            color=_FAILED,
+            ms=6,
+            mew=1.6,
+            transform=across,
+            zorder=4,
+        )
         low, high = axes.get_xlim()
         after = failed[-1] < low + 0.9 * (high - low)
         at, ha = (failed[-1], "left") if after else (failed[0], "right")
-        note(axes, "failed", (at, 0.035), (8 if after else -8, 0), _FAILED, va="center", ha=ha, xycoords=across, fontsize=9)
+        note(
+            axes,
+            "failed",
+            (at, 0.035),
+            (8 if after else -8, 0),
+            _FAILED,
+            va="center",
+            ha=ha,
+            xycoords=across,
+            fontsize=9,
+        )
 
 
 def _isolated(line: Line) -> bool:
@@ -132,7 +161,10 @@ def _limits(axes: Axes, group: Sequence[Line]) -> None:
         scale_log(axes, axes.yaxis)
         low, high = math.log10(least), math.log10(most)
         # within what a double holds
-        axes.set_ylim(10 ** max(low - under * (high - low), -300.0), 10 ** min(high + over * (high - low), 305.0))
+        axes.set_ylim(
+            10 ** max(low - under * (high - low), -300.0),
+            10 ** min(high + over * (high - low), 305.0),
+        )
         return
     height = most - least or max(abs(scores[0]), 1.0) * 0.1
     if group[0].higher_is_better and least >= 0 and most <= 1 and height >= _WHOLE:
@@ -149,10 +181,26 @@ def _limits(axes: Axes, group: Sequence[Line]) -> None:
 
 def _mark_cut(axes: Axes) -> None:
     """Two strokes across the score axis at its end: it does not begin at 0."""
-    across: dict[str, Any] = {"transform": axes.transAxes, "clip_on": False, "color": FAINT, "lw": 1.1, "zorder": 7}
+    across: dict[str, Any] = {
+        "transform": axes.transAxes,
+        "clip_on": False,
+        "color": FAINT,
+        "lw": 1.1,
+        "zorder": 7,
+    }
     for height in (0.022, 0.042):
         axes.plot([-0.012, 0.012], [height - 0.012, height + 0.012], **across)
-    note(axes, "axis cut", (0, 0.03), (8, 0), _CUT, va="center", ha="left", xycoords="axes fraction", fontsize=8)
+    note(
+        axes,
+        "axis cut",
+        (0, 0.03),
+        (8, 0),
+        _CUT,
+        va="center",
+        ha="left",
+        xycoords="axes fraction",
+        fontsize=8,
+    )
 
 
 def _mark_best(axes: Axes, line: Line) -> None:
@@ -164,19 +212,45 @@ def _mark_best(axes: Axes, line: Line) -> None:
     up = line.higher_is_better
     offset = (0 if ha == "center" else -6 if ha == "left" else 6, 10 if up else -10)
     equal = sum(other == score for other in line.scores)
-    text = f"{score_text(score)} at λ = {line.keys[line.best]}" + (f", first of {equal}" if equal > 1 else "")
-    note(axes, text, (lam, score), offset, line.colour, ha=ha, va="bottom" if up else "top", fontweight="bold", fontsize=9.5)
+    text = f"{score_text(score)} at λ = {line.keys[line.best]}" + (
+        f", first of {equal}" if equal > 1 else ""
+    )
+    note(
+        axes,
+        text,
+        (lam, score),
+        offset,
+        line.colour,
+        ha=ha,
+        va="bottom" if up else "top",
+        fontweight="bold",
+        fontsize=9.5,
+    )
 
 
 def _name_lines(axes: Axes, group: Sequence[Line]) -> None:
-    """Names at the right edge, each at the height where its line ends, moved apart where they would touch."""
+    """Names at the right edge, each at the height where its line ends, moved apart where they would
+    touch."""
     to_axes = axes.transData + axes.transAxes.inverted()
     last = [(line, next(s for s in reversed(line.scores) if not math.isnan(s))) for line in group]
-    ends = sorted((float(to_axes.transform((line.lams[0], score))[1]), line.name, line) for line, score in last)
+    ends = sorted(
+        (float(to_axes.transform((line.lams[0], score))[1]), line.name, line)
+        for line, score in last
+    )
     names = [wrapped(_BESIDE, line.short) for _, _, line in ends]
     heights = _apart([end[0] for end in ends], 0.075 * max(name.count("\n") + 1 for name in names))
     for height, name, (_, _, line) in zip(heights, names, ends):
-        note(axes, name, (1, height), (6, 0), line.colour, va="center", ha="left", xycoords="axes fraction", fontweight="bold")
+        note(
+            axes,
+            name,
+            (1, height),
+            (6, 0),
+            line.colour,
+            va="center",
+            ha="left",
+            xycoords="axes fraction",
+            fontweight="bold",
+        )
 
 
 def _apart(heights: Sequence[float], gap: float) -> list[float]:
@@ -193,7 +267,13 @@ def _lambda_axis(axes: Axes, lams: Sequence[float], lowest: bool) -> None:
     ends = [lam for lam in (0.0, 1.0) if low <= lam <= high]
     room = 0.06 * (high - low)
     ticks = (
-        lams if len(lams) == 1 else [float(t) for t in axes.xaxis.get_major_locator().tick_values(low, high) if low <= t <= high]
+        lams
+        if len(lams) == 1
+        else [
+            float(t)
+            for t in axes.xaxis.get_major_locator().tick_values(low, high)
+            if low <= t <= high
+        ]
     )
     ticks = sorted([t for t in ticks if all(abs(t - end) > room for end in ends)] + ends)
     names = {0.0: "\nbase", 1.0: "\ninstruct"}
@@ -203,7 +283,14 @@ def _lambda_axis(axes: Axes, lams: Sequence[float], lowest: bool) -> None:
         axes.set_xlabel("λ", labelpad=-8 if ends else 4)
 
 
-def note(axes: Axes, text: str, at: tuple[float, float], offset: tuple[float, float], colour: str, **options: Any) -> None:
+def note(
+    axes: Axes,
+    text: str,
+    at: tuple[float, float],
+    offset: tuple[float, float],
+    colour: str,
+    **options: Any,
+) -> None:
     from matplotlib.patheffects import withStroke
 
     halo = [withStroke(linewidth=3, foreground="white")]

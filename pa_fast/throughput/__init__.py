@@ -1,4 +1,5 @@
-"""How fast switches are here, for a model's shapes, beside what the machine can do at all, measured in the same run."""
+"""How fast switches are here, for a model's shapes, beside what the machine can do at all, measured
+in the same run."""
 
 from __future__ import annotations
 
@@ -50,18 +51,25 @@ class Throughput:
 
     def to_json(self) -> str:
         """One JSON document with the fields of this class."""
-        return json.dumps({**asdict(self), "rows": [{**asdict(row), "gbps": row.gbps} for row in self.rows]}, indent=1)
+        return json.dumps(
+            {**asdict(self), "rows": [{**asdict(row), "gbps": row.gbps} for row in self.rows]},
+            indent=1,
+        )
 
 
 def measure(
-    device: str = "auto", shape: str = "auto", rounds: int = 5, progress: Callable[[str], None] = lambda what: None
+    device: str = "auto",
+    shape: str = "auto",
+    rounds: int = 5,
+    progress: Callable[[str], None] = lambda what: None,
 ) -> Throughput:
-    """Time the machine's ceilings, and switches of synthetic bf16 weights of a model's shapes, each proven before it is timed.
+    """Time the machine's ceilings, and switches of synthetic bf16 weights of a model's shapes, each
+    proven before it is timed.
 
     Args:
         device: cpu, cuda, cuda:1 or auto.
-        shape: 1b, 8b, 70b, or a checkpoint folder, whose shapes count; auto: 1b on a CPU, 8b on a GPU. Of what is too
-            large for the memory that is free, as many tensors as fit.
+        shape: 1b, 8b, 70b, or a checkpoint folder, whose shapes count; auto: 1b on a CPU, 8b on a
+            GPU. Of what is too large for the memory that is free, as many tensors as fit.
         rounds: of everything; the median counts.
         progress: told what comes next.
 
@@ -76,10 +84,16 @@ def measure(
     from pa_fast.throughput.switches import switches
 
     where = device_of(device)
-    chosen = fitting(shapes(shape if shape != "auto" else "8b" if where.type == "cuda" else "1b"), where)
+    chosen = fitting(
+        shapes(shape if shape != "auto" else "8b" if where.type == "cuda" else "1b"), where
+    )
     generator = torch.Generator(where).manual_seed(0)
     base = {
-        str(n): torch.empty(size, dtype=torch.bfloat16, device=where).normal_(0, 0.02, generator=generator)
+        str(n): (
+            torch.empty(size, dtype=torch.bfloat16, device=where).normal_(
+                0, 0.02, generator=generator
+            )
+        )
         for n, size in enumerate(chosen)
     }
     live = {name: torch.empty_like(tensor) for name, tensor in base.items()}
@@ -87,5 +101,15 @@ def measure(
     rows = list(ceilings(live, base, rounds))
     for relative in RELATIVE:
         rows += switches(live, base, relative, rounds, generator, progress)
-    name = torch.cuda.get_device_name(where) if where.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    return Throughput(name, torch.__version__, sum(tensor.numel() for tensor in base.values()), len(base), tuple(rows))
+    name = (
+        torch.cuda.get_device_name(where)
+        if where.type == "cuda"
+        else f"CPU, {torch.get_num_threads()} threads"
+    )
+    return Throughput(
+        name,
+        torch.__version__,
+        sum(tensor.numel() for tensor in base.values()),
+        len(base),
+        tuple(rows),
+    )

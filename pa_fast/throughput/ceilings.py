@@ -16,10 +16,14 @@ from pa_fast.throughput.turns import seconds
 _FILE_BYTES = 1 << 28
 
 
-def ceilings(live: Mapping[str, torch.Tensor], base: Mapping[str, torch.Tensor], rounds: int) -> Iterator[Timing]:
-    """Over as many bytes as the largest tensor has; on a GPU the bus from pinned memory too, on a CPU the copy of a file.
+def ceilings(
+    live: Mapping[str, torch.Tensor], base: Mapping[str, torch.Tensor], rounds: int
+) -> Iterator[Timing]:
+    """Over as many bytes as the largest tensor has; on a GPU the bus from pinned memory too, on a
+    CPU the copy of a file.
 
-    Cost: a copy of the largest tensor; of a file, at most 0.5 GB in the temporary folder for a moment.
+    Cost: a copy of the largest tensor; of a file, at most 0.5 GB in the temporary folder for a
+    moment.
     """
     name = max(base, key=lambda name: base[name].numel())
     b, w = base[name].view(-1), live[name].view(-1)
@@ -28,7 +32,9 @@ def ceilings(live: Mapping[str, torch.Tensor], base: Mapping[str, torch.Tensor],
     ours.run_(0.3)
     moved = {
         "copy": 2 * b.nbytes,
-        **dict.fromkeys(("flat torch.add(out=)", "flat torch.lerp(out=)", "flat switch"), 3 * b.nbytes),
+        **dict.fromkeys(
+            ("flat torch.add(out=)", "flat torch.lerp(out=)", "flat switch"), 3 * b.nbytes
+        ),
     }
     ways: dict[str, Callable[[], object]] = {
         "copy": lambda: w.copy_(b),

@@ -35,14 +35,22 @@ def shapes(name: str) -> list[Shape]:
     """
     if name not in SHAPES:
         if not Path(name).is_dir():
-            raise UsageError(f"shape `{name}` is not known", f"write {', '.join(SHAPES)}, or a checkpoint folder")
+            raise UsageError(
+                f"shape `{name}` is not known", f"write {', '.join(SHAPES)}, or a checkpoint folder"
+            )
         from pa_fast.checkpoint.reader import Checkpoint
 
         with Checkpoint.open(name) as checkpoint:
             return [tuple(info.shape) for info in checkpoint.tensors.values() if info.count]
     hidden, intermediate, layers, vocabulary, keys = SHAPES[name]
     layer: list[Shape] = [(hidden, hidden), (keys, hidden), (keys, hidden), (hidden, hidden)]
-    layer += [(intermediate, hidden), (intermediate, hidden), (hidden, intermediate), (hidden,), (hidden,)]
+    layer += [
+        (intermediate, hidden),
+        (intermediate, hidden),
+        (hidden, intermediate),
+        (hidden,),
+        (hidden,),
+    ]
     return [*layer * layers, (vocabulary, hidden), (vocabulary, hidden), (hidden,)]
 
 
@@ -60,5 +68,7 @@ def fitting(wanted: Sequence[Shape], where: torch.device) -> list[Shape]:
             kept.append(shape)
             room -= math.prod(shape)
     if not kept:
-        raise UsageError("no tensor of these shapes fits the memory that is free", "choose a smaller --shape")
+        raise UsageError(
+            "no tensor of these shapes fits the memory that is free", "choose a smaller --shape"
+        )
     return kept

@@ -10,7 +10,8 @@ import torch
 
 
 def seconds(ways: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median wall seconds of each over `rounds` rounds after one to warm up, from an idle device to an idle device."""
+    """Median wall seconds of each over `rounds` rounds after one to warm up, from an idle device to
+    an idle device."""
     found: dict[str, list[float]] = {name: [] for name in ways}
     for round_ in range(rounds + 1):
         for name, way in ways.items():

@@ -1,4 +1,5 @@
-"""Small files that would take a reader for ever, or down: each refused, or read in time that grows with its length."""
+"""Small files that would take a reader for ever, or down: each refused, or read in time that grows
+with its length."""
 
 from __future__ import annotations
 
@@ -20,8 +21,14 @@ YAML = {
     "a billion laughs": (LAUGHS, "found an alias"),
     "a list that holds itself": ("- &a [*a]", "found an alias"),
     "a mapping merged into itself": ("- &a {eval: icl, <<: *a}", "found an alias"),
-    "a number in base 60": ("- {eval: icl, shots: 1" + ":1" * 90_000 + "}", "a number of 180001 characters"),
-    "a number of 5000 digits": ("- {eval: icl, shots: " + "9" * 5000 + "}", "a number of 5000 characters"),
+    "a number in base 60": (
+        "- {eval: icl, shots: 1" + ":1" * 90_000 + "}",
+        "a number of 180001 characters",
+    ),
+    "a number of 5000 digits": (
+        "- {eval: icl, shots: " + "9" * 5000 + "}",
+        "a number of 5000 characters",
+    ),
     "deep lists": ("[" * 100_000, "nested too deep"),
     "a long text": ("- " + "x" * 300_000, "300002 "),
 }
@@ -56,7 +63,8 @@ def test_one_name_twice_among_very_many() -> None:
 
 @pytest.mark.parametrize("depth", [70, 500, *range(900, 1000, 10), 100_000])
 def test_documents_that_are_deep_at_any_depth(depth: int, tmp_path: Path) -> None:
-    """The parser, whoever walks what it read and whoever prints it end at different depths: none of them may be met."""
+    """The parser, whoever walks what it read and whoever prints it end at different depths: none of
+    them may be met."""
     nested = "[" * depth + "]" * depth
     with pytest.raises(CheckpointError, match="nested too deep"):
         parse_object(f'{{"w": {{"dtype": {nested}}}}}'.encode(), "file")

@@ -19,7 +19,10 @@ from tests.engines.architectures import write_pair
 
 ROOT = pathlib.Path(__file__).parents[2]
 TOKENIZER = ROOT / "examples" / "demo" / "pair" / "instruct"
-MODULE = "import pathlib; pathlib.Path(__file__).with_name('RAN').touch(); open({mark!r}, 'w').close()\nclass Evil: pass\n"
+MODULE = (
+    "import pathlib; pathlib.Path(__file__).with_name('RAN').touch(); open({mark!r},"
+    " 'w').close()\nclass Evil: pass\n"
+)
 NAMED = {"AutoConfig": "evil.Evil", "AutoModelForCausalLM": "evil.Evil", "AutoModel": "evil.Evil"}
 ATTACKS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "a tokenizer's auto_map": (
@@ -28,21 +31,32 @@ ATTACKS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
         "tokenizer_config.json: `auto_map` names code of its own, `evil.Evil` as AutoTokenizer",
     ),
     "an Auto class as architecture": (
-        {"model_type": "evil", "architectures": ["AutoModelForCausalLM"], "auto_map": NAMED}, {},
+        {"model_type": "evil", "architectures": ["AutoModelForCausalLM"], "auto_map": NAMED},
+        {},
         "has no model class `AutoModelForCausalLM`",
     ),
     "a class of its own": (
-        {"model_type": "evil", "architectures": ["EvilForCausalLM"], "auto_map": NAMED}, {},
+        {"model_type": "evil", "architectures": ["EvilForCausalLM"], "auto_map": NAMED},
+        {},
         "`auto_map` there names code of its own, such as `evil.Evil`",
     ),
     "no architecture": (
-        {"model_type": "evil", "architectures": None, "auto_map": NAMED}, {},
+        {"model_type": "evil", "architectures": None, "auto_map": NAMED},
+        {},
         "config.json: `auto_map` names code of its own, `evil.Evil`",
     ),
-    "a function as architecture": ({"architectures": ["pipeline"]}, {}, "has no model class `pipeline`"),
+    "a function as architecture": (
+        {"architectures": ["pipeline"]},
+        {},
+        "has no model class `pipeline`",
+    ),
     "a number as architecture": ({"architectures": [5]}, {}, "has no model class `5`"),
-    "kernels of the hub": ({"attn_implementation": "evil/kernels"}, {}, "asks for kernels of the hub, `evil/kernels`"),
-}  # fmt: skip
+    "kernels of the hub": (
+        {"attn_implementation": "evil/kernels"},
+        {},
+        "asks for kernels of the hub, `evil/kernels`",
+    ),
+}
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +76,15 @@ def planted(good: pathlib.Path, root: pathlib.Path, attack: str) -> pathlib.Path
         (root / side / "evil.py").write_text(MODULE.format(mark=str(root / "RAN")))
         for file, changes in (("config.json", config), ("tokenizer_config.json", tokenizer)):
             path = root / side / file
-            path.write_text(json.dumps({k: v for k, v in {**json.loads(path.read_text()), **changes}.items() if v is not None}))
+            path.write_text(
+                json.dumps(
+                    {
+                        k: v
+                        for k, v in {**json.loads(path.read_text()), **changes}.items()
+                        if v is not None
+                    }
+                )
+            )
     return root
 
 
@@ -75,7 +97,11 @@ def test_it_is_refused_by_the_file_that_names_it(
     root = planted(good, tmp_path / "pair", attack)
     with pytest.raises(EngineError) as error:
         pa_fast.load(root / "base", root / "instruct")
-    assert ATTACKS[attack][2] in error.value.message and str(root) in error.value.message and error.value.hint
+    assert (
+        ATTACKS[attack][2] in error.value.message
+        and str(root) in error.value.message
+        and error.value.hint
+    )
     assert not asked and not (root / "RAN").exists()
 
 
@@ -101,16 +127,28 @@ def test_a_yes_on_stdin_runs_nothing(good: pathlib.Path, tmp_path: pathlib.Path)
 
 def test_every_call_says_that_no_code_is_trusted() -> None:
     calls = []
-    for path in sorted(p for part in ("pa_fast", "bench", "examples") for p in (ROOT / part).rglob("*.py")):
+    for path in sorted(
+        p for part in ("pa_fast", "bench", "examples") for p in (ROOT / part).rglob("*.py")
+    ):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call) and getattr(node.func, "attr", "") in ("from_pretrained", "from_config"):
+            if isinstance(node, ast.Call) and getattr(node.func, "attr", "") in (
+                "from_pretrained",
+                "from_config",
+            ):
                 said = {word.arg: word.value for word in node.keywords}.get("trust_remote_code")
-                calls.append((f"{path.relative_to(ROOT)}:{node.lineno}", isinstance(said, ast.Constant) and said.value is False))
+                calls.append(
+                    (
+                        f"{path.relative_to(ROOT)}:{node.lineno}",
+                        isinstance(said, ast.Constant) and said.value is False,
+                    )
+                )
     assert len(calls) >= 8
     assert [where for where, right in calls if not right] == []
 
 
-def test_every_call_that_is_made_trusts_no_code(good: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_call_that_is_made_trusts_no_code(
+    good: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import transformers
 
     said: list[Any] = []
@@ -124,7 +162,13 @@ def test_every_call_that_is_made_trusts_no_code(good: pathlib.Path, monkeypatch:
 
         monkeypatch.setattr(kind, method, classmethod(counted))
 
-    for name in ("AutoConfig", "AutoTokenizer", "AutoProcessor", "AutoModelForCausalLM", "PreTrainedModel"):
+    for name in (
+        "AutoConfig",
+        "AutoTokenizer",
+        "AutoProcessor",
+        "AutoModelForCausalLM",
+        "PreTrainedModel",
+    ):
         for method in ("from_pretrained", "from_config"):
             if hasattr(getattr(transformers, name), method):
                 count(getattr(transformers, name), method)

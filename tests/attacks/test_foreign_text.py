@@ -1,4 +1,5 @@
-"""Names and values of others on their way to a terminal: nothing that a terminal obeys, and no markup, whatever the verb."""
+"""Names and values of others on their way to a terminal: nothing that a terminal obeys, and no
+markup, whatever the verb."""
 
 from __future__ import annotations
 
@@ -32,11 +33,18 @@ def unprintable(text: str) -> set[str]:
 
 
 def hostile_pair(root: Path) -> tuple[str, str]:
-    """A pair that passes; folders, keys and values of the configuration and tokens carry codes and markup."""
+    """A pair that passes; folders, keys and values of the configuration and tokens carry codes and
+    markup."""
     root.mkdir()
     for side, value in zip(write_pair(root), ("base", "instruct")):
-        odd = {"_name_or_path": CODES + value, f"id2label{NAME}": CODES, "id2label": {NAME: value + NAME}}
-        (side / "config.json").write_text(json.dumps({**CONFIG, **(odd if value == "instruct" else {})}))
+        odd = {
+            "_name_or_path": CODES + value,
+            f"id2label{NAME}": CODES,
+            "id2label": {NAME: value + NAME},
+        }
+        (side / "config.json").write_text(
+            json.dumps({**CONFIG, **(odd if value == "instruct" else {})})
+        )
         side.rename(root / (value + NAME))
     return str(root / f"base{NAME}"), str(root / f"instruct{NAME}")
 
@@ -45,19 +53,37 @@ def hostile_run(folder: Path, **changes: Any) -> Path:
     folder.mkdir(parents=True)
     column = {"name": "[bold]mine[/bold]", "higher_is_better": True, "identity": {NAME: CODES}}
     run = {
-        "format": 1, "lambdas": ["0", "1"], "evaluators": [column], "engine": {"lossless": False, "store": NAME},
-        "versions": [{NAME: CODES}], "configurations": [{NAME: CODES}],
-    }  # fmt: skip
+        "format": 1,
+        "lambdas": ["0", "1"],
+        "evaluators": [column],
+        "engine": {"lossless": False, "store": NAME},
+        "versions": [{NAME: CODES}],
+        "configurations": [{NAME: CODES}],
+    }
     (folder / "run.json").write_text(json.dumps({**run, **changes}))
     lines: list[dict[str, Any]] = [
-        {"lambda": "0", "evaluator": column["name"], "score": 0.5, "unit": "[red]u[/red]", "n": 3, "host": NAME},
-        {"lambda": "1", "evaluator": column["name"], "error": f"{NAME}\n\nhint: {NAME}", "traceback": CODES},
+        {
+            "lambda": "0",
+            "evaluator": column["name"],
+            "score": 0.5,
+            "unit": "[red]u[/red]",
+            "n": 3,
+            "host": NAME,
+        },
+        {
+            "lambda": "1",
+            "evaluator": column["name"],
+            "error": f"{NAME}\n\nhint: {NAME}",
+            "traceback": CODES,
+        },
     ]
     (folder / "journal.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
 
 
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+def run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str
+) -> tuple[int, str]:
     monkeypatch.setattr(sys, "argv", ["pa-fast", *arguments])
     with pytest.raises(SystemExit) as end:
         cli.main()
@@ -83,7 +109,9 @@ def test_no_verb_prints_what_a_terminal_obeys(
         code, shown = run(monkeypatch, capsys, *arguments)
         assert code == expected and SHOWN in shown, arguments
     for folder in pair:  # without the key that changes a model
-        (Path(folder) / "config.json").write_text(json.dumps({**CONFIG, "_name_or_path": folder, "id2label": {NAME: folder}}))
+        (Path(folder) / "config.json").write_text(
+            json.dumps({**CONFIG, "_name_or_path": folder, "id2label": {NAME: folder}})
+        )
     verbs = [
         (0, ["inspect", *pair]),
         (0, ["inspect", *pair, "--json"]),
@@ -96,7 +124,19 @@ def test_no_verb_prints_what_a_terminal_obeys(
         (0, ["report", *runs]),
         (1, ["report", str(tmp_path / f"none{NAME}")]),
         (2, ["merge", *pair, "--lambda", f"0{NAME}", "--out", out]),
-        (2, ["merge", *pair, "--lambda", "0.5", "--out", out + "2", "--rule", str(tmp_path / f"rule{NAME}.yaml")]),
+        (
+            2,
+            [
+                "merge",
+                *pair,
+                "--lambda",
+                "0.5",
+                "--out",
+                out + "2",
+                "--rule",
+                str(tmp_path / f"rule{NAME}.yaml"),
+            ],
+        ),
         (2, ["report", f"--{NAME}"]),
         (2, [f"verb{NAME}"]),
         (1, [*sweep, f"perplexity:{tmp_path / 'no'}{NAME},name=p"]),
@@ -105,11 +145,18 @@ def test_no_verb_prints_what_a_terminal_obeys(
     for expected, arguments in verbs:
         code, shown = run(monkeypatch, capsys, *arguments)
         assert code == expected, (arguments, shown)
-        assert (r"\u001b[31m" if "--json" in arguments else r"\x1b[31m") in shown, (arguments, shown)
+        assert (r"\u001b[31m" if "--json" in arguments else r"\x1b[31m") in shown, (
+            arguments,
+            shown,
+        )
         if "--json" in arguments:
             assert NAME in json.loads(shown)["base"]["folder"]
     assert "[bold]mine[/bold]" in run(monkeypatch, capsys, "report", runs[0])[1]
-    for file in (Path(out) / "README.md", Path(runs[0]) / "results.csv", Path(runs[0]) / "trajectory.svg"):
+    for file in (
+        Path(out) / "README.md",
+        Path(runs[0]) / "results.csv",
+        Path(runs[0]) / "trajectory.svg",
+    ):
         assert not unprintable(file.read_text(encoding="utf-8")), file
 
 
@@ -122,7 +169,9 @@ def test_a_run_whose_columns_carry_codes_is_refused(field: str, tmp_path: Path) 
         with pytest.raises(RunError, match="damaged: an evaluator is called"):
             results.load(folder)
         return
-    line = {"lambda": "0", "evaluator": "a", "score": 0.5, "unit": "u", "n": 3} | {field: "a\x1b[2J"}
+    line = {"lambda": "0", "evaluator": "a", "score": 0.5, "unit": "u", "n": 3} | {
+        field: "a\x1b[2J"
+    }
     with pytest.raises(ValueError, match=f"for `{field}`"):
         entry.parse(json.dumps(line).encode())
 
@@ -148,7 +197,11 @@ def test_tables_notes_and_progress_show_codes_and_markup_as_text() -> None:
         progress.noted(NAME)
         progress.recorded(entry.Entry("0", "[bold]e[/bold]", error=f"{NAME}\nmore"))
         shown = out.getvalue()
-        assert "pwned\\x07" in shown and "[bold]b[link=evil]l:smile:" in shown and "[bold]e[/bold]" in shown
+        assert (
+            "pwned\\x07" in shown
+            and "[bold]b[link=evil]l:smile:" in shown
+            and "[bold]e[/bold]" in shown
+        )
         assert "\x1b]" not in shown and not set("\x07\r\x9b\u202e\0") & set(shown)
         if not terminal:
             assert not unprintable(shown)
@@ -156,14 +209,18 @@ def test_tables_notes_and_progress_show_codes_and_markup_as_text() -> None:
 
 def test_what_libraries_log_and_warn_of_is_printable(capsys: pytest.CaptureFixture[str]) -> None:
     log, stream = logging.getLogger("foreign text"), io.StringIO()
-    before = logging.getLogRecordFactory()  # torch sets one of its own once torch._dynamo is imported
+    before = (
+        logging.getLogRecordFactory()
+    )  # torch sets one of its own once torch._dynamo is imported
     handler = logging.StreamHandler(stream)
     log.addHandler(handler)
     with libraries_printable():
         log.warning("a key %s", NAME)
         print(warnings.formatwarning(NAME, UserWarning, "file", 1))
     log.removeHandler(handler)
-    assert "pwned" in stream.getvalue() and not unprintable(stream.getvalue() + capsys.readouterr().out)
+    assert "pwned" in stream.getvalue() and not unprintable(
+        stream.getvalue() + capsys.readouterr().out
+    )
     assert logging.getLogRecordFactory() is before
 
 

@@ -1,4 +1,5 @@
-"""Delta files made to mislead, crash, or write outside a tensor: each refused by file and tensor, and no byte is touched."""
+"""Delta files made to mislead, crash, or write outside a tensor: each refused by file and tensor,
+and no byte is touched."""
 
 from __future__ import annotations
 
@@ -50,27 +51,48 @@ class Forged:
         return cls(metadata, json.loads(metadata.pop("tensors")), tensors, metadata["sum"])
 
     def save(self, path: Path, *, agreeing: bool = True) -> None:
-        """Write it; the sum over the metadata made right again, unless it was changed itself or is not to agree."""
+        """Write it; the sum over the metadata made right again, unless it was changed itself or is
+        not to agree."""
         metadata = {"tensors": json.dumps(self.about), **self.metadata}
         if agreeing and metadata.get("sum") == self.summed:
             metadata["sum"] = sum_of(metadata)
-        save_file({name: tensor.contiguous() for name, tensor in self.parts.items()}, path, metadata)
+        save_file(
+            {name: tensor.contiguous() for name, tensor in self.parts.items()}, path, metadata
+        )
 
     def agree(self, name: str) -> None:
         """Make the sum of a tensor's parts right again."""
-        own = {key.rpartition("::")[2]: part for key, part in self.parts.items() if key.rpartition("::")[0] == name}
-        order = [part for part in ("codes", "target", "where", "starts", "base", "span", "u", "v") if part in own]
-        self.about[name]["data"] = as_hex(combine({part: pa_kernels.checksum([own[part]])[0] for part in order}))
+        own = {
+            key.rpartition("::")[2]: part
+            for key, part in self.parts.items()
+            if key.rpartition("::")[0] == name
+        }
+        order = [
+            part
+            for part in ("codes", "target", "where", "starts", "base", "span", "u", "v")
+            if part in own
+        ]
+        self.about[name]["data"] = as_hex(
+            combine({part: pa_kernels.checksum([own[part]])[0] for part in order})
+        )
 
 
 def guarded(base: pairs.Tensors) -> tuple[pairs.Tensors, Callable[[], bool]]:
     """Live tensors inside larger ones, and whether everything around them is as it was."""
-    around = {name: torch.full((tensor.numel() + 2 * GUARD,), CANARY, dtype=tensor.dtype) for name, tensor in base.items()}
+    around = {
+        name: torch.full((tensor.numel() + 2 * GUARD,), CANARY, dtype=tensor.dtype)
+        for name, tensor in base.items()
+    }
     live = {name: around[name][GUARD:-GUARD].view(tensor.shape) for name, tensor in base.items()}
 
     def untouched() -> bool:
-        expected = {name: torch.full((), CANARY, dtype=tensor.dtype) for name, tensor in around.items()}
-        return all(bool((t[:GUARD] == expected[n]).all() and (t[-GUARD:] == expected[n]).all()) for n, t in around.items())
+        expected = {
+            name: torch.full((), CANARY, dtype=tensor.dtype) for name, tensor in around.items()
+        }
+        return all(
+            bool((t[:GUARD] == expected[n]).all() and (t[-GUARD:] == expected[n]).all())
+            for n, t in around.items()
+        )
 
     return live, untouched
 
@@ -106,7 +128,9 @@ def refused(path: Path, base: pairs.Tensors) -> str:
     return caught.value.message
 
 
-def part(name: str, change: Callable[[torch.Tensor], torch.Tensor | None]) -> Callable[[Forged], None]:
+def part(
+    name: str, change: Callable[[torch.Tensor], torch.Tensor | None]
+) -> Callable[[Forged], None]:
     """Change one part, in place or by what is returned, and make the sum right."""
 
     def forge(file: Forged) -> None:
@@ -144,23 +168,47 @@ SPARSE: dict[str, tuple[Callable[[Forged], Any], str]] = {
     "another format": (metadata(format="3"), "delta format `3`, expected 1 or 2"),
     "another sum": (metadata(sum="0" * 16), "expected `0000000000000000`: somebody edited them"),
     "no sum of the metadata": (lambda f: f.metadata.pop("sum"), "metadata `sum` is missing"),
-    "a sum in the format that has none": (metadata(format="1"), "metadata `sum` is not of this format"),
+    "a sum in the format that has none": (
+        metadata(format="1"),
+        "metadata `sum` is not of this format",
+    ),
     "no format": (lambda f: f.metadata.pop("format"), "a safetensors file, but no delta"),
     "a key missing": (lambda f: f.metadata.pop("exact"), "metadata `exact` is missing"),
     "a key too many": (metadata(extra="1"), "metadata `extra` is not of this format"),
-    "a store that colours terminals": (metadata(options="\x1b[31m"), "metadata `options` is not a short printable text"),
-    "a store without end": (metadata(store="x" * 10**6), "metadata `store` is not a short printable text"),
-    "neither true nor false": (metadata(lossless="1"), "metadata `lossless` is `1`, expected true or false"),
+    "a store that colours terminals": (
+        metadata(options="\x1b[31m"),
+        "metadata `options` is not a short printable text",
+    ),
+    "a store without end": (
+        metadata(store="x" * 10**6),
+        "metadata `store` is not a short printable text",
+    ),
+    "neither true nor false": (
+        metadata(lossless="1"),
+        "metadata `lossless` is `1`, expected true or false",
+    ),
     "a side that is no object": (metadata(base="[1]"), "metadata `base`: found JSON list"),
-    "a side without fingerprint": (metadata(base='{"content":1,"quick":null}'), "expected two fingerprints"),
-    "surrogates": (metadata(base='{"content":"\\ud800","quick":null}'), "expected two fingerprints"),
-    "another base": (metadata(base=json.dumps({"content": "0" * 16, "quick": None})), "encoded from a base of content 0000"),
+    "a side without fingerprint": (
+        metadata(base='{"content":1,"quick":null}'),
+        "expected two fingerprints",
+    ),
+    "surrogates": (
+        metadata(base='{"content":"\\ud800","quick":null}'),
+        "expected two fingerprints",
+    ),
+    "another base": (
+        metadata(base=json.dumps({"content": "0" * 16, "quick": None})),
+        "encoded from a base of content 0000",
+    ),
     "tensors that are no JSON": (metadata(tensors="{"), "metadata `tensors`: not JSON"),
     "a JSON bomb": (metadata(tensors="[" * 100_000), "JSON nested too deep"),
     "a tensor twice": (metadata(tensors='{"few":1,"few":2}'), "`few` appears twice"),
     "tensors that are none": (metadata(tensors='{"few":1}'), "`few"),
     "no tensors": (metadata(tensors="{}"), "belongs to no tensor"),
-    "an entry too little": (lambda f: f.about["few"].pop("ends"), "tensor `few`: expected an object of kind, shape"),
+    "an entry too little": (
+        lambda f: f.about["few"].pop("ends"),
+        "tensor `few`: expected an object of kind, shape",
+    ),
     "a kind of another world": (about("few", kind="zip"), "tensor `few`: `kind` is `zip`"),
     "a kind that is a list": (about("few", kind=["index"]), "tensor `few`: `kind`"),
     "negative shape": (about("few", shape=[-70, -1000]), "tensor `few`: `shape`"),
@@ -177,42 +225,86 @@ SPARSE: dict[str, tuple[Callable[[Forged], Any], str]] = {
     "wrong sum": (about("few", data="0" * 16), "tensor `few`: content"),
     "wrong end": (about("few", ends=["0" * 16, "0" * 16]), "`few` at λ = 1 has checksum"),
     "a part missing": (lambda f: f.parts.pop("few::base"), "tensor `few::base` is missing"),
-    "a part too many": (lambda f: f.parts.update(x=torch.zeros(1)), "tensor `x` belongs to no tensor"),
-    "where of another width": (part("few::where", lambda t: t.int()), "tensor `few::where` is I32 ["),
-    "starts of another width": (part("few::starts", lambda t: t.int()), "tensor `few::starts` is I32"),
+    "a part too many": (
+        lambda f: f.parts.update(x=torch.zeros(1)),
+        "tensor `x` belongs to no tensor",
+    ),
+    "where of another width": (
+        part("few::where", lambda t: t.int()),
+        "tensor `few::where` is I32 [",
+    ),
+    "starts of another width": (
+        part("few::starts", lambda t: t.int()),
+        "tensor `few::starts` is I32",
+    ),
     "base of another dtype": (part("few::base", lambda t: t.float()), "tensor `few::base` is F32"),
     "fewer targets": (part("few::target", lambda t: t[:-1]), "tensor `few::target` is BF16"),
     "values in a square": (part("few::base", lambda t: t[None]), "tensor `few::base` is BF16 [1,"),
     "fewer positions": (part("few::where", lambda t: t[:-1]), "tensor `few`: where has shape"),
     "fewer starts": (part("few::starts", lambda t: t[:-1]), "tensor `few`: starts has shape"),
-    "a position outside": (part("few::where", put(-1, 65_535)), "tensor `few`: position 131071 in a tensor of 70000"),
+    "a position outside": (
+        part("few::where", put(-1, 65_535)),
+        "tensor `few`: position 131071 in a tensor of 70000",
+    ),
     "positions that fall": (part("few::where", put(0, 65_535)), "tensor `few`: place"),
     "starts below 0": (part("few::starts", put(1, -1)), "tensor `few`: starts go from -1"),
     "starts past the end": (part("few::starts", put(1, 2**62)), "tensor `few`: starts go from"),
     "starts that leave entries out": (part("few::starts", put(-1, 0)), "tensor `few`: starts go"),
-    "a bit past the end": (part("many::where", lambda t: move_last_bit(t)), "tensor `many`: position 8160 in a tensor of 5000"),
+    "a bit past the end": (
+        part("many::where", lambda t: move_last_bit(t)),
+        "tensor `many`: position 8160 in a tensor of 5000",
+    ),
     "more bits than starts": (part("many::where", put(0, -1)), "tensor `many`: "),
-    "a whole of another shape": (part("all::target", lambda t: t[:-1]), "tensor `all::target` is BF16 [8]"),
-    "a whole in integers": (part("all::target", lambda t: t.view(torch.int16)), "tensor `all::target` is I16"),
-    "base values that are not the base's": (part("few::base", put(5, 3.0)), "`few` at λ = 0 has checksum"),
+    "a whole of another shape": (
+        part("all::target", lambda t: t[:-1]),
+        "tensor `all::target` is BF16 [8]",
+    ),
+    "a whole in integers": (
+        part("all::target", lambda t: t.view(torch.int16)),
+        "tensor `all::target` is I16",
+    ),
+    "base values that are not the base's": (
+        part("few::base", put(5, 3.0)),
+        "`few` at λ = 0 has checksum",
+    ),
     "another target": (part("few::target", put(5, 3.0)), "`few` at λ = 1 has checksum"),
-    "not a number": (part("few::target", put(5, float("nan"))), "target of tensor `few` has 1 non-finite"),
+    "not a number": (
+        part("few::target", put(5, float("nan"))),
+        "target of tensor `few` has 1 non-finite",
+    ),
     "another kind": (about("few", kind="bitmap"), "tensor `few::where` is U16"),
-    "factors of no matrix": (about("few", kind="factors"), "tensor `few::base` belongs to no tensor"),
-}  # fmt: skip
+    "factors of no matrix": (
+        about("few", kind="factors"),
+        "tensor `few::base` belongs to no tensor",
+    ),
+}
 LOWRANK: dict[str, tuple[Callable[[Forged], Any], str]] = {
-    "rows too many": (part("few::u", lambda t: torch.cat([t, t])), "tensor `few::u` is BF16 [140, 16]"),
+    "rows too many": (
+        part("few::u", lambda t: torch.cat([t, t])),
+        "tensor `few::u` is BF16 [140, 16]",
+    ),
     "ranks that disagree": (part("few::v", lambda t: t[:-1]), "tensor `few::v` is BF16 [15, 1000]"),
     "factors of two dtypes": (part("few::v", lambda t: t.float()), "tensor `few::v` is F32"),
-    "factors of one dimension": (part("few::u", lambda t: t.view(-1)), "tensor `few::u` is BF16 [1120]"),
-    "factors in integers": (part("few::u", lambda t: t.view(torch.int16)), "tensor `few::u` is I16"),
+    "factors of one dimension": (
+        part("few::u", lambda t: t.view(-1)),
+        "tensor `few::u` is BF16 [1120]",
+    ),
+    "factors in integers": (
+        part("few::u", lambda t: t.view(torch.int16)),
+        "tensor `few::u` is I16",
+    ),
     "factors of a list": (about("few", shape=[70_000]), "tensor `few::u` is BF16 [70, 16]"),
-    "infinite factors": (part("few::v", put(3, float("inf"))), "v of tensor `few` has 1 non-finite"),
+    "infinite factors": (
+        part("few::v", put(3, float("inf"))),
+        "v of tensor `few` has 1 non-finite",
+    ),
 }
 
 
 @pytest.mark.parametrize("attack", SPARSE | LOWRANK)
-def test_each_lie_is_refused_by_name(attack: str, good: dict[str, Path], base: pairs.Tensors, tmp_path: Path) -> None:
+def test_each_lie_is_refused_by_name(
+    attack: str, good: dict[str, Path], base: pairs.Tensors, tmp_path: Path
+) -> None:
     forge, message = (SPARSE | LOWRANK)[attack]
     forged = Forged.of(good["sparse" if attack in SPARSE else "lowrank"])
     forge(forged)
@@ -220,7 +312,10 @@ def test_each_lie_is_refused_by_name(attack: str, good: dict[str, Path], base: p
     assert message in refused(tmp_path / "bad", base)
 
 
-@pytest.mark.parametrize(("store", "kinds"), [("sparse", {"index", "bitmap", "whole"}), ("lowrank", {"factors", "whole"})])
+@pytest.mark.parametrize(
+    ("store", "kinds"),
+    [("sparse", {"index", "bitmap", "whole"}), ("lowrank", {"factors", "whole"})],
+)
 def test_a_file_taken_apart_and_put_together_opens(
     store: str, kinds: set[str], good: dict[str, Path], base: pairs.Tensors, tmp_path: Path
 ) -> None:
@@ -238,9 +333,15 @@ def test_a_file_taken_apart_and_put_together_opens(
 
 @pytest.mark.parametrize(
     "forge",
-    [metadata(options="sparse exact "), metadata(lossless="false"), metadata(exact="false"), metadata(pa_fast="9"),
-     metadata(store="packed"), about("few", via="F16")],
-)  # fmt: skip
+    [
+        metadata(options="sparse exact "),
+        metadata(lossless="false"),
+        metadata(exact="false"),
+        metadata(pa_fast="9"),
+        metadata(store="packed"),
+        about("few", via="F16"),
+    ],
+)
 def test_a_word_that_was_edited_by_hand_is_refused(
     forge: Callable[[Forged], None], good: dict[str, Path], base: pairs.Tensors, tmp_path: Path
 ) -> None:
@@ -250,7 +351,9 @@ def test_a_word_that_was_edited_by_hand_is_refused(
     assert "somebody edited them" in refused(tmp_path / "edited", base)
 
 
-def test_a_file_of_the_format_without_sum_still_opens(good: dict[str, Path], base: pairs.Tensors, tmp_path: Path) -> None:
+def test_a_file_of_the_format_without_sum_still_opens(
+    good: dict[str, Path], base: pairs.Tensors, tmp_path: Path
+) -> None:
     forged = Forged.of(good["sparse"])
     forged.metadata["format"] = "1"
     del forged.metadata["sum"]
@@ -260,7 +363,9 @@ def test_a_file_of_the_format_without_sum_still_opens(good: dict[str, Path], bas
 
 
 @pytest.mark.parametrize("size", [0, 5, 100, -100, -1])
-def test_a_file_that_is_cut_short_is_refused(size: int, good: dict[str, Path], base: pairs.Tensors, tmp_path: Path) -> None:
+def test_a_file_that_is_cut_short_is_refused(
+    size: int, good: dict[str, Path], base: pairs.Tensors, tmp_path: Path
+) -> None:
     (tmp_path / "cut").write_bytes(good["sparse"].read_bytes()[:size])
     refused(tmp_path / "cut", base)
 
@@ -276,7 +381,9 @@ def test_a_good_file_with_bytes_changed(data: st.DataObject) -> None:
     content, length = _content()
     changed = bytearray(content)
     places = st.one_of(st.integers(0, length - 1), st.integers(0, len(content) - 1))
-    for place, value in data.draw(st.lists(st.tuples(places, st.integers(0, 255)), min_size=1, max_size=4)):
+    for place, value in data.draw(
+        st.lists(st.tuples(places, st.integers(0, 255)), min_size=1, max_size=4)
+    ):
         changed[place] = value
     base = made()[0]
     live, untouched = guarded(base)
@@ -287,7 +394,9 @@ def test_a_good_file_with_bytes_changed(data: st.DataObject) -> None:
             weights = pa_fast.LiveWeights.open(live, base, path)
         except PaFastError as error:
             assert error.hint
-        else:  # what changed was spaces, a version, a number that says the same: the weights are those of the good file
+        # what changed was spaces, a version, a number that says the same: the weights are those of
+        # the good file
+        else:
             weights.set_lambda(1.0)
             assert all(torch.equal(live[name], tensor) for name, tensor in made()[1].items())
         assert untouched()

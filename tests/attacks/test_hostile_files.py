@@ -1,4 +1,5 @@
-"""Outputs onto what is no output, links planted at working names, companions that lead elsewhere: nothing is lost."""
+"""Outputs onto what is no output, links planted at working names, companions that lead elsewhere:
+nothing is lost."""
 
 from __future__ import annotations
 
@@ -32,7 +33,11 @@ from tests.sweep.fakes import FakeEngine, Scorer
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 @contextlib.contextmanager
@@ -58,25 +63,52 @@ def put(folder: Path, **files: str) -> None:
         path.write_text(text)
 
 
-# --- what an overwrite may replace ---------------------------------------------------------------------------------------
+# --- what an overwrite may replace
+# ---------------------------------------------------------------------------------------
 
 MODEL = json.dumps({"model_type": "llama"})
 PROJECTS: dict[str, tuple[dict[str, str], str]] = {
-    "an application": ({"config.json": '{"port": 8080}', "src/main.py": "mine"}, "which is no checkpoint"),
+    "an application": (
+        {"config.json": '{"port": 8080}', "src/main.py": "mine"},
+        "which is no checkpoint",
+    ),
     "its config alone": ({"config.json": '{"port": 8080}'}, "which is no checkpoint"),
-    "a pa_fast.json of something else": ({"pa_fast.json": "{}", "thesis.tex": "mine"}, "which is no checkpoint"),
+    "a pa_fast.json of something else": (
+        {"pa_fast.json": "{}", "thesis.tex": "mine"},
+        "which is no checkpoint",
+    ),
     "a config that is not JSON": ({"config.json": "port = 8080"}, "which is no checkpoint"),
-    "a model and notes": ({"config.json": MODEL, "notes.txt": "mine"}, "holds `notes.txt`, which no checkpoint consists of"),
-    "a model and its sources": ({"config.json": MODEL, "src/main.py": "mine"}, "holds `src`, which no"),
-    "a repository": ({"config.json": MODEL, ".git/HEAD": "ref", "README.md": "#"}, "holds `.git`, which no"),
-    "a training": ({"config.json": MODEL, "optimizer.pt": "x", "checkpoint-5/a": "b"}, "holds `checkpoint-5`, `optimizer.pt`"),
-    "templates and more": ({"config.json": MODEL, "additional_chat_templates/notes.txt": "mine"}, "holds `additional_chat"),
-    "somebody's weights": ({"config.json": MODEL, "my_best.safetensors": "mine"}, "holds `my_best.safetensors`"),
-}  # fmt: skip
+    "a model and notes": (
+        {"config.json": MODEL, "notes.txt": "mine"},
+        "holds `notes.txt`, which no checkpoint consists of",
+    ),
+    "a model and its sources": (
+        {"config.json": MODEL, "src/main.py": "mine"},
+        "holds `src`, which no",
+    ),
+    "a repository": (
+        {"config.json": MODEL, ".git/HEAD": "ref", "README.md": "#"},
+        "holds `.git`, which no",
+    ),
+    "a training": (
+        {"config.json": MODEL, "optimizer.pt": "x", "checkpoint-5/a": "b"},
+        "holds `checkpoint-5`, `optimizer.pt`",
+    ),
+    "templates and more": (
+        {"config.json": MODEL, "additional_chat_templates/notes.txt": "mine"},
+        "holds `additional_chat",
+    ),
+    "somebody's weights": (
+        {"config.json": MODEL, "my_best.safetensors": "mine"},
+        "holds `my_best.safetensors`",
+    ),
+}
 
 
 @pytest.mark.parametrize("project", PROJECTS)
-def test_an_overwrite_replaces_no_folder_that_holds_something_else(tmp_path: Path, project: str) -> None:
+def test_an_overwrite_replaces_no_folder_that_holds_something_else(
+    tmp_path: Path, project: str
+) -> None:
     files, said = PROJECTS[project]
     pair = write_pair(tmp_path)
     put(tmp_path / "out", **files)
@@ -102,15 +134,40 @@ def test_what_pa_fast_and_save_pretrained_wrote_is_replaced(tmp_path: Path) -> N
     put(instruct, **{"odd companion.txt": "it is copied", "LICENSE": "x"})
     merge(base, instruct, 0.5, tmp_path / "out")
     put(tmp_path / "out", **{".cache/huggingface/download/x.metadata": "hub"})
-    put(tmp_path / "out", **{".gitattributes": "hub", "trainer_state.json": "{}", "additional_chat_templates/rag.jinja": "x"})
+    put(
+        tmp_path / "out",
+        **{
+            ".gitattributes": "hub",
+            "trainer_state.json": "{}",
+            "additional_chat_templates/rag.jinja": "x",
+        },
+    )
     merge(base, instruct, 0.25, tmp_path / "out", overwrite=True)
     assert verify(tmp_path / "out", base, instruct).lam == "0.25"
-    assert set(json.loads((tmp_path / "out" / "pa_fast.json").read_text())["files"]) == set(contents(tmp_path / "out"))
+    assert set(json.loads((tmp_path / "out" / "pa_fast.json").read_text())["files"]) == set(
+        contents(tmp_path / "out")
+    )
     saved = tmp_path / "saved"
-    put(saved, **{n: MODEL for n in ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")})
     put(
         saved,
-        **{"special_tokens_map.json": "{}", "model-00001-of-00002.safetensors": "", "training_args.bin": "", "README.md": ""},
+        **{
+            n: MODEL
+            for n in (
+                "config.json",
+                "generation_config.json",
+                "tokenizer.json",
+                "tokenizer_config.json",
+            )
+        },
+    )
+    put(
+        saved,
+        **{
+            "special_tokens_map.json": "{}",
+            "model-00001-of-00002.safetensors": "",
+            "training_args.bin": "",
+            "README.md": "",
+        },
     )
     merge(base, instruct, 0.75, saved, overwrite=True)
     assert verify(saved, base, instruct).lam == "0.75"
@@ -173,8 +230,18 @@ def run_sweep(out: Path, **options: Any) -> None:
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_a_folder_whose_run_json_is_no_sweeps_is_left_alone(tmp_path: Path, overwrite: bool) -> None:
-    put(tmp_path / "out", **{"run.json": '{"port": 8080}', "results.csv": "mine", "items/a.jsonl": "mine", "outputs/x": ""})
+def test_a_folder_whose_run_json_is_no_sweeps_is_left_alone(
+    tmp_path: Path, overwrite: bool
+) -> None:
+    put(
+        tmp_path / "out",
+        **{
+            "run.json": '{"port": 8080}',
+            "results.csv": "mine",
+            "items/a.jsonl": "mine",
+            "outputs/x": "",
+        },
+    )
     before = contents(tmp_path)
     with pytest.raises(PaFastError, match="is not a run folder"):
         run_sweep(tmp_path / "out", overwrite=overwrite)
@@ -189,25 +256,61 @@ def test_a_figure_replaces_figures_alone(tmp_path: Path) -> None:
     check_place(tmp_path / "run" / "trajectory")
 
 
-# --- links at working names ----------------------------------------------------------------------------------------------
+# --- links at working names
+# ---
 
 # output → each working name, and whether a folder or a file of the victim's is linked there
 PLANTED = {
-    "merge": {".out.pa_fast.partial": "folder", ".out.pa_fast.old": "folder", ".out.pa_fast.lock": "file"},
+    "merge": {
+        ".out.pa_fast.partial": "folder",
+        ".out.pa_fast.old": "folder",
+        ".out.pa_fast.lock": "file",
+    },
     "encode": {".out.pa_fast.partial": "file"},
     "sweep": {
-        "out/journal.jsonl": "file", "out/.lock": "file", "out/items": "folder", "out/outputs": "folder", "out/run.json": "run",
+        "out/journal.jsonl": "file",
+        "out/.lock": "file",
+        "out/items": "folder",
+        "out/outputs": "folder",
+        "out/run.json": "run",
     },
-    "shard": {"out/journal.jsonl": "file", "out/journal.0-of-2.jsonl": "file", "out/items": "folder"},
-    "resume": {"out/journal.jsonl": "file", "out/.lock": "file", "out/items": "folder", "out/outputs": "folder",
-               "out/results.csv": "file", "out/results.json": "file", "out/run.json": "run"},
-    "overwrite": {"out/journal.jsonl": "file", "out/items": "folder", "out/outputs": "folder", "out/results.csv": "file",
-                  "out/outputs/lambda=0.icl": "folder"},
-    "report": {"out/results.csv": "file", "out/results.json": "file", "out/trajectory.svg": "file", "out/trajectory.png": "file",
-               "out/trajectory.pdf": "file"},
-}  # fmt: skip
-HARMLESS = {"out/results.csv", "out/results.json", "out/trajectory.svg", "out/trajectory.png", "out/trajectory.pdf",
-            "out/outputs/lambda=0.icl"}  # fmt: skip
+    "shard": {
+        "out/journal.jsonl": "file",
+        "out/journal.0-of-2.jsonl": "file",
+        "out/items": "folder",
+    },
+    "resume": {
+        "out/journal.jsonl": "file",
+        "out/.lock": "file",
+        "out/items": "folder",
+        "out/outputs": "folder",
+        "out/results.csv": "file",
+        "out/results.json": "file",
+        "out/run.json": "run",
+    },
+    "overwrite": {
+        "out/journal.jsonl": "file",
+        "out/items": "folder",
+        "out/outputs": "folder",
+        "out/results.csv": "file",
+        "out/outputs/lambda=0.icl": "folder",
+    },
+    "report": {
+        "out/results.csv": "file",
+        "out/results.json": "file",
+        "out/trajectory.svg": "file",
+        "out/trajectory.png": "file",
+        "out/trajectory.pdf": "file",
+    },
+}
+HARMLESS = {
+    "out/results.csv",
+    "out/results.json",
+    "out/trajectory.svg",
+    "out/trajectory.png",
+    "out/trajectory.pdf",
+    "out/outputs/lambda=0.icl",
+}
 """Files that are replaced as a whole: the link goes, and what it leads to stays."""
 
 
@@ -220,7 +323,9 @@ def run_verb(verb: str, root: Path) -> None:
     elif verb == "report":
         report.report([out])
     else:
-        run_sweep(out, overwrite=verb == "overwrite", **({"shard": (0, 2)} if verb == "shard" else {}))
+        run_sweep(
+            out, overwrite=verb == "overwrite", **({"shard": (0, 2)} if verb == "shard" else {})
+        )
 
 
 def prepare(verb: str, root: Path) -> Path:
@@ -232,7 +337,15 @@ def prepare(verb: str, root: Path) -> Path:
     elif verb != "encode":
         (root / "out").mkdir()
     victim = root / "victim"
-    put(victim, **{"journal.jsonl": "mine", "lambda=0.icl.jsonl": "mine", ".x.1.tmp": "mine", "config.json": MODEL})
+    put(
+        victim,
+        **{
+            "journal.jsonl": "mine",
+            "lambda=0.icl.jsonl": "mine",
+            ".x.1.tmp": "mine",
+            "config.json": MODEL,
+        },
+    )
     return victim
 
 
@@ -243,14 +356,21 @@ def prepare(verb: str, root: Path) -> Path:
         for verb, names in PLANTED.items()
         for name, what in names.items()
         for kind in ("link", "dangling link", "hard link")
-        if kind != "hard link" or (what == "file" and not name.endswith("lock"))  # nothing is written to a lock
+        if kind != "hard link"
+        or (what == "file" and not name.endswith("lock"))  # nothing is written to a lock
     ],
 )
-def test_a_link_at_a_working_name_is_not_followed(tmp_path: Path, verb: str, name: str, kind: str) -> None:
+def test_a_link_at_a_working_name_is_not_followed(
+    tmp_path: Path, verb: str, name: str, kind: str
+) -> None:
     victim, what, link = prepare(verb, tmp_path), PLANTED[verb][name], tmp_path / name
     if what == "run":
         run_sweep(victim / "run")
-    target = {"folder": victim, "file": victim / "journal.jsonl", "run": victim / "run" / "run.json"}[what]
+    target = {
+        "folder": victim,
+        "file": victim / "journal.jsonl",
+        "run": victim / "run" / "run.json",
+    }[what]
     before = contents(victim)
     if link.is_dir():
         shutil.rmtree(link)
@@ -269,7 +389,9 @@ def test_a_link_at_a_working_name_is_not_followed(tmp_path: Path, verb: str, nam
     assert contents(victim) == before and not (victim / "new").exists()
 
 
-@pytest.mark.parametrize("name", ["notes.txt", "sub/notes.txt", "config.json/notes.txt", "optimizer.pt"])
+@pytest.mark.parametrize(
+    "name", ["notes.txt", "sub/notes.txt", "config.json/notes.txt", "optimizer.pt"]
+)
 def test_a_folder_of_others_at_the_working_name_keeps_its_files(tmp_path: Path, name: str) -> None:
     pair, planted = write_pair(tmp_path), tmp_path / ".out.pa_fast.partial"
     put(planted, **{name: "mine", "model.safetensors": "half"})
@@ -282,7 +404,10 @@ def test_a_folder_of_others_at_the_working_name_keeps_its_files(tmp_path: Path, 
 
 def test_links_inside_an_unfinished_folder_are_not_followed(tmp_path: Path) -> None:
     tensors = {f"w{n}": torch.randn(10_000) for n in range(2)}
-    pair = write_checkpoint(tmp_path / "base", tensors, shards=2), write_checkpoint(tmp_path / "instruct", tensors, shards=2)
+    pair = (
+        write_checkpoint(tmp_path / "base", tensors, shards=2),
+        write_checkpoint(tmp_path / "instruct", tensors, shards=2),
+    )
 
     def stop(done: int, total: int) -> None:
         if done > 40_000:
@@ -298,7 +423,9 @@ def test_links_inside_an_unfinished_folder_are_not_followed(tmp_path: Path) -> N
         path.symlink_to(victim / path.name)
     before = contents(victim)
     assert merge(*pair, 0.5, tmp_path / "out").resumed == 0
-    assert contents(victim) == before and not any(path.is_symlink() for path in (tmp_path / "out").iterdir())
+    assert contents(victim) == before and not any(
+        path.is_symlink() for path in (tmp_path / "out").iterdir()
+    )
 
 
 def test_a_pipe_at_a_working_name_does_not_hang(tmp_path: Path) -> None:
@@ -316,7 +443,8 @@ def test_a_pipe_at_a_working_name_does_not_hang(tmp_path: Path) -> None:
                 run()
 
 
-# --- companions ----------------------------------------------------------------------------------------------------------
+# --- companions
+# ---
 
 
 def leads_out(instruct: Path) -> None:
@@ -342,13 +470,28 @@ def pipe_for_generation(instruct: Path) -> None:
 
 COMPANIONS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a link out": (leads_out, "NOTICE: a link that leads out of the folder"),
-    "a template that is one": (template_leads_out, "rag.jinja: a link that leads out of the folder"),
+    "a template that is one": (
+        template_leads_out,
+        "rag.jinja: a link that leads out of the folder",
+    ),
     "a config that is one": (config_leads_out, "config.json: a link that leads out of the folder"),
-    "an absolute link": (lambda i: (i / "chat_template.jinja").symlink_to("/etc/hostname"), "chat_template.jinja: a link that"),
-    "a link to nothing": (lambda i: (i / "vocab.json").symlink_to("gone"), "vocab.json: cannot be opened"),
-    "a pipe": (lambda i: os.mkfifo(i / "chat_template.jinja"), "chat_template.jinja: not a regular file"),
+    "an absolute link": (
+        lambda i: (i / "chat_template.jinja").symlink_to("/etc/hostname"),
+        "chat_template.jinja: a link that",
+    ),
+    "a link to nothing": (
+        lambda i: (i / "vocab.json").symlink_to("gone"),
+        "vocab.json: cannot be opened",
+    ),
+    "a pipe": (
+        lambda i: os.mkfifo(i / "chat_template.jinja"),
+        "chat_template.jinja: not a regular file",
+    ),
     "a pipe for generation": (pipe_for_generation, "generation_config.json: not a regular file"),
-    "a device": (lambda i: (i / "vocab.txt").symlink_to("/dev/zero"), "vocab.txt: not a regular file"),
+    "a device": (
+        lambda i: (i / "vocab.txt").symlink_to("/dev/zero"),
+        "vocab.txt: not a regular file",
+    ),
 }
 
 
@@ -378,7 +521,9 @@ def test_companions_that_lead_elsewhere_are_refused_before_anything_is_read(
     assert {path.name for path in tmp_path.iterdir()} == before
 
 
-def test_a_pipe_beside_the_base_or_the_tokenizer_does_not_hang_a_sweep(tmp_path: Path, llama: tuple[Path, Path]) -> None:
+def test_a_pipe_beside_the_base_or_the_tokenizer_does_not_hang_a_sweep(
+    tmp_path: Path, llama: tuple[Path, Path]
+) -> None:
     base, instruct = shutil.copytree(llama[0], tmp_path / "base"), llama[1]
     (base / "generation_config.json").unlink(missing_ok=True)
     os.mkfifo(base / "generation_config.json")
@@ -411,7 +556,11 @@ def test_the_links_of_a_hub_cache_are_its_own(tmp_path: Path) -> None:
     (tmp_path / "alias").symlink_to(cached)
     merge(base, cached, 0.5, tmp_path / "out")
     merge(base, tmp_path / "alias", 0.5, tmp_path / "other")
-    assert (tmp_path / "out" / "NOTICE").read_text() == (tmp_path / "other" / "NOTICE").read_text() == "copied"
+    assert (
+        (tmp_path / "out" / "NOTICE").read_text()
+        == (tmp_path / "other" / "NOTICE").read_text()
+        == "copied"
+    )
     blobs = cached.parent.parent / "blobs"
     blobs.rename(tmp_path / "elsewhere")
     blobs.symlink_to(tmp_path / "elsewhere")
@@ -419,11 +568,17 @@ def test_the_links_of_a_hub_cache_are_its_own(tmp_path: Path) -> None:
         merge(base, cached, 0.25, tmp_path / "third")
 
 
-def test_companions_count_in_the_space_that_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_companions_count_in_the_space_that_is_needed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pair = write_pair(tmp_path)
     with open(pair[1] / "vocab.txt", "wb") as file:
         file.truncate(20_000_000)  # sparse: it takes no space, and a copy does
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9 - 80_000_000, 80_000_000))
+    monkeypatch.setattr(
+        shutil,
+        "disk_usage",
+        lambda _: shutil._ntuple_diskusage(10**9, 10**9 - 80_000_000, 80_000_000),
+    )
     with pytest.raises(OutputError, match=r"needs 87\.\d MB, 80 MB are free"):
         merge(*pair, 0.5, tmp_path / "out")
     assert {path.name for path in tmp_path.iterdir()} == {"base", "instruct"}

@@ -1,4 +1,5 @@
-"""Folders made to mislead: indexes that lie or lead outside, weights of other kinds, broken companions."""
+"""Folders made to mislead: indexes that lie or lead outside, weights of other kinds, broken
+companions."""
 
 from __future__ import annotations
 
@@ -36,34 +37,73 @@ def with_map(folder: Path, weight_map: Any) -> None:
 
 
 INDEXES: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "parent folder": (lambda f: with_map(f, {"a": ONE, "b": "../outside.safetensors"}), "`../outside.safetensors`, expected"),
-    "absolute path": (lambda f: with_map(f, {"a": ONE, "b": str(f / TWO)}), "expected the plain name"),
+    "parent folder": (
+        lambda f: with_map(f, {"a": ONE, "b": "../outside.safetensors"}),
+        "`../outside.safetensors`, expected",
+    ),
+    "absolute path": (
+        lambda f: with_map(f, {"a": ONE, "b": str(f / TWO)}),
+        "expected the plain name",
+    ),
     "subfolder": (lambda f: with_map(f, {"a": ONE, "b": f"sub/{TWO}"}), "expected the plain name"),
-    "backslashes": (lambda f: with_map(f, {"a": ONE, "b": "..\\outside.safetensors"}), "expected the plain name"),
-    "not safetensors": (lambda f: with_map(f, {"a": ONE, "b": "config.json"}), "expected the plain name"),
-    "zero byte": (lambda f: with_map(f, {"a": ONE, "b": "x\0.safetensors"}), "expected the plain name"),
+    "backslashes": (
+        lambda f: with_map(f, {"a": ONE, "b": "..\\outside.safetensors"}),
+        "expected the plain name",
+    ),
+    "not safetensors": (
+        lambda f: with_map(f, {"a": ONE, "b": "config.json"}),
+        "expected the plain name",
+    ),
+    "zero byte": (
+        lambda f: with_map(f, {"a": ONE, "b": "x\0.safetensors"}),
+        "expected the plain name",
+    ),
     "missing shard": (lambda f: (f / TWO).unlink(), f"1 of 2 shards are missing: {TWO}"),
-    "broken link": (lambda f: ((f / TWO).unlink(), (f / TWO).symlink_to("gone")), f"1 of 2 shards are missing: {TWO}"),
+    "broken link": (
+        lambda f: ((f / TWO).unlink(), (f / TWO).symlink_to("gone")),
+        f"1 of 2 shards are missing: {TWO}",
+    ),
     "shard is a folder": (lambda f: ((f / TWO).unlink(), (f / TWO).mkdir()), "not a regular file"),
-    "tensor in another shard": (lambda f: with_map(f, {"a": TWO, "b": ONE}), f"tensor `a` should be in {TWO}, which does not"),
-    "tensor nowhere": (lambda f: with_map(f, {"a": ONE, "b": TWO, "c": TWO}), f"tensor `c` should be in {TWO}"),
+    "tensor in another shard": (
+        lambda f: with_map(f, {"a": TWO, "b": ONE}),
+        f"tensor `a` should be in {TWO}, which does not",
+    ),
+    "tensor nowhere": (
+        lambda f: with_map(f, {"a": ONE, "b": TWO, "c": TWO}),
+        f"tensor `c` should be in {TWO}",
+    ),
     "tensor not named": (
-        lambda f: save_file({"a": torch.zeros(2), "x": torch.zeros(1)}, f / ONE), f"shard {ONE} holds tensor `x`"),
+        lambda f: save_file({"a": torch.zeros(2), "x": torch.zeros(1)}, f / ONE),
+        f"shard {ONE} holds tensor `x`",
+    ),
     "tensor in two shards": (
-        lambda f: save_file({"a": torch.zeros(2), "b": torch.zeros(2)}, f / ONE), f"tensor `b` is in two shards, {TWO}"),
+        lambda f: save_file({"a": torch.zeros(2), "b": torch.zeros(2)}, f / ONE),
+        f"tensor `b` is in two shards, {TWO}",
+    ),
     "no map": (lambda f: (f / INDEX).write_text("{}"), "`weight_map` is not an object"),
     "empty map": (lambda f: with_map(f, {}), "`weight_map` is not an object"),
     "map to numbers": (lambda f: with_map(f, {"a": 1}), "`weight_map` is not an object"),
     "a name twice": (
-        lambda f: (f / INDEX).write_text(f'{{"weight_map": {{"a": "{ONE}", "a": "{TWO}"}}}}'), "the name `a` appears twice"),
+        lambda f: (f / INDEX).write_text(f'{{"weight_map": {{"a": "{ONE}", "a": "{TWO}"}}}}'),
+        "the name `a` appears twice",
+    ),
     "not JSON": (lambda f: (f / INDEX).write_text("[" * 10), "not JSON"),
     "bomb": (lambda f: (f / INDEX).write_text("[" * 200_000), "nested too deep"),
-    "a second set of weights": (lambda f: save_file({"a": torch.zeros(2)}, f / "model.safetensors"), "expected one of them"),
-    "no index": (lambda f: (f / INDEX).unlink(), "but neither model.safetensors nor model.safetensors.index.json"),
+    "a second set of weights": (
+        lambda f: save_file({"a": torch.zeros(2)}, f / "model.safetensors"),
+        "expected one of them",
+    ),
+    "no index": (
+        lambda f: (f / INDEX).unlink(),
+        "but neither model.safetensors nor model.safetensors.index.json",
+    ),
     "no config": (lambda f: (f / "config.json").unlink(), "config.json: cannot be opened"),
-    "config is a list": (lambda f: (f / "config.json").write_text("[]"), "found JSON list, expected an object"),
+    "config is a list": (
+        lambda f: (f / "config.json").write_text("[]"),
+        "found JSON list, expected an object",
+    ),
     "config is not text": (lambda f: (f / "config.json").write_bytes(b"\xff\xfe"), "not UTF-8"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("attack", INDEXES)
@@ -87,15 +127,25 @@ def test_the_good_folder_that_the_attacks_start_from_is_read(sharded: Path) -> N
         ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "of kind `gptq`"),
         ({"quantization_config": {"quant_method": "awq"}}, "of kind `awq`"),
         ({"quantization_config": {"quant_method": "bitsandbytes"}}, "of kind `bitsandbytes`"),
-        ({"text_config": {"quantization_config": {"quant_method": "fbgemm_fp8"}}}, "of kind `fbgemm_fp8`"),
-        ({"compression_config": {"quant_method": "compressed-tensors"}}, "of kind `compressed-tensors`"),
+        (
+            {"text_config": {"quantization_config": {"quant_method": "fbgemm_fp8"}}},
+            "of kind `fbgemm_fp8`",
+        ),
+        (
+            {"compression_config": {"quant_method": "compressed-tensors"}},
+            "of kind `compressed-tensors`",
+        ),
     ],
 )
 def test_quantised_by_its_configuration(sharded: Path, config: dict[str, Any], kind: str) -> None:
     (sharded / "config.json").write_text(json.dumps(config))
-    with pytest.raises(CheckpointError, match=r"config.json has .* the weights are not quantised") as error:
+    with pytest.raises(
+        CheckpointError, match=r"config.json has .* the weights are not quantised"
+    ) as error:
         Checkpoint.open(sharded)
-    assert kind in error.value.message and f"from {sharded / 'config.json'}" in str(error.value.hint)
+    assert kind in error.value.message and f"from {sharded / 'config.json'}" in str(
+        error.value.hint
+    )
 
 
 @pytest.mark.parametrize(
@@ -113,7 +163,9 @@ def test_quantised_by_its_configuration(sharded: Path, config: dict[str, Any], k
         ("q_proj.codebooks", torch.zeros(2), "AQLM"),
     ],
 )
-def test_quantised_by_its_tensors(tmp_path: Path, name: str, tensor: torch.Tensor, kind: str) -> None:
+def test_quantised_by_its_tensors(
+    tmp_path: Path, name: str, tensor: torch.Tensor, kind: str
+) -> None:
     save_file({name: tensor}, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(CheckpointError, match=f"a quantised checkpoint: tensor `{name}`") as error:
@@ -126,13 +178,27 @@ def test_quantised_by_its_tensors(tmp_path: Path, name: str, tensor: torch.Tenso
     [
         ([], "the folder is empty", "check the path"),
         (["config.json"], "no weights", "check the path"),
-        (["config.json", "pytorch_model.bin"], "weights are pickle files only (pytorch_model.bin)", "save_pretrained"),
+        (
+            ["config.json", "pytorch_model.bin"],
+            "weights are pickle files only (pytorch_model.bin)",
+            "save_pretrained",
+        ),
         (["consolidated.00.pth"], "weights are pickle files only", "convert it first"),
-        (["model.Q4_K_M.gguf"], "found model.Q4_K_M.gguf, a quantised export", "original checkpoint"),
-        (["adapter_config.json", "adapter_model.safetensors"], "holds an adapter", "merge the adapter"),
+        (
+            ["model.Q4_K_M.gguf"],
+            "found model.Q4_K_M.gguf, a quantised export",
+            "original checkpoint",
+        ),
+        (
+            ["adapter_config.json", "adapter_model.safetensors"],
+            "holds an adapter",
+            "merge the adapter",
+        ),
     ],
 )
-def test_folders_without_weights(tmp_path: Path, files: list[str], expected: str, hint: str) -> None:
+def test_folders_without_weights(
+    tmp_path: Path, files: list[str], expected: str, hint: str
+) -> None:
     for file in files:
         (tmp_path / file).write_text("{}")
     with pytest.raises(CheckpointError) as error:

@@ -1,4 +1,5 @@
-"""`make bench` prints no speed of anything while a test of its bits fails, and none of what fails while it is timed."""
+"""`make bench` prints no speed of anything while a test of its bits fails, and none of what fails
+while it is timed."""
 
 from __future__ import annotations
 
@@ -28,27 +29,51 @@ WRONG_CHECKSUM = "import pa_kernels\npa_kernels.checksum = lambda tensors: [0 fo
 
 
 def bench(folder: pathlib.Path, broken: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """`make bench` with the plugin `broken` in every pytest process of it, as a wrong edit of the kernels would be."""
+    """`make bench` with the plugin `broken` in every pytest process of it, as a wrong edit of the
+    kernels would be."""
     (folder / "broken.py").write_text(broken)
     path = os.pathsep.join([str(folder), str(ROOT / "kernels")])
-    asked = {"PA_FAST_BENCH_SIZE": "tiny", "PA_FAST_BENCH_ROUNDS": "1", "PYTEST_ADDOPTS": "-p broken", "PYTHONPATH": path}
+    asked = {
+        "PA_FAST_BENCH_SIZE": "tiny",
+        "PA_FAST_BENCH_ROUNDS": "1",
+        "PYTEST_ADDOPTS": "-p broken",
+        "PYTHONPATH": path,
+    }
     return patience.run(
-        [sys.executable, "-m", "bench", "--out", str(folder / "results"), "--json", str(folder / "run.json"), *arguments],
-        cwd=ROOT, env={**os.environ, **asked},
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "bench",
+            "--out",
+            str(folder / "results"),
+            "--json",
+            str(folder / "run.json"),
+            *arguments,
+        ],
+        cwd=ROOT,
+        env={**os.environ, **asked},
+    )
 
 
 def test_a_switch_with_one_wrong_weight_is_not_timed(tmp_path: pathlib.Path) -> None:
-    done = bench(tmp_path, WRONG_SWITCH, "--check", "tests/kernels/test_lerp.py", "-k", "test_start")
+    done = bench(
+        tmp_path, WRONG_SWITCH, "--check", "tests/kernels/test_lerp.py", "-k", "test_start"
+    )
     assert done.returncode == 1, done.stdout + done.stderr
     assert "no speed is printed" in done.stderr
     assert "1 failed" in done.stdout and "P13" not in done.stdout and "median" not in done.stdout
     assert not (tmp_path / "results").exists()
 
 
-def test_no_test_at_all_is_not_a_pass(tmp_path: pathlib.Path, capfd: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "test_none.py").write_text("import pytest\n\n@pytest.mark.skip\ndef test_nothing():\n    pass\n")
-    assert main(["--check", str(tmp_path / "test_none.py"), "--out", str(tmp_path / "results")]) == 1
+def test_no_test_at_all_is_not_a_pass(
+    tmp_path: pathlib.Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "test_none.py").write_text(
+        "import pytest\n\n@pytest.mark.skip\ndef test_nothing():\n    pass\n"
+    )
+    assert (
+        main(["--check", str(tmp_path / "test_none.py"), "--out", str(tmp_path / "results")]) == 1
+    )
     assert "no speed is printed" in capfd.readouterr().err
     assert not (tmp_path / "results").exists()
 
@@ -56,13 +81,28 @@ def test_no_test_at_all_is_not_a_pass(tmp_path: pathlib.Path, capfd: pytest.Capt
 def test_what_fails_while_it_is_timed_is_named_without_a_speed(tmp_path: pathlib.Path) -> None:
     (tmp_path / "test_fine.py").write_text("def test_fine():\n    pass\n")
     readme = (ROOT / "README.md").read_bytes()
-    done = bench(tmp_path, WRONG_CHECKSUM, "--check", str(tmp_path / "test_fine.py"), "-k", "test_start or test_checksum")
+    done = bench(
+        tmp_path,
+        WRONG_CHECKSUM,
+        "--check",
+        str(tmp_path / "test_fine.py"),
+        "-k",
+        "test_start or test_checksum",
+    )
     assert done.returncode == 1, done.stdout + done.stderr
-    (csv,), (markdown,) = ([file.read_text() for file in (tmp_path / "results").glob(f"*-tiny.{kind}")] for kind in ("csv", "md"))
+    (csv,), (markdown,) = (
+        [file.read_text() for file in (tmp_path / "results").glob(f"*-tiny.{kind}")]
+        for kind in ("csv", "md")
+    )
     assert "Failed, so without a speed:\n- bench/test_checksum.py::test_checksum" in markdown
     assert "pa_kernels.checksum" not in csv + markdown and "pa-fast --help, again" in csv
-    assert "| P1 | dense switch, 8B shapes, on a GPU |" in markdown and "| P13 | start, whole processes |" in markdown
-    assert (ROOT / "README.md").read_bytes() == readme, "figures of tiny sizes are not for the README"
+    assert (
+        "| P1 | dense switch, 8B shapes, on a GPU |" in markdown
+        and "| P13 | start, whole processes |" in markdown
+    )
+    assert (ROOT / "README.md").read_bytes() == readme, (
+        "figures of tiny sizes are not for the README"
+    )
 
 
 def test_an_unknown_size_is_refused_before_anything_runs(

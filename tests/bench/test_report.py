@@ -1,4 +1,5 @@
-"""bench/report.py: from pytest-benchmark's JSON to CSV, Markdown, the README's block and the figure."""
+"""bench/report.py: from pytest-benchmark's JSON to CSV, Markdown, the README's block and the
+figure."""
 
 from __future__ import annotations
 
@@ -17,31 +18,62 @@ from bench.machine import Machine
 from bench.report import BEGIN, END, GPU, README, Report, put, update
 from bench.table import KEY, Table, Way
 
-MACHINE = Machine("cpu-2-cores", "A CPU | with a bar", "Python 3.12, torch 2.13.0", "abc1234", "2026-11-21")
+MACHINE = Machine(
+    "cpu-2-cores", "A CPU | with a bar", "Python 3.12, torch 2.13.0", "abc1234", "2026-11-21"
+)
 MERGE = Table(
-    "P7", "merge, 1.06 G weights", (Way("cp", (1.0, 3.0), 0.5, 4_000_000_000), Way("merge", (4.0,)), Way("merge, again", (5.0,))),
-    "cp", JOBS["merge"].goal, "2 × `cp`", ("merge", "merge, again"),
-)  # fmt: skip
+    "P7",
+    "merge, 1.06 G weights",
+    (Way("cp", (1.0, 3.0), 0.5, 4_000_000_000), Way("merge", (4.0,)), Way("merge, again", (5.0,))),
+    "cp",
+    JOBS["merge"].goal,
+    "2 × `cp`",
+    ("merge", "merge, again"),
+)
 SWEEP = Table(
-    "P6", "sweep of 11 λ, 1.06 G bf16 weights",
-    tuple(Way(name, seconds) for name, seconds in zip(figure.WAYS, ((0.3, 0.31, 0.29), (2.9, 2.7, 2.8), (12.1, 11.4, 12.6)))),
-    figure.OURS, JOBS["sweep"].goal, "1/40",
-)  # fmt: skip
-FOUND = Report(MACHINE, "1b", (SWEEP, MERGE), ("bench/test_lerp.py::test_lerp",), ("bench/test_x.py: no ray",))
+    "P6",
+    "sweep of 11 λ, 1.06 G bf16 weights",
+    tuple(
+        Way(name, seconds)
+        for name, seconds in zip(
+            figure.WAYS, ((0.3, 0.31, 0.29), (2.9, 2.7, 2.8), (12.1, 11.4, 12.6))
+        )
+    ),
+    figure.OURS,
+    JOBS["sweep"].goal,
+    "1/40",
+)
+FOUND = Report(
+    MACHINE, "1b", (SWEEP, MERGE), ("bench/test_lerp.py::test_lerp",), ("bench/test_x.py: no ray",)
+)
 
 
 def write_run(path: pathlib.Path, *tables: Table, **changes: Any) -> pathlib.Path:
     run = {"machine": asdict(MACHINE), "size": "1b", "failed": [], "skipped": {}, **changes}
-    benchmarks = [{"name": "one", "extra_info": {KEY: [asdict(table) for table in tables]}}, {"name": "two", "extra_info": {}}]
+    benchmarks = [
+        {"name": "one", "extra_info": {KEY: [asdict(table) for table in tables]}},
+        {"name": "two", "extra_info": {}},
+    ]
     path.write_text(json.dumps({"benchmarks": benchmarks, "run": run}))
     return path
 
 
-def test_runs_are_read_in_the_order_of_the_promises_and_the_last_of_a_case_counts(tmp_path: pathlib.Path) -> None:
-    first = write_run(tmp_path / "a.json", replace(MERGE, headline="old"), Table("", "checksum", MERGE.ways, "cp"), failed=["t"])
+def test_runs_are_read_in_the_order_of_the_promises_and_the_last_of_a_case_counts(
+    tmp_path: pathlib.Path,
+) -> None:
+    first = write_run(
+        tmp_path / "a.json",
+        replace(MERGE, headline="old"),
+        Table("", "checksum", MERGE.ways, "cp"),
+        failed=["t"],
+    )
     second = write_run(tmp_path / "b.json", MERGE, SWEEP, skipped={"u": "no ray"})
     found = Report.read([first, second])
-    assert [(table.target, table.headline) for table in found.tables] == [("P6", "1/40"), ("P7", "2 × `cp`"), ("", "")]
+    assert [(table.target, table.headline) for table in found.tables] == [
+        ("P6", "1/40"),
+        ("P7", "2 × `cp`"),
+        ("", ""),
+    ]
     assert found.failed == ("t",) and found.skipped == ("u: no ray",) and found.machine == MACHINE
 
 
@@ -50,12 +82,24 @@ def test_the_csv_has_a_row_for_each_way_with_its_ratio_and_the_noise() -> None:
     assert len(rows) == 6
     cp, merge = (next(row for row in rows if row["way"] == name) for name in ("cp", "merge"))
     assert (cp["median_s"], cp["lowest_s"], cp["gbps"], cp["rounds"]) == ("2", "1", "2", "2")
-    assert (merge["against"], merge["ratio"], merge["noise_ratio"], merge["moved_bytes"]) == ("cp", "2", "1.250", "")
-    assert (merge["commit"], merge["goal"], merge["headline"]) == ("abc1234", JOBS["merge"].goal, "2 × `cp`")
+    assert (merge["against"], merge["ratio"], merge["noise_ratio"], merge["moved_bytes"]) == (
+        "cp",
+        "2",
+        "1.250",
+        "",
+    )
+    assert (merge["commit"], merge["goal"], merge["headline"]) == (
+        "abc1234",
+        JOBS["merge"].goal,
+        "2 × `cp`",
+    )
 
 
 def test_every_promise_has_a_row_and_what_needs_a_gpu_says_so() -> None:
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in FOUND.promises().splitlines()[2:]]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in FOUND.promises().splitlines()[2:]
+    ]
     assert [row[0] for row in rows if row[3] == GPU] == ["P1", "P2", "P3", "P4", "P6", "P12"]
     assert {row[0] for row in rows} == set(TARGETS)
     assert [row[3:] for row in rows if row[0] == "P7"] == [["2 × `cp`", "1.250"]]
@@ -65,9 +109,15 @@ def test_every_promise_has_a_row_and_what_needs_a_gpu_says_so() -> None:
 
 def test_the_markdown_names_what_failed_and_gives_it_no_speed(tmp_path: pathlib.Path) -> None:
     table, text = FOUND.write(tmp_path)
-    assert table.name == "2026-11-21-cpu-2-cores-1b.csv" and text.name == "2026-11-21-cpu-2-cores-1b.md"
+    assert (
+        table.name == "2026-11-21-cpu-2-cores-1b.csv"
+        and text.name == "2026-11-21-cpu-2-cores-1b.md"
+    )
     said = text.read_text()
-    assert "Failed, so without a speed:\n- bench/test_lerp.py::test_lerp" in said and "Skipped:\n- bench/test_x.py" in said
+    assert (
+        "Failed, so without a speed:\n- bench/test_lerp.py::test_lerp" in said
+        and "Skipped:\n- bench/test_x.py" in said
+    )
     assert "| merge | 4.00 s | 4.00 s | 2 |" in said
 
 
@@ -76,8 +126,15 @@ def test_the_block_is_put_between_its_markers_and_again_in_place(tmp_path: pathl
     readme.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
     update(FOUND, readme)
     once = readme.read_text()
-    assert once.startswith(f"before\n{BEGIN}\n| ") and once.endswith(f"\n{END}\nafter\n") and "old" not in once
-    assert "(docs/images/per_lambda.png)" in once and (tmp_path / "docs/images/per_lambda.png").stat().st_size > 5000
+    assert (
+        once.startswith(f"before\n{BEGIN}\n| ")
+        and once.endswith(f"\n{END}\nafter\n")
+        and "old" not in once
+    )
+    assert (
+        "(docs/images/per_lambda.png)" in once
+        and (tmp_path / "docs/images/per_lambda.png").stat().st_size > 5000
+    )
     update(FOUND, readme)
     assert readme.read_text() == once
 
@@ -96,7 +153,7 @@ def test_the_readme_has_its_markers() -> None:
     assert put(README.read_text(encoding="utf-8"), "block").count("block") >= 1
 
 
-def test_every_case_belongs_to_a_promise_and_has_a_size_for_each_of_those_that_can_be_asked_for() -> None:
+def test_every_case_belongs_to_a_promise_and_has_every_size_that_can_be_asked_for() -> None:
     for case in (*OPS.values(), *JOBS.values()):
         assert case.target in {"", *TARGETS} and len(case.sizes) == len(SIZES)
     measured = {case.target for case in (*OPS.values(), *JOBS.values())} - {""}

@@ -12,7 +12,11 @@ from bench.table import KEY, Table, Way, bytes_of, interleaved, record, spelled,
 
 def test_every_way_runs_in_each_round_and_every_other_round_runs_backwards() -> None:
     ran: list[str] = []
-    found = interleaved({name: lambda name=name: ran.append(name) for name in "abc"}, 2, after=lambda: ran.append("-"))
+    found = interleaved(
+        {name: lambda name=name: ran.append(name) for name in "abc"},
+        2,
+        after=lambda: ran.append("-"),
+    )
     assert "".join(ran) == "c-b-a-" + "a-b-c-" + "c-b-a-"
     assert {name: len(seconds) for name, seconds in found.items()} == {"a": 2, "b": 2, "c": 2}
 
@@ -25,8 +29,18 @@ def test_processor_seconds_and_bytes_belong_to_their_way() -> None:
 
 
 def table(**changes: object) -> Table:
-    ways = (Way("ours", (2.0, 1.0, 9.0), moved_bytes=4), Way("theirs", (8.0,), note="v1"), Way("ours again", (3.0,)))
-    given = {"target": "P7", "case": "merge", "ways": ways, "against": "ours", "noise": ("ours", "ours again")}
+    ways = (
+        Way("ours", (2.0, 1.0, 9.0), moved_bytes=4),
+        Way("theirs", (8.0,), note="v1"),
+        Way("ours again", (3.0,)),
+    )
+    given = {
+        "target": "P7",
+        "case": "merge",
+        "ways": ways,
+        "against": "ours",
+        "noise": ("ours", "ours again"),
+    }
     return Table(**{**given, **changes})  # type: ignore[arg-type]
 
 
@@ -53,7 +67,12 @@ def test_a_record_survives_json() -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"against": "cp"}, {"noise": ("ours", "cp")}, {"ways": (Way("ours", (1.0,)), Way("ours", (2.0,)))}]
+    "changes",
+    [
+        {"against": "cp"},
+        {"noise": ("ours", "cp")},
+        {"ways": (Way("ours", (1.0,)), Way("ours", (2.0,)))},
+    ],
 )
 def test_a_name_that_is_not_there_or_is_twice_is_refused(changes: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="P7, merge: "):
@@ -66,11 +85,17 @@ def test_what_was_not_timed_is_no_way() -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(12.34, "12.3 s"), (123.4, "123 s"), (0.1, "0.100 s"), (0.0482, "48.2 ms"), (7e-6, "7.00 µs")]
+    ("seconds", "text"),
+    [(12.34, "12.3 s"), (123.4, "123 s"), (0.1, "0.100 s"), (0.0482, "48.2 ms"), (7e-6, "7.00 µs")],
 )
 def test_seconds_have_three_digits(seconds: float, text: str) -> None:
     assert spelled(seconds) == text
 
 
 def test_bytes_have_three_digits() -> None:
-    assert [bytes_of(count) for count in (None, 1500, 164_000_000, 2_118_000_000)] == ["", "1.50 kB", "164 MB", "2.12 GB"]
+    assert [bytes_of(count) for count in (None, 1500, 164_000_000, 2_118_000_000)] == [
+        "",
+        "1.50 kB",
+        "164 MB",
+        "2.12 GB",
+    ]

@@ -1,4 +1,5 @@
-"""A process that merges when told to, in children that end by SIGKILL at a chosen call of the operating system.
+"""A process that merges when told to, in children that end by SIGKILL at a chosen call of the
+operating system.
 
     python -m tests.checkpoint.killed BASE INSTRUCT OUT OPTIONS      OPTIONS of `merge`, as JSON
 
@@ -25,11 +26,22 @@ from pa_fast.checkpoint.merge import merge
 from pa_fast.checkpoint.pairing import pair
 from pa_fast.checkpoint.reader import Checkpoint
 
-CALLS = ("open", "pwrite", "fsync", "rename", "unlink", "rmdir", "mkdir", "posix_fallocate", "close")
+CALLS = (
+    "open",
+    "pwrite",
+    "fsync",
+    "rename",
+    "unlink",
+    "rmdir",
+    "mkdir",
+    "posix_fallocate",
+    "close",
+)
 
 
 class Counted:
-    """The calls so far; the one of number `last` is the end. Half of what it should write is written."""
+    """The calls so far; the one of number `last` is the end. Half of what it should write is
+    written."""
 
     def __init__(self, last: int):
         self.last = last
@@ -61,7 +73,9 @@ def child(last: int, arguments: list[str]) -> None:
 
 def main() -> None:
     with Checkpoint.open(sys.argv[1]) as base, Checkpoint.open(sys.argv[2]) as instruct:
-        pair(base, instruct)  # imports transformers where configurations differ, once for all children
+        pair(
+            base, instruct
+        )  # imports transformers where configurations differ, once for all children
     for line in sys.stdin:
         process = os.fork()
         if not process:

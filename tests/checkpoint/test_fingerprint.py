@@ -15,12 +15,18 @@ def test_chunk_size_is_the_kernels() -> None:
     assert CHUNK_BYTES == 8 * CHUNK_WORDS
 
 
-@pytest.mark.parametrize("count", [0, 1, 7, 8, CHUNK_BYTES, CHUNK_BYTES + 1, 3 * CHUNK_BYTES, 3 * CHUNK_BYTES + 13])
+@pytest.mark.parametrize(
+    "count", [0, 1, 7, 8, CHUNK_BYTES, CHUNK_BYTES + 1, 3 * CHUNK_BYTES, 3 * CHUNK_BYTES + 13]
+)
 def test_pieces_sum_to_the_checksum_of_the_whole(count: int) -> None:
     data = torch.randint(0, 256, (count,), dtype=torch.uint8)
     for step in (CHUNK_BYTES, 2 * CHUNK_BYTES):
-        total = sum(piece_checksum(data[at : at + step], at // CHUNK_BYTES) for at in range(0, count, step))
-        assert total % 2**64 == pa_kernels.checksum([data])[0] == pa_kernels.reference.checksum(data)
+        total = sum(
+            piece_checksum(data[at : at + step], at // CHUNK_BYTES) for at in range(0, count, step)
+        )
+        assert (
+            total % 2**64 == pa_kernels.checksum([data])[0] == pa_kernels.reference.checksum(data)
+        )
 
 
 def test_every_dtype_is_summed_by_its_bytes() -> None:
@@ -36,5 +42,9 @@ def test_name_hashes_are_odd_and_of_64_bits() -> None:
 
 
 def test_combine_ignores_order_and_tells_names_apart() -> None:
-    assert combine({"a": 3, "b": 5}) == combine({"b": 5, "a": 3}) == (3 * name_hash("a") + 5 * name_hash("b")) % 2**64
+    assert (
+        combine({"a": 3, "b": 5})
+        == combine({"b": 5, "a": 3})
+        == (3 * name_hash("a") + 5 * name_hash("b")) % 2**64
+    )
     assert combine({"a": 3, "b": 5}) != combine({"a": 5, "b": 3})

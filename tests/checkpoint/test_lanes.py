@@ -1,4 +1,5 @@
-"""Files filled side by side: the same folder, the first failure alone, and nothing that goes on behind it."""
+"""Files filled side by side: the same folder, the first failure alone, and nothing that goes on
+behind it."""
 
 from __future__ import annotations
 
@@ -35,13 +36,23 @@ def test_a_merge_side_by_side_is_the_merge(tmp_path: Path, monkeypatch: pytest.M
     ours, theirs = contents(tmp_path / "out"), contents(tmp_path / "alone")
     assert ours.pop("README.md") != theirs.pop("README.md"), "the card names the folder"
     assert ours == theirs
-    assert (report.base_fingerprint, report.instruct_fingerprint) == (alone.base_fingerprint, alone.instruct_fingerprint)
+    assert (report.base_fingerprint, report.instruct_fingerprint) == (
+        alone.base_fingerprint,
+        alone.instruct_fingerprint,
+    )
     assert seen == sorted(seen) and seen[-1][0] == seen[-1][1]
 
 
-def test_an_interrupt_leaves_complete_files_and_the_next_run_goes_on(tmp_path: Path, at_once: None) -> None:
-    tensors = random_tensors(torch.bfloat16) | {f"layer.{n}": torch.randn(1 << 20).bfloat16() for n in range(5)}
-    pair = write_checkpoint(tmp_path / "base", tensors, shards=6), write_checkpoint(tmp_path / "instruct", tensors)
+def test_an_interrupt_leaves_complete_files_and_the_next_run_goes_on(
+    tmp_path: Path, at_once: None
+) -> None:
+    tensors = random_tensors(torch.bfloat16) | {
+        f"layer.{n}": torch.randn(1 << 20).bfloat16() for n in range(5)
+    }
+    pair = (
+        write_checkpoint(tmp_path / "base", tensors, shards=6),
+        write_checkpoint(tmp_path / "instruct", tensors),
+    )
     with pytest.raises(KeyboardInterrupt):
         merge(*pair, 0.3, tmp_path / "out", progress=interrupted(9_000_000))
     assert not (tmp_path / "out").exists()
@@ -57,7 +68,10 @@ def test_a_fault_in_one_file_ends_all_and_leaves_nothing(tmp_path: Path, at_once
     write_checkpoint(tmp_path / "instruct", instruct)
     with pytest.raises(DataError, match="non-finite"):
         merge(tmp_path / "base", tmp_path / "instruct", 0.3, tmp_path / "out")
-    assert sorted(path.name for path in tmp_path.iterdir() if not path.name.startswith(".")) == ["base", "instruct"]
+    assert sorted(path.name for path in tmp_path.iterdir() if not path.name.startswith(".")) == [
+        "base",
+        "instruct",
+    ]
 
 
 def test_results_are_in_order_and_no_more_than_asked_run_at_once() -> None:

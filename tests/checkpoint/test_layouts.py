@@ -1,4 +1,5 @@
-"""Pairs whose sides were written by different versions of transformers: merged as they are loaded, in instruct's layout."""
+"""Pairs whose sides were written by different versions of transformers: merged as they are loaded,
+in instruct's layout."""
 
 from __future__ import annotations
 
@@ -26,9 +27,17 @@ def gemma3() -> Any:
     from transformers import Gemma3Config
 
     text = {**SMALL, "head_dim": 16, "num_hidden_layers": 1}
-    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28,
-              "patch_size": 14}  # fmt: skip
-    return Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4, image_token_index=120)
+    vision = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 28,
+        "patch_size": 14,
+    }
+    return Gemma3Config(
+        text_config=text, vision_config=vision, mm_tokens_per_image=4, image_token_index=120
+    )
 
 
 def qwen3_vl_moe() -> Any:
@@ -36,8 +45,16 @@ def qwen3_vl_moe() -> Any:
     from transformers import Qwen3VLMoeConfig
 
     text = {**SMALL, "head_dim": 16, "num_hidden_layers": 1, **EXPERTS}
-    vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 64, "patch_size": 4,
-              "num_position_embeddings": 16, "deepstack_visual_indexes": [0]}  # fmt: skip
+    vision = {
+        "depth": 1,
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_heads": 2,
+        "out_hidden_size": 64,
+        "patch_size": 4,
+        "num_position_embeddings": 16,
+        "deepstack_visual_indexes": [0],
+    }
     return Qwen3VLMoeConfig(text_config=text, vision_config=vision)
 
 
@@ -54,7 +71,10 @@ def class_of(made: Any) -> Any:
     import transformers
     from transformers.models.auto import modeling_auto
 
-    named = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES | modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    named = (
+        modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+        | modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    )
     return getattr(transformers, named[made.model_type])
 
 
@@ -71,18 +91,35 @@ def as_of_old(kind: str, model: Any) -> dict[str, Tensor]:
     """The tensors of `model` as the first files of its kind have them."""
     from transformers.core_model_loading import revert_weight_conversion
 
-    tensors = {name: tensor for name, tensor in model.state_dict().items() if name not in model.all_tied_weights_keys}
+    tensors = {
+        name: tensor
+        for name, tensor in model.state_dict().items()
+        if name not in model.all_tied_weights_keys
+    }
     if kind == "qwen3-vl-moe":
-        return {n: t.transpose(1, 2).contiguous() if ".experts." in n else t for n, t in tensors.items()}
-    return {name: tensor.contiguous() for name, tensor in revert_weight_conversion(model, tensors).items()}
+        return {
+            n: t.transpose(1, 2).contiguous() if ".experts." in n else t for n, t in tensors.items()
+        }
+    return {
+        name: tensor.contiguous()
+        for name, tensor in revert_weight_conversion(model, tensors).items()
+    }
 
 
-def write(folder: Path, kind: str, seed: int, layout: str, dtype: torch.dtype = torch.bfloat16) -> Path:
-    """A random sibling of `kind` at `folder`: laid out as its first files (`old`), or as its model class."""
+def write(
+    folder: Path, kind: str, seed: int, layout: str, dtype: torch.dtype = torch.bfloat16
+) -> Path:
+    """A random sibling of `kind` at `folder`: laid out as its first files (`old`), or as its model
+    class."""
     model = sibling(KINDS[kind](), seed, dtype)
     if layout == "old":
         said = {**model.config.to_dict(), "architectures": [type(model).__name__]}
-        write_checkpoint(folder, as_of_old(kind, model), shards=2, config=json.loads(json.dumps(said, default=str)))
+        write_checkpoint(
+            folder,
+            as_of_old(kind, model),
+            shards=2,
+            config=json.loads(json.dumps(said, default=str)),
+        )
     else:
         model.save_pretrained(folder, save_original_format=False)
     return folder
@@ -102,25 +139,41 @@ def loaded(folder: Path) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("layouts", [("old", "new"), ("new", "old")], ids="-".join)
 @pytest.mark.parametrize("kind", KINDS)
-def test_two_layouts_merge_to_the_lerp_of_the_loaded_sides(tmp_path: Path, kind: str, layouts: tuple[str, str]) -> None:
+def test_two_layouts_merge_to_the_lerp_of_the_loaded_sides(
+    tmp_path: Path, kind: str, layouts: tuple[str, str]
+) -> None:
     base = write(tmp_path / "base", kind, 1, layouts[0])
     instruct = write(tmp_path / "instruct", kind, 2, layouts[1])
     own = load_folder(instruct)
-    assert load_folder(base).keys() != own.keys() or any(load_folder(base)[n].shape != t.shape for n, t in own.items())
+    assert load_folder(base).keys() != own.keys() or any(
+        load_folder(base)[n].shape != t.shape for n, t in own.items()
+    )
     found = inspect(base, instruct)
-    assert found.tensors == len(own) and any("of instruct" in note or "laid out" in note for note in found.notes)
+    assert found.tensors == len(own) and any(
+        "of instruct" in note or "laid out" in note for note in found.notes
+    )
     report = merge(base, instruct, LAM, tmp_path / "out")
     written = load_folder(tmp_path / "out")
-    assert {n: t.shape for n, t in written.items()} == {n: t.shape for n, t in own.items()}, "as instruct is laid out"
+    assert {n: t.shape for n, t in written.items()} == {n: t.shape for n, t in own.items()}, (
+        "as instruct is laid out"
+    )
     left, right, merged = (loaded(folder) for folder in (base, instruct, tmp_path / "out"))
     for name, tensor in merged.items():
         assert same_bits(tensor, torch.lerp(left[name], right[name], LAM)), name
     assert verify(tmp_path / "out", base, instruct).ok
-    assert json.loads((tmp_path / "out" / "pa_fast.json").read_text())["notes"] == list(report.notes)
+    assert json.loads((tmp_path / "out" / "pa_fast.json").read_text())["notes"] == list(
+        report.notes
+    )
     ends = [merge(base, instruct, lam, tmp_path / str(lam)) for lam in (0, 1)]
     assert all(same_bits(t, own[n]) for n, t in load_folder(tmp_path / "1").items())
-    prints = {merge(side, side, 0, tmp_path / f"{side.name}-alone").base_fingerprint for side in (base, instruct)}
-    assert {ends[0].base_fingerprint, ends[0].instruct_fingerprint} == prints, "fingerprints are of the files, not of the layout"
+    prints = {
+        merge(side, side, 0, tmp_path / f"{side.name}-alone").base_fingerprint
+        for side in (base, instruct)
+    }
+    assert {
+        ends[0].base_fingerprint,
+        ends[0].instruct_fingerprint,
+    } == prints, "fingerprints are of the files, not of the layout"
 
 
 @pytest.mark.parametrize("layouts", [("old", "new"), ("new", "old")], ids="-".join)
@@ -135,7 +188,9 @@ def test_a_live_pair_of_two_layouts_is_what_is_merged_saved_and_encoded(
     merge(base, instruct, LAM, tmp_path / "merged")
     live.save(tmp_path / "saved")
     written, saved = load_folder(tmp_path / "merged"), load_folder(tmp_path / "saved")
-    assert written.keys() == saved.keys() and all(same_bits(saved[name], tensor) for name, tensor in written.items())
+    assert written.keys() == saved.keys() and all(
+        same_bits(saved[name], tensor) for name, tensor in written.items()
+    )
     assert verify(tmp_path / "saved", base, instruct).ok
     reloaded = read(tmp_path / "merged")
     ids = torch.arange(24).view(2, 12) % 100 + 3

@@ -1,4 +1,5 @@
-"""What people's folders really hold, pointers, leftovers, cache folders: each says what it is and what mends it."""
+"""What people's folders really hold, pointers, leftovers, cache folders: each says what it is and
+what mends it."""
 
 from __future__ import annotations
 
@@ -16,7 +17,9 @@ from pa_fast.checkpoint.reader import Checkpoint
 from pa_fast.errors import CheckpointError
 from tests.checkpoint.pairs import write_checkpoint
 
-POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "a" * 64 + "\nsize 4976698672\n"
+POINTER = (
+    "version https://git-lfs.github.com/spec/v1\noid sha256:" + "a" * 64 + "\nsize 4976698672\n"
+)
 
 
 @pytest.fixture
@@ -41,7 +44,9 @@ def test_a_git_lfs_pointer_is_named_as_one(folder: Path, file: str) -> None:
     assert error.hint == f"install git-lfs, then: git -C {shlex.quote(str(folder))} lfs pull"
 
 
-def test_a_configuration_of_quantisation_beside_plain_weights_is_to_be_removed(folder: Path) -> None:
+def test_a_configuration_of_quantisation_beside_plain_weights_is_to_be_removed(
+    folder: Path,
+) -> None:
     config = json.loads((folder / "config.json").read_text())
     for changed in (
         config | {"quantization_config": {"quant_method": "fp8"}},
@@ -57,9 +62,14 @@ def test_a_configuration_of_quantisation_beside_plain_weights_is_to_be_removed(f
 
 def test_codes_are_refused_as_codes_whatever_the_configuration_says(folder: Path) -> None:
     tensors = load_file(folder / "model.safetensors")
-    save_file(tensors | {"layer.0.qweight": torch.zeros(4, dtype=torch.int32)}, folder / "model.safetensors")
+    save_file(
+        tensors | {"layer.0.qweight": torch.zeros(4, dtype=torch.int32)},
+        folder / "model.safetensors",
+    )
     for method in ({}, {"quantization_config": {"quant_method": "gptq"}}):
-        (folder / "config.json").write_text(json.dumps(json.loads((folder / "config.json").read_text()) | method))
+        (folder / "config.json").write_text(
+            json.dumps(json.loads((folder / "config.json").read_text()) | method)
+        )
         error = refused(folder)
         assert "a quantised checkpoint: tensor `layer.0.qweight`" in error.message
 
@@ -71,10 +81,15 @@ def test_a_tensor_in_two_shards_is_named_with_both(folder: Path) -> None:
     first, second = names[:2], names[1:]
     save_file({name: tensors[name] for name in first}, folder / "model-00001-of-00002.safetensors")
     save_file({name: tensors[name] for name in second}, folder / "model-00002-of-00002.safetensors")
-    where = dict.fromkeys(second, "model-00002-of-00002.safetensors") | dict.fromkeys(first, "model-00001-of-00002.safetensors")
+    where = dict.fromkeys(second, "model-00002-of-00002.safetensors") | dict.fromkeys(
+        first, "model-00001-of-00002.safetensors"
+    )
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
     error = refused(folder)
-    assert "tensor `layer.1.weight` is in two shards, model-00001-of-00002.safetensors and model-00002" in error.message
+    assert (
+        "tensor `layer.1.weight` is in two shards, model-00001-of-00002.safetensors and model-00002"
+        in error.message
+    )
     assert error.hint is not None
     assert "save_pretrained" in error.hint
 

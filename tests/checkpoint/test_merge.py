@@ -1,4 +1,5 @@
-"""Merged folders: the contract bit for bit, and everything else that a Hugging Face folder holds."""
+"""Merged folders: the contract bit for bit, and everything else that a Hugging Face folder
+holds."""
 
 from __future__ import annotations
 
@@ -33,14 +34,20 @@ PAIRS = [(BF16, BF16), (FP16, FP16), (FP32, FP32), (FP32, BF16), (BF16, FP16), (
 
 
 @pytest.mark.parametrize("lam", LAMBDAS)
-@pytest.mark.parametrize(("base", "instruct"), PAIRS, ids=lambda dtype: str(dtype).removeprefix("torch."))
-def test_every_tensor_follows_the_contract(tmp_path: Path, base: torch.dtype, instruct: torch.dtype, lam: str) -> None:
+@pytest.mark.parametrize(
+    ("base", "instruct"), PAIRS, ids=lambda dtype: str(dtype).removeprefix("torch.")
+)
+def test_every_tensor_follows_the_contract(
+    tmp_path: Path, base: torch.dtype, instruct: torch.dtype, lam: str
+) -> None:
     folders = write_pair(tmp_path, base, instruct, shards=(3, 2))
     report = merge(*folders, lam, tmp_path / "out")
     b, i, w = (load_folder(folder) for folder in (*folders, tmp_path / "out"))
     assert set(w) == set(b)
     for name in w:
-        assert same_bits(w[name], reference.lerp(b[name], i[name], Lambda(lam), dtype=instruct)), name
+        assert same_bits(w[name], reference.lerp(b[name], i[name], Lambda(lam), dtype=instruct)), (
+            name
+        )
         if base == instruct == BF16 and lam not in ("0", "1"):
             assert torch.equal(w[name], torch.lerp(b[name], i[name], float(Lambda(lam)))), name
         if lam in ("0", "1") and base == instruct:
@@ -59,7 +66,10 @@ def test_chunks_and_workers_change_no_bit(tmp_path: Path, monkeypatch: pytest.Mo
     for name, value in load_folder(tmp_path / "whole").items():
         assert same_bits(value, load_folder(tmp_path / "cut")[name])
         assert same_bits(value, reference.lerp(b[name], i[name], 0.3))
-    assert (whole.base_fingerprint, whole.instruct_fingerprint) == (cut.base_fingerprint, cut.instruct_fingerprint)
+    assert (whole.base_fingerprint, whole.instruct_fingerprint) == (
+        cut.base_fingerprint,
+        cut.instruct_fingerprint,
+    )
     expected = sum(name_hash(name) * checksum([value])[0] for name, value in b.items()) % 2**64
     assert whole.base_fingerprint == f"{expected:016x}"
 
@@ -70,8 +80,13 @@ def test_a_given_dtype_is_rounded_to_once(tmp_path: Path, dtype: str) -> None:
     merge(*folders, "1/3", tmp_path / "out", dtype=dtype)
     b, i, w = (load_folder(folder) for folder in (*folders, tmp_path / "out"))
     for name in w:
-        assert same_bits(w[name], reference.lerp(b[name], i[name], 1 / 3, dtype=getattr(torch, dtype))), name
-    assert json.loads((tmp_path / "out" / "config.json").read_text()) == {**CONFIG, "torch_dtype": dtype}
+        assert same_bits(
+            w[name], reference.lerp(b[name], i[name], 1 / 3, dtype=getattr(torch, dtype))
+        ), name
+    assert json.loads((tmp_path / "out" / "config.json").read_text()) == {
+        **CONFIG,
+        "torch_dtype": dtype,
+    }
     assert verify(tmp_path / "out", *folders).ok
 
 
@@ -80,7 +95,9 @@ def test_shards_are_cut_and_indexed(tmp_path: Path) -> None:
     report = merge(*folders, 0.5, tmp_path / "out", max_shard_size="600B")
     index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
     files = sorted(path.name for path in (tmp_path / "out").glob("*.safetensors"))
-    assert files == [f"model-{n:05d}-of-{len(files):05d}.safetensors" for n in range(1, len(files) + 1)]
+    assert files == [
+        f"model-{n:05d}-of-{len(files):05d}.safetensors" for n in range(1, len(files) + 1)
+    ]
     assert len(files) == report.shards > 1 and set(index["weight_map"].values()) == set(files)
     merged = load_folder(tmp_path / "out")
     assert set(index["weight_map"]) == set(merged)
@@ -106,25 +123,48 @@ def test_shards_are_cut_as_the_bases_are(tmp_path: Path) -> None:
 def test_one_shard_has_no_index(tmp_path: Path) -> None:
     merge(*write_pair(tmp_path, shards=(2, 3)), 0.5, tmp_path / "out", max_shard_size="5GB")
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        "README.md", "config.json", "model.safetensors", "pa_fast.json",
-    }  # fmt: skip
+        "README.md",
+        "config.json",
+        "model.safetensors",
+        "pa_fast.json",
+    }
 
 
 def test_companions_are_instructs(tmp_path: Path) -> None:
     base, instruct = write_pair(tmp_path)
-    for name in ("vocab.json", "merges.txt", "chat_template.jinja", "generation_config.json", "LICENSE"):
+    for name in (
+        "vocab.json",
+        "merges.txt",
+        "chat_template.jinja",
+        "generation_config.json",
+        "LICENSE",
+    ):
         (base / name).write_text("base's")
         (instruct / name).write_text("instruct's")
     (instruct / "tokenizer_config.json").symlink_to(instruct / "vocab.json")
-    for name in (".secret", "pytorch_model.bin", "training_args.bin", "stale.safetensors.index.json", "README.md"):
+    for name in (
+        ".secret",
+        "pytorch_model.bin",
+        "training_args.bin",
+        "stale.safetensors.index.json",
+        "README.md",
+    ):
         (instruct / name).write_text("not to be copied")
     (instruct / "original").mkdir()
     merge(base, instruct, 0.5, tmp_path / "out")
     out = {path.name: path for path in (tmp_path / "out").iterdir()}
     assert set(out) == {
-        "README.md", "config.json", "model.safetensors", "pa_fast.json", "vocab.json", "merges.txt", "chat_template.jinja",
-        "generation_config.json", "LICENSE", "tokenizer_config.json",
-    }  # fmt: skip
+        "README.md",
+        "config.json",
+        "model.safetensors",
+        "pa_fast.json",
+        "vocab.json",
+        "merges.txt",
+        "chat_template.jinja",
+        "generation_config.json",
+        "LICENSE",
+        "tokenizer_config.json",
+    }
     assert not out["tokenizer_config.json"].is_symlink()
     assert out["tokenizer_config.json"].read_text() == out["vocab.json"].read_text() == "instruct's"
     assert out["config.json"].read_bytes() == (instruct / "config.json").read_bytes()
@@ -135,12 +175,20 @@ def test_provenance(tmp_path: Path) -> None:
     base, instruct = write_pair(tmp_path)
     report = merge(base, instruct, "1/3", tmp_path / "out", dtype="float16")
     found = json.loads((tmp_path / "out" / "pa_fast.json").read_text())
-    assert (found["lambda"], found["rounding"], found["rule"], found["dtype"]) == ("1/3", "nearest", None, "float16")
+    assert (found["lambda"], found["rounding"], found["rule"], found["dtype"]) == (
+        "1/3",
+        "nearest",
+        None,
+        "float16",
+    )
     assert found["base"]["content_fingerprint"] == report.base_fingerprint
     assert found["instruct"]["quick_fingerprint"] == Checkpoint.open(instruct).quick_fingerprint()
     card = (tmp_path / "out" / "README.md").read_text()
     assert f"B   {base}\n    I   {instruct}\n" in card and "λ = 1/3" in card
-    assert f"pa-fast merge {base} {instruct} --lambda=1/3 --out {tmp_path / 'out'} --dtype float16" in card
+    assert (
+        f"pa-fast merge {base} {instruct} --lambda=1/3 --out {tmp_path / 'out'} --dtype float16"
+        in card
+    )
 
 
 def test_hostile_names_cannot_break_the_model_card(tmp_path: Path) -> None:
@@ -153,13 +201,18 @@ def test_hostile_names_cannot_break_the_model_card(tmp_path: Path) -> None:
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("side", ["base", "instruct"])
 @pytest.mark.parametrize("lam", ["0", "0.3", "1", "1e-60"])
-def test_non_finite_weights_are_refused_by_name(tmp_path: Path, side: str, lam: str, bad: float) -> None:
+def test_non_finite_weights_are_refused_by_name(
+    tmp_path: Path, side: str, lam: str, bad: float
+) -> None:
     both = {"base": random_tensors(BF16), "instruct": random_tensors(BF16)}
     both[side]["a.odd"][3, 4, 1] = bad
     folders = [write_checkpoint(tmp_path / name, tensors) for name, tensors in both.items()]
     with pytest.raises(DataError, match=f"tensor `a.odd` of {side} has non-finite weights \\(1 in"):
         merge(*folders, lam, tmp_path / "out")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "instruct"], "nothing is left behind"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "base",
+        "instruct",
+    ], "nothing is left behind"
 
 
 def test_non_finite_weights_pass_when_allowed(tmp_path: Path) -> None:
@@ -170,13 +223,18 @@ def test_non_finite_weights_pass_when_allowed(tmp_path: Path) -> None:
     folders = write_checkpoint(tmp_path / "base", b), write_checkpoint(tmp_path / "instruct", i)
     for lam in ("0", "0.3", "1"):
         merge(*folders, lam, tmp_path / lam, allow_nonfinite=True)
-        assert same_bits(load_folder(tmp_path / lam)["a.odd"], reference.lerp(b["a.odd"], i["a.odd"], float(lam)))
+        assert same_bits(
+            load_folder(tmp_path / lam)["a.odd"], reference.lerp(b["a.odd"], i["a.odd"], float(lam))
+        )
         assert verify(tmp_path / lam, *folders).ok
 
 
 def test_large_finite_weights_are_not_taken_for_infinite(tmp_path: Path) -> None:
     tensors = {"w": torch.full((1000,), 3e38).bfloat16()}
-    folders = write_checkpoint(tmp_path / "base", tensors), write_checkpoint(tmp_path / "instruct", tensors)
+    folders = (
+        write_checkpoint(tmp_path / "base", tensors),
+        write_checkpoint(tmp_path / "instruct", tensors),
+    )
     merge(*folders, 0.5, tmp_path / "out")
     assert same_bits(load_folder(tmp_path / "out")["w"], tensors["w"])
 
@@ -196,7 +254,9 @@ def test_integers_are_copied_when_equal_and_refused_when_not(tmp_path: Path) -> 
         "d": torch.ones(2).double(),
     }
     base = write_checkpoint(tmp_path / "base", tensors)
-    merge(base, write_checkpoint(tmp_path / "same", tensors), 0.3, tmp_path / "out", dtype="bfloat16")
+    merge(
+        base, write_checkpoint(tmp_path / "same", tensors), 0.3, tmp_path / "out", dtype="bfloat16"
+    )
     merged = load_folder(tmp_path / "out")
     assert all(same_bits(merged[name], tensors[name]) for name in ("table", "mask", "d"))
     other = write_checkpoint(tmp_path / "other", tensors | {"table": torch.arange(5) + 1})
@@ -218,12 +278,19 @@ def test_a_source_that_changes_meanwhile_is_refused(tmp_path: Path) -> None:
 
 def test_progress_ends_at_the_total(tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
-    report = merge(*write_pair(tmp_path), 0.3, tmp_path / "out", progress=lambda done, total: seen.append((done, total)))
+    report = merge(
+        *write_pair(tmp_path),
+        0.3,
+        tmp_path / "out",
+        progress=lambda done, total: seen.append((done, total)),
+    )
     assert seen[-1][0] == seen[-1][1] < report.bytes
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
 
 
-@pytest.mark.parametrize("wrong", [{"lam": "abc"}, {"lam": float("nan")}, {"dtype": "int8"}, {"max_shard_size": "0"}])
+@pytest.mark.parametrize(
+    "wrong", [{"lam": "abc"}, {"lam": float("nan")}, {"dtype": "int8"}, {"max_shard_size": "0"}]
+)
 def test_wrong_usage(tmp_path: Path, wrong: dict[str, Any]) -> None:
     base, instruct = write_pair(tmp_path)
     with pytest.raises(UsageError):
@@ -241,7 +308,12 @@ def test_a_source_is_never_overwritten(tmp_path: Path, target: str) -> None:
 def test_a_pair_that_does_not_match_leaves_no_output(tmp_path: Path) -> None:
     base = write_checkpoint(tmp_path / "base", {"w": torch.zeros(2)})
     with pytest.raises(PairError):
-        merge(base, write_checkpoint(tmp_path / "instruct", {"w": torch.zeros(3)}), 0.5, tmp_path / "out")
+        merge(
+            base,
+            write_checkpoint(tmp_path / "instruct", {"w": torch.zeros(3)}),
+            0.5,
+            tmp_path / "out",
+        )
     assert not (tmp_path / "out").exists()
 
 
@@ -257,12 +329,20 @@ def test_a_weight_that_is_not_finite_is_named_by_the_file_that_holds_it_in_a_row
 ) -> None:
     for side in ("base", "instruct"):
         rows = 48 if side == longer else 40
-        tensors = random_tensors(torch.bfloat16) | {"model.embed_tokens.weight": torch.ones(rows, 16).bfloat16()}
+        tensors = random_tensors(torch.bfloat16) | {
+            "model.embed_tokens.weight": torch.ones(rows, 16).bfloat16()
+        }
         if side == longer:
             tensors["model.embed_tokens.weight"][44, 3] = torch.nan
         write_checkpoint(
-            tmp_path / side, tensors, config={**CONFIG, "vocab_size": rows}, tokenizer={"model": {"vocab": {"a": 0}}}
+            tmp_path / side,
+            tensors,
+            config={**CONFIG, "vocab_size": rows},
+            tokenizer={"model": {"vocab": {"a": 0}}},
         )
-    with pytest.raises(DataError, match=rf"{longer}/model.*: tensor `model.embed_tokens.weight` of {longer} has non-finite"):
+    with pytest.raises(
+        DataError,
+        match=rf"{longer}/model.*: tensor `model.embed_tokens.weight` of {longer} has non-finite",
+    ):
         merge(tmp_path / "base", tmp_path / "instruct", 0.5, tmp_path / "out")
     assert not (tmp_path / "out").exists()

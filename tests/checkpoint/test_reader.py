@@ -23,16 +23,37 @@ from pa_fast.errors import CheckpointError, DataError
 from tests.checkpoint.pairs import CONFIG, load_folder, random_tensors, same_bits, write_checkpoint
 
 DTYPES = [
-    torch.bfloat16, torch.float16, torch.float32, torch.float64, torch.int8, torch.uint8, torch.int16, torch.int32,
-    torch.int64, torch.bool, torch.uint16, torch.complex64,
-]  # fmt: skip
+    torch.bfloat16,
+    torch.float16,
+    torch.float32,
+    torch.float64,
+    torch.int8,
+    torch.uint8,
+    torch.int16,
+    torch.int32,
+    torch.int64,
+    torch.bool,
+    torch.uint16,
+    torch.complex64,
+]
 shapes = st.lists(st.integers(0, 5), max_size=4)
-names = st.text(st.characters(blacklist_categories=("C", "Z")), min_size=1, max_size=20).map(lambda name: f"{name}.w")
+names = st.text(st.characters(blacklist_categories=("C", "Z")), min_size=1, max_size=20).map(
+    lambda name: f"{name}.w"
+)
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.dictionaries(names, st.tuples(st.sampled_from(DTYPES), shapes, st.integers(0, 2**31)), min_size=1, max_size=6))
-def test_every_tensor_comes_back_bit_for_bit(drawn: dict[str, tuple[torch.dtype, list[int], int]]) -> None:
+@given(
+    st.dictionaries(
+        names,
+        st.tuples(st.sampled_from(DTYPES), shapes, st.integers(0, 2**31)),
+        min_size=1,
+        max_size=6,
+    )
+)
+def test_every_tensor_comes_back_bit_for_bit(
+    drawn: dict[str, tuple[torch.dtype, list[int], int]],
+) -> None:
     tensors = {}
     for name, (dtype, shape, seed) in drawn.items():
         values = torch.randint(0, 2, shape, generator=torch.Generator().manual_seed(seed))
@@ -58,7 +79,11 @@ def test_a_chunk_is_read_into_the_memory_that_is_given(tmp_path: Path) -> None:
         whole = found.tensor("a.odd").reshape(-1)
         out = torch.empty(4, dtype=torch.bfloat16)
         part = found.chunk("a.odd", 5, 9, out)
-        assert part is out and torch.equal(part, whole[5:9]) and torch.equal(found.chunk("a.odd", 5, 9), part)
+        assert (
+            part is out
+            and torch.equal(part, whole[5:9])
+            and torch.equal(found.chunk("a.odd", 5, 9), part)
+        )
 
 
 def test_misaligned_data_are_copied_to_an_aligned_place(tmp_path: Path) -> None:
@@ -70,7 +95,9 @@ def test_misaligned_data_are_copied_to_an_aligned_place(tmp_path: Path) -> None:
     data = b"".join(tensor.numpy().tobytes() for tensor in tensors.values())
     (folder / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + data)
     with Checkpoint.open(folder) as found:
-        assert found.tensors["b"].start % 4, "the data should be misaligned for this test to mean anything"
+        assert found.tensors["b"].start % 4, (
+            "the data should be misaligned for this test to mean anything"
+        )
         read = found.tensor("b")
         assert read.data_ptr() % 4 == 0
         assert same_bits(read, tensors["b"])
@@ -89,11 +116,15 @@ def test_a_file_that_shrinks_is_refused_and_not_a_crash(tmp_path: Path) -> None:
     with Checkpoint.open(folder) as found:
         found.tensor("b")
         os.truncate(folder / "model.safetensors", 5000)
-        with pytest.raises(DataError, match=r"model.safetensors: the file changed .* 5000 bytes, expected"):
+        with pytest.raises(
+            DataError, match=r"model.safetensors: the file changed .* 5000 bytes, expected"
+        ):
             found.tensor("a")
 
 
-def test_bytes_that_are_gone_are_refused_before_they_are_touched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bytes_that_are_gone_are_refused_before_they_are_touched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     try:
         mmap.mmap(-1, mmap.PAGESIZE).madvise(reader.MADV_POPULATE_READ)
     except OSError:
@@ -106,18 +137,24 @@ def test_bytes_that_are_gone_are_refused_before_they_are_touched(tmp_path: Path,
             found.tensor("a")
 
 
-def test_reading_a_file_that_shrinks_or_fails_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reading_a_file_that_shrinks_or_fails_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = write_checkpoint(tmp_path / "c", {"a": torch.randn(100_000)})
     with Checkpoint.open(folder) as found:
         os.truncate(folder / "model.safetensors", 5000)
-        with pytest.raises(DataError, match=r"model.safetensors: the file changed .* 5000 bytes, expected"):
+        with pytest.raises(
+            DataError, match=r"model.safetensors: the file changed .* 5000 bytes, expected"
+        ):
             found.chunk("a", 0, 100_000)
 
         def fail(*_: object) -> int:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
 
         monkeypatch.setattr(os, "preadv", fail)
-        with pytest.raises(DataError, match=r"model.safetensors: bytes from \d+ cannot be read: Input/output error"):
+        with pytest.raises(
+            DataError, match=r"model.safetensors: bytes from \d+ cannot be read: Input/output error"
+        ):
             found.chunk("a", 0, 100_000)
         with pytest.raises(DataError, match="cannot be read"):
             found.quick_fingerprint()
@@ -144,7 +181,9 @@ def test_a_file_that_is_replaced_is_still_the_one_that_was_opened(tmp_path: Path
 def test_quick_fingerprint_does_not_depend_on_shards(tmp_path: Path) -> None:
     tensors = random_tensors(torch.bfloat16)
     one = Checkpoint.open(write_checkpoint(tmp_path / "one", tensors)).quick_fingerprint()
-    three = Checkpoint.open(write_checkpoint(tmp_path / "three", tensors, shards=3)).quick_fingerprint()
+    three = Checkpoint.open(
+        write_checkpoint(tmp_path / "three", tensors, shards=3)
+    ).quick_fingerprint()
     assert one == three and len(one) == 16 and int(one, 16) >= 0
 
 
@@ -160,7 +199,9 @@ def test_quick_fingerprint_sees_every_kind_of_change(tmp_path: Path, change: str
         tensors["a.odd"] = odd.view(torch.float16)
     if change == "shape":
         tensors["a.odd"] = odd.reshape(-1)
-    assert Checkpoint.open(write_checkpoint(tmp_path / "after", tensors)).quick_fingerprint() != before
+    assert (
+        Checkpoint.open(write_checkpoint(tmp_path / "after", tensors)).quick_fingerprint() != before
+    )
 
 
 def test_a_hub_cache_of_links_is_read(tmp_path: Path) -> None:
@@ -191,4 +232,7 @@ def test_a_path_that_is_no_folder(tmp_path: Path) -> None:
 
 
 def test_config_is_kept(tmp_path: Path) -> None:
-    assert Checkpoint.open(write_checkpoint(tmp_path / "c", random_tensors(torch.bfloat16))).config == CONFIG
+    assert (
+        Checkpoint.open(write_checkpoint(tmp_path / "c", random_tensors(torch.bfloat16))).config
+        == CONFIG
+    )

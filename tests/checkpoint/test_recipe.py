@@ -1,4 +1,5 @@
-"""Merges by a rule and with stochastic rounding: the bits, what the folder says of itself, and what verify makes of it."""
+"""Merges by a rule and with stochastic rounding: the bits, what the folder says of itself, and what
+verify makes of it."""
 
 from __future__ import annotations
 
@@ -35,14 +36,21 @@ def test_a_rule_gives_each_tensor_its_lambda(tmp_path: Path) -> None:
         "rule (no row): 3 tensors such as `model.embed_tokens.weight`, λ = 0.6",
     ]
     said = json.loads((tmp_path / "out" / "pa_fast.json").read_text())
-    assert said["rule"] == [{"group": "norms", "lambda": "1"}, {"match": "a.*", "times": "1/3"}] and said["seed"] is None
+    assert (
+        said["rule"] == [{"group": "norms", "lambda": "1"}, {"match": "a.*", "times": "1/3"}]
+        and said["seed"] is None
+    )
     assert verify(tmp_path / "out", *folders).ok
     card = (tmp_path / "out" / "README.md").read_text()
     assert '- {"group": "norms", "lambda": "1"}' in card and "--rule rule.yaml" in card
 
 
-@pytest.mark.parametrize(("base", "instruct"), [(BF16, BF16), (FP32, BF16), (FP16, FP16), (FP32, FP32)], ids=str)
-def test_stochastic_rounding_is_the_reference(tmp_path: Path, base: torch.dtype, instruct: torch.dtype) -> None:
+@pytest.mark.parametrize(
+    ("base", "instruct"), [(BF16, BF16), (FP32, BF16), (FP16, FP16), (FP32, FP32)], ids=str
+)
+def test_stochastic_rounding_is_the_reference(
+    tmp_path: Path, base: torch.dtype, instruct: torch.dtype
+) -> None:
     folders = write_pair(tmp_path, base, instruct, shards=(1, 2))
     for lam in ("0", "0.3", "1"):
         out = tmp_path / lam
@@ -50,7 +58,9 @@ def test_stochastic_rounding_is_the_reference(tmp_path: Path, base: torch.dtype,
         b, i, w = (load_folder(folder) for folder in (*folders, out))
         for name in w:
             noise = Draw(zlib.crc32(name.encode()) ^ 5)
-            assert same_bits(w[name], reference.lerp(b[name], i[name], float(lam), draw=noise)), name
+            assert same_bits(w[name], reference.lerp(b[name], i[name], float(lam), draw=noise)), (
+                name
+            )
         said = json.loads((out / "pa_fast.json").read_text())
         assert (said["rounding"], said["seed"]) == ("stochastic", 5)
         assert "--rounding stochastic --seed 5" in (out / "README.md").read_text()
@@ -75,11 +85,17 @@ def test_verify_goes_by_the_folder_unless_told_otherwise(tmp_path: Path) -> None
     out, rule = tmp_path / "out", [{"group": "norms", "lambda": 0.5}]
     merge(*folders, 0.3, out, dtype="bfloat16", rounding="stochastic", seed=1, rule=rule)
     assert verify(out, *folders).ok
-    assert verify(out, *folders, "0.3", rounding="stochastic", seed=1, rule=rule).notes == verify(out, *folders).notes
+    assert (
+        verify(out, *folders, "0.3", rounding="stochastic", seed=1, rule=rule).notes
+        == verify(out, *folders).notes
+    )
     for other, noted in (
         ({"seed": 2}, "rounding stochastic, seed 1, compared with rounding stochastic, seed 2"),
         ({"rounding": "nearest"}, "rounding stochastic, seed 1, compared with rounding nearest"),
-        ({"rule": [{"match": "v", "times": 0.5}]}, 'the rule group: norms, lambda: "0.5", compared with the rule match: "v"'),
+        (
+            {"rule": [{"match": "v", "times": 0.5}]},
+            'the rule group: norms, lambda: "0.5", compared with the rule match: "v"',
+        ),
         ({"lam": 0.4}, "says λ = 0.3, compared with λ = 0.4"),
     ):
         report = verify(out, *folders, **other)  # type: ignore[arg-type]
@@ -99,7 +115,9 @@ def test_verify_goes_by_the_folder_unless_told_otherwise(tmp_path: Path) -> None
         ({"rule": "absent.yaml"}, "absent.yaml: the rule cannot be read"),
     ],
 )
-def test_refused_before_anything_is_written(tmp_path: Path, options: dict[str, object], message: str) -> None:
+def test_refused_before_anything_is_written(
+    tmp_path: Path, options: dict[str, object], message: str
+) -> None:
     folders = write_pair(tmp_path)
     with pytest.raises(UsageError, match=message):
         merge(*folders, 0.3, tmp_path / "out", **options)  # type: ignore[arg-type]
@@ -110,4 +128,6 @@ def test_a_rule_object_stands_for_its_rows(tmp_path: Path) -> None:
     folders = write_pair(tmp_path)
     merge(*folders, "0.6", tmp_path / "a", rule=RULE)
     merge(*folders, "0.6", tmp_path / "b", rule=LambdaRule(RULE).at(9))
-    assert (tmp_path / "a" / "model.safetensors").read_bytes() == (tmp_path / "b" / "model.safetensors").read_bytes()
+    assert (tmp_path / "a" / "model.safetensors").read_bytes() == (
+        tmp_path / "b" / "model.safetensors"
+    ).read_bytes()

@@ -35,12 +35,20 @@ def test_one_wrong_bit_is_found_and_named(merged: tuple[Path, Path, Path]) -> No
     report = verify(*merged)
     assert not report.ok
     (found,) = report.differences
-    assert (found.name, found.reason, found.differing, found.count) == ("a.odd", "bits differ", 1, 7 * 11 * 3)
+    assert (found.name, found.reason, found.differing, found.count) == (
+        "a.odd",
+        "bits differ",
+        1,
+        7 * 11 * 3,
+    )
 
 
 def test_minus_zero_is_not_zero_and_a_nan_is_itself(tmp_path: Path) -> None:
     weights = torch.tensor([0.0, float("nan"), 1.0]).bfloat16()
-    pair = write_checkpoint(tmp_path / "base", {"w": weights}), write_checkpoint(tmp_path / "instruct", {"w": weights})
+    pair = (
+        write_checkpoint(tmp_path / "base", {"w": weights}),
+        write_checkpoint(tmp_path / "instruct", {"w": weights}),
+    )
     merge(*pair, 0.5, tmp_path / "out", allow_nonfinite=True)
     assert verify(tmp_path / "out", *pair).ok
     weights[0] = -0.0
@@ -49,9 +57,14 @@ def test_minus_zero_is_not_zero_and_a_nan_is_itself(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-def test_what_a_nan_carries_is_open_and_that_it_is_one_is_not(tmp_path: Path, dtype: torch.dtype) -> None:
+def test_what_a_nan_carries_is_open_and_that_it_is_one_is_not(
+    tmp_path: Path, dtype: torch.dtype
+) -> None:
     weights = torch.tensor([1.0, float("nan"), 2.0], dtype=dtype)
-    pair = write_checkpoint(tmp_path / "base", {"w": weights}), write_checkpoint(tmp_path / "instruct", {"w": weights})
+    pair = (
+        write_checkpoint(tmp_path / "base", {"w": weights}),
+        write_checkpoint(tmp_path / "instruct", {"w": weights}),
+    )
     merge(*pair, 0.5, tmp_path / "out", allow_nonfinite=True)
     bits = torch.int32 if dtype == torch.float32 else torch.int16
     weights.view(bits)[1] ^= 1  # another payload
@@ -72,7 +85,10 @@ def test_missing_and_extra_tensors(merged: tuple[Path, Path, Path]) -> None:
     tensors = load_folder(merged[0])
     del tensors["a.odd"]
     rewrite(merged[0], tensors | {"more": torch.zeros(2)})
-    assert {(d.name, d.reason) for d in verify(*merged).differences} == {("a.odd", "missing"), ("more", "not in the pair")}
+    assert {(d.name, d.reason) for d in verify(*merged).differences} == {
+        ("a.odd", "missing"),
+        ("more", "not in the pair"),
+    }
 
 
 def test_dtype_and_shape(merged: tuple[Path, Path, Path]) -> None:
@@ -81,7 +97,10 @@ def test_dtype_and_shape(merged: tuple[Path, Path, Path]) -> None:
     tensors["model.norm.weight"] = tensors["model.norm.weight"].reshape(4, 4)
     rewrite(merged[0], tensors)
     reasons = {d.name: d.reason for d in verify(*merged).differences}
-    assert reasons == {"a.odd": "dtype F32, expected BF16", "model.norm.weight": "shape [4, 4], expected [16]"}
+    assert reasons == {
+        "a.odd": "dtype F32, expected BF16",
+        "model.norm.weight": "shape [4, 4], expected [16]",
+    }
 
 
 def test_a_folder_without_provenance_needs_lambda(tmp_path: Path) -> None:
@@ -116,10 +135,14 @@ EDITS: list[dict[str, object]] = [
 
 
 @pytest.mark.parametrize("edit", EDITS)
-def test_provenance_of_another_kind_is_refused(merged: tuple[Path, Path, Path], edit: dict[str, object]) -> None:
+def test_provenance_of_another_kind_is_refused(
+    merged: tuple[Path, Path, Path], edit: dict[str, object]
+) -> None:
     file = merged[0] / "pa_fast.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), **edit}))
-    with pytest.raises(CheckpointError, match=r"pa_fast.json: (expected format 1|rounding|seed|rule: |λ)"):
+    with pytest.raises(
+        CheckpointError, match=r"pa_fast.json: (expected format 1|rounding|seed|rule: |λ)"
+    ):
         verify(*merged)
 
 
@@ -135,7 +158,9 @@ def test_swapped_sides_are_named(merged: tuple[Path, Path, Path]) -> None:
     assert not report.ok and "base and instruct are swapped" in report.notes[0]
     assert not [note for note in verify(*merged).notes if "are swapped" in note]
     (instruct / "chat_template.jinja").write_text("{{ m }}")
-    assert any("only the base has a chat template" in note for note in verify(out, instruct, base).notes)
+    assert any(
+        "only the base has a chat template" in note for note in verify(out, instruct, base).notes
+    )
 
 
 def test_the_command_says_swapped_sides_where_it_fails(merged: tuple[Path, Path, Path]) -> None:

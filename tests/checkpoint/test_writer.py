@@ -101,17 +101,25 @@ def test_two_writers_into_one_target(tmp_path: Path) -> None:
         first.write("config.json", b"{}")
         with pytest.raises(OutputError, match="another process is writing it"):
             merge(*pair, 0.5, tmp_path / "out")
-        assert names(first.path) == [".pa_fast.shards.jsonl", "config.json"], "the second must not touch the first one's files"
+        assert names(first.path) == [
+            ".pa_fast.shards.jsonl",
+            "config.json",
+        ], "the second must not touch the first one's files"
     merge(*pair, 0.5, tmp_path / "out")
 
 
 def test_racing_processes_give_one_whole_merge(tmp_path: Path) -> None:
     pair = write_pair(tmp_path)
-    code = "import sys; from pa_fast.checkpoint.merge import merge; merge(sys.argv[1], sys.argv[2], sys.argv[3], sys.argv[4])"
+    code = (
+        "import sys; from pa_fast.checkpoint.merge import merge; merge(sys.argv[1], sys.argv[2],"
+        " sys.argv[3], sys.argv[4])"
+    )
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     runs = [
         subprocess.Popen(
-            [sys.executable, "-c", code, *map(str, pair), lam, str(tmp_path / "out")], env=env, stderr=subprocess.PIPE
+            [sys.executable, "-c", code, *map(str, pair), lam, str(tmp_path / "out")],
+            env=env,
+            stderr=subprocess.PIPE,
         )
         for lam in ("0.25", "0.5", "0.75")
     ]
@@ -122,9 +130,13 @@ def test_racing_processes_give_one_whole_merge(tmp_path: Path) -> None:
     assert names(tmp_path) == ["base", "instruct", "out"]
 
 
-def test_too_little_disk_is_refused_with_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_disk_is_refused_with_figures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pair = write_pair(tmp_path)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9 - 1000, 1000))
+    monkeypatch.setattr(
+        shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9 - 1000, 1000)
+    )
     with pytest.raises(OutputError, match=r"needs 67\.\d MB, 1 kB are free"):
         merge(*pair, 0.5, tmp_path / "out")
     assert names(tmp_path) == ["base", "instruct"]

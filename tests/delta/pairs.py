@@ -1,4 +1,5 @@
-"""Small pairs for deltas, what their entries stand for, and where live tensors of them are bound."""
+"""Small pairs for deltas, what their entries stand for, and where live tensors of them are
+bound."""
 
 from __future__ import annotations
 
@@ -31,18 +32,28 @@ def pair(
     i = {}
     for name, tensor in b.items():
         moved = torch.rand(tensor.shape, generator=g) < changed
-        i[name] = (tensor.float() + rel * torch.randn(tensor.shape, generator=g) * moved).to(instruct or base)
+        i[name] = (tensor.float() + rel * torch.randn(tensor.shape, generator=g) * moved).to(
+            instruct or base
+        )
         if tensor.numel():
             b[name].view(-1)[0], i[name].view(-1)[0] = 0.0, -0.0
     return b, i
 
 
-def sources(base: Tensors, instruct: Tensors, dtype: torch.dtype | None = None, device: str = "cpu") -> list[Source]:
-    return [Source(n, b, instruct[n], dtype or instruct[n].dtype, torch.device(device)) for n, b in base.items()]
+def sources(
+    base: Tensors, instruct: Tensors, dtype: torch.dtype | None = None, device: str = "cpu"
+) -> list[Source]:
+    return [
+        Source(n, b, instruct[n], dtype or instruct[n].dtype, torch.device(device))
+        for n, b in base.items()
+    ]
 
 
 def live_like(tensors: Tensors, dtype: torch.dtype | None = None, device: str = "cpu") -> Tensors:
-    return {name: torch.empty(tensor.shape, dtype=dtype or tensor.dtype, device=device) for name, tensor in tensors.items()}
+    return {
+        name: torch.empty(tensor.shape, dtype=dtype or tensor.dtype, device=device)
+        for name, tensor in tensors.items()
+    }
 
 
 def end(entry: Entry, base: torch.Tensor) -> torch.Tensor:
@@ -63,19 +74,27 @@ def end(entry: Entry, base: torch.Tensor) -> torch.Tensor:
     return (base.double() + entry.u.double() @ entry.v.double()).float()
 
 
-def ends(store: Store, base: Tensors, instruct: Tensors) -> tuple[Tensors, dict[str, tuple[torch.Tensor, torch.Tensor]]]:
+def ends(
+    store: Store, base: Tensors, instruct: Tensors
+) -> tuple[Tensors, dict[str, tuple[torch.Tensor, torch.Tensor]]]:
     """The end of each delta, and the factors of those that are products."""
     made = dict(zip(base, store.encode(sources(base, instruct))))
-    factors = {name: (entry.u, entry.v) for name, entry in made.items() if isinstance(entry, Factors)}
+    factors = {
+        name: (entry.u, entry.v) for name, entry in made.items() if isinstance(entry, Factors)
+    }
     return {name: end(entry, base[name]) for name, entry in made.items()}, factors
 
 
-def saved(path: Path, base: Tensors, instruct: Tensors, store: Store, live: torch.dtype | None = None) -> Path:
+def saved(
+    path: Path, base: Tensors, instruct: Tensors, store: Store, live: torch.dtype | None = None
+) -> Path:
     writer.write(path, sources(base, instruct, live), store)
     return path
 
 
-def opened(path: Path, base: Tensors, live: torch.dtype | None = None) -> tuple[pa_fast.LiveWeights, Tensors]:
+def opened(
+    path: Path, base: Tensors, live: torch.dtype | None = None
+) -> tuple[pa_fast.LiveWeights, Tensors]:
     w = live_like(base, live)
     return pa_fast.LiveWeights.open(w, base, path), w
 

@@ -1,4 +1,5 @@
-"""Delta files: what is written comes back bit by bit, proves itself, fits one base, and appears whole or not at all."""
+"""Delta files: what is written comes back bit by bit, proves itself, fits one base, and appears
+whole or not at all."""
 
 from __future__ import annotations
 
@@ -34,7 +35,11 @@ STORES = {
 
 
 @pytest.mark.parametrize("store", STORES.values(), ids=STORES)
-@pytest.mark.parametrize("dtypes", [(torch.bfloat16, torch.bfloat16), (torch.float32, torch.bfloat16)], ids=["bf16", "mixed"])
+@pytest.mark.parametrize(
+    "dtypes",
+    [(torch.bfloat16, torch.bfloat16), (torch.float32, torch.bfloat16)],
+    ids=["bf16", "mixed"],
+)
 def test_what_is_written_comes_back_and_gives_the_same_weights(
     store: SparseStore, dtypes: tuple[torch.dtype, torch.dtype], tmp_path: pathlib.Path
 ) -> None:
@@ -45,7 +50,9 @@ def test_what_is_written_comes_back_and_gives_the_same_weights(
         found = parts(file.entry(source.name))
         assert found.keys() == parts(entry).keys()
         for part, tensor in parts(entry).items():
-            assert torch.equal(found[part].view(-1).view(torch.uint8), tensor.reshape(-1).view(torch.uint8)), (source.name, part)
+            assert torch.equal(
+                found[part].view(-1).view(torch.uint8), tensor.reshape(-1).view(torch.uint8)
+            ), (source.name, part)
     bound = pairs.live_like(b, dtypes[1])
     weights = pa_fast.LiveWeights.bind(bound, b, i, store)
     again, w = pairs.opened(path, b, dtypes[1])
@@ -54,7 +61,11 @@ def test_what_is_written_comes_back_and_gives_the_same_weights(
         again.set_lambda(lam)
         assert weights.checksum() == again.checksum() and again.verify()
         assert all(torch.equal(as_integers(bound[name]), as_integers(w[name])) for name in b)
-    assert (again.store, again.exact, again.lossless) == (store.describe(), store.exact, store.lossless)
+    assert (again.store, again.exact, again.lossless) == (
+        store.describe(),
+        store.exact,
+        store.lossless,
+    )
     assert repr(again).endswith(f"{store.describe()}>")
 
 
@@ -66,15 +77,29 @@ def test_the_file_is_plain_safetensors_that_says_what_it_is(tmp_path: pathlib.Pa
         names = file.keys()
         assert {name.partition("::")[0] for name in names} == b.keys()
         metadata = file.metadata()
-        assert torch.equal(file.get_tensor("long::target"), i["long"][as_integers(b["long"]) != as_integers(i["long"])])
-    assert metadata["format"] == "2" and metadata["store"] == "sparse" and metadata["lossless"] == "true"
-    assert json.loads(metadata["base"])["quick"] == "0" * 16 and json.loads(metadata["instruct"])["quick"] == "f" * 16
-    assert DeltaFile.open(path).nbytes == sum(info.nbytes for info in read_header(path).tensors.values())
+        assert torch.equal(
+            file.get_tensor("long::target"),
+            i["long"][as_integers(b["long"]) != as_integers(i["long"])],
+        )
+    assert (
+        metadata["format"] == "2"
+        and metadata["store"] == "sparse"
+        and metadata["lossless"] == "true"
+    )
+    assert (
+        json.loads(metadata["base"])["quick"] == "0" * 16
+        and json.loads(metadata["instruct"])["quick"] == "f" * 16
+    )
+    assert DeltaFile.open(path).nbytes == sum(
+        info.nbytes for info in read_header(path).tensors.values()
+    )
 
 
 def test_equal_deltas_are_equal_files(tmp_path: pathlib.Path) -> None:
     b, i = pairs.pair()
-    files = [pairs.saved(tmp_path / name, b, i, SparseStore("dare", 0.5)).read_bytes() for name in "xy"]
+    files = [
+        pairs.saved(tmp_path / name, b, i, SparseStore("dare", 0.5)).read_bytes() for name in "xy"
+    ]
     assert files[0] == files[1]
 
 
@@ -92,7 +117,9 @@ def test_another_base_is_refused_with_both_fingerprints(tmp_path: pathlib.Path) 
     path = pairs.saved(tmp_path / "d", b, i, SparseStore())
     content = DeltaFile.open(path).about.base.content
     b["long"][69_999] += 1
-    with pytest.raises(PairError, match=f"base of content {content}, this base has [0-9a-f]{{16}}") as caught:
+    with pytest.raises(
+        PairError, match=f"base of content {content}, this base has [0-9a-f]{{16}}"
+    ) as caught:
         pairs.opened(path, b)
     assert caught.value.hint
 
@@ -132,7 +159,9 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize("change", REFUSALS, ids=lambda change: change.__name__)
-def test_live_tensors_that_the_delta_is_not_for_are_refused(change: object, tmp_path: pathlib.Path) -> None:
+def test_live_tensors_that_the_delta_is_not_for_are_refused(
+    change: object, tmp_path: pathlib.Path
+) -> None:
     b, i = pairs.pair(shapes={**pairs.SHAPES, "twin": (65, 129)})
     path = pairs.saved(tmp_path / "d", b, i, SparseStore())
     w = pairs.live_like(b)
@@ -150,7 +179,9 @@ def test_tied_live_tensors_take_the_one_delta_that_there_is(tmp_path: pathlib.Pa
         side |= {"0 head": side["a"], "steps": torch.arange(3)}
     weights = pa_fast.LiveWeights.open(w, b, path)
     weights.set_lambda(0.5)
-    assert torch.equal(w["0 head"], torch.lerp(b["a"], i["a"], 0.5)) and torch.equal(w["steps"], torch.arange(3))
+    assert torch.equal(w["0 head"], torch.lerp(b["a"], i["a"], 0.5)) and torch.equal(
+        w["steps"], torch.arange(3)
+    )
     assert weights.verify()
 
 

@@ -1,4 +1,5 @@
-"""Low-rank deltas: what is of low rank comes back, the error is what the singular values say, ranks follow their options."""
+"""Low-rank deltas: what is of low rank comes back, the error is what the singular values say, ranks
+follow their options."""
 
 from __future__ import annotations
 
@@ -96,7 +97,14 @@ def test_non_finite_matrices_are_held_whole() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"rank": 0}, {"energy": 1.5}, {"energy": float("nan")}, {"rank": 8, "energy": 0.5}, {"budget_bytes": -1}]
+    "options",
+    [
+        {"rank": 0},
+        {"energy": 1.5},
+        {"energy": float("nan")},
+        {"rank": 8, "energy": 0.5},
+        {"budget_bytes": -1},
+    ],
 )
 def test_options_that_mean_nothing_are_refused(options: dict[str, float]) -> None:
     with pytest.raises(UsageError):

@@ -1,4 +1,5 @@
-"""The packed store: what is packed and what is held whole, and live weights that are switched from what they hold."""
+"""The packed store: what is packed and what is held whole, and live weights that are switched from
+what they hold."""
 
 from __future__ import annotations
 
@@ -22,7 +23,9 @@ from tests.delta import pairs
 from tests.kernels.pairs import at_powers_of_two
 
 SHAPES = {"many": (300, 129), "long": (70_000,), "few": (9,)}
-Bound = tuple[pa_fast.LiveWeights, dict[str, torch.Tensor], dict[str, torch.Tensor], dict[str, torch.Tensor]]
+Bound = tuple[
+    pa_fast.LiveWeights, dict[str, torch.Tensor], dict[str, torch.Tensor], dict[str, torch.Tensor]
+]
 
 
 @pytest.fixture
@@ -39,7 +42,9 @@ def assert_holds(bound: Bound, lam: float) -> None:
         assert torch.equal(as_integers(tensor), as_integers(expected)), name
 
 
-def encoded(base: torch.Tensor, instruct: torch.Tensor, live: torch.dtype, via: torch.dtype | None = None) -> object:
+def encoded(
+    base: torch.Tensor, instruct: torch.Tensor, live: torch.dtype, via: torch.dtype | None = None
+) -> object:
     return next(PackedStore().encode([Source("t", base, instruct, live, torch.device("cpu"), via)]))
 
 
@@ -116,7 +121,9 @@ def test_a_foreign_write_is_found_by_the_next_switch_which_names_it(bound: Bound
     assert_holds(bound, 0.5)
 
 
-def test_without_a_base_stale_weights_stay_refused_until_the_right_one_is_given(bound: Bound) -> None:
+def test_without_a_base_stale_weights_stay_refused_until_the_right_one_is_given(
+    bound: Bound,
+) -> None:
     weights, live, base, instruct = bound
     right = {name: tensor.clone() for name, tensor in base.items()}
     weights.set_lambda(0.4)
@@ -161,13 +168,25 @@ def test_a_switch_that_does_not_finish_leaves_no_lambda_and_the_next_one_starts_
     assert_holds(bound, 0.9)
 
 
-def test_codes_that_do_not_give_back_their_sources_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_codes_that_do_not_give_back_their_sources_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     base, instruct = (side["long"] for side in pairs.pair(changed=1.0, rel=0.02, shapes=SHAPES))
     made = PackedTensor.encode(base, instruct)
     assert made is not None
     parity = made.codes.clone()
     parity[1234] ^= 1  # of a code of 8 bits in the lower half of its word
-    wrong = PackedTensor(made.dtype, made.numel, made.width, parity, made.starts, made.where, made.base, made.target, made.span)
+    wrong = PackedTensor(
+        made.dtype,
+        made.numel,
+        made.width,
+        parity,
+        made.starts,
+        made.where,
+        made.base,
+        made.target,
+        made.span,
+    )
     monkeypatch.setattr(packed_store.PackedTensor, "encode", lambda *args: wrong)
     with pytest.raises(DataError, match="`t`: its codes do not give back"):
         encoded(base, instruct, torch.bfloat16)
@@ -184,7 +203,9 @@ def near_the_smallest_normal_number(dtype: torch.dtype) -> tuple[pairs.Tensors, 
 @pytest.fixture
 def earlier(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """The encoder of earlier versions, which looked at merges after they were rounded alone."""
-    monkeypatch.setattr("pa_kernels.packed_tensor._merge", lambda b, i, lam: reference.lerp(b, i, lam).float())
+    monkeypatch.setattr(
+        "pa_kernels.packed_tensor._merge", lambda b, i, lam: reference.lerp(b, i, lam).float()
+    )
     return monkeypatch
 
 
@@ -213,7 +234,9 @@ def test_a_file_of_an_earlier_version_whose_codes_do_not_hold_is_refused_by_name
     base, instruct = near_the_smallest_normal_number(dtype)
     path = pairs.saved(tmp_path / "delta", base, instruct, WIDE)
     earlier.undo()
-    with pytest.raises(CheckpointError, match=r"delta: `long`: the code of weight \d+ .* every λ in \[-0.2, 1.5\]") as caught:
+    with pytest.raises(
+        CheckpointError, match=r"delta: `long`: the code of weight \d+ .* every λ in \[-0.2, 1.5\]"
+    ) as caught:
         pairs.opened(path, base)
     assert "encode the delta again" in str(caught.value)
 
@@ -224,7 +247,10 @@ def test_a_file_of_an_earlier_version_whose_codes_hold_is_opened(
 ) -> None:
     base, instruct = pairs.pair(changed=1.0, rel=0.02, shapes=SHAPES)
     if store is not WIDE:
-        base, instruct = ({**a, **b} for a, b in zip((base, instruct), near_the_smallest_normal_number(torch.bfloat16)))
+        base, instruct = (
+            {**a, **b}
+            for a, b in zip((base, instruct), near_the_smallest_normal_number(torch.bfloat16))
+        )
     path = pairs.saved(tmp_path / "delta", base, instruct, store)
     earlier.undo()
     weights, live = pairs.opened(path, base)
@@ -237,7 +263,9 @@ def test_both_ends_of_a_wider_range_are_proven(earlier: pytest.MonkeyPatch) -> N
     earlier.setattr("pa_kernels.packed.FEW", -1)
     base, instruct = near_the_smallest_normal_number(torch.float16)
     for lo, hi, lam in ((-0.2, 1.0, "-0.2"), (0.0, 1.5, "1.5")):
-        with pytest.raises(DataError, match=f"`long`: its codes do not give back the weights at λ = {lam}"):
+        with pytest.raises(
+            DataError, match=f"`long`: its codes do not give back the weights at λ = {lam}"
+        ):
             list(PackedStore(lo, hi).encode(pairs.sources(base, instruct)))
 
 
@@ -246,7 +274,9 @@ def test_a_model_reads_its_base_again_from_its_files(tmp_path: pathlib.Path) -> 
     from tests.engines.test_loading import edit
     from tests.test_conformance import stepped
 
-    base, instruct = write_pair(tmp_path, "mixtral")  # its experts are converted, so that no map of a file holds them
+    base, instruct = write_pair(
+        tmp_path, "mixtral"
+    )  # its experts are converted, so that no map of a file holds them
     kept: dict[str, torch.Tensor] = {}
     edit(base, lambda tensors: kept.update(tensors))
     edit(instruct, lambda tensors: tensors.update({n: stepped(kept[n], 0.02) for n in tensors}))
@@ -272,7 +302,9 @@ def test_wrong_ranges_are_wrong_usage() -> None:
             PackedStore(lo, hi)
 
 
-def forged(part: str, change: Callable[[torch.Tensor], torch.Tensor], folder: pathlib.Path) -> pathlib.Path:
+def forged(
+    part: str, change: Callable[[torch.Tensor], torch.Tensor], folder: pathlib.Path
+) -> pathlib.Path:
     from tests.attacks.test_hostile_deltas import Forged
 
     base, instruct = pairs.pair(changed=1.0, rel=0.02, shapes=SHAPES)

@@ -1,4 +1,5 @@
-"""Selections against the plainest numpy: what is kept, how ties go, and that cutting and order never matter."""
+"""Selections against the plainest numpy: what is kept, how ties go, and that cutting and order
+never matter."""
 
 from __future__ import annotations
 
@@ -38,7 +39,9 @@ def span(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int
 def test_the_largest_are_those_that_a_sort_finds(dtype: torch.dtype, count: int, span: int) -> None:
     g = torch.Generator().manual_seed(1)
     b = torch.randn(10_000, generator=g).to(dtype)
-    i = (b.float() + torch.randint(-3, 4, b.shape, generator=g) * 2.0**-6).to(dtype)  # many ties, many zeros
+    i = (b.float() + torch.randint(-3, 4, b.shape, generator=g) * 2.0**-6).to(
+        dtype
+    )  # many ties, many zeros
     found, _ = selection.above(selection.largest(lambda: [(b, i)], count), b, i)
     assert np.array_equal(found.numpy(), first_largest(delta(b, i), count))
 
@@ -62,7 +65,9 @@ def test_nan_stands_above_all_and_infinity_next() -> None:
 
 
 @pytest.mark.parametrize(("base", "instruct"), [(a, b) for a in DTYPES for b in DTYPES])
-def test_changed_is_every_bit_that_some_lambda_can_see(base: torch.dtype, instruct: torch.dtype, span: int) -> None:
+def test_changed_is_every_bit_that_some_lambda_can_see(
+    base: torch.dtype, instruct: torch.dtype, span: int
+) -> None:
     b = torch.tensor([1.0, 0.0, 1.0009765625, 2.0, 0.1]).to(base)
     i = torch.tensor([1.0, -0.0, 1.0009765625, 2.5, 0.1]).to(instruct)
     expected = b.float().numpy().view(np.int32) != i.float().numpy().view(np.int32)
@@ -98,7 +103,10 @@ def test_the_draw_of_neighbours_and_of_seeds_is_independent() -> None:
         assert abs(float((4 * one * other).sum()) / (1 << 9)) < 4
 
 
-@pytest.mark.parametrize("store", [SparseStore("topk", 0.05, "global"), SparseStore("dare", 0.4, seed=3), SparseStore("ties")])
+@pytest.mark.parametrize(
+    "store",
+    [SparseStore("topk", 0.05, "global"), SparseStore("dare", 0.4, seed=3), SparseStore("ties")],
+)
 def test_an_encoder_gives_the_same_again_and_on_any_number_of_cores(store: SparseStore) -> None:
     b, i = pairs.pair(changed=0.4)
     made = []

@@ -1,4 +1,5 @@
-"""Sparse deltas: exact loses nothing for any λ and any dtypes, the others keep what they say, and bytes are as predicted."""
+"""Sparse deltas: exact loses nothing for any λ and any dtypes, the others keep what they say, and
+bytes are as predicted."""
 
 from __future__ import annotations
 
@@ -19,14 +20,23 @@ DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 
 
 @pytest.mark.parametrize(("base", "instruct", "live"), list(itertools.product(DTYPES, repeat=3)))
-def test_exact_is_dense_for_every_lambda_and_dtype(base: torch.dtype, instruct: torch.dtype, live: torch.dtype) -> None:
+def test_exact_is_dense_for_every_lambda_and_dtype(
+    base: torch.dtype, instruct: torch.dtype, live: torch.dtype
+) -> None:
     b, i = pairs.pair(base, instruct, changed=0.02)
-    if base != instruct:  # bases that a narrower dtype holds exactly, so that not every weight counts as changed
+    if (
+        base != instruct
+    ):  # bases that a narrower dtype holds exactly, so that not every weight counts as changed
         b = {
-            name: torch.where(torch.rand(t.shape, generator=torch.Generator().manual_seed(0)) < 0.1, t, t.round())
+            name: torch.where(
+                torch.rand(t.shape, generator=torch.Generator().manual_seed(0)) < 0.1, t, t.round()
+            )
             for name, t in b.items()
         }
-        i = {name: torch.where(b[name] == b[name].round(), b[name].to(instruct), t) for name, t in i.items()}
+        i = {
+            name: torch.where(b[name] == b[name].round(), b[name].to(instruct), t)
+            for name, t in i.items()
+        }
     dense, sparse = pairs.live_like(b, live), pairs.live_like(b, live)
     reference_ = pa_fast.LiveWeights.bind(dense, b, i)
     weights = pa_fast.LiveWeights.bind(sparse, b, i, "sparse")
@@ -38,7 +48,9 @@ def test_exact_is_dense_for_every_lambda_and_dtype(base: torch.dtype, instruct: 
         for name in b:
             assert torch.equal(as_integers(dense[name]), as_integers(sparse[name])), (name, lam)
         assert weights.checksum() == reference_.checksum() and weights.verify()
-        assert weights.effective_lambda() == pytest.approx(reference_.effective_lambda(), rel=1e-5, nan_ok=True)
+        assert weights.effective_lambda() == pytest.approx(
+            reference_.effective_lambda(), rel=1e-5, nan_ok=True
+        )
     assert weights.lossless and weights.exact
 
 
@@ -65,14 +77,19 @@ def test_topk_keeps_the_share_per_tensor_and_ties_a_fifth() -> None:
             kept = torch.zeros(b[name].numel(), dtype=torch.bool)
             kept[entry.positions()] = True
             assert magnitude[kept].min() >= magnitude[~kept].max()
-            assert torch.equal(entry.target, i[name].view(-1)[kept]) and torch.equal(entry.base, b[name].view(-1)[kept])
+            assert torch.equal(entry.target, i[name].view(-1)[kept]) and torch.equal(
+                entry.base, b[name].view(-1)[kept]
+            )
 
 
 def test_global_topk_spends_where_differences_are_large() -> None:
     b, i = pairs.pair(changed=1.0)
     i["a"] = (b["a"].float() + 100 * (i["a"].float() - b["a"].float())).bfloat16()
     made = dict(zip(b, SparseStore("topk", 0.05, "global").encode(pairs.sources(b, i))))
-    counts = {n: e.count if isinstance(e, SparseTensor) else int((e.target != b[n]).sum()) for n, e in made.items()}
+    counts = {
+        n: e.count if isinstance(e, SparseTensor) else int((e.target != b[n]).sum())
+        for n, e in made.items()
+    }
     assert sum(counts.values()) == round(0.05 * sum(t.numel() for t in b.values()))
     assert counts["a"] > 0.4 * b["a"].numel() and counts["long"] == 0
 
@@ -111,11 +128,16 @@ def test_a_tensor_that_is_smaller_whole_is_held_whole() -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        {"select": "best"}, {"select": "exact", "density": 0.1}, {"select": "topk"}, {"select": "topk", "density": 0.0},
-        {"select": "dare", "density": 1.5}, {"select": "ties", "scope": "global"}, {"select": "topk", "density": 1, "scope": "x"},
+        {"select": "best"},
+        {"select": "exact", "density": 0.1},
+        {"select": "topk"},
+        {"select": "topk", "density": 0.0},
+        {"select": "dare", "density": 1.5},
+        {"select": "ties", "scope": "global"},
+        {"select": "topk", "density": 1, "scope": "x"},
         {"select": "dare", "density": 0.5, "seed": -1},
     ],
-)  # fmt: skip
+)
 def test_options_that_mean_nothing_are_refused(options: dict[str, object]) -> None:
     with pytest.raises(UsageError) as caught:
         SparseStore(**options)  # type: ignore[arg-type]

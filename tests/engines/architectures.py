@@ -17,7 +17,12 @@ SMALL: dict[str, Any] = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
-EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 48, "num_experts": 4, "decoder_sparse_step": 1}
+EXPERTS = {
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 48,
+    "num_experts": 4,
+    "decoder_sparse_step": 1,
+}
 
 ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaConfig", {}),
@@ -30,7 +35,10 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma-3": ("Gemma3TextConfig", {"head_dim": 16}),
     "olmo-2": ("Olmo2Config", {}),
     "phi-3": ("Phi3Config", {}),
-    "gpt-2": ("GPT2Config", {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 64, "vocab_size": 128}),
+    "gpt-2": (
+        "GPT2Config",
+        {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 64, "vocab_size": 128},
+    ),
     "gpt-neox": ("GPTNeoXConfig", {}),
 }
 
@@ -40,12 +48,21 @@ def config(name: str, **changes: Any) -> Any:
 
     kind, own = ARCHITECTURES[name]
     shape = (
-        {k: v for k, v in SMALL.items() if k in ("pad_token_id", "bos_token_id", "eos_token_id")} if name == "gpt-2" else SMALL
+        {k: v for k, v in SMALL.items() if k in ("pad_token_id", "bos_token_id", "eos_token_id")}
+        if name == "gpt-2"
+        else SMALL
     )
     return getattr(transformers, kind)(**{**shape, **own, **changes})
 
 
-def write_model(folder: pathlib.Path, name: str, seed: int, dtype: str = "bfloat16", shard: str = "40KB", **changes: Any) -> None:
+def write_model(
+    folder: pathlib.Path,
+    name: str,
+    seed: int,
+    dtype: str = "bfloat16",
+    shard: str = "40KB",
+    **changes: Any,
+) -> None:
     """A random model of architecture `name` at `folder`, norms and biases included."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -58,7 +75,9 @@ def write_model(folder: pathlib.Path, name: str, seed: int, dtype: str = "bfloat
     model.save_pretrained(folder, max_shard_size=shard)
 
 
-def write_pair(folder: pathlib.Path, name: str, **changes: Any) -> tuple[pathlib.Path, pathlib.Path]:
+def write_pair(
+    folder: pathlib.Path, name: str, **changes: Any
+) -> tuple[pathlib.Path, pathlib.Path]:
     """Base and instruct folders below `folder`, sharded differently."""
     write_model(folder / "base", name, seed=1, shard="40KB", **changes)
     write_model(folder / "instruct", name, seed=2, shard="70KB", **changes)

@@ -1,7 +1,9 @@
-"""What `test_tensor_parallel.py` checks inside every rank: `torchrun -m tests.engines.on_ranks FOLDER`.
+"""What `test_tensor_parallel.py` checks inside every rank: `torchrun -m tests.engines.on_ranks
+FOLDER`.
 
-A check is a function that every rank runs; `FOLDER/results.json` says what came of each. Ranks compare notes after each
-check through a group of their own, so that one that fails does not leave the others waiting.
+A check is a function that every rank runs; `FOLDER/results.json` says what came of each. Ranks
+compare notes after each check through a group of their own, so that one that fails does not leave
+the others waiting.
 """
 
 from __future__ import annotations
@@ -28,7 +30,14 @@ from pa_fast.base import Generation, Score
 from pa_fast.checkpoint.fingerprint import combine
 from pa_fast.engines import layout, loading, transformers
 from pa_fast.engines.tensor_parallel import ShardedModel, load
-from pa_fast.errors import CheckpointError, DataError, EngineError, PairError, UsageError, WeightsError
+from pa_fast.errors import (
+    CheckpointError,
+    DataError,
+    EngineError,
+    PairError,
+    UsageError,
+    WeightsError,
+)
 from pa_fast.live.binding import as_integers
 from pa_fast.live.memory import FileMaps, nbytes
 from tests.engines.architectures import write_pair
@@ -59,7 +68,9 @@ class World:
     def model(self, name: str) -> ShardedModel:
         """The pair called `name`, loaded once for all checks."""
         if name not in self._loaded:
-            self._loaded[name] = load(*self.pair(name), dtype="float32" if name == "qwen3" else "auto")
+            self._loaded[name] = load(
+                *self.pair(name), dtype="float32" if name == "qwen3" else "auto"
+            )
         return self._loaded[name]
 
     def gather(self, value: Any) -> list[Any]:
@@ -76,18 +87,25 @@ class World:
 def whole(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Every tensor of `model` put together again."""
     with torch.no_grad():
-        return {name: t.full_tensor() if hasattr(t, "full_tensor") else t for name, t in model.state_dict().items()}
+        return {
+            name: t.full_tensor() if hasattr(t, "full_tensor") else t
+            for name, t in model.state_dict().items()
+        }
 
 
 def on_one_device(folder: pathlib.Path, **options: Any) -> Any:
     return AutoModelForCausalLM.from_pretrained(folder, **{"dtype": "auto", **options})
 
 
-def assert_same_bits(found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:
+def assert_same_bits(
+    found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]
+) -> None:
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
         assert found[name].dtype == tensor.dtype, name
-        assert torch.equal(as_integers(found[name].contiguous()), as_integers(tensor.contiguous())), name
+        assert torch.equal(
+            as_integers(found[name].contiguous()), as_integers(tensor.contiguous())
+        ), name
 
 
 def merges_are_those_of_one_device(name: str) -> Callable[[World], None]:
@@ -111,11 +129,18 @@ def a_saved_merge_is_the_live_one(world: World) -> None:
     if world.rank == 0:
         pa_fast.merge(base, instruct, lam=0.6, out=world.folder / f"merged-{world.size}")
     world.gather(None)
-    assert_same_bits(whole(lm.model), on_one_device(world.folder / f"merged-{world.size}").state_dict())
+    assert_same_bits(
+        whole(lm.model), on_one_device(world.folder / f"merged-{world.size}").state_dict()
+    )
 
 
 def every_kind_of_placement_was_met(world: World) -> None:
-    kinds = {str(p) for name in SHARDED for t in layout.distributed(world.model(name).model).values() for p in t.placements}
+    kinds = {
+        str(p)
+        for name in SHARDED
+        for t in layout.distributed(world.model(name).model).values()
+        for p in t.placements
+    }
     assert kinds == {"S(0)", "S(1)", "S(2)", "_S(1, 2)", "R"}, kinds
 
 
@@ -125,11 +150,15 @@ def a_rank_holds_its_shards_and_no_more(world: World) -> None:
     split = layout.split(lm.model)
     whole_names = {name.rpartition(".")[0].rpartition(".")[2] for name in full.keys() - split}
     norms = {"input_layernorm", "post_attention_layernorm", "norm"}
-    assert norms <= whole_names <= norms | {"embed_tokens"}, whole_names  # transformers 5.24 splits embeddings, too
+    assert norms <= whole_names <= norms | {"embed_tokens"}, (
+        whole_names
+    )  # transformers 5.24 splits embeddings, too
     own = sum(size // world.size if name in split else size for name, size in full.items())
     memory = lm.weights.memory()
     assert memory.live_bytes == own
-    assert memory.total_bytes + memory.mapped_bytes == 3 * own  # transformers 5.24 maps shards of rows, 5.17 copies all
+    assert (
+        memory.total_bytes + memory.mapped_bytes == 3 * own
+    )  # transformers 5.24 maps shards of rows, 5.17 copies all
     part, maps = lm.weights._part, FileMaps()
     for tensor in (*(binding.live for binding in part._bindings), *part._store.beside()):
         assert maps.place(tensor) is not None or tensor.untyped_storage().nbytes() == nbytes(tensor)
@@ -146,12 +175,18 @@ def proofs_are_the_same_on_all_ranks(world: World) -> None:
         assert world.gather(proof) == [proof] * world.size
         assert sums.setdefault(lam, proof[0]) == proof[0]
         parts = world.gather(lm.weights._part.checksum())
-        assert proof[0] == combine({f"rank {rank} of {world.size}": part for rank, part in enumerate(parts)})
+        assert proof[0] == combine(
+            {f"rank {rank} of {world.size}": part for rank, part in enumerate(parts)}
+        )
         assert proof[1] == pytest.approx(alone.weights.effective_lambda(), rel=1e-6)
         assert proof[2] == []
     assert len(set(sums.values())) == 3
     assert lm.identity["engine"] == "transformers-tp" and lm.identity["world"] == world.size
-    assert {**lm.identity, "engine": None, "world": None} == {**alone.identity, "engine": None, "world": None}
+    assert {**lm.identity, "engine": None, "world": None} == {
+        **alone.identity,
+        "engine": None,
+        "world": None,
+    }
 
 
 def a_foreign_write_on_one_rank_is_seen_on_all(world: World) -> None:
@@ -175,8 +210,16 @@ def a_rank_with_another_lambda_is_refused(world: World) -> None:
     lm = world.model("llama")
     lm.set_lambda(0.25)
     before = lm.weights.checksum()
-    world.refused(EngineError, "different λ: rank 0 has 0.3, rank 1 has 0.4", lambda: lm.set_lambda((0.3, 0.4)[world.rank % 2]))
-    world.refused(UsageError, "not a finite number", lambda: lm.set_lambda((0.3, float("nan"))[world.rank % 2]))
+    world.refused(
+        EngineError,
+        "different λ: rank 0 has 0.3, rank 1 has 0.4",
+        lambda: lm.set_lambda((0.3, 0.4)[world.rank % 2]),
+    )
+    world.refused(
+        UsageError,
+        "not a finite number",
+        lambda: lm.set_lambda((0.3, float("nan"))[world.rank % 2]),
+    )
     assert lm.lam == 0.25 and lm.weights.checksum() == before
     with lm.at(0.75):
         assert lm.lam == 0.75 and lm.weights.verify()
@@ -186,16 +229,23 @@ def a_rank_with_another_lambda_is_refused(world: World) -> None:
 def a_rule_is_that_of_one_device(world: World) -> None:
     lm = world.model("gpt-neox")
     alone = pa_fast.load(*world.pair("gpt-neox"))
-    rule = pa_fast.LambdaRule([{"group": "norms", "lambda": 1}, {"group": "mlp", "times": {0: 0.5, 1: 1}}])
+    rule = pa_fast.LambdaRule(
+        [{"group": "norms", "lambda": 1}, {"group": "mlp", "times": {0: 0.5, 1: 1}}]
+    )
     for model in (lm, alone):
         model.set_lambda(rule.at(0.6))
     assert lm.weights.rule == rule.at(0.6) and lm.weights.verify()
     assert_same_bits(whole(lm.model), alone.model.state_dict())
     intended = lm.weights.intended_lambda()
     assert world.gather(intended) == [intended] * world.size
-    assert intended == pytest.approx(alone.weights.intended_lambda(), rel=1e-6) and abs(intended - 0.6) > 0.01
+    assert (
+        intended == pytest.approx(alone.weights.intended_lambda(), rel=1e-6)
+        and abs(intended - 0.6) > 0.01
+    )
     before = lm.weights.checksum()
-    world.refused(EngineError, "different λ", lambda: lm.set_lambda(rule.at((0.3, 0.4)[world.rank % 2])))
+    world.refused(
+        EngineError, "different λ", lambda: lm.set_lambda(rule.at((0.3, 0.4)[world.rank % 2]))
+    )
     assert lm.weights.checksum() == before
     lm.set_lambda(0.6)
     assert lm.weights.rule is None and lm.weights.intended_lambda() == 0.6
@@ -210,9 +260,15 @@ def scores_and_texts_are_those_of_one_device(world: World) -> None:
     alone = pa_fast.load(*world.pair("qwen3"), dtype="float32")
     draw = random.Random(4)
     pairs = [
-        ([draw.randrange(3, 128) for _ in range(n)], [draw.randrange(3, 128) for _ in range(1 + n % 3)]) for n in range(1, 14)
+        (
+            [draw.randrange(3, 128) for _ in range(n)],
+            [draw.randrange(3, 128) for _ in range(1 + n % 3)],
+        )
+        for n in range(1, 14)
     ]
-    pairs += [([9, 8, 7, 6, 5, 4, 3], [first, 11]) for first in range(20, 25)]  # requests that begin alike
+    pairs += [
+        ([9, 8, 7, 6, 5, 4, 3], [first, 11]) for first in range(20, 25)
+    ]  # requests that begin alike
     config = Generation(max_new_tokens=6, stop=(2, 77))
     for lam in (0.0, 0.4, 1.0):
         for engine in (lm, alone):
@@ -230,10 +286,16 @@ def ranks_out_of_step_fail_instead_of_waiting(world: World) -> None:
     lm = world.model("qwen3")
     asked = [([5], [6])]
     if world.rank == 0:
-        world.refused(EngineError, "rank 0 in loglikelihood, rank 1 in generate", lambda: lm.loglikelihood(asked))
+        world.refused(
+            EngineError,
+            "rank 0 in loglikelihood, rank 1 in generate",
+            lambda: lm.loglikelihood(asked),
+        )
     else:
         world.refused(EngineError, "out of step", lambda: lm.generate([[5]], Generation(2)))
-    world.refused(EngineError, "differ in loglikelihood", lambda: lm.loglikelihood(asked * (world.rank + 1)))
+    world.refused(
+        EngineError, "differ in loglikelihood", lambda: lm.loglikelihood(asked * (world.rank + 1))
+    )
     assert len(lm.loglikelihood(asked)) == 1
 
 
@@ -254,7 +316,9 @@ def an_endpoint_that_is_wrong_on_one_rank_fails_on_all(world: World) -> None:
     def spoilt(*args: Any, **options: Any) -> Any:
         loaded = pair(*args, **options)
         if world.rank == 1:
-            loaded.ends["instruct"]["lm_head.weight"] = loaded.ends["instruct"]["lm_head.weight"] * 2
+            loaded.ends["instruct"]["lm_head.weight"] = (
+                loaded.ends["instruct"]["lm_head.weight"] * 2
+            )
         return loaded
 
     transformers.load_pair = spoilt
@@ -276,12 +340,20 @@ def what_one_rank_cannot_load_no_rank_loads(world: World) -> None:
         model.save_pretrained(broken)
     world.gather(None)
     where = "" if world.rank == world.size - 1 else f"on rank {world.size - 1}: "
-    world.refused(DataError, f"^{where}base tensor `lm_head.weight` has 1 non-finite", lambda: load(broken, instruct))
+    world.refused(
+        DataError,
+        f"^{where}base tensor `lm_head.weight` has 1 non-finite",
+        lambda: load(broken, instruct),
+    )
 
 
 def what_cannot_be_split_is_refused(world: World) -> None:
-    world.refused(UsageError, "device `cuda:1`", lambda: load(*world.pair("llama"), device="cuda:1"))
-    world.refused(EngineError, "splits no weight of GPT2LMHeadModel", lambda: load(*world.pair("gpt-2")))
+    world.refused(
+        UsageError, "device `cuda:1`", lambda: load(*world.pair("llama"), device="cuda:1")
+    )
+    world.refused(
+        EngineError, "splits no weight of GPT2LMHeadModel", lambda: load(*world.pair("gpt-2"))
+    )
     odd = world.pair("llama", num_attention_heads=2, num_key_value_heads=1)
     world.refused(EngineError, f"does not run on {world.size} ranks", lambda: load(*odd))
     odd = world.pair("llama", intermediate_size=95)
@@ -290,11 +362,17 @@ def what_cannot_be_split_is_refused(world: World) -> None:
     try:
         lm = load(tied, untied)
     except PairError as error:
-        assert re.search("is split as .* in the base model and whole on every rank in the instruct model", error.message)
+        assert re.search(
+            "is split as .* in the base model and whole on every rank in the instruct model",
+            error.message,
+        )
     else:  # transformers 5.24 splits a tied matrix as it does an untied one
         lm.set_lambda(0.3)
         left, right = (on_one_device(folder).state_dict() for folder in (tied, untied))
-        assert_same_bits(whole(lm.model), {n: reference.lerp(left[n], right[n], 0.3, left[n].dtype) for n in left})
+        assert_same_bits(
+            whole(lm.model),
+            {n: reference.lerp(left[n], right[n], 0.3, left[n].dtype) for n in left},
+        )
 
 
 def partial_sums_are_refused(world: World) -> None:
@@ -305,8 +383,12 @@ def partial_sums_are_refused(world: World) -> None:
     sides = []
     for _ in range(2):
         side = torch.nn.Linear(4, 4)
-        side.weight = torch.nn.Parameter(DTensor.from_local(torch.ones(4, 4), mesh, [Shard(0)], run_check=False))
-        side.bias = torch.nn.Parameter(DTensor.from_local(torch.ones(4), mesh, [Partial()], run_check=False))
+        side.weight = torch.nn.Parameter(
+            DTensor.from_local(torch.ones(4, 4), mesh, [Shard(0)], run_check=False)
+        )
+        side.bias = torch.nn.Parameter(
+            DTensor.from_local(torch.ones(4), mesh, [Partial()], run_check=False)
+        )
         sides.append(side)
     world.refused(EngineError, "`bias` is a partial sum", lambda: layout.check(*sides))  # type: ignore[arg-type]
 
@@ -362,11 +444,16 @@ def a_rank_that_is_gone_is_missed(world: World) -> None:
     lm = world.model("llama")
     if world.rank == 1:
         os._exit(0)
-    world.refused(EngineError, "rank 0 has lost the others in set_lambda", lambda: lm.set_lambda(0.5))
+    world.refused(
+        EngineError, "rank 0 has lost the others in set_lambda", lambda: lm.set_lambda(0.5)
+    )
 
 
 CHECKS: dict[str, Callable[[World], None]] = {
-    **{f"merges_are_those_of_one_device[{name}]": merges_are_those_of_one_device(name) for name in SHARDED},
+    **{
+        f"merges_are_those_of_one_device[{name}]": merges_are_those_of_one_device(name)
+        for name in SHARDED
+    },
     **{
         check.__name__: check
         for check in (
@@ -400,7 +487,8 @@ ON_TWO_RANKS: dict[str, Callable[[World], None]] = {
 
 
 def main(folder: pathlib.Path) -> None:
-    faulthandler.enable()  # ranks that wait for each other are aborted by `tests.patience`, and say where
+    # ranks that wait for each other are aborted by `tests.patience`, and say where
+    faulthandler.enable()
     torch.set_num_threads(1)
     world = World(folder)
     results = {}

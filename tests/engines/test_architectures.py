@@ -1,4 +1,5 @@
-"""Every architecture: load, endpoint check, and a sweep that equals saved-and-loaded merges bit for bit."""
+"""Every architecture: load, endpoint check, and a sweep that equals saved-and-loaded merges bit for
+bit."""
 
 from __future__ import annotations
 

@@ -21,10 +21,14 @@ def model_of(architecture: str, **changes: object) -> torch.nn.Module:
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(config(architecture, **changes), dtype=torch.float32).eval()
+    return AutoModelForCausalLM.from_config(
+        config(architecture, **changes), dtype=torch.float32
+    ).eval()
 
 
-def factors_for(model: torch.nn.Module, names: list[str]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+def factors_for(
+    model: torch.nn.Module, names: list[str]
+) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     generator = torch.Generator().manual_seed(1)
     weights = dict(model.named_parameters(remove_duplicate=False))
     return {
@@ -36,7 +40,9 @@ def factors_for(model: torch.nn.Module, names: list[str]) -> dict[str, tuple[tor
     }
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen2", "gemma-2", "mixtral", "gpt-neox", "phi-3"])
+@pytest.mark.parametrize(
+    "architecture", ["llama", "qwen2", "gemma-2", "mixtral", "gpt-neox", "phi-3"]
+)
 def test_logits_are_those_of_the_merged_weights(architecture: str) -> None:
     model = model_of(architecture)
     names = list(attachable(model))
@@ -49,18 +55,24 @@ def test_logits_are_those_of_the_merged_weights(architecture: str) -> None:
     with torch.no_grad():
         base = model(input_ids=ids, use_cache=False).logits
         lam = attach(model, factors)
-        assert torch.equal(model(input_ids=ids, use_cache=False).logits, base), "λ = 0 is the base model"
+        assert torch.equal(model(input_ids=ids, use_cache=False).logits, base), (
+            "λ = 0 is the base model"
+        )
         for value in (0.3, 1.0, -0.5, 0.3):
             lam.fill_(value)
             for name, tensor in merged.named_parameters():
                 if name in factors:
                     tensor.copy_(before[name][1] + value * (factors[name][0] @ factors[name][1]))
             expected = merged(input_ids=ids, use_cache=False).logits
-            assert torch.allclose(model(input_ids=ids, use_cache=False).logits, expected, atol=2e-5, rtol=1e-4)
+            assert torch.allclose(
+                model(input_ids=ids, use_cache=False).logits, expected, atol=2e-5, rtol=1e-4
+            )
             assert not torch.allclose(expected, base, atol=1e-3)
     assert model.state_dict().keys() == keys
     for name, parameter in model.named_parameters():
-        assert parameter.data_ptr() == before[name][0] and torch.equal(parameter, before[name][1]), name
+        assert parameter.data_ptr() == before[name][0] and torch.equal(
+            parameter, before[name][1]
+        ), name
 
 
 def test_a_tied_head_is_attached_on_both_its_sides() -> None:
@@ -75,9 +87,16 @@ def test_weights_that_are_used_otherwise_cannot_be_attached() -> None:
     with pytest.raises(EngineError, match="experts"):
         attach(
             model,
-            {names[0]: (torch.zeros(1, 1), torch.zeros(1, 1))}
-            if "experts" in names[0]
-            else {next(name for name in names if "experts" in name): (torch.zeros(1, 1), torch.zeros(1, 1))},
+            (
+                {names[0]: (torch.zeros(1, 1), torch.zeros(1, 1))}
+                if "experts" in names[0]
+                else {
+                    next(name for name in names if "experts" in name): (
+                        torch.zeros(1, 1),
+                        torch.zeros(1, 1),
+                    )
+                }
+            ),
         )
 
 
@@ -115,11 +134,15 @@ def test_lambda_keeps_its_precision_in_bf16() -> None:
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "mixtral"])
-def test_a_loaded_pair_follows_lambda_beside_its_weights(architecture: str, tmp_path: pathlib.Path) -> None:
+def test_a_loaded_pair_follows_lambda_beside_its_weights(
+    architecture: str, tmp_path: pathlib.Path
+) -> None:
     base, instruct = write_pair(tmp_path, architecture)
     store = pa_fast.LowRankStore(rank=16, attached=True)
     lm = pa_fast.load(base, instruct, store=store, dtype="float32", device="cpu")
-    merged = pa_fast.load(base, instruct, store=pa_fast.LowRankStore(rank=16), dtype="float32", device="cpu")
+    merged = pa_fast.load(
+        base, instruct, store=pa_fast.LowRankStore(rank=16), dtype="float32", device="cpu"
+    )
     ids = torch.arange(3, 27).view(2, 12)
     beside = {f"{path}.weight" for path, module in lm.model.named_modules() if hasattr(module, "u")}
     bits = {name: p.clone() for name, p in lm.model.named_parameters() if name in beside}
@@ -128,17 +151,28 @@ def test_a_loaded_pair_follows_lambda_beside_its_weights(architecture: str, tmp_
         lm.set_lambda(lam)
         merged.set_lambda(lam)
         with torch.no_grad():
-            found, expected = (one.model(input_ids=ids, use_cache=False).logits for one in (lm, merged))
+            found, expected = (
+                one.model(input_ids=ids, use_cache=False).logits for one in (lm, merged)
+            )
         assert torch.allclose(found, expected, atol=1e-4, rtol=1e-4)
         assert lm.weights.verify() and lm.weights.effective_lambda() == pytest.approx(lam, abs=1e-5)
         sums.add(lm.weights.checksum())
-    assert len(sums) == 3 and bits and all(torch.equal(p, bits[n]) for n, p in lm.model.named_parameters() if n in bits)
+    assert (
+        len(sums) == 3
+        and bits
+        and all(torch.equal(p, bits[n]) for n, p in lm.model.named_parameters() if n in bits)
+    )
     assert not lm.weights.lossless and "attached" in lm.identity["store"]
-    assert lm.weights.memory().total_bytes < merged.weights.memory().total_bytes + merged.weights.memory().mapped_bytes
+    assert (
+        lm.weights.memory().total_bytes
+        < merged.weights.memory().total_bytes + merged.weights.memory().mapped_bytes
+    )
 
 
 def test_writes_to_what_is_attached_are_seen(tmp_path: pathlib.Path) -> None:
-    lm = pa_fast.load(*write_pair(tmp_path, "llama"), store=pa_fast.LowRankStore(rank=16, attached=True))
+    lm = pa_fast.load(
+        *write_pair(tmp_path, "llama"), store=pa_fast.LowRankStore(rank=16, attached=True)
+    )
     lm.set_lambda(0.5)
     before = lm.weights.checksum()
     layer = lm.model.model.layers[0].mlp.up_proj
@@ -156,13 +190,17 @@ def test_a_delta_file_may_be_attached(tmp_path: pathlib.Path) -> None:
     base, instruct = write_pair(tmp_path, "llama")
     encode(base, instruct, tmp_path / "delta", pa_fast.LowRankStore(rank=16))
     opened = pa_fast.load(base, delta=tmp_path / "delta", store="attached", device="cpu")
-    bound = pa_fast.load(base, instruct, store=pa_fast.LowRankStore(rank=16, attached=True), device="cpu")
+    bound = pa_fast.load(
+        base, instruct, store=pa_fast.LowRankStore(rank=16, attached=True), device="cpu"
+    )
     ids = torch.arange(3, 27).view(2, 12)
     for lam in (0.0, 0.7):
         opened.set_lambda(lam)
         bound.set_lambda(lam)
         with torch.no_grad():
-            assert torch.equal(opened.model(input_ids=ids).logits, bound.model(input_ids=ids).logits)
+            assert torch.equal(
+                opened.model(input_ids=ids).logits, bound.model(input_ids=ids).logits
+            )
 
 
 def test_tensors_alone_have_no_layers_to_attach_to() -> None:

@@ -1,4 +1,5 @@
-"""What transformers read is what was fingerprinted: every known way apart is refused by name, and any other by the tensors."""
+"""What transformers read is what was fingerprinted: every known way apart is refused by name, and
+any other by the tensors."""
 
 from __future__ import annotations
 
@@ -23,7 +24,11 @@ def other_weights(folder: pathlib.Path, name: str) -> None:
     tensors: dict[str, torch.Tensor] = {}
     for file in sorted(folder.glob("*.safetensors")):
         tensors |= load_file(file)
-    save_file({key: tensor.flip(0).contiguous() for key, tensor in tensors.items()}, folder / name, {"format": "pt"})
+    save_file(
+        {key: tensor.flip(0).contiguous() for key, tensor in tensors.items()},
+        folder / name,
+        {"format": "pt"},
+    )
 
 
 def names_other_weights(folder: pathlib.Path) -> None:
@@ -34,7 +39,9 @@ def names_other_weights(folder: pathlib.Path) -> None:
 def names_another_index(folder: pathlib.Path) -> None:
     other_weights(folder, "other.safetensors")
     weight_map = dict.fromkeys(load_file(folder / "other.safetensors"), "other.safetensors")
-    (folder / "other.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    (folder / "other.safetensors.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": weight_map})
+    )
     edit_config(folder, transformers_weights="other.safetensors.index.json")
 
 
@@ -48,7 +55,8 @@ def has_an_adapter_beside_its_weights(folder: pathlib.Path) -> None:
     from transformers import AutoModelForCausalLM
 
     model: Any = get_peft_model(
-        AutoModelForCausalLM.from_pretrained(folder), LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+        AutoModelForCausalLM.from_pretrained(folder),
+        LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False),
     )
     model.save_pretrained(folder / "adapter")
     for file in (folder / "adapter").glob("adapter_*"):
@@ -72,10 +80,14 @@ WAYS = {
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("verb", ["load", "merge", "verify", "inspect", "encode"])
-def test_what_transformers_would_read_instead_is_refused_by_every_verb(way: str, verb: str, tmp_path: pathlib.Path) -> None:
+def test_what_transformers_would_read_instead_is_refused_by_every_verb(
+    way: str, verb: str, tmp_path: pathlib.Path
+) -> None:
     base, instruct = write_pair(tmp_path, "llama")
     pa_fast.merge(base, instruct, 0.5, tmp_path / "merged")
-    adapters = way == "adapter_config.json" and verb == "encode"  # an instruct folder with one is a LoRA folder there
+    adapters = (
+        way == "adapter_config.json" and verb == "encode"
+    )  # an instruct folder with one is a LoRA folder there
     for folder in (base,) if adapters else (base, instruct):
         edit(folder, lambda tensors: None)  # one file
         WAYS[way](folder)
@@ -91,8 +103,11 @@ def test_what_transformers_would_read_instead_is_refused_by_every_verb(way: str,
     assert not (tmp_path / "out").exists() and not (tmp_path / "delta").exists()
 
 
-def test_a_live_model_is_the_merge_of_the_files_that_were_fingerprinted(tmp_path: pathlib.Path) -> None:
-    """The fault as it was found: the model follows one file, the merge and every proof another one."""
+def test_a_live_model_is_the_merge_of_the_files_that_were_fingerprinted(
+    tmp_path: pathlib.Path,
+) -> None:
+    """The fault as it was found: the model follows one file, the merge and every proof another
+    one."""
     base, instruct = write_pair(tmp_path, "llama")
     for folder in (base, instruct):
         edit(folder, lambda tensors: None)
@@ -107,22 +122,37 @@ def test_a_live_model_is_the_merge_of_the_files_that_were_fingerprinted(tmp_path
         assert "transformers_weights" in str(error)
         return
     merged = load_file(tmp_path / "merged" / "model.safetensors")
-    differing = [name for name, tensor in lm.model.state_dict().items() if not torch.equal(tensor, merged[name])]
-    assert not differing, f"{len(differing)} of {len(merged)} tensors differ at λ = 0.5, and every proof passed"
+    differing = [
+        name
+        for name, tensor in lm.model.state_dict().items()
+        if not torch.equal(tensor, merged[name])
+    ]
+    assert not differing, (
+        f"{len(differing)} of {len(merged)} tensors differ at λ = 0.5, and every proof passed"
+    )
 
 
 @pytest.mark.parametrize("architecture", ["llama", "mixtral", "qwen2"])
 @pytest.mark.parametrize("side", ["base", "instruct"])
 @pytest.mark.parametrize("files", ["as they are", "of mixed dtypes"])
 def test_files_that_transformers_takes_from_elsewhere_are_noticed_by_their_tensors(
-    architecture: str, side: str, files: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+    architecture: str,
+    side: str,
+    files: str,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Whatever made it read them: the ways above are known, the next one is not."""
     import transformers.modeling_utils as inner
 
     folders = dict(zip(("base", "instruct"), write_pair(tmp_path, architecture)))
     if files == "of mixed dtypes":
-        edit(folders[side], lambda tensors: tensors.update({n: t.float() for n, t in tensors.items() if "norm" in n}))
+        edit(
+            folders[side],
+            lambda tensors: tensors.update(
+                {n: t.float() for n, t in tensors.items() if "norm" in n}
+            ),
+        )
     elsewhere = tmp_path / "elsewhere"
     shutil.copytree(folders[side], elsewhere)
     last = max(elsewhere.glob("*.safetensors"))
@@ -140,8 +170,12 @@ def test_files_that_transformers_takes_from_elsewhere_are_noticed_by_their_tenso
     monkeypatch.setattr(inner, "_get_resolved_checkpoint_files", resolved)
     for act in (
         lambda: pa_fast.load(folders["base"], folders["instruct"]),
-        lambda: pa_fast.encode(folders["base"], folders["instruct"], tmp_path / "delta", format="packed"),
+        lambda: pa_fast.encode(
+            folders["base"], folders["instruct"], tmp_path / "delta", format="packed"
+        ),
     ):
-        with pytest.raises(EngineError, match=f"(?s){folders[side]}.*transformers.*other.*than the files"):
+        with pytest.raises(
+            EngineError, match=f"(?s){folders[side]}.*transformers.*other.*than the files"
+        ):
             act()
     assert not (tmp_path / "delta").exists()

@@ -1,4 +1,5 @@
-"""Delta files of whole models: encoded from two folders, opened beside base alone, with the weights of the pair."""
+"""Delta files of whole models: encoded from two folders, opened beside base alone, with the weights
+of the pair."""
 
 from __future__ import annotations
 
@@ -37,7 +38,9 @@ def test_base_and_delta_give_what_the_pair_gives(architecture: str, tmp_path: pa
 
 
 @pytest.mark.parametrize("tied", ["base", "instruct"])
-def test_a_head_that_is_tied_on_one_side_gets_storage_of_its_own(tied: str, tmp_path: pathlib.Path) -> None:
+def test_a_head_that_is_tied_on_one_side_gets_storage_of_its_own(
+    tied: str, tmp_path: pathlib.Path
+) -> None:
     for side, seed in (("base", 1), ("instruct", 2)):
         write_model(tmp_path / side, "llama", seed, tie_word_embeddings=side == tied)
     encode(tmp_path / "base", tmp_path / "instruct", tmp_path / "delta")
@@ -50,7 +53,9 @@ def test_a_head_that_is_tied_on_one_side_gets_storage_of_its_own(tied: str, tmp_
 
 
 @pytest.mark.parametrize(("base", "instruct"), [("float32", "bfloat16"), ("bfloat16", "float32")])
-def test_sides_of_different_dtypes_keep_the_live_dtype(base: str, instruct: str, tmp_path: pathlib.Path) -> None:
+def test_sides_of_different_dtypes_keep_the_live_dtype(
+    base: str, instruct: str, tmp_path: pathlib.Path
+) -> None:
     write_model(tmp_path / "base", "llama", 1, dtype=base)
     write_model(tmp_path / "instruct", "llama", 2, dtype=instruct)
     encode(tmp_path / "base", tmp_path / "instruct", tmp_path / "delta")
@@ -78,12 +83,19 @@ def test_files_of_mixed_dtypes_round_as_the_pair_does(tmp_path: pathlib.Path) ->
 
 
 @pytest.mark.parametrize("store", [SparseStore("dare", 0.5), LowRankStore(rank=16)])
-def test_lossy_deltas_say_so_and_restore_base(store: SparseStore | LowRankStore, tmp_path: pathlib.Path) -> None:
+def test_lossy_deltas_say_so_and_restore_base(
+    store: SparseStore | LowRankStore, tmp_path: pathlib.Path
+) -> None:
     base, instruct = write_pair(tmp_path, "llama")
     encode(base, instruct, tmp_path / "delta", store)
-    bound, opened = pa_fast.load(base, instruct, store=store), pa_fast.load(base, delta=tmp_path / "delta")
+    bound, opened = (
+        pa_fast.load(base, instruct, store=store),
+        pa_fast.load(base, delta=tmp_path / "delta"),
+    )
     for lm in (bound, opened):
-        assert any("not the instruct model" in note and store.describe() in note for note in lm.notes)
+        assert any(
+            "not the instruct model" in note and store.describe() in note for note in lm.notes
+        )
         assert lm.identity["store"] == store.describe()
         lm.set_lambda(0.7)
     assert_same_bits(bound.model.state_dict(), opened.model.state_dict())
@@ -104,14 +116,24 @@ def test_another_base_is_refused(tmp_path: pathlib.Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"instruct": "x", "delta": "y"}, {"delta": "y", "store": "sparse"}, {"delta": "y", "dtype": "float16"}]
+    "options",
+    [
+        {},
+        {"instruct": "x", "delta": "y"},
+        {"delta": "y", "store": "sparse"},
+        {"delta": "y", "dtype": "float16"},
+    ],
 )
-def test_sides_that_contradict_each_other_are_wrong_usage(options: dict[str, str], tmp_path: pathlib.Path) -> None:
+def test_sides_that_contradict_each_other_are_wrong_usage(
+    options: dict[str, str], tmp_path: pathlib.Path
+) -> None:
     with pytest.raises(UsageError):
         pa_fast.load(tmp_path, **options)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("change", [lambda file: os.truncate(file, 5000), lambda file: os.utime(file, ns=(1, 1))])
+@pytest.mark.parametrize(
+    "change", [lambda file: os.truncate(file, 5000), lambda file: os.utime(file, ns=(1, 1))]
+)
 def test_a_delta_that_changes_after_loading_is_noticed_and_not_a_crash(
     tmp_path: pathlib.Path, change: Callable[[pathlib.Path], None]
 ) -> None:
@@ -127,7 +149,9 @@ def test_a_delta_that_changes_after_loading_is_noticed_and_not_a_crash(
     lm.close()
 
 
-def test_a_delta_that_is_replaced_while_it_loads_is_noticed(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_delta_that_is_replaced_while_it_loads_is_noticed(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from pa_fast.engines import loading
 
     base, instruct = write_pair(tmp_path, "llama")

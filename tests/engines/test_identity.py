@@ -1,4 +1,5 @@
-"""The identity of a run is every bit of its checkpoints; a source that changes is noticed, whatever is put back."""
+"""The identity of a run is every bit of its checkpoints; a source that changes is noticed, whatever
+is put back."""
 
 from __future__ import annotations
 
@@ -43,7 +44,11 @@ def unsampled_rows(folder: pathlib.Path, name: str = "model.embed_tokens.weight"
         whole = info.file.read_bytes()
         width = info.nbytes // info.shape[0]
         at = info.start + start * width
-        info.file.write_bytes(whole[:at] + bytes(b ^ 1 for b in whole[at : at + 32 * width]) + whole[at + 32 * width :])
+        info.file.write_bytes(
+            whole[:at]
+            + bytes(b ^ 1 for b in whole[at : at + 32 * width])
+            + whole[at + 32 * width :]
+        )
         same = Checkpoint.open(folder).quick_fingerprint() == quick
         info.file.write_bytes(whole)
         if same:
@@ -70,21 +75,37 @@ def old(run: pathlib.Path) -> None:
 
 @pytest.mark.parametrize("side", ["base", "instruct"])
 @pytest.mark.parametrize("store", ["dense", "packed"])
-def test_rows_that_no_sample_sees_are_another_checkpoint(tmp_path: pathlib.Path, side: str, store: str) -> None:
+def test_rows_that_no_sample_sees_are_another_checkpoint(
+    tmp_path: pathlib.Path, side: str, store: str
+) -> None:
     folders = write_pair(tmp_path, "llama", vocab_size=512)
-    pa_fast.sweep(pa_fast.load(*folders, store=store), "0,0.5", [Norm()], tmp_path / "run", figure=False)
+    pa_fast.sweep(
+        pa_fast.load(*folders, store=store), "0,0.5", [Norm()], tmp_path / "run", figure=False
+    )
     change_rows(tmp_path / side)
-    with pytest.raises(RunError, match=rf'engine\.{side}_content: recorded "[0-9a-f]{{16}}", now "[0-9a-f]{{16}}"'):
-        pa_fast.sweep(pa_fast.load(*folders, store=store), "0.25", [Norm()], tmp_path / "run", figure=False)
+    with pytest.raises(
+        RunError, match=rf'engine\.{side}_content: recorded "[0-9a-f]{{16}}", now "[0-9a-f]{{16}}"'
+    ):
+        pa_fast.sweep(
+            pa_fast.load(*folders, store=store), "0.25", [Norm()], tmp_path / "run", figure=False
+        )
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "mixtral"])
-def test_every_way_to_hold_a_pair_gives_the_content_that_a_merge_gives(tmp_path: pathlib.Path, architecture: str) -> None:
+def test_every_way_to_hold_a_pair_gives_the_content_that_a_merge_gives(
+    tmp_path: pathlib.Path, architecture: str
+) -> None:
     base, instruct = write_pair(tmp_path, architecture)
     report = pa_fast.merge(base, instruct, 0.5, tmp_path / "merged")
     expected = report.base_fingerprint, report.instruct_fingerprint
-    options: list[dict[str, Any]] = [{"store": s} for s in ("dense", "packed", "sparse", "lowrank", "attached")]
-    options += [{"endpoint_check": False}, {"allow_nonfinite": True, "store": "packed"}, {"dtype": "float32"}]
+    options: list[dict[str, Any]] = [
+        {"store": s} for s in ("dense", "packed", "sparse", "lowrank", "attached")
+    ]
+    options += [
+        {"endpoint_check": False},
+        {"allow_nonfinite": True, "store": "packed"},
+        {"dtype": "float32"},
+    ]
     for one in options:
         lm = pa_fast.load(base, instruct, **one)
         assert (lm.identity["base_content"], lm.identity["instruct_content"]) == expected, one
@@ -94,7 +115,10 @@ def test_every_way_to_hold_a_pair_gives_the_content_that_a_merge_gives(tmp_path:
     for folder in (base, instruct):
         edit(folder, lambda tensors: None)  # one file each
     lm = pa_fast.load(base, instruct)
-    assert (lm.identity["base_content"], lm.identity["instruct_content"]) == expected, "however they are sharded"
+    assert (
+        lm.identity["base_content"],
+        lm.identity["instruct_content"],
+    ) == expected, "however they are sharded"
 
 
 def test_a_head_that_is_tied_on_one_side_is_summed_once(tmp_path: pathlib.Path) -> None:
@@ -106,7 +130,9 @@ def test_a_head_that_is_tied_on_one_side_is_summed_once(tmp_path: pathlib.Path) 
     assert lm.identity["instruct_content"] == report.instruct_fingerprint
 
 
-def test_a_dense_load_sums_what_it_reads_anyway(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dense_load_sums_what_it_reads_anyway(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     read: list[str] = []
     plain = Content._digests
 
@@ -132,7 +158,9 @@ def test_an_old_run_goes_on_where_its_weights_are_the_same(tmp_path: pathlib.Pat
     )
 
 
-def test_an_old_run_of_weights_that_changed_is_refused_and_left_as_it_is(tmp_path: pathlib.Path) -> None:
+def test_an_old_run_of_weights_that_changed_is_refused_and_left_as_it_is(
+    tmp_path: pathlib.Path,
+) -> None:
     folders = write_pair(tmp_path, "llama", vocab_size=512)
     pa_fast.sweep(pa_fast.load(*folders), "0,0.5", [Norm()], tmp_path / "run", figure=False)
     old(tmp_path / "run")
@@ -140,7 +168,9 @@ def test_an_old_run_of_weights_that_changed_is_refused_and_left_as_it_is(tmp_pat
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     with pytest.raises(RunError, match=r"the run has other weights at λ = 0\.5: recorded checksum"):
         pa_fast.sweep(pa_fast.load(*folders), "0.25", [Norm()], tmp_path / "run", figure=False)
-    assert before == {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    assert before == {
+        path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()
+    }
 
 
 def test_an_old_run_that_nobody_compared_is_refused(tmp_path: pathlib.Path) -> None:
@@ -150,7 +180,10 @@ def test_an_old_run_that_nobody_compared_is_refused(tmp_path: pathlib.Path) -> N
     old(tmp_path / "run")
     points = lambdas("0.25")
     with (
-        pytest.raises(RunError, match="a version that recorded a sample of the checkpoints, which misses changes"),
+        pytest.raises(
+            RunError,
+            match="a version that recorded a sample of the checkpoints, which misses changes",
+        ),
         Recording(tmp_path / "run", points, manifest.describe(lm, points, [Norm()])),
     ):
         raise AssertionError("unreached")
@@ -184,13 +217,20 @@ def test_a_source_that_is_rewritten_with_its_mtime_put_back_is_noticed(
     lm.set_lambda(0.3)
     change(next(iter((tmp_path / "instruct").glob("*.safetensors"))))
     for reads in (lambda: lm.set_lambda(0.6), lm.weights.verify, lm.weights.checksum):
-        with pytest.raises(DataError, match=r"instruct/model.*safetensors: the file changed .* its mtime put back"):
+        with pytest.raises(
+            DataError, match=r"instruct/model.*safetensors: the file changed .* its mtime put back"
+        ):
             reads()
     assert lm.lam == 0.3
 
 
 @pytest.mark.parametrize(
-    "change", [lambda file: os.link(file, f"{file}.kept"), lambda file: os.chmod(file, 0o600), lambda file: file.unlink()]
+    "change",
+    [
+        lambda file: os.link(file, f"{file}.kept"),
+        lambda file: os.chmod(file, 0o600),
+        lambda file: file.unlink(),
+    ],
 )
 def test_a_source_that_only_gets_another_name_or_permission_is_the_same(
     tmp_path: pathlib.Path, change: Callable[[pathlib.Path], None]

@@ -1,4 +1,5 @@
-"""Pairs that are not plain: mixed dtypes, heads tied on one side, what transformers upcasts, and what must be refused."""
+"""Pairs that are not plain: mixed dtypes, heads tied on one side, what transformers upcasts, and
+what must be refused."""
 
 from __future__ import annotations
 
@@ -32,7 +33,11 @@ def edit(folder: pathlib.Path, change: Callable[[dict[str, torch.Tensor]], None]
         file.unlink()
     (folder / "model.safetensors.index.json").unlink(missing_ok=True)
     change(tensors)
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "model.safetensors", {"format": "pt"})
+    save_file(
+        {name: tensor.contiguous() for name, tensor in tensors.items()},
+        folder / "model.safetensors",
+        {"format": "pt"},
+    )
 
 
 def edit_config(folder: pathlib.Path, **changes: object) -> None:
@@ -41,16 +46,26 @@ def edit_config(folder: pathlib.Path, **changes: object) -> None:
 
 
 @pytest.mark.parametrize(
-    ("base", "instruct"), [("float32", "bfloat16"), ("bfloat16", "float32"), ("float16", "float16"), ("float32", "float16")]
+    ("base", "instruct"),
+    [
+        ("float32", "bfloat16"),
+        ("bfloat16", "float32"),
+        ("float16", "float16"),
+        ("float32", "float16"),
+    ],
 )
-def test_sides_of_different_dtypes_give_the_instruct_dtype(base: str, instruct: str, tmp_path: pathlib.Path) -> None:
+def test_sides_of_different_dtypes_give_the_instruct_dtype(
+    base: str, instruct: str, tmp_path: pathlib.Path
+) -> None:
     write_model(tmp_path / "base", "llama", 1, dtype=base)
     write_model(tmp_path / "instruct", "llama", 2, dtype=instruct)
     lm = pa_fast.load(tmp_path / "base", tmp_path / "instruct")
     b, i = reload(tmp_path / "base"), reload(tmp_path / "instruct")
     for lam in LAMBDAS:
         lm.set_lambda(lam)
-        expected = {name: reference.lerp(b[name], i[name], lam, getattr(torch, instruct)) for name in i}
+        expected = {
+            name: reference.lerp(b[name], i[name], lam, getattr(torch, instruct)) for name in i
+        }
         assert_same_bits(lm.model.state_dict(), expected)
 
 
@@ -71,7 +86,9 @@ def test_files_of_mixed_dtypes_give_what_a_saved_merge_gives(tmp_path: pathlib.P
 
 
 @pytest.mark.parametrize("side", ["base", "instruct", "both"])
-def test_one_fp32_tensor_leaves_the_others_as_their_files_have_them(tmp_path: pathlib.Path, side: str) -> None:
+def test_one_fp32_tensor_leaves_the_others_as_their_files_have_them(
+    tmp_path: pathlib.Path, side: str
+) -> None:
     base, instruct = write_pair(tmp_path, "llama")
 
     def widen(tensors: dict[str, torch.Tensor]) -> None:
@@ -97,7 +114,9 @@ def test_what_a_model_keeps_in_fp32_holds_values_of_the_file_dtype(
 
     monkeypatch.setattr(LlamaForCausalLM, "_keep_in_fp32_modules_strict", {"norm"})
     base, instruct = write_pair(tmp_path, "llama")
-    lm = pa_fast.load(base, instruct, endpoint_check=False)  # Llama's own forward pass cannot mix dtypes
+    lm = pa_fast.load(
+        base, instruct, endpoint_check=False
+    )  # Llama's own forward pass cannot mix dtypes
     assert lm.model.model.norm.weight.dtype == torch.float32
     assert lm.model.lm_head.weight.dtype == torch.bfloat16
     for lam in LAMBDAS:
@@ -111,7 +130,10 @@ def test_a_chosen_dtype_holds_for_every_tensor(tmp_path: pathlib.Path) -> None:
     lm = pa_fast.load(base, instruct, dtype="float32")
     lm.set_lambda(0.3)
     b, i = reload(base), reload(instruct)
-    assert_same_bits(lm.model.state_dict(), {name: reference.lerp(b[name], i[name], 0.3, torch.float32) for name in i})
+    assert_same_bits(
+        lm.model.state_dict(),
+        {name: reference.lerp(b[name], i[name], 0.3, torch.float32) for name in i},
+    )
 
 
 @pytest.mark.parametrize("tied", ["base", "instruct"])
@@ -125,7 +147,9 @@ def test_a_head_tied_on_one_side_gets_storage_of_its_own(tied: str, tmp_path: pa
     assert lm.model.lm_head.weight.data_ptr() != lm.model.model.embed_tokens.weight.data_ptr()
     for lam in LAMBDAS:
         lm.set_lambda(lam)
-        assert_same_bits(lm.model.state_dict(), {name: reference.lerp(b[name], i[name], lam) for name in i})
+        assert_same_bits(
+            lm.model.state_dict(), {name: reference.lerp(b[name], i[name], lam) for name in i}
+        )
     lm.model.tie_weights()  # what some harnesses do to a model they are handed
     lm.on_weights_changed()
 
@@ -175,12 +199,16 @@ def test_wrong_pairing_is_caught_by_the_endpoint_check(
         return loaded
 
     monkeypatch.setattr("pa_fast.engines.transformers.load_pair", crossed)
-    with pytest.raises(WeightsError, match=f"endpoint check failed: at λ = {lam} live tensor `model.layers"):
+    with pytest.raises(
+        WeightsError, match=f"endpoint check failed: at λ = {lam} live tensor `model.layers"
+    ):
         pa_fast.load(base, instruct, store=store)
     pa_fast.load(base, instruct, store=store, endpoint_check=False)
 
 
-def test_a_wrong_tie_is_caught_by_the_endpoint_check(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_tie_is_caught_by_the_endpoint_check(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     base, instruct = write_pair(tmp_path, "llama")
     load_pair = loading.load_pair
 
@@ -193,12 +221,17 @@ def test_a_wrong_tie_is_caught_by_the_endpoint_check(tmp_path: pathlib.Path, mon
         return loaded
 
     monkeypatch.setattr("pa_fast.engines.transformers.load_pair", tied)
-    with pytest.raises(WeightsError, match=r"endpoint check failed: at λ = . live tensor `lm_head.weight`"):
+    with pytest.raises(
+        WeightsError, match=r"endpoint check failed: at λ = . live tensor `lm_head.weight`"
+    ):
         pa_fast.load(base, instruct)
 
 
-def test_a_tensor_computed_from_weights_is_refused(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It would keep what it is while the weights that it came from follow λ, and no file holds it."""
+def test_a_tensor_computed_from_weights_is_refused(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would keep what it is while the weights that it came from follow λ, and no file holds
+    it."""
     base, instruct = write_pair(tmp_path, "llama")
     from_pretrained = loading._from_pretrained
 
@@ -274,9 +307,18 @@ def test_an_unknown_architecture_is_refused(tmp_path: pathlib.Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"store": "zipped"}, {"residency": "disk"}, {"dtype": "int8"}, {"device": "tpu"}, {"device": "cuda:99"}]
+    "options",
+    [
+        {"store": "zipped"},
+        {"residency": "disk"},
+        {"dtype": "int8"},
+        {"device": "tpu"},
+        {"device": "cuda:99"},
+    ],
 )
-def test_options_that_do_not_exist_are_usage_errors(options: dict[str, str], tmp_path: pathlib.Path) -> None:
+def test_options_that_do_not_exist_are_usage_errors(
+    options: dict[str, str], tmp_path: pathlib.Path
+) -> None:
     with pytest.raises(UsageError, match=next(iter(options.values()))):
         pa_fast.load(tmp_path, tmp_path, **options)  # type: ignore[arg-type]
 
@@ -303,22 +345,35 @@ def test_fp32_pairs_survive_being_looked_at(tmp_path: pathlib.Path) -> None:
     assert_same_bits(lm.model.state_dict(), reload(instruct))
 
 
-@pytest.mark.parametrize("change", [lambda file: os.truncate(file, 5000), lambda file: os.utime(file, ns=(1, 1))])
+@pytest.mark.parametrize(
+    "change", [lambda file: os.truncate(file, 5000), lambda file: os.utime(file, ns=(1, 1))]
+)
 def test_a_source_that_changes_after_loading_is_noticed_and_not_a_crash(
     tmp_path: pathlib.Path, change: Callable[[pathlib.Path], None]
 ) -> None:
     lm = pa_fast.load(*write_pair(tmp_path, "llama"))
-    assert lm.weights.memory().mapped_bytes, "the sources should be maps of the files for this test to mean anything"
+    assert lm.weights.memory().mapped_bytes, (
+        "the sources should be maps of the files for this test to mean anything"
+    )
     lm.set_lambda(0.3)
     change(next(iter((tmp_path / "instruct").glob("*.safetensors"))))
-    for reads in (lambda: lm.set_lambda(0.6), lm.weights.verify, lm.weights.effective_lambda, lm.weights.checksum):
-        with pytest.raises(DataError, match=r"instruct/model.*safetensors: the file changed while it was read"):
+    for reads in (
+        lambda: lm.set_lambda(0.6),
+        lm.weights.verify,
+        lm.weights.effective_lambda,
+        lm.weights.checksum,
+    ):
+        with pytest.raises(
+            DataError, match=r"instruct/model.*safetensors: the file changed while it was read"
+        ):
             reads()
     assert lm.lam == 0.3, "nothing was written"
     lm.close()
 
 
-def test_a_source_that_is_replaced_while_it_loads_is_noticed(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_source_that_is_replaced_while_it_loads_is_noticed(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folders = write_pair(tmp_path, "llama")
     plain = loading.load_pair
 
@@ -347,7 +402,11 @@ def test_a_source_may_be_replaced_once_it_is_loaded(tmp_path: pathlib.Path) -> N
 
 def test_files_are_let_go_of_with_the_model(tmp_path: pathlib.Path) -> None:
     def held() -> set[str]:
-        return {link for fd in os.listdir("/proc/self/fd") if (link := _link(fd)).startswith(str(tmp_path))}
+        return {
+            link
+            for fd in os.listdir("/proc/self/fd")
+            if (link := _link(fd)).startswith(str(tmp_path))
+        }
 
     lm = pa_fast.load(*write_pair(tmp_path, "llama"))
     assert held()
@@ -356,12 +415,18 @@ def test_files_are_let_go_of_with_the_model(tmp_path: pathlib.Path) -> None:
     assert not held()
 
 
-def test_folders_are_recorded_where_another_process_finds_them(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folders_are_recorded_where_another_process_finds_them(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     base, instruct = write_pair(tmp_path, "llama")
     monkeypatch.chdir(tmp_path)
     names = [os.path.relpath(side, tmp_path) for side in (base, instruct)]
     recorded = pa_fast.load(*names, tokenizer=names[1]).configuration
-    assert [recorded[key] for key in ("base", "instruct", "tokenizer")] == [str(base), str(instruct), str(instruct)]
+    assert [recorded[key] for key in ("base", "instruct", "tokenizer")] == [
+        str(base),
+        str(instruct),
+        str(instruct),
+    ]
     assert located("org/name@main") == "org/name@main"
 
 

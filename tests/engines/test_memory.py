@@ -36,7 +36,8 @@ lm = pa_fast.load(*sys.argv[3:5])
 lm.set_lambda(0.3)
 done.set()
 watcher.join()
-print(json.dumps({"grown": max(most, anonymous()) - before, "live": lm.weights.memory().live_bytes, "notes": lm.notes}))
+grown, live = max(most, anonymous()) - before, lm.weights.memory().live_bytes
+print(json.dumps({"grown": grown, "live": live, "notes": lm.notes}))
 """
 
 
@@ -44,10 +45,14 @@ print(json.dumps({"grown": max(most, anonymous()) - before, "live": lm.weights.m
 def test_load_takes_the_live_copy_and_no_more(tmp_path: pathlib.Path) -> None:
     small = write_pair(tmp_path / "small", "llama")
     large = write_pair(tmp_path / "large", "llama", hidden_size=512, vocab_size=30_000)
-    done = subprocess.run([sys.executable, "-c", LOAD, *small, *large], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD, *small, *large], capture_output=True, text=True, check=True
+    )
     found = json.loads(done.stdout)
     assert found["live"] > 60e6
-    assert 0.95 * found["live"] < found["grown"] < found["live"] + 15e6, "both sides are maps, or pieces that are let go of again"
+    assert 0.95 * found["live"] < found["grown"] < found["live"] + 15e6, (
+        "both sides are maps, or pieces that are let go of again"
+    )
     assert any("memory: 6" in note and "MB of mapped files" in note for note in found["notes"])
 
 
@@ -57,10 +62,19 @@ def test_a_pair_that_does_not_fit_is_refused_before_it_takes_anything(
 ) -> None:
     base, instruct = write_pair(tmp_path, "llama")
     monkeypatch.setattr("pa_fast.live.room.available_bytes", lambda: 100_000)
-    with pytest.raises(WeightsError, match=r"the live copy takes 1[0-9]+ kB, and 100 kB of memory are free"):
+    with pytest.raises(
+        WeightsError, match=r"the live copy takes 1[0-9]+ kB, and 100 kB of memory are free"
+    ):
         pa_fast.load(base, instruct)
     (tmp_path / "text.txt").write_text("some text\n" * 20)
-    what = ["--lambdas", "0.3", "--eval", f"perplexity:{tmp_path / 'text.txt'}", "--out", str(tmp_path / "out")]
+    what = [
+        "--lambdas",
+        "0.3",
+        "--eval",
+        f"perplexity:{tmp_path / 'text.txt'}",
+        "--out",
+        str(tmp_path / "out"),
+    ]
     monkeypatch.setattr(sys, "argv", ["pa-fast", "sweep", str(base), str(instruct), *what])
     with pytest.raises(SystemExit) as end:
         cli.main()

@@ -51,7 +51,9 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def ends(segments: Sequence[Segment], above: tuple[Segment, ...] = ()) -> Iterator[tuple[Segment, ...]]:
+def ends(
+    segments: Sequence[Segment], above: tuple[Segment, ...] = ()
+) -> Iterator[tuple[Segment, ...]]:
     """The way down to each end, from the top."""
     for segment in segments:
         yield from ends(segment.under, (*above, segment)) if segment.under else [(*above, segment)]
@@ -61,14 +63,21 @@ def ends(segments: Sequence[Segment], above: tuple[Segment, ...] = ()) -> Iterat
 def requests(draw: st.DrawFn) -> tuple[list[list[int]], list[int]]:
     token = st.integers(0, 2)  # so few that beginnings are shared at every depth
     beginnings = draw(st.lists(st.lists(token, max_size=12), min_size=1, max_size=4))
-    rows = draw(st.lists(st.tuples(st.sampled_from(beginnings), st.lists(token, min_size=1, max_size=6)), max_size=14))
+    rows = draw(
+        st.lists(
+            st.tuples(st.sampled_from(beginnings), st.lists(token, min_size=1, max_size=6)),
+            max_size=14,
+        )
+    )
     made = [beginning + rest for beginning, rest in rows]
     return made, [draw(st.integers(0, len(row) - 1)) for row in made]
 
 
 @given(requests())
 @settings(max_examples=200, deadline=None)
-def test_every_request_is_put_together_once_and_ends_in_tokens_of_its_own(found: tuple[list[list[int]], list[int]]) -> None:
+def test_every_request_is_put_together_once_and_ends_in_tokens_of_its_own(
+    found: tuple[list[list[int]], list[int]],
+) -> None:
     rows, most = found
     ways = list(ends(forest(rows, most)))
     assert sorted(way[-1].row for way in ways) == list(range(len(rows)))
@@ -82,7 +91,9 @@ def test_every_request_is_put_together_once_and_ends_in_tokens_of_its_own(found:
 
 @given(requests())
 @settings(max_examples=50, deadline=None)
-def test_sharing_computes_no_token_more_and_follows_from_the_requests_alone(found: tuple[list[list[int]], list[int]]) -> None:
+def test_sharing_computes_no_token_more_and_follows_from_the_requests_alone(
+    found: tuple[list[list[int]], list[int]],
+) -> None:
     rows, most = found
     segments = forest(rows, most)
     computed = {segment for way in ends(segments) for segment in way}
@@ -123,14 +134,17 @@ def make_model(name: str, **changes: Any) -> Any:
 
 
 def tree(seed: int = 0) -> list[tuple[list[int], list[int]]]:
-    """Items behind two blocks of common examples, items of their own, and single requests, shuffled; up to 64 tokens."""
+    """Items behind two blocks of common examples, items of their own, and single requests,
+    shuffled; up to 64 tokens."""
     draw = random.Random(seed)
 
     def ids(low: int, high: int) -> list[int]:
         return [draw.randrange(3, 128) for _ in range(draw.randint(low, high))]
 
     blocks = [ids(40, 40), ids(26, 26)]
-    prompts = [block + ids(2, 18) for block in blocks for _ in range(4)] + [ids(8, 30) for _ in range(3)]
+    prompts = [block + ids(2, 18) for block in blocks for _ in range(4)] + [
+        ids(8, 30) for _ in range(3)
+    ]
     pairs = [(prompt, ids(1, 6)) for prompt in prompts for _ in range(draw.randint(2, 4))]
     pairs += [(ids(1, 20), ids(1, 4)) for _ in range(3)]
     # One that fills all 64 positions, beside shorter ones in the same batch
@@ -157,8 +171,12 @@ def test_scores_are_those_of_the_plain_path(name: str, changes: dict[str, Any]) 
     assert shared != plain, "bits that agree everywhere would mean that nothing was shared"
     assert sum(x.is_greedy for x in shared) >= 3
     if changes:
-        wide = scoring.loglikelihood(make_model(name, **{**changes, "sliding_window": 64}), pairs, 4)
-        assert max(abs(x.logprob - y.logprob) for x, y in zip(shared, wide)) > 0.01, "the window must cut something"
+        wide = scoring.loglikelihood(
+            make_model(name, **{**changes, "sliding_window": 64}), pairs, 4
+        )
+        assert max(abs(x.logprob - y.logprob) for x, y in zip(shared, wide)) > 0.01, (
+            "the window must cut something"
+        )
 
 
 def greedy(model: Any, context: list[int]) -> int:
@@ -166,7 +184,9 @@ def greedy(model: Any, context: list[int]) -> int:
         return int(model(torch.tensor([context])).logits[0, -1].argmax())
 
 
-def test_tokens_that_requests_share_pass_through_the_model_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tokens_that_requests_share_pass_through_the_model_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     model, prompt, passes = make_model("llama"), list(range(10, 50)), []
     forward = model.forward
 
@@ -200,15 +220,23 @@ def test_the_cache_goes_in_by_the_name_that_a_model_has_for_it(
     def renamed(**kwargs: Any) -> Any:
         return forward(**{own if key == name else key: value for key, value in kwargs.items()})
 
-    parameters = [p for p in inspect.signature(forward).parameters.values() if p.name != own and p.kind is not p.VAR_KEYWORD]
-    typed = inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation or inspect.Parameter.empty)
+    parameters = [
+        p
+        for p in inspect.signature(forward).parameters.values()
+        if p.name != own and p.kind is not p.VAR_KEYWORD
+    ]
+    typed = inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation or inspect.Parameter.empty
+    )
     renamed.__signature__ = inspect.Signature([*parameters, typed])  # type: ignore[attr-defined]
     monkeypatch.setattr(model, "forward", renamed)
     assert cache_argument(model) == name and obstacle(model) is None
     assert scoring.loglikelihood(model, pairs, 4, shared_prefix=True) == expected
 
 
-def test_a_model_of_today_passes_its_cache_without_a_deprecation(recwarn: pytest.WarningsRecorder) -> None:
+def test_a_model_of_today_passes_its_cache_without_a_deprecation(
+    recwarn: pytest.WarningsRecorder,
+) -> None:
     scoring.loglikelihood(make_model("llama"), tree(), 4, shared_prefix=True)
     assert not [w for w in recwarn if "past_key_values" in str(w.message)]
 
@@ -234,7 +262,9 @@ def test_sharing_that_is_lost_is_warned_of_once_with_its_cost(
     assert record.levelname == "WARNING" and record.name == "pa_fast"
     # 4 requests of 41 tokens; shared, 39 once and 2 each
     assert "164 tokens through the model where 47 would do (3.5 ×)" in record.getMessage()
-    assert "of LlamaForCausalLM, its forward pass takes no cache (transformers " in record.getMessage()
+    assert (
+        "of LlamaForCausalLM, its forward pass takes no cache (transformers " in record.getMessage()
+    )
 
 
 @pytest.mark.parametrize("name", ["_supports_default_dynamic_cache", "_is_stateful"])
@@ -263,12 +293,23 @@ def test_answers_of_100_million_parameters_agree() -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
-    shape = {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 12}
-    model = LlamaForCausalLM(LlamaConfig(**shape, vocab_size=16000, max_position_embeddings=256)).eval()
+    shape = {
+        "hidden_size": 768,
+        "intermediate_size": 2048,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+    }
+    model = LlamaForCausalLM(
+        LlamaConfig(**shape, vocab_size=16000, max_position_embeddings=256)
+    ).eval()
     assert sum(parameter.numel() for parameter in model.parameters()) > 100e6
     draw = random.Random(1)
     prompts = [[draw.randrange(16000) for _ in range(size)] for size in (40, 50)]
-    pairs = [(prompt, [draw.randrange(16000) for _ in range(k + 1)]) for prompt in prompts for k in range(4)]
+    pairs = [
+        (prompt, [draw.randrange(16000) for _ in range(k + 1)])
+        for prompt in prompts
+        for k in range(4)
+    ]
     plain = scoring.loglikelihood(model, pairs, 8)
     shared = scoring.loglikelihood(model, pairs, 8, shared_prefix=True)
     assert_same(shared, plain, within=1e-4)
@@ -276,7 +317,10 @@ def test_answers_of_100_million_parameters_agree() -> None:
 
 def test_the_demo_pair_answers_alike(tmp_path: pathlib.Path) -> None:
     pair = ROOT / "examples" / "demo" / "pair"
-    engines = [pa_fast.load(pair / "base", pair / "instruct", dtype="float32", shared_prefix=shared) for shared in (True, False)]
+    engines = [
+        pa_fast.load(pair / "base", pair / "instruct", dtype="float32", shared_prefix=shared)
+        for shared in (True, False)
+    ]
     assert [engine.identity["shared_prefix"] for engine in engines] == [True, False]
     icl = build(rf"icl:{ROOT}/examples/demo/fewshot.jsonl,shots=5,sep=\n", limit=30)
     for lam in (0.0, 0.6):
@@ -302,19 +346,29 @@ def test_bits_repeat_when_a_lambda_returns(tmp_path: pathlib.Path) -> None:
     ("name", "changes", "why"),
     [
         ("phi-3", {"rope_parameters": LONGROPE}, "rotary frequencies depend on the length"),
-        ("llama", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}, "rotary frequencies"),
+        (
+            "llama",
+            {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}},
+            "rotary frequencies",
+        ),
         ("llama", {"is_causal": False}, "more than keys and values"),
         ("llama", {"attention_chunk_size": 8}, "in chunks"),
     ],
 )
-def test_where_a_prefix_depends_on_what_follows_nothing_is_shared(name: str, changes: dict[str, Any], why: str) -> None:
+def test_where_a_prefix_depends_on_what_follows_nothing_is_shared(
+    name: str, changes: dict[str, Any], why: str
+) -> None:
     assert why in (obstacle(make_model(name, **changes)) or "")
 
 
 @pytest.mark.parametrize(
     ("kind", "changes", "why"),
     [
-        ("Qwen3NextConfig", {"layer_types": ["linear_attention", "full_attention"], "head_dim": 16}, "more than keys and values"),
+        (
+            "Qwen3NextConfig",
+            {"layer_types": ["linear_attention", "full_attention"], "head_dim": 16},
+            "more than keys and values",
+        ),
         ("MambaConfig", {"state_size": 4}, "takes no position_ids"),
         ("BloomConfig", {"n_layer": 2, "n_head": 2}, "takes no position_ids"),
     ],
@@ -324,12 +378,24 @@ def test_models_with_other_memories_than_keys_and_values_score_on_the_plain_path
 ) -> None:
     import transformers
 
-    small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 128, "intermediate_size": 32}
+    small = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "vocab_size": 128,
+        "intermediate_size": 32,
+    }
     small |= {"num_key_value_heads": 2, **changes}
-    model = transformers.AutoModelForCausalLM.from_config(getattr(transformers, kind)(**small)).float().eval()
+    model = (
+        transformers.AutoModelForCausalLM.from_config(getattr(transformers, kind)(**small))
+        .float()
+        .eval()
+    )
     assert why in (obstacle(model) or "")
     pairs = tree()[:5]
-    assert_same(scoring.loglikelihood(model, pairs, 4), scoring.loglikelihood(model, pairs, 1), within=1e-4)
+    assert_same(
+        scoring.loglikelihood(model, pairs, 4), scoring.loglikelihood(model, pairs, 1), within=1e-4
+    )
 
 
 def test_layers_that_transformers_has_no_cache_for_share_nothing() -> None:

@@ -1,4 +1,5 @@
-"""Likelihoods and greedy text of the transformers engine against the plainest possible computation."""
+"""Likelihoods and greedy text of the transformers engine against the plainest possible
+computation."""
 
 from __future__ import annotations
 
@@ -19,9 +20,12 @@ from tests.engines.test_loading import edit_config
 
 
 @pytest.fixture(scope="module", params=["llama", "gemma-2", "gpt-2", "qwen2"])
-def lm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> pa_fast.LambdaModel:
+def lm(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> pa_fast.LambdaModel:
     folder: pathlib.Path = tmp_path_factory.mktemp(request.param)
-    # fp32: in 16 bits the batch's composition alone moves scores by more than any mistake that is looked for
+    # fp32: in 16 bits the batch's composition alone moves scores by more than any mistake that is
+    # looked for
     return pa_fast.load(*write_pair(folder, request.param), dtype="float32", batch_size=4)
 
 
@@ -59,7 +63,9 @@ def test_generation_ends_at_a_stop_token_and_leaves_it_out(lm: pa_fast.LambdaMod
     prompts = [context for context, _ in requests(9)]
     free = lm.generate(prompts, Generation(max_new_tokens=8))
     stop = free[0][2]
-    for before, after in zip(free, lm.generate(prompts, Generation(max_new_tokens=8, stop=(stop,)))):
+    for before, after in zip(
+        free, lm.generate(prompts, Generation(max_new_tokens=8, stop=(stop,)))
+    ):
         assert after == (before[: before.index(stop)] if stop in before else before)
 
 
@@ -73,7 +79,9 @@ def test_the_first_of_several_stop_tokens_ends_a_text(lm: pa_fast.LambdaModel) -
         assert after == before[: min(ends, default=8)]
 
 
-def test_texts_follow_our_configuration_and_nothing_that_a_model_brings(lm: pa_fast.LambdaModel) -> None:
+def test_texts_follow_our_configuration_and_nothing_that_a_model_brings(
+    lm: pa_fast.LambdaModel,
+) -> None:
     from transformers import GenerationConfig
 
     lm.set_lambda(0.4)
@@ -82,9 +90,16 @@ def test_texts_follow_our_configuration_and_nothing_that_a_model_brings(lm: pa_f
     own = lm.model.generation_config
     said = sorted({token for text in expected for token in text})
     lm.model.generation_config = brought = GenerationConfig(
-        do_sample=True, temperature=9.0, num_beams=3, repetition_penalty=5.0, max_length=21, forced_eos_token_id=7,
-        suppress_tokens=said, eos_token_id=expected[0][1], cache_implementation="static",
-    )  # fmt: skip
+        do_sample=True,
+        temperature=9.0,
+        num_beams=3,
+        repetition_penalty=5.0,
+        max_length=21,
+        forced_eos_token_id=7,
+        suppress_tokens=said,
+        eos_token_id=expected[0][1],
+        cache_implementation="static",
+    )
     try:
         assert lm.generate(prompts, asked) == expected
         assert lm.model.generation_config is brought

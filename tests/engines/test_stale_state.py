@@ -47,10 +47,14 @@ class Scorer:
         values = [answer.logprob for answer in engine.loglikelihood(PAIRS)]
         if self.act is not None and engine.weights.lam == 0.5:
             self.act(engine.model)  # type: ignore[attr-defined]
-        return Score(sum(values) / 3, "nats", 3, [Item(str(n), "", value) for n, value in enumerate(values)])
+        return Score(
+            sum(values) / 3, "nats", 3, [Item(str(n), "", value) for n, value in enumerate(values)]
+        )
 
 
-def sweep(lm: pa_fast.LambdaModel, act: Callable[[Any], None] | None, out: pathlib.Path) -> pa_fast.SweepResult:
+def sweep(
+    lm: pa_fast.LambdaModel, act: Callable[[Any], None] | None, out: pathlib.Path
+) -> pa_fast.SweepResult:
     """λ = 0, 0.5, 1: `acts` does what it does at 0.5, after its score; `after` runs behind it."""
     return pa_fast.sweep(lm, "0,0.5,1", [Scorer("acts", act), Scorer("after")], out, figure=False)
 
@@ -70,7 +74,10 @@ def _moved(model: Any) -> None:
 
 def _swapped(model: Any) -> None:
     attention = model.model.layers[0].self_attn
-    attention.k_proj.weight, attention.v_proj.weight = attention.v_proj.weight, attention.k_proj.weight
+    attention.k_proj.weight, attention.v_proj.weight = (
+        attention.v_proj.weight,
+        attention.k_proj.weight,
+    )
 
 
 def _removed(model: Any) -> None:
@@ -153,17 +160,26 @@ def _configuration(model: Any) -> None:
         (_patched, "`lm_head.forward` was changed"),
         (_training, "training` was changed since the pair was loaded: it was False, and is True"),
         (_scaling, "`model.layers.1.self_attn.scaling` was changed"),
-        (_configuration, "`config.num_hidden_layers` was changed since the pair was loaded: it was 2, and is 1"),
+        (
+            _configuration,
+            "`config.num_hidden_layers` was changed since the pair was loaded: it was 2, and is 1",
+        ),
         (_replaced, "`lm_head.weight` was replaced or moved"),
         (_moved, "`model.norm.weight`"),
         (_swapped, "`model.layers.0.self_attn.k_proj.weight` was replaced"),
         (_removed, "`model.layers.1.self_attn.q_proj.weight` is gone"),
         (_cache, "`model.kept` was added since the pair was loaded: a DynamicCache"),
-        (_cache_in_a_list, "`model.layers.1.memory[1]` was added since the pair was loaded: a DynamicCache"),
+        (
+            _cache_in_a_list,
+            "`model.layers.1.memory[1]` was added since the pair was loaded: a DynamicCache",
+        ),
         (_copy, "`model.layers.0.mlp.transposed` was added since the pair was loaded: a Tensor"),
         (_copy_in_a_dict, "`model.layers.0.mlp.packed['up']` was added"),
         (_copy_in_a_tuple, "`scales[1]` was added"),
-        (_copy_in_a_hidden_module, "`model.layers.0.spare[0]` was added since the pair was loaded: a Linear"),
+        (
+            _copy_in_a_hidden_module,
+            "`model.layers.0.spare[0]` was added since the pair was loaded: a Linear",
+        ),
         (_buffer, "`model.norm.copy_of_weight` was added"),
         (_module, "`model.adapter.weight` was added"),
         (_parametrized, "`model.layers.0.mlp.up_proj"),
@@ -175,13 +191,18 @@ def test_what_an_evaluator_leaves_on_the_model_costs_every_later_score(
     result = sweep(lm, act, tmp_path / "run")
     assert [(row.lam.key, row.evaluator) for row in result.rows] == [("0", "acts"), ("0", "after")]
     assert [(failure.lam.key, failure.evaluator) for failure in result.failures] == [
-        ("0.5", "acts"), ("0.5", "after"), ("1", "acts"), ("1", "after"),
-    ]  # fmt: skip
+        ("0.5", "acts"),
+        ("0.5", "after"),
+        ("1", "acts"),
+        ("1", "after"),
+    ]
     assert all(culprit in failure.error for failure in result.failures), result.failures[0].error
     assert "evaluator `acts` changed the model" in result.failures[0].error
 
 
-def test_a_static_cache_of_transformers_is_dropped(lm: pa_fast.LambdaModel, tmp_path: pathlib.Path) -> None:
+def test_a_static_cache_of_transformers_is_dropped(
+    lm: pa_fast.LambdaModel, tmp_path: pathlib.Path
+) -> None:
     from transformers import StaticCache
 
     def leave(model: Any) -> None:
@@ -201,14 +222,19 @@ def test_what_models_do_by_themselves_is_no_alarm(name: str, tmp_path: pathlib.P
         lm.set_lambda(lam)
         lm.loglikelihood(PAIRS)
         lm.generate([[5, 6], [7]], Generation(3))
-        lm.model.generate(torch.tensor([[5, 6]]), max_new_tokens=3, do_sample=False, cache_implementation="static")
+        lm.model.generate(
+            torch.tensor([[5, 6]]), max_new_tokens=3, do_sample=False, cache_implementation="static"
+        )
         filled_cache(lm.model)
     lm.on_weights_changed()
 
 
 def test_rotary_tables_go_back_to_what_they_were(tmp_path: pathlib.Path) -> None:
     lm = pa_fast.load(
-        *write_pair(tmp_path, "phi-3", rope_parameters=LONGROPE, original_max_position_embeddings=32), dtype="float32"
+        *write_pair(
+            tmp_path, "phi-3", rope_parameters=LONGROPE, original_max_position_embeddings=32
+        ),
+        dtype="float32",
     )
     rotary = lm.model.model.rotary_emb
     before, held, known = rotary.inv_freq, rotary.inv_freq.clone(), set(vars(rotary))

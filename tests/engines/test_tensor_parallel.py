@@ -1,4 +1,5 @@
-"""The tensor-parallel engine on real gloo ranks: one launch per number of ranks, one test per check in `on_ranks.py`."""
+"""The tensor-parallel engine on real gloo ranks: one launch per number of ranks, one test per check
+in `on_ranks.py`."""
 
 from __future__ import annotations
 
@@ -21,13 +22,25 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 @functools.cache
 def launched(world: int, folder: pathlib.Path) -> dict[str, str]:
-    """What came of each check on `world` ranks: nothing, or the tracebacks; and what the launch printed."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)]
+    """What came of each check on `world` ranks: nothing, or the tracebacks; and what the launch
+    printed."""
+    launcher = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        str(world),
+    ]
     try:
         said = patience.run(
             [*launcher, "-m", "tests.engines.on_ranks", str(folder)],
             cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}"},
+            env={
+                **os.environ,
+                "OMP_NUM_THREADS": "1",
+                "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}",
+            },
         ).stderr
     except patience.Stalled as stalled:
         said = str(stalled)
@@ -43,7 +56,10 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[int, pathlib.Path]
 
 @pytest.mark.parametrize(
     ("world", "check"),
-    [*((2, name) for name in ON_TWO_RANKS), *(pytest.param(4, name, marks=pytest.mark.slow) for name in CHECKS)],
+    [
+        *((2, name) for name in ON_TWO_RANKS),
+        *(pytest.param(4, name, marks=pytest.mark.slow) for name in CHECKS),
+    ],
     ids=lambda value: str(value),
 )
 def test_on_ranks(world: int, check: str, folders: dict[int, pathlib.Path]) -> None:
@@ -70,7 +86,9 @@ def test_effective_lambda_is_the_quotient_of_its_projection() -> None:
 
     base = {"a": torch.zeros(4), "b": torch.zeros(2)}
     instruct = {"a": torch.ones(4), "b": torch.full((2,), 3.0)}
-    weights = pa_fast.LiveWeights.bind({name: torch.empty_like(tensor) for name, tensor in base.items()}, base, instruct)
+    weights = pa_fast.LiveWeights.bind(
+        {name: torch.empty_like(tensor) for name, tensor in base.items()}, base, instruct
+    )
     weights.set_lambda(0.5)
     assert weights.projection() == (2.0 + 9.0, 4.0 + 18.0)
     assert weights.projection({"b"}) == (9.0, 18.0)

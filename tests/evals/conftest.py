@@ -1,4 +1,5 @@
-"""What the lm-eval tests share: local tasks, the demo pair as an engine, and a cache of data sets that goes away."""
+"""What the lm-eval tests share: local tasks, the demo pair as an engine, and a cache of data sets
+that goes away."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from tests.evals.harness_tasks import BATCH, PAIR, write_tasks
 
 @pytest.fixture(scope="module")
 def lm_eval(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """lm-eval is here, data sets are cached in a folder that goes away, and one thread makes sums those of any process."""
+    """lm-eval is here, data sets are cached in a folder that goes away, and one thread makes sums
+    those of any process."""
     for package in ("lm_eval", "accelerate"):
         pytest.importorskip(package)
     import datasets

@@ -1,6 +1,8 @@
-"""What lm-eval says by itself: processes that have done nothing else evaluate merged folders with its own HFLM.
+"""What lm-eval says by itself: processes that have done nothing else evaluate merged folders with
+its own HFLM.
 
-python -m tests.evals.stock TASKS BATCH_SIZE FOLDER…  →  FOLDER/stock.json: {case: results with samples}
+python -m tests.evals.stock TASKS BATCH_SIZE FOLDER…
+    → FOLDER/stock.json: {case: results with samples}
 """
 
 from __future__ import annotations
@@ -14,7 +16,14 @@ from typing import Any
 def evaluated(lm: Any, tasks: Any, chat: bool) -> Any:
     from lm_eval.evaluator import evaluate
 
-    return evaluate(lm, tasks, bootstrap_iters=0, log_samples=True, apply_chat_template=chat, fewshot_as_multiturn=chat)
+    return evaluate(
+        lm,
+        tasks,
+        bootstrap_iters=0,
+        log_samples=True,
+        apply_chat_template=chat,
+        fewshot_as_multiturn=chat,
+    )
 
 
 def loaded(folder: str, names: list[str], shots: int) -> Any:
@@ -44,8 +53,12 @@ def main(tasks: str, batch_size: str, *folders: str) -> None:
     import torch
 
     torch.set_num_threads(1)
-    fork = multiprocessing.get_context("fork")  # each folder has a process of its own, forked before anything is evaluated
-    processes = [fork.Process(target=write, args=(tasks, int(batch_size), folder)) for folder in folders]
+    fork = multiprocessing.get_context(
+        "fork"
+    )  # each folder has a process of its own, forked before anything is evaluated
+    processes = [
+        fork.Process(target=write, args=(tasks, int(batch_size), folder)) for folder in folders
+    ]
     for process in processes:
         process.start()
     for process in processes:

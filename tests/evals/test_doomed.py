@@ -1,4 +1,5 @@
-"""Evaluators that could not run at any λ: one message with counts before the first one, and options that mend it."""
+"""Evaluators that could not run at any λ: one message with counts before the first one, and options
+that mend it."""
 
 from __future__ import annotations
 
@@ -26,7 +27,9 @@ TOLD = [{"instruction": "x" * size} for size in (5, 30, 40)]
 
 
 def engine(positions: int | None = 24, tokenizer: Characters | None = None) -> ToyEngine:
-    return ToyEngine(tokenizer=tokenizer or Characters(), positions=positions, says=lambda prompt: "yyyyy")
+    return ToyEngine(
+        tokenizer=tokenizer or Characters(), positions=positions, says=lambda prompt: "yyyyy"
+    )
 
 
 def bare() -> Chatting:
@@ -36,28 +39,81 @@ def bare() -> Chatting:
 
 
 DOOMED: dict[str, tuple[str, list[Any], Callable[[], ToyEngine], str]] = {
-    "icl-cloze": ("icl:{},shots=0", [SHORT, LONG, LONG], engine, r"2 of 3 items do not fit .* 24 tokens: .*:2, takes 32"),
+    "icl-cloze": (
+        "icl:{},shots=0",
+        [SHORT, LONG, LONG],
+        engine,
+        r"2 of 3 items do not fit .* 24 tokens: .*:2, takes 32",
+    ),
     "icl-letter": ("icl:{},shots=0,mode=letter", [SHORT] * 2, engine, r"2 of 2 items do not fit"),
-    "icl-shots": ("icl:{},shots=4", [{**SHORT, "prompt": f"{n}: x"} for n in range(9)], engine, r"5 of 5 items do not fit"),
-    "icl-generate": ("icl:{},shots=0,mode=generate", [SHORT] * 2, engine, r"2 of 2 items do not fit .* takes 70"),
-    "generate-prompts": ("generate:{},max_new_tokens=4", ASKED, engine, r"2 of 3 items do not fit .*:3, takes 45"),
-    "generate-new-tokens": ("generate:{}", ASKED[:1], engine, r"1 of 1 items do not fit .* takes 262"),
-    "alpaca-prompts": ("alpaca:{},chat=false", TOLD, engine, r"2 of 3 items do not fit .*:3, takes 42"),
-    "perplexity-window": ("perplexity:{},window=30", [{"text": "x" * 99}] * 2, engine, r"2 of 2 items .* takes 29"),
-    "perplexity-stride": ("perplexity:{},stride=30", [{"text": "x" * 99}], engine, r"window 24, stride 30"),
+    "icl-shots": (
+        "icl:{},shots=4",
+        [{**SHORT, "prompt": f"{n}: x"} for n in range(9)],
+        engine,
+        r"5 of 5 items do not fit",
+    ),
+    "icl-generate": (
+        "icl:{},shots=0,mode=generate",
+        [SHORT] * 2,
+        engine,
+        r"2 of 2 items do not fit .* takes 70",
+    ),
+    "generate-prompts": (
+        "generate:{},max_new_tokens=4",
+        ASKED,
+        engine,
+        r"2 of 3 items do not fit .*:3, takes 45",
+    ),
+    "generate-new-tokens": (
+        "generate:{}",
+        ASKED[:1],
+        engine,
+        r"1 of 1 items do not fit .* takes 262",
+    ),
+    "alpaca-prompts": (
+        "alpaca:{},chat=false",
+        TOLD,
+        engine,
+        r"2 of 3 items do not fit .*:3, takes 42",
+    ),
+    "perplexity-window": (
+        "perplexity:{},window=30",
+        [{"text": "x" * 99}] * 2,
+        engine,
+        r"2 of 2 items .* takes 29",
+    ),
+    "perplexity-stride": (
+        "perplexity:{},stride=30",
+        [{"text": "x" * 99}],
+        engine,
+        r"window 24, stride 30",
+    ),
     "perplexity-empty": (
         "perplexity:{}",
         [{"text": "x"}] * 2,
         lambda: engine(tokenizer=Characters(bos=False)),
         r"no token to score .* of 2 that",
     ),
-    "generate-template": ("generate:{},chat=true", ASKED, lambda: engine(None, bare()), r"no chat template .* of 3 that"),
-    "alpaca-template": ("alpaca:{}", TOLD, lambda: engine(None, bare()), r"no chat template .* of 3 that"),
+    "generate-template": (
+        "generate:{},chat=true",
+        ASKED,
+        lambda: engine(None, bare()),
+        r"no chat template .* of 3 that",
+    ),
+    "alpaca-template": (
+        "alpaca:{}",
+        TOLD,
+        lambda: engine(None, bare()),
+        r"no chat template .* of 3 that",
+    ),
     "template-refuses": (
         "generate:{},chat=true",
         [{"messages": [{"role": "tool", "content": "5"}], "answer": "x"}] * 2,
         lambda: engine(None, Chatting()),
-        r":1: the chat template refuses it: no tools here \(the first of 2 that are refused, of 2 items\)",
+        (
+            r":1: the chat template refuses it: no tools here \(the first of 2 that are refused, of"
+            r" 2 items\)"
+        ),
     ),
     "nothing-before-the-answer": (
         "icl:{},shots=0",
@@ -80,13 +136,19 @@ def test_ways_to_be_doomed(tmp_path: Path, way: str) -> None:
     assert not on.asked and not on.prompted, "the model was not asked"
     if on.positions is not None and "do not fit" in message:  # type: ignore[attr-defined]
         notes = check_evaluators(engine(10_000, make().tokenizer), [evaluator])
-        assert not [note for note in notes if "held out" not in note], "a larger model has room for it"
+        assert not [note for note in notes if "held out" not in note], (
+            "a larger model has room for it"
+        )
 
 
 @pytest.mark.parametrize(
     ("text", "row", "message"),
     [
-        ("icl:{},shots=0", {"q": "x", "choices": ["a", "b"], "answer": 0}, "expected `prompt` or `question`"),
+        (
+            "icl:{},shots=0",
+            {"q": "x", "choices": ["a", "b"], "answer": 0},
+            "expected `prompt` or `question`",
+        ),
         ("icl:{},shots=0", {"question": "x", "answer": "a"}, "found no choices"),
         ("generate:{}", {"text": "x"}, "expected either `prompt` or `messages`"),
         ("generate:{}", {"prompt": "x"}, "no rule that scores its output"),
@@ -94,8 +156,12 @@ def test_ways_to_be_doomed(tmp_path: Path, way: str) -> None:
         ("perplexity:{}", {"content": "x"}, "found no text in the field `text`"),
     ],
 )
-def test_wrong_columns_are_counted(tmp_path: Path, text: str, row: dict[str, Any], message: str) -> None:
-    with pytest.raises(EvaluatorError, match=rf"a\.jsonl:1: .*{message}.* \(the first of 7 that are refused, of 7 "):
+def test_wrong_columns_are_counted(
+    tmp_path: Path, text: str, row: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(
+        EvaluatorError, match=rf"a\.jsonl:1: .*{message}.* \(the first of 7 that are refused, of 7 "
+    ):
         build(text.format(write(tmp_path / "a.jsonl", [row] * 7)))
 
 
@@ -103,7 +169,10 @@ def test_all_doomed_evaluators_are_named_at_once(tmp_path: Path) -> None:
     one = build(f"icl:{write(tmp_path / 'a.jsonl', [LONG])},shots=0")
     other = build(f"perplexity:{write(tmp_path / 'b.jsonl', [{'text': 'x' * 99}])},window=30")
     with pytest.raises(
-        EvaluatorError, match=r"(?s)2 evaluators cannot run:.*`icl:a,shots=0`: 1 of 1.*`perplexity:b,window=30`: 1 of"
+        EvaluatorError,
+        match=(
+            r"(?s)2 evaluators cannot run:.*`icl:a,shots=0`: 1 of 1.*`perplexity:b,window=30`: 1 of"
+        ),
     ):
         check_evaluators(engine(), [one, other])
 
@@ -119,12 +188,18 @@ def test_skip_leaves_items_out_and_says_so(tmp_path: Path) -> None:
         "icl:a,shots=0,overflow=skip: 1 of 3 items are too long for 24 positions and are left out"
     ]
     score = evaluator(engine())
-    assert ([item.id for item in score.items], score.n, score.details["items_skipped"]) == (["1", "3"], 2, 1)
+    assert ([item.id for item in score.items], score.n, score.details["items_skipped"]) == (
+        ["1", "3"],
+        2,
+        1,
+    )
     with pytest.raises(EvaluatorError, match=r"1 of 1 items do not fit .*even with overflow=skip"):
         check_evaluators(engine(), [build(f"icl:{write(path, [LONG])},shots=0,overflow=skip")])
-    for text, rows in (("generate:{},max_new_tokens=4", ASKED), ("alpaca:{},chat=false", TOLD), ("perplexity:{},window=30", [
-        {"text": "x" * size} for size in (9, 99, 99)
-    ])):  # fmt: skip
+    for text, rows in (
+        ("generate:{},max_new_tokens=4", ASKED),
+        ("alpaca:{},chat=false", TOLD),
+        ("perplexity:{},window=30", [{"text": "x" * size} for size in (9, 99, 99)]),
+    ):
         score = scores(text.format(write(path, rows)) + ",overflow=skip", engine())
         assert (score.n, score.details["items_skipped"]) == (1, 2)
 
@@ -135,23 +210,39 @@ def test_truncate_keeps_bos_and_the_end_of_the_prompt(tmp_path: Path) -> None:
     score = scores(f"icl:{path},shots=0,overflow=truncate", on)
     assert [len(context) + len(answer) - 1 for context, answer in on.asked[0]] == [24, 23]
     assert [on.tokenizer.decode(context + answer) for context, answer in on.asked[0]] == [
-        "\x01" + "x" * 21 + "yes", "\x01" + "x" * 21 + "no",
-    ]  # fmt: skip
+        "\x01" + "x" * 21 + "yes",
+        "\x01" + "x" * 21 + "no",
+    ]
     assert score.details["prompts_truncated"] == 1
     scores(f"generate:{write(path, ASKED)},max_new_tokens=4,overflow=truncate", on)
-    assert [on.tokenizer.decode(ids) for ids in on.prompted[0]] == ["\x01xxxxx", "\x01" + "x" * 19, "\x01" + "x" * 19]
+    assert [on.tokenizer.decode(ids) for ids in on.prompted[0]] == [
+        "\x01xxxxx",
+        "\x01" + "x" * 19,
+        "\x01" + "x" * 19,
+    ]
     endless = {"prompt": "x", "choices": ["y" * 30, "z"], "answer": 0}
     with pytest.raises(EvaluatorError, match="even with overflow=truncate"):
-        check_evaluators(engine(), [build(f"icl:{write(path, [endless])},shots=0,overflow=truncate")])
+        check_evaluators(
+            engine(), [build(f"icl:{write(path, [endless])},shots=0,overflow=truncate")]
+        )
 
 
 @pytest.mark.parametrize("mode", ["cloze", "generate,max_new_tokens=4"])
 def test_fewer_shots_shows_as_many_as_fit(tmp_path: Path, mode: str) -> None:
-    pool = [{"prompt": f"{n}:", "answer": "yes", "split": "pool", "choices": ["yes", "no"]} for n in range(9)]
-    path = write(tmp_path / "a.jsonl", [{**SHORT, "prompt": "short="}, {**SHORT, "prompt": "a longer one="}, *pool])
+    pool = [
+        {"prompt": f"{n}:", "answer": "yes", "split": "pool", "choices": ["yes", "no"]}
+        for n in range(9)
+    ]
+    path = write(
+        tmp_path / "a.jsonl",
+        [{**SHORT, "prompt": "short="}, {**SHORT, "prompt": "a longer one="}, *pool],
+    )
     on = engine()
     score = scores(f"icl:{path},shots=3,sep=;,mode={mode},overflow=fewer-shots", on)
-    prompts = [on.tokenizer.decode(ids) for ids in (on.prompted[0] if on.prompted else [pair[0] for pair in on.asked[0][::2]])]
+    prompts = [
+        on.tokenizer.decode(ids)
+        for ids in (on.prompted[0] if on.prompted else [pair[0] for pair in on.asked[0][::2]])
+    ]
     assert [prompt.count(";") for prompt in prompts] == [2, 1]
     assert prompts[1].endswith(";a longer one=") and score.details["items_with_fewer_shots"] == 2
     with pytest.raises(EvaluatorError, match="even with overflow=fewer-shots"):
@@ -162,7 +253,10 @@ def test_fewer_shots_shows_as_many_as_fit(tmp_path: Path, mode: str) -> None:
 def test_policies_are_those_that_mean_something(tmp_path: Path) -> None:
     for text in ("generate:{}", "alpaca:{}", "perplexity:{}"):
         with pytest.raises(UsageError, match="overflow=fewer-shots is not available"):
-            build(text.format(write(tmp_path / "a.jsonl", [{**ASKED[0], **TOLD[0], "text": "x"}])) + ",overflow=fewer-shots")
+            build(
+                text.format(write(tmp_path / "a.jsonl", [{**ASKED[0], **TOLD[0], "text": "x"}]))
+                + ",overflow=fewer-shots"
+            )
 
 
 def test_the_default_window_is_what_the_model_has_positions_for(tmp_path: Path) -> None:
@@ -184,24 +278,33 @@ def test_alpaca_caps_new_tokens_at_what_fits(tmp_path: Path) -> None:
     evaluator = build(f"alpaca:{write(tmp_path / 'a.jsonl', TOLD[:1])},chat=false")
     on = engine()
     [note] = check_evaluators(on, [evaluator])
-    assert "at most 18 new tokens" in note.replace("have at most", "at most").replace("18 tokens", "18 new tokens")
+    assert "at most 18 new tokens" in note.replace("have at most", "at most").replace(
+        "18 tokens", "18 new tokens"
+    )
     score = evaluator(on)
     assert (on.configs[0].max_new_tokens, score.details["max_new_tokens"]) == (18, 18)
     assert "max_new_tokens" not in evaluator(engine(None)).details
 
 
-GROUPED = [{"group": group, "prompt": f"{group}{n}", "choices": ["y", "n"], "answer": 0} for group in "ab" for n in range(3)]
+GROUPED = [
+    {"group": group, "prompt": f"{group}{n}", "choices": ["y", "n"], "answer": 0}
+    for group in "ab"
+    for n in range(3)
+]
 
 
 @pytest.mark.parametrize("kind", ["macro", "micro"])
 def test_groups_or_items_count_the_same(tmp_path: Path, kind: str) -> None:
     right = [
-        {**row, "answer": "y", "instruction": row["prompt"], "dataset": row["group"]} for row in GROUPED[2:]
+        {**row, "answer": "y", "instruction": row["prompt"], "dataset": row["group"]}
+        for row in GROUPED[2:]
     ]  # a2, b0, b1, b2
     path = write(tmp_path / "a.jsonl", right)
     value = 0.5 if kind == "macro" else 0.25
     likes_a = ToyEngine(lambda context, token: float((chr(token) == "y") == (ord("a") in context)))
-    says_a = ToyEngine(says=lambda prompt: "y" if "a" in prompt else "nnnnnnnnnnn", tokenizer=Characters())
+    says_a = ToyEngine(
+        says=lambda prompt: "y" if "a" in prompt else "nnnnnnnnnnn", tokenizer=Characters()
+    )
     for text, on, unit in (
         ("icl:{},shots=0", likes_a, "accuracy (per character)"),
         ("icl:{},shots=0,mode=generate", says_a, "exact match"),
@@ -219,24 +322,49 @@ def test_groups_or_items_count_the_same(tmp_path: Path, kind: str) -> None:
 
 
 def test_average_and_overflow_are_part_of_what_a_run_is(tmp_path: Path) -> None:
-    for text in ("icl:{},shots=0", "icl:{},shots=0,mode=generate", "generate:{}", "alpaca:{}", "perplexity:{}"):
-        row = {"text": "x"} if text.startswith("perplexity") else {**GROUPED[0], "answer": "y", "instruction": "x"}
+    for text in (
+        "icl:{},shots=0",
+        "icl:{},shots=0,mode=generate",
+        "generate:{}",
+        "alpaca:{}",
+        "perplexity:{}",
+    ):
+        row = (
+            {"text": "x"}
+            if text.startswith("perplexity")
+            else {**GROUPED[0], "answer": "y", "instruction": "x"}
+        )
         path = write(tmp_path / "a.jsonl", [row])
-        found = [identity(build(text.format(path) + more)) for more in ("", ",average=micro", ",overflow=skip")]
+        found = [
+            identity(build(text.format(path) + more))
+            for more in ("", ",average=micro", ",overflow=skip")
+        ]
         assert len({json.dumps(one, sort_keys=True) for one in found}) == 3
         assert found[0] == identity(build(text.format(path) + ",average=macro,overflow=refuse"))
 
 
 def test_ties_are_counted(tmp_path: Path) -> None:
-    rows = [{"prompt": "x", "choices": choices, "answer": 0} for choices in (["ab", "cd"], ["ab", "c"], ["ab", "ab", "c"])]
+    rows = [
+        {"prompt": "x", "choices": choices, "answer": 0}
+        for choices in (["ab", "cd"], ["ab", "c"], ["ab", "ab", "c"])
+    ]
     path = write(tmp_path / "a.jsonl", rows)
     even = ToyEngine(lambda context, token: -1.0)
     assert scores(f"icl:{path},shots=0", even).details["ties"] == 3, "per character all are alike"
-    assert scores(f"icl:{path},shots=0,norm=none", even).details["ties"] == 1, "equal texts are one choice"
+    assert scores(f"icl:{path},shots=0,norm=none", even).details["ties"] == 1, (
+        "equal texts are one choice"
+    )
 
 
 @pytest.mark.parametrize(
-    "text", ["icl:{},shots=0", "icl:{},shots=0,mode=generate", "generate:{}", "alpaca:{},chat=false", "perplexity:{}"]
+    "text",
+    [
+        "icl:{},shots=0",
+        "icl:{},shots=0,mode=generate",
+        "generate:{}",
+        "alpaca:{},chat=false",
+        "perplexity:{}",
+    ],
 )
 def test_a_limit_is_that_many_items_spread_over_groups(tmp_path: Path, text: str) -> None:
     asked = (
@@ -244,7 +372,11 @@ def test_a_limit_is_that_many_items_spread_over_groups(tmp_path: Path, text: str
         if text.startswith("perplexity")
         else {"prompt": "x", "choices": ["y", "n"], "answer": "y", "instruction": "x"}
     )
-    rows = [{"group": group, "dataset": group, **asked} for group, count in (("a", 20), ("b", 2), ("c", 5)) for _ in range(count)]
+    rows = [
+        {"group": group, "dataset": group, **asked}
+        for group, count in (("a", 20), ("b", 2), ("c", 5))
+        for _ in range(count)
+    ]
     path = write(tmp_path / "a.jsonl", rows)
     for limit, shares in ((9, [4, 2, 3]), (3, [1, 1, 1]), (24, [17, 2, 5]), (100, [20, 2, 5])):
         score = build(text.format(path), limit=limit)(ToyEngine())
@@ -258,7 +390,9 @@ PAIR = (str(DEMO / "pair" / "base"), str(DEMO / "pair" / "instruct"))
 
 def sweep(monkeypatch: pytest.MonkeyPatch, out: Path, *evals: str) -> int:
     arguments = ["sweep", *PAIR, "--lambdas", "0,0.5,1", "--out", str(out), "--device", "cpu"]
-    monkeypatch.setattr(sys, "argv", ["pa-fast", *arguments, *(part for one in evals for part in ("--eval", one))])
+    monkeypatch.setattr(
+        sys, "argv", ["pa-fast", *arguments, *(part for one in evals for part in ("--eval", one))]
+    )
     with pytest.raises(SystemExit) as end:
         cli.main()
     return int(end.value.code or 0)
@@ -271,13 +405,23 @@ def test_a_whole_sweep_of_a_model_of_256_positions(
     instructions = write(tmp_path / "told.json", [{"instruction": "rev abc"}])
     fine = [f"perplexity:{tmp_path}/notes.txt", f"alpaca:{instructions},chat=false"]
     out = tmp_path / "run"
-    assert sweep(monkeypatch, tmp_path / "doomed", *fine, f"perplexity:{tmp_path}/notes.txt,window=512") == 1
+    assert (
+        sweep(
+            monkeypatch, tmp_path / "doomed", *fine, f"perplexity:{tmp_path}/notes.txt,window=512"
+        )
+        == 1
+    )
     said = " ".join(capsys.readouterr().err.split())
-    assert "1 of 1 items do not fit the model, which has positions for 256 tokens" in said and "again" not in said
+    assert (
+        "1 of 1 items do not fit the model, which has positions for 256 tokens" in said
+        and "again" not in said
+    )
     assert not (tmp_path / "doomed").exists()
     assert sweep(monkeypatch, out, fine[0]) == 0
     rows = json.loads((out / "results.json").read_text())["rows"]
-    assert {(row["evaluator"], row["unit"]) for row in rows} == {("perplexity:notes", "perplexity, window 256")}
+    assert {(row["evaluator"], row["unit"]) for row in rows} == {
+        ("perplexity:notes", "perplexity, window 256")
+    }
 
 
 def test_no_hint_says_to_run_again_what_fails_alike(

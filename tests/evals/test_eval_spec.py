@@ -20,20 +20,68 @@ from pa_fast.evals.spec import KINDS
     ("text", "name", "target", "options", "column"),
     [
         ("perplexity:a/b/wiki.txt", "perplexity", "a/b/wiki.txt", {}, "perplexity:wiki"),
-        ("icl:few.jsonl,shots=5,mode=cloze", "icl", "few.jsonl", {"shots": "5", "mode": "cloze"}, "icl:few,shots=5,mode=cloze"),
-        ("icl:few.jsonl,shots=5,sep=\\n", "icl", "few.jsonl", {"shots": "5", "sep": "\\n"}, "icl:few,shots=5"),
-        ("icl:few.jsonl,pool=x/more.jsonl", "icl", "few.jsonl", {"pool": "x/more.jsonl"}, "icl:few,pool=more"),
+        (
+            "icl:few.jsonl,shots=5,mode=cloze",
+            "icl",
+            "few.jsonl",
+            {"shots": "5", "mode": "cloze"},
+            "icl:few,shots=5,mode=cloze",
+        ),
+        (
+            "icl:few.jsonl,shots=5,sep=\\n",
+            "icl",
+            "few.jsonl",
+            {"shots": "5", "sep": "\\n"},
+            "icl:few,shots=5",
+        ),
+        (
+            "icl:few.jsonl,pool=x/more.jsonl",
+            "icl",
+            "few.jsonl",
+            {"pool": "x/more.jsonl"},
+            "icl:few,pool=more",
+        ),
         ("icl:few.jsonl,name=ICL, by me", None, None, None, None),
-        ("icl:few.jsonl,name=ICL\\, by me", "icl", "few.jsonl", {"name": "ICL, by me"}, "ICL, by me"),
+        (
+            "icl:few.jsonl,name=ICL\\, by me",
+            "icl",
+            "few.jsonl",
+            {"name": "ICL, by me"},
+            "ICL, by me",
+        ),
         ("icl:few.jsonl,sep=a=b", "icl", "few.jsonl", {"sep": "a=b"}, "icl:few,sep=a=b"),
         ("perplexity:./a=b.txt", "perplexity", "./a=b.txt", {}, "perplexity:a=b"),
         ("python:my.module:score", "python", "my.module:score", {}, "python:score"),
-        ("generate:a/b.jsonl,regex=^\\d{1\\,3}$", "generate", "a/b.jsonl", {"regex": r"^\d{1,3}$"}, "generate:b"),
-        ("generate:b.jsonl,regex=yes|no", "generate", "b.jsonl", {"regex": "yes|no"}, "generate:b,regex=yes|no"),
-        ("alpaca:all.json,chat=false", "alpaca", "all.json", {"chat": "false"}, "alpaca:all,chat=false"),
+        (
+            "generate:a/b.jsonl,regex=^\\d{1\\,3}$",
+            "generate",
+            "a/b.jsonl",
+            {"regex": r"^\d{1,3}$"},
+            "generate:b",
+        ),
+        (
+            "generate:b.jsonl,regex=yes|no",
+            "generate",
+            "b.jsonl",
+            {"regex": "yes|no"},
+            "generate:b,regex=yes|no",
+        ),
+        (
+            "alpaca:all.json,chat=false",
+            "alpaca",
+            "all.json",
+            {"chat": "false"},
+            "alpaca:all,chat=false",
+        ),
     ],
 )
-def test_parse(text: str, name: str | None, target: str | None, options: dict[str, str] | None, column: str | None) -> None:
+def test_parse(
+    text: str,
+    name: str | None,
+    target: str | None,
+    options: dict[str, str] | None,
+    column: str | None,
+) -> None:
     if name is None:
         with pytest.raises(UsageError, match="not key=value"):
             parse(text)
@@ -52,7 +100,11 @@ def test_parse(text: str, name: str | None, target: str | None, options: dict[st
         ("icl:shots=5", "found 0 targets, icl takes one file", "FILE.jsonl"),
         ("icl:a.jsonl,b.jsonl", "found 2 targets, icl takes one file", "FILE.jsonl"),
         ("suite.yaml", "no evaluator `suite.yaml`", "icl"),
-        ("icl:a.jsonl,shot=5", "no option `shot`", "did you mean shots? options of icl: shots, mode, "),
+        (
+            "icl:a.jsonl,shot=5",
+            "no option `shot`",
+            "did you mean shots? options of icl: shots, mode, ",
+        ),
         ("python:a:b,shots=5", "no option `shots`", "options of python: name"),
         ("icl:a.jsonl,shots=5,shots=6", "given twice", "once"),
         ("icl:a.jsonl,,shots=5", "empty part", "FILE.jsonl"),
@@ -91,7 +143,9 @@ def test_option_values(tmp_path: Path, options: str, message: str) -> None:
         build(f"icl:{data},{options}")
 
 
-@pytest.mark.parametrize("options", ["window=1", "window=0", "stride=0", "window=8,stride=8", "split=line", "stride=x"])
+@pytest.mark.parametrize(
+    "options", ["window=1", "window=0", "stride=0", "window=8,stride=8", "split=line", "stride=x"]
+)
 def test_perplexity_values(tmp_path: Path, options: str) -> None:
     data = tmp_path / "a.txt"
     data.write_text("text")
@@ -102,7 +156,9 @@ def test_perplexity_values(tmp_path: Path, options: str) -> None:
 def test_a_stride_of_the_whole_window_is_told_the_largest_there_is(tmp_path: Path) -> None:
     data = tmp_path / "a.txt"
     data.write_text("text")
-    with pytest.raises(UsageError, match="window 8, stride 8; expected 1 ≤ stride < window") as caught:
+    with pytest.raises(
+        UsageError, match="window 8, stride 8; expected 1 ≤ stride < window"
+    ) as caught:
         build(f"perplexity:{data},window=8,stride=8")
     assert "stride 7" in str(caught.value.hint)
     build(f"perplexity:{data},window=8,stride=7")
@@ -130,7 +186,11 @@ def test_more_than_one_target(monkeypatch: pytest.MonkeyPatch) -> None:
     kind = Kind("many", "task", "many:piqa,arc_easy", ("shots",), unused, many=True, label=str)
     monkeypatch.setitem(KINDS, "many", kind)
     spec = parse("many:piqa,arc.easy,shots=5")
-    assert (spec.targets, spec.options, spec.column) == (("piqa", "arc.easy"), {"shots": "5"}, "many:piqa,arc.easy,shots=5")
+    assert (spec.targets, spec.options, spec.column) == (
+        ("piqa", "arc.easy"),
+        {"shots": "5"},
+        "many:piqa,arc.easy,shots=5",
+    )
     with pytest.raises(UsageError, match="found 0 targets, many takes one task or more"):
         parse("many:shots=5")
     with pytest.raises(UsageError, match="`arc_easy` after an option"):
@@ -143,11 +203,31 @@ def test_the_help_shows_every_evaluator_and_option(kind: Kind) -> None:
     examples = [line for line in lines if line.startswith(f"{kind.name}:")]
     assert [parse(example).name for example in examples] == [kind.name]
     # use_cache is known in order to be refused with its reason
-    missing = [option for option in kind.options if f"{option}=" not in SWEEP_HELP and option != "use_cache"]
+    missing = [
+        option
+        for option in kind.options
+        if f"{option}=" not in SWEEP_HELP and option != "use_cache"
+    ]
     assert not missing, missing
 
 
-PIECES = ["icl", "perplexity", "generate", "alpaca", "python", ":", ",", "=", "\\", "name", "shots", "a/b.jsonl", "\n", "5", ""]
+PIECES = [
+    "icl",
+    "perplexity",
+    "generate",
+    "alpaca",
+    "python",
+    ":",
+    ",",
+    "=",
+    "\\",
+    "name",
+    "shots",
+    "a/b.jsonl",
+    "\n",
+    "5",
+    "",
+]
 
 
 @given(st.one_of(st.text(max_size=40), st.lists(st.sampled_from(PIECES), max_size=12).map("".join)))

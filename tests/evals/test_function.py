@@ -124,7 +124,9 @@ def test_a_target_without_its_half(target: str) -> None:
 
 
 def test_modules_and_functions_that_are_not_there(module: str, tmp_path: Path) -> None:
-    with pytest.raises(EvaluatorError, match="`not_a_module_of_ours` does not import: ModuleNotFoundError"):
+    with pytest.raises(
+        EvaluatorError, match="`not_a_module_of_ours` does not import: ModuleNotFoundError"
+    ):
         build("python:not_a_module_of_ours:score")
     with pytest.raises(EvaluatorError, match="is nothing, expected a function"):
         build(f"python:{module}:median")

@@ -1,4 +1,5 @@
-"""Generated answers: what the model is shown, which rule scores it, what is kept, and which rows are refused."""
+"""Generated answers: what the model is shown, which rule scores it, what is kept, and which rows
+are refused."""
 
 from __future__ import annotations
 
@@ -34,12 +35,29 @@ def test_prompts_outputs_and_scores(tmp_path: Path) -> None:
     score = evaluator(engine)
     assert engine.prompted[0] == [[1, *map(ord, "2+2=")], [1, *map(ord, "shout")]]
     assert (engine.configs[0].max_new_tokens, engine.configs[0].stop) == (6, (2,))
-    assert [(item.id, item.group, item.score) for item in score.items] == [("sum", "maths", 1.0), ("up", "a", 0.0)]
+    assert [(item.id, item.group, item.score) for item in score.items] == [
+        ("sum", "maths", 1.0),
+        ("up", "a", 0.0),
+    ]
     assert (score.value, score.unit, score.n) == (0.5, "share right, macro", 2)
     assert score.details == {"truncated": 0.5, "mean_output_tokens": 4.5}
     assert [json.loads(line) for line in score.files["outputs.jsonl"].splitlines()] == [
-        {"id": "sum", "group": "maths", "prompt": "2+2=", "output": " 4.", "truncated": False, "score": 1.0},
-        {"id": "up", "group": "a", "prompt": "shout", "output": "HEY TH", "truncated": True, "score": 0.0},
+        {
+            "id": "sum",
+            "group": "maths",
+            "prompt": "2+2=",
+            "output": " 4.",
+            "truncated": False,
+            "score": 1.0,
+        },
+        {
+            "id": "up",
+            "group": "a",
+            "prompt": "shout",
+            "output": "HEY TH",
+            "truncated": True,
+            "score": 0.0,
+        },
     ]
 
 
@@ -51,12 +69,19 @@ def test_stop_tokens_are_those_of_both_models(tmp_path: Path) -> None:
 
 
 def test_the_chat_template_writes_the_special_tokens(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.jsonl", [{"prompt": "Hi", "answer": "x"}, {"messages": MESSAGES, "answer": "x"}])
+    path = write(
+        tmp_path / "a.jsonl",
+        [{"prompt": "Hi", "answer": "x"}, {"messages": MESSAGES, "answer": "x"}],
+    )
     engine = ToyEngine(tokenizer=Chatting())
     score = build(f"generate:{path},chat=true")(engine)
     texts = ["\x01<user>Hi<assistant>", "\x01<system>Be brief.<user>Hi<assistant>"]
-    assert engine.prompted[0] == [list(map(ord, text)) for text in texts], "one BOS, which the template writes"
-    assert [json.loads(line)["prompt"] for line in score.files["outputs.jsonl"].splitlines()] == texts
+    assert engine.prompted[0] == [list(map(ord, text)) for text in texts], (
+        "one BOS, which the template writes"
+    )
+    assert [
+        json.loads(line)["prompt"] for line in score.files["outputs.jsonl"].splitlines()
+    ] == texts
 
 
 def test_no_chat_template(tmp_path: Path) -> None:
@@ -72,7 +97,9 @@ def test_no_chat_template(tmp_path: Path) -> None:
 def test_a_template_that_refuses_names_the_row(tmp_path: Path) -> None:
     rows = [ROWS[0], {"messages": [{"role": "tool", "content": "5"}], "answer": "x"}]
     evaluator = build(f"generate:{write(tmp_path / 'a.jsonl', rows)},chat=true")
-    with pytest.raises(EvaluatorError, match=r"a\.jsonl:2: the chat template refuses it: no tools here"):
+    with pytest.raises(
+        EvaluatorError, match=r"a\.jsonl:2: the chat template refuses it: no tools here"
+    ):
         evaluator(ToyEngine(tokenizer=Chatting()))
 
 
@@ -80,9 +107,16 @@ def test_rules(tmp_path: Path) -> None:
     row = {"prompt": "x"}
     path = write(
         tmp_path / "a.jsonl",
-        [{**row, "regex": "(?i)YES"}, {**row, "regex": r"\bno\b", "answer": "no"}, {**row, "answer": ["No!", "nope"]}, row],
+        [
+            {**row, "regex": "(?i)YES"},
+            {**row, "regex": r"\bno\b", "answer": "no"},
+            {**row, "answer": ["No!", "nope"]},
+            row,
+        ],
     )
-    with pytest.raises(EvaluatorError, match=r"a\.jsonl:4: found the fields \['prompt'\], and no rule"):
+    with pytest.raises(
+        EvaluatorError, match=r"a\.jsonl:4: found the fields \['prompt'\], and no rule"
+    ):
         build(f"generate:{path}")
     evaluator = build(f"generate:{path},regex=o$")
     assert scores(evaluator, lambda _: "yes, no") == [1.0, 1.0, 1.0, 1.0]
@@ -126,11 +160,16 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixt
 
 
 def test_a_checker_scores_every_row(tmp_path: Path, module: str) -> None:
-    path = write(tmp_path / "a.jsonl", [{"prompt": "a", "most": 4}, {"prompt": "b", "most": 8, "answer": "x", "regex": "("}])
+    path = write(
+        tmp_path / "a.jsonl",
+        [{"prompt": "a", "most": 4}, {"prompt": "b", "most": 8, "answer": "x", "regex": "("}],
+    )
     evaluator = build(f"generate:{path},check={module}:shorter")
     score = evaluator(ToyEngine(says=lambda _: "12"))
     assert ([item.score for item in score.items], score.unit) == ([0.5, 0.25], "mean of shorter")
-    assert scores(build(f"generate:{path},check={module}:polite"), lambda prompt: "please" * prompt.count("a")) == [1.0, 0.0]
+    assert scores(
+        build(f"generate:{path},check={module}:polite"), lambda prompt: "please" * prompt.count("a")
+    ) == [1.0, 0.0]
 
 
 def test_a_checker_that_fails_does_so_before_a_model_is_loaded(tmp_path: Path, module: str) -> None:
@@ -154,7 +193,14 @@ def test_a_checker_that_fails_does_so_before_a_model_is_loaded(tmp_path: Path, m
 
 def test_identity_follows_data_options_and_the_checkers_source(tmp_path: Path, module: str) -> None:
     path = write(tmp_path / "a.jsonl", [{**ROWS[0], "most": 3}])
-    options = ["", ",chat=true", ",max_new_tokens=9", ",regex=a", f",check={module}:polite", f",check={module}:shorter"]
+    options = [
+        "",
+        ",chat=true",
+        ",max_new_tokens=9",
+        ",regex=a",
+        f",check={module}:polite",
+        f",check={module}:shorter",
+    ]
     found = [identity(build(f"generate:{path}{more}")) for more in options]
     with (tmp_path / f"{module}.py").open("a") as file:
         file.write("# another reading\n")
@@ -164,7 +210,9 @@ def test_identity_follows_data_options_and_the_checkers_source(tmp_path: Path, m
 
 
 def test_prompts_are_encoded_once_and_limited_by_the_seed(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.jsonl", [{"prompt": f"p{number}", "answer": "x"} for number in range(40)])
+    path = write(
+        tmp_path / "a.jsonl", [{"prompt": f"p{number}", "answer": "x"} for number in range(40)]
+    )
     evaluator = build(f"generate:{path}", limit=5, seed=1)
     engine = ToyEngine(tokenizer=Characters(bos=False))
     first = evaluator(engine)
@@ -174,15 +222,22 @@ def test_prompts_are_encoded_once_and_limited_by_the_seed(tmp_path: Path) -> Non
     assert engine.prompted[0] is engine.prompted[1]
     ids = [item.id for item in first.items]
     assert ids == sorted(ids, key=int) and len(set(ids)) == 5
-    assert [f"p{int(id) - 1}" for id in ids] == [engine.tokenizer.decode(prompt) for prompt in engine.prompted[0]]
-    assert [item.id for item in build(f"generate:{path}", limit=5, seed=2)(ToyEngine()).items] != ids
+    assert [f"p{int(id) - 1}" for id in ids] == [
+        engine.tokenizer.decode(prompt) for prompt in engine.prompted[0]
+    ]
+    assert [
+        item.id for item in build(f"generate:{path}", limit=5, seed=2)(ToyEngine()).items
+    ] != ids
 
 
 @pytest.mark.parametrize(
     ("row", "message"),
     [
         ({"answer": "x"}, r"expected either `prompt` or `messages`"),
-        ({"prompt": "x", "messages": MESSAGES, "answer": "x"}, r"expected either `prompt` or `messages`"),
+        (
+            {"prompt": "x", "messages": MESSAGES, "answer": "x"},
+            r"expected either `prompt` or `messages`",
+        ),
         ({"promt": "x", "answer": "x"}, "there is no field `promt`"),
         ({"prompt": "x", "answr": "x"}, "there is no field `answr`"),
         ({"prompt": 5, "answer": "x"}, "`prompt` is 5, expected a text"),
@@ -190,7 +245,10 @@ def test_prompts_are_encoded_once_and_limited_by_the_seed(tmp_path: Path) -> Non
         ({"messages": [], "answer": "x"}, r"`messages` is \[\], expected a list of messages"),
         ({"messages": ["Hi"], "answer": "x"}, r"`messages` is \['Hi'\]"),
         ({"messages": [{"role": "user"}], "answer": "x"}, "expected a list of messages"),
-        ({"messages": [{"role": "user", "content": None}], "answer": "x"}, "expected a list of messages"),
+        (
+            {"messages": [{"role": "user", "content": None}], "answer": "x"},
+            "expected a list of messages",
+        ),
         ({"prompt": "x", "regex": "(a"}, r"`\(a` is not a regular expression: missing \)"),
         ({"prompt": "x", "regex": "a{" + "9" * 30 + "}"}, "is not a regular expression"),
         ({"prompt": "x", "regex": "(" * 20_000}, "is not a regular expression"),
@@ -228,11 +286,19 @@ def test_an_engine_that_drops_an_output_is_caught(tmp_path: Path) -> None:
 
 
 FIELDS = st.sampled_from(["prompt", "messages", "answer", "regex", "id", "group"])
-VALUES = st.none() | st.booleans() | st.integers(-1, 3) | st.sampled_from(["a", "", "("]) | st.lists(st.sampled_from(["a", ""]))
+VALUES = (
+    st.none()
+    | st.booleans()
+    | st.integers(-1, 3)
+    | st.sampled_from(["a", "", "("])
+    | st.lists(st.sampled_from(["a", ""]))
+)
 
 
 @given(st.lists(st.dictionaries(FIELDS, VALUES, max_size=5), min_size=1, max_size=4), st.booleans())
-def test_any_rows_are_scored_or_refused(tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, Any]], chat: bool) -> None:
+def test_any_rows_are_scored_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, Any]], chat: bool
+) -> None:
     path = write(tmp_path_factory.mktemp("generate") / "a.jsonl", rows)
     try:
         evaluator = build(f"generate:{path},chat={str(chat).lower()}")
@@ -242,8 +308,13 @@ def test_any_rows_are_scored_or_refused(tmp_path_factory: pytest.TempPathFactory
     assert 0 <= evaluator(ToyEngine(tokenizer=Chatting(), says=lambda prompt: prompt)).value <= 1
 
 
-@pytest.mark.parametrize("options", ["generate:{}", "icl:{},shots=0", "icl:{},shots=0,mode=generate", "alpaca:{},chat=false"])
-def test_a_prompt_that_was_rendered_beforehand_gets_no_second_bos(tmp_path: Path, options: str) -> None:
+@pytest.mark.parametrize(
+    "options",
+    ["generate:{}", "icl:{},shots=0", "icl:{},shots=0,mode=generate", "alpaca:{},chat=false"],
+)
+def test_a_prompt_that_was_rendered_beforehand_gets_no_second_bos(
+    tmp_path: Path, options: str
+) -> None:
     asked = []
     for prompt in ("\x01<user>Hi<assistant>", "<user>Hi<assistant>"):
         row = {"prompt": prompt, "choices": ["x", "y"], "answer": "x", "instruction": prompt}
@@ -253,11 +324,16 @@ def test_a_prompt_that_was_rendered_beforehand_gets_no_second_bos(tmp_path: Path
     assert asked[0] == asked[1]
 
 
-def test_a_message_that_brings_bos_to_a_template_that_writes_it_makes_no_second_one(tmp_path: Path) -> None:
+def test_a_message_that_brings_bos_to_a_template_that_writes_it_makes_no_second_one(
+    tmp_path: Path,
+) -> None:
     class Bare(Chatting):
-        def apply_chat_template(self, messages: Any, tokenize: bool, add_generation_prompt: bool) -> str:
+        def apply_chat_template(
+            self, messages: Any, tokenize: bool, add_generation_prompt: bool
+        ) -> str:
             return "\x01" + "".join(message["content"] for message in messages)
 
     engine = ToyEngine(tokenizer=Bare())
-    build(f"generate:{write(tmp_path / 'a.jsonl', [{'prompt': chr(1) + 'Hi', 'answer': 'x'}])},chat=true")(engine)
+    file = write(tmp_path / "a.jsonl", [{"prompt": chr(1) + "Hi", "answer": "x"}])
+    build(f"generate:{file},chat=true")(engine)
     assert engine.prompted == [[[1, ord("H"), ord("i")]]]

@@ -50,24 +50,36 @@ class Meter:
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     (tmp_path / "notes.txt").write_text("some words")
-    (tmp_path / "suite.yaml").write_text("- perplexity:notes.txt,name=one\n- perplexity:notes.txt,name=two\n")
+    (tmp_path / "suite.yaml").write_text(
+        "- perplexity:notes.txt,name=one\n- perplexity:notes.txt,name=two\n"
+    )
     (tmp_path / "single.yml").write_text("- perplexity:notes.txt\n")
     return tmp_path
 
 
 def test_every_kind_side_by_side(data: Path) -> None:
     scorer = Scorer("object")
-    given = [f"perplexity:{data}/notes.txt", data / "suite.yaml", str(data / "single.yml"), half, scorer]
+    given = [
+        f"perplexity:{data}/notes.txt",
+        data / "suite.yaml",
+        str(data / "single.yml"),
+        half,
+        scorer,
+    ]
     found = evaluators([*given[:2], half, scorer])
     assert [one.name for one in found] == ["perplexity:notes", "one", "two", "half", "object"]
     assert found[-1] is scorer
     assert evaluator(given[2]).name == "perplexity:notes"
 
 
-@pytest.mark.parametrize("one", [half, Scorer("half"), "perplexity:{}/notes.txt,name=half", Path("single.yml")])
+@pytest.mark.parametrize(
+    "one", [half, Scorer("half"), "perplexity:{}/notes.txt,name=half", Path("single.yml")]
+)
 def test_one_instead_of_a_list(data: Path, one: Any) -> None:
     one = one.format(data) if isinstance(one, str) else data / one if isinstance(one, Path) else one
-    assert [found.name for found in evaluators(one)] == ["perplexity:notes" if isinstance(one, Path) else "half"]
+    assert [found.name for found in evaluators(one)] == [
+        "perplexity:notes" if isinstance(one, Path) else "half"
+    ]
 
 
 def test_names(data: Path) -> None:
@@ -84,7 +96,10 @@ def test_names(data: Path) -> None:
         evaluator(data / "suite.yaml")
 
 
-@pytest.mark.parametrize(("given", "message"), [(3, "int is not"), (None, "NoneType is not"), (Meter, "class Meter is not")])
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [(3, "int is not"), (None, "NoneType is not"), (Meter, "class Meter is not")],
+)
 def test_what_is_no_evaluator(given: Any, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         evaluators([given])
@@ -164,7 +179,13 @@ def test_a_check_of_a_function_is_asked_before_the_first_λ(tmp_path: Path) -> N
 
 def test_a_sweep_of_functions_and_objects(tmp_path: Path) -> None:
     functions: list[Callable[[Engine], Any]] = [half, loss]
-    result = pa_fast.sweep(FakeEngine(), np.linspace(0, 1, 11), [*functions, Scorer("a")], tmp_path / "run", figure=False)
+    result = pa_fast.sweep(
+        FakeEngine(),
+        np.linspace(0, 1, 11),
+        [*functions, Scorer("a")],
+        tmp_path / "run",
+        figure=False,
+    )
     assert result.evaluators == ("half", "loss", "a") and not result.failures
     assert [lam.key for lam in result.lambdas] == [lam.key for lam in pa_fast.lambdas("0:1:0.1")]
     best = result.best("loss")

@@ -29,12 +29,20 @@ def asked(evaluator: Evaluator) -> list[tuple[str, str]]:
     engine = ToyEngine(tokenizer=Characters(bos=False))
     evaluator(engine)
     [pairs] = engine.asked
-    return [(engine.tokenizer.decode(context), engine.tokenizer.decode(answer)) for context, answer in pairs]
+    return [
+        (engine.tokenizer.decode(context), engine.tokenizer.decode(answer))
+        for context, answer in pairs
+    ]
 
 
 def grouped(count: int, groups: str = "ab") -> list[dict[str, Any]]:
     return [
-        {"prompt": f"{group}{number}>", "group": group, "choices": [f"{group}yes{number}", "no"], "answer": 0}
+        {
+            "prompt": f"{group}{number}>",
+            "group": group,
+            "choices": [f"{group}yes{number}", "no"],
+            "answer": 0,
+        }
         for number in range(count)
         for group in groups
     ]
@@ -43,13 +51,22 @@ def grouped(count: int, groups: str = "ab") -> list[dict[str, Any]]:
 def test_shots_and_item_in_the_files_own_words(tmp_path: Path) -> None:
     pool = [{"prompt": "1+1=", "answer": "2", "split": "pool"}]
     path = write(tmp_path / "sums.jsonl", [ROW, *pool])
-    assert asked(build(f"icl:{path},shots=1,sep=\\n")) == [("1+1=2\n2+2=", choice) for choice in ("4", "22", "5")]
-    assert asked(build(f"icl:{path},shots=1,sep=\\\\\\t")) == [("1+1=2\\\t2+2=", choice) for choice in ("4", "22", "5")]
+    assert asked(build(f"icl:{path},shots=1,sep=\\n")) == [
+        ("1+1=2\n2+2=", choice) for choice in ("4", "22", "5")
+    ]
+    assert asked(build(f"icl:{path},shots=1,sep=\\\\\\t")) == [
+        ("1+1=2\\\t2+2=", choice) for choice in ("4", "22", "5")
+    ]
     assert asked(build(f"icl:{path},shots=0"))[0] == ("2+2=", "4")
 
 
 @pytest.mark.parametrize(
-    "names", [("question", "choices", "answer"), ("input", "options", "gold"), ("query", "endings", "label")]
+    "names",
+    [
+        ("question", "choices", "answer"),
+        ("input", "options", "gold"),
+        ("query", "endings", "label"),
+    ],
 )
 def test_question_form(tmp_path: Path, names: tuple[str, str, str]) -> None:
     question, choices, answer = names
@@ -75,15 +92,22 @@ def reference(choices: list[str], values: list[float], right: str, per_character
     st.lists(
         st.tuples(
             st.text("abcdef", min_size=1, max_size=6),
-            st.lists(st.text("abcdef", min_size=1, max_size=9), min_size=2, max_size=4).filter(lambda texts: len(set(texts)) > 1),
+            st.lists(st.text("abcdef", min_size=1, max_size=9), min_size=2, max_size=4).filter(
+                lambda texts: len(set(texts)) > 1
+            ),
         ),
         min_size=1,
         max_size=6,
     ),
     st.booleans(),
 )
-def test_accuracy_against_the_reference(tmp_path_factory: pytest.TempPathFactory, items: list[Any], per_character: bool) -> None:
-    rows = [{"prompt": prompt, "choices": choices, "answer": len(choices) - 1} for prompt, choices in items]
+def test_accuracy_against_the_reference(
+    tmp_path_factory: pytest.TempPathFactory, items: list[Any], per_character: bool
+) -> None:
+    rows = [
+        {"prompt": prompt, "choices": choices, "answer": len(choices) - 1}
+        for prompt, choices in items
+    ]
     path = write(tmp_path_factory.mktemp("icl") / "a.jsonl", rows)
     score = build(f"icl:{path},shots=0" + ("" if per_character else ",norm=none"))(ToyEngine())
     expected = []
@@ -91,7 +115,9 @@ def test_accuracy_against_the_reference(tmp_path_factory: pytest.TempPathFactory
         values = []
         for choice in choices:
             ids = [1, *map(ord, prompt + choice)]
-            values.append(sum(by_position(ids[:t], ids[t]) for t in range(1 + len(prompt), len(ids))))
+            values.append(
+                sum(by_position(ids[:t], ids[t]) for t in range(1 + len(prompt), len(ids)))
+            )
         expected.append(reference(choices, values, choices[-1], per_character))
     assert [item.score for item in score.items] == expected
     assert score.value == pytest.approx(sum(expected) / len(expected))
@@ -99,7 +125,8 @@ def test_accuracy_against_the_reference(tmp_path_factory: pytest.TempPathFactory
 
 
 def test_length_decides_between_the_two_scores(tmp_path: Path) -> None:
-    # every character costs the same but the last one, which costs more: short answers win raw, long ones per character
+    # every character costs the same but the last one, which costs more: short answers win raw, long
+    # ones per character
     path = write(tmp_path / "a.jsonl", [{"prompt": "x", "choices": ["aaaz", "z"], "answer": 0}])
     engine = ToyEngine(lambda context, token: -3.0 if token == ord("z") else -0.5)
     score = build(f"icl:{path},shots=0")(engine)
@@ -111,8 +138,12 @@ def test_length_decides_between_the_two_scores(tmp_path: Path) -> None:
 def test_the_space_before_an_answer_is_not_counted_in_its_length(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", [{"question": "x", "choices": ["aa", "b"], "answer": 0}])
     nats = {" ": -1.0, "a": -1.0, "b": -0.9}
-    # " aa" is −3 over 2 characters, " b" −1.9 over 1; counting the space it would be −1.0 against −0.95
-    assert build(f"icl:{path},shots=0")(ToyEngine(lambda context, token: nats[chr(token)])).value == 1.0
+    # " aa" is −3 over 2 characters, " b" −1.9 over 1; counting the space it would be −1.0 against
+    # −0.95
+    assert (
+        build(f"icl:{path},shots=0")(ToyEngine(lambda context, token: nats[chr(token)])).value
+        == 1.0
+    )
 
 
 def test_shots_are_the_items_own_and_of_its_group(tmp_path: Path) -> None:
@@ -120,7 +151,11 @@ def test_shots_are_the_items_own_and_of_its_group(tmp_path: Path) -> None:
     first, again, other = (build(f"icl:{path},shots=3,sep=;", seed=seed) for seed in (0, 0, 1))
     assert asked(first) == asked(first) == asked(again) != asked(other)
     scored = {context.rpartition(";")[2] for context, _ in asked(first)}
-    shown = {shot.partition(">")[0] + ">" for context, _ in asked(first) for shot in context.split(";")[:-1]}
+    shown = {
+        shot.partition(">")[0] + ">"
+        for context, _ in asked(first)
+        for shot in context.split(";")[:-1]
+    }
     assert not scored & shown, "a shot was scored"
     assert len(scored) + len(shown) <= 40
     for context, _ in asked(first):
@@ -146,7 +181,9 @@ def test_the_seed_draws_the_shots(tmp_path: Path) -> None:
     first, again, other = (asked(build(f"icl:{path}", seed=seed)) for seed in (0, 0, 1))
     assert first == again
     assert first != other
-    assert [answer for _, answer in first] == [answer for _, answer in other], "the items are the same, only their shots differ"
+    assert [answer for _, answer in first] == [answer for _, answer in other], (
+        "the items are the same, only their shots differ"
+    )
 
 
 def test_a_pool_file(tmp_path: Path) -> None:
@@ -165,9 +202,14 @@ def test_a_pool_file(tmp_path: Path) -> None:
 
 def test_an_item_is_never_its_own_shot(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", [ROW])
-    pool = write(tmp_path / "more.jsonl", [{"prompt": "1+1=", "answer": "2"}, {"prompt": ROW["prompt"], "answer": "4"}])
+    pool = write(
+        tmp_path / "more.jsonl",
+        [{"prompt": "1+1=", "answer": "2"}, {"prompt": ROW["prompt"], "answer": "4"}],
+    )
     assert asked(build(f"icl:{path},shots=1,sep=;,pool={pool}"))[0] == ("1+1=2;2+2=", "4")
-    with pytest.raises(EvaluatorError, match="the pool has 1 examples of group `a`, expected at least shots=2"):
+    with pytest.raises(
+        EvaluatorError, match="the pool has 1 examples of group `a`, expected at least shots=2"
+    ):
         build(f"icl:{path},shots=2,pool={pool}")
 
 
@@ -190,19 +232,49 @@ def test_prompts_are_encoded_once_for_all_lambdas(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"choices": ["a"], "answer": 0}, r":1: found the fields .*expected `prompt` or `question`"),
+        (
+            {"choices": ["a"], "answer": 0},
+            r":1: found the fields .*expected `prompt` or `question`",
+        ),
         ({"prompt": "x", "choices": ["a", "b"]}, r":1: found the fields .*expected `answer`"),
         ({"prompt": "x", "answer": "a"}, r":1: found no choices"),
-        ({"prompt": "x", "choices": ["a", "b"], "answer": "c"}, r":1: answer 'c' is not among the choices"),
-        ({"prompt": "x", "choices": ["a", "b"], "answer": 2}, r":1: answer 2 is not among the choices"),
-        ({"prompt": "x", "choices": ["a", "b"], "answer": -1}, r":1: answer -1 is not among the choices"),
-        ({"prompt": "x", "choices": ["a", "b"], "answer": True}, r":1: answer True is not among the choices"),
-        ({"prompt": "x", "choices": ["a", "b"], "answer": None}, r":1: answer None is not among the choices"),
-        ({"prompt": "x", "choices": [], "answer": 0}, r":1: `choices` is \[\], expected a list of texts"),
-        ({"prompt": "x", "choices": [1, 2], "answer": 0}, r":1: `choices` is \[1, 2\], expected a list of texts"),
-        ({"prompt": "x", "choices": ["", "b"], "answer": 1}, r":1: `choices` is .*expected a list of texts"),
+        (
+            {"prompt": "x", "choices": ["a", "b"], "answer": "c"},
+            r":1: answer 'c' is not among the choices",
+        ),
+        (
+            {"prompt": "x", "choices": ["a", "b"], "answer": 2},
+            r":1: answer 2 is not among the choices",
+        ),
+        (
+            {"prompt": "x", "choices": ["a", "b"], "answer": -1},
+            r":1: answer -1 is not among the choices",
+        ),
+        (
+            {"prompt": "x", "choices": ["a", "b"], "answer": True},
+            r":1: answer True is not among the choices",
+        ),
+        (
+            {"prompt": "x", "choices": ["a", "b"], "answer": None},
+            r":1: answer None is not among the choices",
+        ),
+        (
+            {"prompt": "x", "choices": [], "answer": 0},
+            r":1: `choices` is \[\], expected a list of texts",
+        ),
+        (
+            {"prompt": "x", "choices": [1, 2], "answer": 0},
+            r":1: `choices` is \[1, 2\], expected a list of texts",
+        ),
+        (
+            {"prompt": "x", "choices": ["", "b"], "answer": 1},
+            r":1: `choices` is .*expected a list of texts",
+        ),
         ({"prompt": 5, "choices": ["a", "b"], "answer": 0}, r":1: `prompt` is 5, expected a text"),
-        ({"question": " ", "choices": ["a", "b"], "answer": 0}, r":1: `question` is ' ', expected a text"),
+        (
+            {"question": " ", "choices": ["a", "b"], "answer": 0},
+            r":1: `question` is ' ', expected a text",
+        ),
         ({**ROW, "split": "pool"}, "all 1 rows are in the pool"),
     ],
 )
@@ -237,21 +309,29 @@ def test_identity_follows_data_pool_and_options(tmp_path: Path) -> None:
     first = of(f"shots=1,pool={pool}")
     json.dumps(first)
     assert first == of(f"pool={pool},shots=1,sep=\\n\\n")
-    others = [of(f"shots=1,pool={pool}", 1), of(f"shots=0,pool={pool}"), of(f"shots=1,pool={pool},norm=none")]
+    others = [
+        of(f"shots=1,pool={pool}", 1),
+        of(f"shots=0,pool={pool}"),
+        of(f"shots=1,pool={pool},norm=none"),
+    ]
     write(pool, [{"prompt": "1+1=", "answer": "3"}])
     others.append(of(f"shots=1,pool={pool}"))
     assert first not in others
 
 
 @given(st.binary(max_size=80) | st.text(max_size=80).map(str.encode))
-def test_any_bytes_are_read_or_refused(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+def test_any_bytes_are_read_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes
+) -> None:
     path = tmp_path_factory.mktemp("icl") / "a.jsonl"
     path.write_bytes(content)
     with pytest.raises(EvaluatorError):
         build(f"icl:{path},shots=0")
 
 
-FIELDS = st.sampled_from(["prompt", "question", "input", "choices", "options", "answer", "label", "id", "group", "split"])
+FIELDS = st.sampled_from(
+    ["prompt", "question", "input", "choices", "options", "answer", "label", "id", "group", "split"]
+)
 VALUES = (
     st.none()
     | st.booleans()
@@ -262,7 +342,9 @@ VALUES = (
 
 
 @given(st.lists(st.dictionaries(FIELDS, VALUES, max_size=6), min_size=1, max_size=5))
-def test_any_rows_are_scored_or_refused(tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, Any]]) -> None:
+def test_any_rows_are_scored_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, Any]]
+) -> None:
     path = write(tmp_path_factory.mktemp("icl") / "a.jsonl", rows)
     try:
         evaluator = build(f"icl:{path},shots=0")
@@ -286,4 +368,6 @@ def test_rows_that_are_held_out_for_shots_are_told(tmp_path: Path, mode: str) ->
     pool = write(tmp_path / "more.jsonl", rows[:1])
     assert said(f"shots=0,pool={pool}") == []
     write(path, [{**row, "split": "pool"} if n < 3 else row for n, row in enumerate(rows)])
-    assert said("shots=0") == [f"3 of {len(rows)} rows are held out for shots (marked as pool) and not scored"]
+    assert said("shots=0") == [
+        f"3 of {len(rows)} rows are held out for shots (marked as pool) and not scored"
+    ]

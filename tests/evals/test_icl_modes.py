@@ -25,13 +25,21 @@ def test_raw_accuracy_stands_beside_the_one_per_character(tmp_path: Path) -> Non
     engine = ToyEngine(lambda context, token: -3.0 if token == ord("z") else -2.9)
     score = build(f"icl:{write(tmp_path / 'a.jsonl', rows)},shots=0")(engine)
     assert (score.value, score.details) == (2 / 3, {"accuracy_raw": 1 / 3, "ties": 0})
-    assert [item.score for item in score.items] == [1.0, 1.0, 0.0], "raw it is the last item that is right"
-    assert "accuracy_raw" not in build(f"icl:{tmp_path / 'a.jsonl'},shots=0,norm=none")(engine).details
+    assert [item.score for item in score.items] == [
+        1.0,
+        1.0,
+        0.0,
+    ], "raw it is the last item that is right"
+    assert (
+        "accuracy_raw" not in build(f"icl:{tmp_path / 'a.jsonl'},shots=0,norm=none")(engine).details
+    )
 
 
 def test_letters_in_the_shots_and_in_the_question(tmp_path: Path) -> None:
     evaluator = build(f"icl:{write(tmp_path / 'a.jsonl', [SKY, GRASS])},shots=1,mode=letter")
-    context = "Question: Grass?\nA. green\nB. blue\nAnswer: A\n\nQuestion: Sky?\nA. red\nB. blue\nAnswer:"
+    context = (
+        "Question: Grass?\nA. green\nB. blue\nAnswer: A\n\nQuestion: Sky?\nA. red\nB. blue\nAnswer:"
+    )
     assert asked(evaluator) == [(context, " A"), (context, " B")]
     for liked, right in (("B", 1.0), ("A", 0.0)):
         score = evaluator(ToyEngine(lambda _, token, liked=liked: float(chr(token) == liked)))  # type: ignore[misc]
@@ -64,14 +72,24 @@ def test_a_question_is_no_shot_for_itself_whatever_its_options(tmp_path: Path) -
     ("mode", "row", "message"),
     [
         ("letter", {"question": "?", "answer": "a"}, ":1: found no choices; mode=letter"),
-        ("letter", {"question": "?", "choices": ["a", "a", "b"], "answer": "a"}, ":1: a choice is listed under two letters"),
+        (
+            "letter",
+            {"question": "?", "choices": ["a", "a", "b"], "answer": "a"},
+            ":1: a choice is listed under two letters",
+        ),
         ("generate", {"question": "?", "answer": []}, r":1: answer \[\] is not a text, nor a list"),
-        ("generate", {"question": "?", "answer": ["a", " "]}, ":1: answer .* is not a text, nor a list"),
+        (
+            "generate",
+            {"question": "?", "answer": ["a", " "]},
+            ":1: answer .* is not a text, nor a list",
+        ),
         ("generate", {"question": "?", "answer": 4}, ":1: answer 4 is not a text"),
         ("generate", {"question": "?"}, ":1: found the fields .*, expected `answer`"),
     ],
 )
-def test_rows_that_a_mode_cannot_ask(tmp_path: Path, mode: str, row: dict[str, Any], message: str) -> None:
+def test_rows_that_a_mode_cannot_ask(
+    tmp_path: Path, mode: str, row: dict[str, Any], message: str
+) -> None:
     with pytest.raises(EvaluatorError, match=message) as caught:
         build(f"icl:{write(tmp_path / 'a.jsonl', [row])},shots=0,mode={mode}")
     assert caught.value.hint
@@ -90,12 +108,17 @@ def said(prompt: str) -> str:
 
 
 def test_answers_in_the_models_own_words(tmp_path: Path) -> None:
-    evaluator = build(f"icl:{write(tmp_path / 'a.jsonl', FACTS)},shots=0,mode=generate,max_new_tokens=9")
+    evaluator = build(
+        f"icl:{write(tmp_path / 'a.jsonl', FACTS)},shots=0,mode=generate,max_new_tokens=9"
+    )
     engine = ToyEngine(says=said)
     score = evaluator(engine)
     assert (score.unit, [item.score for item in score.items]) == ("exact match", [1.0, 1.0, 0.0])
     assert engine.configs[0].max_new_tokens == 9
-    assert score.details == {"truncated": pytest.approx(1 / 3), "mean_output_tokens": pytest.approx((7 + 5 + 9) / 3)}
+    assert score.details == {
+        "truncated": pytest.approx(1 / 3),
+        "mean_output_tokens": pytest.approx((7 + 5 + 9) / 3),
+    }
     kept = [json.loads(line) for line in score.files["outputs.jsonl"].splitlines()]
     assert [row["output"] for row in kept] == [" paris.", " Four", " ever so "]
     assert [row["truncated"] for row in kept] == [False, False, True]
@@ -114,18 +137,26 @@ def test_several_right_answers_show_the_first(tmp_path: Path) -> None:
     evaluator = build(f"icl:{write(tmp_path / 'a.jsonl', rows)},shots=1,mode=generate")
     engine = ToyEngine(tokenizer=Characters(bos=False), says=said)
     evaluator(engine)
-    assert engine.tokenizer.decode(engine.prompted[0][0]) == (
-        "Question: 2+2?\nAnswer: 4\n\nQuestion: Capital of France?\nAnswer:"
+    assert (
+        engine.tokenizer.decode(engine.prompted[0][0])
+        == "Question: 2+2?\nAnswer: 4\n\nQuestion: Capital of France?\nAnswer:"
     )
 
 
 def test_until(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", FACTS[:1])
-    score = build(f"icl:{path},shots=0,mode=generate,until=\\n\\n")(ToyEngine(says=lambda _: "Pa\nris\n\nQ"))
+    score = build(f"icl:{path},shots=0,mode=generate,until=\\n\\n")(
+        ToyEngine(says=lambda _: "Pa\nris\n\nQ")
+    )
     assert json.loads(score.files["outputs.jsonl"])["output"] == "Pa\nris"
     assert score.details["truncated"] == 0
-    cut = build(f"icl:{path},shots=0,mode=generate,until=END,max_new_tokens=8")(ToyEngine(says=lambda _: "ParisENDand on"))
-    assert cut.value == 1 and cut.details == {"truncated": 0, "mean_output_tokens": 8}, "it had ended by then"
+    cut = build(f"icl:{path},shots=0,mode=generate,until=END,max_new_tokens=8")(
+        ToyEngine(says=lambda _: "ParisENDand on")
+    )
+    assert cut.value == 1 and cut.details == {
+        "truncated": 0,
+        "mean_output_tokens": 8,
+    }, "it had ended by then"
 
 
 def test_a_line_break_that_is_a_token_ends_generation(tmp_path: Path) -> None:
@@ -149,7 +180,13 @@ def test_encoded_once_for_all_lambdas(tmp_path: Path) -> None:
 
 def test_identity_follows_the_mode_and_its_options(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", [SKY])
-    options = ["", ",mode=letter", ",mode=generate", ",mode=generate,until=.", ",mode=generate,max_new_tokens=5"]
+    options = [
+        "",
+        ",mode=letter",
+        ",mode=generate",
+        ",mode=generate,until=.",
+        ",mode=generate,max_new_tokens=5",
+    ]
     found = [identity(build(f"icl:{path},shots=0{more}")) for more in options]
     json.dumps(found)
     assert len({json.dumps(one, sort_keys=True) for one in found}) == len(options)

@@ -52,14 +52,40 @@ def test_nothing_to_score_is_refused(context: str, answer: str) -> None:
 def test_llama_3_splits_a_bracket_from_its_letter_only_where_it_knows_no_such_token() -> None:
     tokenizer = tokenizer_of("byte-level")
     context = "The answer is one of\n("
-    wholes = [tokenizer.convert_ids_to_tokens(tokenizer.encode(context + answer))[-2:] for answer in ("A)", "D)")]
-    assert wholes == [["(A", ")"], ["D", ")"]], "one token lies across the boundary, the other does not"
+    wholes = [
+        tokenizer.convert_ids_to_tokens(tokenizer.encode(context + answer))[-2:]
+        for answer in ("A)", "D)")
+    ]
+    assert wholes == [
+        ["(A", ")"],
+        ["D", ")"],
+    ], "one token lies across the boundary, the other does not"
     pairs = pairs_of(tokenizer, context, ["A)", "B)", "D)"])
     assert [tokenizer.decode(after) for _, after in pairs] == ["(A)", "(B)", "(D)"]
 
 
 PIECES = st.sampled_from(
-    ["The answer is ", "(", "(A", ")", "A", "B", "un", "able", "play", "ing", " ", "\n", ":", "12", "2+", "β", "γ", "zq", "é"]
+    [
+        "The answer is ",
+        "(",
+        "(A",
+        ")",
+        "A",
+        "B",
+        "un",
+        "able",
+        "play",
+        "ing",
+        " ",
+        "\n",
+        ":",
+        "12",
+        "2+",
+        "β",
+        "γ",
+        "zq",
+        "é",
+    ]
 )
 PHRASES = st.lists(PIECES, min_size=1, max_size=5).map("".join)
 
@@ -67,7 +93,9 @@ PHRASES = st.lists(PIECES, min_size=1, max_size=5).map("".join)
 @pytest.mark.parametrize("style", STYLES)
 @settings(suppress_health_check=[HealthCheck.too_slow])  # a busy machine is no fault of the input
 @given(context=PHRASES, answers=st.lists(PHRASES.filter(str.strip), min_size=1, max_size=4))
-def test_no_answer_is_scored_on_a_part_in_any_style_of_tokenizer(style: str, context: str, answers: list[str]) -> None:
+def test_no_answer_is_scored_on_a_part_in_any_style_of_tokenizer(
+    style: str, context: str, answers: list[str]
+) -> None:
     tokenizer = tokenizer_of(style)
     end = len(context.rstrip())
     try:
@@ -80,12 +108,19 @@ def test_no_answer_is_scored_on_a_part_in_any_style_of_tokenizer(style: str, con
     alone = [tokenizer.bos_token_id, *tokenizer.encode(context.rstrip(), add_special_tokens=False)]
     for answer, (before, after) in zip(answers, pairs):
         found = tokenizer(context + answer, add_special_tokens=False, return_offsets_mapping=True)
-        assert before + after == [tokenizer.bos_token_id, *found["input_ids"]], "BOS once, and nothing after the text"
+        assert before + after == [
+            tokenizer.bos_token_id,
+            *found["input_ids"],
+        ], "BOS once, and nothing after the text"
         starts_and_ends = [(0, 0), *found["offset_mapping"]]
-        assert all(stop <= end for _, stop in starts_and_ends[:size]), "a part of the answer stands in the context"
+        assert all(stop <= end for _, stop in starts_and_ends[:size]), (
+            "a part of the answer stands in the context"
+        )
         agree.append((before + after)[: size + 1] == alone[: size + 1])
         spans.append(starts_and_ends[size][1])
-    assert not all(agree) or len(alone) <= size or max(spans) > end, "a longer context would have been shared by all"
+    assert not all(agree) or len(alone) <= size or max(spans) > end, (
+        "a longer context would have been shared by all"
+    )
 
 
 @given(st.text("ab \n>", min_size=1), st.text("ab \n>", min_size=1), st.booleans())
@@ -125,8 +160,12 @@ def test_a_text_that_begins_with_bos_does_not_get_a_second_one(style: str) -> No
     assert encode.prefix == [bos]
     for text in ("Answer: ", tokenizer.bos_token + "Answer: ", tokenizer.bos_token):
         assert encode(text).count(bos) == 1 and encode(text)[0] == bos
-    assert tokenizer.sep_token_id not in encode("able"), "what says that a text has ended is left out"
-    assert encode.rendered("able") == tokenizer.encode("able", add_special_tokens=False), "a template writes BOS itself"
+    assert tokenizer.sep_token_id not in encode("able"), (
+        "what says that a text has ended is left out"
+    )
+    assert encode.rendered("able") == tokenizer.encode("able", add_special_tokens=False), (
+        "a template writes BOS itself"
+    )
     assert encode.rendered(tokenizer.bos_token * 2 + "able").count(bos) == 1
     for before, _ in pairs_of(tokenizer, tokenizer.bos_token + "Answer:", [" able", " four"]):
         assert before.count(bos) == 1

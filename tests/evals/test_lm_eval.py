@@ -31,12 +31,28 @@ def stock(tasks: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, An
     merged = {lam: home / f"merged-{lam}" for lam in LAMBDAS}
     for lam in LAMBDAS:
         pa_fast.merge(*PAIR, lam=float(lam), out=merged[lam])
-    command = [sys.executable, "-m", "tests.evals.stock", str(tasks), str(BATCH), *map(str, merged.values())]
+    command = [
+        sys.executable,
+        "-m",
+        "tests.evals.stock",
+        str(tasks),
+        str(BATCH),
+        *map(str, merged.values()),
+    ]
     path = f"{ROOT}{os.pathsep}{ROOT / 'kernels'}"
-    offline = {"PYTHONPATH": path, "HF_HOME": str(home), "HF_DATASETS_OFFLINE": "1", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, cwd=ROOT, env={**os.environ, **offline}, capture_output=True, text=True)
+    offline = {
+        "PYTHONPATH": path,
+        "HF_HOME": str(home),
+        "HF_DATASETS_OFFLINE": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
+    done = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, **offline}, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr[-3000:]
-    return {lam: json.loads((merged[lam] / "stock.json").read_text(encoding="utf-8")) for lam in LAMBDAS}
+    return {
+        lam: json.loads((merged[lam] / "stock.json").read_text(encoding="utf-8")) for lam in LAMBDAS
+    }
 
 
 @pytest.fixture
@@ -54,8 +70,14 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
 
         return call
 
-    monkeypatch.setattr(PreTrainedTokenizerFast, "_encode_plus", counting("encoded", PreTrainedTokenizerFast._encode_plus))
-    monkeypatch.setattr(ConfigurableTask, "fewshot_context", counting("built", ConfigurableTask.fewshot_context))
+    monkeypatch.setattr(
+        PreTrainedTokenizerFast,
+        "_encode_plus",
+        counting("encoded", PreTrainedTokenizerFast._encode_plus),
+    )
+    monkeypatch.setattr(
+        ConfigurableTask, "fewshot_context", counting("built", ConfigurableTask.fewshot_context)
+    )
     return calls
 
 
@@ -77,7 +99,9 @@ def test_reused_requests_give_what_fresh_processes_give(
         assert results["samples"] == stock[lam][case]["samples"]
         assert results["results"] == stock[lam][case]["results"]
         assert (counted == before) == (round_ > 0), "only the first λ encodes and builds"
-    assert stock[LAMBDAS[0]][case]["samples"] != stock[LAMBDAS[1]][case]["samples"], "the comparison must be able to fail"
+    assert stock[LAMBDAS[0]][case]["samples"] != stock[LAMBDAS[1]][case]["samples"], (
+        "the comparison must be able to fail"
+    )
 
 
 def test_requests_that_share_a_row_are_scored_as_lm_eval_does(engine: Any, tasks: Path) -> None:
@@ -89,13 +113,19 @@ def test_requests_that_share_a_row_are_scored_as_lm_eval_does(engine: Any, tasks
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_evaluator_scores_what_lm_eval_scores(case: str, stock: dict[str, Any], engine: Any, tasks: Path) -> None:
+def test_the_evaluator_scores_what_lm_eval_scores(
+    case: str, stock: dict[str, Any], engine: Any, tasks: Path
+) -> None:
     names, shots, chat = CASES[case]
     names = [name for name in names if name != "t_rolling"]
     options = f"shots={shots},chat={str(chat).lower()},include_path={tasks}"
     one = build(f"lm-eval:{','.join(names)},{options}")
     assert one.higher_is_better
-    primary = {"t_choice": "acc_norm,none", "t_likelihood": "acc,none", "t_answer": "exact_match,strict"}
+    primary = {
+        "t_choice": "acc_norm,none",
+        "t_likelihood": "acc,none",
+        "t_answer": "exact_match,strict",
+    }
     for lam in LAMBDAS:
         engine.set_lambda(float(lam))
         score, said = one(engine), stock[lam][case]
@@ -105,12 +135,24 @@ def test_the_evaluator_scores_what_lm_eval_scores(case: str, stock: dict[str, An
         assert score.unit == (f"{unit}, macro" if len(names) > 1 else unit)
         for name in names:
             metric, _, filter = primary[name].partition(",")
-            expected = {str(s["doc_id"]): float(s[metric]) for s in said["samples"][name] if s["filter"] == filter}
+            expected = {
+                str(s["doc_id"]): float(s[metric])
+                for s in said["samples"][name]
+                if s["filter"] == filter
+            }
             assert {item.id: item.score for item in score.items if item.group == name} == expected
-            figures = {key: value for key, value in said["results"][name].items() if "," in key and "_stderr" not in key}
+            figures = {
+                key: value
+                for key, value in said["results"][name].items()
+                if "," in key and "_stderr" not in key
+            }
             for key, value in figures.items():
                 assert score.details[f"{name}/{key.removesuffix(',none')}"] == value
-        assert score.n == len(score.items) == sum(said["n-samples"][name]["effective"] for name in names)
+        assert (
+            score.n
+            == len(score.items)
+            == sum(said["n-samples"][name]["effective"] for name in names)
+        )
 
 
 def test_likelihoods_of_documents_are_nats(stock: dict[str, Any], engine: Any, tasks: Path) -> None:
@@ -118,7 +160,10 @@ def test_likelihoods_of_documents_are_nats(stock: dict[str, Any], engine: Any, t
     engine.set_lambda(float(LAMBDAS[0]))
     score, said = rolling(engine), stock[LAMBDAS[0]]["plain"]
     assert not rolling.higher_is_better
-    assert (score.value, score.unit) == (said["results"]["t_rolling"]["word_perplexity,none"], "word_perplexity")
+    assert (score.value, score.unit) == (
+        said["results"]["t_rolling"]["word_perplexity,none"],
+        "word_perplexity",
+    )
     pairs = [sample["word_perplexity"] for sample in said["samples"]["t_rolling"]]
     assert [item.score for item in score.items] == [-nats / words for nats, words in pairs]
     likelihood = build(f"lm-eval:t_likelihood,include_path={tasks},metric=perplexity")

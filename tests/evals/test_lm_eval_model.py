@@ -1,4 +1,5 @@
-"""PaFastLM and build_once, as a pipeline that calls lm-eval itself uses them: what goes wrong in silence elsewhere."""
+"""PaFastLM and build_once, as a pipeline that calls lm-eval itself uses them: what goes wrong in
+silence elsewhere."""
 
 from __future__ import annotations
 
@@ -61,7 +62,9 @@ def test_what_shapes_a_request_makes_it_anew(engine: Any, tasks: Path) -> None:
     for limit, shots in ((3, 2), (3, 2), (2, 2), (2, 0)):
         task.set_config("num_fewshot", shots)
         evaluate(lm, once, limit=limit, bootstrap_iters=0, log_samples=False)
-        counts.append((len({i.doc_id for i in task.instances}), task.instances[0].args[0].count("\n")))
+        counts.append(
+            (len({i.doc_id for i in task.instances}), task.instances[0].args[0].count("\n"))
+        )
     assert counts == [(3, 2), (3, 2), (2, 2), (2, 0)]
     task.set_config("num_fewshot", 2)
     task.set_fewshot_seed(5)
@@ -74,14 +77,19 @@ def test_what_shapes_a_request_makes_it_anew(engine: Any, tasks: Path) -> None:
 
 def test_predict_only_cannot_take_the_metrics_away(engine: Any, tasks: Path) -> None:
     once = ours.build_once(loaded(str(tasks), [NAME], 0))
-    with pytest.raises(EvaluatorError, match="predict_only would replace the metrics of `t_choice`"):
+    with pytest.raises(
+        EvaluatorError, match="predict_only would replace the metrics of `t_choice`"
+    ):
         once["tasks"][NAME].override_metric("bypass")
 
 
 def test_a_cache_of_responses_is_refused(engine: Any, tmp_path: Path) -> None:
     from lm_eval.api.model import CachingLM
 
-    with pytest.raises(EvaluatorError, match="use_cache cannot be used in a sweep: its key is a hash of the request alone"):
+    with pytest.raises(
+        EvaluatorError,
+        match="use_cache cannot be used in a sweep: its key is a hash of the request alone",
+    ):
         CachingLM(ours.PaFastLM(engine), str(tmp_path / "cache.db"))
     with pytest.raises(EvaluatorError, match="use_cache"):
         ours.PaFastLM(engine, use_cache="cache.db")
@@ -117,11 +125,15 @@ def test_a_head_tied_on_one_side_keeps_its_own(tmp_path: Path) -> None:
     assert lm.weights.verify()
 
 
-def test_a_constructor_that_replaces_a_live_tensor_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_constructor_that_replaces_a_live_tensor_is_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     lm = pa_fast.load(*PAIR, endpoint_check=False)
 
     def tie_weights() -> None:
-        lm.model.lm_head.weight = torch.nn.Parameter(lm.model.lm_head.weight.detach().clone(), requires_grad=False)
+        lm.model.lm_head.weight = torch.nn.Parameter(
+            lm.model.lm_head.weight.detach().clone(), requires_grad=False
+        )
 
     monkeypatch.setattr(lm.model, "tie_weights", tie_weights)
     with pytest.raises(EngineError, match=r"`lm_head\.weight` was replaced or moved"):
@@ -142,13 +154,19 @@ def test_answers_from_memory_are_copies(engine: Any) -> None:
     assert lm.tok_encode("abc") == engine.tokenizer.encode("abc")
     lm.tok_encode("abc").append(0)
     assert lm.tok_encode("abc") == engine.tokenizer.encode("abc")
-    assert lm.tok_encode("abc", add_special_tokens=False) == engine.tokenizer.encode("abc", add_special_tokens=False)
+    assert lm.tok_encode("abc", add_special_tokens=False) == engine.tokenizer.encode(
+        "abc", add_special_tokens=False
+    )
     assert lm.tok_encode("abc", left_truncate_len=2) == engine.tokenizer.encode("abc")[-2:]
     texts = ["abc", "a"]
     for side in ("left", "right"):
         ids, mask = lm.tok_batch_encode(texts, padding_side=side)
-        expected = engine.tokenizer(texts, padding="longest", padding_side=side, return_tensors="pt")
-        assert torch.equal(ids, expected["input_ids"]) and torch.equal(mask, expected["attention_mask"])
+        expected = engine.tokenizer(
+            texts, padding="longest", padding_side=side, return_tensors="pt"
+        )
+        assert torch.equal(ids, expected["input_ids"]) and torch.equal(
+            mask, expected["attention_mask"]
+        )
         ids.zero_()
         assert torch.equal(lm.tok_batch_encode(texts, padding_side=side)[0], expected["input_ids"])
 
@@ -156,7 +174,9 @@ def test_answers_from_memory_are_copies(engine: Any) -> None:
 def test_pairs_are_not_remembered_twice(engine: Any, tasks: Path) -> None:
     lm = ours.PaFastLM(engine)
     evaluated(lm, ours.build_once(loaded(str(tasks), [NAME], 0)), False)
-    assert not [key for key in lm.tokenizer.memory if ">" in str(key)], "the plan holds their tokens"
+    assert not [key for key in lm.tokenizer.memory if ">" in str(key)], (
+        "the plan holds their tokens"
+    )
 
 
 def test_templates_are_compiled_once_and_only_meanwhile() -> None:
@@ -175,7 +195,9 @@ def test_templates_are_compiled_once_and_only_meanwhile() -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_sums_of_many_rows_are_sums_of_each(dtype: torch.dtype) -> None:
     for length in (1, 2, 3, 7, 8, 17, 33, 64, 100, 257):
-        values = (3 * torch.randn(50, length, generator=torch.Generator().manual_seed(length))).to(dtype)
+        values = (3 * torch.randn(50, length, generator=torch.Generator().manual_seed(length))).to(
+            dtype
+        )
         assert torch.equal(values.sum(-1), torch.stack([row.unsqueeze(0).sum() for row in values]))
 
 
@@ -191,7 +213,9 @@ def test_requests_that_do_not_fit_are_counted_and_endless_answers_refused(engine
     assert lm.cut == 0
     ask("a" * 30, "bc")
     assert lm.cut == 1
-    lm.generate_until([Instance("generate_until", {}, ("a" * 30, {"until": [], "max_gen_toks": 4}), 0)])
+    lm.generate_until(
+        [Instance("generate_until", {}, ("a" * 30, {"until": [], "max_gen_toks": 4}), 0)]
+    )
     assert lm.cut == 2
     with pytest.raises(EvaluatorError, match="17 of continuation; the model has room for 16"):
         ask("a", "b" * 17)

@@ -25,9 +25,24 @@ dataset_kwargs: {{data_files: {{train: {folder}/prompts.jsonl}}}}
 generation_kwargs: {{until: [], do_sample: false, temperature: 0.0, max_gen_toks: 12}}
 """
 _PROMPTS = [
-    {"key": 1, "prompt": "rev abc", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]},
-    {"key": 2, "prompt": "rev abcd", "instruction_id_list": ["change_case:english_capital"], "kwargs": [{}]},
-    {"key": 3, "prompt": "rev ab", "instruction_id_list": ["punctuation:no_comma", "startend:quotation"], "kwargs": [{}, {}]},
+    {
+        "key": 1,
+        "prompt": "rev abc",
+        "instruction_id_list": ["punctuation:no_comma"],
+        "kwargs": [{}],
+    },
+    {
+        "key": 2,
+        "prompt": "rev abcd",
+        "instruction_id_list": ["change_case:english_capital"],
+        "kwargs": [{}],
+    },
+    {
+        "key": 3,
+        "prompt": "rev ab",
+        "instruction_id_list": ["punctuation:no_comma", "startend:quotation"],
+        "kwargs": [{}, {}],
+    },
 ]
 
 
@@ -38,16 +53,38 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     return int(end.value.code or 0)
 
 
-def test_a_sweep_and_its_second_call(tasks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    evals = [f"lm-eval:t_choice,t_answer,include_path={tasks},name=both", f"lm-eval:t_rolling,include_path={tasks},name=text"]
+def test_a_sweep_and_its_second_call(
+    tasks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evals = [
+        f"lm-eval:t_choice,t_answer,include_path={tasks},name=both",
+        f"lm-eval:t_rolling,include_path={tasks},name=text",
+    ]
     out = tmp_path / "run"
-    sweep = ["sweep", *map(str, PAIR), "--out", str(out), *(part for one in evals for part in ("--eval", one))]
+    sweep = [
+        "sweep",
+        *map(str, PAIR),
+        "--out",
+        str(out),
+        *(part for one in evals for part in ("--eval", one)),
+    ]
     assert run(monkeypatch, *sweep, "--lambdas", "0,1") == 0
     journal = (out / "journal.jsonl").read_bytes()
     rows = json.loads((out / "results.json").read_text(encoding="utf-8"))["rows"]
-    assert [(row["lambda"], row["evaluator"]) for row in rows] == [("0", "both"), ("0", "text"), ("1", "both"), ("1", "text")]
-    assert rows[2]["details"]["t_answer/exact_match,strict"] >= rows[0]["details"]["t_answer/exact_match,strict"]
-    kept = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((out / "outputs").glob("*/results.json"))]
+    assert [(row["lambda"], row["evaluator"]) for row in rows] == [
+        ("0", "both"),
+        ("0", "text"),
+        ("1", "both"),
+        ("1", "text"),
+    ]
+    assert (
+        rows[2]["details"]["t_answer/exact_match,strict"]
+        >= rows[0]["details"]["t_answer/exact_match,strict"]
+    )
+    kept = [
+        json.loads(path.read_text(encoding="utf-8"))
+        for path in sorted((out / "outputs").glob("*/results.json"))
+    ]
     assert sorted(one["config"]["pa_fast"]["lambda"] for one in kept) == ["0", "0", "1", "1"]
     assert run(monkeypatch, *sweep, "--lambdas", "0,1") == 0
     assert (out / "journal.jsonl").read_bytes() == journal, "finished points are not run again"
@@ -58,9 +95,25 @@ def test_a_sweep_and_its_second_call(tasks: Path, tmp_path: Path, monkeypatch: p
 def test_another_task_under_the_same_name_is_another_sweep(
     tasks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sweep = ["sweep", *map(str, PAIR), "--out", str(tmp_path / "run"), "--lambdas", "0", "--limit", "2"]
-    assert run(monkeypatch, *sweep, "--eval", f"lm-eval:t_choice,include_path={tasks},name=one") == 0
-    assert run(monkeypatch, *sweep, "--eval", f"lm-eval:t_choice,shots=1,include_path={tasks},name=one") == 1
+    sweep = [
+        "sweep",
+        *map(str, PAIR),
+        "--out",
+        str(tmp_path / "run"),
+        "--lambdas",
+        "0",
+        "--limit",
+        "2",
+    ]
+    assert (
+        run(monkeypatch, *sweep, "--eval", f"lm-eval:t_choice,include_path={tasks},name=one") == 0
+    )
+    assert (
+        run(
+            monkeypatch, *sweep, "--eval", f"lm-eval:t_choice,shots=1,include_path={tasks},name=one"
+        )
+        == 1
+    )
     assert "shots" in capsys.readouterr().err
 
 
@@ -78,8 +131,12 @@ def test_ifeval_over_local_prompts(
     where = importlib.util.find_spec("lm_eval")
     assert where is not None and where.origin is not None
     installed = Path(where.origin).parent / "tasks" / "ifeval" / "ifeval.yaml"
-    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in _PROMPTS), encoding="utf-8")
-    (tmp_path / "i_local.yaml").write_text(_IFEVAL.format(installed=installed, folder=tmp_path), encoding="utf-8")
+    (tmp_path / "prompts.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in _PROMPTS), encoding="utf-8"
+    )
+    (tmp_path / "i_local.yaml").write_text(
+        _IFEVAL.format(installed=installed, folder=tmp_path), encoding="utf-8"
+    )
     one = build(f"lm-eval:i_local,chat=true,include_path={tmp_path}")
     engine.set_lambda(1.0)
     score = one(engine)

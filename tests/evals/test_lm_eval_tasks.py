@@ -1,4 +1,5 @@
-"""`lm-eval:…` as an EVAL: which tasks it means, what it records, and what it refuses before a model is loaded."""
+"""`lm-eval:…` as an EVAL: which tasks it means, what it records, and what it refuses before a model
+is loaded."""
 
 from __future__ import annotations
 
@@ -29,17 +30,27 @@ def test_tasks_count_the_same_or_their_documents_do(engine: Any, tasks: Path) ->
     engine.set_lambda(0.4)
     group = build(f"lm-eval:t_group,include_path={tasks},metric=acc,average=micro")(engine)
     weighted = 12 * figure(group, "t_choice/acc") + 7 * figure(group, "t_likelihood/acc")
-    assert group.value == pytest.approx(weighted / 19) == pytest.approx(figure(group, "t_group/acc"))
+    assert (
+        group.value == pytest.approx(weighted / 19) == pytest.approx(figure(group, "t_group/acc"))
+    )
     assert group.unit == "acc, micro"
     assert group.value == pytest.approx(sum(item.score for item in group.items) / group.n)
     for name in ("t_tag", "t_group"):
         tag = build(f"lm-eval:{name},include_path={tasks},metric=acc")(engine)
-        assert tag.value == (figure(tag, "t_choice/acc") + figure(tag, "t_likelihood/acc")) / 2 != group.value
+        assert (
+            tag.value
+            == (figure(tag, "t_choice/acc") + figure(tag, "t_likelihood/acc")) / 2
+            != group.value
+        )
         assert tag.unit == "acc, macro"
         assert {item.group for item in tag.items} == {"t_choice", "t_likelihood"}
     mixed = build(f"lm-eval:t_group,t_answer,include_path={tasks}")(engine)
     # the group does not aggregate acc_norm, the metric of its first task
-    each = (figure(mixed, "t_choice/acc_norm"), figure(mixed, "t_likelihood/acc"), figure(mixed, "t_answer/exact_match,strict"))
+    each = (
+        figure(mixed, "t_choice/acc_norm"),
+        figure(mixed, "t_likelihood/acc"),
+        figure(mixed, "t_answer/exact_match,strict"),
+    )
     assert mixed.value == pytest.approx(sum(each) / 3)
     assert mixed.unit == "acc_norm and acc and exact_match,strict, macro"
 
@@ -47,20 +58,31 @@ def test_tasks_count_the_same_or_their_documents_do(engine: Any, tasks: Path) ->
 def test_a_metric_and_a_filter_can_be_chosen(engine: Any, tasks: Path) -> None:
     engine.set_lambda(1.0)
     score = build(f"lm-eval:t_answer,include_path={tasks},metric=exact_match\\,lower")(engine)
-    assert (score.unit, score.value) == ("exact_match,lower", figure(score, "t_answer/exact_match,lower"))
+    assert (score.unit, score.value) == (
+        "exact_match,lower",
+        figure(score, "t_answer/exact_match,lower"),
+    )
 
 
 def test_a_limit_is_that_many_documents_in_all(engine: Any, tasks: Path) -> None:
     engine.set_lambda(1.0)
-    whole = {(item.group, item.id): item.score for item in build(f"lm-eval:t_choice,t_answer,include_path={tasks}")(engine).items}
+    whole = {
+        (item.group, item.id): item.score
+        for item in build(f"lm-eval:t_choice,t_answer,include_path={tasks}")(engine).items
+    }
     evaluator = build(f"lm-eval:t_choice,t_answer,include_path={tasks}", limit=5)
     assert evaluator.check(engine) == []  # type: ignore[attr-defined]
     score = evaluator(engine)
     assert sorted(item.group for item in score.items) == ["t_answer"] * 3 + ["t_choice"] * 2
-    assert all(whole[item.group, item.id] == item.score for item in score.items), "the ids are those of all documents"
+    assert all(whole[item.group, item.id] == item.score for item in score.items), (
+        "the ids are those of all documents"
+    )
     other = build(f"lm-eval:t_choice,t_answer,include_path={tasks}", limit=5, seed=1)(engine)
     assert [item.id for item in other.items] != [item.id for item in score.items]
-    assert {item.group for item in build(f"lm-eval:t_group,t_answer,include_path={tasks}", limit=1)(engine).items} == {"t_answer"}
+    assert {
+        item.group
+        for item in build(f"lm-eval:t_group,t_answer,include_path={tasks}", limit=1)(engine).items
+    } == {"t_answer"}
 
 
 def test_requests_are_built_and_encoded_before_the_first_lambda(
@@ -73,7 +95,9 @@ def test_requests_are_built_and_encoded_before_the_first_lambda(
     calls = []
     for kind, name in ((PreTrainedTokenizerFast, "encode"), (ConfigurableTask, "fewshot_context")):
         own = getattr(kind, name)
-        monkeypatch.setattr(kind, name, lambda *a, own=own, name=name, **k: (calls.append(name), own(*a, **k))[1])
+        monkeypatch.setattr(
+            kind, name, lambda *a, own=own, name=name, **k: (calls.append(name), own(*a, **k))[1]
+        )
     assert evaluator.check(engine) == []
     assert {"encode", "fewshot_context"} <= set(calls)
     calls.clear()
@@ -83,7 +107,9 @@ def test_requests_are_built_and_encoded_before_the_first_lambda(
     assert first == fresh, "asked beforehand or not"
 
 
-def test_requests_that_do_not_fit_are_told_before_the_first_lambda(engine: Any, tasks: Path) -> None:
+def test_requests_that_do_not_fit_are_told_before_the_first_lambda(
+    engine: Any, tasks: Path
+) -> None:
     import pa_fast.evals.lm_eval as ours
 
     def of(text: str, positions: int) -> Any:
@@ -93,20 +119,31 @@ def test_requests_that_do_not_fit_are_told_before_the_first_lambda(engine: Any, 
 
     text = f"lm-eval:t_choice,include_path={tasks},shots=2"
     [note] = of(text, 16).check(engine)
-    assert "requests are too long for the model, which has positions for 16 tokens: they lose the beginning" in note
+    assert (
+        "requests are too long for the model, which has positions for 16 tokens: they lose the"
+        " beginning" in note
+    )
     with pytest.raises(EvaluatorError, match=r"\d+ of \d+ requests are too long"):
         of(f"{text},overflow=refuse", 16).check(engine)
-    with pytest.raises(EvaluatorError, match=r"12 of 12 prompts ask for up to 9 new tokens, and the model has positions for 9"):
+    with pytest.raises(
+        EvaluatorError,
+        match=r"12 of 12 prompts ask for up to 9 new tokens, and the model has positions for 9",
+    ):
         of(f"lm-eval:t_answer,include_path={tasks}", 9).check(engine)
 
 
-def test_ties_are_counted_in_the_metric_that_scores(engine: Any, tasks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ties_are_counted_in_the_metric_that_scores(
+    engine: Any, tasks: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     evaluator = build(f"lm-eval:t_choice,include_path={tasks}")
     assert evaluator(engine).details["t_choice/ties"] == 0
     from pa_fast.evals.lm_eval.plan import Plan
 
     monkeypatch.setattr(Plan, "score", lambda plan, *_: [(-1.0, False)] * plan.count)
-    assert build(f"lm-eval:t_choice,include_path={tasks},metric=acc")(engine).details["t_choice/ties"] == 12
+    assert (
+        build(f"lm-eval:t_choice,include_path={tasks},metric=acc")(engine).details["t_choice/ties"]
+        == 12
+    )
 
 
 def test_the_softmax_is_taken_in_fp32(engine: Any) -> None:
@@ -128,17 +165,29 @@ def test_results_are_lm_evals_own_form(engine: Any, tasks: Path) -> None:
     assert random.getstate() == state
     (text,) = score.files.values()
     results = json.loads(text)
-    assert {"results", "groups", "configs", "versions", "n-shot", "n-samples", "higher_is_better"} <= results.keys()
+    assert {
+        "results",
+        "groups",
+        "configs",
+        "versions",
+        "n-shot",
+        "n-samples",
+        "higher_is_better",
+    } <= results.keys()
     assert "acc_norm" in make_table(results) and "t_group" in make_table(results, "groups")
     assert results["n-shot"] == {"t_answer": 1, "t_choice": 1, "t_group": 1, "t_likelihood": 1}
     assert results["fewshot_as_multiturn"] is True and "message.role" in results["chat_template"]
     ours = results["config"]["pa_fast"]
     assert (ours["lambda"], ours["checksum"]) == ("0.3", f"{engine.weights.checksum():016x}")
-    assert (ours["base"], ours["instruct"], ours["dtype"]) == tuple(engine.identity[key] for key in ("base", "instruct", "dtype"))
+    assert (ours["base"], ours["instruct"], ours["dtype"]) == tuple(
+        engine.identity[key] for key in ("base", "instruct", "dtype")
+    )
     assert one(engine) == score, "no times, no addresses"
 
 
-def test_nothing_is_said_on_stderr(engine: Any, tasks: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_nothing_is_said_on_stderr(
+    engine: Any, tasks: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     build(f"lm-eval:t_choice,t_answer,include_path={tasks},shots=1", limit=2)(engine)
     build(f"lm-eval:t_rolling,include_path={tasks}", limit=2)(engine)
     said = capfd.readouterr()
@@ -159,9 +208,19 @@ def test_identity_is_what_is_asked(tasks: Path, tmp_path: Path) -> None:
     first = of(tasks)
     assert of(moved) == first, "a folder may move"
     assert json.loads(json.dumps(first)) == first
-    assert (first["lm_eval"], first["versions"]) == (importlib.metadata.version("lm_eval"), {"t_choice": "1.0"})
-    variants = [of(tasks, options="shots=1"), of(tasks, options="shots=2,chat=true"), of(tasks, options="shots=2,metric=acc")]
-    variants += [of(tasks, options="shots=2,average=micro"), of(tasks, options="shots=2,overflow=refuse")]
+    assert (first["lm_eval"], first["versions"]) == (
+        importlib.metadata.version("lm_eval"),
+        {"t_choice": "1.0"},
+    )
+    variants = [
+        of(tasks, options="shots=1"),
+        of(tasks, options="shots=2,chat=true"),
+        of(tasks, options="shots=2,metric=acc"),
+    ]
+    variants += [
+        of(tasks, options="shots=2,average=micro"),
+        of(tasks, options="shots=2,overflow=refuse"),
+    ]
     variants += [of(tasks, limit=3), of(tasks, seed=1), of(tasks, names="t_choice,t_answer")]
     for file, change in (
         ("t_choice.yaml", ("{{prompt}}", "{{prompt}} ")),
@@ -179,13 +238,17 @@ def test_identity_is_what_is_asked(tasks: Path, tmp_path: Path) -> None:
     assert all(variant != first for variant in variants)
 
 
-def test_lm_evals_own_tasks_are_looked_at_only_for_names_not_found(tasks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lm_evals_own_tasks_are_looked_at_only_for_names_not_found(
+    tasks: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def registered() -> Any:
         raise LookupError("14,000 files")
 
     monkeypatch.setattr(loading, "_registered", registered)
     build(f"lm-eval:t_answer,t_group,include_path={tasks}")
-    (tasks / "t_other.yaml").write_text("group: t_other\ntask: [t_choice, arc_easy]\n", encoding="utf-8")
+    (tasks / "t_other.yaml").write_text(
+        "group: t_other\ntask: [t_choice, arc_easy]\n", encoding="utf-8"
+    )
     try:
         for name in ("arc_easy", "t_other"):
             with pytest.raises(LookupError):
@@ -200,14 +263,19 @@ def few(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     from lm_eval.tasks import TaskManager
 
     (tmp_path / "own").mkdir()
-    (tmp_path / "own" / "own.yaml").write_text("task: arc_easy\ndataset_path: allenai/ai2_arc\n", encoding="utf-8")
+    (tmp_path / "own" / "own.yaml").write_text(
+        "task: arc_easy\ndataset_path: allenai/ai2_arc\n", encoding="utf-8"
+    )
     manager = TaskManager(include_path=str(tmp_path / "own"), include_defaults=False)
     monkeypatch.setattr(loading, "_registered", lambda: manager)
     return manager
 
 
 _CHOICE = "include: t_choice.yaml\ntask: mine\n"
-_NOWHERE = "task: mine\ndataset_path: json\ndataset_kwargs: {data_files: {test: nowhere.jsonl}}\ntest_split: test\n"
+_NOWHERE = (
+    "task: mine\ndataset_path: json\ndataset_kwargs: {data_files: {test:"
+    " nowhere.jsonl}}\ntest_split: test\n"
+)
 
 
 @pytest.mark.parametrize(
@@ -223,17 +291,52 @@ _NOWHERE = "task: mine\ndataset_path: json\ndataset_kwargs: {data_files: {test: 
             "No module named 'nowhere'|module 'nowhere'",
             "lm-eval[ifeval]",
         ),
-        (f"{_CHOICE}unsafe_code: true\n", "mine", "runs code that the model writes", "leave it out"),
+        (
+            f"{_CHOICE}unsafe_code: true\n",
+            "mine",
+            "runs code that the model writes",
+            "leave it out",
+        ),
         (f"{_CHOICE}doc_to_image: prompt\n", "mine", "needs images or sound", "leave it out"),
         (f"{_CHOICE}num_fewshot: 0\n", "mine,shots=3", "fixed at 0 shots", "one --eval for each"),
-        (f"{_CHOICE}metric_list: [{{metric: bypass}}]\n", "mine", "measures nothing", "leave it out"),
-        ("", "t_choice,t_rolling", r"more is better for t_choice \(acc_norm\) and worse for t_rolling \(word_perp", "two --eval"),
+        (
+            f"{_CHOICE}metric_list: [{{metric: bypass}}]\n",
+            "mine",
+            "measures nothing",
+            "leave it out",
+        ),
+        (
+            "",
+            "t_choice,t_rolling",
+            r"more is better for t_choice \(acc_norm\) and worse for t_rolling \(word_perp",
+            "two --eval",
+        ),
         ("", "t_choice,metric=f1", "`t_choice` has no metric `f1`, it has acc, acc_norm", "choose"),
-        ("", "t_choice,t_answer,metric=acc", "`t_answer` has no metric `acc`, it has exact_match", "two --eval"),
-        ("", "t_answer,metric=exact_match\\,upper", "`t_answer` applies no filter `upper`, it has .*lower", "choose"),
-        ("", "t_choice,use_cache=x.db", "use_cache would give every λ the scores of the first", "leave it out"),
+        (
+            "",
+            "t_choice,t_answer,metric=acc",
+            "`t_answer` has no metric `acc`, it has exact_match",
+            "two --eval",
+        ),
+        (
+            "",
+            "t_answer,metric=exact_match\\,upper",
+            "`t_answer` applies no filter `upper`, it has .*lower",
+            "choose",
+        ),
+        (
+            "",
+            "t_choice,use_cache=x.db",
+            "use_cache would give every λ the scores of the first",
+            "leave it out",
+        ),
         ("", "t_choice,shots=some", "expected a whole number from 0", "shots=0"),
-        ("", "t_choice,t_group", "cannot load t_choice, t_group: ValueError: Duplicate task 't_choice'", "check"),
+        (
+            "",
+            "t_choice,t_group",
+            "cannot load t_choice, t_group: ValueError: Duplicate task 't_choice'",
+            "check",
+        ),
     ],
 )
 def test_what_is_refused_before_a_model_is_loaded(
@@ -253,11 +356,17 @@ def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
         build(f"lm-eval:mine,include_path={tmp_path / 'nowhere'}")
 
 
-def test_a_missing_extra_names_its_install_command(tasks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_extra_names_its_install_command(
+    tasks: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     find = importlib.util.find_spec
     for package in ("lm_eval", "accelerate"):
         with monkeypatch.context() as patch:
-            patch.setattr(importlib.util, "find_spec", lambda name, gone=package: None if name == gone else find(name))
+            patch.setattr(
+                importlib.util,
+                "find_spec",
+                lambda name, gone=package: None if name == gone else find(name),
+            )
             with pytest.raises(MissingExtra, match=f"{package}, which is not installed") as error:
                 build(f"lm-eval:t_choice,include_path={tasks}")
             assert error.value.hint == "pip install 'pa_fast[eval]'"
@@ -268,4 +377,7 @@ def test_a_missing_extra_names_its_install_command(tasks: Path, monkeypatch: pyt
 
 def test_columns(tmp_path: Path) -> None:
     assert parse("lm-eval:piqa,arc_easy,shots=5").column == "lm-eval:piqa,arc_easy,shots=5"
-    assert parse(f"lm-eval:ifeval,chat=true,include_path={tmp_path}/mine").column == "lm-eval:ifeval,chat=true,include_path=mine"
+    assert (
+        parse(f"lm-eval:ifeval,chat=true,include_path={tmp_path}/mine").column
+        == "lm-eval:ifeval,chat=true,include_path=mine"
+    )

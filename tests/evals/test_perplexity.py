@@ -24,7 +24,9 @@ def test_windows_score_each_token_once_with_the_longest_context(
     stride = data.draw(st.integers(1, window - 1))
     whole = [1, *ids] if has_bos else ids
     at = 1
-    for index, (context, continuation) in enumerate(windows(ids, 1 if has_bos else None, window, stride)):
+    for index, (context, continuation) in enumerate(
+        windows(ids, 1 if has_bos else None, window, stride)
+    ):
         assert continuation == whole[at : at + len(continuation)]
         assert context == whole[:at][-len(context) :], "the context is what stands before"
         assert len(context) + len(continuation) <= window
@@ -65,13 +67,19 @@ def test_value_and_items(tmp_path: Path, window: int, stride: int, bos: bool) ->
     assert score.value == pytest.approx(value, rel=1e-12)
     assert [item.score for item in score.items] == pytest.approx(means, rel=1e-12)
     assert [item.id for item in score.items] == ["1", "2", "3"]
-    assert (score.unit, score.n, evaluator.higher_is_better) == (f"perplexity, window {window}", 3, False)
+    assert (score.unit, score.n, evaluator.higher_is_better) == (
+        f"perplexity, window {window}",
+        3,
+        False,
+    )
     assert len(engine.asked) == 1, "all windows in one call"
 
 
 def test_uniform_model_has_the_perplexity_of_its_alphabet(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("some text of no import")
-    score = build(f"perplexity:{tmp_path / 'a.txt'}")(ToyEngine(lambda context, token: -math.log(26)))
+    score = build(f"perplexity:{tmp_path / 'a.txt'}")(
+        ToyEngine(lambda context, token: -math.log(26))
+    )
     assert score.value == pytest.approx(26)
 
 
@@ -81,14 +89,23 @@ def test_whole_file_or_blank_lines(tmp_path: Path) -> None:
     assert build(f"perplexity:{path}")(ToyEngine()).n == 1
     engine = ToyEngine()
     assert build(f"perplexity:{path},split=blank")(engine).n == 2
-    assert [engine.tokenizer.decode(continuation) for _, continuation in engine.asked[0]] == ["one\ntwo", "three"]
+    assert [engine.tokenizer.decode(continuation) for _, continuation in engine.asked[0]] == [
+        "one\ntwo",
+        "three",
+    ]
 
 
 def test_limit_keeps_the_same_documents(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("\n\n".join(f"document {number}" for number in range(30)))
     ids = [
-        [item.id for item in build(f"perplexity:{path},split=blank", limit=5, seed=seed)(ToyEngine()).items] for seed in (0, 0, 1)
+        [
+            item.id
+            for item in build(f"perplexity:{path},split=blank", limit=5, seed=seed)(
+                ToyEngine()
+            ).items
+        ]
+        for seed in (0, 0, 1)
     ]
     assert ids[0] == ids[1] != ids[2]
     assert ids[0] == sorted(ids[0], key=int)

@@ -15,7 +15,10 @@ from pa_fast.evals.rows import distinct, read_rows
 
 def rows_of(path: Path, text: str) -> list[tuple[str, int, Any]]:
     path.write_text(text, encoding="utf-8")
-    return [(row.where.removeprefix(str(path)), row.number, row.fields) for row in read_rows(read_file(path))]
+    return [
+        (row.where.removeprefix(str(path)), row.number, row.fields)
+        for row in read_rows(read_file(path))
+    ]
 
 
 def test_lines_and_lists(tmp_path: Path) -> None:
@@ -23,7 +26,10 @@ def test_lines_and_lists(tmp_path: Path) -> None:
     assert rows_of(tmp_path / "a.jsonl", lines) == [(":1", 1, {"a": 1}), (":3", 3, {"a": "\u2028"})]
     assert rows_of(tmp_path / "a.json", lines) == rows_of(tmp_path / "a.jsonl", lines)
     listed = json.dumps([{"a": 1}, {"a": 2}], indent=1)
-    assert rows_of(tmp_path / "a.json", listed) == [(": row 1", 1, {"a": 1}), (": row 2", 2, {"a": 2})]
+    assert rows_of(tmp_path / "a.json", listed) == [
+        (": row 1", 1, {"a": 1}),
+        (": row 2", 2, {"a": 2}),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -50,5 +56,7 @@ def test_what_is_no_row(tmp_path: Path, name: str, text: str, message: str) -> N
 def test_what_is_no_id(tmp_path: Path, value: Any) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps({"id": value}))
-    with pytest.raises(EvaluatorError, match=r"a\.jsonl:1: `id` is .*, expected a text or a number"):
+    with pytest.raises(
+        EvaluatorError, match=r"a\.jsonl:1: `id` is .*, expected a text or a number"
+    ):
         distinct(read_rows(read_file(path)))

@@ -1,4 +1,5 @@
-"""YAML suites: what an entry means, where its paths begin, and how its errors say where they are."""
+"""YAML suites: what an entry means, where its paths begin, and how its errors say where they
+are."""
 
 from __future__ import annotations
 
@@ -22,10 +23,9 @@ def suite(path: Path, text: str) -> str:
 def test_strings_and_mappings(tmp_path: Path) -> None:
     path = suite(
         tmp_path / "all.yaml",
-        "- perplexity:wiki.txt,window=64\n"
-        '- {eval: icl, file: few.jsonl, shots: 5, sep: "\\n", pool: more.jsonl}\n'
-        "- eval: generate\n  file: ask.jsonl\n  chat: true\n  regex: '^\\d{1,3}$'\n  name: numbers, short\n"
-        "- {eval: python, function: my.module:score}\n",
+        '- perplexity:wiki.txt,window=64\n- {eval: icl, file: few.jsonl, shots: 5, sep: "\\n",'
+        " pool: more.jsonl}\n- eval: generate\n  file: ask.jsonl\n  chat: true\n  regex:"
+        " '^\\d{1,3}$'\n  name: numbers, short\n- {eval: python, function: my.module:score}\n",
     )
     specs = parse_all(["python:first:one", path, "python:last:one"])
     assert [spec.column for spec in specs] == [
@@ -45,7 +45,10 @@ def test_paths_begin_beside_the_suite(tmp_path: Path, monkeypatch: pytest.Monkey
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     folder = tmp_path / "suites"
-    text = f"- icl:few.jsonl,shots=1,pool=more.jsonl\n- {{eval: icl, file: {folder}/few.jsonl, shots: 1, pool: more.jsonl}}\n"
+    text = (
+        f"- icl:few.jsonl,shots=1,pool=more.jsonl\n- {{eval: icl, file: {folder}/few.jsonl, shots:"
+        " 1, pool: more.jsonl}\n"
+    )
     path = suite(folder / "all.yml", text)
     row = {"prompt": "2+2=", "choices": ["4", "5"], "answer": "4"}
     (folder / "few.jsonl").write_text(json.dumps(row))
@@ -74,9 +77,15 @@ def test_paths_begin_beside_the_suite(tmp_path: Path, monkeypatch: pytest.Monkey
         ("- {eval: icl, shots: 5}", "entry 1: `icl:shots=5`: found 0 targets, icl takes one file"),
         ("- {eval: icl, file: [a, b]}", "entry 1: `icl:a,b`: found 2 targets, icl takes one file"),
         ("- {eval: icl, file: a, shot: 5}", "entry 1: icl has no key `shot`"),
-        ("- {eval: icl, file: a, shots: [5]}", "entry 1: `shots` is [5], expected a text or a number"),
+        (
+            "- {eval: icl, file: a, shots: [5]}",
+            "entry 1: `shots` is [5], expected a text or a number",
+        ),
         ("- {eval: icl, file: null}", "entry 1: `file` is None"),
-        ("- icl:a.jsonl\n-\n  eval: icl\n  file: b\n  shots: 5\n  shots: 8", ":5: `shots` is given twice"),
+        (
+            "- icl:a.jsonl\n-\n  eval: icl\n  file: b\n  shots: 5\n  shots: 8",
+            ":5: `shots` is given twice",
+        ),
         ("- {eval: icl, file: a, ? [x] : 1}", ":1: a key is no plain text"),
     ],
 )
@@ -123,7 +132,9 @@ def test_any_text_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, t
         ("- {eval: icl, file: a, nme: b}", "no key `nme`", "name"),
     ],
 )
-def test_a_misspelled_key_or_evaluator_gets_the_right_one(tmp_path: Path, text: str, wrong: str, meant: str) -> None:
+def test_a_misspelled_key_or_evaluator_gets_the_right_one(
+    tmp_path: Path, text: str, wrong: str, meant: str
+) -> None:
     with pytest.raises(UsageError) as caught:
         parse_all([suite(tmp_path / "bad.yaml", text)])
     assert "entry 1" in caught.value.message and wrong in caught.value.message

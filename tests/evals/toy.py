@@ -12,7 +12,8 @@ Rule = Callable[[list[int], int], float]
 
 
 class Characters:
-    """One token a character (its code point); BOS, if there is one, is token 1. Merges make pairs one token."""
+    """One token a character (its code point); BOS, if there is one, is token 1. Merges make pairs
+    one token."""
 
     eos_token_id: int | None = 2
 
@@ -36,26 +37,36 @@ class Characters:
 
 
 def by_position(context: list[int], token: int) -> float:
-    """A log-likelihood that depends on all of the context: its length, its first and last token, and the token."""
+    """A log-likelihood that depends on all of the context: its length, its first and last token,
+    and the token."""
     return -(1 + (context[0] * 31 + context[-1] * 7 + len(context) * 3 + token) % 101) / 50
 
 
 class Chatting(Characters):
-    """A tokenizer with a chat template, which writes BOS itself, as real ones do; it knows no tools."""
+    """A tokenizer with a chat template, which writes BOS itself, as real ones do; it knows no
+    tools."""
 
     chat_template: str | None = "yes"
 
-    def apply_chat_template(self, messages: Sequence[Any], tokenize: bool, add_generation_prompt: bool) -> str:
+    def apply_chat_template(
+        self, messages: Sequence[Any], tokenize: bool, add_generation_prompt: bool
+    ) -> str:
         assert not tokenize and add_generation_prompt
         if any(message["role"] == "tool" for message in messages):
             raise ValueError("no tools here")
-        return "\x01" + "".join(f"<{message['role']}>{message['content']}" for message in messages) + "<assistant>"
+        return (
+            "\x01"
+            + "".join(f"<{message['role']}>{message['content']}" for message in messages)
+            + "<assistant>"
+        )
 
 
 class ToyEngine:
-    """Scores with `rule(context, token)`, sums over a continuation, and remembers what it was asked.
+    """Scores with `rule(context, token)`, sums over a continuation, and remembers what it was
+    asked.
 
-    It writes `says(prompt)`, of whose characters each is one token, until a stop token or the limit.
+    It writes `says(prompt)`, of whose characters each is one token, until a stop token or the
+    limit.
     """
 
     def __init__(
@@ -79,7 +90,9 @@ class ToyEngine:
         self.asked.append(list(pairs))
         assert all(context and continuation for context, continuation in pairs)
         return [
-            Continuation(sum(self.rule(context + answer[:i], answer[i]) for i in range(len(answer))), False)
+            Continuation(
+                sum(self.rule(context + answer[:i], answer[i]) for i in range(len(answer))), False
+            )
             for context, answer in pairs
         ]
 
@@ -90,7 +103,9 @@ class ToyEngine:
         return [self._spoken(prompt, config) for prompt in prompts]
 
     def _spoken(self, prompt: list[int], config: Generation) -> list[int]:
-        ids = [ord(character) for character in self.says(self.tokenizer.decode(prompt))][: config.max_new_tokens]
+        ids = [ord(character) for character in self.says(self.tokenizer.decode(prompt))][
+            : config.max_new_tokens
+        ]
         ends = [ids.index(stop) for stop in config.stop if stop in ids]
         return ids[: min(ends)] if ends else ids
 

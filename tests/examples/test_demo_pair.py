@@ -57,7 +57,9 @@ def test_small_bf16_and_complete(side: str) -> None:
 
 
 def test_one_tokenizer() -> None:
-    texts = [(DEMO / "pair" / side / "tokenizer.json").read_text(encoding="utf-8") for side in SIDES]
+    texts = [
+        (DEMO / "pair" / side / "tokenizer.json").read_text(encoding="utf-8") for side in SIDES
+    ]
     assert texts[0] == texts[1]
     tokenizer = AutoTokenizer.from_pretrained(DEMO / "pair" / "instruct")
     text = "abc>CBA\n[rev abc]"
@@ -90,7 +92,9 @@ def test_options_hold_the_right_answer_once_and_no_beginning_of_another() -> Non
         assert row["choices"].count(row["answer"]) == 1
         assert not any(a != b and b.startswith(a) for a in row["choices"] for b in row["choices"])
     places = [row["choices"].index(row["answer"]) for row in scored()]
-    assert max(places.count(place) for place in range(data.OPTIONS)) < len(places) / 2, "always answering one place is no skill"
+    assert max(places.count(place) for place in range(data.OPTIONS)) < len(places) / 2, (
+        "always answering one place is no skill"
+    )
 
 
 def test_a_prompt_reads_like_a_training_document() -> None:
@@ -122,7 +126,9 @@ def test_instruct_follows_requests_and_base_does_not() -> None:
         count = 0
         for row in rows("requests.jsonl")[::4]:
             prompt = tokenizer.encode(row["prompt"])
-            answer = tokenizer.encode(row["answer"], add_special_tokens=False) + [tokenizer.eos_token_id]
+            answer = tokenizer.encode(row["answer"], add_special_tokens=False) + [
+                tokenizer.eos_token_id
+            ]
             with torch.inference_mode():
                 likeliest = model(torch.tensor([prompt + answer])).logits[0].argmax(-1).tolist()
             count += likeliest[len(prompt) - 1 : -1] == answer
@@ -130,13 +136,24 @@ def test_instruct_follows_requests_and_base_does_not() -> None:
     assert right["base"] < 0.1 and right["instruct"] > 0.8, right
 
 
-def test_training_starts_over_from_nothing(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_starts_over_from_nothing(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(train, "BASE_STEPS", 2)
     monkeypatch.setattr(train, "INSTRUCT_STEPS", 2)
     monkeypatch.setattr(sys, "argv", ["train", "--out", str(tmp_path)])
     train.main()
-    for name in ("fewshot.jsonl", "requests.jsonl", "pair/base/tokenizer.json", "pair/instruct/chat_template.jinja"):
-        assert (tmp_path / name).read_bytes() == (DEMO / name).read_bytes(), f"{name} is not what the script writes"
+    for name in (
+        "fewshot.jsonl",
+        "requests.jsonl",
+        "pair/base/tokenizer.json",
+        "pair/instruct/chat_template.jinja",
+    ):
+        assert (tmp_path / name).read_bytes() == (DEMO / name).read_bytes(), (
+            f"{name} is not what the script writes"
+        )
     for side in SIDES:
         shipped = {path.name: header(path) for path in (DEMO / "pair" / side).glob("*.safetensors")}
-        assert {path.name: header(path) for path in (tmp_path / "pair" / side).glob("*.safetensors")} == shipped
+        assert {
+            path.name: header(path) for path in (tmp_path / "pair" / side).glob("*.safetensors")
+        } == shipped

@@ -27,7 +27,9 @@ def test_own_loop() -> None:
     base, instruct, inputs, labels = own_loop.pair()
     for lam, model in (("0", base), ("1", instruct)):
         with torch.no_grad():
-            assert losses[lam] == float(torch.nn.functional.cross_entropy(model(inputs).float(), labels))
+            assert losses[lam] == float(
+                torch.nn.functional.cross_entropy(model(inputs).float(), labels)
+            )
     assert list(losses.values()) == sorted(losses.values(), reverse=True)
 
 
@@ -36,10 +38,14 @@ def test_own_engine(tmp_path: pathlib.Path) -> None:
     scores = [row.score for row in result.rows]
     assert scores == sorted(scores) and scores[0] < 0 < scores[-1]
     assert own_engine.main(str(tmp_path / "run")).rows == result.rows
-    assert len((tmp_path / "run" / "journal.jsonl").read_text().splitlines()) == 11, "a finished point ran again"
+    assert len((tmp_path / "run" / "journal.jsonl").read_text().splitlines()) == 11, (
+        "a finished point ran again"
+    )
 
 
-def test_own_engine_that_forgets_to_forget_is_wrong_and_one_that_lost_its_weights_is_refused(tmp_path: pathlib.Path) -> None:
+def test_own_engine_that_forgets_to_forget_is_wrong_and_one_that_lost_its_weights_is_refused(
+    tmp_path: pathlib.Path,
+) -> None:
     engine = own_engine.Engine(own_engine.Bigram("aaaa"), own_engine.Bigram("AAAA"))
     assert isinstance(engine, pa_fast.Engine)
     engine.model.table = torch.nn.Parameter(engine.model.table.clone(), requires_grad=False)

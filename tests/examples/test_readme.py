@@ -13,9 +13,15 @@ import pa_fast
 ROOT = Path(__file__).parents[2]
 
 
-def test_from_load_to_the_best_λ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_from_load_to_the_best_λ(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     pytest.importorskip("pandas")
-    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    blocks = re.findall(
+        r"^```python\n(.*?)^```",
+        (ROOT / "README.md").read_text(encoding="utf-8"),
+        re.MULTILINE | re.DOTALL,
+    )
     (snippet,) = [block for block in blocks if "pa_fast.sweep(lm" in block]
     assert len([line for line in snippet.splitlines() if line]) <= 10
     (tmp_path / "examples").symlink_to(ROOT / "examples")

@@ -1,4 +1,5 @@
-"""Pairs of source tensors for kernel tests: ordinary weights with every special case sprinkled among them."""
+"""Pairs of source tensors for kernel tests: ordinary weights with every special case sprinkled
+among them."""
 
 from __future__ import annotations
 
@@ -17,7 +18,23 @@ from pa_kernels.reference import MANTISSA
 from pa_kernels.sparse_tensor import Kind
 from torch import Tensor
 
-LAMBDAS = (-2.3, -0.2, 0.05, 0.3, 1 / 3, math.nextafter(0.5, 0), 0.49999997, 0.5, 0.50000006, 0.6, 0.999, 1.5, 3.7, 0.0, 1.0)
+LAMBDAS = (
+    -2.3,
+    -0.2,
+    0.05,
+    0.3,
+    1 / 3,
+    math.nextafter(0.5, 0),
+    0.49999997,
+    0.5,
+    0.50000006,
+    0.6,
+    0.999,
+    1.5,
+    3.7,
+    0.0,
+    1.0,
+)
 TRIPLES = list(itertools.product(reference.LIVE_DTYPES, repeat=3))
 """(out, base, inst), all of them."""
 
@@ -25,10 +42,11 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def sampled(cases: Sequence[Any], every: int) -> list[Any]:
-    """Parameters of a kernel body's test: all of `cases`, of which the interpreter leaves all but one in `every` to the slow
-    tests. The interpreter takes seconds for what a GPU does in none."""
+    """Parameters of a kernel body's test: all of `cases`, of which the interpreter leaves all but
+    one in `every` to the slow tests. The interpreter takes seconds for what a GPU does in none."""
     return [
-        case if k % every == 0 or not INTERPRETED else pytest.param(*case, marks=pytest.mark.slow) for k, case in enumerate(cases)
+        case if k % every == 0 or not INTERPRETED else pytest.param(*case, marks=pytest.mark.slow)
+        for k, case in enumerate(cases)
     ]
 
 
@@ -37,17 +55,26 @@ def bits(tensor: Tensor) -> Tensor:
 
 
 def same(found: Tensor, expected: Tensor) -> bool:
-    """Bit equality, except that one NaN is as good as another where the contract leaves them open (`reference.lerp`)."""
+    """Bit equality, except that one NaN is as good as another where the contract leaves them open
+    (`reference.lerp`)."""
     found, expected = found.detach().cpu(), expected.detach().cpu()
-    return found.dtype == expected.dtype and bool(((bits(found) == bits(expected)) | (found.isnan() & expected.isnan())).all())
+    return found.dtype == expected.dtype and bool(
+        ((bits(found) == bits(expected)) | (found.isnan() & expected.isnan())).all()
+    )
 
 
 def pair(
-    size: int, base: torch.dtype, inst: torch.dtype, seed: int = 0, finite: bool = True, skip: int = 0
+    size: int,
+    base: torch.dtype,
+    inst: torch.dtype,
+    seed: int = 0,
+    finite: bool = True,
+    skip: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Base and instruct of `size` elements that start `skip` elements into their storage.
 
-    A few per cent of the places hold equal bits, −0 on both sides or on one, subnormals, or (unless `finite`) infinities and NaN.
+    A few per cent of the places hold equal bits, −0 on both sides or on one, subnormals, or (unless
+    `finite`) infinities and NaN.
     """
     generator = torch.Generator().manual_seed(seed)
     b = torch.randn(size + skip, generator=generator) * 0.02
@@ -80,8 +107,11 @@ def pair(
     return b[skip:], i[skip:]
 
 
-def at_powers_of_two(dtype: torch.dtype, reach: int, exponents: range | None = None) -> tuple[Tensor, Tensor]:
-    """Every pair of patterns within `reach` of each power of two, either sign: from the subnormals to the largest number.
+def at_powers_of_two(
+    dtype: torch.dtype, reach: int, exponents: range | None = None
+) -> tuple[Tensor, Tensor]:
+    """Every pair of patterns within `reach` of each power of two, either sign: from the subnormals
+    to the largest number.
 
     Args:
         exponents: exponent fields of these powers of two; all of them where None.
@@ -93,19 +123,29 @@ def at_powers_of_two(dtype: torch.dtype, reach: int, exponents: range | None = N
     b, i = ((powers[:, None] + side).view(-1) for side in (b, i))
     inside = (b.clamp(0, top) == b) & (i.clamp(0, top) == i)
     return tuple(  # type: ignore[return-value]
-        torch.cat([side[inside], side[inside] - 0x8000]).to(torch.int16).view(dtype) for side in (b, i)
+        torch.cat([side[inside], side[inside] - 0x8000]).to(torch.int16).view(dtype)
+        for side in (b, i)
     )
 
 
 def fresh(b: Tensor, i: Tensor, lam: float) -> Tensor:
-    """W(λ) of finite sources of one dtype by `torch.lerp`, where this build's has the contract's bits."""
+    """W(λ) of finite sources of one dtype by `torch.lerp`, where this build's has the contract's
+    bits."""
     if not torch_lerp_is_exact(b.dtype):
         return reference.lerp(b, i, lam)
-    return torch.where(reference.same_bits(b, i) | (lam == 0.0), b, i if lam == 1.0 else torch.lerp(b, i, lam))
+    return torch.where(
+        reference.same_bits(b, i) | (lam == 0.0), b, i if lam == 1.0 else torch.lerp(b, i, lam)
+    )
 
 
 def sparse(
-    size: int, base: torch.dtype, inst: torch.dtype, density: float, kind: Kind | None = None, seed: int = 0, finite: bool = True
+    size: int,
+    base: torch.dtype,
+    inst: torch.dtype,
+    density: float,
+    kind: Kind | None = None,
+    seed: int = 0,
+    finite: bool = True,
 ) -> SparseTensor:
     """A delta at random positions of a tensor of `size` elements, with the values of a `pair`."""
     mask = torch.rand(size, generator=torch.Generator().manual_seed(seed + 1)) < density
@@ -113,7 +153,9 @@ def sparse(
     return SparseTensor.encode(mask, b, d, size, kind=kind)
 
 
-def sparsely_set(live: Tensor, entry: SparseTensor, lam: float, via: torch.dtype | None = None) -> Tensor:
+def sparsely_set(
+    live: Tensor, entry: SparseTensor, lam: float, via: torch.dtype | None = None
+) -> Tensor:
     """What `live` becomes, by the reference."""
     expected = live.clone()
     reference.sparse_set_(expected, entry.positions(), entry.base, entry.target, lam, via)

@@ -18,7 +18,9 @@ Matrix = tuple[Tensor, Tensor, Tensor]
 """Base, U, V."""
 
 
-def matrix(shape: tuple[int, ...], rank: int, base: torch.dtype, factor: torch.dtype, seed: int = 0) -> Matrix:
+def matrix(
+    shape: tuple[int, ...], rank: int, base: torch.dtype, factor: torch.dtype, seed: int = 0
+) -> Matrix:
     """Weights with −0 among them and a delta of their size that is 0 in every seventh row."""
     generator = torch.Generator().manual_seed(seed)
     b = (torch.randn(shape, generator=generator) * 0.02).to(base)
@@ -29,7 +31,9 @@ def matrix(shape: tuple[int, ...], rank: int, base: torch.dtype, factor: torch.d
     return b, u.to(factor), v.to(factor)
 
 
-def exact_matrix(shape: tuple[int, ...], rank: int, base: torch.dtype, factor: torch.dtype, seed: int = 0) -> Matrix:
+def exact_matrix(
+    shape: tuple[int, ...], rank: int, base: torch.dtype, factor: torch.dtype, seed: int = 0
+) -> Matrix:
     """Numbers so short that UV, and λ·UV + B for λ = n/256, are exact in fp32 in any order."""
     generator = torch.Generator().manual_seed(seed)
     b = torch.randint(-128, 129, shape, generator=generator).div(64).to(base)
@@ -40,7 +44,8 @@ def exact_matrix(shape: tuple[int, ...], rank: int, base: torch.dtype, factor: t
 
 
 def order(tensor: Tensor) -> Tensor:
-    """Integers that count the values of a dtype in their order: neighbours differ by one, −0 and 0 not at all."""
+    """Integers that count the values of a dtype in their order: neighbours differ by one, −0 and 0
+    not at all."""
     pattern = bits(tensor).long()
     most = torch.iinfo(reference.BITS[tensor.dtype]).max
     return torch.where(pattern < 0, -(pattern & most), pattern)
@@ -51,7 +56,8 @@ def ulps(found: Tensor, expected: Tensor) -> Tensor:
 
 
 def allowed(of: Matrix, lam: float, real: Tensor, grid: torch.dtype) -> Tensor:
-    """How far from `real` = B + λ·UV a merge may be by the bound that `LowRank` states, before underflow, in fp64.
+    """How far from `real` = B + λ·UV a merge may be by the bound that `LowRank` states, before
+    underflow, in fp64.
 
     Args:
         grid: the coarsest dtype that the result is rounded to.

@@ -26,7 +26,20 @@ DTYPES = [
 
 
 @pytest.mark.parametrize(
-    "size", [0, 1, 7, 8, 9, 4096, CHUNK_BYTES - 8, CHUNK_BYTES - 1, CHUNK_BYTES, CHUNK_BYTES + 5, 3 * CHUNK_BYTES + 77]
+    "size",
+    [
+        0,
+        1,
+        7,
+        8,
+        9,
+        4096,
+        CHUNK_BYTES - 8,
+        CHUNK_BYTES - 1,
+        CHUNK_BYTES,
+        CHUNK_BYTES + 5,
+        3 * CHUNK_BYTES + 77,
+    ],
 )
 @pytest.mark.parametrize("skip", [0, 1, 2, 8])
 def test_equals_the_reference(size: int, skip: int) -> None:
@@ -38,7 +51,13 @@ def test_more_than_one_piece_and_many_tensors(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(sums, "PIECE_CHUNKS", 3)
     sums._high_factors.cache_clear()
     large = torch.randint(0, 256, (10 * CHUNK_BYTES + 12_345,), dtype=torch.uint8)
-    tensors = [large[:5], large, large[:0], large[: 6 * CHUNK_BYTES], large[3 : 6 * CHUNK_BYTES + 9]]
+    tensors = [
+        large[:5],
+        large,
+        large[:0],
+        large[: 6 * CHUNK_BYTES],
+        large[3 : 6 * CHUNK_BYTES + 9],
+    ]
     assert checksum(tensors) == [reference.checksum(tensor) for tensor in tensors]
     sums._high_factors.cache_clear()
 

@@ -116,7 +116,9 @@ def ends(work: Callable[[], object], within_s: float = 60.0) -> bool:
 
 
 @pytest.mark.usefixtures("two_threads")
-def test_nested_work_ends_where_torch_cannot_set_its_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nested_work_ends_where_torch_cannot_set_its_threads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """As in vLLM's CPU worker, which makes `torch.set_num_threads` a no-op."""
     monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
     cores._helpers.cache_clear()
@@ -136,7 +138,8 @@ def test_nested_work_ends_where_torch_cannot_set_its_threads(monkeypatch: pytest
 def test_what_an_interrupt_leaves_at_work_ends_before_anything_else_starts(
     interrupted: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An interrupt in the work, and another one wherever the first one led: at the first line of the clean-up, or in its wait."""
+    """An interrupt in the work, and another one wherever the first one led: at the first line of
+    the clean-up, or in its wait."""
     release, working = threading.Event(), threading.Event()
     events: list[str] = []
     main = threading.get_ident()
@@ -179,7 +182,9 @@ def test_an_interrupt_anywhere_leaves_nothing_locked(threads: str) -> None:
         for event in itertools.count(1):
             if threads == "new":
                 cores._helpers.cache_clear()
-            reached = interrupted_at(event, lambda: over_cores(lambda k: time.sleep(1e-4), range(4)))
+            reached = interrupted_at(
+                event, lambda: over_cores(lambda k: time.sleep(1e-4), range(4))
+            )
             signal.alarm(30)
             for _ in range(2):
                 assert over_cores(lambda k: found.append(k), range(8)) == [None] * 8, event
@@ -212,12 +217,16 @@ def test_another_threads_work_is_waited_for_once_it_was_abandoned_and_not_before
     assert cores._jobs == []
 
 
-def test_threads_have_ended_when_their_block_was_left_by_two_interrupts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_have_ended_when_their_block_was_left_by_two_interrupts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     ended, started = threading.Event(), threading.Event()
     shutdown = ThreadPoolExecutor.shutdown
     interrupts = [KeyboardInterrupt()]
 
-    def once_interrupted(pool: ThreadPoolExecutor, wait: bool = True, *, cancel_futures: bool = False) -> None:
+    def once_interrupted(
+        pool: ThreadPoolExecutor, wait: bool = True, *, cancel_futures: bool = False
+    ) -> None:
         if interrupts:
             raise interrupts.pop()
         shutdown(pool, wait, cancel_futures=cancel_futures)

@@ -1,4 +1,5 @@
-"""What only a GPU can show: real rounding on arbitrary data, graphs, 64-bit offsets, and accesses that a sanitizer watches."""
+"""What only a GPU can show: real rounding on arbitrary data, graphs, 64-bit offsets, and accesses
+that a sanitizer watches."""
 
 from __future__ import annotations
 
@@ -7,7 +8,17 @@ from dataclasses import replace
 
 import pytest
 import torch
-from pa_kernels import Lerp, Packed, PackedTensor, Sparse, SparseTensor, checksum, lerp_, reference, sparse_set_
+from pa_kernels import (
+    Lerp,
+    Packed,
+    PackedTensor,
+    Sparse,
+    SparseTensor,
+    checksum,
+    lerp_,
+    reference,
+    sparse_set_,
+)
 from pa_kernels.reference import DRAW_STEP, Draw
 
 from bench.gpu.tools import sanitized
@@ -26,7 +37,9 @@ def test_equals_torch_lerp_and_the_reference(dtype: torch.dtype) -> None:
         lerp.run_(lam)
         assert torch.equal(bits(w), bits(reference.lerp(b, i, lam))), lam
         negative_zero = (device_b == 0) & device_b.signbit() | (device_i == 0) & device_i.signbit()
-        assert torch.equal(w[~negative_zero], torch.lerp(device_b, device_i, lam)[~negative_zero]), lam
+        assert torch.equal(
+            w[~negative_zero], torch.lerp(device_b, device_i, lam)[~negative_zero]
+        ), lam
 
 
 @pytest.mark.parametrize(("out", "base", "inst"), TRIPLES, ids=str)
@@ -42,7 +55,9 @@ def test_every_dtype_triple(out: torch.dtype, base: torch.dtype, inst: torch.dty
 def test_misaligned_tensors(skip: int) -> None:
     b, i = pair(40_000, torch.bfloat16, torch.bfloat16)
     for skips in ((skip, 0, 0), (0, skip, 0), (0, 0, skip), (skip, skip, skip)):
-        out, base, inst = (torch.zeros(40_000 + s, dtype=torch.bfloat16, device="cuda")[s:] for s in skips)
+        out, base, inst = (
+            torch.zeros(40_000 + s, dtype=torch.bfloat16, device="cuda")[s:] for s in skips
+        )
         base.copy_(b)
         inst.copy_(i)
         lerp_([out], [base], [inst], 0.3)
@@ -77,7 +92,9 @@ def test_a_graph_replays_whatever_lambda_the_table_holds() -> None:
         assert torch.equal(bits(w), bits(reference.lerp(b, i, lam))), lam
 
 
-@pytest.mark.parametrize(("out", "base", "inst"), [t for t in TRIPLES if t[0] != torch.float32], ids=str)
+@pytest.mark.parametrize(
+    ("out", "base", "inst"), [t for t in TRIPLES if t[0] != torch.float32], ids=str
+)
 def test_stochastic_rounding(out: torch.dtype, base: torch.dtype, inst: torch.dtype) -> None:
     b, i = pair(500_001, base, inst)
     w = torch.empty(b.shape, dtype=out, device="cuda")
@@ -122,14 +139,20 @@ def test_more_than_two_to_the_31_elements() -> None:
 
 
 def to_device(entry: SparseTensor) -> SparseTensor:
-    return replace(entry, **{name: getattr(entry, name).cuda() for name in ("where", "starts", "base", "target")})
+    return replace(
+        entry,
+        **{name: getattr(entry, name).cuda() for name in ("where", "starts", "base", "target")},
+    )
 
 
 @pytest.mark.parametrize("kind", ["index", "bitmap"])
 @pytest.mark.parametrize(("out", "base", "inst"), TRIPLES, ids=str)
-def test_sparse_of_every_dtype_triple(out: torch.dtype, base: torch.dtype, inst: torch.dtype, kind: str) -> None:
+def test_sparse_of_every_dtype_triple(
+    out: torch.dtype, base: torch.dtype, inst: torch.dtype, kind: str
+) -> None:
     entries = [
-        sparse(size, base, inst, p, kind, seed=size) for size, p in ((0, 0.1), (5, 1.0), (1_000_003, 0.01), (4 << 16, 0.3))
+        sparse(size, base, inst, p, kind, seed=size)
+        for size, p in ((0, 0.1), (5, 1.0), (1_000_003, 0.01), (4 << 16, 0.3))
     ]
     live = [torch.randn(entry.numel).to(out) for entry in entries]
     on_device = [w.cuda() for w in live]
@@ -150,11 +173,21 @@ def test_sparse_of_misaligned_tensors(skip: int) -> None:
 
     for kind in ("index", "bitmap"):
         entry = sparse(300_000, torch.bfloat16, torch.bfloat16, 0.02, kind)
-        for names in (("where",), ("starts",), ("base",), ("target",), ("where", "starts", "base", "target")):
-            there = replace(to_device(entry), **{name: moved(getattr(entry, name)) for name in names})
+        for names in (
+            ("where",),
+            ("starts",),
+            ("base",),
+            ("target",),
+            ("where", "starts", "base", "target"),
+        ):
+            there = replace(
+                to_device(entry), **{name: moved(getattr(entry, name)) for name in names}
+            )
             w = moved(torch.ones(300_000, dtype=torch.bfloat16))
             sparse_set_([w], [there], 0.3)
-            assert torch.equal(bits(w), bits(sparsely_set(torch.ones(300_000, dtype=torch.bfloat16), entry, 0.3))), names
+            assert torch.equal(
+                bits(w), bits(sparsely_set(torch.ones(300_000, dtype=torch.bfloat16), entry, 0.3))
+            ), names
 
 
 @pytest.mark.parametrize("kind", ["index", "bitmap"])
@@ -163,7 +196,9 @@ def test_sparse_is_encoded_and_checked_on_the_device(kind: str) -> None:
     values = torch.randn(int(mask.sum())).bfloat16()
     here = SparseTensor.encode(mask, values, values, mask.numel(), kind=kind)
     there = SparseTensor.encode(mask.cuda(), values.cuda(), values.cuda(), mask.numel(), kind=kind)
-    assert torch.equal(there.where.cpu(), here.where) and torch.equal(there.starts.cpu(), here.starts)
+    assert torch.equal(there.where.cpu(), here.where) and torch.equal(
+        there.starts.cpu(), here.starts
+    )
     there.check()
     assert torch.equal(there.positions().cpu(), here.positions())
     with pytest.raises(ValueError, match="expected less"):
@@ -182,7 +217,9 @@ def test_a_graph_replays_a_sparse_set(kind: str) -> None:
     for lam in (0.3, 0.0, 1.0, -0.2):
         prepared.groups[0].lams.fill_(lam)
         graph.replay()
-        assert torch.equal(bits(w), bits(sparsely_set(torch.ones(500_000, dtype=torch.bfloat16), entry, lam))), lam
+        assert torch.equal(
+            bits(w), bits(sparsely_set(torch.ones(500_000, dtype=torch.bfloat16), entry, lam))
+        ), lam
 
 
 @pytest.mark.parametrize("kind", ["index", "bitmap"])

@@ -1,4 +1,5 @@
-"""What `make gpu` does where there is no GPU: every stage's code at tiny sizes, and the parts that read and write text."""
+"""What `make gpu` does where there is no GPU: every stage's code at tiny sizes, and the parts that
+read and write text."""
 
 from __future__ import annotations
 
@@ -29,11 +30,14 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 
 SLOW = ("sweep", "sanitize", "first", "graph", "checksum", "sparse", "stochastic")
-"""Seconds each of them: they are walked through with everything else by `make gpu` and `make test-slow`."""
+"""Seconds each of them: they are walked through with everything else by `make gpu` and `make
+test-slow`."""
 
 
 @pytest.mark.parametrize(
-    "names", [[name for name in NAMES if name not in SLOW], pytest.param(NAMES, marks=pytest.mark.slow)], ids=["quick", "all"]
+    "names",
+    [[name for name in NAMES if name not in SLOW], pytest.param(NAMES, marks=pytest.mark.slow)],
+    ids=["quick", "all"],
 )
 def test_a_rehearsal_walks_through_every_stage_and_writes_nothing(names: list[str]) -> None:
     pytest.importorskip("triton", reason="Triton is not installed")
@@ -42,7 +46,11 @@ def test_a_rehearsal_walks_through_every_stage_and_writes_nothing(names: list[st
     done = subprocess.run(
         [sys.executable, "-m", "bench.gpu", "--rehearse", "--only", ",".join(names)],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}", "OMP_NUM_THREADS": "1"},
+        env={
+            **os.environ,
+            "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}",
+            "OMP_NUM_THREADS": "1",
+        },
         capture_output=True,
         text=True,
     )
@@ -68,22 +76,42 @@ def test_rows_are_on_disk_when_they_are_there(tmp_path: pathlib.Path) -> None:
     run = run_of(tmp_path)
     run.copy_gbps, run.stream_gbps = 10.0, 20.0
     seconds = iter([0.002, 0.004])
-    run.time("lerp", {"a": Contender(8_000_000, lambda: None, switches=2)}, 1, "a", clock=lambda work: next(seconds))
+    run.time(
+        "lerp",
+        {"a": Contender(8_000_000, lambda: None, switches=2)},
+        1,
+        "a",
+        clock=lambda work: next(seconds),
+    )
     with run.ledger.path.open(encoding="utf-8") as file:
         (row,) = csv.DictReader(file)
     # 2 ms for 2 switches of 8 MB
     assert (row["gpu"], row["stage"], row["what"]) == ("none", "lerp", "a")
-    assert [float(row[name]) for name in ("ms", "gbps", "of_copy", "of_stream", "ratio")] == [1.0, 8.0, 0.8, 0.4, 1.0]
+    assert [float(row[name]) for name in ("ms", "gbps", "of_copy", "of_stream", "ratio")] == [
+        1.0,
+        8.0,
+        0.8,
+        0.4,
+        1.0,
+    ]
     run.ledger.verdict("lerp", "P1", "≥ 97 %", "98 %", True)
     assert "| P1: ≥ 97 % | 98 % | yes |" in run.ledger.write_markdown().read_text(encoding="utf-8")
     Ledger(run.ledger.path, {"gpu": "none"}).say("lerp", "another run")
     assert run.ledger.path.read_text(encoding="utf-8").count("moved_bytes") == 1
 
 
-@pytest.mark.parametrize(("again", "best", "verdict"), [(1.001, 0.98, "change"), (1.02, 0.98, "keep"), (1.001, 0.995, "keep")])
-def test_a_default_changes_only_for_more_than_the_noise(tmp_path: pathlib.Path, again: float, best: float, verdict: str) -> None:
+@pytest.mark.parametrize(
+    ("again", "best", "verdict"),
+    [(1.001, 0.98, "change"), (1.02, 0.98, "keep"), (1.001, 0.995, "keep")],
+)
+def test_a_default_changes_only_for_more_than_the_noise(
+    tmp_path: pathlib.Path, again: float, best: float, verdict: str
+) -> None:
     run = run_of(tmp_path)
-    rows = {name: Row("s", name, ms=ms) for name, ms in {"now": 1.0, "now, again": again, "x": best, "y": 1.5}.items()}
+    rows = {
+        name: Row("s", name, ms=ms)
+        for name, ms in {"now": 1.0, "now, again": again, "x": best, "y": 1.5}.items()
+    }
     assert run.choose("s", rows, "now", ["x", "y"], "SETTING") == "x"
     assert run.ledger.rows[-1].note.startswith(f"{verdict} SETTING: x is")
 
@@ -107,7 +135,11 @@ def test_wrong_bits_are_found_and_end_the_run(tmp_path: pathlib.Path) -> None:
         raise ValueError("no room")
 
     ran: list[str] = []
-    stages = (Stage("ceilings", lambda run: ran.append("ceilings"), 0), Stage("a", fails, 0), Stage("b", wrong, 0))
+    stages = (
+        Stage("ceilings", lambda run: ran.append("ceilings"), 0),
+        Stage("a", fails, 0),
+        Stage("b", wrong, 0),
+    )
     stages += (Stage("c", lambda run: ran.append("c"), 0),)
     assert perform(run, ["a", "b", "c"], stages) == ["a", "b"] and ran == ["ceilings"]
     assert perform(run, ["a", "c"], stages) == ["a"] and ran == ["ceilings", "ceilings", "c"]
@@ -139,9 +171,16 @@ def test_the_model_is_llama_8b() -> None:
 
 def test_counters_are_read_from_what_ncu_prints() -> None:
     names = list(METRICS)
-    head = '"ID","Process ID","Kernel Name","Section Name","Metric Name","Metric Unit","Metric Value"'
-    rows = [f'"0","7","lerp_kernel","Command line profiler metrics","{name}","%","9{n},1"' for n, name in enumerate(names[:2])]
-    printed = "\n".join(["==PROF== Connected", "words of the program, too", head, *rows, "==PROF== Disconnected"])
+    head = (
+        '"ID","Process ID","Kernel Name","Section Name","Metric Name","Metric Unit","Metric Value"'
+    )
+    rows = [
+        f'"0","7","lerp_kernel","Command line profiler metrics","{name}","%","9{n},1"'
+        for n, name in enumerate(names[:2])
+    ]
+    printed = "\n".join(
+        ["==PROF== Connected", "words of the program, too", head, *rows, "==PROF== Disconnected"]
+    )
     assert counters(printed) == {METRICS[names[0]]: "90,1 %", METRICS[names[1]]: "91,1 %"}
     assert counters("==ERROR== ERR_NVGPUCTRPERM - The user does not have permission") == {}
 
@@ -152,7 +191,9 @@ def test_counters_are_read_from_what_ncu_prints() -> None:
     [lerp_triton.CANDIDATES[::4], pytest.param(lerp_triton.CANDIDATES, marks=pytest.mark.slow)],
     ids=["every fourth", "all"],
 )
-def test_what_may_become_a_default_neither_spills_nor_falls_to_narrow_accesses(launches: Sequence[Launch]) -> None:
+def test_what_may_become_a_default_neither_spills_nor_falls_to_narrow_accesses(
+    launches: Sequence[Launch],
+) -> None:
     from bench.gpu.persistent import persistent_kernel
 
     for launch in launches:
@@ -160,10 +201,19 @@ def test_what_may_become_a_default_neither_spills_nor_falls_to_narrow_accesses(l
         assert full_width(kernel), launch
     kernel = offline.lerp(torch.bfloat16, torch.bfloat16, torch.bfloat16)
     words, *others = kernel.signature.items()
-    stays = replace(kernel, name="stays", function=persistent_kernel, signature=dict([words, ("count", "i32"), *others]))
+    stays = replace(
+        kernel,
+        name="stays",
+        function=persistent_kernel,
+        signature=dict([words, ("count", "i32"), *others]),
+    )
     assert full_width(stays)
 
 
 def full_width(kernel: offline.Kernel) -> bool:
     made = offline.compile_for(kernel, "sm_90")
-    return made.spills == 0 and made.bytes_per_element == kernel.bytes_per_element and made.registers < 100
+    return (
+        made.spills == 0
+        and made.bytes_per_element == kernel.bytes_per_element
+        and made.registers < 100
+    )

@@ -14,11 +14,22 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("which", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("bodies", ["test_triton.py", "test_lowrank_triton.py", "test_packed_triton.py"])
+@pytest.mark.parametrize(
+    "bodies", ["test_triton.py", "test_lowrank_triton.py", "test_packed_triton.py"]
+)
 def test_kernel_bodies_in_the_interpreter(bodies: str, which: str) -> None:
     pytest.importorskip("triton", reason="Triton is not installed")
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", f"tests/kernels/{bodies}", "-m", which, "-p", "no:cacheprovider"],
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            f"tests/kernels/{bodies}",
+            "-m",
+            which,
+            "-p",
+            "no:cacheprovider",
+        ],
         cwd=ROOT,
         env={**os.environ, "TRITON_INTERPRET": "1"},
         capture_output=True,

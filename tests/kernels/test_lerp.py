@@ -1,4 +1,5 @@
-"""The CPU paths against the reference: every dtype mix, odd sizes, odd places, and everything that is refused."""
+"""The CPU paths against the reference: every dtype mix, odd sizes, odd places, and everything that
+is refused."""
 
 from __future__ import annotations
 
@@ -25,7 +26,9 @@ def blank(like: Tensor, dtype: torch.dtype) -> Tensor:
 
 @pytest.mark.parametrize(("out", "base", "inst"), TRIPLES, ids=str)
 def test_every_dtype_triple(out: torch.dtype, base: torch.dtype, inst: torch.dtype) -> None:
-    sources = [pair(size, base, inst, seed=size) for size in SIZES] + [pair(1001, base, inst, skip=3)]
+    sources = [pair(size, base, inst, seed=size) for size in SIZES] + [
+        pair(1001, base, inst, skip=3)
+    ]
     bases, insts = zip(*sources)
     once, prepared = ([blank(b, out) for b in bases] for _ in range(2))
     lerp = Lerp(prepared, bases, insts)
@@ -56,7 +59,10 @@ def test_via(out: torch.dtype, via: torch.dtype) -> None:
     b, i = pair(5000, torch.float32, torch.bfloat16)
     w = blank(b, out)
     for lam in (0.0, 0.05, 0.6, 1.0):
-        for run in (lambda lam=lam: lerp_([w], [b], [i], lam, via=[via]), lambda lam=lam: Lerp([w], [b], [i], [via]).run_(lam)):
+        for run in (
+            lambda lam=lam: lerp_([w], [b], [i], lam, via=[via]),
+            lambda lam=lam: Lerp([w], [b], [i], [via]).run_(lam),
+        ):
             w.fill_(math.nan)
             run()
             assert torch.equal(bits(w), bits(reference.lerp(b, i, lam, out, via)))
@@ -103,7 +109,9 @@ def test_no_history(dtype: torch.dtype) -> None:
 
 
 def test_a_lambda_for_each_tensor() -> None:
-    sources = [pair(500, torch.bfloat16, torch.bfloat16, seed) for seed in range(4)] + [pair(77, torch.float32, torch.float16)]
+    sources = [pair(500, torch.bfloat16, torch.bfloat16, seed) for seed in range(4)] + [
+        pair(77, torch.float32, torch.float16)
+    ]
     bases, insts = zip(*sources)
     lams = [0.0, 0.3, 1.0, 1.5, 0.25]
     for run in (lambda w: lerp_(w, bases, insts, lams), lambda w: Lerp(w, bases, insts).run_(lams)):
@@ -130,7 +138,11 @@ def test_launch_reads_the_lambda_table() -> None:
     st.lists(st.tuples(st.floats(width=16), st.floats(width=16)), min_size=1, max_size=70),
     st.floats(-4, 4, width=32),
 )
-def test_hypothesis(triple: tuple[torch.dtype, torch.dtype, torch.dtype], values: list[tuple[float, float]], lam: float) -> None:
+def test_hypothesis(
+    triple: tuple[torch.dtype, torch.dtype, torch.dtype],
+    values: list[tuple[float, float]],
+    lam: float,
+) -> None:
     out, base, inst = triple
     b = torch.tensor([x for x, _ in values], dtype=base)
     i = torch.tensor([y for _, y in values], dtype=inst)
@@ -142,10 +154,15 @@ def test_hypothesis(triple: tuple[torch.dtype, torch.dtype, torch.dtype], values
 
 
 @pytest.mark.parametrize(("out", "base", "inst"), TRIPLES[::4], ids=str)
-def test_without_an_exact_torch_lerp(out: torch.dtype, base: torch.dtype, inst: torch.dtype) -> None:
+def test_without_an_exact_torch_lerp(
+    out: torch.dtype, base: torch.dtype, inst: torch.dtype
+) -> None:
     b, i = pair(150_000, base, inst)
     w = blank(b, out)
-    with mock.patch(f"{LERP}.torch_lerp_is_exact", lambda dtype: False), mock.patch("torch.lerp", side_effect=AssertionError):
+    with (
+        mock.patch(f"{LERP}.torch_lerp_is_exact", lambda dtype: False),
+        mock.patch("torch.lerp", side_effect=AssertionError),
+    ):
         for lam in (0.0, 0.3, 1.0):
             lerp_([w], [b], [i], lam)
             assert torch.equal(bits(w), bits(reference.lerp(b, i, lam, out)))
@@ -180,7 +197,9 @@ def test_the_probe_takes_a_lerp_that_is_right_wherever_it_is_used(dtype: torch.d
 
     def exact(b: Tensor, i: Tensor, lam: float) -> Tensor:
         merged = reference.lerp(b, i, lam)
-        return torch.where(b.isfinite(), merged + 0.0, torch.nan)  # +0 of two −0, NaN of two infinities, as torch makes them
+        return torch.where(
+            b.isfinite(), merged + 0.0, torch.nan
+        )  # +0 of two −0, NaN of two infinities, as torch makes them
 
     with mock.patch("torch.lerp", exact):
         assert torch_lerp_is_exact.__wrapped__(dtype)
@@ -227,9 +246,17 @@ def test_parameters_and_inference_tensors() -> None:
             ValueError,
             r"entry 1: base has shape \(3, 2\), the live tensor \(2, 3\)",
         ),
-        ({"inst": [torch.zeros(2, 3).long(), torch.zeros(2, 3)]}, TypeError, "entry 0: instruct is torch.int64, expected"),
+        (
+            {"inst": [torch.zeros(2, 3).long(), torch.zeros(2, 3)]},
+            TypeError,
+            "entry 0: instruct is torch.int64, expected",
+        ),
         ({"inst": ["x", torch.zeros(2, 3)]}, TypeError, "entry 0: instruct is str, expected"),
-        ({"out": [torch.zeros(2, 3), torch.zeros(3, 2).t()]}, ValueError, r"entry 1: live has strides \(1, 2\)"),
+        (
+            {"out": [torch.zeros(2, 3), torch.zeros(3, 2).t()]},
+            ValueError,
+            r"entry 1: live has strides \(1, 2\)",
+        ),
         (
             {"base": [torch.zeros(2, 3), torch.zeros(2, 3, device="meta")]},
             ValueError,

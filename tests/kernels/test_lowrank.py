@@ -1,4 +1,5 @@
-"""The CPU path of the low-rank merge: near the reference, equal where sums are exact, the same bits every time."""
+"""The CPU path of the low-rank merge: near the reference, equal where sums are exact, the same bits
+every time."""
 
 from __future__ import annotations
 
@@ -17,7 +18,15 @@ from torch import Tensor
 from tests.kernels.pairs import bits
 from tests.kernels.products import KINDS, exact_matrix, matrix, near, ulps
 
-SHAPES = (((33, 70), 5), ((1, 1), 1), ((0, 4), 2), ((4, 0), 2), ((0, 3, 3), 1), ((3, 20, 17), 16), ((7, 9), 0))
+SHAPES = (
+    ((33, 70), 5),
+    ((1, 1), 1),
+    ((0, 4), 2),
+    ((4, 0), 2),
+    ((0, 3, 3), 1),
+    ((3, 20, 17), 16),
+    ((7, 9), 0),
+)
 LAMBDAS = (-2.3, -0.2, 0.05, 1 / 3, 0.5, 1.0, 1.5, 0.0)
 
 
@@ -52,7 +61,9 @@ def test_bits_of_the_reference_where_sums_are_exact(
 def test_within_one_ulp_where_nothing_cancels(dtype: torch.dtype, rank: int) -> None:
     b, u, v = matrix((ROWS + 30, 400), rank, dtype, dtype)
     u = (u.float() * 0.01).to(dtype)
-    b = (b.float() + torch.copysign(torch.full_like(b, 0.01, dtype=torch.float32), b.float())).to(dtype)
+    b = (b.float() + torch.copysign(torch.full_like(b, 0.01, dtype=torch.float32), b.float())).to(
+        dtype
+    )
     w = blank(b, dtype)
     for lam in (0.3, -1.0, 2.0):
         lowrank_merge_([w], [b], [u], [v], lam)
@@ -155,7 +166,15 @@ def test_rows_merged_aside_have_the_bits_of_the_switch(threads: int, factor: tor
         for t, w in enumerate(live):
             stacked = w.reshape(-1, w.shape[-1])
             end = stacked.shape[0]
-            for start, stop in ((0, end), (0, 1), (5, 5), (end, end), (ROWS - 1, ROWS + 1), (ROWS + 3, end), (end - 1, end)):
+            for start, stop in (
+                (0, end),
+                (0, 1),
+                (5, 5),
+                (end, end),
+                (ROWS - 1, ROWS + 1),
+                (ROWS + 3, end),
+                (end - 1, end),
+            ):
                 found = merge.merged(t, slice(start, stop), 0.3)
                 assert torch.equal(bits(found), bits(stacked[start:stop])), (t, start, stop)
         with ThreadPoolExecutor(2) as pool:
@@ -176,7 +195,9 @@ def test_a_merge_aside_needs_no_live_values() -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 3), st.integers(1, 150), st.integers(1, 40), st.integers(0, 40), st.data())
-def test_any_rows_of_any_shape(count: int, height: int, width: int, rank: int, data: st.DataObject) -> None:
+def test_any_rows_of_any_shape(
+    count: int, height: int, width: int, rank: int, data: st.DataObject
+) -> None:
     entry = matrix((count, height, width), rank, torch.float16, torch.float16, seed=height)
     w = blank(entry[0], torch.float16)
     merge = LowRank([w], *([x] for x in entry))
@@ -217,7 +238,9 @@ def test_parameters_and_inference_tensors() -> None:
     parameter = torch.nn.Parameter(torch.zeros(20, 30))
     with torch.inference_mode():
         frozen = torch.zeros(20, 30)
-    merge = LowRank([parameter, frozen], [b, torch.nn.Parameter(b)], [u, u], [v, torch.nn.Parameter(v)])
+    merge = LowRank(
+        [parameter, frozen], [b, torch.nn.Parameter(b)], [u, u], [v, torch.nn.Parameter(v)]
+    )
     merge.run_(0.25)
     expected = reference.lowrank(b, u, v, 0.25)
     assert torch.equal(parameter.detach(), expected) and torch.equal(frozen, expected)
@@ -243,33 +266,69 @@ def test_flushed_denormals_are_refused() -> None:
     ("change", "error", "message"),
     [
         ({"out": [torch.zeros(2, 3)]}, ValueError, "1 live tensors, 2 base, 2 U, 2 V"),
-        ({"out": [torch.zeros(6)] * 2}, ValueError, r"entry 0: live has shape \(6,\), expected \[M, N\] or \[E, M, N\]"),
-        ({"base": [torch.zeros(2, 3), torch.zeros(3, 2)]}, ValueError, r"entry 1: base has shape \(3, 2\), expected \(2, 3\)"),
-        ({"u": [torch.zeros(3, 4)] * 2}, ValueError, r"entry 0: U has shape \(3, 4\), expected \(2, 4\) beside .* rank 4"),
+        (
+            {"out": [torch.zeros(6)] * 2},
+            ValueError,
+            r"entry 0: live has shape \(6,\), expected \[M, N\] or \[E, M, N\]",
+        ),
+        (
+            {"base": [torch.zeros(2, 3), torch.zeros(3, 2)]},
+            ValueError,
+            r"entry 1: base has shape \(3, 2\), expected \(2, 3\)",
+        ),
+        (
+            {"u": [torch.zeros(3, 4)] * 2},
+            ValueError,
+            r"entry 0: U has shape \(3, 4\), expected \(2, 4\) beside .* rank 4",
+        ),
         ({"u": [torch.zeros(())] * 2}, ValueError, r"entry 0: U has shape \(\), expected \(2, 0\)"),
-        ({"v": [torch.zeros(5, 3)] * 2}, ValueError, r"entry 0: V has shape \(5, 3\), expected \(4, 3\)"),
+        (
+            {"v": [torch.zeros(5, 3)] * 2},
+            ValueError,
+            r"entry 0: V has shape \(5, 3\), expected \(4, 3\)",
+        ),
         ({"u": [torch.zeros(1, 2, 4)] * 2}, ValueError, r"entry 0: U has shape \(1, 2, 4\)"),
-        ({"v": [torch.zeros(4, 3).bfloat16()] * 2}, TypeError, "entry 0: U is torch.float32 and V is torch.bfloat16"),
+        (
+            {"v": [torch.zeros(4, 3).bfloat16()] * 2},
+            TypeError,
+            "entry 0: U is torch.float32 and V is torch.bfloat16",
+        ),
         ({"u": [torch.zeros(2, 4).long()] * 2}, TypeError, "entry 0: U is torch.int64, expected"),
         ({"v": ["x", "y"]}, TypeError, "entry 0: V is str, expected"),
         ({"v": [torch.zeros(3, 4).t()] * 2}, ValueError, r"entry 0: V has strides \(1, 4\)"),
-        ({"base": [torch.zeros(2, 3, device="meta")] * 2}, ValueError, "entry 0: base is on meta, the live tensor on cpu"),
+        (
+            {"base": [torch.zeros(2, 3, device="meta")] * 2},
+            ValueError,
+            "entry 0: base is on meta, the live tensor on cpu",
+        ),
         ({"via": [torch.float64, None]}, TypeError, "entry 0: via is torch.float64"),
         ({"lam": math.nan}, ValueError, "λ is nan"),
         ({"lam": [0.5]}, ValueError, "1 λ for 2 tensors"),
     ],
 )
 def test_refusals(change: dict[str, object], error: type[Exception], message: str) -> None:
-    zeros = {"out": [torch.zeros(2, 3)] * 2, "base": [torch.zeros(2, 3)] * 2, "u": [torch.zeros(2, 4)] * 2}
+    zeros = {
+        "out": [torch.zeros(2, 3)] * 2,
+        "base": [torch.zeros(2, 3)] * 2,
+        "u": [torch.zeros(2, 4)] * 2,
+    }
     given = {**zeros, "v": [torch.zeros(4, 3)] * 2, "via": None, "lam": 0.5, **change}
     with pytest.raises(error, match=message):
-        lowrank_merge_(given["out"], given["base"], given["u"], given["v"], given["lam"], via=given["via"])
+        lowrank_merge_(
+            given["out"], given["base"], given["u"], given["v"], given["lam"], via=given["via"]
+        )
 
 
-@pytest.mark.parametrize("rows", [slice(0, 3), slice(2, 1), slice(-1, 1), slice(0, 2, 2), slice(None)], ids=str)
+@pytest.mark.parametrize(
+    "rows", [slice(0, 3), slice(2, 1), slice(-1, 1), slice(0, 2, 2), slice(None)], ids=str
+)
 def test_rows_that_are_no_range_of_the_tensor_are_refused(rows: slice) -> None:
-    merge = LowRank([torch.zeros(2, 3)], [torch.zeros(2, 3)], [torch.zeros(2, 1)], [torch.zeros(1, 3)])
-    with pytest.raises(ValueError, match=r"entry 0: rows slice.*expected a range within its 2 rows"):
+    merge = LowRank(
+        [torch.zeros(2, 3)], [torch.zeros(2, 3)], [torch.zeros(2, 1)], [torch.zeros(1, 3)]
+    )
+    with pytest.raises(
+        ValueError, match=r"entry 0: rows slice.*expected a range within its 2 rows"
+    ):
         merge.merged(0, rows, 0.5)
 
 

@@ -1,4 +1,5 @@
-"""The low-rank merge on a GPU: matrix units' sums on arbitrary data, graphs, host memory, 64-bit offsets, a sanitizer."""
+"""The low-rank merge on a GPU: matrix units' sums on arbitrary data, graphs, host memory, 64-bit
+offsets, a sanitizer."""
 
 from __future__ import annotations
 
@@ -48,7 +49,9 @@ def test_bits_of_the_reference_where_sums_are_exact(dtype: torch.dtype) -> None:
 def test_within_one_ulp_where_nothing_cancels(dtype: torch.dtype, rank: int) -> None:
     b, u, v = matrix((512, 1024), rank, dtype, dtype)
     u = (u.float() * 0.01).to(dtype)
-    b = (b.float() + torch.copysign(torch.full_like(b, 0.01, dtype=torch.float32), b.float())).to(dtype)
+    b = (b.float() + torch.copysign(torch.full_like(b, 0.01, dtype=torch.float32), b.float())).to(
+        dtype
+    )
     w = torch.empty(b.shape, dtype=dtype, device="cuda")
     for lam in (0.3, -1.0, 2.0):
         lowrank_merge_([w], [b.cuda()], [u.cuda()], [v.cuda()], lam)
@@ -98,7 +101,10 @@ def test_a_graph_replays_whatever_lambda_the_table_holds() -> None:
 
 
 def test_no_history_and_rows_aside() -> None:
-    entries = [matrix((1000, 2064), 64, torch.bfloat16, torch.bfloat16), matrix((5, 300, 48), 16, torch.bfloat16, torch.bfloat16)]
+    entries = [
+        matrix((1000, 2064), 64, torch.bfloat16, torch.bfloat16),
+        matrix((5, 300, 48), 16, torch.bfloat16, torch.bfloat16),
+    ]
     live = [torch.empty(b.shape, dtype=b.dtype, device="cuda") for b, _, _ in entries]
     merge = LowRank(live, *zip(*([x.cuda() for x in entry] for entry in entries)))
     merge.run_(0.3)
@@ -141,7 +147,10 @@ import torch
 from pa_kernels import LowRank
 for dtype in (torch.bfloat16, torch.float16, torch.float32):
     tensors = [[], [], [], []]
-    for shape, rank, skip in (((64, 128), 16, 0), ((70, 272), 40, 0), ((2, 66, 16), 3, 0), ((5, 7), 2, 0), ((64, 128), 16, 1)):
+    for shape, rank, skip in (
+        ((64, 128), 16, 0), ((70, 272), 40, 0), ((2, 66, 16), 3, 0),
+        ((5, 7), 2, 0), ((64, 128), 16, 1),
+    ):
         u, v = (*shape[:-1], rank), (*shape[:-2], rank, shape[-1])
         for kind, size in zip(tensors, (shape, shape, u, v)):
             count = torch.Size(size).numel()

@@ -1,4 +1,5 @@
-"""The low-rank kernel's body: on a GPU where there is one, else in Triton's interpreter (`test_interpreter.py` runs it so)."""
+"""The low-rank kernel's body: on a GPU where there is one, else in Triton's interpreter
+(`test_interpreter.py` runs it so)."""
 
 from __future__ import annotations
 
@@ -17,12 +18,22 @@ pytestmark = [
 ]
 
 DEVICE = "cpu" if INTERPRETED else "cuda"
-SHAPES = (((64, 128), 16), ((70, 272), 40), ((2, 66, 16), 3), ((5, 7), 2), ((0, 16), 4), ((3, 0), 1), ((64, 128), 0))
-"""Whole tiles, tiles of which some are whole, stacks, ranks that must be padded, and nothing at all."""
+SHAPES = (
+    ((64, 128), 16),
+    ((70, 272), 40),
+    ((2, 66, 16), 3),
+    ((5, 7), 2),
+    ((0, 16), 4),
+    ((3, 0), 1),
+    ((64, 128), 0),
+)
+"""Whole tiles, tiles of which some are whole, stacks, ranks that must be padded, and nothing at
+all."""
 
 
 def on_device(entry: Matrix, skip: int = 0) -> Matrix:
-    """Copies on the tested device that start `skip` elements into their storage, so that they may be misaligned."""
+    """Copies on the tested device that start `skip` elements into their storage, so that they may
+    be misaligned."""
     return tuple(shifted(tensor, skip) for tensor in entry)  # type: ignore[return-value]
 
 
@@ -36,7 +47,9 @@ def blank(like: Tensor, dtype: torch.dtype, skip: int = 0) -> Tensor:
     return shifted(torch.full(like.shape, 9.0, dtype=dtype), skip)
 
 
-def check(out: torch.dtype, base: torch.dtype, factor: torch.dtype, lams: tuple[float, ...]) -> None:
+def check(
+    out: torch.dtype, base: torch.dtype, factor: torch.dtype, lams: tuple[float, ...]
+) -> None:
     entries = [matrix(shape, rank, base, factor, seed) for seed, (shape, rank) in enumerate(SHAPES)]
     skips = [0] * len(entries) + [1]
     entries.append(matrix((64, 128), 16, base, factor, 9))
@@ -52,15 +65,22 @@ def test_one_dtype(dtype: torch.dtype) -> None:
     check(dtype, dtype, dtype, (-2.3, 0.3, 1.0, 0.0))
 
 
-@pytest.mark.parametrize(("out", "base", "factor"), sampled([kind for kind in KINDS if len(set(kind)) > 1], 3), ids=str)
+@pytest.mark.parametrize(
+    ("out", "base", "factor"), sampled([kind for kind in KINDS if len(set(kind)) > 1], 3), ids=str
+)
 def test_mixed_dtypes(out: torch.dtype, base: torch.dtype, factor: torch.dtype) -> None:
     check(out, base, factor, (0.3, 0.0))
 
 
 @pytest.mark.parametrize("via", [None, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("factor", reference.LIVE_DTYPES, ids=str)
-def test_bits_of_the_reference_where_sums_are_exact(factor: torch.dtype, via: torch.dtype | None) -> None:
-    for out, base, shape in ((torch.float32, torch.float32, (64, 128)), (torch.bfloat16, torch.bfloat16, (67, 150))):
+def test_bits_of_the_reference_where_sums_are_exact(
+    factor: torch.dtype, via: torch.dtype | None
+) -> None:
+    for out, base, shape in (
+        (torch.float32, torch.float32, (64, 128)),
+        (torch.bfloat16, torch.bfloat16, (67, 150)),
+    ):
         entry = exact_matrix(shape, 50, base, factor)
         b, u, v = on_device(entry)
         w = blank(entry[0], out)
@@ -86,7 +106,10 @@ def test_the_bases_bits_at_lambda_0_and_where_the_delta_is_0(dtype: torch.dtype)
 
 
 def test_a_lambda_for_each_tensor_and_every_dtype_at_once() -> None:
-    entries = [(kind[0], matrix((30, 48), 16 * seed, *kind[1:], seed)) for seed, kind in enumerate(KINDS[::7])]
+    entries = [
+        (kind[0], matrix((30, 48), 16 * seed, *kind[1:], seed))
+        for seed, kind in enumerate(KINDS[::7])
+    ]
     live = [blank(entry[0], out) for out, entry in entries]
     lams = [0.5, 0.0, 1.5, -0.25][: len(live)]
     merge = LowRank(live, *zip(*(on_device(entry) for _, entry in entries)))
@@ -108,8 +131,17 @@ def test_rows_merged_aside_have_the_bits_of_the_switch() -> None:
     for t, w in enumerate(live):
         stacked = w.reshape(-1, w.shape[-1])
         end = stacked.shape[0]
-        for start, stop in ((0, end), (0, 1), (4, 4), (end, end), (60, min(65, end)), (end - 1, end)):
-            assert torch.equal(bits(merge.merged(t, slice(start, stop), 0.3)), bits(stacked[start:stop])), (t, start, stop)
+        for start, stop in (
+            (0, end),
+            (0, 1),
+            (4, 4),
+            (end, end),
+            (60, min(65, end)),
+            (end - 1, end),
+        ):
+            assert torch.equal(
+                bits(merge.merged(t, slice(start, stop), 0.3)), bits(stacked[start:stop])
+            ), (t, start, stop)
         before = w.clone()
         assert not torch.equal(bits(merge.merged(t, slice(0, 9), 0.7)), bits(stacked[:9]))
         assert torch.equal(bits(w), bits(before))
@@ -123,7 +155,9 @@ def test_writes_nothing_beside_its_tensors() -> None:
         b, u, v = on_device(entry)
         lowrank_merge_([storage[32 : 32 + size].view(shape)], [b], [u], [v], 0.25)
         assert bool((storage[:32] == 7).all()) and bool((storage[32 + size :] == 7).all())
-        assert torch.equal(bits(storage[32 : 32 + size].view(shape)), bits(reference.lowrank(*entry, 0.25)))
+        assert torch.equal(
+            bits(storage[32 : 32 + size].view(shape)), bits(reference.lowrank(*entry, 0.25))
+        )
 
 
 def test_columns_beyond_the_reach_of_a_tile_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,30 +22,42 @@ REGISTERS = {
     "sparse": {"cuda": 64, "hip": 72},
     "packed": {"cuda": 80, "hip": 136},
 }
-"""At 40 an SM still holds 48 warps, at 56 36, at 64 32, at 80 24; at 64 a SIMD of a CDNA 3 unit holds its 8 waves, at 72 7."""
+"""At 40 an SM still holds 48 warps, at 56 36, at 64 32, at 80 24; at 64 a SIMD of a CDNA 3 unit
+holds its 8 waves, at 72 7."""
 
 VERSION = tuple(int(part) for part in offline.triton.__version__.split(".")[:2])
 SINCE_3_9 = {("sparse index fp32,fp32→fp32", "gfx942"): 80} if VERSION >= (3, 9) else {}
-"""What newer compilers may take more. Triton 3.9 allots 75 where 3.6 allotted 71, for the same accesses and as many instructions
-(46.0 for 46.4 an entry): 6 waves a SIMD for 7, of a kernel that waits for scattered stores."""
+"""What newer compilers may take more. Triton 3.9 allots 75 where 3.6 allotted 71, for the same
+accesses and as many instructions (46.0 for 46.4 an entry): 6 waves a SIMD for 7, of a kernel that
+waits for scattered stores."""
 
 INSTRUCTIONS = {"lerp": 24.0, "drawn": 40.0, "checksum": 30.0, "sparse": 64.0, "packed": 124.0}
-"""Per weight, per 64-bit word, per entry or bit: an H200 at full bandwidth has about 34 for a bf16 weight switched, 54 for a word
-read, and over 400 for an entry of an index list, whose store touches a sector of its own. Of `drawn`, 11 are the hash. A packed
-weight with a code of 16 bits takes more than there are; of 8 bits 43 in its loop, and 62 with all that a tile does once counted
-on one block."""
+"""Per weight, per 64-bit word, per entry or bit: an H200 at full bandwidth has about 34 for a bf16
+weight switched, 54 for a word read, and over 400 for an entry of an index list, whose store touches
+a sector of its own. Of `drawn`, 11 are the hash. A packed weight with a code of 16 bits takes more
+than there are; of 8 bits 43 in its loop, and 62 with all that a tile does once counted on one
+block."""
 
 
-STREAMS = [kernel for kernel in offline.kernels() if kernel.function is not offline.lowrank_triton.lowrank_kernel]
+STREAMS = [
+    kernel
+    for kernel in offline.kernels()
+    if kernel.function is not offline.lowrank_triton.lowrank_kernel
+]
 
 
 FIRST_TARGETS = ("sm_90", "gfx942")
 
 
 def on_targets(kernels: Sequence[Any], firsts: Collection[Any]) -> list[Any]:
-    """(kernel, target): all of them, each on FIRST_TARGETS and `firsts` on every target; the others are slow tests."""
+    """(kernel, target): all of them, each on FIRST_TARGETS and `firsts` on every target; the others
+    are slow tests."""
     return [
-        pytest.param(kernel, target, marks=() if target in FIRST_TARGETS or kernel in firsts else pytest.mark.slow)
+        pytest.param(
+            kernel,
+            target,
+            marks=() if target in FIRST_TARGETS or kernel in firsts else pytest.mark.slow,
+        )
         for kernel in kernels
         for target in offline.TARGETS
     ]
@@ -55,29 +67,38 @@ FIRSTS = list({kernel.function: kernel for kernel in reversed(STREAMS)}.values()
 """One of each kernel function, of bf16 where it has dtypes."""
 
 
-@pytest.mark.parametrize(("kernel", "target"), on_targets(STREAMS, FIRSTS), ids=lambda value: getattr(value, "name", value))
+@pytest.mark.parametrize(
+    ("kernel", "target"),
+    on_targets(STREAMS, FIRSTS),
+    ids=lambda value: getattr(value, "name", value),
+)
 def test_gate(kernel: offline.Kernel, target: str) -> None:
     made = offline.compile_for(kernel, target)
     backend = offline.TARGETS[target].backend
-    # every byte of a full tile moves in a 128-bit access: a narrower one would be missing from this sum
+    # every byte of a full tile moves in a 128-bit access: a narrower one would be missing from this
+    # sum
     assert made.bytes_per_element == kernel.bytes_per_element
     assert made.spills == 0
     assert made.keeps_denormals
     op = kernel.name.split()[0]
     assert made.registers <= SINCE_3_9.get((kernel.name, target), REGISTERS[op][backend])
     assert made.instructions_per_element <= INSTRUCTIONS[op]
-    rounds_to_bf16 = offline.lerp_triton.tl.bfloat16 in (kernel.constants.get("OUT"), kernel.constants.get("VIA"))
+    rounds_to_bf16 = offline.lerp_triton.tl.bfloat16 in (
+        kernel.constants.get("OUT"),
+        kernel.constants.get("VIA"),
+    )
     if backend == "cuda" and rounds_to_bf16 and op == "lerp":
         assert made.packed_rounding > 0
 
 
 PRODUCT_REGISTERS = {("cuda", 2): 168, ("cuda", 4): 224, ("hip", 2): 192, ("hip", 4): 192}
-"""By backend and bytes of a factor. Where all is 16-bit, 128: two programs share an SM; from 129 to 255 one does, so that the 160
-of Triton 3.9 cost as much as the 150 of 3.6."""
+"""By backend and bytes of a factor. Where all is 16-bit, 128: two programs share an SM; from 129 to
+255 one does, so that the 160 of Triton 3.9 cost as much as the 150 of 3.6."""
 
 
 def product_bytes(kernel: offline.Kernel, base: torch.dtype, factor: torch.dtype) -> list[int]:
-    """Bytes of a tile's base, and of its factors for each of the steps that may be on their way before the loop turns."""
+    """Bytes of a tile's base, and of its factors for each of the steps that may be on their way
+    before the loop turns."""
     shape = kernel.constants
     step = (shape["ROWS"] + shape["COLUMNS"]) * shape["STEP"] * factor.itemsize
     return [kernel.launch.block * base.itemsize + steps * step for steps in (2, 3, 4)]
@@ -120,31 +141,40 @@ def test_gate_of_8_bit_codes(dtype: torch.dtype, target: str) -> None:
 
 def test_the_gate_notices_a_product_whose_factors_are_read_in_pieces() -> None:
     # 512 threads share 2 KB of U: 32 bits each
-    small = offline.lowrank(offline.BF16, offline.BF16, offline.BF16, launch=offline.Launch(block=4096, threads=512))
+    small = offline.lowrank(
+        offline.BF16, offline.BF16, offline.BF16, launch=offline.Launch(block=4096, threads=512)
+    )
     made = offline.compile_for(small, "sm_90")
     assert made.wide_loads * 16 * 512 not in product_bytes(small, offline.BF16, offline.BF16)
 
 
 def test_two_products_of_16_bit_share_a_multiprocessor_because_their_launch_asks_for_it() -> None:
     assert all(
-        (offline.lowrank(*kind).options.get("maxnreg") == 128) == (kind[4] and {d.itemsize for d in kind[:3]} == {2})
+        (offline.lowrank(*kind).options.get("maxnreg") == 128)
+        == (kind[4] and {d.itemsize for d in kind[:3]} == {2})
         for kind in offline.LOWRANK_KINDS
     )
 
 
 def test_the_gate_notices_a_launch_that_narrows_accesses() -> None:
     # 4 elements a thread of a 16-bit dtype are 64 bits
-    narrow = offline.lerp(offline.BF16, offline.BF16, offline.BF16, launch=offline.Launch(block=1024, threads=256))
+    narrow = offline.lerp(
+        offline.BF16, offline.BF16, offline.BF16, launch=offline.Launch(block=1024, threads=256)
+    )
     made = offline.compile_for(narrow, "sm_90")
     assert made.bytes_per_element < narrow.bytes_per_element
 
 
 def test_the_gate_notices_a_launch_that_needs_more_registers() -> None:
-    fat = offline.lerp(offline.FP32, offline.FP32, offline.FP32, launch=offline.Launch(block=8192, threads=128))
+    fat = offline.lerp(
+        offline.FP32, offline.FP32, offline.FP32, launch=offline.Launch(block=8192, threads=128)
+    )
     assert offline.compile_for(fat, "sm_90").registers > REGISTERS["lerp"]["cuda"]
 
 
-def test_the_table_prints(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_table_prints(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(offline, "kernels", lambda: [offline.checksum()])
     offline.main()
     printed = capsys.readouterr().out
@@ -159,10 +189,13 @@ def test_the_gate_notices_an_index_list_whose_vectors_are_cut() -> None:
 
 
 def test_a_path_through_a_loop_whose_exit_stands_before_its_body_is_found() -> None:
-    def step(load: bool = False, jump: int | None = None, falls: bool = True, leaves: bool = False) -> offline._Instruction:
+    def step(
+        load: bool = False, jump: int | None = None, falls: bool = True, leaves: bool = False
+    ) -> offline._Instruction:
         return offline._Instruction(load, False, jump, falls, leaves)
 
-    # 0 jumps to the body 3; the body loads and jumps back to 1, which leaves the loop or falls into the body again
+    # 0 jumps to the body 3; the body loads and jumps back to 1, which leaves the loop or falls into
+    # the body again
     program = [
         step(jump=3, falls=False),
         step(jump=5),

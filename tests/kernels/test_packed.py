@@ -1,4 +1,5 @@
-"""Packed deltas: the reference's uniqueness, the CPU path against the reference, and what is refused."""
+"""Packed deltas: the reference's uniqueness, the CPU path against the reference, and what is
+refused."""
 
 from __future__ import annotations
 
@@ -31,13 +32,24 @@ WALK = int(os.environ.get("PA_FAST_TEST_WALK", "24"))
 """Switches of a long walk; 1,000 take minutes."""
 
 
-def pair(size: int, dtype: torch.dtype, rel: float, seed: int = 0, finite: bool = True) -> tuple[Tensor, Tensor]:
-    """Gaussian weights and a relative step, with zeros, subnormals, and unless `finite` NaN and infinities among them."""
+def pair(
+    size: int, dtype: torch.dtype, rel: float, seed: int = 0, finite: bool = True
+) -> tuple[Tensor, Tensor]:
+    """Gaussian weights and a relative step, with zeros, subnormals, and unless `finite` NaN and
+    infinities among them."""
     g = torch.Generator().manual_seed(seed)
     b = torch.randn(size, generator=g) * 0.02
     i = (b + torch.randn(size, generator=g) * 0.02 * rel).to(dtype)
     b = b.to(dtype)
-    special = [(-0.0, 0.0), (-0.0, -0.0), (0.0, 0.5), (1e-7, 2e-7), (1e-39, 1e-39), (-1e-39, 3e-39), (0.25, -0.25)]
+    special = [
+        (-0.0, 0.0),
+        (-0.0, -0.0),
+        (0.0, 0.5),
+        (1e-7, 2e-7),
+        (1e-39, 1e-39),
+        (-1e-39, 3e-39),
+        (0.25, -0.25),
+    ]
     if not finite:
         special += [(math.nan, math.nan), (math.inf, math.inf), (1.0, math.nan), (-math.inf, 2.0)]
     for at, (x, y) in enumerate(special[: size // 2]):
@@ -61,13 +73,18 @@ def hard_lambdas(count: int, seed: int = 0, span: tuple[float, float] = (0.0, 1.
         *(k / 256 for k in (1, 85, 171, 255)),
     ]
     while len(chosen) < count:
-        chosen.append(draw.choice([draw.uniform(*span), draw.randrange(1, 512) / 512, draw.uniform(*span) * 1e-3]))
+        chosen.append(
+            draw.choice(
+                [draw.uniform(*span), draw.randrange(1, 512) / 512, draw.uniform(*span) * 1e-3]
+            )
+        )
     draw.shuffle(chosen)
     return [reference.fp32(lam) for lam in chosen[:count]]
 
 
 def neighbours(dtype: torch.dtype, largest: int) -> tuple[Tensor, Tensor]:
-    """Patterns of every position in a binade, with every |k| ≤ largest: all that scaling by powers of two leaves apart."""
+    """Patterns of every position in a binade, with every |k| ≤ largest: all that scaling by powers
+    of two leaves apart."""
     h = MANTISSA[dtype]
     one = int(bits(torch.ones(1, dtype=dtype))[0])
     b = torch.arange(one, one + (1 << h)).repeat_interleave(2 * largest + 1)
@@ -94,9 +111,16 @@ def test_the_reference_finds_both_sources(dtype: torch.dtype, width: int) -> Non
         b, i, codes = b[~odd], i[~odd], codes[~odd]
         for lam in hard_lambdas(8, span=span):
             found = packed_reference.packed_sources(reference.lerp(b, i, lam), codes, lam)
-            assert torch.equal(bits(found[0]), bits(b)) and torch.equal(bits(found[1]), bits(i)), (rel, span, lam)
+            assert torch.equal(bits(found[0]), bits(b)) and torch.equal(bits(found[1]), bits(i)), (
+                rel,
+                span,
+                lam,
+            )
         live = reference.lerp(b, i, 0.3)
-        assert torch.equal(bits(packed_reference.packed_switch(live, codes, 0.3, 0.8)), bits(reference.lerp(b, i, 0.8)))
+        assert torch.equal(
+            bits(packed_reference.packed_switch(live, codes, 0.3, 0.8)),
+            bits(reference.lerp(b, i, 0.8)),
+        )
 
 
 def test_without_the_parity_bit_sources_are_not_told_apart() -> None:
@@ -124,7 +148,9 @@ def test_codes_and_exceptions_are_the_references(dtype: torch.dtype, finite: boo
         assert entry.nbytes == packed_bytes(size, entry.count, entry.width)
 
 
-@pytest.mark.parametrize(("rel", "most"), [(0.0018, 3.06), (0.017, 3.2), (0.044, 3.52), (0.14, 4.3), (0.23, 4.5)])
+@pytest.mark.parametrize(
+    ("rel", "most"), [(0.0018, 3.06), (0.017, 3.2), (0.044, 3.52), (0.14, 4.3), (0.23, 4.5)]
+)
 def test_bytes_per_weight(rel: float, most: float) -> None:
     entry = PackedTensor.encode(*pair(1 << 20, torch.bfloat16, rel))
     assert entry is not None and 2 + entry.nbytes / entry.numel < most
@@ -160,7 +186,9 @@ def either_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize("span", SPANS, ids=str)
 @pytest.mark.parametrize("rel", [0.0018, 0.044, 0.23])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_a_walk_of_switches_has_the_bits_of_fresh_merges(dtype: torch.dtype, rel: float, span: tuple[float, float]) -> None:
+def test_a_walk_of_switches_has_the_bits_of_fresh_merges(
+    dtype: torch.dtype, rel: float, span: tuple[float, float]
+) -> None:
     sources = pair(40_003, dtype, rel, finite=False)
     if PackedTensor.encode(*sources, span) is not None:
         walk(*sources, hard_lambdas(8, seed=3, span=span), span)
@@ -196,23 +224,46 @@ def test_a_long_walk_over_every_pair_of_a_binade_and_its_neighbours(dtype: torch
 def test_a_walk_over_all_exponents(dtype: torch.dtype) -> None:
     g = torch.Generator().manual_seed(11)
     b = torch.randint(-32768, 32768, (100_000,), generator=g)
-    k = (8191 * torch.rand(b.shape, generator=g) ** 4).int() * (1 - 2 * torch.randint(0, 2, b.shape, generator=g))
+    k = (8191 * torch.rand(b.shape, generator=g) ** 4).int() * (
+        1 - 2 * torch.randint(0, 2, b.shape, generator=g)
+    )
     sources = [side.to(torch.int16).view(dtype) for side in (b, (b + k).clamp(-32768, 32767))]
     walk(*sources, hard_lambdas(WALK if WALK > 100 else 6, seed=12))
 
 
 def around(span: tuple[float, float]) -> list[float]:
-    """λ at both ends of a range, next to them, at 0, 1 and between: from each end to the other one too."""
+    """λ at both ends of a range, next to them, at 0, 1 and between: from each end to the other one
+    too."""
     lo, hi = (reference.fp32(lam) for lam in span)
     inner = (lo + (hi - lo) * share for share in (0.001, 0.07, 0.5, 0.93, 0.999))
-    return [reference.fp32(lam) for lam in (hi, lo, *inner, lo + (hi - lo) * 2**-23, hi - (hi - lo) * 2**-23, 1.0, hi, 0.0, lo)]
+    return [
+        reference.fp32(lam)
+        for lam in (
+            hi,
+            lo,
+            *inner,
+            lo + (hi - lo) * 2**-23,
+            hi - (hi - lo) * 2**-23,
+            1.0,
+            hi,
+            0.0,
+            lo,
+        )
+    ]
 
 
 def assert_every_switch_is_right(
-    b: Tensor, i: Tensor, width: int, span: tuple[float, float], few: tuple[int, ...] = (-1, 1 << 40)
+    b: Tensor,
+    i: Tensor,
+    width: int,
+    span: tuple[float, float],
+    few: tuple[int, ...] = (-1, 1 << 40),
 ) -> None:
-    """Codes and exceptions are the reference's, and switches by tables and one by one have the bits of fresh merges."""
-    padding = torch.ones(3 * b.numel(), dtype=b.dtype)  # equal weights: exceptions may outnumber the codes of these pairs
+    """Codes and exceptions are the reference's, and switches by tables and one by one have the bits
+    of fresh merges."""
+    padding = torch.ones(
+        3 * b.numel(), dtype=b.dtype
+    )  # equal weights: exceptions may outnumber the codes of these pairs
     b, i = torch.cat([b, padding]), torch.cat([i, padding])
     entry = PackedTensor.encode(b, i, span, width=width)
     assert entry is not None and entry.misfit(b) is None
@@ -236,15 +287,20 @@ def assert_every_switch_is_right(
 @pytest.mark.parametrize("span", WIDE, ids=str)
 @pytest.mark.parametrize("width", LIMIT)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_every_pair_near_every_power_of_two(dtype: torch.dtype, width: int, span: tuple[float, float]) -> None:
+def test_every_pair_near_every_power_of_two(
+    dtype: torch.dtype, width: int, span: tuple[float, float]
+) -> None:
     assert_every_switch_is_right(*at_powers_of_two(dtype, 7), width, span)
 
 
 @pytest.mark.parametrize("span", [*WIDE, (-0.37, 2.3), (-0.5, 1.0), (0.0, 1.25)], ids=str)
 @pytest.mark.parametrize("width", LIMIT)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_every_pair_near_the_smallest_normal_number(dtype: torch.dtype, width: int, span: tuple[float, float]) -> None:
-    # under it the grid grows no finer: what rounds up to it comes from twice as far below as at other powers of two
+def test_every_pair_near_the_smallest_normal_number(
+    dtype: torch.dtype, width: int, span: tuple[float, float]
+) -> None:
+    # under it the grid grows no finer: what rounds up to it comes from twice as far below as at
+    # other powers of two
     assert_every_switch_is_right(*at_powers_of_two(dtype, 40, range(1, 2)), width, span)
 
 
@@ -252,12 +308,21 @@ def test_every_pair_near_the_smallest_normal_number(dtype: torch.dtype, width: i
 @pytest.mark.parametrize("span", WIDE, ids=str)
 @pytest.mark.parametrize("width", LIMIT)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_every_pair_of_every_exponent(dtype: torch.dtype, width: int, span: tuple[float, float]) -> None:
-    # all |k| that 8 bits stand for; of 16 bits all that two weights of one binade can have, or of fp16 every 5th of them
+def test_every_pair_of_every_exponent(
+    dtype: torch.dtype, width: int, span: tuple[float, float]
+) -> None:
+    # all |k| that 8 bits stand for; of 16 bits all that two weights of one binade can have, or of
+    # fp16 every 5th of them
     h, top = MANTISSA[dtype], packed_reference.largest(dtype)
-    k = torch.arange(-63, 64) if width == 8 else torch.arange(1 - (1 << h), 1 << h, 1 if h == 7 else 5)
+    k = (
+        torch.arange(-63, 64)
+        if width == 8
+        else torch.arange(1 - (1 << h), 1 << h, 1 if h == 7 else 5)
+    )
     for low in torch.arange(top + 1).split((1 << 21) // k.numel()):
-        b, i = (side.reshape(-1) for side in torch.broadcast_tensors(low[:, None], low[:, None] + k))
+        b, i = (
+            side.reshape(-1) for side in torch.broadcast_tensors(low[:, None], low[:, None] + k)
+        )
         inside = i.clamp(0, top) == i
         b, i = (side[inside].to(torch.int16).view(dtype) for side in (b, i))
         assert_every_switch_is_right(b, i, width, span, (-1,))
@@ -284,7 +349,9 @@ def test_random_weights_at_the_ends_of_the_range_and_between(dtype: torch.dtype)
         low = torch.randint(64, packed_reference.largest(dtype) - 200, steps.shape, generator=g)
         step = ordinary + torch.randn(ordinary.shape, generator=g) * 0.02 * 0.02
         b = torch.cat([ordinary.to(dtype), low.to(torch.int16).view(dtype)])
-        i = torch.cat([step.to(dtype), (low + steps.int()).clamp(min=0).to(torch.int16).view(dtype)])
+        i = torch.cat(
+            [step.to(dtype), (low + steps.int()).clamp(min=0).to(torch.int16).view(dtype)]
+        )
         order = torch.randperm(count, generator=g)
         for span in WIDE:
             entry = PackedTensor.encode(b[order], i[order], span)
@@ -326,10 +393,15 @@ def test_steps_in_bf16_drift_and_switches_do_not() -> None:
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.lists(st.tuples(*[st.integers(-32768, 32767)] * 2), min_size=1, max_size=40), st.floats(0, 1, width=32))
+@given(
+    st.lists(st.tuples(*[st.integers(-32768, 32767)] * 2), min_size=1, max_size=40),
+    st.floats(0, 1, width=32),
+)
 def test_any_patterns_at_all(patterns: list[tuple[int, int]], lam: float) -> None:
     for dtype in DTYPES:
-        b, i = (torch.tensor(side, dtype=torch.int16).view(dtype).repeat(200) for side in zip(*patterns))
+        b, i = (
+            torch.tensor(side, dtype=torch.int16).view(dtype).repeat(200) for side in zip(*patterns)
+        )
         entry = PackedTensor.encode(b, i)
         if entry is None:
             continue
@@ -348,7 +420,9 @@ def test_both_sides_are_told_from_live_weights_and_the_target_from_the_base() ->
     assert entry is not None
     for span in (slice(0, b.numel()), slice(PACKED_TILE, b.numel())):
         found = packed_pair(reference.lerp(b, i, 0.3), entry, span, reference.fp32(0.3))
-        assert torch.equal(bits(found[0]), bits(b[span])) and torch.equal(bits(found[1]), bits(i[span]))
+        assert torch.equal(bits(found[0]), bits(b[span])) and torch.equal(
+            bits(found[1]), bits(i[span])
+        )
         assert torch.equal(bits(packed_target(b[span], entry, span)), bits(i[span]))
 
 
@@ -408,6 +482,11 @@ def test_live_tensors_that_do_not_fit_are_refused() -> None:
     b, i = pair(5000, torch.bfloat16, 0.05)
     entry = PackedTensor.encode(b, i)
     assert entry is not None
-    for live, error in ((b.float(), TypeError), (b[:-1], ValueError), (b.half(), ValueError), (b.repeat(2)[::2], ValueError)):
+    for live, error in (
+        (b.float(), TypeError),
+        (b[:-1], ValueError),
+        (b.half(), ValueError),
+        (b.repeat(2)[::2], ValueError),
+    ):
         with pytest.raises(error, match="entry 0"):
             Packed([live], [entry])

@@ -1,4 +1,5 @@
-"""The packed kernel's body: on a GPU where there is one, else in Triton's interpreter (`test_interpreter.py` runs it so)."""
+"""The packed kernel's body: on a GPU where there is one, else in Triton's interpreter
+(`test_interpreter.py` runs it so)."""
 
 from __future__ import annotations
 
@@ -24,8 +25,11 @@ pytestmark = [pytest.mark.triton, pytest.mark.filterwarnings("ignore:.*encounter
     ],
     ids=str,
 )
-def test_a_walk_has_the_bits_of_fresh_merges(dtype: torch.dtype, rel: float, span: tuple[float, float]) -> None:
-    # a full tile and a tail, a tail alone, and what starts at an odd place; NaN and infinities are among them
+def test_a_walk_has_the_bits_of_fresh_merges(
+    dtype: torch.dtype, rel: float, span: tuple[float, float]
+) -> None:
+    # a full tile and a tail, a tail alone, and what starts at an odd place; NaN and infinities are
+    # among them
     sources = [pair(size, dtype, rel, seed=size, finite=False) for size in (33_400, 2_600, 2_500)]
     skips = (0, 0, 1)
     live = [on_device(b, skip) for (b, _), skip in zip(sources, skips)]

@@ -1,4 +1,5 @@
-"""Full precision for every thread that asks, and what was allowed before once the last one has left."""
+"""Full precision for every thread that asks, and what was allowed before once the last one has
+left."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The specification itself: against exact rational arithmetic, against torch.lerp, and against what it promises at its edges."""
+"""The specification itself: against exact rational arithmetic, against torch.lerp, and against what
+it promises at its edges."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ def bits(tensor: Tensor) -> Tensor:
 
 
 def nearest_fp32(exact: Fraction) -> float:
-    """The fp32 nearest to an exact number, ties to even, from its definition; zero comes out as +0."""
+    """The fp32 nearest to an exact number, ties to even, from its definition; zero comes out as
+    +0."""
     if exact == 0:
         return 0.0
     size = abs(exact)
@@ -52,12 +54,22 @@ def test_fma_rounds_once(a: float, b: float, c: float) -> None:
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.integers(-200, 200), st.integers(0, 2**23 - 1), st.integers(0, 2**23 - 1), st.integers(-3, 3), st.booleans())
+@given(
+    st.integers(-200, 200),
+    st.integers(0, 2**23 - 1),
+    st.integers(0, 2**23 - 1),
+    st.integers(-3, 3),
+    st.booleans(),
+)
 def test_fma_next_to_a_tie(shift: int, low: int, high: int, nudge: int, negative: bool) -> None:
-    # an addend within a few units of half an ulp away from the product, where a second rounding would show
+    # an addend within a few units of half an ulp away from the product, where a second rounding
+    # would show
     a, b = 1 + high * 2.0**-23, 1 + low * 2.0**-23
     scale = 2.0 ** max(min(shift, 60), -60)
-    c = torch.tensor(-a * b + (1 + nudge * 2.0**-23) * 2.0**-25 * (-1 if negative else 1)).item() * scale
+    c = (
+        torch.tensor(-a * b + (1 + nudge * 2.0**-23) * 2.0**-25 * (-1 if negative else 1)).item()
+        * scale
+    )
     exact = Fraction(a * scale) * Fraction(b) + Fraction(c)
     found = reference.fma(torch.tensor(a * scale), torch.tensor(b), torch.tensor(c))
     assert found.item() == nearest_fp32(exact)
@@ -80,7 +92,9 @@ def test_fma_of_infinities_and_nan() -> None:
     assert reference.fma(inf, one, -inf).isnan()
     assert reference.fma(nan, one, one).isnan()
     assert reference.fma(torch.tensor(3e38), torch.tensor(3e38), -one).item() == math.inf
-    assert fp32_bits(reference.fma(-one, torch.tensor(0.0), torch.tensor(-0.0)).item()) == fp32_bits(-0.0)
+    assert fp32_bits(
+        reference.fma(-one, torch.tensor(0.0), torch.tensor(-0.0)).item()
+    ) == fp32_bits(-0.0)
 
 
 def test_fma_takes_fp32_only() -> None:
@@ -132,7 +146,9 @@ def test_via_is_a_rounding_in_between() -> None:
     assert held.dtype == torch.float32
     assert torch.equal(held, reference.lerp(b, i, 0.3).float())
     assert not torch.equal(held, reference.lerp(b, i, 0.3, torch.float32))
-    assert torch.equal(reference.lerp(b, i, 0.3, torch.bfloat16, torch.float32), reference.lerp(b, i, 0.3))
+    assert torch.equal(
+        reference.lerp(b, i, 0.3, torch.bfloat16, torch.float32), reference.lerp(b, i, 0.3)
+    )
 
 
 def test_lambda_is_rounded_once_and_must_be_finite() -> None:
@@ -153,9 +169,14 @@ def test_odd_factors_are_odd_and_all_different_within_a_chunk() -> None:
 def test_checksum_from_its_definition() -> None:
     data = bytes(range(256)) * 300 + b"abc"
     tensor = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-    words = [int.from_bytes(data[at : at + 8].ljust(8, b"\0"), "little") for at in range(0, len(data), 8)]
+    words = [
+        int.from_bytes(data[at : at + 8].ljust(8, b"\0"), "little") for at in range(0, len(data), 8)
+    ]
     factors = [int(f) for f in reference.odd(torch.arange(len(words)))]
-    assert reference.checksum(tensor) == sum(w * f for w, f in zip(words, factors, strict=True)) % 2**64
+    assert (
+        reference.checksum(tensor)
+        == sum(w * f for w, f in zip(words, factors, strict=True)) % 2**64
+    )
 
 
 def test_checksum_of_known_bytes_never_changes() -> None:

@@ -34,7 +34,11 @@ def test_every_dtype_triple(out: torch.dtype, base: torch.dtype, inst: torch.dty
     for lam in (-0.2, 0.0, 0.05, 0.5, 0.999, 1.0, 3.7):
         prepared.run_(lam)
         for w, old, entry in zip(live, before, entries):
-            assert torch.equal(bits(w), bits(sparsely_set(old, entry, lam))), (lam, entry.numel, entry.kind)
+            assert torch.equal(bits(w), bits(sparsely_set(old, entry, lam))), (
+                lam,
+                entry.numel,
+                entry.kind,
+            )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -45,7 +49,9 @@ def test_more_than_one_piece(kind: str, density: float) -> None:
     with mock.patch("pa_kernels.sparse.PIECE", 300):
         w = before.clone()
         prepared = Sparse([w], [entry])
-        assert len(prepared.groups[0].pieces) == (0 if density == 0 else 1 if density == 1e-5 else min(7, entry.count // 300 + 1))
+        assert len(prepared.groups[0].pieces) == (
+            0 if density == 0 else 1 if density == 1e-5 else min(7, entry.count // 300 + 1)
+        )
         for lam in (0.3, 0.6):
             prepared.run_(lam)
             assert torch.equal(bits(w), bits(sparsely_set(before, entry, lam))), lam
@@ -58,7 +64,10 @@ def test_equals_a_dense_switch_of_the_same_pair(dtype: torch.dtype) -> None:
     mask = torch.rand(50_000, generator=generator) < 0.05
     i = torch.where(mask, (b.float() * 1.1).to(dtype), b)
     dense, live = torch.empty_like(b), b.clone()
-    lerp, prepared = Lerp([dense], [b], [i]), Sparse([live], [SparseTensor.encode(mask, b[mask], i[mask], 50_000)])
+    lerp, prepared = (
+        Lerp([dense], [b], [i]),
+        Sparse([live], [SparseTensor.encode(mask, b[mask], i[mask], 50_000)]),
+    )
     for lam in LAMBDAS:
         lerp.run_(lam)
         prepared.run_(lam)
@@ -101,7 +110,10 @@ def test_no_history_and_endpoints_are_the_sources_bits(dtype: torch.dtype) -> No
 
 
 def test_a_lambda_for_each_tensor_and_the_table_that_launch_reads() -> None:
-    entries = [sparse(3000 * t + 5, torch.bfloat16, torch.float32, 0.1, KINDS[t % 2], seed=t) for t in range(5)]
+    entries = [
+        sparse(3000 * t + 5, torch.bfloat16, torch.float32, 0.1, KINDS[t % 2], seed=t)
+        for t in range(5)
+    ]
     before = [live_like(entry, torch.bfloat16, t) for t, entry in enumerate(entries)]
     live = [w.clone() for w in before]
     lams = [0.0, 0.3, 1.0, 1.5, 0.25]
@@ -124,18 +136,25 @@ def test_nothing_is_written_beside_the_tensor(kind: str) -> None:
         storage = torch.full((size + 65,), 7.0, dtype=torch.bfloat16)
         sparse_set_([storage[33 : 33 + size]], [entry], 0.3)
         assert bool((storage[:33] == 7).all()) and bool((storage[33 + size :] == 7).all())
-        assert torch.equal(bits(storage[33 : 33 + size]), bits(reference.lerp(entry.base, entry.target, 0.3)))
+        assert torch.equal(
+            bits(storage[33 : 33 + size]), bits(reference.lerp(entry.base, entry.target, 0.3))
+        )
 
 
 @settings(max_examples=60, deadline=None)
 @given(
     st.sampled_from(TRIPLES),
-    st.dictionaries(st.integers(0, 99), st.tuples(st.floats(width=16), st.floats(width=16)), max_size=40),
+    st.dictionaries(
+        st.integers(0, 99), st.tuples(st.floats(width=16), st.floats(width=16)), max_size=40
+    ),
     st.floats(-4, 4, width=32),
     st.sampled_from(KINDS),
 )
 def test_hypothesis(
-    triple: tuple[torch.dtype, torch.dtype, torch.dtype], values: dict[int, tuple[float, float]], lam: float, kind: str
+    triple: tuple[torch.dtype, torch.dtype, torch.dtype],
+    values: dict[int, tuple[float, float]],
+    lam: float,
+    kind: str,
 ) -> None:
     out, base, inst = triple
     places = sorted(values)
@@ -191,10 +210,26 @@ ENTRY = sparse(6, torch.float32, torch.float32, 1.0)
     ("change", "error", "message"),
     [
         ({"out": [torch.zeros(2, 3)]}, ValueError, "1 live tensors, 2 sparse"),
-        ({"out": [torch.zeros(2, 3), torch.zeros(7)]}, ValueError, "entry 1: sparse is of 6 elements, the live tensor has 7"),
-        ({"out": [torch.zeros(6).long(), torch.zeros(6)]}, TypeError, "entry 0: live is torch.int64, expected"),
-        ({"out": [torch.zeros(6), torch.zeros(3, 2).t()]}, ValueError, r"entry 1: live has strides \(1, 2\)"),
-        ({"out": [torch.zeros(6), torch.zeros(6, device="meta")]}, ValueError, "entry 1: on meta, expected cpu or cuda"),
+        (
+            {"out": [torch.zeros(2, 3), torch.zeros(7)]},
+            ValueError,
+            "entry 1: sparse is of 6 elements, the live tensor has 7",
+        ),
+        (
+            {"out": [torch.zeros(6).long(), torch.zeros(6)]},
+            TypeError,
+            "entry 0: live is torch.int64, expected",
+        ),
+        (
+            {"out": [torch.zeros(6), torch.zeros(3, 2).t()]},
+            ValueError,
+            r"entry 1: live has strides \(1, 2\)",
+        ),
+        (
+            {"out": [torch.zeros(6), torch.zeros(6, device="meta")]},
+            ValueError,
+            "entry 1: on meta, expected cpu or cuda",
+        ),
         ({"entries": [ENTRY, "x"]}, TypeError, "entry 1: sparse is str, expected a SparseTensor"),
         (
             {"entries": [ENTRY, replace(ENTRY, where=ENTRY.where[[5, 4, 3, 2, 1, 0]])]},
@@ -207,7 +242,12 @@ ENTRY = sparse(6, torch.float32, torch.float32, 1.0)
     ],
 )
 def test_refusals(change: dict[str, object], error: type[Exception], message: str) -> None:
-    given = {"out": [torch.zeros(2, 3), torch.zeros(6)], "entries": [ENTRY, ENTRY], "lam": 0.5, "via": None} | change
+    given = {
+        "out": [torch.zeros(2, 3), torch.zeros(6)],
+        "entries": [ENTRY, ENTRY],
+        "lam": 0.5,
+        "via": None,
+    } | change
     with pytest.raises(error, match=message):
         sparse_set_(given["out"], given["entries"], given["lam"], via=given["via"])
 

@@ -1,4 +1,5 @@
-"""Sparse tensors: what is encoded is what is decoded, in the bytes that are promised, and hostile content is refused."""
+"""Sparse tensors: what is encoded is what is decoded, in the bytes that are promised, and hostile
+content is refused."""
 
 from __future__ import annotations
 
@@ -35,7 +36,10 @@ def test_what_is_encoded_is_decoded(kind: sparse_tensor.Kind, density: float) ->
         made = encoded(mask, kind)
         made.check()
         assert torch.equal(made.positions(), positions)
-        assert made.nbytes == sparse_tensor.position_bytes(kind, size, positions.numel()) + 4 * positions.numel()
+        assert (
+            made.nbytes
+            == sparse_tensor.position_bytes(kind, size, positions.numel()) + 4 * positions.numel()
+        )
         listed = SparseTensor.encode(positions, made.base, made.target, size, kind=kind)
         assert torch.equal(listed.where, made.where) and torch.equal(listed.starts, made.starts)
         as_index = made.as_index()
@@ -64,7 +68,11 @@ def test_layout_of_known_positions_never_changes() -> None:
     assert index.starts.tolist() == [0, 5, 6, 7]
     bitmap = SparseTensor.encode(positions, values, values, 131_081, kind="bitmap")
     assert bitmap.where.shape == (33 * 128,) and bitmap.where[:2].tolist() == [1 - 2**31, 1]
-    assert bitmap.where[128].item() == 1 and bitmap.where[2047].item() == -(2**31) and bitmap.where[-128].item() == 1 << 8
+    assert (
+        bitmap.where[128].item() == 1
+        and bitmap.where[2047].item() == -(2**31)
+        and bitmap.where[-128].item() == 1 << 8
+    )
     assert bitmap.starts.tolist() == [0, 3] + [4] * 14 + [5] + [6] * 16 + [7]
 
 
@@ -119,7 +127,10 @@ def test_what_encode_refuses(where: Tensor, error: type[Exception], message: str
 def test_positions_that_fall_at_a_span_s_edge_are_refused() -> None:
     positions = torch.arange(70_000)
     positions[1 << 16] = 5
-    with mock.patch.object(sparse_tensor, "SPAN", 1 << 16), pytest.raises(ValueError, match="position 5 follows 65535"):
+    with (
+        mock.patch.object(sparse_tensor, "SPAN", 1 << 16),
+        pytest.raises(ValueError, match="position 5 follows 65535"),
+    ):
         SparseTensor.encode(positions, torch.zeros(70_000), torch.zeros(70_000), 70_000)
 
 
@@ -152,20 +163,44 @@ GOOD_BITMAP = encoded(torch.arange(2 * BITMAP_TILE + 100) % 100 == 7, "bitmap")
         ({"numel": 2**62}, r"starts has shape \(3,\), expected \(70368744177665,\)"),
         ({"numel": INDEX_TILE}, r"starts has shape \(3,\), expected \(2,\)"),
         ({"numel": 66_007}, "position 66007 in a tensor of 66007 elements"),
-        ({"where": GOOD_INDEX.where[:-1]}, r"where has shape \(66,\), expected \(67,\): index of 67"),
+        (
+            {"where": GOOD_INDEX.where[:-1]},
+            r"where has shape \(66,\), expected \(67,\): index of 67",
+        ),
         ({"where": GOOD_INDEX.where.int()}, "where is torch.int32, expected torch.uint16"),
-        ({"where": changed(GOOD_INDEX.where, 4, 2007)}, "place 2007 of entry 4 follows place 3007 in one tile"),
-        ({"where": changed(GOOD_INDEX.where, 4, 3007)}, "place 3007 of entry 4 follows place 3007 in one tile"),
-        ({"where": changed(GOOD_INDEX.where, 66, 65_535)}, "position 131071 in a tensor of 66536 elements"),
+        (
+            {"where": changed(GOOD_INDEX.where, 4, 2007)},
+            "place 2007 of entry 4 follows place 3007 in one tile",
+        ),
+        (
+            {"where": changed(GOOD_INDEX.where, 4, 3007)},
+            "place 3007 of entry 4 follows place 3007 in one tile",
+        ),
+        (
+            {"where": changed(GOOD_INDEX.where, 66, 65_535)},
+            "position 131071 in a tensor of 66536 elements",
+        ),
         ({"starts": GOOD_INDEX.starts.int()}, "starts is torch.int32, expected torch.int64"),
         ({"starts": changed(GOOD_INDEX.starts, 0, 1)}, "starts go from 1 to 67, expected 0 to 67"),
         ({"starts": changed(GOOD_INDEX.starts, 2, 66)}, "starts go from 0 to 66, expected 0 to 67"),
-        ({"starts": changed(GOOD_INDEX.starts, 1, 68)}, "starts go from 0 to 68, expected ascending from 0 to 67"),
-        ({"starts": changed(GOOD_INDEX.starts, 1, -(2**63))}, "starts go from -9223372036854775808 to 67"),
-        ({"starts": changed(GOOD_INDEX.starts, 1, 67)}, "place 471 of entry 66 follows place 65007 in one tile"),
+        (
+            {"starts": changed(GOOD_INDEX.starts, 1, 68)},
+            "starts go from 0 to 68, expected ascending from 0 to 67",
+        ),
+        (
+            {"starts": changed(GOOD_INDEX.starts, 1, -(2**63))},
+            "starts go from -9223372036854775808 to 67",
+        ),
+        (
+            {"starts": changed(GOOD_INDEX.starts, 1, 67)},
+            "place 471 of entry 66 follows place 65007 in one tile",
+        ),
         ({"base": GOOD_INDEX.base[:-1]}, r"where has shape \(67,\), expected \(66,\)"),
         ({"target": GOOD_INDEX.target[:-1]}, r"target has shape \(66,\), expected \(67,\)"),
-        ({"target": GOOD_INDEX.target.view(torch.int16)}, "target is torch.int16, expected torch.bfloat16 or"),
+        (
+            {"target": GOOD_INDEX.target.view(torch.int16)},
+            "target is torch.int16, expected torch.bfloat16 or",
+        ),
         ({"base": GOOD_INDEX.base.view(1, -1)}, r"base has shape \(1, 67\), expected \(67,\)"),
         ({"target": torch.zeros(134)[::2]}, r"target has stride \(2,\), expected contiguous"),
         ({"target": GOOD_INDEX.target.to("meta")}, "target is on meta, base on cpu"),
@@ -181,11 +216,26 @@ def test_hostile_index_lists_are_refused(change: dict[str, object], message: str
     ("change", "message"),
     [
         ({"numel": 8207}, "position 8207 in a tensor of 8207 elements"),
-        ({"where": GOOD_BITMAP.where[:-1]}, r"where has shape \(383,\), expected \(384,\): bitmap of 83 in 8292"),
-        ({"where": changed(GOOD_BITMAP.where, 5, -1)}, "bits are set in tile 0, expected 41 by starts"),
-        ({"where": changed(GOOD_BITMAP.where, 256, 0)}, "0 bits are set in tile 2, expected 1 by starts"),
-        ({"where": changed(changed(GOOD_BITMAP.where, 256, 0), 383, -(2**31))}, "position 12287 in a tensor of 8292"),
-        ({"starts": changed(GOOD_BITMAP.starts, 1, 40)}, "41 bits are set in tile 0, expected 40 by starts"),
+        (
+            {"where": GOOD_BITMAP.where[:-1]},
+            r"where has shape \(383,\), expected \(384,\): bitmap of 83 in 8292",
+        ),
+        (
+            {"where": changed(GOOD_BITMAP.where, 5, -1)},
+            "bits are set in tile 0, expected 41 by starts",
+        ),
+        (
+            {"where": changed(GOOD_BITMAP.where, 256, 0)},
+            "0 bits are set in tile 2, expected 1 by starts",
+        ),
+        (
+            {"where": changed(changed(GOOD_BITMAP.where, 256, 0), 383, -(2**31))},
+            "position 12287 in a tensor of 8292",
+        ),
+        (
+            {"starts": changed(GOOD_BITMAP.starts, 1, 40)},
+            "41 bits are set in tile 0, expected 40 by starts",
+        ),
         ({"kind": "index"}, "where is torch.int32, expected torch.uint16"),
     ],
 )
@@ -197,7 +247,10 @@ def test_hostile_bitmaps_are_refused(change: dict[str, object], message: str) ->
 
 def test_faults_beyond_the_first_span_are_found() -> None:
     values = torch.zeros(30_000)
-    index, bitmap = (SparseTensor.encode(torch.arange(30_000) * 2, values, values, 60_000, kind=kind) for kind in KINDS)
+    index, bitmap = (
+        SparseTensor.encode(torch.arange(30_000) * 2, values, values, 60_000, kind=kind)
+        for kind in KINDS
+    )
     with mock.patch.object(sparse_tensor, "SPAN", 1 << 12):
         index.check()
         bitmap.check()

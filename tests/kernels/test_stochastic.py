@@ -1,4 +1,5 @@
-"""Stochastic rounding: the formulas against exact arithmetic, the CPU path against the reference, and what it is for."""
+"""Stochastic rounding: the formulas against exact arithmetic, the CPU path against the reference,
+and what it is for."""
 
 from __future__ import annotations
 
@@ -28,7 +29,9 @@ def lowbias32(x: int) -> int:
     return x ^ (x >> 16)
 
 
-@pytest.mark.parametrize("start", [0, 5 * DRAW_STEP, 2**31 - DRAW_STEP, 2**32 - DRAW_STEP, 2**40 - DRAW_STEP])
+@pytest.mark.parametrize(
+    "start", [0, 5 * DRAW_STEP, 2**31 - DRAW_STEP, 2**32 - DRAW_STEP, 2**40 - DRAW_STEP]
+)
 def test_noise_is_the_formula_at_any_index(start: int) -> None:
     count = 3 * DRAW_STEP
     found = reference.noise(Draw(KEY, start), count)
@@ -49,15 +52,17 @@ def test_noise_is_uniform_and_of_its_tensor() -> None:
         assert float((reference.noise(other, 2**20) == u).double().mean()) < 1e-4
 
 
-@pytest.mark.parametrize(("key", "start"), [(-1, 0), (2**32, 0), (0, 1), (0, -DRAW_STEP), (0, 2**48)])
+@pytest.mark.parametrize(
+    ("key", "start"), [(-1, 0), (2**32, 0), (0, 1), (0, -DRAW_STEP), (0, 2**48)]
+)
 def test_a_draw_that_is_none(key: int, start: int) -> None:
     with pytest.raises(ValueError, match="expected a key"):
         Draw(key, start)
 
 
 def exactly(x: float, u: int, dtype: torch.dtype) -> float:
-    """Stochastic rounding by its definition: the magnitude in ulps of `dtype`, plus u, cut off. A ulp is 2¹⁶ steps of u, and no
-    more of the magnitude than these steps counts."""
+    """Stochastic rounding by its definition: the magnitude in ulps of `dtype`, plus u, cut off. A
+    ulp is 2¹⁶ steps of u, and no more of the magnitude than these steps counts."""
     smallest, digits = (-133, 8) if dtype == torch.bfloat16 else (-24, 11)
     size = abs(Fraction(x))
     exponent = max(math.frexp(abs(x))[1] - digits, smallest)
@@ -71,7 +76,10 @@ def exactly(x: float, u: int, dtype: torch.dtype) -> float:
 @pytest.mark.parametrize("dtype", NARROW, ids=str)
 @settings(max_examples=400, deadline=None)
 @given(
-    st.one_of(st.floats(width=32), st.floats(-(2**-13), 2**-13, width=32), st.floats(-2, 2, width=32)), st.integers(0, 2**16 - 1)
+    st.one_of(
+        st.floats(width=32), st.floats(-(2**-13), 2**-13, width=32), st.floats(-2, 2, width=32)
+    ),
+    st.integers(0, 2**16 - 1),
 )
 def test_rounding_is_its_definition(dtype: torch.dtype, x: float, u: int) -> None:
     wide = torch.tensor([x])
@@ -88,11 +96,16 @@ def test_rounding_is_its_definition(dtype: torch.dtype, x: float, u: int) -> Non
 
 
 @pytest.mark.parametrize("dtype", NARROW, ids=str)
-def test_what_the_dtype_represents_keeps_its_bits_and_the_largest_stays_finite(dtype: torch.dtype) -> None:
+def test_what_the_dtype_represents_keeps_its_bits_and_the_largest_stays_finite(
+    dtype: torch.dtype,
+) -> None:
     every = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(dtype)
     every = every[~every.isnan()]
     for u in (0, 1, 0x7FFF, 0xFFFF):
-        assert torch.equal(bits(reference.stochastic(every.float(), torch.full(every.shape, u), dtype)), bits(every))
+        assert torch.equal(
+            bits(reference.stochastic(every.float(), torch.full(every.shape, u), dtype)),
+            bits(every),
+        )
     largest = torch.tensor(torch.finfo(dtype).max, dtype=torch.float32)
     below = torch.nextafter(largest, torch.zeros(()))
     for x in (largest, below, -below, torch.nextafter(largest, 2 * largest)):
@@ -101,7 +114,9 @@ def test_what_the_dtype_represents_keeps_its_bits_and_the_largest_stays_finite(d
 
 @pytest.mark.parametrize(("out", "base", "inst"), TRIPLES, ids=str)
 @pytest.mark.parametrize("finite", [True, False])
-def test_the_cpu_path_is_the_reference(out: torch.dtype, base: torch.dtype, inst: torch.dtype, finite: bool) -> None:
+def test_the_cpu_path_is_the_reference(
+    out: torch.dtype, base: torch.dtype, inst: torch.dtype, finite: bool
+) -> None:
     # the noise crosses an index of 2³²
     b, i = pair(67_003, base, inst, finite=finite)
     draw = Draw(KEY, 2**32 - DRAW_STEP)
@@ -145,7 +160,9 @@ def test_order_and_cutting_change_no_bit(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", NARROW, ids=str)
 @pytest.mark.parametrize("source", [None, torch.float32], ids=str)
-def test_every_element_is_monotone_in_lambda(dtype: torch.dtype, source: torch.dtype | None) -> None:
+def test_every_element_is_monotone_in_lambda(
+    dtype: torch.dtype, source: torch.dtype | None
+) -> None:
     b, i = pair(20_000, source or dtype, source or dtype)
     w, before = torch.empty(20_000, dtype=dtype), reference.lerp(b, i, -0.5, dtype, draw=Draw(KEY))
     rises, falls = i.float() >= b.float(), i.float() <= b.float()

@@ -1,4 +1,5 @@
-"""The truncated SVD against numpy's: its error, its energies, and that blocks, dtypes and threads do not matter."""
+"""The truncated SVD against numpy's: its error, its energies, and that blocks, dtypes and threads
+do not matter."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ SHAPES = [(200, 200), (140, 330), (330, 140)]
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """What numpy and torch do here is small: on busy cores threads would wait longer for each other than they work."""
+    """What numpy and torch do here is small: on busy cores threads would wait longer for each other
+    than they work."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -33,7 +35,15 @@ def delta(shape: tuple[int, int], spectrum: str) -> Tensor:
     count = min(shape)
     u, v = (torch.linalg.qr(torch.randn(side, count, generator=generator))[0] for side in shape)
     k = torch.arange(1, count + 1, dtype=torch.float32)
-    return (u * {"flat": torch.ones(count), "1/√k": k**-0.5, "1/k": 1 / k, "exponential": torch.exp(-k / 20)}[spectrum]) @ v.t()
+    return (
+        u
+        * {
+            "flat": torch.ones(count),
+            "1/√k": k**-0.5,
+            "1/k": 1 / k,
+            "exponential": torch.exp(-k / 20),
+        }[spectrum]
+    ) @ v.t()
 
 
 def error(found: Truncated, of: Tensor) -> float:
@@ -52,20 +62,26 @@ def test_within_one_per_cent_of_the_best(shape: tuple[int, int], spectrum: str) 
         assert best * (1 - 1e-4) - 1e-6 <= error(found, of) <= best * 1.01 + 1e-6, rank
         assert found.energy == pytest.approx((values**2).sum(), rel=1e-6)
         assert found.captured <= (values[:rank] ** 2).sum() * (1 + 1e-5)
-        assert found.relative_error == pytest.approx(error(found, of) / math.sqrt(found.energy), abs=1e-3)
+        assert found.relative_error == pytest.approx(
+            error(found, of) / math.sqrt(found.energy), abs=1e-3
+        )
 
 
 def test_without_power_a_random_matrix_is_missed_by_more() -> None:
     of = delta((200, 200), "random")
     best = error(truncated_svd(torch.zeros(200, 200), of, 45), of)
-    assert error(truncated_svd(torch.zeros(200, 200), of, 45, power=0, oversample=8), of) > 1.05 * best
+    assert (
+        error(truncated_svd(torch.zeros(200, 200), of, 45, power=0, oversample=8), of) > 1.05 * best
+    )
 
 
 @pytest.mark.parametrize("rank", [1, 40, 100, 150])
 def test_the_parts_are_what_they_are_called(rank: int) -> None:
     of = delta((150, 260), "1/√k")
     found = truncated_svd(torch.zeros(150, 260), of, rank)
-    assert found.u.shape == (150, rank) and found.s.shape == (rank,) and found.v.shape == (rank, 260)
+    assert (
+        found.u.shape == (150, rank) and found.s.shape == (rank,) and found.v.shape == (rank, 260)
+    )
     assert {x.dtype for x in (found.u, found.s, found.v)} == {torch.float32}
     assert torch.allclose(found.u.t() @ found.u, torch.eye(rank), atol=1e-5)
     assert torch.allclose(found.v @ found.v.t(), torch.eye(rank), atol=1e-5)
@@ -103,7 +119,11 @@ def test_the_number_of_cores_changes_no_bit() -> None:
         torch.set_num_threads(threads)
         with mock.patch("pa_kernels.svd.CPU_PIECE", 200 * 37):
             found.append(truncated_svd(torch.zeros(301, 200), of, 20))
-    assert torch.equal(found[0].s, found[1].s) and torch.equal(found[0].u, found[1].u) and torch.equal(found[0].v, found[1].v)
+    assert (
+        torch.equal(found[0].s, found[1].s)
+        and torch.equal(found[0].u, found[1].u)
+        and torch.equal(found[0].v, found[1].v)
+    )
 
 
 def test_mixed_dtypes_and_a_seed() -> None:
@@ -120,14 +140,30 @@ def test_mixed_dtypes_and_a_seed() -> None:
 def test_rank_0_and_equal_sources() -> None:
     of = delta((50, 60), "random")
     nothing = truncated_svd(torch.zeros(50, 60), of, 0)
-    assert nothing.u.shape == (50, 0) and nothing.v.shape == (0, 60) and nothing.relative_error == 1.0
+    assert (
+        nothing.u.shape == (50, 0) and nothing.v.shape == (0, 60) and nothing.relative_error == 1.0
+    )
     equal = truncated_svd(of, of, 5)
-    assert equal.energy == 0 and equal.relative_error == 0 and bool((equal.s == 0).all()) and bool(equal.u.isfinite().all())
+    assert (
+        equal.energy == 0
+        and equal.relative_error == 0
+        and bool((equal.s == 0).all())
+        and bool(equal.u.isfinite().all())
+    )
 
 
 def test_rank_for_energy() -> None:
-    found = Truncated(torch.zeros(9, 3), torch.tensor([2.0, 1.0, 1.0]), torch.zeros(3, 9), energy=8.0)
-    assert [rank_for_energy(found, share) for share in (0.0, 0.1, 0.5, 0.6, 0.75, 0.8)] == [0, 1, 1, 2, 3, None]
+    found = Truncated(
+        torch.zeros(9, 3), torch.tensor([2.0, 1.0, 1.0]), torch.zeros(3, 9), energy=8.0
+    )
+    assert [rank_for_energy(found, share) for share in (0.0, 0.1, 0.5, 0.6, 0.75, 0.8)] == [
+        0,
+        1,
+        1,
+        2,
+        3,
+        None,
+    ]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)

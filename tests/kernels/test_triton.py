@@ -1,4 +1,5 @@
-"""Kernel bodies: on a GPU where there is one, else in Triton's interpreter on CPU tensors (`test_interpreter.py` runs it so)."""
+"""Kernel bodies: on a GPU where there is one, else in Triton's interpreter on CPU tensors
+(`test_interpreter.py` runs it so)."""
 
 from __future__ import annotations
 
@@ -11,7 +12,17 @@ from pa_kernels import Lerp, Sparse, SparseTensor, checksum, lerp_, reference, s
 from pa_kernels.reference import DRAW_STEP, Draw
 from torch import Tensor
 
-from tests.kernels.pairs import INTERPRETED, LAMBDAS, TRIPLES, bits, pair, same, sampled, sparse, sparsely_set
+from tests.kernels.pairs import (
+    INTERPRETED,
+    LAMBDAS,
+    TRIPLES,
+    bits,
+    pair,
+    same,
+    sampled,
+    sparse,
+    sparsely_set,
+)
 
 pytestmark = [
     pytest.mark.triton,
@@ -28,7 +39,8 @@ MIXES = [triple for triple in TRIPLES if len(set(triple)) > 1]
 
 @pytest.fixture
 def fused_multiply_add(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give the interpreter, whose fma rounds twice, the reference's, so that any data can be held to its bits."""
+    """Give the interpreter, whose fma rounds twice, the reference's, so that any data can be held
+    to its bits."""
     if not INTERPRETED:
         return
     import numpy as np
@@ -42,14 +54,20 @@ def fused_multiply_add(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def on_device(tensor: Tensor, skip: int = 0) -> Tensor:
-    """A copy on the tested device that starts `skip` elements into its storage, so that it may be misaligned."""
+    """A copy on the tested device that starts `skip` elements into its storage, so that it may be
+    misaligned."""
     storage = torch.empty(tensor.numel() + skip, dtype=tensor.dtype, device=DEVICE)
     storage[skip:] = tensor.to(DEVICE)
     return storage[skip:]
 
 
 def check(
-    out: torch.dtype, base: torch.dtype, inst: torch.dtype, lams: tuple[float, ...], via: torch.dtype | None = None, **kind: Any
+    out: torch.dtype,
+    base: torch.dtype,
+    inst: torch.dtype,
+    lams: tuple[float, ...],
+    via: torch.dtype | None = None,
+    **kind: Any,
 ) -> None:
     sources = [pair(size, base, inst, seed=size, **kind) for size in SIZES]
     # aligned tensors, then one that is not; 0-element tensors stay among them
@@ -57,7 +75,9 @@ def check(
     sources.append(pair(BLOCK + 1, base, inst, seed=5, **kind))
     bases = [on_device(b, skip) for (b, _), skip in zip(sources, skips)]
     insts = [on_device(i, skip) for (_, i), skip in zip(sources, skips)]
-    live = [on_device(torch.full(b.shape, 9.0, dtype=out), skip) for (b, _), skip in zip(sources, skips)]
+    live = [
+        on_device(torch.full(b.shape, 9.0, dtype=out), skip) for (b, _), skip in zip(sources, skips)
+    ]
     lerp = Lerp(live, bases, insts, [via] * len(live))
     for lam in lams:
         lerp.run_(lam)
@@ -98,7 +118,10 @@ def test_lerp_of_non_finite_sources(out: torch.dtype, base: torch.dtype, inst: t
 def test_lerp_where_products_are_exact(dtype: torch.dtype) -> None:
     # nothing patched: λ and data are short enough that even the interpreter's fma is right
     generator = torch.Generator().manual_seed(3)
-    b, i = (torch.randint(-128, 129, (BLOCK + 70,), generator=generator).div(64).to(dtype) for _ in range(2))
+    b, i = (
+        torch.randint(-128, 129, (BLOCK + 70,), generator=generator).div(64).to(dtype)
+        for _ in range(2)
+    )
     w = on_device(torch.zeros_like(b))
     for step in (0, 1, 77, 127, 128, 129, 255, 256, 300, -40):
         lerp_([w], [on_device(b)], [on_device(i)], step / 256)
@@ -110,7 +133,12 @@ STARTS = (0, DRAW_STEP, 2**32 - DRAW_STEP, 2**32, 2**40 + DRAW_STEP)
 
 
 def check_drawn(
-    out: torch.dtype, base: torch.dtype, inst: torch.dtype, lams: tuple[float, ...], via: torch.dtype | None = None, **kind: Any
+    out: torch.dtype,
+    base: torch.dtype,
+    inst: torch.dtype,
+    lams: tuple[float, ...],
+    via: torch.dtype | None = None,
+    **kind: Any,
 ) -> None:
     sources = [pair(size, base, inst, seed=size, **kind) for size in SIZES]
     # the last one is misaligned, so that it takes the loop of tails
@@ -118,7 +146,9 @@ def check_drawn(
     draws = [Draw(0x9E3779B9 ^ t, start) for t, start in enumerate(STARTS)]
     bases = [on_device(b, skip) for (b, _), skip in zip(sources, skips)]
     insts = [on_device(i, skip) for (_, i), skip in zip(sources, skips)]
-    live = [on_device(torch.full(b.shape, 9.0, dtype=out), skip) for (b, _), skip in zip(sources, skips)]
+    live = [
+        on_device(torch.full(b.shape, 9.0, dtype=out), skip) for (b, _), skip in zip(sources, skips)
+    ]
     lerp = Lerp(live, bases, insts, [via] * len(live), draws)
     for lam in lams:
         lerp.run_(lam)
@@ -152,7 +182,10 @@ def test_stochastic_rounding_where_products_are_exact() -> None:
     # nothing patched, as for the lerp
     generator = torch.Generator().manual_seed(3)
     for dtype in (torch.bfloat16, torch.float16):
-        b, i = (torch.randint(-128, 129, (BLOCK + 70,), generator=generator).div(64).to(dtype) for _ in range(2))
+        b, i = (
+            torch.randint(-128, 129, (BLOCK + 70,), generator=generator).div(64).to(dtype)
+            for _ in range(2)
+        )
         w = on_device(torch.zeros_like(b))
         for step in (0, 1, 77, 127, 128, 129, 255, 256, 300, -40):
             lerp_([w], [on_device(b)], [on_device(i)], step / 256, draws=[Draw(77)])
@@ -165,7 +198,9 @@ def test_tensors_with_and_without_noise_beside_each_other() -> None:
     draws = [None, Draw(1), None, Draw(2)]
     live = [on_device(torch.zeros(700, dtype=torch.bfloat16)) for _ in sources]
     lams = [0.1, 0.2, 0.3, 0.4]
-    lerp = Lerp(live, [on_device(b) for b, _ in sources], [on_device(i) for _, i in sources], draws=draws)
+    lerp = Lerp(
+        live, [on_device(b) for b, _ in sources], [on_device(i) for _, i in sources], draws=draws
+    )
     assert len(lerp.groups) == 2
     lerp.run_(lams)
     for w, (b, i), lam, draw in zip(live, sources, lams, draws):
@@ -174,7 +209,9 @@ def test_tensors_with_and_without_noise_beside_each_other() -> None:
 
 @fused
 def test_a_lambda_for_each_tensor_and_every_dtype_at_once() -> None:
-    sources = [(out, *pair(700, base, inst, seed)) for seed, (out, base, inst) in enumerate(TRIPLES[::5])]
+    sources = [
+        (out, *pair(700, base, inst, seed)) for seed, (out, base, inst) in enumerate(TRIPLES[::5])
+    ]
     live = [on_device(torch.zeros(700, dtype=out)) for out, _, _ in sources]
     lams = [0.0, 0.3, 1.0, 1.5, 0.25, -0.1][: len(live)]
     lerp = Lerp(live, [on_device(b) for _, b, _ in sources], [on_device(i) for _, _, i in sources])
@@ -197,8 +234,19 @@ def test_lerp_writes_nothing_beside_its_tensors() -> None:
 def test_checksum() -> None:
     chunk = reference.CHUNK_WORDS * 8
     generator = torch.Generator().manual_seed(1)
-    data = torch.randint(0, 256, (2 * chunk + 3 * BLOCK + 5,), dtype=torch.uint8, generator=generator)
-    cuts = [data, data[:0], data[:1], data[:8], data[:100], data[chunk : 2 * chunk], data[3:10_000], data[8 : 8 + chunk // 4]]
+    data = torch.randint(
+        0, 256, (2 * chunk + 3 * BLOCK + 5,), dtype=torch.uint8, generator=generator
+    )
+    cuts = [
+        data,
+        data[:0],
+        data[:1],
+        data[:8],
+        data[:100],
+        data[chunk : 2 * chunk],
+        data[3:10_000],
+        data[8 : 8 + chunk // 4],
+    ]
     expected = [reference.checksum(cut) for cut in cuts]
     assert checksum([on_device(cut) for cut in cuts]) == expected
     small = [2, 3, 4, 7]
@@ -208,7 +256,10 @@ def test_checksum() -> None:
 def test_checksum_of_weights_and_words_with_the_top_bit() -> None:
     weights = -torch.rand(9001).bfloat16()
     ones = torch.full((5000,), -1, dtype=torch.int64)
-    assert checksum([on_device(weights), on_device(ones)]) == [reference.checksum(weights), reference.checksum(ones)]
+    assert checksum([on_device(weights), on_device(ones)]) == [
+        reference.checksum(weights),
+        reference.checksum(ones),
+    ]
 
 
 KINDS = ("index", "bitmap")
@@ -216,7 +267,8 @@ LISTED = {
     "index": ((0, 0.1), (5, 1.0), (4096, 0.0), (140_000, 0.02), (131_072, 0.0002)),
     "bitmap": ((0, 0.1), (5, 1.0), (4096, 0.0), (9000, 0.3)),
 }
-"""Sizes and densities: no tile, parts of one, several; tiles with nothing, less than a vector, and several blocks."""
+"""Sizes and densities: no tile, parts of one, several; tiles with nothing, less than a vector, and
+several blocks."""
 
 
 def sparse_on_device(entry: SparseTensor, skip: int = 0) -> SparseTensor:
@@ -225,15 +277,27 @@ def sparse_on_device(entry: SparseTensor, skip: int = 0) -> SparseTensor:
 
 
 def check_sparse(
-    out: torch.dtype, base: torch.dtype, inst: torch.dtype, lams: tuple[float, ...], via: torch.dtype | None = None, **kind: Any
+    out: torch.dtype,
+    base: torch.dtype,
+    inst: torch.dtype,
+    lams: tuple[float, ...],
+    via: torch.dtype | None = None,
+    **kind: Any,
 ) -> None:
-    entries = [sparse(size, base, inst, p, k, seed=size, **kind) for k in KINDS for size, p in LISTED[k]]
+    entries = [
+        sparse(size, base, inst, p, k, seed=size, **kind) for k in KINDS for size, p in LISTED[k]
+    ]
     # again, where nothing is aligned
     entries += [sparse(70_000, base, inst, 0.01, "index", **kind), entries[-1]]
     skips = [0] * (len(entries) - 2) + [1] * 2
     storages = [torch.full((entry.numel + 64,), 7.0, dtype=out, device=DEVICE) for entry in entries]
-    live = [storage[16 + skip : 16 + skip + entry.numel] for storage, entry, skip in zip(storages, entries, skips)]
-    prepared = Sparse(live, [sparse_on_device(*pair) for pair in zip(entries, skips)], [via] * len(entries))
+    live = [
+        storage[16 + skip : 16 + skip + entry.numel]
+        for storage, entry, skip in zip(storages, entries, skips)
+    ]
+    prepared = Sparse(
+        live, [sparse_on_device(*pair) for pair in zip(entries, skips)], [via] * len(entries)
+    )
     for lam in lams:
         prepared.run_(lam)
         for storage, entry, skip in zip(storages, entries, skips):
@@ -264,22 +328,32 @@ def test_sparse_via_and_non_finite() -> None:
 def test_sparse_where_products_are_exact() -> None:
     # nothing patched, as for the lerp
     generator = torch.Generator().manual_seed(3)
-    b, d = (torch.randint(-128, 129, (900,), generator=generator).div(64).bfloat16() for _ in range(2))
+    b, d = (
+        torch.randint(-128, 129, (900,), generator=generator).div(64).bfloat16() for _ in range(2)
+    )
     for kind in KINDS:
         entry = SparseTensor.encode(torch.arange(900) * 11, b, d, 10_000, kind=kind)
         w = torch.zeros(10_000, dtype=torch.bfloat16, device=DEVICE)
         for step in (0, 1, 77, 128, 255, 256, 300, -40):
             sparse_set_([w], [sparse_on_device(entry)], step / 256)
-            assert same(w, sparsely_set(torch.zeros(10_000, dtype=torch.bfloat16), entry, step / 256)), step
+            assert same(
+                w, sparsely_set(torch.zeros(10_000, dtype=torch.bfloat16), entry, step / 256)
+            ), step
 
 
 @fused
 def test_sparse_groups_by_dtypes_and_kind_with_a_lambda_for_each() -> None:
-    entries = [sparse(5000, base, inst, 0.05, kind, seed=7) for _, base, inst in TRIPLES[::9] for kind in KINDS]
+    entries = [
+        sparse(5000, base, inst, 0.05, kind, seed=7)
+        for _, base, inst in TRIPLES[::9]
+        for kind in KINDS
+    ]
     live = [torch.ones(5000, dtype=out, device=DEVICE) for out, _, _ in TRIPLES[::9] for _ in KINDS]
     prepared = Sparse(live, [sparse_on_device(entry) for entry in entries])
     assert len(prepared.groups) == len(entries)
-    assert sorted(t for group in prepared.groups for t in group.entries) == list(range(len(entries)))
+    assert sorted(t for group in prepared.groups for t in group.entries) == list(
+        range(len(entries))
+    )
     lams = [0.0, 0.3, 1.0, 1.5, 0.25, -0.1]
     prepared.run_(lams)
     for w, entry, lam in zip(live, entries, lams):

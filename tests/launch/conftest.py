@@ -18,6 +18,13 @@ def cluster() -> Iterator[None]:
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     path = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
     env = {"env_vars": {"PYTHONPATH": path}}
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR", runtime_env=env)
+    ray.init(
+        address="local",
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+        runtime_env=env,
+    )
     yield
     ray.shutdown()

@@ -1,4 +1,5 @@
-"""What workers in other processes are made of: the fake engine, and evaluators that log where they run."""
+"""What workers in other processes are made of: the fake engine, and evaluators that log where they
+run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The same sweep from the command line in one process, on Ray, and under torchrun: the same results."""
+"""The same sweep from the command line in one process, on Ray, and under torchrun: the same
+results."""
 
 from __future__ import annotations
 
@@ -19,9 +20,16 @@ from tests.engines.architectures import write_pair
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "examples" / "demo"
 SWEEP = [
-    "sweep", str(DEMO / "pair" / "base"), str(DEMO / "pair" / "instruct"), "--lambdas", "0:1:0.5",
-    "--eval", f"icl:{DEMO / 'fewshot.jsonl'},shots=1,sep=\\n", "--limit", "8",
-]  # fmt: skip
+    "sweep",
+    str(DEMO / "pair" / "base"),
+    str(DEMO / "pair" / "instruct"),
+    "--lambdas",
+    "0:1:0.5",
+    "--eval",
+    f"icl:{DEMO / 'fewshot.jsonl'},shots=1,sep=\\n",
+    "--limit",
+    "8",
+]
 
 
 def run(*command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -55,12 +63,16 @@ def assert_same(out: Path, whole: Path) -> None:
         assert (out / name).read_bytes() == (whole / name).read_bytes()
 
 
-def test_workers_on_ray_give_the_results_of_one_process(cluster: None, whole: Path, tmp_path: Path) -> None:
+def test_workers_on_ray_give_the_results_of_one_process(
+    cluster: None, whole: Path, tmp_path: Path
+) -> None:
     assert called(*SWEEP, "--out", str(tmp_path / "run"), "--workers", "2") == 0
     assert_same(tmp_path / "run", whole)
 
 
-def test_shards_give_the_results_of_one_process(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shards_give_the_results_of_one_process(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SLURM_NTASKS", "2")
     for rank in ("1", "0"):
         monkeypatch.setenv("SLURM_PROCID", rank)
@@ -70,7 +82,15 @@ def test_shards_give_the_results_of_one_process(whole: Path, tmp_path: Path, mon
 
 @pytest.mark.slow
 def test_shards_under_torchrun_give_the_results_of_one_process(whole: Path, tmp_path: Path) -> None:
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "pa_fast"]
+    torchrun = [
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "pa_fast",
+    ]
     done = run(*torchrun, *SWEEP, "--out", "run", "--shard", "auto", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert_same(tmp_path / "run", whole)
@@ -95,25 +115,51 @@ def test_what_does_not_go_together_is_wrong_usage(
     assert why in said and "Traceback" not in said and not (tmp_path / "run").exists()
 
 
-def test_ranks_that_hold_one_model_write_one_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ranks_that_hold_one_model_write_one_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     sides = write_pair(tmp_path, "llama", vocab_size=64, max_position_embeddings=256)
     for side in sides:
         for name in ("tokenizer.json", "tokenizer_config.json"):
             shutil.copy(DEMO / "pair" / "base" / name, side / name)
     pair = [str(side) for side in sides]
-    sweep = ["sweep", *pair, "--lambdas", "0,1/3", "--eval", f"perplexity:{DEMO / 'README.md'},window=128", "--out"]
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "pa_fast"]
+    sweep = [
+        "sweep",
+        *pair,
+        "--lambdas",
+        "0,1/3",
+        "--eval",
+        f"perplexity:{DEMO / 'README.md'},window=128",
+        "--out",
+    ]
+    torchrun = [
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "pa_fast",
+    ]
     done = run(*torchrun, *sweep, "split", "--engine", "tensor-parallel", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("effective λ") == 1, "one rank tells"
     assert called(*sweep, str(tmp_path / "whole")) == 0
-    rows = [json.loads((tmp_path / out / "results.json").read_text())["rows"] for out in ("split", "whole")]
+    rows = [
+        json.loads((tmp_path / out / "results.json").read_text())["rows"]
+        for out in ("split", "whole")
+    ]
     assert [row["lambda"] for row in rows[0]] == ["0", "1/3"]
     assert [row["score"] for row in rows[0]] == pytest.approx(
         [row["score"] for row in rows[1]], rel=0.01
     )  # sums of bf16 are split
-    assert [row["effective_lambda"] for row in rows[0]] == pytest.approx([row["effective_lambda"] for row in rows[1]], abs=1e-5)
-    for options, why in (([], "no launcher has started this process"), (["--workers", "2"], "its ranks are one worker")):
+    assert [row["effective_lambda"] for row in rows[0]] == pytest.approx(
+        [row["effective_lambda"] for row in rows[1]], abs=1e-5
+    )
+    for options, why in (
+        ([], "no launcher has started this process"),
+        (["--workers", "2"], "its ranks are one worker"),
+    ):
         assert called(*sweep, str(tmp_path / "other"), "--engine", "tensor-parallel", *options)
         refused = capsys.readouterr().err
         assert why in refused and "Traceback" not in refused

@@ -7,7 +7,12 @@ import pytest
 from pa_fast.errors import UsageError
 from pa_fast.launch.environment import shard
 
-ARRAY = {"SLURM_ARRAY_TASK_ID": "5", "SLURM_ARRAY_TASK_COUNT": "4", "SLURM_ARRAY_TASK_MIN": "3", "SLURM_ARRAY_TASK_MAX": "6"}
+ARRAY = {
+    "SLURM_ARRAY_TASK_ID": "5",
+    "SLURM_ARRAY_TASK_COUNT": "4",
+    "SLURM_ARRAY_TASK_MIN": "3",
+    "SLURM_ARRAY_TASK_MAX": "6",
+}
 TASKS = {"SLURM_PROCID": "1", "SLURM_NTASKS": "8"}
 TORCHRUN = {"RANK": "0", "WORLD_SIZE": "2"}
 
@@ -22,7 +27,9 @@ TORCHRUN = {"RANK": "0", "WORLD_SIZE": "2"}
         (TASKS | ARRAY | TORCHRUN, (0, 2)),
     ],
 )
-def test_the_environment_says_which_shard(environ: dict[str, str], expected: tuple[int, int]) -> None:
+def test_the_environment_says_which_shard(
+    environ: dict[str, str], expected: tuple[int, int]
+) -> None:
     assert shard(environ) == expected
 
 

@@ -47,7 +47,9 @@ def points(out: Path) -> list[tuple[str, str]]:
 
 
 @pytest.mark.slow
-def test_ten_killed_workers_lose_nothing_and_repeat_no_finished_point(tmp_path: Path, whole: Path, cluster: None) -> None:
+def test_ten_killed_workers_lose_nothing_and_repeat_no_finished_point(
+    tmp_path: Path, whole: Path, cluster: None
+) -> None:
     out, log = tmp_path / "out", tmp_path / "log"
     seed = random.randrange(2**32)
     killed: list[int] = []
@@ -56,7 +58,11 @@ def test_ten_killed_workers_lose_nothing_and_repeat_no_finished_point(tmp_path: 
         chance = random.Random(seed)
         while len(killed) < 10:
             time.sleep(chance.uniform(0.02, 0.4))
-            alive = {int(line.split()[2]) for line in log.read_text().splitlines()} if log.exists() else set()
+            alive = (
+                {int(line.split()[2]) for line in log.read_text().splitlines()}
+                if log.exists()
+                else set()
+            )
             alive -= set(killed)
             if alive:
                 killed.append(chance.choice(sorted(alive)))
@@ -79,7 +85,9 @@ def test_a_killed_driver_loses_nothing(tmp_path: Path, whole: Path, cluster: Non
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels")])}
     env.pop("RAY_ADDRESS", None)
     command = [sys.executable, "-m", "tests.launch.made", str(out), str(log)]
-    process = subprocess.Popen([*command, "0.1"], env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [*command, "0.1"], env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
     deadline = time.monotonic() + 60
     while len(points(out) if (out / journal.NAME).exists() else []) < 8:
         assert process.poll() is None and time.monotonic() < deadline
@@ -94,23 +102,32 @@ def test_a_killed_driver_loses_nothing(tmp_path: Path, whole: Path, cluster: Non
         time.sleep(0.1)
     log.unlink()
     launcher.sweep(functools.partial(made.steady, log), LAMBDAS, out, 2, figure=False)
-    ran = {(Lambda(lam).key, name) for lam, name, _ in (line.split() for line in log.read_text().splitlines())}
+    ran = {
+        (Lambda(lam).key, name)
+        for lam, name, _ in (line.split() for line in log.read_text().splitlines())
+    }
     assert not ran & set(before), "a finished point ran again"
     assert len(points(out)) == len(set(points(out))) == 42
     assert_same(out, whole)
 
 
-def test_a_point_that_kills_its_workers_fails_alone(tmp_path: Path, cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_point_that_kills_its_workers_fails_alone(
+    tmp_path: Path, cluster: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(launcher, "MOST_DEATHS", 2)
     log = tmp_path / "log"
-    result = launcher.sweep(functools.partial(made.deadly, 0.5, log), "0:1:0.25", tmp_path / "out", 2, figure=False)
+    result = launcher.sweep(
+        functools.partial(made.deadly, 0.5, log), "0:1:0.25", tmp_path / "out", 2, figure=False
+    )
     assert [(failure.lam.key, failure.evaluator) for failure in result.failures] == [("0.5", "icl")]
     assert "2 workers died at this point" in result.failures[0].error
     assert len(result.rows) == 9
     assert log.read_text().splitlines().count("0.5") == 2
 
 
-def test_errors_of_workers_arrive_as_they_were_raised(tmp_path: Path, cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_of_workers_arrive_as_they_were_raised(
+    tmp_path: Path, cluster: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(launcher, "MOST_DEATHS", 2)
     with pytest.raises(EngineError) as caught:
         launcher.sweep(made.refusing, "0,1", tmp_path / "out", 1)
@@ -122,14 +139,28 @@ def test_errors_of_workers_arrive_as_they_were_raised(tmp_path: Path, cluster: N
 
 def test_workers_that_would_run_different_sweeps_are_refused(tmp_path: Path, cluster: None) -> None:
     with pytest.raises(RunError, match=r"engine\.base: recorded"):
-        launcher.sweep(functools.partial(made.different, tmp_path / "log"), "0:1:0.01", tmp_path / "out", 2, figure=False)
+        launcher.sweep(
+            functools.partial(made.different, tmp_path / "log"),
+            "0:1:0.01",
+            tmp_path / "out",
+            2,
+            figure=False,
+        )
 
 
-def test_a_worker_that_never_loads_is_not_waited_for(tmp_path: Path, cluster: None, whole: Path) -> None:
+def test_a_worker_that_never_loads_is_not_waited_for(
+    tmp_path: Path, cluster: None, whole: Path
+) -> None:
     done = threading.Event()
 
     def run() -> None:
-        launcher.sweep(functools.partial(made.endless, tmp_path / "log"), LAMBDAS, tmp_path / "out", 2, figure=False)
+        launcher.sweep(
+            functools.partial(made.endless, tmp_path / "log"),
+            LAMBDAS,
+            tmp_path / "out",
+            2,
+            figure=False,
+        )
         done.set()
 
     threading.Thread(target=run, daemon=True).start()
@@ -137,7 +168,9 @@ def test_a_worker_that_never_loads_is_not_waited_for(tmp_path: Path, cluster: No
     assert_same(tmp_path / "out", whole)
 
 
-def test_what_a_cluster_cannot_hold_is_refused(tmp_path: Path, cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_cluster_cannot_hold_is_refused(
+    tmp_path: Path, cluster: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(UsageError, match="3 workers on a Ray cluster of 2 cores"):
         launcher.sweep(made.steady, "0:1:0.1", tmp_path / "out", 3)
     with pytest.raises(UsageError, match="1 workers on a Ray cluster of 2 cores and 0 GPUs"):
@@ -158,12 +191,20 @@ def test_what_a_cluster_cannot_hold_is_refused(tmp_path: Path, cluster: None, mo
         ([(64, 1)], 2, 1, None),
     ],
 )
-def test_workers_share_the_cores(nodes: list[tuple[int, int]], workers: int, gpus: int, cores: int | None) -> None:
+def test_workers_share_the_cores(
+    nodes: list[tuple[int, int]], workers: int, gpus: int, cores: int | None
+) -> None:
     class Cluster:
         @staticmethod
         def nodes() -> list[dict[str, Any]]:
             dead = {"Alive": False, "Resources": {"CPU": 1000.0, "GPU": 1000.0}}
-            return [dead, *({"Alive": True, "Resources": {"CPU": float(c), "GPU": float(g)}} for c, g in nodes)]
+            return [
+                dead,
+                *(
+                    {"Alive": True, "Resources": {"CPU": float(c), "GPU": float(g)}}
+                    for c, g in nodes
+                ),
+            ]
 
     if cores is None:
         with pytest.raises(UsageError):
@@ -181,7 +222,8 @@ from pa_fast.launch import ray
 def kill(log):
     while not log.exists():
         time.sleep(0.05)
-    for line in subprocess.run(["ps", "-eo", "pid,ppid,comm"], capture_output=True, text=True).stdout.splitlines():
+    listed = subprocess.run(["ps", "-eo", "pid,ppid,comm"], capture_output=True, text=True)
+    for line in listed.stdout.splitlines():
         pid, parent, name = line.split()[:3]
         if name == "raylet" and int(parent) == os.getpid():
             os.kill(int(pid), signal.SIGKILL)
@@ -189,7 +231,8 @@ def kill(log):
 out = pathlib.Path(sys.argv[1])
 threading.Thread(target=kill, args=(out / "log",), daemon=True).start()
 try:
-    ray.sweep(functools.partial(made.steady, out / "log", 0.5), "0:1:0.05", out / "run", 2, figure=False)
+    make = functools.partial(made.steady, out / "log", 0.5)
+    ray.sweep(make, "0:1:0.05", out / "run", 2, figure=False)
 except EngineError as error:
     print("refused:", error.message)
 """
@@ -202,7 +245,9 @@ def test_a_killed_agent_ends_the_sweep_with_a_message(tmp_path: Path) -> None:
     env.pop("RAY_ADDRESS", None)
     command = [sys.executable, "-c", DOOMED, str(tmp_path)]
     done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=240)
-    assert "refused: Ray's agent on this machine (raylet) has died" in done.stdout, done.stdout + done.stderr
+    assert "refused: Ray's agent on this machine (raylet) has died" in done.stdout, (
+        done.stdout + done.stderr
+    )
 
 
 def test_a_dead_agent_is_found_while_nothing_is_ready() -> None:
@@ -211,13 +256,18 @@ def test_a_dead_agent_is_found_while_nothing_is_ready() -> None:
 
         waits = 0
 
-        def wait(self, busy: list[Any], num_returns: int, timeout: float | None = None) -> tuple[list[Any], list[Any]]:
+        def wait(
+            self, busy: list[Any], num_returns: int, timeout: float | None = None
+        ) -> tuple[list[Any], list[Any]]:
             assert timeout, "waits for ever"
             self.waits += 1
             return [], busy
 
         def nodes(self) -> list[dict[str, Any]]:
-            return [{"NodeID": "mine", "Alive": self.waits < 3}, {"NodeID": "another", "Alive": True}]
+            return [
+                {"NodeID": "mine", "Alive": self.waits < 3},
+                {"NodeID": "another", "Alive": True},
+            ]
 
     pool = launcher._Pool.__new__(launcher._Pool)
     pool._ray, pool._node = Dead(), "mine"
@@ -227,12 +277,16 @@ def test_a_dead_agent_is_found_while_nothing_is_ready() -> None:
     assert pool._ray.waits == 3
 
 
-def test_a_ray_that_does_not_start_is_one_message(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_ray_that_does_not_start_is_one_message(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     def slow(**_: Any) -> None:
         raise Exception("The current node timed out during startup.")
 
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", slow)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    with pytest.raises(EngineError, match="Ray cannot be started on this machine: The current node timed out"):
+    with pytest.raises(
+        EngineError, match="Ray cannot be started on this machine: The current node timed out"
+    ):
         launcher.sweep(made.steady, "0,1", tmp_path / "out", 1)

@@ -1,4 +1,5 @@
-"""The ends that live weights are held against: both ways of writing them first, and every way to be wrong."""
+"""The ends that live weights are held against: both ways of writing them first, and every way to be
+wrong."""
 
 from __future__ import annotations
 
@@ -20,7 +21,9 @@ STORES = ["dense", "packed", "sparse"]
 
 @pytest.mark.parametrize("store", STORES)
 @pytest.mark.parametrize(("base", "instruct", "live"), list(itertools.product(DTYPES, repeat=3)))
-def test_proven_weights_are_those_that_were_not(base: torch.dtype, instruct: torch.dtype, live: torch.dtype, store: str) -> None:
+def test_proven_weights_are_those_that_were_not(
+    base: torch.dtype, instruct: torch.dtype, live: torch.dtype, store: str
+) -> None:
     w, b, i = three(base, instruct, live)
     proven = pa_fast.LiveWeights.bind(w, b, i, store, ends={0.0: b, 1.0: i})
     plain, *_ = three(base, instruct, live)
@@ -42,7 +45,9 @@ def test_one_other_bit_is_refused_by_name(name: str, lam: float, store: str) -> 
     ends: dict[float, Tensors] = {0.0: dict(b), 1.0: dict(i)}
     ends[lam][name] = ends[lam][name].clone()
     as_integers(ends[lam][name])[-1] ^= 1
-    with pytest.raises(WeightsError, match=f"at λ = {lam:g} live tensor `{name}` is not, bit for bit"):
+    with pytest.raises(
+        WeightsError, match=f"at λ = {lam:g} live tensor `{name}` is not, bit for bit"
+    ):
         pa_fast.LiveWeights.bind(w, b, i, store, ends=ends)
 
 
@@ -61,7 +66,11 @@ def broken(kind: str, w: Tensors, b: Tensors) -> Any:
     }
     if kind == "fewer":
         return {0.0: {name: b[name] for name in b if name != "norm"}}
-    return {0.0: b | others[kind]} if kind in others else {"list": [(0.0, b)], "nan": {float("nan"): b}, "flat": b}[kind]
+    return (
+        {0.0: b | others[kind]}
+        if kind in others
+        else {"list": [(0.0, b)], "nan": {float("nan"): b}, "flat": b}[kind]
+    )
 
 
 @pytest.mark.parametrize("store", STORES)
@@ -83,7 +92,9 @@ def broken(kind: str, w: Tensors, b: Tensors) -> Any:
         ("flat", "ends are a dict"),
     ],
 )
-def test_what_cannot_be_compared_is_refused_before_the_first_write(kind: str, said: str, store: str) -> None:
+def test_what_cannot_be_compared_is_refused_before_the_first_write(
+    kind: str, said: str, store: str
+) -> None:
     w, b, i = three(*[torch.bfloat16] * 3)
     for tensor in w.values():
         tensor.fill_(7)
@@ -98,7 +109,9 @@ def test_what_cannot_be_compared_is_refused_before_the_first_write(kind: str, sa
 @pytest.mark.parametrize("store", STORES)
 def test_an_end_with_fewer_rows_speaks_for_those_where_it_says_so(store: str) -> None:
     w, b, i = three(*[torch.bfloat16] * 3)
-    short: dict[str, Any] = {n: FirstRows(tensor[:30]) if n in ("embed", "head") else tensor for n, tensor in b.items()}
+    short: dict[str, Any] = {
+        n: FirstRows(tensor[:30]) if n in ("embed", "head") else tensor for n, tensor in b.items()
+    }
     assert pa_fast.LiveWeights.bind(w, b, i, store, ends={0.0: short, 1.0: i}).verify()
     short["embed"] = short["head"] = FirstRows(b["embed"][1:31])
     with pytest.raises(WeightsError, match="embed"):
@@ -125,7 +138,9 @@ def test_ends_are_proven_without_a_rule() -> None:
 def test_non_finite_sources_are_refused_by_either_way(side: str, ends: Any) -> None:
     w, b, i = three(*[torch.float16] * 3)
     {"base": b, "instruct": i}[side]["layer.weight"][128, 3] = float("inf")
-    with pytest.raises(DataError, match=f"{side} tensor `layer.weight` has 1 non-finite weights of 4257"):
+    with pytest.raises(
+        DataError, match=f"{side} tensor `layer.weight` has 1 non-finite weights of 4257"
+    ):
         pa_fast.LiveWeights.bind(w, b, i, ends=ends)
 
 

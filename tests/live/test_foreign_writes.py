@@ -1,4 +1,5 @@
-"""What else may write to live weights: every store writes the merge all the same, or says once that it cannot."""
+"""What else may write to live weights: every store writes the merge all the same, or says once that
+it cannot."""
 
 from __future__ import annotations
 
@@ -38,7 +39,14 @@ def reversed_in_place(w: torch.Tensor) -> None:
 
 
 WRITES = [counted, past_the_count, through_numpy, last_element, exchanged_rows, reversed_in_place]
-STORES = ["dense", "packed", "sparse", SparseStore("topk", 0.3), SparseStore("topk", 0.01), "lowrank"]
+STORES = [
+    "dense",
+    "packed",
+    "sparse",
+    SparseStore("topk", 0.3),
+    SparseStore("topk", 0.01),
+    "lowrank",
+]
 
 
 @pytest.mark.parametrize("write", WRITES, ids=lambda write: write.__name__)
@@ -49,7 +57,10 @@ def test_the_next_switch_writes_the_merge_whatever_came_before(
 ) -> None:
     g = torch.Generator().manual_seed(1)
     # an odd offset: no row of the sum begins where one of memory does
-    live = {"w": torch.empty(size + 1, dtype=torch.bfloat16)[1:], "z": torch.empty(3, dtype=torch.bfloat16)}
+    live = {
+        "w": torch.empty(size + 1, dtype=torch.bfloat16)[1:],
+        "z": torch.empty(3, dtype=torch.bfloat16),
+    }
     base = {name: torch.randn(t.shape, generator=g).bfloat16() for name, t in live.items()}
     moved = torch.rand(size, generator=g) < 0.02
     instruct = {**base, "w": torch.where(moved, base["w"] * 1.07, base["w"])}
@@ -73,7 +84,9 @@ def test_the_next_switch_writes_the_merge_whatever_came_before(
 def test_attached_weights_that_follow_no_lambda_are_written_anew_too() -> None:
     live = {"w": torch.empty(5_000, dtype=torch.float32)}
     base = {"w": torch.randn(5_000)}
-    with pa_fast.LiveWeights.bind(live, base, dict(base), store="sparse") as weights:  # not one position
+    with pa_fast.LiveWeights.bind(
+        live, base, dict(base), store="sparse"
+    ) as weights:  # not one position
         live["w"].data.zero_()
         weights.set_lambda(0.5)
         assert torch.equal(live["w"], base["w"])
@@ -87,7 +100,9 @@ def test_another_form_at_the_same_address_is_noticed(change: str) -> None:
         if change == "t_":
             live["w"].t_()
         else:
-            live["w"].data = live["w"].data.view(torch.float16) if change == "view" else live["w"].data[:10]
+            live["w"].data = (
+                live["w"].data.view(torch.float16) if change == "view" else live["w"].data[:10]
+            )
         for ask in (weights.verify, weights.checksum, lambda: weights.set_lambda(0.5)):
             with pytest.raises(WeightsError, match="live tensor `w` was bound as"):
                 ask()

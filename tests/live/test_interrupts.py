@@ -1,4 +1,5 @@
-"""Interrupts, threads and signal handlers that call `set_lambda`: whatever they do, no λ is set that the weights do not hold."""
+"""Interrupts, threads and signal handlers that call `set_lambda`: whatever they do, no λ is set
+that the weights do not hold."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ from pa_fast.errors import WeightsError
 from tests.interrupting import interrupted_at
 
 SWITCHES = [pytest.param(24), pytest.param(340, marks=pytest.mark.slow)]
-"""Interrupted switches of each store and number of interrupts: 2,040 in all with `make test-slow`."""
+"""Interrupted switches of each store and number of interrupts: 2,040 in all with `make
+test-slow`."""
 
 PAIRS = [pytest.param(12), pytest.param(67, marks=pytest.mark.slow)]
 """Switches that two threads make at once, of each store: 201."""
@@ -35,14 +37,21 @@ def two_threads() -> Iterator[None]:
 
 
 class Held:
-    """Live weights of some store over tensors of several pieces each, so that helpers write to them."""
+    """Live weights of some store over tensors of several pieces each, so that helpers write to
+    them."""
 
     def __init__(self, store: str):
         g = torch.Generator().manual_seed(0)
         sizes = {"big": 3_000_001, "small": 1_000, "other": 1_200_000}
-        self.base = {name: torch.randn(size, generator=g).bfloat16() for name, size in sizes.items()}
+        self.base = {
+            name: torch.randn(size, generator=g).bfloat16() for name, size in sizes.items()
+        }
         self.instruct = {
-            name: torch.where(torch.rand(t.shape, generator=g) < 0.02, t + 0.05 * torch.randn(t.shape, generator=g).bfloat16(), t)
+            name: torch.where(
+                torch.rand(t.shape, generator=g) < 0.02,
+                t + 0.05 * torch.randn(t.shape, generator=g).bfloat16(),
+                t,
+            )
             for name, t in self.base.items()
         }
         self.live = {name: torch.empty_like(t) for name, t in self.base.items()}
@@ -53,7 +62,8 @@ class Held:
         lam = self.weights.lam
         assert lam is not None
         return all(
-            torch.equal(self.live[name], torch.lerp(b, i, lam)) for (name, b), i in zip(self.base.items(), self.instruct.values())
+            torch.equal(self.live[name], torch.lerp(b, i, lam))
+            for (name, b), i in zip(self.base.items(), self.instruct.values())
         )
 
     def switch_s(self) -> float:
@@ -69,7 +79,9 @@ class Held:
 @pytest.mark.parametrize("switches", SWITCHES)
 @pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("store", STORES.values(), ids=list(STORES))
-def test_after_interrupts_the_next_switch_is_right_and_all_threads_are_back(store: str, count: int, switches: int) -> None:
+def test_after_interrupts_the_next_switch_is_right_and_all_threads_are_back(
+    store: str, count: int, switches: int
+) -> None:
     held = Held(store)
     draw, switch_s = random.Random(f"{store} {count}"), held.switch_s()
     armed, interrupted = False, 0
@@ -86,7 +98,9 @@ def test_after_interrupts_the_next_switch_is_right_and_all_threads_are_back(stor
                 armed = True
                 first_s = draw.uniform(1e-5, 1.1 * switch_s)
                 # the interval timer strikes again and again; two are let through
-                signal.setitimer(signal.ITIMER_REAL, first_s, draw.choice([2e-4, 1e-3]) if count == 2 else 0)
+                signal.setitimer(
+                    signal.ITIMER_REAL, first_s, draw.choice([2e-4, 1e-3]) if count == 2 else 0
+                )
                 held.weights.set_lambda(lam)
                 armed = False
             except KeyboardInterrupt:
@@ -139,7 +153,9 @@ def test_two_threads_that_set_lambda_leave_one_of_the_two(store: str, pairs: int
         barrier = threading.Barrier(2)
         errors: list[BaseException] = []
 
-        def switch(lam: float, barrier: threading.Barrier = barrier, errors: list[BaseException] = errors) -> None:
+        def switch(
+            lam: float, barrier: threading.Barrier = barrier, errors: list[BaseException] = errors
+        ) -> None:
             barrier.wait()
             try:
                 held.weights.set_lambda(lam)
@@ -167,7 +183,9 @@ def test_a_thread_that_proves_waits_for_one_that_switches() -> None:
     def prove() -> None:
         for _ in range(12):
             wrong.extend(held.weights.changed())
-            time.sleep(1e-3)  # a lock is not fair: one that is taken again at once is never the other thread's
+            time.sleep(
+                1e-3
+            )  # a lock is not fair: one that is taken again at once is never the other thread's
 
     prover = threading.Thread(target=prove)
     prover.start()

@@ -38,7 +38,9 @@ def sizes(rel: float = 0.02) -> list[Size]:
         (28, 0.02, "dense", 13),
     ],
 )
-def test_auto_takes_dense_then_packed_then_dense_on_the_host(free: int, rel: float, store: str, hosted: int) -> None:
+def test_auto_takes_dense_then_packed_then_dense_on_the_host(
+    free: int, rel: float, store: str, hosted: int
+) -> None:
     made = plan(sizes(rel), "auto", "auto", Room(free * GB, 80 * GB), allocated=False)
     assert made.store.name == store and made.store.lossless and made.store.exact
     assert len(made.host) == hosted
@@ -54,15 +56,23 @@ def test_what_was_asked_for_is_done() -> None:
     assert "may not fit" in plan(sizes(), "auto", "device", Room(10 * GB, 80 * GB)).reason
     some = plan(sizes(), "packed", "auto", Room(10 * GB, 80 * GB))
     assert some.store.name == "packed" and 0 < len(some.host) < 16
-    assert plan(sizes(), "auto", "auto", None).describe() == "dense: on a CPU both sides stay where they are"
+    assert (
+        plan(sizes(), "auto", "auto", None).describe()
+        == "dense: on a CPU both sides stay where they are"
+    )
 
 
 def test_a_live_copy_that_does_not_fit_is_refused_with_the_figures() -> None:
     with pytest.raises(WeightsError, match="16 GB, and 12 GB of device memory are free"):
         plan(sizes(), "auto", "auto", Room(12 * GB, 80 * GB), allocated=False)
     host = Room(17 * GB, 17 * GB, on_host=True)
-    assert plan(sizes(), "auto", "auto", host, allocated=False).store.name == "dense"  # the sources are maps of files
-    with pytest.raises(WeightsError, match=r"takes 16 GB and packed codes about [0-9.]+ GB, and 17 GB of memory are free"):
+    assert (
+        plan(sizes(), "auto", "auto", host, allocated=False).store.name == "dense"
+    )  # the sources are maps of files
+    with pytest.raises(
+        WeightsError,
+        match=r"takes 16 GB and packed codes about [0-9.]+ GB, and 17 GB of memory are free",
+    ):
         plan(sizes(), "packed", "auto", host, allocated=False)
     with pytest.raises(WeightsError, match="takes 16 GB, and 15 GB of memory are free"):
         plan(sizes(), "dense", "auto", Room(15 * GB, 15 * GB, on_host=True), allocated=False)
@@ -74,19 +84,31 @@ def test_a_live_copy_that_does_not_fit_is_refused_with_the_figures() -> None:
 def test_the_estimate_is_near_what_encoding_takes(rel: float) -> None:
     base, instruct = pairs.pair(changed=1.0, rel=rel, shapes={"t": (1 << 20,)})
     source = Size("t", base["t"].nbytes, 2 * base["t"].nbytes, (base["t"], instruct["t"]))
-    taken = sum(part.nbytes for e in PackedStore().encode(pairs.sources(base, instruct)) for part in parts(e).values())
+    taken = sum(
+        part.nbytes
+        for e in PackedStore().encode(pairs.sources(base, instruct))
+        for part in parts(e).values()
+    )
     assert packed_estimate([source]) == pytest.approx(taken, rel=0.03)
     assert packed_estimate([Size("t", 8, 16)]) == 16
 
 
-def test_an_arena_keeps_bits_and_alignment_in_chunks_of_powers_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_arena_keeps_bits_and_alignment_in_chunks_of_powers_of_two(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("pa_fast.live.arena.CHUNK_BYTES", 1 << 12)
     arena = Arena(pinned=False)
-    tensors = [torch.arange(n, dtype=dtype) for n in (0, 1, 7, 700, 5000) for dtype in (torch.bfloat16, torch.int32, torch.uint8)]
+    tensors = [
+        torch.arange(n, dtype=dtype)
+        for n in (0, 1, 7, 700, 5000)
+        for dtype in (torch.bfloat16, torch.int32, torch.uint8)
+    ]
     made = [arena.copy(tensor) for tensor in tensors]
     for tensor, copy in zip(tensors, made):
         assert torch.equal(tensor, copy) and copy.dtype == tensor.dtype
-        assert (copy.data_ptr() % 16 == 0 and copy.data_ptr() != tensor.data_ptr()) or not tensor.numel()
+        assert (
+            copy.data_ptr() % 16 == 0 and copy.data_ptr() != tensor.data_ptr()
+        ) or not tensor.numel()
         room = copy.untyped_storage().nbytes()
         assert room & (room - 1) == 0
     assert arena.copy(tensors[3]).data_ptr() == made[3].data_ptr()
@@ -115,7 +137,10 @@ def test_sources_in_pinned_memory_give_the_same_bits(store: str) -> None:
         weights.set_lambda(lam)
         assert weights.verify()
         for name, tensor in live.items():
-            assert torch.equal(as_integers(tensor.cpu()), as_integers(reference.lerp(base[name], instruct[name], lam)))
+            assert torch.equal(
+                as_integers(tensor.cpu()),
+                as_integers(reference.lerp(base[name], instruct[name], lam)),
+            )
 
 
 @pytest.mark.parametrize("residency", ["auto", "device", "host"])

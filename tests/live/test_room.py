@@ -16,7 +16,10 @@ GB = 10**9
 def system(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.Path:
     monkeypatch.setattr(room, "_PROC", tmp_path / "proc")
     monkeypatch.setattr(room, "_GROUPS", tmp_path / "groups")
-    write(tmp_path, {"proc/meminfo": "MemTotal: 24000000 kB\nMemAvailable: 20000000 kB\nHugePages_Free: 0\n"})
+    write(
+        tmp_path,
+        {"proc/meminfo": "MemTotal: 24000000 kB\nMemAvailable: 20000000 kB\nHugePages_Free: 0\n"},
+    )
     return tmp_path
 
 

@@ -24,13 +24,18 @@ RULE = LambdaRule([{"group": "norms", "lambda": 1}, {"group": "mlp", "times": {0
 def three(names: tuple[str, ...] = NAMES) -> tuple[Tensors, Tensors, Tensors]:
     g = torch.Generator().manual_seed(0)
     b = {name: torch.randn(3000, generator=g).bfloat16() for name in names}
-    i = {name: (t.float() + 0.05 * torch.randn(t.shape, generator=g)).bfloat16() for name, t in b.items()}
+    i = {
+        name: (t.float() + 0.05 * torch.randn(t.shape, generator=g)).bfloat16()
+        for name, t in b.items()
+    }
     return {name: torch.empty_like(t) for name, t in b.items()}, b, i
 
 
 def assert_holds(w: Tensors, b: Tensors, i: Tensors, lams: dict[str, float]) -> None:
     for name in w:
-        assert torch.equal(as_integers(w[name]), as_integers(reference.lerp(b[name], i[name], lams[name]))), name
+        assert torch.equal(
+            as_integers(w[name]), as_integers(reference.lerp(b[name], i[name], lams[name]))
+        ), name
 
 
 @pytest.mark.parametrize("store", ["dense", SparseStore()], ids=str)
@@ -78,10 +83,18 @@ def test_the_sum_belongs_to_every_tensors_lambda() -> None:
     w, b, i = three()
     weights = pa_fast.LiveWeights.bind(w, b, i, SparseStore())
     sums = {}
-    for lam in (0.6, RULE.at(0.6), 0.6, RULE.at(0.6), LambdaRule([{"match": "*", "times": 1}]).at(0.6)):
+    for lam in (
+        0.6,
+        RULE.at(0.6),
+        0.6,
+        RULE.at(0.6),
+        LambdaRule([{"match": "*", "times": 1}]).at(0.6),
+    ):
         weights.set_lambda(lam)
         held = None if weights.rule is None else tuple(weights.rule.resolve(NAMES).values())
-        assert sums.setdefault(held or (0.6,) * len(NAMES), weights.checksum()) == weights.checksum()
+        assert (
+            sums.setdefault(held or (0.6,) * len(NAMES), weights.checksum()) == weights.checksum()
+        )
         assert not weights.changed()
     assert len(set(sums.values())) == len(sums) == 2
     w["layers.1.norm.weight"][7] += 1
@@ -97,7 +110,9 @@ def test_effective_lambda_is_the_weighted_mean_of_the_tensors() -> None:
     weights = pa_fast.LiveWeights.bind(w, b, i)
     weights.set_lambda(RULE.at(0.6))
     squares = {n: float((i[n].double() - b[n].double()).square().sum()) for n in NAMES}
-    mean = sum(lam * squares[n] for n, lam in zip(NAMES, (0.6, 0.3, 0.6, 1.0))) / sum(squares.values())
+    mean = sum(lam * squares[n] for n, lam in zip(NAMES, (0.6, 0.3, 0.6, 1.0))) / sum(
+        squares.values()
+    )
     assert weights.intended_lambda() == pytest.approx(mean, rel=1e-5)
     assert weights.effective_lambda() == pytest.approx(mean, abs=0.01)
     weights.set_lambda(0.3)
@@ -116,7 +131,9 @@ def test_a_packed_range_is_that_of_each_tensors_lambda_and_asking_writes_nothing
     before = weights.checksum()
     for lam in (0, 1.5, 2, rule.at(0.7), RULE.at(1)):
         weights.check_lambda(lam)
-    with pytest.raises(UsageError, match=r"^at λ = 2\.5 of the rule, λ = 1\.25 is outside \[0, 1\]"):
+    with pytest.raises(
+        UsageError, match=r"^at λ = 2\.5 of the rule, λ = 1\.25 is outside \[0, 1\]"
+    ):
         weights.check_lambda("2.5")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match=r"at λ = -0\.2 of the rule, λ = -0\.1 is outside"):
         weights.check_lambda(rule.at(-0.2))
@@ -130,7 +147,10 @@ def test_names_are_those_of_the_checkpoint() -> None:
     weights = pa_fast.LiveWeights.bind(w, b, i, origins=origins)
     weights.set_lambda(LambdaRule([{"match": ["*.a", "*.b"], "lambda": 0.25}]).at(0.5))
     assert_holds(w, b, i, {"up": 0.25, "down": 0.5})
-    with pytest.raises(UsageError, match=r"`layers.0.mlp.a` has λ = 0.25 and `layers.0.mlp.b` λ = 0.5.*live tensor `up`"):
+    with pytest.raises(
+        UsageError,
+        match=r"`layers.0.mlp.a` has λ = 0.25 and `layers.0.mlp.b` λ = 0.5.*live tensor `up`",
+    ):
         weights.set_lambda(LambdaRule([{"match": "*.a", "lambda": 0.25}]).at(0.5))
     with pytest.raises(UsageError, match="no tensor has a name like `up`"):
         weights.set_lambda(LambdaRule([{"match": "up", "lambda": 0.25}]))

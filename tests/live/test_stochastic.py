@@ -1,4 +1,5 @@
-"""Live weights that are rounded stochastically: the reference's bits, the merge's bits, and what is refused."""
+"""Live weights that are rounded stochastically: the reference's bits, the merge's bits, and what is
+refused."""
 
 from __future__ import annotations
 
@@ -22,9 +23,17 @@ Tensors = dict[str, torch.Tensor]
 
 def two(dtype: torch.dtype = torch.bfloat16, delta: float = 0.02) -> tuple[Tensors, Tensors]:
     g = torch.Generator().manual_seed(0)
-    shapes = {"embed.weight": (37, 16), "layers.0.mlp.weight": (1300, 333), "norm.weight": (7,), "none": (0, 4)}
+    shapes = {
+        "embed.weight": (37, 16),
+        "layers.0.mlp.weight": (1300, 333),
+        "norm.weight": (7,),
+        "none": (0, 4),
+    }
     b = {name: torch.randn(shape, generator=g).mul(0.02) for name, shape in shapes.items()}
-    i = {name: (t + delta * 0.02 * torch.randn(t.shape, generator=g)).to(dtype) for name, t in b.items()}
+    i = {
+        name: (t + delta * 0.02 * torch.randn(t.shape, generator=g)).to(dtype)
+        for name, t in b.items()
+    }
     return {name: t.to(dtype) for name, t in b.items()}, i
 
 
@@ -45,7 +54,9 @@ def test_every_lambda_is_the_reference_after_any_history(dtype: torch.dtype) -> 
         weights.set_lambda(lam)
         for name in b:
             noise = Draw(zlib.crc32(name.encode()) ^ 7)
-            assert torch.equal(as_integers(w[name]), as_integers(reference.lerp(b[name], i[name], lam, draw=noise))), (name, lam)
+            assert torch.equal(
+                as_integers(w[name]), as_integers(reference.lerp(b[name], i[name], lam, draw=noise))
+            ), (name, lam)
         assert weights.verify()
         if lam in (0, 1):
             assert all(torch.equal(as_integers(w[n]), as_integers((i if lam else b)[n])) for n in w)
@@ -58,10 +69,17 @@ def test_effective_lambda_is_lambda() -> None:
     for lam in (0.05, 0.9):
         weights.set_lambda(lam)
         nearest.set_lambda(lam)
-        assert abs(weights.effective_lambda() - lam) <= 0.002 < 0.01 < abs(nearest.effective_lambda() - lam)
+        assert (
+            abs(weights.effective_lambda() - lam)
+            <= 0.002
+            < 0.01
+            < abs(nearest.effective_lambda() - lam)
+        )
 
 
-@pytest.mark.parametrize("rule", [None, LambdaRule([{"group": "mlp", "times": 0.5}])], ids=["scalar", "rule"])
+@pytest.mark.parametrize(
+    "rule", [None, LambdaRule([{"group": "mlp", "times": 0.5}])], ids=["scalar", "rule"]
+)
 def test_live_weights_are_the_merge_bit_for_bit(tmp_path: Path, rule: LambdaRule | None) -> None:
     b, i = two()
     folders = write_checkpoint(tmp_path / "base", b), write_checkpoint(tmp_path / "instruct", i)
@@ -89,18 +107,30 @@ def test_noise_goes_by_seed_and_by_the_checkpoints_name() -> None:
     b, i = two()
     w, weights = bound(b, i, seed=1)
     v, others = bound(b, i, seed=2)
-    u, renamed = bound(b, i, seed=1, origins={"norm.weight": ["embed.weight"], "embed.weight": ["embed.weight"]})
+    u, renamed = bound(
+        b, i, seed=1, origins={"norm.weight": ["embed.weight"], "embed.weight": ["embed.weight"]}
+    )
     for each in (weights, others, renamed):
         each.set_lambda(0.3)
-    same = {name: (torch.equal(w[name], v[name]), torch.equal(w[name], u[name])) for name in w if w[name].numel()}
-    assert same == {"embed.weight": (False, True), "layers.0.mlp.weight": (False, True), "norm.weight": (False, False)}
+    same = {
+        name: (torch.equal(w[name], v[name]), torch.equal(w[name], u[name]))
+        for name in w
+        if w[name].numel()
+    }
+    assert same == {
+        "embed.weight": (False, True),
+        "layers.0.mlp.weight": (False, True),
+        "norm.weight": (False, False),
+    }
 
 
 def test_what_cannot_be_rounded_so_is_refused() -> None:
     b, i = two()
     w = {name: torch.empty_like(t) for name, t in i.items()}
     for store in ("sparse", "lowrank"):
-        with pytest.raises(UsageError, match=f"stochastic rounding of a delta that is held as `{store}"):
+        with pytest.raises(
+            UsageError, match=f"stochastic rounding of a delta that is held as `{store}"
+        ):
             pa_fast.LiveWeights.bind(w, b, i, store, "stochastic")
     for seed in (-1, 2**32, 0.5, True):
         with pytest.raises(UsageError, match="seed"):
@@ -111,7 +141,9 @@ def test_what_cannot_be_rounded_so_is_refused() -> None:
         side["head"] = side["embed.weight"]
     with pytest.raises(UsageError, match=r"`embed\.weight` and `head` in the checkpoint"):
         pa_fast.LiveWeights.bind(w, b, i, rounding="stochastic")
-    weights = pa_fast.LiveWeights.bind(w, b, i, rounding="stochastic", origins={"head": ["embed.weight"]})
+    weights = pa_fast.LiveWeights.bind(
+        w, b, i, rounding="stochastic", origins={"head": ["embed.weight"]}
+    )
     weights.set_lambda(0.4)
     noise = Draw(zlib.crc32(b"embed.weight"))
     assert torch.equal(w["head"], reference.lerp(b["head"], i["head"], 0.4, draw=noise))

@@ -27,12 +27,24 @@ def bits(tensor: torch.Tensor) -> torch.Tensor:
     return as_integers(tensor.clone())
 
 
-def three(base: torch.dtype, instruct: torch.dtype, live: torch.dtype, seed: int = 0) -> tuple[Tensors, Tensors, Tensors]:
-    """Live, base and instruct dicts with odd sizes, an empty tensor, a tied head, shared −0 and an integer tensor."""
+def three(
+    base: torch.dtype, instruct: torch.dtype, live: torch.dtype, seed: int = 0
+) -> tuple[Tensors, Tensors, Tensors]:
+    """Live, base and instruct dicts with odd sizes, an empty tensor, a tied head, shared −0 and an
+    integer tensor."""
     g = torch.Generator().manual_seed(seed)
-    shapes = {"embed": (37, 16), "layer.weight": (129, 33), "norm": (7,), "one": (1,), "none": (0, 4)}
+    shapes = {
+        "embed": (37, 16),
+        "layer.weight": (129, 33),
+        "norm": (7,),
+        "one": (1,),
+        "none": (0, 4),
+    }
     b = {name: torch.randn(shape, generator=g).to(base) for name, shape in shapes.items()}
-    i = {name: (t.float() + 0.02 * torch.randn(t.shape, generator=g)).to(instruct) for name, t in b.items()}
+    i = {
+        name: (t.float() + 0.02 * torch.randn(t.shape, generator=g)).to(instruct)
+        for name, t in b.items()
+    }
     b["norm"][3] = i["norm"][3] = -0.0
     w = {name: torch.empty(t.shape, dtype=live) for name, t in b.items()}
     for side in (b, i, w):
@@ -42,7 +54,9 @@ def three(base: torch.dtype, instruct: torch.dtype, live: torch.dtype, seed: int
 
 
 @pytest.mark.parametrize(("base", "instruct", "live"), list(itertools.product(DTYPES, repeat=3)))
-def test_every_lambda_is_the_contract_after_any_history(base: torch.dtype, instruct: torch.dtype, live: torch.dtype) -> None:
+def test_every_lambda_is_the_contract_after_any_history(
+    base: torch.dtype, instruct: torch.dtype, live: torch.dtype
+) -> None:
     w, b, i = three(base, instruct, live)
     weights = pa_fast.LiveWeights.bind(w, b, i)
     assert weights.lam == 0
@@ -54,7 +68,9 @@ def test_every_lambda_is_the_contract_after_any_history(base: torch.dtype, instr
         weights.set_lambda(lam)
         for name in b:
             if name != "steps":
-                assert torch.equal(bits(w[name]), bits(reference.lerp(b[name], i[name], lam, live))), (name, lam)
+                assert torch.equal(
+                    bits(w[name]), bits(reference.lerp(b[name], i[name], lam, live))
+                ), (name, lam)
             if base == instruct == live and name != "steps":
                 assert torch.equal(w[name], torch.lerp(b[name], i[name], lam))
         assert torch.equal(w["steps"], torch.arange(5))
@@ -65,7 +81,9 @@ def test_every_lambda_is_the_contract_after_any_history(base: torch.dtype, instr
 def test_versions_rise_with_every_switch() -> None:
     w, b, i = three(*[torch.bfloat16] * 3)
     parameter = torch.nn.Parameter(w["norm"].clone())
-    weights = pa_fast.LiveWeights.bind({"norm": parameter}, {"norm": b["norm"]}, {"norm": i["norm"]})
+    weights = pa_fast.LiveWeights.bind(
+        {"norm": parameter}, {"norm": b["norm"]}, {"norm": i["norm"]}
+    )
     before = parameter._version
     weights.set_lambda(0.5)
     assert parameter._version > before
@@ -124,7 +142,9 @@ def test_checksum_follows_content_and_names_alone() -> None:
         assert seen.setdefault(lam, weights.checksum()) == weights.checksum()
     assert len(set(seen.values())) == len(seen)
     swapped = {**w, "embed2": w["norm"], "norm": torch.empty_like(w["norm"])}
-    other = pa_fast.LiveWeights.bind(swapped, {**b, "embed2": b["norm"]}, {**i, "embed2": i["norm"]})
+    other = pa_fast.LiveWeights.bind(
+        swapped, {**b, "embed2": b["norm"]}, {**i, "embed2": i["norm"]}
+    )
     assert other.checksum() != weights.checksum()
 
 
@@ -135,7 +155,12 @@ def test_effective_lambda_shows_what_the_grid_swallows() -> None:
     b16, i16 = b.bfloat16(), i.bfloat16()
     weights = pa_fast.LiveWeights.bind({"w": torch.empty_like(b16)}, {"w": b16}, {"w": i16})
     weights.set_lambda(0.05)
-    by_hand = (weights_of := torch.lerp(b16, i16, 0.05)).double().sub(b16.double()).dot(i16.double() - b16.double())
+    by_hand = (
+        (weights_of := torch.lerp(b16, i16, 0.05))
+        .double()
+        .sub(b16.double())
+        .dot(i16.double() - b16.double())
+    )
     by_hand = float(by_hand / (i16.double() - b16.double()).square().sum())
     assert weights.effective_lambda() == pytest.approx(by_hand, rel=1e-5)
     assert weights.effective_lambda() < 0.04 and weights_of.dtype == torch.bfloat16
@@ -233,21 +258,28 @@ def test_non_finite_weights_pass_when_allowed() -> None:
 
 
 def with_nan(dtype: torch.dtype, size: int) -> tuple[Tensors, Tensors]:
-    """A pair in which one weight in seven is NaN on either side or on both, with payloads and signs of all kinds."""
+    """A pair in which one weight in seven is NaN on either side or on both, with payloads and signs
+    of all kinds."""
     g = torch.Generator().manual_seed(size)
     base, instruct = pairs.pair(dtype, changed=1.0, rel=0.02, shapes={"w": (size,)})
     for side in (base["w"], instruct["w"]):
         places = torch.randperm(size, generator=g)[: size // 7]
         infinity = int(bits(torch.tensor([float("inf")]).to(dtype)))
         payload = torch.randint(1, infinity & -infinity, places.shape, generator=g)
-        sign = torch.randint(0, 2, places.shape, generator=g) * torch.iinfo(reference.BITS[dtype]).min
-        side.view(reference.BITS[dtype])[places] = (sign + infinity + payload).to(reference.BITS[dtype])
+        sign = (
+            torch.randint(0, 2, places.shape, generator=g) * torch.iinfo(reference.BITS[dtype]).min
+        )
+        side.view(reference.BITS[dtype])[places] = (sign + infinity + payload).to(
+            reference.BITS[dtype]
+        )
     return base, instruct
 
 
 @pytest.mark.parametrize("store", ["dense", "packed", SparseStore()], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_nan_is_compared_as_nan_whatever_it_carries(dtype: torch.dtype, store: str | SparseStore) -> None:
+def test_nan_is_compared_as_nan_whatever_it_carries(
+    dtype: torch.dtype, store: str | SparseStore
+) -> None:
     for size in (2_003, 70_011):
         base, instruct = with_nan(dtype, size)
         w = pairs.live_like(base)
@@ -332,24 +364,36 @@ def test_a_mended_lambda_is_measured_afresh(monkeypatch: pytest.MonkeyPatch) -> 
     weights.set_lambda(0.0)
     right = weights.checksum()
     assert right != wrong and weights.verify()
-    monkeypatch.setattr(weights._store, "restore_", lambda: pytest.fail("the whole was written again for no reason"))
+    monkeypatch.setattr(
+        weights._store, "restore_", lambda: pytest.fail("the whole was written again for no reason")
+    )
     weights.set_lambda(0.0)
     assert weights.checksum() == right
 
 
-@pytest.mark.parametrize("store", ["sparse", "lowrank", SparseStore("topk", 0.5), LowRankStore(rank=16)])
-def test_every_store_keeps_ties_integers_via_and_default_dtypes(store: str | SparseStore | LowRankStore) -> None:
-    b, i = pairs.pair(torch.float32, torch.bfloat16, shapes={"embed": (64, 48), "norm": (7,)}, changed=0.1)
+@pytest.mark.parametrize(
+    "store", ["sparse", "lowrank", SparseStore("topk", 0.5), LowRankStore(rank=16)]
+)
+def test_every_store_keeps_ties_integers_via_and_default_dtypes(
+    store: str | SparseStore | LowRankStore,
+) -> None:
+    b, i = pairs.pair(
+        torch.float32, torch.bfloat16, shapes={"embed": (64, 48), "norm": (7,)}, changed=0.1
+    )
     w = pairs.live_like(b)
     for side in (w, b, i):
         side["head"], side["steps"] = side["embed"], torch.arange(5)
     torch.set_default_dtype(torch.float64)
     try:
-        weights = pa_fast.LiveWeights.bind(w, b, i, store, via={"embed": torch.bfloat16, "norm": torch.bfloat16})
+        weights = pa_fast.LiveWeights.bind(
+            w, b, i, store, via={"embed": torch.bfloat16, "norm": torch.bfloat16}
+        )
         for lam in (0.3, 1.5, 1.0, 0.0):
             weights.set_lambda(lam)
             assert weights.verify()
-            assert torch.equal(w["embed"], w["embed"].bfloat16().float()) and torch.equal(w["steps"], torch.arange(5))
+            assert torch.equal(w["embed"], w["embed"].bfloat16().float()) and torch.equal(
+                w["steps"], torch.arange(5)
+            )
     finally:
         torch.set_default_dtype(torch.float32)
     assert torch.equal(w["norm"], b["norm"].bfloat16().float())
@@ -357,18 +401,32 @@ def test_every_store_keeps_ties_integers_via_and_default_dtypes(store: str | Spa
 
 def test_lossy_stores_say_so() -> None:
     b, i = pairs.pair()
-    for store, exact, lossless in (("dense", True, True), ("sparse", True, True), ("lowrank", False, False)):
+    for store, exact, lossless in (
+        ("dense", True, True),
+        ("sparse", True, True),
+        ("lowrank", False, False),
+    ):
         weights = pa_fast.LiveWeights.bind(pairs.live_like(b), b, i, store)
         assert (weights.exact, weights.lossless) == (exact, lossless) and store in repr(weights)
     topk = pa_fast.LiveWeights.bind(pairs.live_like(b), b, i, SparseStore("topk", 0.1))
-    assert (topk.exact, topk.lossless, topk.store) == (True, False, "sparse topk, density 0.1 tensor")
+    assert (topk.exact, topk.lossless, topk.store) == (
+        True,
+        False,
+        "sparse topk, density 0.1 tensor",
+    )
 
 
-@pytest.mark.parametrize("dtype", [torch.complex32, torch.complex64, torch.complex128, torch.float64, torch.float8_e4m3fn])
+@pytest.mark.parametrize(
+    "dtype",
+    [torch.complex32, torch.complex64, torch.complex128, torch.float64, torch.float8_e4m3fn],
+)
 @pytest.mark.filterwarnings("ignore:ComplexHalf")
 def test_dtypes_that_follow_no_lambda_are_compared_by_bytes(dtype: torch.dtype) -> None:
     def side(value: int) -> Tensors:
-        return {"odd": torch.tensor([value, 2, 3], dtype=torch.uint8).float().to(dtype), "weight": torch.ones(4).bfloat16()}
+        return {
+            "odd": torch.tensor([value, 2, 3], dtype=torch.uint8).float().to(dtype),
+            "weight": torch.ones(4).bfloat16(),
+        }
 
     w = pa_fast.LiveWeights.bind(side(1), side(1), side(1))
     w.set_lambda(0.5)

@@ -1,4 +1,5 @@
-"""The figure of stores: the same bytes for the same reports, whatever the user's settings; what is lossless is left out."""
+"""The figure of stores: the same bytes for the same reports, whatever the user's settings; what is
+lossless is left out."""
 
 from __future__ import annotations
 
@@ -16,14 +17,26 @@ DENSE = QualityReport("dense", "dense", True, 10, 20, 2.0, 0.0, 1.0, 0.0, 1.0, (
 
 
 def point(size: float, error: float, kl: float | None = None) -> QualityReport:
-    text = None if kl is None else OnText("", 9, 4, 2, (Divergence("0.5", 9.0, 0.5), Divergence("1", kl, 0.5)))
+    text = (
+        None
+        if kl is None
+        else OnText("", 9, 4, 2, (Divergence("0.5", 9.0, 0.5), Divergence("1", kl, 0.5)))
+    )
     return replace(DENSE, lossless=False, bytes_per_parameter=size, relative_error=error, text=text)
 
 
 def curves(kl: bool = True) -> list[Curve]:
     return [
-        Curve("low rank", [(str(k), point(k / 8, 1 / k, 1 / k if kl else None)) for k in (1, 2, 4, 8)]),
-        Curve("sparse", [("0.01", point(0.1, 0.9, 2.0 if kl else None)), ("1", point(2.0, 0.0, 0.0 if kl else None))]),
+        Curve(
+            "low rank", [(str(k), point(k / 8, 1 / k, 1 / k if kl else None)) for k in (1, 2, 4, 8)]
+        ),
+        Curve(
+            "sparse",
+            [
+                ("0.01", point(0.1, 0.9, 2.0 if kl else None)),
+                ("1", point(2.0, 0.0, 0.0 if kl else None)),
+            ],
+        ),
     ]
 
 
@@ -31,7 +44,9 @@ def test_equal_reports_give_equal_files(tmp_path: pathlib.Path) -> None:
     import matplotlib
 
     figure.write(curves(), DENSE, tmp_path / "a")
-    with matplotlib.rc_context({"font.size": 30, "savefig.dpi": 30, "svg.hashsalt": None, "legend.fontsize": 3}):
+    with matplotlib.rc_context(
+        {"font.size": 30, "savefig.dpi": 30, "svg.hashsalt": None, "legend.fontsize": 3}
+    ):
         figure.write(curves(), DENSE, str(tmp_path / "b.1"))
     for kind in ("svg", "png"):
         assert (tmp_path / f"a.{kind}").read_bytes() == (tmp_path / f"b.1.{kind}").read_bytes()
@@ -49,7 +64,10 @@ def test_points_lie_where_the_reports_say(kl: bool) -> None:
     labels = {text.get_text() for text in axes[0].texts}
     assert labels == {"1", "2", "4", "8", "0.01", "dense, exact"}
     if kl:
-        assert axes[1].lines[1].get_xydata().tolist() == [[0.1, 2.0]] and "λ = 1" in axes[1].get_title()
+        assert (
+            axes[1].lines[1].get_xydata().tolist() == [[0.1, 2.0]]
+            and "λ = 1" in axes[1].get_title()
+        )
 
 
 def test_one_point_is_drawn_and_no_point_is_refused(tmp_path: pathlib.Path) -> None:

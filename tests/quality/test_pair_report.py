@@ -23,11 +23,21 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     return int(end.value.code or 0)
 
 
-def test_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_tables(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     pair = [str(side) for side in layered(tmp_path)]
     assert run(monkeypatch, *pair, "--full", "--fidelity", "0:1:0.5") == 0
     shown = capsys.readouterr().out
-    for text in ("all 36,016 weights", "mlp.experts.*.w1", "self_attn.q_proj", "model.norm", "dense", "packed", "λ fidelity"):
+    for text in (
+        "all 36,016 weights",
+        "mlp.experts.*.w1",
+        "self_attn.q_proj",
+        "model.norm",
+        "dense",
+        "packed",
+        "λ fidelity",
+    ):
         assert text in shown, text
     assert " 2–3 " in shown and "32768" not in shown
 
@@ -58,16 +68,22 @@ def test_json_says_what_the_library_says(
 
 
 @pytest.mark.parametrize(("lambdas", "code"), [("0:1:0.3", 2), ("lots", 2)])
-def test_a_wrong_grid_is_wrong_usage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lambdas: str, code: int) -> None:
+def test_a_wrong_grid_is_wrong_usage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lambdas: str, code: int
+) -> None:
     assert run(monkeypatch, "nowhere", "nowhere", "--fidelity", lambdas) == code
 
 
-def test_the_figure_is_drawn_and_equal_reports_draw_equal_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_figure_is_drawn_and_equal_reports_draw_equal_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pair = [str(side) for side in layered(tmp_path)]
     for name in ("one.png", "two"):
         assert run(monkeypatch, *pair, "--figure", str(tmp_path / name)) == 0
     for suffix in (".png", ".svg"):
-        assert (tmp_path / "one").with_suffix(suffix).read_bytes() == (tmp_path / "two").with_suffix(suffix).read_bytes()
+        assert (tmp_path / "one").with_suffix(suffix).read_bytes() == (
+            tmp_path / "two"
+        ).with_suffix(suffix).read_bytes()
     drawn = (tmp_path / "one.svg").read_text()
     for text in ("self_attn.q_proj", "mlp.experts.*.w1", "layer", "white: no difference"):
         assert text in drawn, text
@@ -77,7 +93,9 @@ def test_a_figure_that_has_no_folder_is_refused_before_anything_is_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pair = [str(side) for side in layered(tmp_path)]
-    monkeypatch.setattr("pa_fast.checkpoint.measure.measure", lambda *_, **__: pytest.fail("measured"))
+    monkeypatch.setattr(
+        "pa_fast.checkpoint.measure.measure", lambda *_, **__: pytest.fail("measured")
+    )
     assert run(monkeypatch, *pair, "--figure", str(tmp_path / "none" / "map.png")) == 1
     shown = capsys.readouterr().err
     assert f"{tmp_path / 'none'} is no folder, and the figure map belongs there" in shown
@@ -91,7 +109,9 @@ def test_the_tables_are_there_where_the_figure_fails(
     (tmp_path / "taken.png").mkdir()
     assert run(monkeypatch, *pair, "--figure", str(tmp_path / "taken")) == 1
     shown = capsys.readouterr()
-    assert shown.out == "" and "taken.png exists, and pa_fast did not draw it" in shown.err, "known before anything is measured"
+    assert shown.out == "" and "taken.png exists, and pa_fast did not draw it" in shown.err, (
+        "known before anything is measured"
+    )
 
     def full(path: Path, data: bytes, hint: str) -> None:
         raise OutputError(f"{path} cannot be written: No space left on device", hint)
@@ -100,7 +120,11 @@ def test_the_tables_are_there_where_the_figure_fails(
     assert run(monkeypatch, *pair, "--figure", str(tmp_path / "map")) == 1
     shown = capsys.readouterr()
     assert "self_attn.q_proj" in shown.out
-    assert "map.svg cannot be written" in shown.err and "draw it again" in shown.err and "points" not in shown.err
+    assert (
+        "map.svg cannot be written" in shown.err
+        and "draw it again" in shown.err
+        and "points" not in shown.err
+    )
 
 
 def test_nothing_to_draw(tmp_path: Path) -> None:
@@ -113,7 +137,11 @@ def test_nothing_to_draw(tmp_path: Path) -> None:
 def test_the_map_has_a_row_for_each_module_and_a_column_for_each_layer(tmp_path: Path) -> None:
     figure = delta_map.draw(inspect(*layered(tmp_path, layers=14), full=True))
     inside, outside = figure.axes[:2]
-    assert inside.images[0].get_array().shape == (2, 14) and outside.images[0].get_array().shape == (1, 1)
+    assert inside.images[0].get_array().shape == (2, 14) and outside.images[
+        0
+    ].get_array().shape == (1, 1)
     assert not inside.texts, "numbers only where there is room"
     row = inside.images[0].get_array()[1].tolist()
-    assert row == sorted(row) and row[13] == pytest.approx(14 * row[0], rel=0.1), "layer n has n + 1 times the delta of layer 0"
+    assert row == sorted(row) and row[13] == pytest.approx(14 * row[0], rel=0.1), (
+        "layer n has n + 1 times the delta of layer 0"
+    )

@@ -1,4 +1,5 @@
-"""Stores on a pair: KL and agreement are those of numpy, nothing between a model and itself, whatever the batches."""
+"""Stores on a pair: KL and agreement are those of numpy, nothing between a model and itself,
+whatever the batches."""
 
 from __future__ import annotations
 
@@ -48,7 +49,10 @@ def test_kl_and_agreement_are_those_of_numpy(models: Models) -> None:
     for context, scored in pairs:
         row = torch.tensor([context + scored])
         with torch.no_grad():
-            z = [m.model(row).logits[0, len(context) - 1 : -1].float().double().numpy() for m in models]
+            z = [
+                m.model(row).logits[0, len(context) - 1 : -1].float().double().numpy()
+                for m in models
+            ]
         p, q = (np.exp(x - x.max(1, keepdims=True)) for x in z)
         p, q = p / p.sum(1, keepdims=True), q / q.sum(1, keepdims=True)
         kl += list((p * np.log(p / q)).sum(1))
@@ -78,7 +82,9 @@ def test_excluded_tokens_add_nothing_and_nan_is_not_hidden() -> None:
 
 
 @pytest.mark.parametrize("store", [DenseStore(), SparseStore()])
-def test_nothing_is_between_a_model_and_itself(store: DenseStore | SparseStore, text: pathlib.Path) -> None:
+def test_nothing_is_between_a_model_and_itself(
+    store: DenseStore | SparseStore, text: pathlib.Path
+) -> None:
     (found,) = reports(*PAIR, [store], text, window=16, stride=6, batch_size=3)
     assert found.text is not None and [point.lam for point in found.text.points] == ["0.5", "1"]
     assert {(point.kl, point.agreement) for point in found.text.points} == {(0.0, 1.0)}
@@ -87,18 +93,34 @@ def test_nothing_is_between_a_model_and_itself(store: DenseStore | SparseStore, 
 
 
 def test_more_bytes_lose_less(text: pathlib.Path) -> None:
-    few, many = reports(*PAIR, [SparseStore("topk", 0.02), SparseStore("topk", 0.3)], text, lambdas=[1], window=200, stride=100)
+    few, many = reports(
+        *PAIR,
+        [SparseStore("topk", 0.02), SparseStore("topk", 0.3)],
+        text,
+        lambdas=[1],
+        window=200,
+        stride=100,
+    )
     assert few.text and many.text and few.bytes < many.bytes
-    assert few.relative_error > many.relative_error and few.text.points[0].kl > many.text.points[0].kl > 0
+    assert (
+        few.relative_error > many.relative_error
+        and few.text.points[0].kl > many.text.points[0].kl > 0
+    )
 
 
 def test_without_a_text_only_the_weights_are_compared() -> None:
     (found,) = reports(*PAIR, ["lowrank"])
-    assert found.text is None and 0 < found.relative_error < 1 and found.options == "lowrank, rank 64, seed 0"
+    assert (
+        found.text is None
+        and 0 < found.relative_error < 1
+        and found.options == "lowrank, rank 64, seed 0"
+    )
     assert abs(found.energy - (1 - found.relative_error**2)) < 1e-3
 
 
-def test_what_cannot_be_read_or_cut_is_refused(models: Models, tmp_path: pathlib.Path, text: pathlib.Path) -> None:
+def test_what_cannot_be_read_or_cut_is_refused(
+    models: Models, tmp_path: pathlib.Path, text: pathlib.Path
+) -> None:
     (tmp_path / "empty.txt").write_text("")
     with pytest.raises(EvaluatorError, match="cannot be read"):
         next(reports(*PAIR, ["sparse"], tmp_path / "none.txt"))
@@ -113,8 +135,20 @@ def test_what_cannot_be_read_or_cut_is_refused(models: Models, tmp_path: pathlib
         on_text(*models, tmp_path / "long.txt", window=400, stride=10)
 
 
-def test_the_program_prints_and_draws(tmp_path: pathlib.Path, text: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
-    asked = ["--text", str(text), "--ranks", "16", "--densities", "0.1", "--dare", "--out", str(tmp_path / "stores")]
+def test_the_program_prints_and_draws(
+    tmp_path: pathlib.Path, text: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = [
+        "--text",
+        str(text),
+        "--ranks",
+        "16",
+        "--densities",
+        "0.1",
+        "--dare",
+        "--out",
+        str(tmp_path / "stores"),
+    ]
     found = choose_store.main(asked)
     assert set(found) == {"dense", "lowrank, rank 16, seed 0", "sparse topk, density 0.1 tensor"}
     printed = capsys.readouterr().out

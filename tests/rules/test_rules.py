@@ -43,8 +43,16 @@ def test_the_first_row_that_matches_decides_and_the_rest_has_the_swept_lambda() 
     assert found["model.layers.0.mlp.down_proj.weight"] == "0"
     assert found["model.layers.1.mlp.down_proj.weight"] == "0.1"
     assert found["lm_head.weight"] == found["model.norm.weight"] == "1.5"
-    assert found["model.layers.2.self_attn.q_norm.weight"] == found["model.layers.0.input_layernorm.weight"] == "0.6"
-    assert found["model.embed_tokens.weight"] == found["model.layers.4.self_attn.q_proj.weight"] == "0.3"
+    assert (
+        found["model.layers.2.self_attn.q_norm.weight"]
+        == found["model.layers.0.input_layernorm.weight"]
+        == "0.6"
+    )
+    assert (
+        found["model.embed_tokens.weight"]
+        == found["model.layers.4.self_attn.q_proj.weight"]
+        == "0.3"
+    )
     assert keys(rule)["model.embed_tokens.weight"] == "1", "a rule by itself is at λ = 1"
     assert {touch.row: touch.tensors for touch in rule.touched(NAMES)} == {
         'match: "*.layers.0.mlp.*", lambda: "0"': 1,
@@ -57,22 +65,43 @@ def test_the_first_row_that_matches_decides_and_the_rest_has_the_swept_lambda() 
 
 def test_a_schedule_runs_from_the_first_layer_to_the_last() -> None:
     rule = LambdaRule(
-        [{"group": "mlp", "lambda": {0: 0.2, 1: 1}}, {"group": "attention", "times": {0.25: 0, "0.5": 1, 0.75: 0.5}}]
+        [
+            {"group": "mlp", "lambda": {0: 0.2, 1: 1}},
+            {"group": "attention", "times": {0.25: 0, "0.5": 1, 0.75: 0.5}},
+        ]
     )
     found = keys(rule.at(0.4))
-    assert [found[f"model.layers.{n}.mlp.down_proj.weight"] for n in range(LAYERS)] == ["0.2", "0.4", "0.6", "0.8", "1"]
-    assert [found[f"model.layers.{n}.self_attn.q_proj.weight"] for n in range(LAYERS)] == ["0", "0", "0.4", "0.2", "0.2"]
-    (mlp, _, _) = rule.at(0.4).touched(NAMES)
-    assert str(mlp) == (
-        'rule (group: mlp, lambda: {"0": "0.2", "1": "1"}): 5 tensors such as `model.layers.0.mlp.down_proj.weight`, λ = 0.2 to 1'
+    assert [found[f"model.layers.{n}.mlp.down_proj.weight"] for n in range(LAYERS)] == [
+        "0.2",
+        "0.4",
+        "0.6",
+        "0.8",
+        "1",
+    ]
+    assert [found[f"model.layers.{n}.self_attn.q_proj.weight"] for n in range(LAYERS)] == [
+        "0",
+        "0",
+        "0.4",
+        "0.2",
+        "0.2",
+    ]
+    mlp, _, _ = rule.at(0.4).touched(NAMES)
+    assert (
+        str(mlp) == 'rule (group: mlp, lambda: {"0": "0.2", "1": "1"}): 5 tensors such as'
+        " `model.layers.0.mlp.down_proj.weight`, λ = 0.2 to 1"
     )
 
 
 def test_stacks_have_depths_of_their_own() -> None:
-    names = [f"vision.blocks.{n}.mlp.weight" for n in range(3)] + [f"text.layers.{n}.mlp.experts.7.weight" for n in range(2)]
+    names = [f"vision.blocks.{n}.mlp.weight" for n in range(3)] + [
+        f"text.layers.{n}.mlp.experts.7.weight" for n in range(2)
+    ]
     found = keys(LambdaRule([{"match": "*", "lambda": {0: 0, 1: 1}}]), [*names, "one.0.mlp.weight"])
     assert list(found.values()) == ["0", "0.5", "1", "0", "1", "0"]
-    assert layer("text.layers.1.mlp.experts.7.weight") == ("text.layers", 1) and layer("lm_head.weight") is None
+    assert (
+        layer("text.layers.1.mlp.experts.7.weight") == ("text.layers", 1)
+        and layer("lm_head.weight") is None
+    )
 
 
 @pytest.mark.parametrize(
@@ -112,7 +141,9 @@ ROWS = st.lists(
         optional={"match": st.sampled_from(["*", "model.*"])},
     ).flatmap(
         lambda row: st.sampled_from(["lambda", "times"]).flatmap(
-            lambda key: st.fractions(-2, 3, max_denominator=60).map(lambda value: {**row, key: f"{value}"})
+            lambda key: st.fractions(-2, 3, max_denominator=60).map(
+                lambda value: {**row, key: f"{value}"}
+            )
         )
     ),
     min_size=1,
@@ -123,14 +154,30 @@ ROWS = st.lists(
 
 @settings(max_examples=60, deadline=None)
 @given(ROWS, st.fractions(-2, 3, max_denominator=60))
-def test_rows_survive_every_form_and_decide_exactly(rows: list[dict[str, str]], lam: Fraction) -> None:
+def test_rows_survive_every_form_and_decide_exactly(
+    rows: list[dict[str, str]], lam: Fraction
+) -> None:
     rule = LambdaRule(rows).at(lam)
     again = LambdaRule(json.loads(json.dumps(rule.document())), lam)
     assert again == rule and hash(again) == hash(rule) and pickle.loads(pickle.dumps(rule)) == rule
     found = rule.resolve(NAMES)
     for name in NAMES:
-        row = next((r for r in rows if r["group"] == group(name) and (r.get("match") != "model.*" or name[:6] == "model.")), None)
-        value = lam if row is None else Fraction(row["lambda"]) if "lambda" in row else lam * Fraction(row["times"])
+        row = next(
+            (
+                r
+                for r in rows
+                if r["group"] == group(name)
+                and (r.get("match") != "model.*" or name[:6] == "model.")
+            ),
+            None,
+        )
+        value = (
+            lam
+            if row is None
+            else Fraction(row["lambda"])
+            if "lambda" in row
+            else lam * Fraction(row["times"])
+        )
         assert found[name].exact == value
     assert rule.at(7) != rule
 
@@ -138,8 +185,8 @@ def test_rows_survive_every_form_and_decide_exactly(rows: list[dict[str, str]], 
 def test_a_file_is_the_same_as_its_rows(tmp_path: Path) -> None:
     file = tmp_path / "rule.yaml"
     file.write_text(
-        "# norms as in instruct\n- {group: norms, lambda: 1}\n- match: '*.layers.0.*'\n  times: 1/2\n"
-        "- {group: mlp, times: {0: 0.2, 1: 1e0}}\n- {match: [lm_head.*], lambda: .5}\n"
+        "# norms as in instruct\n- {group: norms, lambda: 1}\n- match: '*.layers.0.*'\n  times:"
+        " 1/2\n- {group: mlp, times: {0: 0.2, 1: 1e0}}\n- {match: [lm_head.*], lambda: .5}\n"
     )
     rows = [
         {"group": "norms", "lambda": 1},
@@ -147,7 +194,13 @@ def test_a_file_is_the_same_as_its_rows(tmp_path: Path) -> None:
         {"group": "mlp", "times": {0: 0.2, 1: 1}},
         {"match": "lm_head.*", "lambda": 0.5},
     ]
-    assert LambdaRule.load(file) == LambdaRule(rows) == LambdaRule.of(rows) == LambdaRule.of(file) == LambdaRule.of(str(file))
+    assert (
+        LambdaRule.load(file)
+        == LambdaRule(rows)
+        == LambdaRule.of(rows)
+        == LambdaRule.of(file)
+        == LambdaRule.of(str(file))
+    )
     saved = tmp_path / "again.yaml"
     saved.write_text(json.dumps(LambdaRule.load(file).document()))
     assert LambdaRule.load(saved) == LambdaRule(rows)
@@ -155,11 +208,15 @@ def test_a_file_is_the_same_as_its_rows(tmp_path: Path) -> None:
 
 BROKEN = {
     "- {group: mlp, lamda: 1}": r"rule\.yaml: row 1: unknown key `lamda`.*did you mean `lambda`",
-    "- {group: mlp, lambda: 1}\n- {group: norms, times: 1, when: 2}": r"rule\.yaml: row 2: unknown key `when`",
+    "- {group: mlp, lambda: 1}\n- {group: norms, times: 1, when: 2}": (
+        r"rule\.yaml: row 2: unknown key `when`"
+    ),
     "- {group: mlp}": "row 1: found neither `lambda` nor `times`",
     "- {group: mlp, lambda: 1, times: 2}": "row 1: found both `lambda` and `times`",
     "- {lambda: 1}": "row 1: found neither `match` nor `group`",
-    "- {group: heads, lambda: 1}": "row 1: `group` is 'heads', expected norms, embeddings, attention, mlp",
+    "- {group: heads, lambda: 1}": (
+        "row 1: `group` is 'heads', expected norms, embeddings, attention, mlp"
+    ),
     "- {group: [mlp], lambda: 1}": "row 1: `group` is a list",
     "- {match: [], lambda: 1}": "row 1: `match` is an empty list",
     "- {match: [[a]], lambda: 1}": "row 1: `match` is a list, expected a pattern",
@@ -170,7 +227,9 @@ BROKEN = {
     "- {match: a, lambda: [1]}": "row 1: `lambda` is a list, expected a number",
     "- {match: a, times: 1/0}": "row 1: `times` is '1/0', expected a number",
     "- {match: a, times: {0: 1}}": "row 1: `times`: a schedule of 1 points",
-    "- {match: a, times: {0: 1, 2: 1}}": "row 1: `times`: depths 0, 2, expected different ones from 0 to 1",
+    "- {match: a, times: {0: 1, 2: 1}}": (
+        "row 1: `times`: depths 0, 2, expected different ones from 0 to 1"
+    ),
     "- {match: a, times: {0.5: 1, 1/2: 1}}": r"row 1: `times`: depths 0\.5, 0\.5",
     "- {match: a, times: {x: 1, 1: 1}}": "row 1: `times`, depth is 'x', expected a number",
     "- {match: a, times: {0: {}, 1: 1}}": "row 1: `times` is a dict, expected a number",
@@ -232,13 +291,31 @@ def test_files_that_are_none(tmp_path: Path) -> None:
             r"row 1 \(.*no tensor has a name like `\*\.mlp\.dwn_proj\.\*`",
             "`model.layers.*.mlp.down_proj.weight`",
         ),
-        ([{"match": ["*", "lm_head"], "lambda": 1}], "no tensor has a name like `lm_head`", "`lm_head.weight`"),
-        ([{"match": "lm_head.*", "group": "mlp", "lambda": 1}], "no tensor of group `mlp` has such a name", "mlp 5"),
-        ([{"match": "*", "lambda": 1}, {"group": "mlp", "lambda": 0}], r"row 2 .*decides nothing.*all 5", "move it up"),
-        ([{"match": "*", "times": {0: 0, 1: 1}}], "`model.embed_tokens.weight` has no layer number", r"*.layers.*"),
+        (
+            [{"match": ["*", "lm_head"], "lambda": 1}],
+            "no tensor has a name like `lm_head`",
+            "`lm_head.weight`",
+        ),
+        (
+            [{"match": "lm_head.*", "group": "mlp", "lambda": 1}],
+            "no tensor of group `mlp` has such a name",
+            "mlp 5",
+        ),
+        (
+            [{"match": "*", "lambda": 1}, {"group": "mlp", "lambda": 0}],
+            r"row 2 .*decides nothing.*all 5",
+            "move it up",
+        ),
+        (
+            [{"match": "*", "times": {0: 0, 1: 1}}],
+            "`model.embed_tokens.weight` has no layer number",
+            r"*.layers.*",
+        ),
     ],
 )
-def test_rows_that_do_not_fit_a_model(rows: list[dict[str, object]], message: str, hint: str) -> None:
+def test_rows_that_do_not_fit_a_model(
+    rows: list[dict[str, object]], message: str, hint: str
+) -> None:
     with pytest.raises(UsageError, match="(?s)" + message) as caught:
         LambdaRule(rows).resolve(NAMES)
     assert hint in str(caught.value.hint)

@@ -17,8 +17,8 @@ INSTRUCT = {"embed.weight": [2.0, 1.0, 3.5], "head.weight": [-2.0, 1.5]}
 
 
 class FakeWeights:
-    """B + λ (I − B) over `BASE` and `INSTRUCT`. `failing` holds λ at which `set_lambda` raises, `unproven` those at
-    which `verify` says no."""
+    """B + λ (I − B) over `BASE` and `INSTRUCT`. `failing` holds λ at which `set_lambda` raises,
+    `unproven` those at which `verify` says no."""
 
     def __init__(self, instruct: Mapping[str, list[float]] = INSTRUCT):
         self.lam: float | None = None
@@ -32,7 +32,10 @@ class FakeWeights:
 
     def merged(self) -> dict[str, list[float]]:
         assert self.lam is not None
-        return {name: [b + self.lam * (i - b) for b, i in zip(BASE[name], self.instruct[name])] for name in BASE}
+        return {
+            name: [b + self.lam * (i - b) for b, i in zip(BASE[name], self.instruct[name])]
+            for name in BASE
+        }
 
     def set_lambda(self, lam: float) -> None:
         self.switches.append(float(lam))
@@ -42,7 +45,13 @@ class FakeWeights:
         self.live = self.merged()
 
     def checksum(self) -> int:
-        return zlib.crc32(b"".join(struct.pack("<d", v) for values in self.live.values() for v in values)) << 32 | 7
+        return (
+            zlib.crc32(
+                b"".join(struct.pack("<d", v) for values in self.live.values() for v in values)
+            )
+            << 32
+            | 7
+        )
 
     def verify(self) -> bool:
         return self.lam not in self.unproven and self.live == self.merged()
@@ -59,12 +68,20 @@ class FakeWeights:
 
 
 class FakeEngine:
-    """What the driver needs of an engine. `stale` holds λ at which it cannot prove that no old state is left."""
+    """What the driver needs of an engine. `stale` holds λ at which it cannot prove that no old
+    state is left."""
 
-    def __init__(self, identity: Mapping[str, Any] | None = None, instruct: Mapping[str, list[float]] = INSTRUCT):
+    def __init__(
+        self,
+        identity: Mapping[str, Any] | None = None,
+        instruct: Mapping[str, list[float]] = INSTRUCT,
+    ):
         self.weights = FakeWeights(instruct)
         self.tokenizer: Any = None
-        self.identity = dict(identity or {"base": "b0", "instruct": "i0", "options": {"dtype": "bf16", "stop": [1, 2]}})
+        self.identity = dict(
+            identity
+            or {"base": "b0", "instruct": "i0", "options": {"dtype": "bf16", "stop": [1, 2]}}
+        )
         self.stale: set[float] = set()
 
     def loglikelihood(self, pairs: Sequence[Any]) -> list[Any]:
@@ -79,7 +96,8 @@ class FakeEngine:
 
 
 class Scorer:
-    """Scores a function of λ, with items; `log`, where given, gets a line at the start of every evaluation."""
+    """Scores a function of λ, with items; `log`, where given, gets a line at the start of every
+    evaluation."""
 
     def __init__(
         self,

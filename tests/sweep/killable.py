@@ -1,4 +1,5 @@
-"""A sweep in a process of its own, to be killed: OUT LOG. Says `ready` when the first point is about to run."""
+"""A sweep in a process of its own, to be killed: OUT LOG. Says `ready` when the first point is
+about to run."""
 
 from __future__ import annotations
 
@@ -12,7 +13,10 @@ LAMBDAS = "0:1:1/120"
 
 
 def evaluators(log: Path | None, pause_s: float) -> list[Scorer]:
-    return [Scorer(name, unit, log=log, pause_s=pause_s) for name, unit in (("icl", "accuracy"), ("Perplexity/x", "nats"))]
+    return [
+        Scorer(name, unit, log=log, pause_s=pause_s)
+        for name, unit in (("icl", "accuracy"), ("Perplexity/x", "nats"))
+    ]
 
 
 if __name__ == "__main__":

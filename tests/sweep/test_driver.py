@@ -39,7 +39,9 @@ def test_every_point_is_evaluated_on_its_own_weights(tmp_path: Path) -> None:
         itertools.product(["0", "0.25", "0.5", "0.75", "1"], "ab")
     )
     assert not result.failures
-    assert all(row.effective_lambda == float(f"{float(row.lam) + 1 / 3e4:.6g}") for row in result.rows)
+    assert all(
+        row.effective_lambda == float(f"{float(row.lam) + 1 / 3e4:.6g}") for row in result.rows
+    )
 
 
 def test_finished_points_cost_no_switch_and_added_ones_run(tmp_path: Path) -> None:
@@ -63,12 +65,17 @@ def test_overwrite_starts_afresh(tmp_path: Path) -> None:
     assert len(list((tmp_path / "items").iterdir())) == 1
 
 
-def test_an_evaluator_that_writes_to_the_weights_fails_by_name_and_the_next_sees_clean_weights(tmp_path: Path) -> None:
+def test_an_evaluator_that_writes_to_the_weights_fails_by_name_and_the_next_sees_clean_weights(
+    tmp_path: Path,
+) -> None:
     engine = FakeEngine()
     seen = []
     clean = Scorer("clean", act=lambda e: seen.append(e.weights.live == e.weights.merged()))  # type: ignore[attr-defined]
     result = run(engine, "0,0.5", [Scorer("dirty", act=write_to_weights), clean], tmp_path)
-    assert [(failure.lam.key, failure.evaluator) for failure in result.failures] == [("0", "dirty"), ("0.5", "dirty")]
+    assert [(failure.lam.key, failure.evaluator) for failure in result.failures] == [
+        ("0", "dirty"),
+        ("0.5", "dirty"),
+    ]
     assert result.failures[0].error == "evaluator `dirty` wrote to the live weights: head.weight"
     assert seen == [True, True]
     assert [row.evaluator for row in result.rows] == ["clean", "clean"]
@@ -82,8 +89,16 @@ def test_weights_are_restored_after_the_last_evaluator_too(tmp_path: Path) -> No
 
 
 def test_an_evaluator_that_moves_to_another_λ_fails_by_name(tmp_path: Path) -> None:
-    result = run(FakeEngine(), "0.5", [Scorer("mover", act=lambda engine: engine.weights.set_lambda(0.9))], tmp_path)
-    assert result.failures[0].error == "evaluator `mover` left the live weights at λ = 0.9, and found them at 0.5"
+    result = run(
+        FakeEngine(),
+        "0.5",
+        [Scorer("mover", act=lambda engine: engine.weights.set_lambda(0.9))],
+        tmp_path,
+    )
+    assert (
+        result.failures[0].error
+        == "evaluator `mover` left the live weights at λ = 0.9, and found them at 0.5"
+    )
 
 
 def test_an_evaluator_that_writes_and_fails_is_told_for_both(tmp_path: Path) -> None:
@@ -94,7 +109,10 @@ def test_an_evaluator_that_writes_and_fails_is_told_for_both(tmp_path: Path) -> 
     seen: list[bool] = []
     clean = Scorer("clean", act=lambda e: seen.append(e.weights.live == e.weights.merged()))  # type: ignore[attr-defined]
     result = run(FakeEngine(), "0.5", [Scorer("dirty", act=act), clean], tmp_path)
-    assert "wrote to the live weights: head.weight; it also failed: KeyError: 'gone'" in result.failures[0].error
+    assert (
+        "wrote to the live weights: head.weight; it also failed: KeyError: 'gone'"
+        in result.failures[0].error
+    )
     assert seen == [True]
 
 
@@ -106,7 +124,11 @@ def test_weights_that_cannot_be_restored_fail_the_rest_of_their_λ(tmp_path: Pat
         engine.weights.failing.add(0.5)
 
     result = run(engine, "0.5,0.75", [Scorer("dirty", act=act), Scorer("b")], tmp_path)
-    assert [(f.lam.key, f.evaluator, f.error) for f in result.failures][1] == ("0.5", "b", "RuntimeError: the device is gone")
+    assert [(f.lam.key, f.evaluator, f.error) for f in result.failures][1] == (
+        "0.5",
+        "b",
+        "RuntimeError: the device is gone",
+    )
     assert [(row.lam.key, row.evaluator) for row in result.rows] == [("0.75", "b")]
 
 
@@ -123,7 +145,9 @@ def test_weights_that_come_back_different_fail_the_rest_of_their_λ(tmp_path: Pa
     assert "setting λ = 0.5 again did not restore the live weights" in result.failures[1].error
 
 
-def test_weights_that_cannot_reach_a_λ_refuse_the_schedule_before_its_first_point(tmp_path: Path) -> None:
+def test_weights_that_cannot_reach_a_λ_refuse_the_schedule_before_its_first_point(
+    tmp_path: Path,
+) -> None:
     engine, scorer = FakeEngine(), Scorer("a")
 
     def check_lambda(lam: float) -> None:
@@ -146,10 +170,20 @@ def test_no_proof_no_evaluation(tmp_path: Path, where: str) -> None:
     (engine.stale if where == "stale" else getattr(engine.weights, where)).add(0.5)
     result = run(engine, "0,0.5,1", [scorer, other], tmp_path)
     assert scorer.calls == other.calls == [0, 1]
-    assert [(failure.lam.key, failure.evaluator) for failure in result.failures] == [("0.5", "a"), ("0.5", "b")]
-    expected = {"failing": "the device is gone", "stale": "could not be reset", "unproven": "λ = 0.5 differ from a fresh merge"}
+    assert [(failure.lam.key, failure.evaluator) for failure in result.failures] == [
+        ("0.5", "a"),
+        ("0.5", "b"),
+    ]
+    expected = {
+        "failing": "the device is gone",
+        "stale": "could not be reset",
+        "unproven": "λ = 0.5 differ from a fresh merge",
+    }
     assert expected[where] in result.failures[0].error
-    assert [entry.checksum for entry in journal.read(tmp_path) if not entry.finished] == [None, None]
+    assert [entry.checksum for entry in journal.read(tmp_path) if not entry.finished] == [
+        None,
+        None,
+    ]
 
 
 @pytest.mark.parametrize(
@@ -165,10 +199,15 @@ def test_no_proof_no_evaluation(tmp_path: Path, where: str) -> None:
         (Score(0.5, "two\nlines", 1), "a text of one line is expected"),
         (Score(0.5, "accuracy", 2, [Item("a", "g", 1.0)]), "gave n = 2 and 1 items"),
         (Score(0.5, "accuracy", 1, [Item("a", "g", float("nan"))]), "scored item `a` nan"),
-        (Score(0.5, "accuracy", 2, [Item("a", "g", 1.0), Item("a", "g", 0.0)]), "two items of the same group and id"),
+        (
+            Score(0.5, "accuracy", 2, [Item("a", "g", 1.0), Item("a", "g", 0.0)]),
+            "two items of the same group and id",
+        ),
     ],
 )
-def test_a_score_that_cannot_be_recorded_fails_its_point(tmp_path: Path, score: Any, why: str) -> None:
+def test_a_score_that_cannot_be_recorded_fails_its_point(
+    tmp_path: Path, score: Any, why: str
+) -> None:
     class Odd:
         name, higher_is_better = "odd", True
 
@@ -195,7 +234,9 @@ def test_a_failing_evaluator_is_tried_again_by_the_next_run(tmp_path: Path) -> N
         ("1", "ValueError: out of luck"),
     ]
     failed = [entry for entry in journal.read(tmp_path) if not entry.finished]
-    assert all("out of luck" in (entry.traceback or "") and entry.checksum is not None for entry in failed)
+    assert all(
+        "out of luck" in (entry.traceback or "") and entry.checksum is not None for entry in failed
+    )
     broken.remove(0.5)
     scorer.calls.clear()
     result = run(FakeEngine(), "0:1:0.5", [scorer], tmp_path)
@@ -205,7 +246,9 @@ def test_a_failing_evaluator_is_tried_again_by_the_next_run(tmp_path: Path) -> N
     assert not run(FakeEngine(), "0:1:0.5", [scorer], tmp_path).failures
     undisturbed = run(FakeEngine(), "0:1:0.5", [Scorer("a")], tmp_path / "other")
     assert (tmp_path / "results.csv").read_bytes() == (undisturbed.out / "results.csv").read_bytes()
-    assert (tmp_path / "results.json").read_bytes() == (undisturbed.out / "results.json").read_bytes()
+    assert (tmp_path / "results.json").read_bytes() == (
+        undisturbed.out / "results.json"
+    ).read_bytes()
 
 
 def test_an_interrupt_leaves_results_and_goes_on_where_it_was(tmp_path: Path) -> None:
@@ -227,7 +270,10 @@ def test_other_weights_under_the_same_identity_are_refused(tmp_path: Path) -> No
     before = (tmp_path / "results.csv").read_bytes()
     changed = FakeEngine(instruct={"embed.weight": [2.0, 1.0, 3.5], "head.weight": [-2.0, 1.25]})
     scorer = Scorer("b")
-    with pytest.raises(RunError, match=r"other weights at λ = 0\.5: recorded checksum [0-9a-f]{16}, now [0-9a-f]{16}"):
+    with pytest.raises(
+        RunError,
+        match=r"other weights at λ = 0\.5: recorded checksum [0-9a-f]{16}, now [0-9a-f]{16}",
+    ):
         run(changed, "0.5", [scorer], tmp_path)
     assert not scorer.calls
     assert (tmp_path / "results.csv").read_bytes() == before
@@ -235,7 +281,9 @@ def test_other_weights_under_the_same_identity_are_refused(tmp_path: Path) -> No
 
 def test_another_identity_is_refused_before_any_switch(tmp_path: Path) -> None:
     run(FakeEngine(), "0", [Scorer("a")], tmp_path)
-    engine = FakeEngine({"base": "b9", "instruct": "i0", "options": {"dtype": "bf16", "stop": [1, 2]}})
+    engine = FakeEngine(
+        {"base": "b9", "instruct": "i0", "options": {"dtype": "bf16", "stop": [1, 2]}}
+    )
     with pytest.raises(RunError, match=r'engine\.base: recorded "b0", now "b9"'):
         run(engine, "0,1", [Scorer("a")], tmp_path)
     assert not engine.weights.switches
@@ -267,7 +315,9 @@ class Nameless:
         (FakeEngine(), "0:1", [Scorer("a")], "not a range"),
     ],
 )
-def test_wrong_usage_touches_nothing(tmp_path: Path, engine: Any, points: str, scorers: list[Any], message: str) -> None:
+def test_wrong_usage_touches_nothing(
+    tmp_path: Path, engine: Any, points: str, scorers: list[Any], message: str
+) -> None:
     with pytest.raises(UsageError, match=message):
         run(engine, points, scorers, tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -304,8 +354,20 @@ def test_progress_is_told_in_order_and_always_ended(tmp_path: Path) -> None:
     told = Told()
     run(FakeEngine(), "0,1", [Scorer("a"), Scorer("b")], tmp_path, progress=told)
     point = [("evaluating", "0", "b"), ("recorded", "0", "b", True)]
-    one = [("evaluating", "1", "a"), ("recorded", "1", "a", True), ("evaluating", "1", "b"), ("recorded", "1", "b", True)]
-    assert told.told == [("begin", 4, 1), ("switched", "0"), *point, ("switched", "1"), *one, ("end",)]
+    one = [
+        ("evaluating", "1", "a"),
+        ("recorded", "1", "a", True),
+        ("evaluating", "1", "b"),
+        ("recorded", "1", "b", True),
+    ]
+    assert told.told == [
+        ("begin", 4, 1),
+        ("switched", "0"),
+        *point,
+        ("switched", "1"),
+        *one,
+        ("end",),
+    ]
 
     def stop(engine: Engine) -> None:
         raise KeyboardInterrupt
@@ -320,7 +382,10 @@ def test_an_evaluator_that_leaves_another_model_behind_fails_by_name(tmp_path: P
     engine = FakeEngine()
     spoilt = Scorer("spoilt", act=lambda e: e.stale.add(0.5))  # type: ignore[attr-defined]
     result = run(engine, "0.5", [spoilt, Scorer("next")], tmp_path)
-    assert [failure.evaluator for failure in result.failures] == ["spoilt", "next"], "no proof, no evaluation"
+    assert [failure.evaluator for failure in result.failures] == [
+        "spoilt",
+        "next",
+    ], "no proof, no evaluation"
     assert "evaluator `spoilt` changed the model" in result.failures[0].error
     assert result.rows == ()
 
@@ -331,7 +396,9 @@ class Unprintable(Exception):
 
 
 @pytest.mark.parametrize("error", [SystemExit(0), SystemExit("bye"), Unprintable()])
-def test_whatever_an_evaluator_raises_fails_its_point_alone(tmp_path: Path, error: BaseException) -> None:
+def test_whatever_an_evaluator_raises_fails_its_point_alone(
+    tmp_path: Path, error: BaseException
+) -> None:
     def act(engine: Engine) -> None:
         raise error
 
@@ -341,7 +408,14 @@ def test_whatever_an_evaluator_raises_fails_its_point_alone(tmp_path: Path, erro
 
 
 @pytest.mark.parametrize(
-    "error", [EvaluatorError(""), EvaluatorError(" \n "), EvaluatorError("", "mend it"), ValueError(), KeyError("\n\n")]
+    "error",
+    [
+        EvaluatorError(""),
+        EvaluatorError(" \n "),
+        EvaluatorError("", "mend it"),
+        ValueError(),
+        KeyError("\n\n"),
+    ],
 )
 def test_an_error_that_says_nothing_is_named_by_its_kind(tmp_path: Path, error: Exception) -> None:
     def act(engine: Engine) -> None:
@@ -349,7 +423,9 @@ def test_an_error_that_says_nothing_is_named_by_its_kind(tmp_path: Path, error: 
 
     console = Console(file=io.StringIO(), width=200)
     failing = Scorer("silent", act=act)
-    result = run(FakeEngine(), "0", [failing, Scorer("next")], tmp_path, progress=TerminalProgress(console))
+    result = run(
+        FakeEngine(), "0", [failing, Scorer("next")], tmp_path, progress=TerminalProgress(console)
+    )
     assert type(error).__name__ in result.failures[0].error and len(result.rows) == 1
     (line,) = (line for line in console.file.getvalue().splitlines() if "silent" in line)  # type: ignore[attr-defined]
     assert f"failed: {type(error).__name__}" in line
@@ -360,7 +436,17 @@ def test_an_evaluator_without_a_finished_point_may_change_or_leave(tmp_path: Pat
         raise ValueError("a bug of mine")
 
     good = Scorer("good")
-    assert len(run(FakeEngine(), "0,1", [good, Scorer("mine", act=act, identity={"source": 1})], tmp_path).failures) == 2
+    assert (
+        len(
+            run(
+                FakeEngine(),
+                "0,1",
+                [good, Scorer("mine", act=act, identity={"source": 1})],
+                tmp_path,
+            ).failures
+        )
+        == 2
+    )
     mended = run(FakeEngine(), "0", [good, Scorer("mine", identity={"source": 2})], tmp_path)
     assert mended.failures == () and len(mended.scores("mine")) == 1
     with pytest.raises(RunError, match="mine"):
@@ -371,13 +457,17 @@ def test_an_evaluator_without_a_finished_point_may_change_or_leave(tmp_path: Pat
     assert left.failures == () and left.evaluators == ("good",)
 
 
-def test_a_kill_in_the_middle_of_overwriting_leaves_a_run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kill_in_the_middle_of_overwriting_leaves_a_run_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run(FakeEngine(), "0,1", [Scorer("good")], tmp_path)
     unlink = Path.unlink
     for survivors in range(6):
         calls = []
 
-        def dying(path: Path, missing_ok: bool = False, calls: list[Path] = calls, most: int = survivors) -> None:
+        def dying(
+            path: Path, missing_ok: bool = False, calls: list[Path] = calls, most: int = survivors
+        ) -> None:
             calls.append(path)
             if len(calls) > most:
                 raise KeyboardInterrupt
@@ -402,7 +492,12 @@ def test_details_and_files_of_a_score_are_kept(tmp_path: Path) -> None:
             return dataclasses.replace(score, details={"truncated": 0.25}, files=said)
 
     result = sweep(FakeEngine(), "0,1/3", [Speaker("icl"), Scorer("plain")], tmp_path, figure=False)
-    assert [row.details for row in result.rows] == [{"truncated": 0.25}, {}, {"truncated": 0.25}, {}]
+    assert [row.details for row in result.rows] == [
+        {"truncated": 0.25},
+        {},
+        {"truncated": 0.25},
+        {},
+    ]
     rows = json.loads((tmp_path / "results.json").read_text())["rows"]
     assert rows[0]["details"] == {"truncated": 0.25} and "details" not in rows[1]
     first, _, second, _ = journal.read(tmp_path)
@@ -421,7 +516,9 @@ def test_a_point_that_compares_with_no_other_fails(tmp_path: Path, changes: dict
             score = super().__call__(engine)
             return dataclasses.replace(score, **changes) if engine.weights.lam == 0.5 else score
 
-    result = sweep(FakeEngine(), "0,0.5,1", [Drifting("icl"), Scorer("plain", "nats")], tmp_path, figure=False)
+    result = sweep(
+        FakeEngine(), "0,0.5,1", [Drifting("icl"), Scorer("plain", "nats")], tmp_path, figure=False
+    )
     assert [(failure.lam.key, failure.evaluator) for failure in result.failures] == [("0.5", "icl")]
     assert "4 in `accuracy` at λ = 0" in result.failures[0].error and len(result.rows) == 5
 
@@ -437,7 +534,9 @@ def test_a_point_that_compares_with_no_other_fails(tmp_path: Path, changes: dict
         ({"files": {"a.txt": b"bytes"}}, "a file 'a.txt'"),
     ],
 )
-def test_details_and_files_that_cannot_be_kept_fail_the_point(tmp_path: Path, changes: dict[str, Any], why: str) -> None:
+def test_details_and_files_that_cannot_be_kept_fail_the_point(
+    tmp_path: Path, changes: dict[str, Any], why: str
+) -> None:
     class Wrong(Scorer):
         def __call__(self, engine: Engine) -> Score:
             return dataclasses.replace(super().__call__(engine), **changes)
@@ -460,12 +559,18 @@ class Checked(Scorer):
         return self.outcome
 
 
-@pytest.mark.parametrize("error", [EvaluatorError("9 of 9 items do not fit", "take fewer"), KeyError("column")])
-def test_a_doomed_evaluator_ends_the_sweep_before_its_first_λ(tmp_path: Path, error: Exception) -> None:
+@pytest.mark.parametrize(
+    "error", [EvaluatorError("9 of 9 items do not fit", "take fewer"), KeyError("column")]
+)
+def test_a_doomed_evaluator_ends_the_sweep_before_its_first_λ(
+    tmp_path: Path, error: Exception
+) -> None:
     engine, fine = FakeEngine(), Scorer("fine")
     with pytest.raises(EvaluatorError, match="evaluator `doomed`: ") as caught:
         run(engine, "0:1:0.1", [fine, Checked("doomed", error)], tmp_path / "out")
-    assert ("9 of 9" in caught.value.message or "KeyError: 'column'" in caught.value.message) and not fine.calls
+    assert (
+        "9 of 9" in caught.value.message or "KeyError: 'column'" in caught.value.message
+    ) and not fine.calls
     assert not engine.weights.switches and not (tmp_path / "out").exists()
 
 
@@ -496,7 +601,11 @@ def test_a_failure_in_the_same_words_is_not_repeated_at_every_λ(tmp_path: Path)
     run(FakeEngine(), "0:1:0.1", [same, other, fine], tmp_path)
     assert len(same.calls) == 4, "the next run tries it again"
     mended = Scorer("same")
-    assert not [f for f in run(FakeEngine(), "0:1:0.1", [mended, fine], tmp_path).failures if f.evaluator == "same"]
+    assert not [
+        f
+        for f in run(FakeEngine(), "0:1:0.1", [mended, fine], tmp_path).failures
+        if f.evaluator == "same"
+    ]
     assert len(mended.calls) == 11
 
 

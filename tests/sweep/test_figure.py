@@ -1,4 +1,5 @@
-"""The figure: the same bytes for the same results, whatever the user's settings, and no failure on odd runs."""
+"""The figure: the same bytes for the same results, whatever the user's settings, and no failure on
+odd runs."""
 
 from __future__ import annotations
 
@@ -19,11 +20,20 @@ from pa_fast.sweep.schedule import lambdas
 from tests.sweep.fakes import FakeEngine, Scorer
 from tests.sweep.test_driver import Told
 
-UNITS = {"icl": ("accuracy", True), "instructions": ("accuracy", True), "perplexity": ("nats", False), "$x_{": ("points", True)}
+UNITS = {
+    "icl": ("accuracy", True),
+    "instructions": ("accuracy", True),
+    "perplexity": ("nats", False),
+    "$x_{": ("points", True),
+}
 
 
 def result(
-    out: Path, points: str, names: tuple[str, ...], missing: tuple[str, ...] = (), failed: tuple[str, ...] = ()
+    out: Path,
+    points: str,
+    names: tuple[str, ...],
+    missing: tuple[str, ...] = (),
+    failed: tuple[str, ...] = (),
 ) -> SweepResult:
     lams = tuple(sorted(lambdas(points), key=lambda lam: lam.exact))
     rows = [
@@ -34,20 +44,29 @@ def result(
     ]
     out.mkdir(exist_ok=True)
     failures = tuple(Failure(Lambda(key), names[0], "boom") for key in failed)
-    return SweepResult(out, lams, names, tuple(UNITS[name][1] for name in names), tuple(rows), failures)
+    return SweepResult(
+        out, lams, names, tuple(UNITS[name][1] for name in names), tuple(rows), failures
+    )
 
 
 def test_equal_results_give_equal_files(tmp_path: Path) -> None:
     import matplotlib
 
-    first = result(tmp_path / "a", "0:1:0.1", ("icl", "perplexity"), missing=("0.4",), failed=("0.6", "0.7"))
+    first = result(
+        tmp_path / "a", "0:1:0.1", ("icl", "perplexity"), missing=("0.4",), failed=("0.6", "0.7")
+    )
     figure.write(first)
-    with matplotlib.rc_context({"font.size": 30, "axes.labelpad": 30, "savefig.dpi": 30, "svg.hashsalt": None}):
+    with matplotlib.rc_context(
+        {"font.size": 30, "axes.labelpad": 30, "savefig.dpi": 30, "svg.hashsalt": None}
+    ):
         figure.write(replace(first, out=result(tmp_path / "b", "0", ("icl",)).out))
     for name in ("trajectory.svg", "trajectory.png", "trajectory.pdf"):
         figure.check_place((tmp_path / "a" / name).with_suffix(""))
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
-    svg, png = (tmp_path / "a" / "trajectory.svg").read_text(), (tmp_path / "a" / "trajectory.png").read_bytes()
+    svg, png = (
+        (tmp_path / "a" / "trajectory.svg").read_text(),
+        (tmp_path / "a" / "trajectory.png").read_bytes(),
+    )
     assert "dc:date" not in svg and "Matplotlib" not in svg
     assert png.startswith(b"\x89PNG") and b"tIME" not in png and b"Software" not in png
     assert int.from_bytes(png[16:20], "big") == 2000
@@ -77,7 +96,11 @@ def test_missing_points_are_gaps_and_better_is_up_and_right(tmp_path: Path) -> N
     scores: Any = drawn.axes[0].lines[0].get_ydata()
     assert [math.isnan(score) for score in scores] == [False, False, True, False, False]
     trade_off = drawn.axes[-1]
-    assert trade_off.get_xlabel().startswith("icl") and not trade_off.xaxis_inverted() and trade_off.yaxis_inverted()
+    assert (
+        trade_off.get_xlabel().startswith("icl")
+        and not trade_off.xaxis_inverted()
+        and trade_off.yaxis_inverted()
+    )
 
 
 def test_nothing_is_drawn_where_nothing_is_finished(tmp_path: Path) -> None:
@@ -86,9 +109,14 @@ def test_nothing_is_drawn_where_nothing_is_finished(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("names", [("icl",), ("icl", "perplexity")])
-@pytest.mark.parametrize("scores", [(1e308, -1e308, 0.0), (-1e308,) * 3, (1e308,) * 3, (0.0, 1.0, 1.7e308)])
+@pytest.mark.parametrize(
+    "scores", [(1e308, -1e308, 0.0), (-1e308,) * 3, (1e308,) * 3, (0.0, 1.0, 1.7e308)]
+)
 def test_scores_that_no_axis_can_show_keep_their_table_and_are_told(
-    tmp_path: Path, scores: tuple[float, ...], names: tuple[str, ...], recwarn: pytest.WarningsRecorder
+    tmp_path: Path,
+    scores: tuple[float, ...],
+    names: tuple[str, ...],
+    recwarn: pytest.WarningsRecorder,
 ) -> None:
     told = Told()
     figure.write(result(tmp_path / "old", "0,1", names))
@@ -103,19 +131,28 @@ def test_scores_that_no_axis_can_show_keep_their_table_and_are_told(
     text = io.StringIO()
     Console(file=text, width=200).print(found.table())
     assert "e+308" in text.getvalue()
-    assert any("no figure was drawn" in str(note) and "e+308" in str(note) for kind, *note in told.told if kind == "noted")
-    assert not list((tmp_path / "run").glob("trajectory.*")) and (tmp_path / "run" / "results.csv").exists()
+    assert any(
+        "no figure was drawn" in str(note) and "e+308" in str(note)
+        for kind, *note in told.told
+        if kind == "noted"
+    )
+    assert (
+        not list((tmp_path / "run").glob("trajectory.*"))
+        and (tmp_path / "run" / "results.csv").exists()
+    )
     for name in ("trajectory.svg", "trajectory.png", "trajectory.pdf"):
         (tmp_path / "old" / name).rename(tmp_path / "run" / name)
     notes: list[str] = []
     report([tmp_path / "run"], noted=notes.append)
-    assert "no figure was drawn" in notes[0] and not list((tmp_path / "run").glob("trajectory.*")), (
-        "the old one is of other scores"
-    )
+    assert "no figure was drawn" in notes[0] and not list(
+        (tmp_path / "run").glob("trajectory.*")
+    ), "the old one is of other scores"
     assert not [warning for warning in recwarn if issubclass(warning.category, RuntimeWarning)]
 
 
-def test_a_fault_in_the_figure_is_told_and_fails_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fault_in_the_figure_is_told_and_fails_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def broken(*_: object) -> None:
         raise ZeroDivisionError("float division by zero")
 
@@ -126,7 +163,9 @@ def test_a_fault_in_the_figure_is_told_and_fails_nothing(tmp_path: Path, monkeyp
 
 
 def test_λ_that_are_one_float_are_drawn(tmp_path: Path) -> None:
-    figure.draw(result(tmp_path, "1,1.0000000000000000001", ("icl", "perplexity"))).draw_without_rendering()
+    figure.draw(
+        result(tmp_path, "1,1.0000000000000000001", ("icl", "perplexity"))
+    ).draw_without_rendering()
 
 
 def scored(out: Path, higher: bool, *scores: float, name: str = "a", unit: str = "acc") -> Any:
@@ -159,10 +198,15 @@ def test_scores_that_span_decades_get_a_logarithmic_axis_with_plain_numbers(tmp_
 
 @pytest.mark.parametrize("count", [1, 2, 3, 9])
 def test_titles_fit_and_have_the_whole_name(count: int, tmp_path: Path) -> None:
-    names = tuple(f"icl:a_long_file_of_tasks-{n},shots=5,mode=cloze,norm=none,average=micro" for n in range(count))
+    names = tuple(
+        f"icl:a_long_file_of_tasks-{n},shots=5,mode=cloze,norm=none,average=micro"
+        for n in range(count)
+    )
     points = tuple(lambdas("0,0.5,1"))
     rows = tuple(
-        Row(lam, name, 0.5, f"unit {n} (per character), macro", 9, 1.0) for lam in points for n, name in enumerate(names)
+        Row(lam, name, 0.5, f"unit {n} (per character), macro", 9, 1.0)
+        for lam in points
+        for n, name in enumerate(names)
     )
     drawn = figure.draw(SweepResult(tmp_path, points, names, (False,) * count, rows, ()))
     drawn.draw_without_rendering()
@@ -171,5 +215,7 @@ def test_titles_fit_and_have_the_whole_name(count: int, tmp_path: Path) -> None:
         title = next(t for t in (axes.title, axes._left_title, axes._right_title) if t.get_text())  # type: ignore[attr-defined]
         box, panel = title.get_window_extent(), axes.get_tightbbox()
         assert panel is not None and box.x1 <= right
-        assert not any(box.overlaps(other.get_window_extent()) for other in drawn.axes if other is not axes)
+        assert not any(
+            box.overlaps(other.get_window_extent()) for other in drawn.axes if other is not axes
+        )
         assert name in title.get_text().replace("\n", "")

@@ -1,4 +1,5 @@
-"""What a run of many λ costs: work that grows with the number of points, not with its square. Calls are counted, not timed."""
+"""What a run of many λ costs: work that grows with the number of points, not with its square. Calls
+are counted, not timed."""
 
 from __future__ import annotations
 
@@ -50,8 +51,19 @@ def filled(folder: Path, points: int, names: int = 2) -> Path:
     for k, key in enumerate(keys):
         for n, column in enumerate(columns):
             score = math.sin(3 * k / points + n)
-            done = Entry(key, column.name, score, f"unit {n}", 4, effective_lambda=k / points, switch_s=0.1, eval_s=0.1)
-            lines.append((Entry(key, column.name, error="no") if (k + n) % 11 == 0 else done).line())
+            done = Entry(
+                key,
+                column.name,
+                score,
+                f"unit {n}",
+                4,
+                effective_lambda=k / points,
+                switch_s=0.1,
+                eval_s=0.1,
+            )
+            lines.append(
+                (Entry(key, column.name, error="no") if (k + n) % 11 == 0 else done).line()
+            )
     (folder / journal.NAME).write_bytes(b"".join(lines))
     return folder
 
@@ -67,7 +79,11 @@ def recorded(folder: Path) -> None:
     with Recording(folder, points, run) as recording:
         for lam, names in recording.missing():
             for name in names:
-                recording.record(Record(Entry(lam.key, name, 0.5, f"unit {name[1:]}", 4, switch_s=0.1, eval_s=0.1)))
+                recording.record(
+                    Record(
+                        Entry(lam.key, name, 0.5, f"unit {name[1:]}", 4, switch_s=0.1, eval_s=0.1)
+                    )
+                )
 
 
 def drawn(result: SweepResult) -> None:

@@ -23,17 +23,30 @@ from pa_fast.sweep.journal import Journal
 from pa_fast.sweep.shard import Shard
 
 DONE = Entry(
-    "0.3", "icl", score=0.5, unit="accuracy", n=2, checksum=2**64 - 1, effective_lambda=0.31, switch_s=0.1, eval_s=2.0, host="h"
+    "0.3",
+    "icl",
+    score=0.5,
+    unit="accuracy",
+    n=2,
+    checksum=2**64 - 1,
+    effective_lambda=0.31,
+    switch_s=0.1,
+    eval_s=2.0,
+    host="h",
 )
 RUN = json.dumps({"format": 1, "lambdas": [], "evaluators": [], "engine": {}})
-FAILED = Entry("0.3", "icl", error="ValueError: no\nsecond line \ud800", traceback="Traceback", host="h")
+FAILED = Entry(
+    "0.3", "icl", error="ValueError: no\nsecond line \ud800", traceback="Traceback", host="h"
+)
 
 numbers = st.floats(allow_nan=False, allow_infinity=False)
 texts = st.text(max_size=20)
 shown = texts.filter(str.isprintable)  # what stands in tables and files
 entries = st.builds(
     Entry,
-    lam=st.fractions(min_value=-3, max_value=3, max_denominator=1000).map(lambda exact: Lambda(exact).key),
+    lam=st.fractions(min_value=-3, max_value=3, max_denominator=1000).map(
+        lambda exact: Lambda(exact).key
+    ),
     evaluator=shown.filter(bool),
     score=numbers,
     unit=shown,
@@ -64,7 +77,10 @@ def test_an_entry_is_read_back_as_it_was_written(entry: Entry) -> None:
         st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
         lambda leaf: (
             st.lists(leaf)
-            | st.dictionaries(st.sampled_from(["lambda", "evaluator", "score", "unit", "n", "checksum", "error"]), leaf)
+            | st.dictionaries(
+                st.sampled_from(["lambda", "evaluator", "score", "unit", "n", "checksum", "error"]),
+                leaf,
+            )
         ),
     ).map(lambda value: json.dumps(value).encode())
 )
@@ -125,7 +141,9 @@ def test_finished_points_are_known_and_failed_ones_are_not(tmp_path: Path) -> No
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(entries, min_size=1, max_size=4), st.data())
-def test_a_torn_last_line_is_cut_off_and_the_next_one_stands_alone(written: list[Entry], data: st.DataObject) -> None:
+def test_a_torn_last_line_is_cut_off_and_the_next_one_stands_alone(
+    written: list[Entry], data: st.DataObject
+) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         whole = fill(folder, *written)
@@ -140,7 +158,9 @@ def test_a_torn_last_line_is_cut_off_and_the_next_one_stands_alone(written: list
         assert (folder / journal.NAME).read_bytes() == whole[:last] + DONE.line()
 
 
-@pytest.mark.parametrize("damage", [b"{", b"\xff\xfe", b"", b"[]", b"null", b'{"lambda": "0.3"}', b"[" * 100_000])
+@pytest.mark.parametrize(
+    "damage", [b"{", b"\xff\xfe", b"", b"[]", b"null", b'{"lambda": "0.3"}', b"[" * 100_000]
+)
 def test_a_damaged_line_is_named(tmp_path: Path, damage: bytes) -> None:
     lines = [DONE.line(), damage + b"\n", replace(DONE, lam="0.4").line()]
     fill(tmp_path)
@@ -152,7 +172,9 @@ def test_a_damaged_line_is_named(tmp_path: Path, damage: bytes) -> None:
     assert (tmp_path / journal.NAME).read_bytes() == b"".join(lines)
 
 
-def test_overwrite_reads_no_damaged_line_and_removes_only_what_a_sweep_wrote(tmp_path: Path) -> None:
+def test_overwrite_reads_no_damaged_line_and_removes_only_what_a_sweep_wrote(
+    tmp_path: Path,
+) -> None:
     fill(tmp_path, DONE)
     (tmp_path / journal.NAME).write_bytes(b"{\n{\n")
     (tmp_path / "notes.txt").write_text("mine")
@@ -166,7 +188,9 @@ def test_overwrite_reads_no_damaged_line_and_removes_only_what_a_sweep_wrote(tmp
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path: Path, overwrite: bool) -> None:
+def test_a_folder_of_something_else_is_refused_and_left_alone(
+    tmp_path: Path, overwrite: bool
+) -> None:
     (tmp_path / "thesis.tex").write_text("mine")
     with pytest.raises(RunError, match=r"`thesis\.tex` and no run\.json"):
         Journal(tmp_path, overwrite=overwrite).__enter__()
@@ -206,7 +230,9 @@ def test_a_file_in_place_of_the_folder_is_an_output_error(tmp_path: Path) -> Non
         Journal(tmp_path / "run").__enter__()
 
 
-def test_items_are_there_before_the_line_and_have_names_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_items_are_there_before_the_line_and_have_names_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fill(tmp_path)
     items = [Item("q1", "task", 0.1), Item("q2", "täsk", 1.0)]
     names = ["icl", "ICL", "a/b", "a_b", "..", "x" * 300, "λ", "-"]
@@ -218,7 +244,11 @@ def test_items_are_there_before_the_line_and_have_names_of_their_own(tmp_path: P
             append(line)
 
         monkeypatch.setattr(book, "_append", checked)
-        files = [book.record(replace(DONE, evaluator=name, lam=lam), items).items for name in names for lam in ("0.3", "1/3")]
+        files = [
+            book.record(replace(DONE, evaluator=name, lam=lam), items).items
+            for name in names
+            for lam in ("0.3", "1/3")
+        ]
     assert len({str(file).lower() for file in files}) == len(files)
     assert "items/lambda=0.3.icl.jsonl" in files
     for file in files:
@@ -266,7 +296,9 @@ def test_a_full_disk_leaves_whole_lines(tmp_path: Path, monkeypatch: pytest.Monk
     assert [entry.lam for entry in journal.read(tmp_path)] == ["0.3", "0.5"]
 
 
-def test_a_failed_write_leaves_the_file_that_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_leaves_the_file_that_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "results.csv"
     durable.write(path, b"old")
 
@@ -280,7 +312,9 @@ def test_a_failed_write_leaves_the_file_that_was_there(tmp_path: Path, monkeypat
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_check_folder_refuses_what_entering_would_and_touches_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_folder_refuses_what_entering_would_and_touches_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign" / "thesis.tex").touch()
@@ -303,7 +337,9 @@ def test_check_folder_refuses_what_entering_would_and_touches_nothing(tmp_path: 
         journal.check_folder(tmp_path / "run" / "below")
 
 
-def test_a_run_that_begins_while_its_folder_is_checked_is_not_foreign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_begins_while_its_folder_is_checked_is_not_foreign(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     listed = Path.iterdir
 
     def begun(folder: Path) -> list[Path]:
@@ -327,6 +363,8 @@ def test_a_folder_is_checked_made_and_locked_in_one_step(tmp_path: Path) -> None
     other = threading.Thread(target=enter)
     with durable.locked(tmp_path / journal.LOCK):
         other.start()
-        assert not entered.wait(0.3) and not (tmp_path / "items").exists(), "nothing is made while another process checks"
+        assert not entered.wait(0.3) and not (tmp_path / "items").exists(), (
+            "nothing is made while another process checks"
+        )
     other.join(10)
     assert entered.is_set()

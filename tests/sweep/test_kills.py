@@ -21,13 +21,17 @@ KILLS = 24
 def start(out: Path, log: Path) -> subprocess.Popen[str]:
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels")])}
     command = [sys.executable, "-m", "tests.sweep.killable", str(out), str(log)]
-    return subprocess.Popen(command, env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def finished(out: Path) -> list[tuple[float, str]]:
     if not (out / journal.NAME).exists():
         return []
-    return [(float(Lambda(entry.lam)), entry.evaluator) for entry in journal.read(out) if entry.finished]
+    return [
+        (float(Lambda(entry.lam)), entry.evaluator) for entry in journal.read(out) if entry.finished
+    ]
 
 
 def evaluated(log: Path) -> list[tuple[float, str]]:

@@ -18,8 +18,12 @@ from tests.sweep.fakes import FakeEngine, Scorer
 IDENTITY = {"base": "b0", "options": {"dtype": "bf16", "stop": (1, 2)}}
 
 
-def write(folder: Path, engine: FakeEngine | None = None, points: str = "0,1", *scorers: Scorer) -> manifest.Manifest:
-    now = manifest.describe(engine or FakeEngine(IDENTITY), lambdas(points), scorers or (Scorer("icl"),))
+def write(
+    folder: Path, engine: FakeEngine | None = None, points: str = "0,1", *scorers: Scorer
+) -> manifest.Manifest:
+    now = manifest.describe(
+        engine or FakeEngine(IDENTITY), lambdas(points), scorers or (Scorer("icl"),)
+    )
     return manifest.reconcile(folder, now)
 
 
@@ -78,7 +82,10 @@ def test_another_engine_is_refused_with_what_differs(tmp_path: Path) -> None:
     ("scorer", "line"),
     [
         (Scorer("icl", identity={"data": "d1"}), 'evaluator `icl`.data: recorded "d0", now "d1"'),
-        (Scorer("icl", identity={"data": "d0", "limit": 5}), "evaluator `icl`.limit: recorded nothing, now 5"),
+        (
+            Scorer("icl", identity={"data": "d0", "limit": 5}),
+            "evaluator `icl`.limit: recorded nothing, now 5",
+        ),
         (Scorer("icl", higher=False), "evaluator `icl`.higher_is_better: recorded true, now false"),
     ],
 )
@@ -95,7 +102,9 @@ def test_numbers_of_another_type_differ(tmp_path: Path) -> None:
         write(tmp_path, FakeEngine({"seed": True}))
 
 
-def test_other_versions_are_recorded_not_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_versions_are_recorded_not_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write(tmp_path)
     monkeypatch.setattr(manifest, "_versions", lambda: {"python": "9.9"})
     assert [versions["python"] for versions in write(tmp_path).versions][1:] == ["9.9"]
@@ -103,7 +112,9 @@ def test_other_versions_are_recorded_not_refused(tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.parametrize("identity", [{"x": object()}, {"x": float("nan")}])
-def test_an_identity_that_json_cannot_hold_is_wrong_usage(tmp_path: Path, identity: dict[str, Any]) -> None:
+def test_an_identity_that_json_cannot_hold_is_wrong_usage(
+    tmp_path: Path, identity: dict[str, Any]
+) -> None:
     with pytest.raises(UsageError, match="the identity of evaluator `icl` cannot be recorded"):
         write(tmp_path, None, "0,1", Scorer("icl", identity=identity))
     assert not list(tmp_path.iterdir())
@@ -134,7 +145,9 @@ def test_a_missing_or_later_or_damaged_file_is_refused(tmp_path: Path) -> None:
             manifest.load(tmp_path)
 
 
-def test_the_command_is_recorded_once_for_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_is_recorded_once_for_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     for arguments in (
         ["sweep", "base", "--out", "my run"],

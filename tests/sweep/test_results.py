@@ -50,12 +50,32 @@ def test_csv_has_the_columns_and_exact_numbers(tmp_path: Path) -> None:
     assert text.splitlines()[0] == "lambda,evaluator,score,unit,n,effective_lambda,lambda_value"
     rows = list(csv.DictReader(io.StringIO(text)))
     assert len(rows) == len(result.rows) == 11
-    assert [row["lambda"] for row in rows] == ["0", "0", "0.25", "0.25", "1/3", "1/3", "0.5", "0.75", "0.75", "1", "1"]
+    assert [row["lambda"] for row in rows] == [
+        "0",
+        "0",
+        "0.25",
+        "0.25",
+        "1/3",
+        "1/3",
+        "0.5",
+        "0.75",
+        "0.75",
+        "1",
+        "1",
+    ]
     for row, found in zip(rows, result.rows):
         assert float(row["lambda_value"]) == float(found.lam)
         assert float(row["score"]) == found.score
-        assert (row["evaluator"], row["unit"], int(row["n"])) == (found.evaluator, found.unit, found.n)
-        assert row["effective_lambda"] == f"{float(row['effective_lambda']):.6g}" == repr(found.effective_lambda)
+        assert (row["evaluator"], row["unit"], int(row["n"])) == (
+            found.evaluator,
+            found.unit,
+            found.n,
+        )
+        assert (
+            row["effective_lambda"]
+            == f"{float(row['effective_lambda']):.6g}"
+            == repr(found.effective_lambda)
+        )
 
 
 def test_json_holds_rows_bests_and_failures_without_times_or_hosts(tmp_path: Path) -> None:
@@ -77,26 +97,36 @@ def test_equal_runs_give_equal_files_whatever_the_order_of_λ(tmp_path: Path) ->
     run(tmp_path / "c", "1/3,1:0:-0.25")
     for name in ("results.csv", "results.json"):
         assert (
-            (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes() == (tmp_path / "c" / name).read_bytes()
+            (tmp_path / "a" / name).read_bytes()
+            == (tmp_path / "b" / name).read_bytes()
+            == (tmp_path / "c" / name).read_bytes()
         )
 
 
 def test_best_follows_the_direction_of_the_evaluator(tmp_path: Path) -> None:
     result = run(tmp_path)
     best, lowest = result.best("icl"), result.best("ppl, long")
-    assert best is not None and best.score == max(row.score for row in result.rows if row.evaluator == "icl")
-    assert lowest is not None and lowest.score == min(row.score for row in result.rows if row.evaluator == "ppl, long")
+    assert best is not None and best.score == max(
+        row.score for row in result.rows if row.evaluator == "icl"
+    )
+    assert lowest is not None and lowest.score == min(
+        row.score for row in result.rows if row.evaluator == "ppl, long"
+    )
     with pytest.raises(UsageError, match="no evaluator `x`"):
         result.best("x")
 
 
-def test_an_undefined_effective_lambda_is_left_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_undefined_effective_lambda_is_left_empty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     engine = FakeEngine()
     monkeypatch.setattr(engine.weights, "effective_lambda", lambda: float("nan"))
     result = sweep(engine, "0.5", [Scorer("a")], tmp_path, figure=False)
     assert result.rows[0].effective_lambda is None
     assert (tmp_path / "results.csv").read_text().endswith(",4,,0.5\n")
-    assert json.loads((tmp_path / "results.json").read_text())["rows"][0]["effective_lambda"] is None
+    assert (
+        json.loads((tmp_path / "results.json").read_text())["rows"][0]["effective_lambda"] is None
+    )
 
 
 def test_table_marks_bests_and_failures(tmp_path: Path) -> None:
@@ -104,7 +134,11 @@ def test_table_marks_bests_and_failures(tmp_path: Path) -> None:
     text = text_of(result.table())
     best = result.best("icl")
     assert best is not None and f"{best.score:.4f} *" in text
-    equal = sum(row.score == result.best(name).score for name in result.evaluators for row in result.scores(name).values())
+    equal = sum(
+        row.score == result.best(name).score
+        for name in result.evaluators
+        for row in result.scores(name).values()
+    )
     assert text.count("*") == equal + 1 and text.count("failed") == 1, (
         "every one of equal bests is marked, and the star explained"
     )
@@ -113,7 +147,9 @@ def test_table_marks_bests_and_failures(tmp_path: Path) -> None:
 
 def test_a_report_rebuilds_the_files_from_the_journal_alone(tmp_path: Path) -> None:
     first, second = run(tmp_path / "a"), run(tmp_path / "b", "0.5,2")
-    before = {name: (tmp_path / "a" / name).read_bytes() for name in ("results.csv", "results.json")}
+    before = {
+        name: (tmp_path / "a" / name).read_bytes() for name in ("results.csv", "results.json")
+    }
     for name in before:
         (tmp_path / "a" / name).unlink()
     runs = report([tmp_path / "a", str(tmp_path / "b")], figure=False)
@@ -159,7 +195,9 @@ def test_progress_draws_a_bar_on_a_terminal(tmp_path: Path) -> None:
     assert "━" in text and "\x1b[" in text
 
 
-def test_a_report_loses_no_row_that_is_written_while_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_report_loses_no_row_that_is_written_while_it_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run(tmp_path, "0,1")
     load, added = results.load, []
 
@@ -204,12 +242,20 @@ def test_a_report_on_a_folder_that_may_not_be_written_prints_its_table(
     monkeypatch.setattr(os, "open", read_only)
     notes: list[str] = []
     assert report([tmp_path], noted=notes.append) == [made]
-    assert len(notes) == 1 and f"nothing was written for {tmp_path}" in notes[0] and os.strerror(reason) in notes[0]
+    assert (
+        len(notes) == 1
+        and f"nothing was written for {tmp_path}" in notes[0]
+        and os.strerror(reason) in notes[0]
+    )
     monkeypatch.setattr(sys, "argv", ["pa-fast", "report", str(tmp_path)])
     with pytest.raises(SystemExit) as end:
         cli.main()
     shown = capsys.readouterr()
-    assert not end.value.code and "effective λ" in shown.out and "note: nothing was written" in shown.err
+    assert (
+        not end.value.code
+        and "effective λ" in shown.out
+        and "note: nothing was written" in shown.err
+    )
     assert {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
     reason = errno.ENOSPC
     with pytest.raises(OutputError, match="No space left"):
@@ -220,9 +266,15 @@ def test_a_report_on_a_folder_that_may_not_be_written_prints_its_table(
 def test_a_narrow_terminal_cuts_no_name_and_no_figure(count: int, tmp_path: Path) -> None:
     names = tuple(f"icl:tasks_of_group_{n:02},shots=5,mode=cloze" for n in range(count))
     points = tuple(lambdas("0:1:0.5"))
-    scores = {(lam.key, name): 0.5 + n / 100 + float(lam) / 1000 for lam in points for n, name in enumerate(names)}
+    scores = {
+        (lam.key, name): 0.5 + n / 100 + float(lam) / 1000
+        for lam in points
+        for n, name in enumerate(names)
+    }
     rows = tuple(
-        results.Row(lam, name, scores[lam.key, name], "accuracy (per character)", 9, 0.25) for lam in points for name in names
+        results.Row(lam, name, scores[lam.key, name], "accuracy (per character)", 9, 0.25)
+        for lam in points
+        for name in names
     )
     table = results.SweepResult(tmp_path, points, names, (True,) * count, rows, ()).table()
     out = Console(width=80, file=io.StringIO())
@@ -239,7 +291,8 @@ def test_a_narrow_terminal_cuts_no_name_and_no_figure(count: int, tmp_path: Path
 
 
 def read_down(text: str) -> str:
-    """What stands in the header cells of tables, column by column, without the breaks that wrapping made."""
+    """What stands in the header cells of tables, column by column, without the breaks that wrapping
+    made."""
     found, header = "", []
     for line in text.splitlines():
         if line.startswith("┃"):
@@ -250,7 +303,9 @@ def read_down(text: str) -> str:
     return found
 
 
-def test_progress_tells_how_far_an_evaluator_is_and_counts_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_tells_how_far_an_evaluator_is_and_counts_down(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     now = [0.0]
     clock = types.SimpleNamespace(monotonic=lambda: now[0])
     monkeypatch.setattr(sys.modules[TerminalProgress.__module__], "time", clock)
@@ -267,7 +322,14 @@ def test_progress_tells_how_far_an_evaluator_is_and_counts_down(tmp_path: Path, 
         now[0] += 5
         seen.append(progress._countdown())
 
-    sweep(engine, "0", [Scorer("icl", act=act), Scorer("b")], tmp_path, figure=False, progress=progress)
+    sweep(
+        engine,
+        "0",
+        [Scorer("icl", act=act), Scorer("b")],
+        tmp_path,
+        figure=False,
+        progress=progress,
+    )
     assert seen == [("λ 0 · icl · 20/80", 0.25, "· 1 min 10 s left"), "· 1 min 05 s left"]
     assert engine.on_progress is None  # type: ignore[attr-defined]
     assert progress._countdown() == ""
@@ -293,12 +355,16 @@ def test_a_frame_has_a_numeric_and_an_exact_λ(tmp_path: Path) -> None:
     result = run(tmp_path)
     frame = result.to_pandas()
     assert list(frame.columns) == ["lambda", "lambda_key", *results.CSV_HEADER[1:]]
-    assert frame["lambda"].dtype == float and list(frame["lambda"]) == [float(row.lam) for row in result.rows]
+    assert frame["lambda"].dtype == float and list(frame["lambda"]) == [
+        float(row.lam) for row in result.rows
+    ]
     assert list(frame["lambda_key"]) == [row.lam.key for row in result.rows]
     assert list(frame["score"]) == [row.score for row in result.rows]
 
 
-def test_a_frame_without_pandas_names_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_frame_without_pandas_names_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     result = run(tmp_path)
     monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(PaFastError, match="needs pandas") as caught:
@@ -317,7 +383,9 @@ class Recorded:
 def test_a_progress_of_one_method_is_enough(tmp_path: Path) -> None:
     told = Recorded()
     result = run(tmp_path, "0,1", progress=told)
-    assert [(entry.lam, entry.evaluator) for entry in told.entries] == [(row.lam.key, row.evaluator) for row in result.rows]
+    assert [(entry.lam, entry.evaluator) for entry in told.entries] == [
+        (row.lam.key, row.evaluator) for row in result.rows
+    ]
 
 
 @pytest.mark.parametrize("progress", [True, print, object()])

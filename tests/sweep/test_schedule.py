@@ -33,7 +33,10 @@ def keys(text: object) -> list[str]:
         (" 0 : 1 : 0.5 , 1.5 ", ["0", "0.5", "1", "1.5"]),
         ("0.5,0:1:0.5,0.50,1/2", ["0.5", "0", "1"]),
         ("0.3:0.3:0.1", ["0.3"]),
-        (["0:1:0.5", 0.25, Lambda("1/3"), 2, Fraction(1, 3)], ["0", "0.5", "1", "0.25", "1/3", "2"]),
+        (
+            ["0:1:0.5", 0.25, Lambda("1/3"), 2, Fraction(1, 3)],
+            ["0", "0.5", "1", "0.25", "1/3", "2"],
+        ),
         (np.array([0.0, 0.3]), ["0", "0.3"]),
         ((lam for lam in (0.1, 0.1)), ["0.1"]),
         ("1e-2", ["0.01"]),
@@ -65,7 +68,9 @@ TENTHS = [lam.key for lam in lambdas("0:1:0.1")]
         (["0.30000000000000004", Lambda(0.1 + 0.2), "0.3"], ["0.30000000000000004", "0.3"]),
     ],
 )
-def test_a_float_is_the_decimal_that_it_misses_by_rounding(grid: object, expected: list[str]) -> None:
+def test_a_float_is_the_decimal_that_it_misses_by_rounding(
+    grid: object, expected: list[str]
+) -> None:
     assert keys(grid) == expected
 
 
@@ -84,8 +89,16 @@ def test_decimal_steps_do_not_accumulate() -> None:
         ("0:1:0", "step of `0:1:0` is zero", "0:1:0.1"),
         ("0:1:-0.1", "leads away", "0:1:0.1"),
         ("1:0:0.1", "leads away", "1:0:-0.1"),
-        ("0:1:0.3", "does not divide", "nearest step that does is 1/3; with this step the range ends at 0.9"),
-        ("0:1:2", "does not divide", "nearest step that does is 1; with this step the range ends at 0"),
+        (
+            "0:1:0.3",
+            "does not divide",
+            "nearest step that does is 1/3; with this step the range ends at 0.9",
+        ),
+        (
+            "0:1:2",
+            "does not divide",
+            "nearest step that does is 1; with this step the range ends at 0",
+        ),
         ("0:1", "not a range", "0:1:0.1"),
         ("0:1:0.1:2", "not a range", "0:1:0.1"),
         ("0:1:", "a λ is missing in `0:1:`", "0:1:0.1"),
@@ -121,12 +134,18 @@ exact = st.fractions(min_value=-3, max_value=3, max_denominator=60)
 
 
 @given(start=exact, step=exact.filter(bool), count=st.integers(0, 50))
-def test_a_range_holds_both_ends_and_equal_exact_steps(start: Fraction, step: Fraction, count: int) -> None:
+def test_a_range_holds_both_ends_and_equal_exact_steps(
+    start: Fraction, step: Fraction, count: int
+) -> None:
     text = ":".join(Lambda(part).key for part in (start, start + count * step, step))
     assert [lam.exact for lam in lambdas(text)] == [start + n * step for n in range(count + 1)]
 
 
-@given(start=exact, span=exact.filter(bool), count=st.fractions(min_value=Fraction(1, 4), max_value=40, max_denominator=7))
+@given(
+    start=exact,
+    span=exact.filter(bool),
+    count=st.fractions(min_value=Fraction(1, 4), max_value=40, max_denominator=7),
+)
 def test_the_step_in_the_hint_divides(start: Fraction, span: Fraction, count: Fraction) -> None:
     ends, step = f"{Lambda(start).key}:{Lambda(start + span).key}", Lambda(span / count)
     try:
@@ -166,7 +185,10 @@ def test_any_text_is_a_schedule_or_wrong_usage(text: str) -> None:
     ids=range(7),
 )
 def test_a_λ_of_thousands_of_digits_is_one_short_message(value: Any) -> None:
-    for make in (lambda: lambdas(value if isinstance(value, str) else [value]), lambda: Lambda(value)):
+    for make in (
+        lambda: lambdas(value if isinstance(value, str) else [value]),
+        lambda: Lambda(value),
+    ):
         with pytest.raises(UsageError) as caught:
             make()
         assert caught.value.hint and len(str(caught.value)) < 400

@@ -37,7 +37,9 @@ def test_shards_take_every_point_once() -> None:
 def test_shards_one_after_the_other_equal_one_process(tmp_path: Path) -> None:
     whole = sweep(FakeEngine(), LAMBDAS, scorers(), tmp_path / "whole", figure=False)
     for rank in (2, 0, 1):
-        result = sweep(FakeEngine(), LAMBDAS, scorers(), tmp_path / "out", figure=False, shard=(rank, 3))
+        result = sweep(
+            FakeEngine(), LAMBDAS, scorers(), tmp_path / "out", figure=False, shard=(rank, 3)
+        )
     assert result.rows == whole.rows
     for name in ("results.csv", "results.json", "run.json"):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
@@ -48,7 +50,9 @@ def test_what_shards_finished_is_finished_for_all(tmp_path: Path) -> None:
     sweep(FakeEngine(), LAMBDAS, scorers(), tmp_path, figure=False, shard=(0, 2))
     again = scorers()
     result = sweep(FakeEngine(), LAMBDAS, again, tmp_path, figure=False, shard=(0, 3))
-    assert again[0].calls == [pytest.approx(lam) for lam in (0.15, 0.45, 0.75)]  # of 0, .15, .3, …: those that 0/2 left
+    assert again[0].calls == [
+        pytest.approx(lam) for lam in (0.15, 0.45, 0.75)
+    ]  # of 0, .15, .3, …: those that 0/2 left
     rest = scorers()
     result = sweep(FakeEngine(), LAMBDAS, rest, tmp_path, figure=False)
     assert len(result.rows) == 42 and len(rest[0].calls) == 21 - 11 - 3
@@ -62,9 +66,12 @@ def test_failures_are_those_of_the_shard(tmp_path: Path) -> None:
     engine.stale = {0.05, 0.1}
     result = sweep(engine, LAMBDAS, scorers(), tmp_path, figure=False, shard=(1, 2))
     assert {failure.lam.key for failure in result.failures} == {"0.05"}
-    assert {failure.lam.key for failure in sweep(engine, LAMBDAS, scorers(), tmp_path, figure=False, shard=(0, 2)).failures} == {
-        "0.1"
-    }
+    assert {
+        failure.lam.key
+        for failure in sweep(
+            engine, LAMBDAS, scorers(), tmp_path, figure=False, shard=(0, 2)
+        ).failures
+    } == {"0.1"}
 
 
 def test_a_shard_shares_the_folder_with_shards_alone(tmp_path: Path) -> None:
@@ -103,14 +110,18 @@ def test_a_torn_line_of_one_shard_costs_its_point_alone(tmp_path: Path) -> None:
 
 def test_shards_at_the_same_time_leave_whole_results(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from pa_fast.sweep import sweep\n"
-        "from tests.sweep.fakes import FakeEngine; from tests.sweep.test_shards import LAMBDAS, scorers\n"
-        "sweep(FakeEngine(), LAMBDAS, scorers(), Path(sys.argv[1]), figure=False, shard=(int(sys.argv[2]), 6))"
+        "import sys; from pathlib import Path; from pa_fast.sweep import sweep\nfrom"
+        " tests.sweep.fakes import FakeEngine; from tests.sweep.test_shards import LAMBDAS,"
+        " scorers\nsweep(FakeEngine(), LAMBDAS, scorers(), Path(sys.argv[1]), figure=False,"
+        " shard=(int(sys.argv[2]), 6))"
     )
     whole = sweep(FakeEngine(), LAMBDAS, scorers(), tmp_path / "whole", figure=False)
     command = [sys.executable, "-c", code, str(tmp_path / "out")]
     running = [
-        subprocess.Popen([*command, str(rank)], cwd=ROOT, env=path(), stderr=subprocess.PIPE, text=True) for rank in range(6)
+        subprocess.Popen(
+            [*command, str(rank)], cwd=ROOT, env=path(), stderr=subprocess.PIPE, text=True
+        )
+        for rank in range(6)
     ]
     for process in running:
         _, errors = patience.communicate(process)

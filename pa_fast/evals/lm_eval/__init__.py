@@ -1,7 +1,9 @@
-"""lm-eval (0.4.13 and later) on one live model: as an evaluator, and as parts for pipelines that call lm-eval themselves.
+"""lm-eval (0.4.13 and later) on one live model: as an evaluator, and as parts for pipelines that
+call lm-eval themselves.
 
-`PaFastLM(engine)` is an `lm_eval.api.model.LM` whose scores are those of lm-eval's own `HFLM` on a saved merge, at the λ
-that the engine holds. `build_once(tasks)` makes `evaluate()` build the requests of `TaskManager.load(…)` only once:
+`PaFastLM(engine)` is an `lm_eval.api.model.LM` whose scores are those of lm-eval's own `HFLM` on a
+saved merge, at the λ that the engine holds. `build_once(tasks)` makes `evaluate()` build the
+requests of `TaskManager.load(…)` only once:
 
     harness = PaFastLM(lm)
     tasks = build_once(TaskManager().load(["piqa", "arc_easy"]))

@@ -22,13 +22,14 @@ from pa_fast.evals.lm_eval.tasks import drawn, load_tasks, plain_json
 
 
 class LmEval:
-    """Mean over tasks of each one's metric, or with `average=micro` over their documents; an item is a document, its group
-    the task.
+    """Mean over tasks of each one's metric, or with `average=micro` over their documents; an item
+    is a document, its group the task.
 
-    A task's metric is `acc_norm` if it has that, else `acc`, `exact_match`, `prompt_level_strict_acc`, else the first that
-    it lists. Groups and tags stand for their tasks, of which each counts the same. Every figure of every task and group is in
-    the details, a group's own aggregate and the ties of tasks with choices among them; `results.json` is what lm-eval would
-    have written.
+    A task's metric is `acc_norm` if it has that, else `acc`, `exact_match`,
+    `prompt_level_strict_acc`, else the first that it lists. Groups and tags stand for their tasks,
+    of which each counts the same. Every figure of every task and group is in the details, a group's
+    own aggregate and the ties of tasks with choices among them; `results.json` is what lm-eval
+    would have written.
 
     Args:
         tasks: names of tasks, groups and tags.
@@ -36,15 +37,17 @@ class LmEval:
         chat: apply the tokenizer's chat template, shots as turns of their own.
         include_path: folder of YAML files with more tasks.
         metric: the metric for all tasks, `name` or `name,filter`.
-        limit: at most so many documents in all, see `files.limited`. Tasks of which none is drawn are left out, and groups
-            with them.
+        limit: at most so many documents in all, see `files.limited`. Tasks of which none is drawn
+            are left out, and groups with them.
         seed: 0 draws shots and samples as lm-eval does by default.
-        overflow: `truncate` cuts requests that are too long for the model on the left, as lm-eval does; `refuse` does not.
+        overflow: `truncate` cuts requests that are too long for the model on the left, as lm-eval
+            does; `refuse` does not.
         average: see `average.AVERAGES`.
 
     Raises:
         MissingExtra: lm-eval is not installed.
-        EvaluatorError: a task or its data cannot be loaded, or the tasks' metrics have no common direction.
+        EvaluatorError: a task or its data cannot be loaded, or the tasks' metrics have no common
+            direction.
     """
 
     def __init__(
@@ -65,7 +68,9 @@ class LmEval:
         self.name, self.chat, self.limit, self.seed = name, chat, limit, seed
         self.overflow, self.average = overflow, average
         with quiet():
-            self.tasks, self.samples = drawn(load_tasks(tasks, include_path, shots, seed), limit, seed)
+            self.tasks, self.samples = drawn(
+                load_tasks(tasks, include_path, shots, seed), limit, seed
+            )
         self.metrics = {task: metric_of(self.tasks[task], metric) for task in self.tasks}
         self.higher_is_better = _direction(self.metrics)
         self.identity: Mapping[str, Any] = {
@@ -85,11 +90,12 @@ class LmEval:
         self._model: Any = None
 
     def check(self, engine: Engine) -> list[str]:
-        """Build and encode all requests. Raise if they cannot be asked, or are to fit the model and do not.
+        """Build and encode all requests. Raise if they cannot be asked, or are to fit the model and
+        do not.
 
         Raises:
-            EvaluatorError: the engine has no transformers model, the tokenizer no chat template, the model no room for an
-                answer; or a request is too long, and overflow=refuse.
+            EvaluatorError: the engine has no transformers model, the tokenizer no chat template,
+                the model no room for an answer; or a request is too long, and overflow=refuse.
         """
         with quiet(), _seeded(self.seed):
             lm = self._around(engine)
@@ -97,13 +103,21 @@ class LmEval:
             cut = lm.prepare(requests)
         if not cut:
             return []
-        said = f"{cut} of {len(requests)} requests are too long for the model, which has positions for {lm.max_length} tokens"
+        said = (
+            f"{cut} of {len(requests)} requests are too long for the model, which has positions for"
+            f" {lm.max_length} tokens"
+        )
         if self.overflow == "refuse":
-            raise EvaluatorError(said, "take fewer shots=, or overflow=truncate, which cuts them on the left as lm-eval does")
+            raise EvaluatorError(
+                said,
+                "take fewer shots=, or overflow=truncate, which cuts them on the left as lm-eval"
+                " does",
+            )
         return [f"{said}: they lose the beginning of their prompt, as in lm-eval"]
 
     def _requests(self, lm: Any) -> list[Any]:
-        """All requests, task after task, built as `evaluate` builds them: it finds them there at every λ."""
+        """All requests, task after task, built as `evaluate` builds them: it finds them there at
+        every λ."""
         found: list[Any] = []
         for name in self.tasks:
             self.tasks[name].build_all_requests(
@@ -119,7 +133,9 @@ class LmEval:
                 chat_template=lm.apply_chat_template if self.chat else None,
                 tokenizer_name=lm.tokenizer_name if self.chat else "",
             )
-            found += [instance for instance in self.tasks[name].instances for _ in range(instance.repeats)]
+            found += [
+                instance for instance in self.tasks[name].instances for _ in range(instance.repeats)
+            ]
         return found
 
     def __call__(self, engine: Engine) -> Score:
@@ -137,13 +153,25 @@ class LmEval:
                 apply_chat_template=self.chat,
                 fewshot_as_multiturn=self.chat,
             )
-        keys = {task: metric.key(_filters(self.tasks[task])) for task, metric in self.metrics.items()}
-        values = {task: self._value(task, key, results["results"][task]) for task, key in keys.items()}
-        items = [item for task, key in keys.items() for item in _items(task, self.tasks[task], key, self.samples.get(task))]
+        keys = {
+            task: metric.key(_filters(self.tasks[task])) for task, metric in self.metrics.items()
+        }
+        values = {
+            task: self._value(task, key, results["results"][task]) for task, key in keys.items()
+        }
+        items = [
+            item
+            for task, key in keys.items()
+            for item in _items(task, self.tasks[task], key, self.samples.get(task))
+        ]
         sizes = Counter(item.group for item in items)
         weights = {task: sizes[task] if self.average == "micro" else 1 for task in keys}
         unit = " and ".join(dict.fromkeys(key.removesuffix(",none") for key in keys.values()))
-        ties = {f"{task}/ties": float(self.tasks[task].ties(key)) for task, key in keys.items() if self.tasks[task].tied}
+        ties = {
+            f"{task}/ties": float(self.tasks[task].ties(key))
+            for task, key in keys.items()
+            if self.tasks[task].tied
+        }
         requests = sum(len(self.tasks[task].instances) for task in self.tasks)
         return Score(
             sum(weights[task] * value for task, value in values.items()) / sum(weights.values()),
@@ -155,25 +183,35 @@ class LmEval:
         )
 
     def _around(self, engine: Engine) -> Any:
-        """The LM around `engine`: the same as long as the engine is, and with it all that it remembers."""
+        """The LM around `engine`: the same as long as the engine is, and with it all that it
+        remembers."""
         if self._model is None or self._model.engine is not engine:
             from pa_fast.evals.lm_eval.model import model_class
 
             self._model = model_class()(engine, bars=False)
         if self.chat and not self._model.tokenizer.chat_template:
-            raise EvaluatorError(f"{self.name}: the tokenizer has no chat template", "chat=false, or another --tokenizer")
+            raise EvaluatorError(
+                f"{self.name}: the tokenizer has no chat template",
+                "chat=false, or another --tokenizer",
+            )
         return self._model
 
     def _value(self, task: str, key: str, measured: Mapping[str, Any]) -> float:
         if key not in measured:
-            found = ", ".join(key.removesuffix(",none") for key in measured if "," in key and "_stderr," not in key)
+            found = ", ".join(
+                key.removesuffix(",none")
+                for key in measured
+                if "," in key and "_stderr," not in key
+            )
             raise EvaluatorError(
-                f"{self.name}: `{task}` measured no {key.removesuffix(',none')}, only {found}", "choose a metric="
+                f"{self.name}: `{task}` measured no {key.removesuffix(',none')}, only {found}",
+                "choose a metric=",
             )
         return float(measured[key])
 
     def _document(self, engine: Engine, lm: Any, results: Any) -> dict[str, Any]:
-        """`results` in the form that lm-eval's command line writes, less what differs between equal runs."""
+        """`results` in the form that lm-eval's command line writes, less what differs between equal
+        runs."""
         from lm_eval.loggers.utils import add_tokenizer_info
 
         who = identity(engine)
@@ -182,7 +220,10 @@ class LmEval:
             **results,
             "config": {
                 "model": "pa_fast",
-                "model_args": {key: configuration(engine).get(key) for key in ("base", "instruct")} | {"lambda": lam},
+                "model_args": (
+                    {key: configuration(engine).get(key) for key in ("base", "instruct")}
+                    | {"lambda": lam}
+                ),
                 "batch_size": lm.batch_size,
                 "device": str(lm.device),
                 "use_cache": None,
@@ -195,7 +236,10 @@ class LmEval:
                 "fewshot_seed": SEED + self.seed,
                 "pa_fast": {
                     "lambda": lam,
-                    **{key: who.get(key) for key in ("base", "instruct", "dtype", "store", "rounding")},
+                    **{
+                        key: who.get(key)
+                        for key in ("base", "instruct", "dtype", "store", "rounding")
+                    },
                     "checksum": f"{engine.weights.checksum():016x}",
                 },
             },
@@ -209,9 +253,14 @@ class LmEval:
 
 def _direction(metrics: Mapping[str, Any]) -> bool:
     up = [f"{task} ({metric.name})" for task, metric in metrics.items() if metric.higher_is_better]
-    down = [f"{task} ({metric.name})" for task, metric in metrics.items() if not metric.higher_is_better]
+    down = [
+        f"{task} ({metric.name})" for task, metric in metrics.items() if not metric.higher_is_better
+    ]
     if up and down:
-        raise EvaluatorError(f"lm-eval: more is better for {up[0]} and worse for {down[0]}", "make two --eval of them")
+        raise EvaluatorError(
+            f"lm-eval: more is better for {up[0]} and worse for {down[0]}",
+            "make two --eval of them",
+        )
     return bool(up)
 
 
@@ -227,12 +276,17 @@ def _items(name: str, task: Any, key: str, sample: Sequence[int] | None) -> Iter
     first = filters.index(filter) * count
     for document, metrics in enumerate(task.measured[first : first + count]):
         if metric in metrics:
-            yield Item(str(document if sample is None else sample[document]), name, item_score(task, metric, metrics[metric]))
+            yield Item(
+                str(document if sample is None else sample[document]),
+                name,
+                item_score(task, metric, metrics[metric]),
+            )
 
 
 @contextlib.contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """The seeds of lm-eval's `simple_evaluate` at every λ, for tasks that sample; and what was there before, afterwards."""
+    """The seeds of lm-eval's `simple_evaluate` at every λ, for tasks that sample; and what was
+    there before, afterwards."""
     import numpy as np
     import torch
 
@@ -253,7 +307,8 @@ def _seeded(seed: int) -> Iterator[None]:
 def _build(spec: EvalSpec, limit: int | None, seed: int) -> Evaluator:
     if "use_cache" in spec.options:
         raise UsageError(
-            f"`{spec.text}`: use_cache would give every λ the scores of the first: lm-eval's cache knows requests, not weights",
+            f"`{spec.text}`: use_cache would give every λ the scores of the first: lm-eval's cache"
+            " knows requests, not weights",
             "leave it out; a sweep keeps its points by itself",
         )
     return LmEval(
@@ -261,7 +316,9 @@ def _build(spec: EvalSpec, limit: int | None, seed: int) -> Evaluator:
         spec.targets,
         shots=spec.count("shots", 0, least=0) if "shots" in spec.options else None,
         chat=spec.flag("chat", False),
-        include_path=spec.path(spec.options["include_path"]) if "include_path" in spec.options else None,
+        include_path=(
+            spec.path(spec.options["include_path"]) if "include_path" in spec.options else None
+        ),
         metric=spec.options.get("metric"),
         limit=limit,
         seed=seed,

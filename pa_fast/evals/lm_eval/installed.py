@@ -19,9 +19,13 @@ def require_lm_eval() -> str:
     """
     for package in ("lm_eval", "accelerate"):
         if importlib.util.find_spec(package) is None:
-            raise MissingExtra(f"lm-eval tasks need the package {package}, which is not installed", INSTALL)
+            raise MissingExtra(
+                f"lm-eval tasks need the package {package}, which is not installed", INSTALL
+            )
     version = importlib.metadata.version("lm_eval")
     numbers = tuple(int(part) for part in version.split(".")[:3] if part.isdigit())
     if numbers < OLDEST:
-        raise MissingExtra(f"found lm_eval {version}, expected {'.'.join(map(str, OLDEST))} or later", INSTALL)
+        raise MissingExtra(
+            f"found lm_eval {version}, expected {'.'.join(map(str, OLDEST))} or later", INSTALL
+        )
     return version

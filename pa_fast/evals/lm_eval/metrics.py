@@ -16,7 +16,8 @@ PREFERRED = ("acc_norm", "acc", "exact_match", "prompt_level_strict_acc")
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric as lm-eval's results name it: `name,filter`; without a filter, the first that the task applies."""
+    """A metric as lm-eval's results name it: `name,filter`; without a filter, the first that the
+    task applies."""
 
     name: str
     filter: str | None
@@ -27,13 +28,16 @@ class Metric:
 
 
 def metric_of(task: Any, asked: str | None) -> Metric:
-    """The metric that stands for `task`: the one asked for (`acc`, or `exact_match,strict-match`), or its primary one.
+    """The metric that stands for `task`: the one asked for (`acc`, or `exact_match,strict-match`),
+    or its primary one.
 
     Raises:
         EvaluatorError: the task does not measure it, or applies no such filter.
     """
     measured = list(task.aggregation())
-    name, _, filter = (asked or next((one for one in PREFERRED if one in measured), measured[0])).partition(",")
+    name, _, filter = (
+        asked or next((one for one in PREFERRED if one in measured), measured[0])
+    ).partition(",")
     if name not in measured:
         raise EvaluatorError(
             f"lm-eval task `{task.task_name}` has no metric `{name}`, it has {', '.join(measured)}",
@@ -42,15 +46,16 @@ def metric_of(task: Any, asked: str | None) -> Metric:
     filters = [one.name for one in getattr(task, "_filters", [])]
     if filter and filters and filter not in filters:
         raise EvaluatorError(
-            f"lm-eval task `{task.task_name}` applies no filter `{filter}`, it has {', '.join(filters)}",
+            f"lm-eval task `{task.task_name}` applies no filter `{filter}`, it has"
+            f" {', '.join(filters)}",
             "choose one of those, or leave the filter out for the first",
         )
     return Metric(name, filter or None, task.higher_is_better().get(name) is not False)
 
 
 def item_score(task: Any, metric: str, value: Any) -> float:
-    """What one document scores: a number as it is; a likelihood in nats, per word or byte where the metric weighs;
-    anything else by the task's own aggregation of that document alone."""
+    """What one document scores: a number as it is; a likelihood in nats, per word or byte where the
+    metric weighs; anything else by the task's own aggregation of that document alone."""
     if metric == "perplexity" and isinstance(value, numbers.Real):
         return -float(value)
     if isinstance(value, numbers.Real):
@@ -61,7 +66,8 @@ def item_score(task: Any, metric: str, value: Any) -> float:
 
 
 def figures(results: Mapping[str, Any]) -> dict[str, float]:
-    """Every finite figure of every task and group: `arc_easy/acc_norm`, `gsm8k/exact_match,strict-match`."""
+    """Every finite figure of every task and group: `arc_easy/acc_norm`,
+    `gsm8k/exact_match,strict-match`."""
     return {
         f"{name}/{key.removesuffix(',none')}": float(value)
         for name, measured in results["results"].items()

@@ -6,7 +6,8 @@ from typing import Any
 
 
 def mixed(kind: type, thing: Any) -> Any:
-    """`thing` as an object of its own class with `kind` before it; of the same name, because some ask for it."""
+    """`thing` as an object of its own class with `kind` before it; of the same name, because some
+    ask for it."""
     own = type(thing)
     if issubclass(own, kind):
         return thing

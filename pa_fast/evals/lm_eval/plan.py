@@ -22,7 +22,8 @@ class Batch:
 
     Attributes:
         ids: (B, L), right-padded with 0.
-        scored, spoken: (T,) rows of the (B·L, vocabulary) logits that give a token's likelihood, and the greedy token.
+        scored, spoken: (T,) rows of the (B·L, vocabulary) logits that give a token's likelihood,
+            and the greedy token.
         targets: (T,) the tokens themselves.
         requests: how many requests it answers.
     """
@@ -39,7 +40,8 @@ class Plan:
     """N requests as batches.
 
     Attributes:
-        groups: for each length of continuation: which requests have it, and (k, length) places of their tokens among all.
+        groups: for each length of continuation: which requests have it, and (k, length) places of
+            their tokens among all.
         cut: how many requests lost tokens on the left to fit the model.
     """
 
@@ -48,10 +50,13 @@ class Plan:
     count: int
     cut: int
 
-    def score(self, forward: Callable[..., torch.Tensor], dtype: Any, device: Any, bar: Any) -> list[tuple[float, bool]]:
+    def score(
+        self, forward: Callable[..., torch.Tensor], dtype: Any, device: Any, bar: Any
+    ) -> list[tuple[float, bool]]:
         """(log-likelihood in nats, is greedy) of each request.
 
-        Numerics: as HFLM: log-softmax of the logits at their own dtype unless `dtype` is given, summed at that dtype.
+        Numerics: as HFLM: log-softmax of the logits at their own dtype unless `dtype` is given,
+            summed at that dtype.
         """
         import torch
 
@@ -72,8 +77,11 @@ class Plan:
         return answers
 
 
-def planned(requests: Sequence[Request], *, batch_size: int, max_length: int, grouped: bool, device: Any) -> Plan:
-    """The batches that lm-eval's HFLM would make of `requests`; its own Collator sorts and groups them.
+def planned(
+    requests: Sequence[Request], *, batch_size: int, max_length: int, grouped: bool, device: Any
+) -> Plan:
+    """The batches that lm-eval's HFLM would make of `requests`; its own Collator sorts and groups
+    them.
 
     Args:
         max_length: tokens that the model sees at once; a longer request is cut from the left.
@@ -81,8 +89,9 @@ def planned(requests: Sequence[Request], *, batch_size: int, max_length: int, gr
 
     Raises:
         EvaluatorError: a continuation alone is longer than `max_length`, or has no token.
-    Source: lm-eval 0.4.13 `HFLM._loglikelihood_tokens`, its treatment of continuations that share a row but differ in
-        length included: the likelihood is read from the left end of the longer one's places, the greedy token from the right.
+    Source: lm-eval 0.4.13 `HFLM._loglikelihood_tokens`, its treatment of continuations that share a
+        row but differ in length included: the likelihood is read from the left end of the longer
+        one's places, the greedy token from the right.
     """
     import torch
     from lm_eval.models.utils import Collator
@@ -90,23 +99,30 @@ def planned(requests: Sequence[Request], *, batch_size: int, max_length: int, gr
     for _, context, continuation in requests:
         if not context or not 0 < len(continuation) <= max_length:
             raise EvaluatorError(
-                f"lm-eval: a request has {len(context)} tokens of context and {len(continuation)} of continuation; "
-                f"the model has room for {max_length}",
+                f"lm-eval: a request has {len(context)} tokens of context and {len(continuation)}"
+                f" of continuation; the model has room for {max_length}",
                 "an empty answer or one that is longer than the model's window cannot be scored",
             )
     collator: Any = Collator(
-        requests, sort_fn=_longest_first, group_by="contexts" if grouped else None, group_fn=lambda r: r[1] + r[2][:-1]
+        requests,
+        sort_fn=_longest_first,
+        group_by="contexts" if grouped else None,
+        group_fn=lambda r: r[1] + r[2][:-1],
     )
     batches: list[Batch] = []
     lengths: list[int] = []
     for chunk in collator.get_batched(n=batch_size):
-        rows = [(context + continuation)[-(max_length + 1) :][:-1] for _, context, continuation in chunk]
+        rows = [
+            (context + continuation)[-(max_length + 1) :][:-1] for _, context, continuation in chunk
+        ]
         width = max(map(len, rows))
         scored, spoken, targets, before = [], [], [], len(lengths)
         for index, ((name, context, continuation), row) in enumerate(zip(chunk, rows)):
             end = index * width + len(row)
             places = torch.arange(end - len(continuation), end).view(1, -1, 1)
-            for _, tokens, found in collator.get_cache(req_str=name, cxt_toks=context, cont_toks=continuation, logits=places):
+            for _, tokens, found in collator.get_cache(
+                req_str=name, cxt_toks=context, cont_toks=continuation, logits=places
+            ):
                 scored.append(found.flatten()[: len(tokens)])
                 spoken.append(found.flatten()[-len(tokens) :])
                 targets += tokens
@@ -115,7 +131,9 @@ def planned(requests: Sequence[Request], *, batch_size: int, max_length: int, gr
         at = torch.stack([torch.cat(scored), torch.cat(spoken), torch.tensor(targets)]).to(device)
         batches.append(Batch(ids, at[0], at[1], at[2], len(lengths) - before))
     order = collator.get_original(list(range(len(lengths))))
-    cut = sum(len(context) + len(continuation) > max_length + 1 for _, context, continuation in requests)
+    cut = sum(
+        len(context) + len(continuation) > max_length + 1 for _, context, continuation in requests
+    )
     return Plan(tuple(batches), _by_length(lengths, order, device), len(requests), cut)
 
 
@@ -124,8 +142,11 @@ def _longest_first(request: Request) -> tuple[int, tuple[int, ...]]:
     return -len(tokens), tuple(tokens)
 
 
-def _by_length(lengths: list[int], order: list[int], device: Any) -> tuple[tuple[list[int], torch.Tensor], ...]:
-    """Requests by length of continuation: sums of equal length are one operation, and each is what it would be alone."""
+def _by_length(
+    lengths: list[int], order: list[int], device: Any
+) -> tuple[tuple[list[int], torch.Tensor], ...]:
+    """Requests by length of continuation: sums of equal length are one operation, and each is what
+    it would be alone."""
     import torch
 
     starts = [0]
@@ -135,6 +156,11 @@ def _by_length(lengths: list[int], order: list[int], device: Any) -> tuple[tuple
     for number, answer in enumerate(order):
         found[lengths[answer]].append(number)
     return tuple(
-        (numbers, (torch.tensor([starts[order[n]] for n in numbers])[:, None] + torch.arange(length)).to(device))
+        (
+            numbers,
+            (torch.tensor([starts[order[n]] for n in numbers])[:, None] + torch.arange(length)).to(
+                device
+            ),
+        )
         for length, numbers in found.items()
     )

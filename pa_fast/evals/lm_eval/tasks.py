@@ -38,13 +38,22 @@ class Tasks:
         return {name: str(self[name].VERSION) for name in self}
 
     def digest(self, samples: Mapping[str, Sequence[int]]) -> str:
-        """SHA-256 of all that is asked: configurations but for paths, code, documents scored, documents to draw shots from."""
+        """SHA-256 of all that is asked: configurations but for paths, code, documents scored,
+        documents to draw shots from."""
         whole = hashlib.sha256(b"".join(path.read_bytes() for path in self.code))
         for name in sorted(self):
             task = self[name]
-            settings = {key: value for key, value in task.dump_config().items() if key != "dataset_kwargs"}
-            settings["metadata"] = {k: v for k, v in (settings.get("metadata") or {}).items() if k != "config_source"}
-            pool = task.sampler.df if (task.get_config("num_fewshot") or 0) > 0 and hasattr(task, "sampler") else ()
+            settings = {
+                key: value for key, value in task.dump_config().items() if key != "dataset_kwargs"
+            }
+            settings["metadata"] = {
+                k: v for k, v in (settings.get("metadata") or {}).items() if k != "config_source"
+            }
+            pool = (
+                task.sampler.df
+                if (task.get_config("num_fewshot") or 0) > 0 and hasattr(task, "sampler")
+                else ()
+            )
             for part in ([settings], _sampled(task.eval_docs, samples.get(name)), pool):
                 for value in part:
                     whole.update(plain_json(value).encode())
@@ -59,7 +68,8 @@ def _sampled(documents: Any, sample: Sequence[int] | None) -> Iterable[Any]:
 
 
 def plain_json(value: Any, **layout: Any) -> str:
-    """JSON of what lm-eval hands out, equal for equal values: functions by name, numbers of NumPy as numbers."""
+    """JSON of what lm-eval hands out, equal for equal values: functions by name, numbers of NumPy
+    as numbers."""
     return json.dumps(value, default=_plain, ensure_ascii=False, **layout)
 
 
@@ -71,7 +81,9 @@ def _plain(value: Any) -> Any:
     return value.tolist() if hasattr(value, "tolist") else str(value)
 
 
-def load_tasks(names: Sequence[str], include_path: pathlib.Path | None, shots: int | None, seed: int) -> Tasks:
+def load_tasks(
+    names: Sequence[str], include_path: pathlib.Path | None, shots: int | None, seed: int
+) -> Tasks:
     """Load tasks, groups and tags with their data.
 
     Args:
@@ -98,18 +110,28 @@ def load_tasks(names: Sequence[str], include_path: pathlib.Path | None, shots: i
 
 
 def drawn(tasks: Tasks, limit: int | None, seed: int) -> tuple[Tasks, dict[str, list[int]]]:
-    """`tasks` of which at most `limit` documents are scored, and which ones of each; empty where all are.
+    """`tasks` of which at most `limit` documents are scored, and which ones of each; empty where
+    all are.
 
-    A task of which none is drawn is left out; groups are left out with it, whose aggregates would lack it.
+    A task of which none is drawn is left out; groups are left out with it, whose aggregates would
+    lack it.
     """
-    documents = [(name, number) for name in tasks for number in range(len(tasks[name].eval_docs))] if limit else []
+    documents = (
+        [(name, number) for name in tasks for number in range(len(tasks[name].eval_docs))]
+        if limit
+        else []
+    )
     if limit is None or limit >= len(documents):
         return tasks, {}
     samples: dict[str, list[int]] = {}
     for name, number in limited(documents, [name for name, _ in documents], limit, seed):
         samples.setdefault(name, []).append(number)
     kept = {name: tasks[name] for name in tasks if name in samples}
-    loaded = tasks.loaded if len(kept) == len(list(tasks)) else {"tasks": kept, "groups": {}, "group_map": {}}
+    loaded = (
+        tasks.loaded
+        if len(kept) == len(list(tasks))
+        else {"tasks": kept, "groups": {}, "group_map": {}}
+    )
     return Tasks(loaded, tasks.code), samples
 
 
@@ -122,13 +144,17 @@ def _registered() -> Any:
 
 
 def _manager(names: Iterable[str], include_path: pathlib.Path | None) -> Any:
-    """A TaskManager that knows `names` if anything does; lm-eval's own tasks are looked at only for those not found."""
+    """A TaskManager that knows `names` if anything does; lm-eval's own tasks are looked at only for
+    those not found."""
     from lm_eval.tasks import TaskManager
 
     if include_path is None:
         return _registered()
     if not include_path.is_dir():
-        raise EvaluatorError(f"include_path {include_path} is not a folder", "give the folder that holds the tasks' YAML files")
+        raise EvaluatorError(
+            f"include_path {include_path} is not a folder",
+            "give the folder that holds the tasks' YAML files",
+        )
     manager = TaskManager(include_path=str(include_path.absolute()), include_defaults=False)
     if not all(_found(name, manager.task_index) for name in names):
         for name, entry in _registered().task_index.items():
@@ -141,7 +167,9 @@ def _found(name: str, index: Any) -> bool:
     if name not in index:
         return False
     listed = (index[name].cfg or {}).get("task") if "group" in (index[name].cfg or {}) else None
-    inner = [one if isinstance(one, str) else one.get("group", one.get("task")) for one in listed or ()]
+    inner = [
+        one if isinstance(one, str) else one.get("group", one.get("task")) for one in listed or ()
+    ]
     return all(isinstance(one, str) and _found(one, index) for one in inner)
 
 
@@ -157,17 +185,30 @@ def _set_shots(name: str, task: Any, shots: int | None) -> None:
 
 def _check_usable(name: str, task: Any) -> None:
     if getattr(task, "UNSAFE_CODE", False):
-        raise EvaluatorError(f"lm-eval task `{name}` runs code that the model writes, which is refused here", "leave it out")
+        raise EvaluatorError(
+            f"lm-eval task `{name}` runs code that the model writes, which is refused here",
+            "leave it out",
+        )
     if getattr(task, "MULTIMODAL", False):
-        raise EvaluatorError(f"lm-eval task `{name}` needs images or sound, and only text models are scored", "leave it out")
+        raise EvaluatorError(
+            f"lm-eval task `{name}` needs images or sound, and only text models are scored",
+            "leave it out",
+        )
     if "bypass" in task.aggregation() or not task.aggregation():
-        raise EvaluatorError(f"lm-eval task `{name}` measures nothing (metrics: {', '.join(task.aggregation())})", "leave it out")
+        raise EvaluatorError(
+            f"lm-eval task `{name}` measures nothing (metrics: {', '.join(task.aggregation())})",
+            "leave it out",
+        )
 
 
 def _unknown(name: str, known: Sequence[str], include_path: pathlib.Path | None) -> EvaluatorError:
     near = difflib.get_close_matches(name, known, n=3)
     unreadable = [] if include_path is None else list(_unreadable(include_path))
-    hint = f"did you mean {' or '.join(near)}?" if near else "`lm-eval ls tasks` lists lm-eval's own; include_path= adds yours"
+    hint = (
+        f"did you mean {' or '.join(near)}?"
+        if near
+        else "`lm-eval ls tasks` lists lm-eval's own; include_path= adds yours"
+    )
     where = "" if include_path is None else f", nor in {include_path}"
     broken = f"; {unreadable[0]}" if unreadable else ""
     return EvaluatorError(f"lm-eval has no task, group or tag `{name}`{where}{broken}", hint)
@@ -186,7 +227,13 @@ def _unreadable(include_path: pathlib.Path) -> Iterable[str]:
 
 def _broken(names: Sequence[str], error: Exception) -> EvaluatorError:
     said = f"{type(error).__name__}: {' '.join(str(error).split()) or 'no message'}"
-    hint = "check the task's YAML file and its data; data sets of the hub need network access the first time"
+    hint = (
+        "check the task's YAML file and its data; data sets of the hub need network access the"
+        " first time"
+    )
     if isinstance(error, ImportError):
-        hint = "install what the task imports; lm-eval has extras for that, such as pip install 'lm-eval[ifeval]'"
+        hint = (
+            "install what the task imports; lm-eval has extras for that, such as pip install"
+            " 'lm-eval[ifeval]'"
+        )
     return EvaluatorError(f"lm-eval cannot load {', '.join(names)}: {said}", hint)

@@ -14,7 +14,8 @@ _Base: Any = object  # the tokenizer's own class, which `remembering` mixes in
 
 
 class Remembering(_Base):
-    """Encodes each text once; answers are copies. Only texts alone are remembered, not pairs or lists of words."""
+    """Encodes each text once; answers are copies. Only texts alone are remembered, not pairs or
+    lists of words."""
 
     memory: dict[Any, Any]
 
@@ -56,7 +57,8 @@ class Remembering(_Base):
 
 
 def remembering(tokenizer: Any) -> Any:
-    """A copy of `tokenizer`, of a class of the same name, that remembers; the original stays as it is."""
+    """A copy of `tokenizer`, of a class of the same name, that remembers; the original stays as it
+    is."""
     made = mixed(Remembering, copy.deepcopy(tokenizer))
     made.memory = {}
     return made
