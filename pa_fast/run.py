@@ -118,8 +118,8 @@ def check_confirm(job: SweepSpec) -> None:
         UsageError: there is no instruct model, or nothing is lost.
         PairError: the delta stands for another instruct model.
     """
+    from pa_fast.checkpoint.folder import resolve
     from pa_fast.checkpoint.reader import Checkpoint
-    from pa_fast.checkpoint.source import resolve
     from pa_fast.live import opening
     from pa_fast.live.planner import planned
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pa_fast.checkpoint.document import quoted
+from pa_fast.checkpoint.safetensors import quoted
 
 ABSENT = "absent"
 _HARMLESS = (

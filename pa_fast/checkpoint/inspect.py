@@ -11,12 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from pa_fast.base import Lambda
 from pa_fast.checkpoint.config import Difference, tied
-from pa_fast.checkpoint.pair_options import PairOptions
-from pa_fast.checkpoint.pairing import Pair, pair
+from pa_fast.checkpoint.folder import resolve
+from pa_fast.checkpoint.pair import Pair, PairOptions, pair
 from pa_fast.checkpoint.reader import Checkpoint
-from pa_fast.checkpoint.recipe import Recipe
-from pa_fast.checkpoint.source import resolve
-from pa_fast.checkpoint.streaming import check_dtype, live_dtype
+from pa_fast.checkpoint.streaming import MergeSpec, check_dtype, live_dtype
 from pa_fast.errors import UsageError
 from pa_fast.rules import RuleLike
 
@@ -99,7 +97,7 @@ def inspect(
         UsageError: `sample` and `full` together; rounding or rule without `fidelity`; no such
             dtype, λ, rounding, seed or policy; or a rule that is none or does not fit the names.
     """
-    grid = [Recipe.of(lam, rounding, seed, rule) for lam in fidelity]
+    grid = [MergeSpec.of(lam, rounding, seed, rule) for lam in fidelity]
     options = PairOptions.of(extra_rows, one_sided, ignore_config, strip_prefix)
     check_dtype(dtype)
     if sample and full:
@@ -118,7 +116,7 @@ def inspect(
         weights = sample or full or bool(grid)
         if weights:
             from pa_fast.checkpoint.measure import measure
-            from pa_fast.checkpoint.untrained import untrained_rows
+            from pa_fast.checkpoint.vocabulary import untrained_rows
 
             more["notes"] += untrained_rows(base, instruct)
             more["measured"] = measure(found, dtype, grid, sample=not full, progress=progress)

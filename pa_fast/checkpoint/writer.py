@@ -25,18 +25,23 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from pa_fast import files
-from pa_fast.checkpoint.companions import Companion
-from pa_fast.checkpoint.document import quoted
-from pa_fast.checkpoint.header import DTYPE_BITS
-from pa_fast.checkpoint.layout import ShardPlan, Slot
-from pa_fast.checkpoint.reader import memory
-from pa_fast.checkpoint.replacing import check_apart, check_replaceable, foreign_names
-from pa_fast.checkpoint.resume import ShardLog, Sums
+from pa_fast.checkpoint.folder import Companion
+from pa_fast.checkpoint.layout import (
+    ShardLog,
+    ShardPlan,
+    Slot,
+    Sums,
+    check_apart,
+    check_replaceable,
+    foreign_names,
+)
+from pa_fast.checkpoint.safetensors import DTYPE_BITS, memory, quoted
 from pa_fast.errors import DataError, OutputError
 from pa_fast.units import format_bytes
 
 if TYPE_CHECKING:
     import torch
+
 
 _UNFINISHED = ".partial"
 _ADAPTER = {"adapter_config.json", "adapter_model.safetensors"}

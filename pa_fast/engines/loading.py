@@ -17,11 +17,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pa_fast.checkpoint.alignment import is_attribute, stripped
 from pa_fast.checkpoint.config import model_class
-from pa_fast.checkpoint.header import FLOATS
-from pa_fast.checkpoint.reader import Checkpoint, torch_dtype
-from pa_fast.checkpoint.rows import may_be_extended, vocabulary_sizes
+from pa_fast.checkpoint.pair import is_attribute, stripped
+from pa_fast.checkpoint.reader import Checkpoint
+from pa_fast.checkpoint.safetensors import FLOATS, torch_dtype
+from pa_fast.checkpoint.vocabulary import may_be_extended, vocabulary_sizes
 from pa_fast.engines import layout, own_code
 from pa_fast.engines.content import Content
 from pa_fast.engines.inventory import tensors_and_modules

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pa_fast.base import Continuation, Generation, Lambda
-from pa_fast.checkpoint.fingerprint import combine
+from pa_fast.checkpoint.provenance import combine
 from pa_fast.engines import endpoints, layout, transformers
 from pa_fast.engines.model import LambdaModel
 from pa_fast.engines.ranks import Ranks

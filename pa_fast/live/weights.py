@@ -20,7 +20,7 @@ from pa_kernels.cores import inference, over_cores, settle
 from pa_kernels.reference import LIVE_DTYPES, Draw
 
 from pa_fast.base import Lambda
-from pa_fast.checkpoint.fingerprint import combine
+from pa_fast.checkpoint.provenance import combine
 from pa_fast.delta.entry import Entry, parts
 from pa_fast.delta.file import DeltaFile
 from pa_fast.delta.mixed import Mixed

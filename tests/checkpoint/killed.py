@@ -23,7 +23,7 @@ from typing import Any
 import pa_kernels  # noqa: F401
 
 from pa_fast.checkpoint.merge import merge
-from pa_fast.checkpoint.pairing import pair
+from pa_fast.checkpoint.pair import pair
 from pa_fast.checkpoint.reader import Checkpoint
 
 CALLS = (

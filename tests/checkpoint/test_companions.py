@@ -12,8 +12,8 @@ from huggingface_hub import ModelCard
 from huggingface_hub.utils import validate_repo_id
 
 import pa_fast
-from pa_fast.checkpoint import source
-from pa_fast.checkpoint.companions import check_companions
+from pa_fast.checkpoint import folder as source
+from pa_fast.checkpoint.folder import check_companions
 from pa_fast.errors import CheckpointError
 from tests.checkpoint.pairs import random_tensors, write_checkpoint
 

@@ -27,7 +27,7 @@ from transformers import AutoModelForCausalLM
 
 import pa_fast
 from pa_fast.base import Generation, Score
-from pa_fast.checkpoint.fingerprint import combine
+from pa_fast.checkpoint.provenance import combine
 from pa_fast.engines import layout, loading, transformers
 from pa_fast.engines.tensor_parallel import ShardedModel, load
 from pa_fast.errors import (

@@ -16,7 +16,7 @@ from pa_kernels import reference
 from safetensors.torch import load_file, save_file
 
 import pa_fast
-from pa_fast.checkpoint.source import located
+from pa_fast.checkpoint.folder import located
 from pa_fast.engines import loading
 from pa_fast.errors import DataError, EngineError, PairError, UsageError, WeightsError
 from tests.engines.architectures import write_model, write_pair
