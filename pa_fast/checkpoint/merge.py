@@ -94,7 +94,7 @@ def parallel_files(
     left, done = deque(enumerate(items)), dict[int, T]()
     failed: list[BaseException] = []
 
-    def lane(pool: ThreadPoolExecutor) -> None:
+    def fill(pool: ThreadPoolExecutor) -> None:
         while left and not ended.is_set():
             try:
                 k, item = left.popleft()
@@ -105,9 +105,9 @@ def parallel_files(
 
     with ExitStack() as stack:
         pools = [stack.enter_context(cores(at_once)) for _ in range(at_once)]
-        lanes = stack.enter_context(threads(at_once))
+        fillers = stack.enter_context(threads(at_once))
         stack.callback(ended.set)  # an interrupt of the wait
-        wait([lanes.submit(lane, pool) for pool in pools])
+        wait([fillers.submit(fill, pool) for pool in pools])
     if failed:
         raise failed[0]
     return [done[k] for k in range(len(items))]
