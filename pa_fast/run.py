@@ -81,9 +81,8 @@ def run(
     from pa_fast.sweep import sweep
 
     points = lambdas(job.lambdas)
-    out = pathlib.Path(
-        os.path.abspath(job.out)
-    )  # whatever the modules of evaluators do when they are imported
+    # whatever the modules of evaluators do when they are imported
+    out = pathlib.Path(os.path.abspath(job.out))
     check_folder(out, None if shard is None else Shard(*shard))
     model, asked = opened(job)
     for note in getattr(model, "notes", ()):

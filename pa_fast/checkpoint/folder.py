@@ -473,9 +473,8 @@ def resolve(spec: str | Path) -> Path:
         )
         # patterns know no folders: what is unwanted would leave these out too
         snapshot_download(name, revision=Path(found).name, allow_patterns=[_TEMPLATES])
-    except (
-        Exception
-    ) as error:  # the hub client raises its own, requests', httpx' and plain OS errors
+    except Exception as error:
+        # the hub client raises its own, requests', httpx' and plain OS errors
         reason = " ".join(str(error).split()) or type(error).__name__
         hint = (
             "there is no such local folder; for the hub check the id, the revision, your access"

@@ -100,9 +100,8 @@ class Skeleton:
                     if isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)
                     else None
                 )
-        except (
-            Exception
-        ):  # an unknown class or a malformed configuration: names are then compared as they are
+        except Exception:
+            # an unknown class or a malformed configuration: names are then compared as they are
             return None
 
     def trace(self, keys: Iterable[str]) -> Traced:

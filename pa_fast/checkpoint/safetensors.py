@@ -180,9 +180,8 @@ DTYPE_BITS = {
     "F8_E4M3FNUZ": 8,
     "F8_E5M2FNUZ": 8,
 }
-FLOATS = frozenset(
-    {"BF16", "F16", "F32"}
-)  # the dtypes that are merged; every other must be equal on both sides
+# the dtypes that are merged; every other must be equal on both sides
+FLOATS = frozenset({"BF16", "F16", "F32"})
 MAX_DIMENSIONS = 32
 _AGAIN = "the file is damaged or was not written by safetensors: download or convert it again"
 
@@ -274,7 +273,8 @@ def _tensor(path: Path, name: str, entry: Any, data_start: int) -> TensorInfo:
         "dtype",
         "shape",
         "data_offsets",
-    }:  # others mean nothing
+    }:
+        # others mean nothing
         raise refuse("entry is not an object of dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
@@ -384,7 +384,8 @@ def page_in(view: torch.Tensor) -> None:
         if code not in (
             errno.EINVAL,
             errno.ENOSYS,
-        ):  # a kernel without it faults them in one by one
+        ):
+            # a kernel without it faults them in one by one
             raise OSError(code, os.strerror(code))
 
 

@@ -77,9 +77,8 @@ class MergeSpec:
 
 T = TypeVar("T")
 
-CHUNK_ELEMENTS = (
-    2**19
-)  # three chunks of bf16 are 3 MB: they stay in the L2 or L3 cache between the passes over them
+# three chunks of bf16 are 3 MB: they stay in the L2 or L3 cache between the passes over them
+CHUNK_ELEMENTS = 2**19
 AHEAD = 64  # chunks handed to the pool before the first of them is waited for
 DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 
@@ -213,9 +212,8 @@ def check_finite(
     where = f"tensor {quoted(name)}"
     for side, chunk in (("base", base), ("instruct", instruct)):
         stored = pair.stored(side, name)
-        own = chunk[
-            : max(0, stored.count - start)
-        ]  # vocabulary rows past these are the other side's
+        # vocabulary rows past these are the other side's
+        own = chunk[: max(0, stored.count - start)]
         found = int((~torch.isfinite(own)).sum())
         if found:
             file = stored.file

@@ -190,9 +190,8 @@ class OutputFolder:
             try:
                 files.sync_folder(self.path)
             except OSError:
-                self._keep = (
-                    True  # its weight files are complete, and another run goes on from them
-                )
+                # its weight files are complete, and another run goes on from them
+                self._keep = True
                 raise
             self._check_held()
             self._check_target()
@@ -205,9 +204,8 @@ class OutputFolder:
                 if self._old.exists() and not self.target.exists():
                     files.rename(self._old, self.target)
                 raise
-        if files.sync_finished(
-            self.target.parent
-        ):  # else the old folder stays too: a power cut may undo the renames
+        if files.sync_finished(self.target.parent):
+            # else the old folder stays too: a power cut may undo the renames
             shutil.rmtree(self._old, ignore_errors=True)
 
     def _recover(self) -> None:

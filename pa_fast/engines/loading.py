@@ -315,9 +315,8 @@ def _from_pretrained(
             refused = own_code.refused(checkpoint.folder, "config.json", auto_class, error)
             if refused is not None:
                 raise refused from error
-        if sharding and "has no `tp_plan`" in str(
-            error
-        ):  # since transformers 5.24; `layout.check` says it before
+        if sharding and "has no `tp_plan`" in str(error):
+            # since transformers 5.24; `layout.check` says it before
             raise layout.no_plan(kind.__name__) from error
         raise EngineError(
             f"transformers cannot load {checkpoint.folder}: {first_line(error)}",

@@ -83,9 +83,8 @@ class ShardedWeights:
             )
         with self._ranks.step("the switch"):
             self._part.set_lambda(lam)
-        torch.autograd.graph.increment_version(
-            self._owners
-        )  # they do not share their shard's counter
+        # they do not share their shard's counter
+        torch.autograd.graph.increment_version(self._owners)
 
     def check_lambda(self, lam: float | LambdaRule) -> None:
         """See `LiveWeights.check_lambda`; on all ranks, whichever cannot reach λ."""
@@ -171,9 +170,8 @@ class ShardedModel(LambdaModel):
             {id(tensor): tensor for tensor in layout.distributed(part.model).values()}.values()
         )
         self.ranks = ranks
-        self._not_shared = (
-            part._not_shared if ranks.rank == 0 else None
-        )  # warned of once, not once per rank
+        # warned of once, not once per rank
+        self._not_shared = part._not_shared if ranks.rank == 0 else None
         self.weights = ShardedWeights(part.weights, ranks, owners, layout.split(part.model))
         self.identity = {**part.identity, "engine": "transformers-tp", "world": ranks.world}
 

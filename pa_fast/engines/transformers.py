@@ -122,9 +122,8 @@ def load(
         delta,
         ranks.sharding(),
     )
-    other = (
-        base if instruct is None else instruct
-    )  # base stands on both sides where a delta does for instruct
+    # base stands on both sides where a delta does for instruct
+    other = base if instruct is None else instruct
     with (
         ranks.step("loading"),
         Checkpoint.open(resolve(base)) as b,

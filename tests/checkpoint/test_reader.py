@@ -132,7 +132,9 @@ def test_bytes_that_are_gone_are_refused_before_they_are_touched(
     folder = write_checkpoint(tmp_path / "c", {"a": torch.randn(100_000)})
     with Checkpoint.open(folder) as found:
         found.tensor("a")
-        monkeypatch.setattr(safetensors.WeightFile, "check", lambda self: os.truncate(self.path, 5000))
+        monkeypatch.setattr(
+            safetensors.WeightFile, "check", lambda self: os.truncate(self.path, 5000)
+        )
         with pytest.raises(DataError, match=r"model.safetensors: bytes \d+ to \d+ cannot be read"):
             found.tensor("a")
 

@@ -114,9 +114,8 @@ def test_what_a_model_keeps_in_fp32_holds_values_of_the_file_dtype(
 
     monkeypatch.setattr(LlamaForCausalLM, "_keep_in_fp32_modules_strict", {"norm"})
     base, instruct = write_pair(tmp_path, "llama")
-    lm = pa_fast.load(
-        base, instruct, endpoint_check=False
-    )  # Llama's own forward pass cannot mix dtypes
+    # Llama's own forward pass cannot mix dtypes
+    lm = pa_fast.load(base, instruct, endpoint_check=False)
     assert lm.model.model.norm.weight.dtype == torch.float32
     assert lm.model.lm_head.weight.dtype == torch.bfloat16
     for lam in LAMBDAS:
