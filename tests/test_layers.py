@@ -28,6 +28,7 @@ ALLOWED: dict[str, set[str]] = {
     "live": {"delta", "checkpoint"} | FLOOR,
     "engines": {"live", "delta", "checkpoint"} | FLOOR,
     "evals": {"base"} | GROUND,
+    "stats": {"base"} | GROUND,
     "sweep": {"base"} | GROUND,
 }
 ALLOWED["sweeping"] = {"evals", "sweep", "base"} | GROUND

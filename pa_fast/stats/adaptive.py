@@ -56,7 +56,7 @@ def following(items: Items) -> Next:
     if missing:
         return Next(missing, f"the best λ lies in {low:g}–{high:g}")
     part = items.at(np.array([_place(items, lam) for lam in fine]))
-    lattice = np.arange(round(1 / LATTICE) + 1) * LATTICE
+    lattice = np.linspace(0.0, 1.0, round(1 / LATTICE) + 1)
     peak = round(float(lattice[np.argmax(Smoother(part.lams)(part.values(), lattice))]), 6)
     if np.abs(items.lams - peak).min() <= NEAR + 1e-9:
         return Next((), "the smoothed curve's peak is evaluated")

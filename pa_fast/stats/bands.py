@@ -42,28 +42,29 @@ class Band:
 
 
 def draws(cov: Array, count: int = DRAWS, seed: int = 0) -> Array:
-    """(count, K) draws of N(0, `cov`), the same on every machine to rounding.
+    """(K, count) draws of N(0, `cov`), the same on every machine to rounding.
 
     Numerics: by Cholesky of S + 1e-10 · mean diagonal; eigenvectors differ between machines.
     """
     size = len(cov)
     ridge = 1e-10 * np.trace(cov) / size + 1e-300  # all scores alike: S is 0
     root = np.linalg.cholesky(cov + ridge * np.eye(size))
-    return np.random.Generator(np.random.PCG64(seed)).standard_normal((count, size)) @ root.T
+    normal = np.random.Generator(np.random.PCG64(seed)).standard_normal((count, size))
+    return np.ascontiguousarray(root @ normal.T)
 
 
 def band(curve: Curve, ref: int, z: Array, level: float = LEVEL) -> Band:
     """The band of differences to λ number `ref`: max-t over the other λ.
 
     Args:
-        z: (M, K) `draws(curve.cov)`.
+        z: (K, M) `draws(curve.cov)`.
         level: the share of sweeps in which all true differences lie in the band.
     """
     others = np.arange(len(curve.s)) != ref
     diff, se = curve.s - curve.s[ref], np.where(others, curve.se()[:, ref], 0.0)
     if not others.any():
         return Band(ref, diff, se, 0.0, np.ones(1))
-    most = np.abs((z[:, others] - z[:, [ref]]) / se[others]).max(1)
+    most = np.abs((z[others] - z[ref]) / se[others, None]).max(0)
     c = float(np.quantile(most, level))
     p = np.ones(len(diff))
     reached = np.searchsorted(np.sort(most), np.abs(diff[others]) / se[others])
@@ -77,12 +78,12 @@ def best_set(curve: Curve, z: Array, level: float = LEVEL) -> NDArray[np.bool_]:
     λ_k is kept unless max_j (s_j − s_k) / se_jk exceeds the `level` quantile of that maximum.
 
     Args:
-        z: (M, K) `draws(curve.cov)`.
+        z: (K, M) `draws(curve.cov)`.
     """
     se = curve.se()
     keep = np.zeros(len(se), bool)
     for k in range(len(se)):
-        most = ((z - z[:, [k]]) / se[k]).max(1)
+        most = ((z - z[k]) / se[k, :, None]).max(0)
         keep[k] = ((curve.s - curve.s[k]) / se[k]).max() <= np.quantile(most, level)
     return keep
 

@@ -74,7 +74,8 @@ def choose(curve: Curve, smoother: Smoother | None = None) -> int:
     best = int(np.argmax(curve.s))
     allowance = curve.se()[best]
     allowance[best] = 0
-    near = curve.s[best] - curve.s <= allowance + 1e-12
+    rounding = 1e-9 * max(np.ptp(curve.s), 1e-300)
+    near = curve.s[best] - curve.s <= allowance + rounding
     smoothed = np.where(near, smoother(curve.s), -np.inf)
-    top = np.flatnonzero(smoothed >= smoothed.max() - 1e-9 * max(np.ptp(curve.s), 1e-300))
+    top = np.flatnonzero(smoothed >= smoothed.max() - rounding)
     return int(top[np.argmin(np.abs(curve.lams[top] - 1))])

@@ -68,7 +68,7 @@ def _bootstrap(items: Items) -> Array:
     """(K, K) covariance of the value over replicates of the items, as many of each stratum."""
     assert items.parts is not None and items.formula is not None
     rng = np.random.Generator(np.random.PCG64(0))
-    n, k, p = items.parts.shape
+    k, p = items.parts.shape[1:]
     average = np.zeros((REPLICATES, k))
     shares = np.add.reduceat(items.weights, items.starts)
     for share, start, count in zip(shares, items.starts, items.counts):

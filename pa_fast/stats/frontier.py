@@ -47,11 +47,10 @@ def undominated(curves: Sequence[Curve], level: float = LEVEL) -> NDArray[np.boo
     for seed, (curve, se) in enumerate(zip(curves, errors)):
         z = draws(curve.cov, seed=seed)
         for k in range(size):
-            most = np.maximum(most, ((z - z[:, [k]]) / se[k]).max(1))
+            most = np.maximum(most, ((z - z[k]) / se[k, :, None]).max(0))
     c = np.quantile(most, level)
     better = np.ones((size, size), bool)
     for curve, se in zip(curves, errors):
         margin: Array = (curve.s[:, None] - curve.s) / se
         better &= margin > c
-    found: NDArray[np.bool_] = ~better.any(0)
-    return found
+    return np.logical_not(better.any(0))

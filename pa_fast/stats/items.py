@@ -128,7 +128,7 @@ correlation, and perplexity, whose average over strata is one of nats per token.
 
 
 def collect(scores: Mapping[Lambda, Score], higher_is_better: bool) -> Items:
-    """The items of an evaluator at each λ, in one order, checked against the reported values.
+    """The items of an evaluator at each λ, by group and id, checked against the reported values.
 
     A value is Σ weight · score / Σ weight. Items without weights (all 1) may make it up as the mean
     over groups of each one's mean, too. Items with `parts` make it up by the formula of those.
@@ -138,20 +138,22 @@ def collect(scores: Mapping[Lambda, Score], higher_is_better: bool) -> Items:
         scores: of one evaluator, by λ.
 
     Raises:
-        StatisticsError: there are no items, or a single one; they differ along λ; or their own value is not
-            the reported one to 1e-9.
+        StatisticsError: there are no items, or a single one; they differ along λ; or their own
+            value is not the reported one to 1e-9.
     """
     lams = sorted(scores, key=lambda lam: lam.exact)
     first = scores[lams[0]].items
     if len(first) < 2:
-        raise StatisticsError(f"the score has {len(first) or 'no'} item{'s' * (len(first) != 1)}", _HINT)
+        raise StatisticsError(
+            f"the score has {len(first) or 'no'} item{'s' * (len(first) != 1)}", _HINT
+        )
     columns = [_aligned(scores[lam].items, first, lam) for lam in lams]
     sign = 1 if higher_is_better else -1
     y = np.array([[item.score for item in column] for column in columns]).T
     weights = _same_weights(columns, lams)
     groups = np.unique([item.group for item in first], return_inverse=True)[1]
     strata = _merged(groups)
-    order = np.argsort(strata, kind="stable")
+    order = np.lexsort(([item.id for item in first], groups, strata))
     counts = np.bincount(strata)
     starts = np.cumsum(counts) - counts
     parts, formula = _parts(columns, sign)
@@ -190,7 +192,9 @@ def _same_weights(columns: Sequence[Sequence[Item]], lams: Sequence[Lambda]) -> 
         raise StatisticsError("weights of items are not all finite and ≥ 0, with a sum > 0", _HINT)
     for lam, other in zip(lams, weights):
         if not np.allclose(other, weights[0], rtol=1e-12, atol=0):
-            raise StatisticsError(f"the weights of items at λ = {lam.key} are not those of the other λ", _HINT)
+            raise StatisticsError(
+                f"the weights of items at λ = {lam.key} are not those of the other λ", _HINT
+            )
     return weights[0]
 
 
@@ -203,7 +207,9 @@ def _parts(columns: Sequence[Sequence[Item]], sign: int) -> tuple[Array | None, 
     if formula is None:
         found = " and ".join(sorted(", ".join(sorted(one)) or "none" for one in names))
         known = "; ".join(", ".join(one.parts) for one in FORMULAS)
-        raise StatisticsError(f"items have the parts {found}", f"one of these for all items: {known}")
+        raise StatisticsError(
+            f"items have the parts {found}", f"one of these for all items: {known}"
+        )
     values = [[[(i.parts or {})[p] for p in formula.parts] for i in column] for column in columns]
     parts = np.moveaxis(np.array(values, float), 0, 1)
     if not np.all(np.isfinite(parts)):
