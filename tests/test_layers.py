@@ -29,7 +29,7 @@ ALLOWED: dict[str, set[str]] = {
     "engines": {"live", "delta", "checkpoint"} | FLOOR,
     "evals": {"base"} | GROUND,
     "stats": {"base"} | GROUND,
-    "sweep": {"base"} | GROUND,
+    "sweep": {"stats", "base"} | GROUND,
 }
 ALLOWED["sweeping"] = {"evals", "sweep", "base"} | GROUND
 ALLOWED["run"] = {"engines", "evals", "sweep", "live", "delta", "checkpoint"} | FLOOR

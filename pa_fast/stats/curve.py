@@ -66,21 +66,25 @@ def curve(items: Items) -> Curve:
 
 def _bootstrap(items: Items) -> Array:
     """(K, K) covariance of the value over replicates of the items, as many of each stratum."""
-    assert items.parts is not None and items.formula is not None
+    assert items.parts is not None
     rng = np.random.Generator(np.random.PCG64(0))
     k, p = items.parts.shape[1:]
-    average = np.zeros((REPLICATES, k))
-    shares = np.add.reduceat(items.weights, items.starts)
-    for share, start, count in zip(shares, items.starts, items.counts):
-        flat = items.parts[start : start + count].reshape(count, k * p)
-        size = max(1, _CHUNK // int(count))
-        for first in range(0, REPLICATES, size):
-            rows = min(size, REPLICATES - first)
-            drawn = rng.integers(0, count, (rows, count)) + count * np.arange(rows)[:, None]
-            often = np.bincount(drawn.ravel(), minlength=rows * count).reshape(rows, count)
-            sums = (often @ flat).reshape(rows, k, p)
-            average[first : first + rows] += share * items.formula.inner(sums)
-    return np.atleast_2d(np.cov(items.formula.finish(average), rowvar=False))
+    strata = np.split(items.parts.reshape(-1, k * p), items.starts[1:])
+    sums = (_resampled(stratum, rng).reshape(-1, k, p) for stratum in strata)
+    return np.atleast_2d(np.cov(items.combined(sums), rowvar=False))
+
+
+def _resampled(rows: Array, rng: np.random.Generator) -> Array:
+    """(2000, …) sums of as many rows as there are, drawn with replacement."""
+    count = len(rows)
+    sums = np.empty((REPLICATES, rows.shape[1]))
+    size = max(1, _CHUNK // count)
+    for first in range(0, REPLICATES, size):
+        times = min(size, REPLICATES - first)
+        drawn = rng.integers(0, count, (times, count)) + count * np.arange(times)[:, None]
+        often = np.bincount(drawn.ravel(), minlength=times * count).reshape(times, count)
+        sums[first : first + times] = often @ rows
+    return sums
 
 
 def percent(whole: Curve, ref: int) -> Curve:

@@ -104,7 +104,7 @@ def test_the_cross_fitted_gain_is_measured_on_items_that_did_not_choose() -> Non
 def test_a_ratio_of_sums_is_cross_fitted_as_the_mean_that_it_is() -> None:
     items = some(3, 300)
     parts = np.stack([items.y, np.ones_like(items.y)], axis=-1)
-    ratio = replace(items, parts=parts, formula=FORMULAS[0])
+    ratio = replace(items, parts=parts, formulas=FORMULAS[:1])
     assert crossfit(ratio, 10) == pytest.approx(crossfit(items, 10), abs=0.01)
 
 

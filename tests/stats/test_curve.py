@@ -73,7 +73,7 @@ def test_standard_errors_of_differences_have_a_floor() -> None:
 def as_ratio(items: Items) -> Items:
     """The same mean, as a ratio of sums."""
     parts = np.stack([items.y, np.ones_like(items.y)], axis=-1)
-    return replace(items, parts=parts, formula=FORMULAS[0])
+    return replace(items, parts=parts, formulas=FORMULAS[:1] * len(items.starts))
 
 
 def test_the_bootstrap_of_a_mean_has_its_covariance() -> None:
@@ -99,7 +99,7 @@ def test_the_error_of_f1_is_its_spread_over_sweeps() -> None:
     for _ in range(150):
         gold, said = rng.random((200, 1)) < 0.4, rng.random((200, 1)) < 0.5
         parts = np.stack([gold & said, ~gold & said, gold & ~said], axis=-1).astype(float)
-        found = curve(replace(items_of(parts[..., 0], np.zeros(1)), parts=parts, formula=f1))
+        found = curve(replace(items_of(parts[..., 0], np.zeros(1)), parts=parts, formulas=(f1,)))
         values.append(found.s[0])
         errors.append(np.sqrt(found.cov[0, 0]))
     assert np.mean(errors) == pytest.approx(np.std(values), rel=0.15)

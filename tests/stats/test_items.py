@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,9 +12,16 @@ from hypothesis import strategies as st
 
 from pa_fast.base import Item, Lambda, Score
 from pa_fast.errors import StatisticsError
-from pa_fast.stats.items import Items, collect
+from pa_fast.stats import items as module
+from pa_fast.stats.items import Column, Items
 
 RNG = np.random.default_rng(0)
+
+
+def collect(scores: Mapping[Lambda, Score], higher_is_better: bool) -> Items:
+    return module.collect({lam: Column.of(s) for lam, s in scores.items()}, higher_is_better)
+
+
 SIZES = {"a": 4, "b": 7, "c": 2}
 NAMES = [(group, str(k)) for group, size in SIZES.items() for k in range(size)]
 
@@ -136,6 +144,26 @@ def test_matthews_correlation_is_made_up_of_counts() -> None:
     assert items.values() == pytest.approx([score.value for score in scores.values()], abs=1e-9)
 
 
+def test_tasks_of_different_metrics_are_averaged() -> None:
+    counts = labelled(("tp", "fp", "fn"))
+
+    def make(group: str, id: str, k: int) -> Item:
+        item = counts(group, id, k)
+        if group == "a":
+            return item
+        return replace(item, parts={"numerator": item.score, "denominator": 1.0})
+
+    def value(items: Sequence[Item]) -> float:
+        return f1(items) if items[0].group == "a" else micro(items)
+
+    scores = scored(make, of_groups(value))
+    items = collect(scores, True)
+    assert items.values() == pytest.approx([score.value for score in scores.values()], abs=1e-12)
+    assert [len(formula.parts) for formula in items.formulas] == [3, 2, 2]
+    part = items.take(np.repeat([False, True, True], items.counts))
+    assert part.values() == pytest.approx(part.take(np.ones(len(part.y), bool)).values())
+
+
 def test_perplexity_is_made_up_of_nats_and_tokens() -> None:
     def make(group: str, id: str, k: int) -> Item:
         tokens = 5.0 + int(id)
@@ -180,6 +208,28 @@ REFUSED: Mapping[str, tuple[dict[Lambda, Score], str]] = {
         scored(lambda g, i, k: Item(i, g, 1.0, parts={"nats": 1, "tokens": 1} if k else None)),
         "items have the parts nats, tokens and none",
     ),
+    "parts of two kinds in a group": (
+        scored(
+            lambda g, i, k: Item(
+                i,
+                g,
+                1.0,
+                parts=dict.fromkeys(("nats", "tokens") if int(i) else ("tp", "fp", "fn"), 1),
+            )
+        ),
+        "items of one group have different parts",
+    ),
+    "perplexities among other metrics": (
+        scored(
+            lambda g, i, k: Item(
+                i,
+                g,
+                1.0,
+                parts=dict.fromkeys(("nats", "tokens") if g == "a" else ("tp", "fp", "fn"), 1),
+            )
+        ),
+        "perplexities and other metrics are averaged",
+    ),
     "parts that are not finite": (
         scored(item_of(parts={"nats": float("nan"), "tokens": 1})),
         "parts of items are not all finite",
@@ -214,10 +264,6 @@ def test_the_floor_is_the_worth_of_the_heaviest_item() -> None:
     assert collect(hundred, True).floor == pytest.approx(100 / 6), "in the unit of the score"
     same = collect(scored(lambda g, i, k: Item(i, g, 1.0)), True)
     assert same.floor == pytest.approx(1 / 6), "also where no item changes"
-
-
-def as_items(y: np.ndarray) -> Items:
-    return Items(np.arange(y.shape[1]) / 2, y, np.full(len(y), 1 / len(y)), np.zeros(1, int))
 
 
 def test_some_λ_of_the_items() -> None:

@@ -8,14 +8,15 @@ import random
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from pa_fast.base import Engine, Evaluator, Item, Lambda, Score, configuration, identity
 from pa_fast.errors import EvaluatorError, UsageError
-from pa_fast.evals.average import AVERAGES, labelled
+from pa_fast.evals.average import AVERAGES, labelled, weighted
 from pa_fast.evals.kind import EvalSpec, Kind
 from pa_fast.evals.lm_eval.installed import require_lm_eval
-from pa_fast.evals.lm_eval.metrics import figures, item_score, metric_of
+from pa_fast.evals.lm_eval.metrics import figures, item_parts, item_score, metric_of
 from pa_fast.evals.lm_eval.once import SEED
 from pa_fast.evals.lm_eval.quiet import quiet
 from pa_fast.evals.lm_eval.tasks import drawn, load_tasks, plain_json
@@ -177,7 +178,7 @@ class LmEval:
             sum(weights[task] * value for task, value in values.items()) / sum(weights.values()),
             labelled(unit, keys, self.average),
             len(items),
-            items,
+            weighted(_all_with_parts(items), self.average),
             {**figures(results), **ties, "requests_cut": lm.cut / requests},
             {"results.json": plain_json(self._document(engine, lm, results), indent=2) + "\n"},
         )
@@ -280,7 +281,18 @@ def _items(name: str, task: Any, key: str, sample: Sequence[int] | None) -> Iter
                 str(document if sample is None else sample[document]),
                 name,
                 item_score(task, metric, metrics[metric]),
+                parts=item_parts(task, metric, metrics[metric]),
             )
+
+
+def _all_with_parts(items: Sequence[Item]) -> Sequence[Item]:
+    """`items`; where some have parts, those of a mean beside them have its sum and count."""
+    if not any(item.parts for item in items):
+        return items
+    return [
+        item if item.parts else replace(item, parts={"numerator": item.score, "denominator": 1.0})
+        for item in items
+    ]
 
 
 @contextlib.contextmanager
