@@ -88,9 +88,8 @@ def best_set(curve: Curve, z: Array, level: float = LEVEL) -> NDArray[np.bool_]:
     return keep
 
 
-def hull(lams: Array, keep: NDArray[np.bool_]) -> tuple[float, float]:
-    """The range of λ that holds the best one, as it is printed: from the last λ below the set that
-    is not in it to the first one above."""
+def hull(keep: NDArray[np.bool_]) -> tuple[int, int]:
+    """The places of the range of λ that holds the best one, as it is printed: from the last λ below
+    the set that is not in it to the first one above."""
     inside = np.flatnonzero(keep)
-    low, high = max(0, inside[0] - 1), min(len(lams) - 1, inside[-1] + 1)
-    return float(lams[low]), float(lams[high])
+    return max(0, int(inside[0]) - 1), min(len(keep) - 1, int(inside[-1]) + 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pa_fast.stats.curve import Curve
 from pa_fast.stats.items import Array
@@ -61,7 +62,11 @@ class Smoother:
         return found
 
 
-def choose(curve: Curve, smoother: Smoother | None = None) -> int:
+def choose(
+    curve: Curve,
+    smoother: Smoother | None = None,
+    allowed: NDArray[np.bool_] | None = None,
+) -> int:
     """Which of the evaluated λ to take: λ̂.
 
     The highest smoothed score among the λ whose own score is within one paired standard error of
@@ -69,13 +74,15 @@ def choose(curve: Curve, smoother: Smoother | None = None) -> int:
 
     Args:
         smoother: of `curve.lams`, to save making it anew.
+        allowed: (K,) λ that may be taken; all if not given. The others smooth the curve too.
     """
     smoother = smoother or Smoother(curve.lams)
-    best = int(np.argmax(curve.s))
+    allowed = np.ones(len(curve.s), bool) if allowed is None else allowed
+    best = int(np.argmax(np.where(allowed, curve.s, -np.inf)))
     allowance = curve.se()[best]
     allowance[best] = 0
     rounding = 1e-9 * max(np.ptp(curve.s), 1e-300)
-    near = curve.s[best] - curve.s <= allowance + rounding
+    near = allowed & (curve.s[best] - curve.s <= allowance + rounding)
     smoothed = np.where(near, smoother(curve.s), -np.inf)
     top = np.flatnonzero(smoothed >= smoothed.max() - rounding)
     return int(top[np.argmin(np.abs(curve.lams[top] - 1))])

@@ -31,7 +31,12 @@ class Half:
     high: float
 
 
-def crossfit(items: Items, ref: int, whole: Curve | None = None) -> float:
+def crossfit(
+    items: Items,
+    ref: int,
+    whole: Curve | None = None,
+    allowed: NDArray[np.bool_] | None = None,
+) -> float:
     """Gain over λ number `ref` at the λ that is chosen without the items that measure it.
 
     Five folds within strata, ten times; seed 0. Each fold is scored at the λ that the other four
@@ -40,6 +45,7 @@ def crossfit(items: Items, ref: int, whole: Curve | None = None) -> float:
     Args:
         whole: `curve(items)`. A metric with parts takes its covariance, scaled to the number of
             items in four folds, instead of a bootstrap of each.
+        allowed: (K,) λ that may be chosen; all if not given.
 
     Cost: 50 curves of four fifths of the items.
     """
@@ -53,7 +59,8 @@ def crossfit(items: Items, ref: int, whole: Curve | None = None) -> float:
         for number in range(FOLDS):
             rest = fold != number
             if rest.any() and not rest.all():
-                columns[~rest] = choose(_trained(items.take(rest), whole, len(fold)), smoother)
+                trained = _trained(items.take(rest), whole, len(fold))
+                columns[~rest] = choose(trained, smoother, allowed)
         gains.append(_gain(items, columns, ref))
     return float(np.mean(gains))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,10 +39,10 @@ class Curve:
         squared = variance[:, None] + variance - 2 * self.cov
         return np.sqrt(np.maximum(squared, self.floor**2))
 
-    def index(self, lam: float) -> int | None:
-        """Which λ is `lam`, None where it was not evaluated."""
-        found = np.flatnonzero(self.lams == lam)
-        return int(found[0]) if len(found) else None
+    def at(self, places: Sequence[int]) -> Curve:
+        """The curve at some of its λ."""
+        cov = self.cov[np.ix_(places, places)]
+        return Curve(self.lams[places], self.s[places], cov, self.floor)
 
 
 def curve(items: Items) -> Curve:

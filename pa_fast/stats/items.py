@@ -120,6 +120,7 @@ class Items:
         y: (n, K) scores of the items, those of costs with their sign changed.
         weights: (n,) what each counts in the whole; their sum is 1.
         starts: (G,) first row of each stratum; rows of one stratum are neighbours.
+        groups: (n,) the task of each item: strata but for those of single items.
         step: the smallest change of one item's score from one λ to another: 1 for right or wrong.
         parts: (n, K, P) of a metric that is no mean of items; None where it is a mean.
         formulas: of each stratum, how its sums of parts make the metric.
@@ -130,6 +131,7 @@ class Items:
     y: Array
     weights: Array
     starts: NDArray[np.int64]
+    groups: NDArray[np.str_]
     step: float = 1.0
     parts: Array | None = None
     formulas: tuple[Formula, ...] = ()
@@ -175,9 +177,14 @@ class Items:
             y=self.y[rows],
             weights=weights / weights.sum(),
             starts=np.cumsum(left) - left,
+            groups=self.groups[rows],
             parts=None if self.parts is None else self.parts[rows],
             formulas=tuple(f for f, count in zip(self.formulas, counts) if count),
         )
+
+    def task(self, name: str) -> Items:
+        """The items of one task, as a whole of their own."""
+        return self.take(self.groups == name)
 
     def at(self, columns: Sequence[int] | NDArray[Any]) -> Items:
         """The same items at some of the λ."""
@@ -213,7 +220,11 @@ def collect(columns: Mapping[Lambda, Column], higher_is_better: bool) -> Items:
     y = np.array([column.scores for column in ordered], float).T[order]
     weights = _same_weights(ordered, lams)[order]
     whole = Items(
-        np.array(lams, float), sign * y, weights / weights.sum(), np.cumsum(counts) - counts
+        np.array(lams, float),
+        sign * y,
+        weights / weights.sum(),
+        np.cumsum(counts) - counts,
+        np.array(first.groups)[order],
     )
     if any(column.parts for column in ordered):
         whole = _with_parts(whole, ordered, order, sign)

@@ -70,4 +70,4 @@ class Sweeps:
 def items_of(y: Array, lams: Array | None = None) -> Items:
     """(n, K) scores of right or wrong as items of one task."""
     lams = grid(y.shape[1]) if lams is None else lams
-    return Items(lams, y, np.full(len(y), 1 / len(y)), np.zeros(1, int))
+    return Items(lams, y, np.full(len(y), 1 / len(y)), np.zeros(1, int), np.full(len(y), ""))

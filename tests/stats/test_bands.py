@@ -90,6 +90,6 @@ def test_a_single_λ_and_items_that_never_change() -> None:
 
 def test_the_printed_range_reaches_to_the_excluded_neighbours() -> None:
     keep = np.array([False, False, True, False, True, False])
-    assert hull(LAMS, keep) == (LAMS[1], LAMS[5])
-    assert hull(LAMS, np.ones(6, bool)) == (0.0, 1.0)
-    assert hull(LAMS, LAMS == 1.0) == (LAMS[4], 1.0)
+    assert hull(keep) == (1, 5)
+    assert hull(np.ones(6, bool)) == (0, 5)
+    assert hull(LAMS == 1.0) == (4, 5)

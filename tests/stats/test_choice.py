@@ -111,7 +111,7 @@ def test_a_ratio_of_sums_is_cross_fitted_as_the_mean_that_it_is() -> None:
 def test_folds_are_stratified_also_where_strata_are_small() -> None:
     sizes = np.full(40, 3)
     y = np.zeros((120, 2))
-    items = Items(grid(2), y, np.full(120, 1 / 120), np.cumsum(sizes) - sizes)
+    items = Items(grid(2), y, np.full(120, 1 / 120), np.cumsum(sizes) - sizes, np.full(120, ""))
     fold = module._folds(items, 5, np.random.default_rng(0))
     assert np.bincount(fold).tolist() == [24] * 5
     assert all(len(set(fold[start : start + 3])) == 3 for start in items.starts)
@@ -121,7 +121,9 @@ def test_strata_count_the_same_in_the_gain() -> None:
     # a gain in the small stratum alone: half of the macro mean
     small, large = np.tile([1.0, 0.0], (50, 1)), np.tile([1.0, 1.0], (950, 1))
     weights = np.repeat([0.5 / 50, 0.5 / 950], [50, 950])
-    items = Items(grid(2), np.concatenate([small, large]), weights, np.array([0, 50]))
+    items = Items(
+        grid(2), np.concatenate([small, large]), weights, np.array([0, 50]), np.full(1000, "")
+    )
     assert crossfit(items, 1) == pytest.approx(0.5)
 
 
@@ -140,3 +142,15 @@ def test_a_half_split_chooses_on_one_half_and_reports_on_the_other() -> None:
     y = np.zeros((200, 11))
     y[first, 5] = y[~first, 10] = 1
     assert half_split(replace(items, y=y), 10).gain == pytest.approx(-1)
+
+
+def test_only_λ_that_are_allowed_are_chosen() -> None:
+    items = some(0, 2000)
+    allowed = LAMS >= 0.8
+    assert choose(curve(items), allowed=allowed) == 8
+    # the best score of all does not bound the allowed ones: they lie far below it
+    s = np.array([0.9, 0.9, 0.1, 0.2, 0.1, 0, 0, 0, 0, 0, 0])
+    found = Curve(LAMS, s, 1e-8 * np.eye(11), 1e-6)
+    assert choose(found, allowed=s < 0.5) == 3
+    assert crossfit(items, 10, None, allowed) < crossfit(items, 10)
+    assert crossfit(items, 10, None, LAMS == 1) == 0

@@ -23,7 +23,8 @@ def stratified(seed: int, sizes: list[int], shares: list[float] | None = None) -
     y = np.concatenate([Sweeps(LAMS, SHAPES["peak +5"]).draw(rng, size).y for size in sizes])
     shares = [1 / len(sizes)] * len(sizes) if shares is None else shares
     weights = np.concatenate([np.full(n, share / n) for n, share in zip(sizes, shares)])
-    return Items(LAMS, y, weights, np.cumsum(sizes) - sizes)
+    groups = np.repeat([str(k) for k in range(len(sizes))], sizes)
+    return Items(LAMS, y, weights, np.cumsum(sizes) - sizes, groups)
 
 
 @pytest.mark.parametrize("shares", [None, [0.2, 0.5, 0.3]])
@@ -125,6 +126,8 @@ def test_nothing_is_a_percentage_of_a_score_near_0() -> None:
         percent(curve(items), 1)
 
 
-def test_which_λ_is_one() -> None:
-    found = curve(stratified(0, [9, 9]))
-    assert found.index(1.0) == 4 and found.index(0.3) is None
+def test_some_λ_of_a_curve() -> None:
+    items = stratified(0, [9, 9])
+    part, expected = curve(items).at([1, 4]), curve(items.at([1, 4]))
+    assert np.array_equal(part.s, expected.s) and part.floor == expected.floor
+    assert part.cov == pytest.approx(expected.cov)
