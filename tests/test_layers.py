@@ -28,7 +28,8 @@ ALLOWED: dict[str, set[str]] = {
     "live": {"delta", "checkpoint"} | FLOOR,
     "engines": {"live", "delta", "checkpoint"} | FLOOR,
     "evals": {"base"} | GROUND,
-    "sweep": {"base"} | GROUND,
+    "stats": {"base"} | GROUND,
+    "sweep": {"stats", "base"} | GROUND,
 }
 ALLOWED["sweeping"] = {"evals", "sweep", "base"} | GROUND
 ALLOWED["run"] = {"engines", "evals", "sweep", "live", "delta", "checkpoint"} | FLOOR

@@ -9,15 +9,17 @@ import random
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from pa_fast.base import Engine, Evaluator, Item, Lambda, Score, configuration, identity
 from pa_fast.errors import EvaluatorError, UsageError
-from pa_fast.evals.average import AVERAGES, labelled
+from pa_fast.evals.average import AVERAGES, labelled, weighted
 from pa_fast.evals.kind import EvalSpec, Kind
 from pa_fast.evals.lm_eval.cached_task import SEED
 from pa_fast.evals.lm_eval.tasks import (
     figures,
+    item_parts,
     item_score,
     load_tasks,
     metric_of,
@@ -182,7 +184,7 @@ class LmEval:
             sum(weights[name] * value for name, value in values.items()) / sum(weights.values()),
             labelled(unit, keys, self.average),
             len(items),
-            items,
+            weighted(_all_with_parts(items), self.average),
             {**figures(results), **ties, "requests_cut": lm.cut / count},
             {"results.json": plain_json(self._document(engine, lm, results), indent=2) + "\n"},
         )
@@ -220,7 +222,13 @@ class LmEval:
         for document, metrics in enumerate(task.of_filter(task.measured, filter)):
             if metric in metrics:
                 number = document if sample is None else sample[document]
-                yield Item(str(number), name, item_score(task, metric, metrics[metric]))
+                value = metrics[metric]
+                yield Item(
+                    str(number),
+                    name,
+                    item_score(task, metric, value),
+                    parts=item_parts(task, metric, value),
+                )
 
     def _document(self, engine: Engine, lm: Any, results: Any) -> dict[str, Any]:
         """Return `results` in the form that lm-eval's command line writes, less what differs
@@ -275,6 +283,16 @@ def _direction(metrics: Mapping[str, Any]) -> bool:
             "make two --eval of them",
         )
     return bool(up)
+
+
+def _all_with_parts(items: Sequence[Item]) -> Sequence[Item]:
+    """`items`; where some have parts, those of a mean beside them have its sum and count."""
+    if not any(item.parts for item in items):
+        return items
+    return [
+        item if item.parts else replace(item, parts={"numerator": item.score, "denominator": 1.0})
+        for item in items
+    ]
 
 
 @contextlib.contextmanager

@@ -338,6 +338,32 @@ def item_score(task: Any, metric: str, value: Any) -> float:
     return float(task.aggregation()[metric]([value]))
 
 
+def item_parts(task: Any, metric: str, value: Any) -> dict[str, float] | None:
+    """What one document adds to a metric that is no mean over documents, see `pa_fast.Item`.
+
+    None where it is one, and where its parts are not known: labels that are not 0 and 1, BLEU, an
+    aggregation of the task's own.
+    """
+    from lm_eval.api import metrics as known
+
+    aggregation = task.aggregation()[metric]
+    if aggregation in (known.f1_score, known.matthews_corrcoef):
+        gold, said = value
+        if gold not in (0, 1) or said not in (0, 1):
+            return None
+        counts = {"tp": gold and said, "fp": said and not gold, "fn": gold and not said}
+        if aggregation is known.matthews_corrcoef:
+            counts["tn"] = not gold and not said
+        return {name: float(bool(count)) for name, count in counts.items()}
+    if aggregation is known.perplexity:
+        return {"nats": -float(value), "tokens": 1.0}
+    if aggregation is known.weighted_perplexity:
+        return {"nats": -float(value[0]), "tokens": float(value[1])}
+    if aggregation is known.bits_per_byte:
+        return {"numerator": -float(value[0]) / math.log(2), "denominator": float(value[1])}
+    return None
+
+
 def figures(results: Mapping[str, Any]) -> dict[str, float]:
     """Return every finite figure of every task and group: `arc_easy/acc_norm`,
     `gsm8k/exact_match,strict-match`."""
