@@ -47,7 +47,7 @@ def encode(
     text: str | Path | None = None,
     one_sided: str | None = None,
     ignore_config: Iterable[str] = (),
-    strip_prefix: str = "",
+    strip_prefix: str | Iterable[str] = (),
 ) -> QualityReport:
     """Write the delta between two checkpoints to the file `out`; with it `pa_fast.load` needs base
     alone.
@@ -126,7 +126,10 @@ def encode(
     from pa_fast.engines.transformers import load
     from pa_fast.quality.reports import on_text
 
-    alike: dict[str, Any] = {"ignore_config": pairing.ignore_config, "strip_prefix": strip_prefix}
+    alike: dict[str, Any] = {
+        "ignore_config": pairing.ignore_config,
+        "strip_prefix": pairing.strip_prefix,
+    }
     exact = load(base, instruct, dtype=dtype, one_sided=one_sided, **alike)
     lossy = load(base, delta=out, **alike)
     window = min(512, scoring.positions(exact.model) or 512)

@@ -56,7 +56,7 @@ class SweepSpec:
     residency: str = "auto"
     one_sided: str | None = None
     ignore_config: tuple[str, ...] = ()
-    strip_prefix: str = ""
+    strip_prefix: tuple[str, ...] = ()
 
 
 def run_points(job: SweepSpec, points: Iterable[float | str | Lambda]) -> Iterator[Record]:

@@ -70,7 +70,7 @@ def inspect(
     extra_rows: str = "instruct",
     one_sided: str | None = None,
     ignore_config: Iterable[str] = (),
-    strip_prefix: str = "",
+    strip_prefix: str | Iterable[str] = (),
     progress: Callable[[int, int], None] | None = None,
 ) -> PairReport:
     """Pair two checkpoints and report what they are; on request, how far apart.
@@ -126,7 +126,8 @@ def inspect(
             model_type=str(i.config.get("model_type", "unknown")),
             tensors=len(found.names),
             parameters=sum(found.count(name) for name in found.names if found.is_lerped(name)),
-            tied=said if said is not None and not found.tied else not _has_head(found),
+            tied=not found.is_untied
+            and (said if said is not None and not found.tied else not _has_head(found)),
             live_dtypes=dict(Counter(live_dtype(found, name, dtype) for name in found.names)),
             base=_side(b, weights),
             instruct=_side(i, weights),

@@ -137,8 +137,9 @@ class LiveTensors:
         for target, parts in placed.items():
             self._direct[parts[0].key] = skeleton.tensors[target].detach()
         self._tensors = skeleton.tensors
+        unplaced = self._without_place(pair)
         for name in pair.names:
-            if pair.is_lerped(name) and name not in self._made:
+            if pair.is_lerped(name) and name not in self._made and name not in unplaced:
                 own = self._direct.get(name)
                 if own is None or tuple(own.shape) != pair.shapes[name]:
                     found = "no tensor" if own is None else f"shape {list(own.shape)}"
@@ -147,6 +148,15 @@ class LiveTensors:
                         f" {list(pair.shapes[name])}",
                         "save a model that pa_fast.load made of this pair",
                     )
+
+    @staticmethod
+    def _without_place(pair: Pair) -> frozenset[str]:
+        """Tensors of the merge that no model of this pair holds, by its own class and not by the
+        model at hand."""
+        described = Skeleton.of(pair.instruct.config, pair.base.config)
+        if described is None:
+            return frozenset()
+        return frozenset(described.trace(pair.names).unplaced)
 
     def tensor_in_memory(self, name: str) -> torch.Tensor:
         """The model's tensor `name`, in host memory."""
@@ -209,11 +219,12 @@ def merge(
     extra_rows: str = "instruct",
     one_sided: str | None = None,
     ignore_config: Iterable[str] = (),
-    strip_prefix: str = "",
+    strip_prefix: str | Iterable[str] = (),
     allow_nonfinite: bool = False,
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
     model: Any = None,
+    store: str | None = None,
 ) -> MergeReport:
     """Write W(λ) = B + λ (I − B) as a checkpoint folder `out`, which appears whole or not at all.
 
@@ -239,7 +250,10 @@ def merge(
             is complete.
         progress: called with (bytes written, bytes in all) as data stream.
         model: a transformers model of this pair: its weights are written as they are, `lam` and the
-            others say what they are; see `LambdaModel.save`.
+            others say what they are; see `LambdaModel.save`. A tensor that it has in a narrower
+            dtype than the merge is written as the merge, if what it holds is that, rounded.
+        store: how the delta of `model` is held, where that loses some of it: said in pa_fast.json
+            and in the model card.
 
     Numerics: the contract of `pa_kernels.lerp_`: fp32 arithmetic, one rounding; λ = 0 and 1 are the
         sources' bits where their dtype is the output's. The bits of live weights with the same λ,
@@ -276,7 +290,9 @@ def merge(
         weight_bytes = sum(plan.size_bytes for plan in shards)
         need_bytes = weight_bytes + sum(companion.size_bytes for companion in companions)
         sides = _source(base, found.base), _source(instruct, found.instruct)
-        provenance = Provenance(*sides, recipe, dtype, options, found.tied, found.kept, found.notes)
+        provenance = Provenance(
+            *sides, recipe, dtype, options, found.tied, found.kept, found.notes, store
+        )
         job = None if live is not None else _job(found, shards, provenance, allow_nonfinite)
         read = (b.folder, i.folder)
         with OutputFolder(out, need_bytes, overwrite=overwrite, job=job, sources=read) as folder:
@@ -363,6 +379,7 @@ class _Stream:
 
     def fill(self, pool: ThreadPoolExecutor, plan: ShardPlan, file: ShardFile) -> dict[str, Sums]:
         """Merge the tensors of `plan` into `file`; their checksums, which are `file.sums` too."""
+        import torch
         from pa_kernels.scratch import Scratch
 
         dtypes = {slot.name: torch_dtype(slot.dtype) for slot in plan.slots}
@@ -379,8 +396,12 @@ class _Stream:
             )
             if held is None:
                 merge_chunk_(out, base, instruct, blend, start)
-            else:
+            elif held.dtype in (out.dtype, torch.float32):
+                # a wider live tensor holds what is already rounded to this dtype
                 out.copy_(held)
+            else:
+                merge_chunk_(out, base, instruct, blend, start)
+                _check_held(name, held, out)
             if self._finite and blend is not None:
                 check_finite(self._pair, name, blend.lam, out, base, instruct, start)
             file.write(name, start, out)
@@ -410,6 +431,24 @@ class _Stream:
             self._done += count
             if self._progress:
                 self._progress(self._done, self._total)
+
+
+def _check_held(name: str, held: torch.Tensor, merged: torch.Tensor) -> None:
+    """Refuse a model that holds, of a tensor that it has in a narrower dtype than the merge,
+    anything but the merge rounded to that.
+
+    Raises:
+        EngineError: naming the tensor.
+    """
+    expected = merged.to(held.dtype)
+    same = (held == expected) | (held.isnan() & expected.isnan())
+    if not bool(same.all()):
+        live, stored = (str(t.dtype).removeprefix("torch.") for t in (held, merged))
+        raise EngineError(
+            f"tensor {quoted(name)} is {live} in the model and {stored} in the merge, and does not"
+            " hold the merge rounded to that",
+            "merge the two folders, or write the model with model.save_pretrained",
+        )
 
 
 def _plan(pair: Pair, dtype: str, shard_bytes: int | None) -> list[ShardPlan]:

@@ -8,8 +8,8 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from pa_fast.checkpoint.config import Difference, differences, ties
-from pa_fast.checkpoint.names import counterpart, resave
+from pa_fast.checkpoint.config import Difference, differences, tied, ties
+from pa_fast.checkpoint.names import Skeleton, counterpart, resave
 from pa_fast.checkpoint.reader import Checkpoint
 from pa_fast.checkpoint.safetensors import FLOATS, TensorInfo, quoted, torch_dtype
 from pa_fast.checkpoint.vocabulary import (
@@ -44,14 +44,14 @@ class PairOptions:
             others refused.
         ignore_config: keys of config.json whose difference is accepted, with all that is nested
             below them.
-        strip_prefix: what to remove from the beginning of tensor names of either side, such as
+        strip_prefix: prefixes to remove from the beginning of tensor names of either side, such as
             `_orig_mod.`.
     """
 
     extra_rows: str = "instruct"
     one_sided: str | None = None
     ignore_config: tuple[str, ...] = ()
-    strip_prefix: str = ""
+    strip_prefix: tuple[str, ...] = ()
 
     @classmethod
     def of(
@@ -59,7 +59,7 @@ class PairOptions:
         extra_rows: str = "instruct",
         one_sided: str | None = None,
         ignore_config: Iterable[str] = (),
-        strip_prefix: str = "",
+        strip_prefix: str | Iterable[str] = (),
     ) -> PairOptions:
         """The options as a caller gives them, checked.
 
@@ -76,10 +76,12 @@ class PairOptions:
             raise UsageError(
                 f"one-sided tensors `{one_sided}`: {expected}", "keep writes them as they are"
             )
-        if not isinstance(strip_prefix, str):
-            raise UsageError(f"prefix {strip_prefix!r}: expected text", "such as _orig_mod.")
+        prefixes = (strip_prefix,) if isinstance(strip_prefix, str) else tuple(strip_prefix)
+        for prefix in prefixes:
+            if not isinstance(prefix, str):
+                raise UsageError(f"prefix {prefix!r}: expected text", "such as _orig_mod.")
         keys = (ignore_config,) if isinstance(ignore_config, str) else tuple(ignore_config)
-        return cls(extra_rows, one_sided, keys, strip_prefix)
+        return cls(extra_rows, one_sided, keys, tuple(filter(None, prefixes)))
 
     def document(self) -> dict[str, Any]:
         """The options as JSON values, those that are not as by default."""
@@ -110,7 +112,7 @@ class PairOptions:
         found = [] if self.extra_rows == "instruct" else ["--extra-rows", self.extra_rows]
         found += [] if self.one_sided is None else ["--one-sided", self.one_sided]
         found += [part for key in self.ignore_config for part in ("--ignore-config", key)]
-        return found + (["--strip-prefix", self.strip_prefix] if self.strip_prefix else [])
+        return found + [part for one in self.strip_prefix for part in ("--strip-prefix", one)]
 
 
 DEFAULTS = PairOptions()
@@ -144,18 +146,36 @@ class TiedHead:
 
 @dataclass(frozen=True)
 class StoredTwice:
-    """The tensor `name`, which `side` alone stores, and which has the bits of the embedding that it
-    is tied to."""
+    """The tensor `name`, which `side` alone or `both` store, and which has the bits of the
+    embedding that it is tied to."""
 
     name: str
     side: str
     embedding: str
 
     def __str__(self) -> str:
-        equal = (
-            f"{quoted(self.name)}, which {self.side} alone stores, equals {quoted(self.embedding)}"
+        stored = "both sides store" if self.side == "both" else f"{self.side} alone stores"
+        return (
+            f"{quoted(self.name)}, which {stored}, equals {quoted(self.embedding)}: it is tied on"
+            " both sides, and left out"
         )
-        return f"{equal}: it is tied on both sides, and left out"
+
+
+@dataclass(frozen=True)
+class StoredApart:
+    """The tensor `name`, which both sides store and say to tie, with other bits than the
+    embedding's on a side."""
+
+    name: str
+
+    def __str__(self) -> str:
+        return (
+            f"{quoted(self.name)}, which both sides store and config.json ties, differs from the"
+            " embedding: the merge has a head of its own"
+        )
+
+
+Head = TiedHead | StoredTwice | StoredApart | None
 
 
 def is_head(name: str) -> bool:
@@ -163,10 +183,35 @@ def is_head(name: str) -> bool:
     return name.endswith(_HEADS)
 
 
-def tied_head(
+def lone_head(
     base: Checkpoint, instruct: Checkpoint, apart: Container[str] = ()
-) -> TiedHead | StoredTwice | None:
-    """The head that one side alone stores, if that is the only tensor that the other lacks.
+) -> tuple[str, str] | None:
+    """Return the head that one side alone stores and the side that lacks it, if that is the only
+    tensor that this side lacks.
+
+    Args:
+        apart: tensors that do not count.
+
+    Raises:
+        PairError: the side without a head says that it has one.
+    """
+    for side, lacking, having in (("base", base, instruct), ("instruct", instruct, base)):
+        only = [n for n in having.tensors if n not in lacking.tensors and n not in apart]
+        if len(only) != 1 or not is_head(only[0]):
+            continue
+        if ties(lacking.config) is False:
+            raise PairError(
+                f"{lacking.folder}: lacks {quoted(only[0])}, and its config.json does not tie it,"
+                " expected one of both",
+                "complete the download, or correct its config.json",
+            )
+        return only[0], side
+    return None
+
+
+def tied_head(base: Checkpoint, instruct: Checkpoint, apart: Container[str] = ()) -> Head:
+    """Return the head that a side ties to its embedding, and what it is in the merge; None where
+    both sides store one and do not tie it.
 
     A side that ties its head and stores it all the same has one of its own where the two weights
     differ, as in transformers.
@@ -179,25 +224,25 @@ def tied_head(
     Raises:
         PairError: the side without a head says that it has one, or its embedding cannot be told.
     """
-    for side, lacking, having in (("base", base, instruct), ("instruct", instruct, base)):
-        only = [
-            name for name in having.tensors if name not in lacking.tensors and name not in apart
-        ]
-        if len(only) != 1 or not is_head(only[0]):
-            continue
-        (name,) = only
-        if ties(lacking.config) is False:
-            raise PairError(
-                f"{lacking.folder}: lacks {quoted(name)}, and its config.json does not tie it,"
-                " expected one of both",
-                "complete the download, or correct its config.json",
-            )
+    alone = lone_head(base, instruct, apart)
+    if alone is not None:
+        name, side = alone
+        lacking, having = (base, instruct) if side == "base" else (instruct, base)
         if ties(having.config) is True:
             embedding = _embedding(having, having.tensors[name])
             if having.same_bits(name, embedding):
                 return StoredTwice(name, OTHER[side], embedding)
         return TiedHead(name, side, _embedding(lacking, having.tensors[name]))
-    return None
+    heads = [name for name in instruct.tensors if is_head(name) and name in base.tensors]
+    if len(heads) != 1 or not (tied(base.config) and tied(instruct.config)):
+        return None
+    try:
+        embeddings = [_embedding(side, side.tensors[heads[0]]) for side in (base, instruct)]
+    except PairError:  # which tensor it is tied to cannot be told: it stays one of its own
+        return None
+    if all(side.same_bits(heads[0], name) for side, name in zip((base, instruct), embeddings)):
+        return StoredTwice(heads[0], "both", embeddings[1])
+    return StoredApart(heads[0])
 
 
 def untied_config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -264,13 +309,6 @@ class Aligned:
 
     def hint(self, only: Sequence[str], own: Checkpoint, other: Checkpoint) -> str:
         """What to do about the names `only`, which `other` lacks."""
-        prefix = _prefix(own, other) or _prefix(other, own)
-        if prefix:
-            wrapped = own if _prefix(own, other) else other
-            return (
-                f"all names of {wrapped.folder} begin with {prefix}: --strip-prefix {prefix} pairs"
-                " them without it"
-            )
         if self.kind is None:
             return (
                 "transformers has no class by which other names could be paired: use base and"
@@ -292,10 +330,9 @@ def align(base: Checkpoint, instruct: Checkpoint, policy: str | None) -> Aligned
     Raises:
         PairError: such tensors are refused, or conversions do not fit.
     """
+    _check_prefixes(base, instruct)
     if _agree(base, instruct):
         return Aligned(base, instruct, notes=tuple(_wrapped(instruct)))
-    if _prefix(base, instruct) or _prefix(instruct, base):
-        return Aligned(base, instruct)
     found = counterpart(base, instruct)
     if found is None:
         return Aligned(base, instruct)
@@ -335,26 +372,33 @@ def align(base: Checkpoint, instruct: Checkpoint, policy: str | None) -> Aligned
     return Aligned(found.base, instruct, single, frozenset(dropped), found.kind, tuple(notes))
 
 
-def stripped(checkpoint: Checkpoint, prefix: str) -> Checkpoint:
-    """`checkpoint` with `prefix` removed where names begin with it; wherever it stands, if it is
-    one that no model has itself.
+def stripped(checkpoint: Checkpoint, prefixes: Iterable[str]) -> Checkpoint:
+    """`checkpoint` with each of `prefixes` removed where names begin with it; wherever it stands,
+    if it is one that no model has itself.
 
     Raises:
-        UsageError: two names become one.
+        UsageError: two names become one, or begin with a dot then.
     """
-    if not prefix or not any(prefix in name for name in checkpoint.tensors):
-        return checkpoint
-    names: dict[str, str] = {}
-    for key in checkpoint.tensors:
-        name = key.replace(prefix, "") if is_attribute(prefix) else key.removeprefix(prefix)
-        if name in names:
-            both = f"{quoted(names[name])} and {quoted(key)}"
+    names = {key: key for key in checkpoint.tensors}
+    for prefix in prefixes:
+        named = [name for name in names if name.startswith(prefix)]
+        if named and all(name.startswith(f"{prefix}.") for name in named):
             raise UsageError(
-                f"{checkpoint.folder}: {both} both become {quoted(name)} without {prefix}",
-                "strip another prefix",
+                f"prefix {quoted(prefix)}: {quoted(named[0])} would begin with a dot",
+                f"write it with the dot: --strip-prefix {prefix}.",
             )
-        names[name] = key
-    return checkpoint.renamed(names)
+        shorter: dict[str, str] = {}
+        for name, key in names.items():
+            new = name.replace(prefix, "") if is_attribute(prefix) else name.removeprefix(prefix)
+            if new in shorter:
+                both = f"{quoted(shorter[new])} and {quoted(key)}"
+                raise UsageError(
+                    f"{checkpoint.folder}: {both} both become {quoted(new)} without {prefix}",
+                    "strip another prefix",
+                )
+            shorter[new] = key
+        names = shorter
+    return checkpoint if all(a == b for a, b in names.items()) else checkpoint.renamed(names)
 
 
 def is_attribute(prefix: str) -> bool:
@@ -384,14 +428,41 @@ def _agree(base: Checkpoint, instruct: Checkpoint) -> bool:
     return all(name in rows for name in shaped)
 
 
-def _prefix(own: Checkpoint, other: Checkpoint) -> str | None:
-    """The wrapper prefix of all names of `own` but for which they are those of `other`."""
+def _prefix(checkpoint: Checkpoint) -> str | None:
+    """The wrapper prefix of all names of `checkpoint`."""
     for prefix in _WRAPPERS:
-        if all(name.startswith(prefix) for name in own.tensors) and not any(
-            name.startswith(prefix) for name in other.tensors
-        ):
+        if checkpoint.tensors and all(name.startswith(prefix) for name in checkpoint.tensors):
             return prefix
     return None
+
+
+def _check_prefixes(base: Checkpoint, instruct: Checkpoint) -> None:
+    """Refuse sides whose names have wrapper prefixes under which they do not pair, or under which
+    transformers loads nothing.
+
+    Raises:
+        PairError: naming the prefixes.
+    """
+    prefixes = _prefix(base), _prefix(instruct)
+    if not any(prefixes):
+        return
+    if prefixes[0] == prefixes[1]:
+        skeleton = Skeleton.of(instruct.config, base.config)
+        if skeleton is None or skeleton.trace(instruct.tensors).placed:
+            return  # of a class that transformers does not know, the prefix may be its own
+        where = "both sides"
+        why = f"transformers loads nothing into {type(skeleton.model).__name__} under such names"
+    else:
+        where = " and ".join(
+            str(side.folder) for side, prefix in zip((base, instruct), prefixes) if prefix
+        )
+        why = "the other side has no such names" if None in prefixes else "which differ"
+    options = dict.fromkeys(f"--strip-prefix {prefix}" for prefix in prefixes if prefix)
+    named = " and ".join(dict.fromkeys(filter(None, prefixes)))
+    raise PairError(
+        f"all names of {where} begin with {named}: {why}",
+        f"{' '.join(options)} pairs them without",
+    )
 
 
 def _common_prefix(own: Checkpoint, names: Sequence[str]) -> str | None:
@@ -405,10 +476,7 @@ def _common_prefix(own: Checkpoint, names: Sequence[str]) -> str | None:
 def _wrapped(checkpoint: Checkpoint) -> Iterable[str]:
     for prefix in _WRAPPERS:
         if all(name.startswith(prefix) for name in checkpoint.tensors):
-            yield (
-                f"all names begin with {prefix}, under which transformers loads nothing:"
-                f" --strip-prefix {prefix} removes it"
-            )
+            yield (f"all names begin with {prefix}: --strip-prefix {prefix} removes it")
 
 
 # --- pairing
@@ -541,18 +609,18 @@ def pair(base: Checkpoint, instruct: Checkpoint, options: PairOptions = DEFAULTS
     aligned = align(base, instruct, options.one_sided)
     base, instruct = aligned.base, aligned.instruct
     head = tied_head(base, instruct, aligned.apart)
-    tied = head if isinstance(head, TiedHead) else None
-    own_head = tied is not None or any(
+    one_tied = head if isinstance(head, TiedHead) else None
+    own_head = one_tied is not None or any(
         is_head(name) and name in base.tensors for name in instruct.tensors
     )
     found = check_configs(base, instruct, tying=not own_head, ignored=options.ignore_config)
-    _check_names(base, instruct, aligned, head)
-    is_untied = tied is not None or (
+    check_names(aligned, () if head is None else (head.name,))
+    is_untied = isinstance(head, (TiedHead, StoredApart)) or (
         own_head and any(one.key.split(".")[-1] == KEY for one in found)
     )
     names = _in_order(base, instruct, head, aligned)
     made = Pair(
-        base, instruct, tuple(names), {}, tuple(found), (), tied, (), aligned.single, is_untied
+        base, instruct, tuple(names), {}, tuple(found), (), one_tied, (), aligned.single, is_untied
     )
     sides = {
         side: {name: made.stored(side, name) for name in names} for side in ("base", "instruct")
@@ -623,14 +691,41 @@ def config_notes(found: Iterable[Difference]) -> list[str]:
     ]
 
 
-def _check_names(
-    base: Checkpoint, instruct: Checkpoint, aligned: Aligned, head: TiedHead | StoredTwice | None
-) -> None:
+def sides_of_model(
+    base: Checkpoint, instruct: Checkpoint, options: PairOptions
+) -> tuple[Checkpoint, Checkpoint, Aligned, list[Difference]]:
+    """Check two open checkpoints that a loader is to read as one model: for whoever pairs the
+    tensors of models and not of files.
+
+    Returns: both without prefixes, as they are aligned, and the differences of config.json that
+        were let through.
+
+    Raises:
+        PairError: as `pair`, but for shapes, dtypes and token ids.
+    """
+    found = check_configs(base, instruct, tying=False, ignored=options.ignore_config)
+    base, instruct = stripped(base, options.strip_prefix), stripped(instruct, options.strip_prefix)
+    aligned = align(base, instruct, options.one_sided)
+    head = lone_head(aligned.base, aligned.instruct, aligned.apart)
+    check_names(aligned, () if head is None else head[:1])
+    return base, instruct, aligned, found
+
+
+def check_names(aligned: Aligned, excused: Container[str] = ()) -> None:
+    """Refuse two sides of which one has a tensor that the other lacks.
+
+    Args:
+        excused: names that one side may lack: its head, where that is tied.
+
+    Raises:
+        PairError: naming the tensors and the folder that lacks them.
+    """
+    base, instruct = aligned.base, aligned.instruct
     for side, own, other in (("base", base, instruct), ("instruct", instruct, base)):
         only = [
             n
             for n in own.tensors
-            if n not in other.tensors and n not in aligned.apart and not (head and n == head.name)
+            if n not in other.tensors and n not in aligned.apart and n not in excused
         ]
         if only:
             raise PairError(
@@ -639,9 +734,7 @@ def _check_names(
             )
 
 
-def _in_order(
-    base: Checkpoint, instruct: Checkpoint, head: TiedHead | StoredTwice | None, aligned: Aligned
-) -> list[str]:
+def _in_order(base: Checkpoint, instruct: Checkpoint, head: Head, aligned: Aligned) -> list[str]:
     """The tensors of the merge: instruct's, those that are made together one after another, then
     what base adds."""
     names = dict.fromkeys(name for first in instruct.tensors for name in base.made_with(first))

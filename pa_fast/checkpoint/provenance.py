@@ -68,7 +68,8 @@ class Source:
 @dataclass(frozen=True)
 class Provenance:
     """Everything that decides the bits of a merge; and what `tied`, `kept` and `notes` of `Pair`
-    were, which follows from the sources and is not read back."""
+    were, which follows from the sources and is not read back. `store` is how the live delta was
+    held that the weights were saved from, where that loses some of it."""
 
     base: Source
     instruct: Source
@@ -78,6 +79,7 @@ class Provenance:
     tied: TiedHead | None = None
     kept: tuple[KeptRows, ...] = ()
     notes: tuple[str, ...] = ()
+    store: str | None = None
 
     def to_json(self, files: Sequence[str] = ()) -> str:
         """The text of pa_fast.json; by `files`, the names of all files of the merge, another one
@@ -95,6 +97,7 @@ class Provenance:
             "kept_rows": [vars(one) for one in self.kept],
             "files": list(files),
             "notes": list(self.notes),
+            **({} if self.store is None else {"store": self.store}),
         }
         return (
             json.dumps(
@@ -146,7 +149,10 @@ def read_provenance(folder: Path) -> Provenance | None:
     except UsageError as error:
         said = error.message if error.message.startswith(str(file)) else f"{file}: {error.message}"
         raise CheckpointError(said, _ANOTHER) from None
-    return Provenance(base, instruct, recipe, dtype, options)
+    store = found.get("store")
+    return Provenance(
+        base, instruct, recipe, dtype, options, store=store if isinstance(store, str) else None
+    )
 
 
 def model_card(provenance: Provenance, out: str, hub_ids: Sequence[str] = ()) -> str:
@@ -171,6 +177,11 @@ def model_card(provenance: Provenance, out: str, hub_ids: Sequence[str] = ()) ->
     )
     ruled = f"λ of each tensor by the rule\n\n{rows}\n" if rule else ""
     told = [*([str(provenance.tied)] if provenance.tied else []), *map(str, provenance.kept)]
+    if provenance.store is not None:
+        told.append(
+            f"saved from live weights whose delta was held as {one_line(provenance.store)}, which"
+            " loses some of it: near to the merge below, and not its bits"
+        )
     apart = "".join(f"- {one}\n" for one in told) + "\n" if told else ""
     # = because a negative λ would read as an option
     command = shlex.join(

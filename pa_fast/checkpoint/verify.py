@@ -207,6 +207,11 @@ def _notes(provenance: Provenance | None, sources: Pair, recipe: MergeSpec) -> t
     if provenance is None:
         return (f"no {PROVENANCE}: compared in the dtypes that the checkpoint has",)
     notes = []
+    if provenance.store is not None:
+        notes.append(
+            f"{PROVENANCE} says that it was saved from live weights whose delta was held as"
+            f" {provenance.store}, which loses some of it: not the bits of the merge"
+        )
     for what, recorded, used in (
         ("λ =", provenance.recipe.lam.key, recipe.lam.key),
         ("rounding", provenance.recipe.rounding, recipe.rounding),

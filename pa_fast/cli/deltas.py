@@ -70,7 +70,7 @@ def encode(
     ] = False,
     one_sided: OneSided = None,
     ignore_config: IgnoreConfig = None,
-    strip_prefix: StripPrefix = "",
+    strip_prefix: StripPrefix = None,
     text: Annotated[
         str | None,
         typer.Option(metavar="FILE", help="Also compare with the exact merge on this text."),
@@ -100,7 +100,7 @@ def encode(
         text=text,
         one_sided=one_sided,
         ignore_config=ignore_config or (),
-        strip_prefix=strip_prefix,
+        strip_prefix=strip_prefix or (),
     )
     if as_json:
         tell_json(report.to_json())

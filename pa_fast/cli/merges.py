@@ -55,7 +55,7 @@ def merge(
     extra_rows: ExtraRows = "instruct",
     one_sided: OneSided = None,
     ignore_config: IgnoreConfig = None,
-    strip_prefix: StripPrefix = "",
+    strip_prefix: StripPrefix = None,
     allow_nonfinite: AllowNonfinite = False,
     from_model: Annotated[
         bool,
@@ -85,7 +85,7 @@ def merge(
         "extra_rows": extra_rows,
         "one_sided": one_sided,
         "ignore_config": ignore_config or (),
-        "strip_prefix": strip_prefix,
+        "strip_prefix": strip_prefix or (),
     }
     how: dict[str, Any] = {"max_shard_size": max_shard_size, "overwrite": overwrite}
     if from_model:

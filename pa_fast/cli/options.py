@@ -57,10 +57,11 @@ IgnoreConfig = Annotated[
     ),
 ]
 StripPrefix = Annotated[
-    str,
+    list[str] | None,
     typer.Option(
         metavar="TEXT",
-        help="Remove this from the beginning of tensor names, such as _orig_mod. or module.",
+        help="Remove this from the beginning of tensor names, such as _orig_mod. or module.;"
+        " may be given again.",
     ),
 ]
 AllowNonfinite = Annotated[

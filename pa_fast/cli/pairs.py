@@ -49,7 +49,7 @@ def inspect(
     extra_rows: ExtraRows = "instruct",
     one_sided: OneSided = None,
     ignore_config: IgnoreConfig = None,
-    strip_prefix: StripPrefix = "",
+    strip_prefix: StripPrefix = None,
     as_json: Json = False,
 ) -> None:
     """Do these two checkpoints pair? Answered from headers alone, in a second; how far apart they
@@ -86,7 +86,7 @@ def inspect(
             extra_rows=extra_rows,
             one_sided=one_sided,
             ignore_config=ignore_config or (),
-            strip_prefix=strip_prefix,
+            strip_prefix=strip_prefix or (),
             progress=bar,
         )
     if as_json:

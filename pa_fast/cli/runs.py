@@ -149,7 +149,7 @@ def sweep(
     extra_rows: ExtraRows = "instruct",
     one_sided: OneSided = None,
     ignore_config: IgnoreConfig = None,
-    strip_prefix: StripPrefix = "",
+    strip_prefix: StripPrefix = None,
     allow_nonfinite: AllowNonfinite = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Start afresh in a folder that holds a sweep.")
@@ -184,7 +184,7 @@ def sweep(
         residency,
         one_sided,
         tuple(ignore_config or ()),
-        strip_prefix,
+        tuple(strip_prefix or ()),
     )
     if confirm and shard is not None:
         raise UsageError(

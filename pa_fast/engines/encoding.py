@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pa_fast.checkpoint.folder import resolve
-from pa_fast.checkpoint.pair import DEFAULTS, PairOptions, align, check_configs, stripped
+from pa_fast.checkpoint.pair import DEFAULTS, PairOptions, sides_of_model
 from pa_fast.checkpoint.reader import Checkpoint
 from pa_fast.checkpoint.streaming import DTYPES, check_dtype
 from pa_fast.checkpoint.vocabulary import compare_vocabularies
@@ -57,10 +57,8 @@ def encode(
     writer.place(out, overwrite)
     with Checkpoint.open(resolve(base)) as b, Checkpoint.open(resolve(instruct)) as i:
         writer.place(out, overwrite, (b.folder, i.folder))
-        check_configs(b, i, tying=False, ignored=options.ignore_config)
         compare_vocabularies(b.folder, i.folder)
-        b, i = stripped(b, options.strip_prefix), stripped(i, options.strip_prefix)
-        aligned = align(b, i, options.one_sided)
+        b, i, aligned, _ = sides_of_model(b, i, options)
         reading = Reading.of(b, i, options.strip_prefix, aligned.apart)
         loaded = load_pair(
             b, i, getattr(torch, dtype) if dtype in DTYPES else None, reading=reading

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pa_fast.checkpoint.config import model_class
-from pa_fast.checkpoint.pair import is_attribute, stripped
+from pa_fast.checkpoint.names import Skeleton
+from pa_fast.checkpoint.pair import is_attribute, listed, stripped
 from pa_fast.checkpoint.reader import Checkpoint
 from pa_fast.checkpoint.safetensors import FLOATS, torch_dtype
 from pa_fast.checkpoint.vocabulary import may_be_extended, vocabulary_sizes
@@ -43,12 +44,12 @@ class Reading:
 
     Attributes:
         kind: the model class; None: the one for causal language models of that kind.
-        strip_prefix: what to remove from the beginning of tensor names.
+        strip_prefix: what to remove from the beginning of tensor names, in this order.
         unused: tensors that may be in the files though the model has no place for them.
     """
 
     kind: str | None = None
-    strip_prefix: str = ""
+    strip_prefix: tuple[str, ...] = ()
     unused: frozenset[str] = frozenset()
 
     @classmethod
@@ -56,11 +57,13 @@ class Reading:
         cls,
         base: Checkpoint,
         instruct: Checkpoint,
-        strip_prefix: str = "",
+        strip_prefix: tuple[str, ...] = (),
         unused: Iterable[str] = (),
     ) -> Reading:
-        """How to read a pair; a side that does not name its class is of the other's."""
-        return cls(model_class(instruct.config, base.config), strip_prefix, frozenset(unused))
+        """How to read a pair; a side that does not name its class is of the other's. What both
+        sides store may have no place in the model, as when transformers loads one alone."""
+        both = frozenset(base.tensors.keys() & instruct.tensors.keys())
+        return cls(model_class(instruct.config, base.config), strip_prefix, both.union(unused))
 
 
 @dataclass
@@ -121,6 +124,8 @@ def load_pair(
 
     Cost: see `Loaded`; tensors with extra rows cost a copy of the shorter side.
     """
+    import torch
+
     files = {
         side: _file_dtypes(checkpoint)
         for side, checkpoint in (("base", base), ("instruct", instruct))
@@ -161,20 +166,43 @@ def load_pair(
     _grow(module, sources, (base.config, instruct.config), extra_rows and not sharding)
     untied = _untie(module, named, apart)
     live = _tensors(module)
+    saved = _saved_dtypes(live, dtype, instruct, module, files["instruct"])
     return Loaded(
         module,
         reference,
         live,
         sources["base"],
         sources["instruct"],
-        _via(live, dtype, instruct, module, files["instruct"]),
+        # fp32 rounds nothing: the merge is computed in it
+        {n: d for n, d in saved.items() if d not in (live[n].dtype, torch.float32)},
         ends,
         contents,
         [
-            f"`{name}` is tied on one side only: the merged model has a head of its own"
-            for name in untied
+            *_unplaced(base, instruct, module),
+            *_narrower(live, saved),
+            *(
+                f"`{name}` is tied on one side only: the merged model has a head of its own"
+                for name in untied
+            ),
         ],
     )
+
+
+def _unplaced(base: Checkpoint, instruct: Checkpoint, module: PreTrainedModel) -> list[str]:
+    """A note on tensors that both sides store and that have no place in the model, other than
+    those that its class is known to ignore."""
+    skeleton = Skeleton(module)
+    names = [
+        name
+        for name in skeleton.trace(instruct.tensors).unplaced
+        if name in base.tensors and not skeleton.is_ignored(name)
+    ]
+    if not names:
+        return []
+    return [
+        f"{listed(names)}: {type(module).__name__} has no place for what both sides store there:"
+        " merged on disk, and no part of the live model"
+    ]
 
 
 def one_side(checkpoint: Checkpoint, reading: Reading | None = None) -> PreTrainedModel:
@@ -342,13 +370,13 @@ def _from_pretrained(
     return model
 
 
-def _key_mapping(prefix: str) -> dict[str, Any]:
-    """What makes `from_pretrained` read names without `prefix`, as `alignment.stripped` does."""
-    if not prefix:
-        return {}
-    return {
-        "key_mapping": {re.escape(prefix) if is_attribute(prefix) else f"^{re.escape(prefix)}": ""}
+def _key_mapping(prefixes: Iterable[str]) -> dict[str, Any]:
+    """What makes `from_pretrained` read names without `prefixes`, as `pair.stripped` does."""
+    patterns = {
+        re.escape(prefix) if is_attribute(prefix) else f"^{re.escape(prefix)}": ""
+        for prefix in prefixes
     }
+    return {"key_mapping": patterns} if patterns else {}
 
 
 @contextlib.contextmanager
@@ -514,23 +542,34 @@ def _tied(tensors: dict[str, torch.Tensor]) -> dict[str, str]:
     }
 
 
-def _via(
+def _saved_dtypes(
     live: dict[str, torch.Tensor],
     dtype: torch.dtype | None,
     instruct: Checkpoint,
     module: Any,
     dtypes: set[str],
 ) -> dict[str, torch.dtype]:
-    """The dtype that each tensor has in a saved merge, where the module holds it in another one."""
-    import torch
-
+    """The dtype that each float tensor has in a saved merge."""
     names = [name for name, tensor in live.items() if tensor.dtype.is_floating_point]
     if dtype is not None or len(dtypes) == 1:
-        on_disk = dict.fromkeys(names, dtype or _exact(dtypes))
-    else:
-        on_disk = _traced(names, instruct, module)
-    # fp32 rounds nothing: the merge is computed in it.
-    return {name: d for name, d in on_disk.items() if d not in (live[name].dtype, torch.float32)}
+        return dict.fromkeys(names, dtype or _exact(dtypes))
+    return _traced(names, instruct, module)
+
+
+def _narrower(live: dict[str, torch.Tensor], saved: Mapping[str, torch.dtype]) -> list[str]:
+    """A note on tensors that the live model has in a narrower dtype than their files."""
+    names = [name for name, dtype in saved.items() if dtype.itemsize > live[name].dtype.itemsize]
+    if not names:
+        return []
+    held, stored = live[names[0]].dtype, saved[names[0]]
+    return [
+        f"{listed(names)}: {_spelled(held)} in the live model, as transformers loads them by"
+        f" config.json, and {_spelled(stored)} in the files and in a merge"
+    ]
+
+
+def _spelled(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _traced(names: list[str], instruct: Checkpoint, module: Any) -> dict[str, torch.dtype]:

@@ -201,6 +201,7 @@ class LambdaModel:
             overwrite=overwrite,
             progress=progress,
             model=self.model,
+            store=None if self.weights.lossless else self.identity["store"],
             **self._pair,
         )
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pa_fast.checkpoint.content import FileWatcher
 from pa_fast.checkpoint.folder import check_companions, located, resolve
-from pa_fast.checkpoint.pair import PairOptions, align, check_configs, config_notes, stripped
+from pa_fast.checkpoint.pair import PairOptions, config_notes, sides_of_model
 from pa_fast.checkpoint.reader import Checkpoint
 from pa_fast.checkpoint.vocabulary import check_vocabulary, extended, swapped_sides, untrained_rows
 from pa_fast.device import device_of
@@ -59,7 +59,7 @@ def load(
     extra_rows: str = "instruct",
     one_sided: str | None = None,
     ignore_config: Iterable[str] = (),
-    strip_prefix: str = "",
+    strip_prefix: str | Iterable[str] = (),
     ranks: Ranks | Alone = ALONE,
 ) -> LambdaModel:
     """Load two checkpoints as one transformers model at λ = 0.
@@ -67,8 +67,8 @@ def load(
     Args:
         base, instruct: local folders, or hub ids (`org/name@revision`).
         device: `cpu`, `cuda`, `cuda:1`, …; `auto` takes the first GPU if there is one.
-        dtype: live dtype of every float tensor; `auto`: the dtype that each has in the instruct
-            files.
+        dtype: live dtype of every float tensor; `auto`: that of the instruct files, and where they
+            mix several the one by which transformers loads them, that of config.json.
         store: how the delta is held, see `LiveWeights.bind`; `auto` is `dense` where it fits the
             device, else `packed`, else `dense` on the host. `attached` is `lowrank` with the
             factors left beside linear and embedding layers, where λ is a scalar of the forward
@@ -130,10 +130,8 @@ def load(
         Checkpoint.open(resolve(other)) as i,
     ):
         check_companions(i.folder)
-        differences = check_configs(b, i, tying=False, ignored=options.ignore_config)
-        b, i = stripped(b, strip_prefix), stripped(i, strip_prefix)
-        aligned = align(b, i, one_sided)
-        reading = Reading.of(b, i, strip_prefix, aligned.apart)
+        b, i, aligned, differences = sides_of_model(b, i, options)
+        reading = Reading.of(b, i, options.strip_prefix, aligned.apart)
         rows = extended(aligned.base.tensors, i.tensors, b.config, i.config)
         notes = [
             *check_vocabulary(b, i, rows, extra_rows),
