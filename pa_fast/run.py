@@ -121,14 +121,16 @@ def check_confirm(job: SweepSpec) -> None:
     from pa_fast.checkpoint.reader import Checkpoint
     from pa_fast.checkpoint.source import resolve
     from pa_fast.live import opening
-    from pa_fast.live.planner import planned
+    from pa_fast.stores import registry
 
     if job.instruct is None:
         raise UsageError(
             "--confirm needs the instruct model beside the delta", "name INSTRUCT after BASE"
         )
-    held: Any = planned(job.store) if job.delta is None else opening.about(job.delta)
-    if held.lossless and not getattr(held, "attached", False):
+    held: Any = (
+        registry.named(job.store) if job.delta is None else opening.description_of(job.delta)
+    )
+    if held.lossless and not held.attached:
         raise UsageError("nothing to confirm: this delta loses nothing", "leave out --confirm")
     if job.delta is not None:
         with Checkpoint.open(resolve(job.instruct)) as instruct:

@@ -11,11 +11,11 @@ from pa_fast.checkpoint.reader import Checkpoint
 from pa_fast.checkpoint.source import resolve
 from pa_fast.checkpoint.streaming import DTYPES, check_dtype
 from pa_fast.checkpoint.vocabulary import compare_vocabularies
-from pa_fast.delta import writer
 from pa_fast.engines.loading import Reading, load_pair
 from pa_fast.live import encoding
-from pa_fast.live.opening import Description
-from pa_fast.live.planner import Store
+from pa_fast.stores import file
+from pa_fast.stores.file import Description
+from pa_fast.stores.store import Store
 
 
 def encode(
@@ -56,9 +56,9 @@ def encode(
     import torch
 
     check_dtype(dtype)
-    writer.place(out, overwrite)
+    file.output_path(out, overwrite)
     with Checkpoint.open(resolve(base)) as b, Checkpoint.open(resolve(instruct)) as i:
-        writer.place(out, overwrite, (b.folder, i.folder))
+        file.output_path(out, overwrite, (b.folder, i.folder))
         check_configs(b, i, tying=False, ignored=options.ignore_config)
         compare_vocabularies(b.folder, i.folder)
         b, i = stripped(b, options.strip_prefix), stripped(i, options.strip_prefix)
@@ -75,7 +75,7 @@ def encode(
             loaded.base,
             loaded.instruct,
             store,
-            via=loaded.via,
+            intermediate_dtype=loaded.via,
             quick=(b.quick_fingerprint(), i.quick_fingerprint()),
             allow_nonfinite=allow_nonfinite,
             overwrite=overwrite,
