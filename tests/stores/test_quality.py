@@ -129,7 +129,11 @@ def test_a_measured_store_yields_the_entries_of_its_store_and_can_be_asked_again
         ):
             assert type(made) is type(expected) and pairs.nbytes(made) == pairs.nbytes(expected)
         assert len(measured.report().tensors) == len(b)
-    assert (measured.name, measured.exact, measured.lossless) == ("sparse", True, False)
+    assert (measured.store.name, measured.store.exact, measured.store.lossless) == (
+        "sparse",
+        True,
+        False,
+    )
 
 
 def test_equal_sides_lose_nothing_and_nonsense_has_no_number() -> None:
