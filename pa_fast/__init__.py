@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from pa_fast.evals.given import evaluator
     from pa_fast.live.memory import Memory
     from pa_fast.live.weights import LiveWeights
+    from pa_fast.rounding import Rounding
     from pa_fast.stores.dense import DenseStore
     from pa_fast.stores.lowrank import LowRankStore
     from pa_fast.stores.packed import PackedStore
@@ -52,6 +53,7 @@ _LAZY = {
     "PackedStore": "pa_fast.stores.packed",
     "PairReport": "pa_fast.checkpoint.inspect",
     "QualityReport": "pa_fast.stores.quality",
+    "Rounding": "pa_fast.rounding",
     "SparseStore": "pa_fast.stores.sparse",
     "SweepResult": "pa_fast.sweep.results",
     "VerifyReport": "pa_fast.checkpoint.verify",
@@ -83,6 +85,7 @@ __all__ = [
     "PackedStore",
     "PairReport",
     "QualityReport",
+    "Rounding",
     "Score",
     "SparseStore",
     "SweepResult",

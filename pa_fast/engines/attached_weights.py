@@ -12,7 +12,7 @@ import pa_kernels
 import torch
 
 from pa_fast.base import Lambda
-from pa_fast.checkpoint.fingerprint import combine
+from pa_fast.checkpoint.provenance import combine
 from pa_fast.engines.attached import attach, attachable
 from pa_fast.errors import UsageError, WeightsError
 from pa_fast.live.memory import Memory

@@ -10,8 +10,8 @@ from pathlib import Path
 import pa_kernels
 from pa_kernels.reference import LIVE_DTYPES
 
-from pa_fast.checkpoint.fingerprint import as_hex, combine
-from pa_fast.checkpoint.reader import torch_dtype
+from pa_fast.checkpoint.provenance import as_hex, combine
+from pa_fast.checkpoint.safetensors import torch_dtype
 from pa_fast.errors import CheckpointError, DataError, PairError
 from pa_fast.live.binding import Binding
 from pa_fast.stores import registry

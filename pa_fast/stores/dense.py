@@ -10,7 +10,7 @@ import torch
 from pa_kernels.reference import Draw
 from torch import Tensor
 
-from pa_fast.checkpoint.header import TensorInfo
+from pa_fast.checkpoint.safetensors import TensorInfo
 from pa_fast.stores.store import (
     DenseEntry,
     Rule,

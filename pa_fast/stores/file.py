@@ -38,11 +38,17 @@ from pa_kernels.cores import inference
 from torch import Tensor
 
 from pa_fast import files
-from pa_fast.checkpoint.document import parse_object, quoted
-from pa_fast.checkpoint.fingerprint import as_hex, combine
-from pa_fast.checkpoint.header import FLOATS, MAX_DIMENSIONS, TensorInfo, read_header
-from pa_fast.checkpoint.reader import WeightFile
-from pa_fast.checkpoint.shards import INDEX, SINGLE
+from pa_fast.checkpoint.folder import INDEX, SINGLE
+from pa_fast.checkpoint.provenance import as_hex, combine
+from pa_fast.checkpoint.safetensors import (
+    FLOATS,
+    MAX_DIMENSIONS,
+    TensorInfo,
+    WeightFile,
+    parse_object,
+    quoted,
+    read_header,
+)
 from pa_fast.checkpoint.writer import output_errors
 from pa_fast.errors import CheckpointError, OutputError, PairError
 from pa_fast.stores import registry

@@ -23,10 +23,16 @@ from pathlib import Path
 import torch
 
 from pa_fast.base import Lambda
-from pa_fast.checkpoint.document import quoted
-from pa_fast.checkpoint.header import FLOATS, Header, TensorInfo, read_header
 from pa_fast.checkpoint.layout import ShardPlan, plan_shards
-from pa_fast.checkpoint.reader import WeightFile, torch_dtype
+from pa_fast.checkpoint.safetensors import (
+    FLOATS,
+    Header,
+    TensorInfo,
+    WeightFile,
+    quoted,
+    read_header,
+    torch_dtype,
+)
 from pa_fast.checkpoint.writer import OutputFolder
 from pa_fast.errors import CheckpointError, DataError, PairError
 from pa_fast.stores.file import DeltaFile

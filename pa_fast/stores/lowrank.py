@@ -15,7 +15,7 @@ from pa_kernels.lowrank import RANK_STEP
 from pa_kernels.svd import Truncated, factors, truncated_svd
 from torch import Tensor
 
-from pa_fast.checkpoint.header import TensorInfo
+from pa_fast.checkpoint.safetensors import TensorInfo
 from pa_fast.errors import DataError, UsageError
 from pa_fast.stores.store import (
     DenseEntry,

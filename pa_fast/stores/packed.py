@@ -14,8 +14,7 @@ from pa_kernels.packed_tensor import PackedTensor
 from pa_kernels.reference import MANTISSA, same_bits
 from torch import Tensor
 
-from pa_fast.checkpoint.header import TensorInfo
-from pa_fast.checkpoint.reader import torch_dtype
+from pa_fast.checkpoint.safetensors import TensorInfo, torch_dtype
 from pa_fast.errors import DataError, UsageError, WeightsError
 from pa_fast.stores.store import (
     DenseEntry,

@@ -14,7 +14,7 @@ from pa_kernels.reference import BITS, odd_low, rounded
 from pa_kernels.sparse_tensor import TILE, SparseTensor, position_bytes
 from torch import Tensor
 
-from pa_fast.checkpoint.header import TensorInfo
+from pa_fast.checkpoint.safetensors import TensorInfo
 from pa_fast.errors import DataError, UsageError
 from pa_fast.stores import selection
 from pa_fast.stores.store import (

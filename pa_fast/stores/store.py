@@ -17,7 +17,7 @@ import torch
 from pa_kernels.reference import Draw
 from torch import Tensor
 
-from pa_fast.checkpoint.header import FLOATS, TensorInfo
+from pa_fast.checkpoint.safetensors import FLOATS, TensorInfo
 from pa_fast.errors import UsageError
 
 # Elements merged at a time where a merge is only looked at: on a CPU the pieces stay in cache

@@ -14,7 +14,7 @@ import safetensors
 import torch
 
 import pa_fast
-from pa_fast.checkpoint.header import read_header
+from pa_fast.checkpoint.safetensors import read_header
 from pa_fast.errors import OutputError, PairError, WeightsError
 from pa_fast.live.binding import as_integers
 from pa_fast.stores import file as delta_file

@@ -13,9 +13,8 @@ from pa_fast.evals.lm_eval.plan import Plan, planned
 from pa_fast.evals.lm_eval.quiet import quiet
 from pa_fast.evals.lm_eval.tokenizer import remembering
 
-_Base: Any = (
-    object  # HFLM, which `model_class` mixes in: lm-eval may be imported inside functions only
-)
+# HFLM, which `model_class` mixes in: lm-eval may be imported inside functions only
+_Base: Any = object
 _CACHE = "its key is a hash of the request alone, so that every λ would get the scores of the first"
 
 
@@ -64,9 +63,8 @@ class Live(_Base):
                 "`auto` would probe again at every λ and batch, so round, differently; measure once"
                 " and fix it",
             )
-        options["trust_remote_code"] = (
-            False  # the model is there: nothing that could name code is left to load
-        )
+        # the model is there: nothing that could name code is left to load
+        options["trust_remote_code"] = False
         options.setdefault("softmax_dtype", "float32")
         with quiet():
             super().__init__(

@@ -98,9 +98,8 @@ class Once(_Base):
 
 def _tied(choices: list[str], results: Any) -> tuple[bool, bool]:
     """Whether the best log-likelihood belongs to different `choices`, raw and per character."""
-    nats = [
-        float(result[0]) for result in results[: len(choices)]
-    ]  # more of them are unconditional ones
+    # more of them are unconditional ones
+    nats = [float(result[0]) for result in results[: len(choices)]]
     best, most = max(nats), max(value / max(1, len(choice)) for value, choice in zip(nats, choices))
     raw = {choice for value, choice in zip(nats, choices) if value == best}
     weighed = {
