@@ -40,6 +40,7 @@ class Diverted:
         self._served = attachable(model).keys()
         self.factors: dict[str, Pair] = {}
         self.store = tapped(inner, lambda source, e: self.put_aside(source.name, source.base, e))
+        self.store.attached = False  # of what it holds, nothing is
 
     def put_aside(self, name: str, base: torch.Tensor, entry: Entry) -> Entry:
         """What the live tensor `name` follows λ by: `entry`, or nothing at all once its factors are

@@ -313,14 +313,15 @@ class DenseEntry:
 
 
 def tapped(store: Store, pass_on: Callable[[Source, Entry], Entry]) -> Store:
-    """`store`, which holds what `pass_on` makes of each source and entry that it encodes."""
+    """`store`, by its own description, which holds what `pass_on` makes of each source and entry
+    that it encodes."""
     tap = copy.copy(store)
 
     def encode(sources: Sequence[Source]) -> Iterator[Entry]:
         for source, entry in zip(sources, store.encode(sources)):
             yield pass_on(source, entry)
 
-    vars(tap)["encode"] = encode
+    vars(tap).update(encode=encode, describe=store.describe)
     return tap
 
 
