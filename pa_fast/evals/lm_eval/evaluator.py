@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from pa_fast.base import Engine, Evaluator, Item, Lambda, Score, configuration, identity
+from pa_fast.base import Engine, Evaluator, Item, Lambda, Score, complete
 from pa_fast.errors import EvaluatorError, UsageError
 from pa_fast.evals.average import AVERAGES, labelled
 from pa_fast.evals.kind import EvalSpec, Kind
@@ -214,14 +214,15 @@ class LmEval:
         runs."""
         from lm_eval.loggers.utils import add_tokenizer_info
 
-        who = identity(engine)
+        pair = complete(engine)
+        who = pair.identity
         lam = None if engine.weights.lam is None else Lambda(engine.weights.lam).key
         document = {
             **results,
             "config": {
                 "model": "pa_fast",
                 "model_args": (
-                    {key: configuration(engine).get(key) for key in ("base", "instruct")}
+                    {key: pair.configuration.get(key) for key in ("base", "instruct")}
                     | {"lambda": lam}
                 ),
                 "batch_size": lm.batch_size,
