@@ -103,7 +103,14 @@ __all__ = [
 ]
 
 
+_MODULES = ("lm_eval", "ray")
+"""Short names of modules for stacks that may be missing; outside of `__all__`, so that a star
+import shadows none of them."""
+
+
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"pa_fast.{name}")
     if name in _LAZY:
         value = getattr(importlib.import_module(_LAZY[name]), name)
         globals()[name] = value

@@ -33,6 +33,7 @@ ALLOWED: dict[str, set[str]] = {
 ALLOWED["sweeping"] = {"evals", "sweep", "base"} | GROUND
 ALLOWED["run"] = {"engines", "evals", "sweep", "live", "stores", "checkpoint"} | FLOOR
 ALLOWED["launch"] = {"run", "sweep"} | FLOOR
+ALLOWED["lm_eval"], ALLOWED["ray"] = {"evals"}, {"launch"}
 ALLOWED["quality"] = ALLOWED["run"]
 ALLOWED["encoding"] = ALLOWED["run"] | {"quality"}
 ALLOWED["throughput"] = {"live", "stores", "checkpoint"} | FLOOR
