@@ -20,7 +20,8 @@ _scratch = Scratch()
 
 
 class CompositeStore:
-    """T live float tensors, their bases and their entries, bound each to its own store.
+    """T live float tensors, their bases and their entries, bound each to its own store. Methods do
+    what those of `Store` do, with tensors numbered through.
 
     Args:
         live, base, entries, intermediate_dtypes, draws: as for `Store.bind`.
@@ -71,8 +72,6 @@ class CompositeStore:
             raise Overwritten(wrong)
 
     def restore_(self, base_of: Callable[[int], Tensor | None] = lambda t: None) -> None:
-        """Write what no λ changes: with `set_`, every byte of every live tensor; see
-        `Store.restore_`."""
         for store, members in self._parts:
             store.restore_(lambda k, members=members: base_of(members[k]))  # type: ignore[misc]
 
@@ -87,27 +86,22 @@ class CompositeStore:
             store.rewrite_({k for k, t in enumerate(members) if t in written})
 
     def known_sum(self, t: int) -> int | None:
-        """See `Store.known_sum`."""
         store, k = self._places[t]
         return store.known_sum(k)
 
     def spans(self, t: int) -> Iterator[slice]:
-        """See `Store.spans`."""
         store, k = self._places[t]
         return store.spans(k)
 
     def merged(self, t: int, span: slice, lam: float) -> Tensor:
-        """See `Store.merged`."""
         store, k = self._places[t]
         return store.merged(k, span, lam)
 
     def write_(self, t: int, span: slice, lam: float) -> None:
-        """See `Store.write_`."""
         store, k = self._places[t]
         store.write_(k, span, lam)
 
     def ends(self, t: int, span: slice) -> tuple[Tensor, Tensor]:
-        """See `Store.ends`."""
         store, k = self._places[t]
         return store.ends(k, span)
 

@@ -299,43 +299,37 @@ def _side(text: str, where: str) -> Side:
 
 
 def _tensor(fields: Any, where: str) -> TensorDescription:
-    def refuse(key: str, expected: str) -> CheckpointError:
-        return CheckpointError(
-            f"{where}: `{key}` is {quoted(str(fields[key]))}, expected {expected}", _AGAIN
-        )
-
     if not isinstance(fields, dict) or fields.keys() != set(_KEYS):
         raise CheckpointError(f"{where}: expected an object of {', '.join(_KEYS)}", _AGAIN)
-    kinds = registry.kinds()
-    if not isinstance(fields["kind"], str) or fields["kind"] not in kinds:
-        raise refuse("kind", f"one of {', '.join(kinds)}")
-    shape, ends = fields["shape"], fields["ends"]
-    if (
-        not isinstance(shape, list)
-        or len(shape) > MAX_DIMENSIONS
-        or not all(type(n) is int and 0 <= n < 2**63 for n in shape)
+    kind, shape, base, live, via, data, ends = (fields[key] for key in _KEYS)
+    kinds, floats = registry.kinds(), ", ".join(sorted(FLOATS))
+    sizes = isinstance(shape, list) and all(type(n) is int and 0 <= n < 2**63 for n in shape)
+    pair = isinstance(ends, list) and len(ends) == 2
+    for key, fits, expected in (
+        ("kind", isinstance(kind, str) and kind in kinds, f"one of {', '.join(kinds)}"),
+        ("shape", sizes and len(shape) <= MAX_DIMENSIONS, f"at most {MAX_DIMENSIONS} sizes"),
+        ("shape", sizes and _count(shape) < 2**63, "fewer elements than 2^63"),
+        ("base", isinstance(base, str) and base in FLOATS, f"one of {floats}"),
+        ("live", isinstance(live, str) and live in FLOATS, f"one of {floats}"),
+        ("via", via is None or (isinstance(via, str) and via in FLOATS), f"one of {floats}"),
+        ("data", _is_sum(data), "16 hex digits"),
+        (
+            "ends",
+            pair and all(end is None or _is_sum(end) for end in ends),
+            "two checksums of 16 hex digits",
+        ),
     ):
-        raise refuse("shape", f"at most {MAX_DIMENSIONS} sizes")
-    if math.prod(max(n, 1) for n in shape) >= 2**63:
-        raise refuse("shape", "fewer elements than 2^63")
-    for key in ("base", "live", "via"):
-        known = isinstance(fields[key], str) and fields[key] in FLOATS
-        if not known and not (key == "via" and fields[key] is None):
-            raise refuse(key, f"one of {', '.join(sorted(FLOATS))}")
-    if not _is_sum(fields["data"]):
-        raise refuse("data", "16 hex digits")
-    if (
-        not isinstance(ends, list)
-        or len(ends) != 2
-        or not all(end is None or _is_sum(end) for end in ends)
-    ):
-        raise refuse("ends", "two checksums of 16 hex digits")
-    return TensorDescription(
-        **{key: fields[key] for key in ("kind", "base", "live", "data")},
-        shape=tuple(shape),
-        intermediate_dtype=fields["via"],
-        ends=(ends[0], ends[1]),
-    )
+        if not fits:
+            raise CheckpointError(
+                f"{where}: `{key}` is {quoted(str(fields[key]))}, expected {expected}", _AGAIN
+            )
+    return TensorDescription(kind, tuple(shape), base, live, via, data, (ends[0], ends[1]))
+
+
+def _count(shape: Sequence[int]) -> int:
+    """Elements of a tensor, an empty dimension taken for one: they are multiplied before they are
+    looked at."""
+    return math.prod(max(n, 1) for n in shape[:MAX_DIMENSIONS])
 
 
 def _is_sum(value: Any) -> bool:
@@ -387,16 +381,8 @@ def write(
             Side(as_hex(combine(sums)), fingerprint)
             for sums, fingerprint in zip(content.values(), quick)
         )
-        description = Description(
-            store.name,
-            store.describe(),
-            store.exact,
-            store.lossless,
-            base,
-            instruct,
-            _version(),
-            tensors,
-        )
+        how = store.name, store.describe(), store.exact, store.lossless
+        description = Description(*how, base, instruct, _version(), tensors)
         data.finish(description)
     return description
 
@@ -442,14 +428,9 @@ def output_path(path: str | Path, overwrite: bool = False, sources: Iterable[Pat
 
 def _is_delta(path: Path) -> bool:
     """Whether `path` is a delta file, of whatever format."""
+    keys = {"format", "tensors", "store", "base", "instruct"}
     try:
-        return read_header(path).metadata.keys() >= {
-            "format",
-            "tensors",
-            "store",
-            "base",
-            "instruct",
-        }
+        return read_header(path).metadata.keys() >= keys
     except CheckpointError:
         return False
 

@@ -14,12 +14,8 @@ from pa_fast.stores.packed import PackedStore
 from pa_fast.stores.sparse import SparseStore
 from pa_fast.stores.store import Entry, Store
 
-STORES: dict[str, type[Store]] = {
-    "dense": DenseStore,
-    "packed": PackedStore,
-    "sparse": SparseStore,
-    "lowrank": LowRankStore,
-}
+_CLASSES: tuple[type[Store], ...] = (DenseStore, PackedStore, SparseStore, LowRankStore)
+STORES = {store.name: store for store in _CLASSES}
 """Every store, by name."""
 
 

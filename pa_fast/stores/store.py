@@ -101,8 +101,8 @@ class Overwritten(Exception):
 class Store:
     """One way to hold a delta. A subclass is a dataclass of its options, which all have defaults.
 
-    `encode`, `bind`, `set_`, `merged` and `ends` are what a store must say; the rest has defaults.
-    After `bind`, live tensors and entries are numbered from 0, and a span is a slice of a tensor's
+    The names of class, entries and parts, `encode`, `set_`, `merged` and `ends` are what a store
+    must say, and `part_rules` what of a file is to be refused; the rest has defaults. After `bind`, live tensors and entries are numbered from 0, and a span is a slice of a tensor's
     flat elements.
 
     Attributes:
