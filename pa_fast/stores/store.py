@@ -101,8 +101,9 @@ class Overwritten(Exception):
 class Store:
     """One way to hold a delta. A subclass is a dataclass of its options, which all have defaults.
 
-    The names of class, entries and parts, `encode`, `set_`, `merged` and `ends` are what a store
-    must say, and `part_rules` what of a file is to be refused; the rest has defaults. After `bind`, live tensors and entries are numbered from 0, and a span is a slice of a tensor's
+    What a store must have are the names of itself, its entries and their parts, `encode`, `set_`,
+    `merged`, `ends`, and `part_rules` for what is to be refused in files; the rest has defaults.
+    After `bind`, live tensors and entries are numbered from 0, and a span is a slice of a tensor's
     flat elements.
 
     Attributes:
