@@ -28,9 +28,9 @@ CHECKS = (
     "tests/live/test_weights.py",
     "tests/checkpoint/test_merge.py",
     "tests/checkpoint/test_verify.py",
-    "tests/delta/test_packed_store.py",
-    "tests/delta/test_sparse_store.py",
-    "tests/delta/test_lowrank_store.py",
+    "tests/stores/test_packed_store.py",
+    "tests/stores/test_sparse_store.py",
+    "tests/stores/test_lowrank_store.py",
     "tests/engines/test_prefix.py",
 )
 """Tests of what is timed; about a minute and a half on two cores."""

@@ -14,8 +14,8 @@ from bench.reading import read_into_memory, weights
 from bench.synthetic import write_pair
 from bench.table import bytes_of, counted, record, timed
 from pa_fast.checkpoint.reader import Checkpoint
-from pa_fast.delta.entry import Source
-from pa_fast.delta.packed_store import PackedStore
+from pa_fast.stores.packed import PackedStore
+from pa_fast.stores.store import Source
 
 CASE, RELATIVE = JOBS["encode"], 0.017
 PEAK = """

@@ -12,7 +12,7 @@ from pa_kernels import SparseTensor
 
 from bench.cases import OPS
 from bench.matrices import Matrices
-from pa_fast.delta.sparse import Sparse
+from pa_fast.stores.sparse import SparseStore
 
 DENSITIES = (0.001, 0.01, 0.02, 0.05, 0.1, 0.2)
 
@@ -30,7 +30,8 @@ def test_sparse(benchmark: Any) -> None:
         # a live copy of its own: what somebody else wrote to is written anew, which is not to be
         # timed
         live = [b.clone() for b in m.base]
-        switch = Sparse(live, m.base, entries, [None] * len(live))
+        switch = SparseStore()
+        switch.bind(live, m.base, entries, [None] * len(live))
         switch.restore_()
         switch.set_(0.3)
         for w, b, i, mask in zip(live, m.base, m.instruct, masks):

@@ -29,7 +29,7 @@ PARTS = (
         "pa_fast.live.first_write",
         "FirstWrite.write_",
     ),
-    ("switch", "pa_fast.delta.mixed", "Mixed.set_"),
+    ("switch", "pa_fast.stores.composite", "CompositeStore.set_"),
     ("proof: a fresh merge beside the live copy", "pa_fast.live.weights", "LiveWeights.changed"),
     ("proof: checksums", "pa_fast.live.weights", "LiveWeights.checksum"),
     ("effective λ", "pa_fast.live.weights", "LiveWeights.projection"),

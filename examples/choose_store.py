@@ -13,12 +13,12 @@ import pathlib
 import tempfile
 from collections.abc import Sequence
 
-from pa_fast.delta.dense import DenseStore
-from pa_fast.delta.lowrank_store import LowRankStore
-from pa_fast.delta.quality import QualityReport
-from pa_fast.delta.sparse_store import SparseStore
 from pa_fast.quality.figure import Curve, write
 from pa_fast.quality.reports import reports
+from pa_fast.stores.dense import DenseStore
+from pa_fast.stores.lowrank import LowRankStore
+from pa_fast.stores.quality import QualityReport
+from pa_fast.stores.sparse import SparseStore
 
 DEMO = pathlib.Path(__file__).parent / "demo"
 SIDES = ("base", "instruct")

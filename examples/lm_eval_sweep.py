@@ -12,7 +12,7 @@ import pathlib
 import sys
 
 import pa_fast
-from pa_fast.evals.lm_eval import PaFastLM, build_once
+from pa_fast.lm_eval import PaFastLM, build_once
 
 DEMO = pathlib.Path(__file__).with_name("demo")
 TASK = {  # any task of lm-eval's would do: TaskManager().load(["ifeval"])

@@ -10,8 +10,8 @@ import pathlib
 import sys
 
 import pa_fast
+import pa_fast.ray
 from pa_fast.evals import build
-from pa_fast.launch import ray
 
 DEMO = pathlib.Path(__file__).parent / "demo"
 
@@ -23,7 +23,7 @@ def make() -> tuple[pa_fast.Engine, list[pa_fast.Evaluator]]:
 
 
 def main(out: str) -> pa_fast.SweepResult:
-    result = ray.sweep(make, "0:1:0.25", out, workers=2)
+    result = pa_fast.ray.sweep(make, "0:1:0.25", out, workers=2)
     for row in result.rows:
         print(f"λ = {row.lam.key:4} {row.evaluator} {row.score:.4f} {row.unit}")
     return result

@@ -26,10 +26,6 @@ if TYPE_CHECKING:
     from pa_fast.checkpoint.inspect import PairReport, inspect
     from pa_fast.checkpoint.merge import MergeReport, merge
     from pa_fast.checkpoint.verify import VerifyReport, verify
-    from pa_fast.delta.lowrank_store import LowRankStore
-    from pa_fast.delta.packed_store import PackedStore
-    from pa_fast.delta.quality import QualityReport
-    from pa_fast.delta.sparse_store import SparseStore
     from pa_fast.encoding import encode, export_lora
     from pa_fast.engines.model import LambdaModel
     from pa_fast.engines.transformers import load
@@ -37,22 +33,28 @@ if TYPE_CHECKING:
     from pa_fast.live.memory import Memory
     from pa_fast.live.weights import LiveWeights
     from pa_fast.rounding import Rounding
+    from pa_fast.stores.dense import DenseStore
+    from pa_fast.stores.lowrank import LowRankStore
+    from pa_fast.stores.packed import PackedStore
+    from pa_fast.stores.quality import QualityReport
+    from pa_fast.stores.sparse import SparseStore
     from pa_fast.sweep.results import SweepResult
     from pa_fast.sweep.schedule import lambdas
 
 __version__ = "0.1.0"
 
 _LAZY = {
+    "DenseStore": "pa_fast.stores.dense",
     "LambdaModel": "pa_fast.engines.model",
     "LiveWeights": "pa_fast.live.weights",
-    "LowRankStore": "pa_fast.delta.lowrank_store",
+    "LowRankStore": "pa_fast.stores.lowrank",
     "Memory": "pa_fast.live.memory",
     "MergeReport": "pa_fast.checkpoint.merge",
-    "PackedStore": "pa_fast.delta.packed_store",
+    "PackedStore": "pa_fast.stores.packed",
     "PairReport": "pa_fast.checkpoint.inspect",
-    "QualityReport": "pa_fast.delta.quality",
+    "QualityReport": "pa_fast.stores.quality",
     "Rounding": "pa_fast.rounding",
-    "SparseStore": "pa_fast.delta.sparse_store",
+    "SparseStore": "pa_fast.stores.sparse",
     "SweepResult": "pa_fast.sweep.results",
     "VerifyReport": "pa_fast.checkpoint.verify",
     "encode": "pa_fast.encoding",
@@ -67,6 +69,7 @@ _LAZY = {
 
 __all__ = [
     "Continuation",
+    "DenseStore",
     "Engine",
     "Evaluator",
     "Generation",
@@ -100,7 +103,14 @@ __all__ = [
 ]
 
 
+_MODULES = ("lm_eval", "ray")
+"""Short names of modules for stacks that may be missing; outside of `__all__`, so that a star
+import shadows none of them."""
+
+
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"pa_fast.{name}")
     if name in _LAZY:
         value = getattr(importlib.import_module(_LAZY[name]), name)
         globals()[name] = value

@@ -1,8 +1,10 @@
 """Page one: the protocols that pa_fast's parts meet through, and the values that pass between them.
 
 An embedder implements `Engine` (a model at some λ that can score and speak) or `Evaluator` (a
-function of an engine that returns a `Score`). The driver in `pa_fast.sweep` knows nothing else of
-either.
+function of an engine that returns a `Score`), and may implement what `CompleteEngine`,
+`CompleteWeights` and `CompleteEvaluator` have beyond that. `complete` and `complete_evaluator` add
+the rest where something of a caller comes in, so that nothing past them asks whether a member is
+there. The driver in `pa_fast.sweep` knows nothing else of either.
 """
 
 from __future__ import annotations
@@ -10,10 +12,10 @@ from __future__ import annotations
 import functools
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 from pa_fast.errors import UsageError
 
@@ -171,11 +173,7 @@ class Tokenizer(Protocol):
 
 
 class Weights(Protocol):
-    """Weights that follow λ in place: what the driver needs of `pa_fast.LiveWeights`.
-
-    With `check_lambda(lam)`, which raises where `set_lambda` would, a schedule past their reach
-    fails before its first point.
-    """
+    """Weights that follow λ in place: what a sweep cannot do without of `pa_fast.LiveWeights`."""
 
     @property
     def lam(self) -> float | None: ...
@@ -193,13 +191,32 @@ class Weights(Protocol):
     def memory(self) -> Any: ...
 
 
+class CompleteWeights(Weights, Protocol):
+    """Weights with all that a sweep asks of them; the bodies are what `complete` adds."""
+
+    @property
+    def rule(self) -> Any:
+        """The `pa_fast.LambdaRule` that says each tensor's λ now; None where all have the same."""
+        return None
+
+    @property
+    def followed(self) -> Any:
+        """The rule that spreads a plain λ; a run is of one such rule."""
+        return None
+
+    def check_lambda(self, lam: float) -> None:
+        """Raise where `set_lambda` would: a schedule past the weights' reach fails before its first
+        point."""
+        return None
+
+    def intended_lambda(self) -> float:
+        """What `effective_lambda` would be without rounding."""
+        return math.nan if self.lam is None else self.lam
+
+
 @runtime_checkable
 class Engine(Protocol):
-    """A model at some λ that can score and speak.
-
-    With an attribute `on_progress` a sweep sets it to a function while an evaluator runs: call it
-    with (requests done, requests in all) within `loglikelihood` and `generate`.
-    """
+    """A model at some λ that can score and speak: what an embedder implements."""
 
     @property
     def weights(self) -> Weights:
@@ -225,14 +242,60 @@ class Engine(Protocol):
         ...
 
 
+class CompleteEngine(Engine, Protocol):
+    """An engine with all that sweeps and evaluators ask of it; the bodies are what `complete`
+    adds."""
+
+    @property
+    def weights(self) -> CompleteWeights:
+        """The weights that follow λ, and their proof."""
+        ...
+
+    on_progress: Callable[[int, int], object] | None = None
+    """Where not None, called with (requests done, requests in all) within `loglikelihood` and
+    `generate`; a sweep sets it while an evaluator runs."""
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """JSON values that must be equal for two runs to be one: a sweep refuses to resume over
+        others, and says what differs. Of a rule it asks the weights."""
+        return {}
+
+    @property
+    def configuration(self) -> Mapping[str, Any]:
+        """JSON values that a run records without being bound to them, such as folders and the
+        device."""
+        return {}
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What is worth saying of the model before a sweep."""
+        return ()
+
+    @property
+    def model(self) -> Any:
+        """The transformers model that it is, if it is one: what lm-eval computes with."""
+        return None
+
+    @property
+    def positions(self) -> int | None:
+        """The most tokens that the model sees at once, None where nobody knows."""
+        return None
+
+    @property
+    def stop_tokens(self) -> Sequence[int]:
+        """Ids that end a generated text at every λ: the tokenizer's end of sequence.
+
+        An engine of two models stops at the stop tokens of both, so that no λ is cut short or runs
+        on by the other's habits.
+        """
+        eos = self.tokenizer.eos_token_id
+        return () if eos is None else (eos,)
+
+
 @runtime_checkable
 class Evaluator(Protocol):
-    """A function of an engine. `name` is its column in every results file.
-
-    With `check(engine)` a sweep asks it, before its first λ, for what would fail at every λ: it
-    raises then, and else may return notes, texts that are shown once. It must leave the weights
-    alone.
-    """
+    """A function of an engine. `name` is its column in every results file."""
 
     name: str
     higher_is_better: bool
@@ -240,37 +303,106 @@ class Evaluator(Protocol):
     def __call__(self, engine: Engine) -> Score: ...
 
 
-def identity(thing: object) -> Mapping[str, Any]:
-    """What must be equal for two runs to be one: `thing.identity` if it has one, else nothing.
+class CompleteEvaluator(Evaluator, Protocol):
+    """An evaluator with all that a sweep asks of it; the bodies are what `complete_evaluator`
+    adds."""
 
-    Engines and evaluators may offer an `identity` mapping of JSON values; a sweep refuses to resume
-    over a different one and says what differs.
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """JSON values that must be equal for two runs to be one; see `CompleteEngine.identity`."""
+        return {}
+
+    def check(self, engine: Engine) -> Iterable[str] | None:
+        """Called before the first λ: raise what would fail at every λ, and else return notes, which
+        are shown once. It must leave the weights alone."""
+        return None
+
+
+def complete(engine: Engine) -> CompleteEngine:
+    """`engine` with every member of `CompleteEngine`, and its weights with every one of
+    `CompleteWeights`: itself if it has them all, else around it an object that has the bodies of
+    those that it lacks.
+
+    Raises:
+        UsageError: it is no `Engine`.
     """
-    return getattr(thing, "identity", {})
+    if not isinstance(engine, Engine):
+        raise UsageError(
+            f"a {type(engine).__name__} is not an engine",
+            "pass what pa_fast.load returns, or see pa_fast/base.py",
+        )
+    if _has_all(engine, CompleteEngine) and _has_all(engine.weights, CompleteWeights):
+        return cast(CompleteEngine, engine)
+    return cast(CompleteEngine, _AroundEngine(engine, CompleteEngine))
 
 
-def configuration(thing: object) -> Mapping[str, Any]:
-    """What a run should record of `thing` without being bound to it, such as folders and the
-    device."""
-    return getattr(thing, "configuration", {})
+def complete_evaluator(evaluator: Evaluator) -> CompleteEvaluator:
+    """`evaluator` with every member of `CompleteEvaluator`; see `complete`.
 
-
-def positions(engine: Engine) -> int | None:
-    """The most tokens that the engine's model sees at once: `engine.positions`, None where it does
-    not say."""
-    count: int | None = getattr(engine, "positions", None)
-    return count
-
-
-def stop_tokens(engine: Engine) -> tuple[int, ...]:
-    """Ids that end a generated text at every λ: `engine.stop_tokens` if it has them, else the
-    tokenizer's end of sequence.
-
-    An engine of two models stops at the stop tokens of both, so that no λ is cut short or runs on
-    by the other's habits.
+    Raises:
+        UsageError: it is no `Evaluator`.
     """
-    own = getattr(engine, "stop_tokens", None)
-    if own is not None:
-        return tuple(own)
-    eos = engine.tokenizer.eos_token_id
-    return () if eos is None else (eos,)
+    if not isinstance(evaluator, Evaluator):
+        raise UsageError(
+            f"a {type(evaluator).__name__} is not an evaluator",
+            "give it a name, higher_is_better and __call__(engine)",
+        )
+    if _has_all(evaluator, CompleteEvaluator):
+        return cast(CompleteEvaluator, evaluator)
+    return cast(CompleteEvaluator, _AroundEvaluator(evaluator, CompleteEvaluator))
+
+
+def _has_all(thing: object, protocol: type) -> bool:
+    return all(hasattr(thing, name) for name in vars(protocol) if not name.startswith("_"))
+
+
+class _Around:
+    """All that `inner` is, and the bodies of `protocol` for what it lacks."""
+
+    def __init__(self, inner: Any, protocol: type):
+        vars(self).update(_inner=inner, _defaults=vars(protocol))
+
+    def __getattr__(self, name: str) -> Any:
+        if hasattr(self._inner, name) or name not in self._defaults:
+            return getattr(self._inner, name)
+        default = self._defaults[name]
+        return default.__get__(self) if hasattr(default, "__get__") else default
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if hasattr(self._inner, name) or name not in self._defaults:
+            setattr(self._inner, name, value)
+        else:
+            vars(self)[name] = value
+
+    def __repr__(self) -> str:
+        return repr(self._inner)
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        """So that an evaluator finds an engine of the caller's own class."""
+        return type(self._inner)
+
+
+def _passed_on(name: str) -> Any:
+    """A member that is the inner object's own. From Python 3.12 on, `isinstance` finds those of a
+    protocol on the class alone."""
+    return property(lambda around: getattr(around._inner, name))
+
+
+class _AroundEngine(_Around):
+    tokenizer, loglikelihood = _passed_on("tokenizer"), _passed_on("loglikelihood")
+    generate, on_weights_changed = _passed_on("generate"), _passed_on("on_weights_changed")
+
+    @property
+    def weights(self) -> Any:
+        weights = self._inner.weights
+        complete = _has_all(weights, CompleteWeights)
+        return weights if complete else _Around(weights, CompleteWeights)
+
+
+class _AroundEvaluator(_Around):
+    name, higher_is_better = _passed_on("name"), _passed_on("higher_is_better")
+
+    def __call__(self, engine: Engine) -> Score:
+        score: Score = self._inner(engine)
+        return score

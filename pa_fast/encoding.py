@@ -14,24 +14,16 @@ from pa_fast.errors import OutputError, PairError, UsageError
 from pa_fast.evals.files import read_file
 
 if TYPE_CHECKING:
-    from pa_fast.delta.entry import Store
-    from pa_fast.delta.lora_export import Exported
-    from pa_fast.delta.quality import QualityReport
-
-FORMATS = {
-    "packed": ("range",),
-    "sparse": ("select", "density", "scope", "seed"),
-    "lowrank": ("rank", "energy", "budget", "seed"),
-    "dense": (),
-}
-"""What a delta can be encoded as, and the options of each."""
+    from pa_fast.stores.lora import Exported
+    from pa_fast.stores.quality import QualityReport
+    from pa_fast.stores.store import Store
 
 
 def encode(
     base: str | Path,
     instruct: str | Path,
     out: str | Path,
-    format: str = "packed",
+    format: str | Store = "packed",
     *,
     range: tuple[float, float] | None = None,
     select: str | None = None,
@@ -56,7 +48,7 @@ def encode(
         base, instruct: local folders, or hub ids (`org/name@revision`). Instruct may be a LoRA
             folder of peft, whose factors are then kept as they are: format `lowrank` without
             options.
-        format: `packed`, `sparse`, `lowrank` or `dense`.
+        format: `packed`, `sparse`, `lowrank` or `dense`; or a store with its options.
         range: of `packed`, the least and the largest λ that it is for; 0 and 1 if not given.
         select, density, scope: of `sparse`, see `SparseStore`.
         rank, energy, budget: of `lowrank`, see `LowRankStore`; the budget in bytes.
@@ -75,8 +67,10 @@ def encode(
         UsageError: an unknown format, or an option that is not the format's.
         PaFastError: as `pa_fast.load`, and OutputError: the file exists or cannot be written.
     """
-    from pa_fast.delta.quality import Measured
     from pa_fast.engines import encoding
+    from pa_fast.stores import registry
+    from pa_fast.stores.lora import LoraStore
+    from pa_fast.stores.quality import Measured
 
     pairing = PairOptions.of("instruct", one_sided, ignore_config, strip_prefix)
     given = {
@@ -94,7 +88,7 @@ def encode(
     if (folder / "adapter_config.json").exists():
         foreign = (
             [*options, *(["text"] if text is not None else [])]
-            if format == "lowrank"
+            if format == LoraStore.name
             else [f"format {format}"]
         )
         if foreign:
@@ -108,12 +102,12 @@ def encode(
         )
     if text is not None:
         read_file(text)  # what is wrong with it should not cost an encoding
-    measured = Measured(_store(format, options))
+    measured = Measured(registry.encoding(format, options))
     encoding.encode(
         base,
         instruct,
         out,
-        measured,
+        measured.store,
         dtype,
         allow_nonfinite=allow_nonfinite,
         overwrite=overwrite,
@@ -152,14 +146,14 @@ def export_lora(
         partial: leave out what a LoRA cannot hold, such as norms, and say so, instead of refusing.
 
     Raises:
-        PaFastError: see `pa_fast.delta.lora_export.export`.
+        PaFastError: see `pa_fast.stores.lora.export`.
     """
     from pa_fast.checkpoint.reader import Checkpoint
-    from pa_fast.delta.lora_export import export
     from pa_fast.engines.loading import one_side
     from pa_fast.live import opening
+    from pa_fast.stores.lora import export
 
-    expected = opening.about(delta).base.quick
+    expected = opening.description_of(delta).base.quick
     if next(Path(out).iterdir(), None) if Path(out).is_dir() else Path(out).exists():
         raise OutputError(
             f"{out} exists already, and is not an empty folder", "choose another --out"
@@ -181,43 +175,16 @@ def _adapter(
 ) -> QualityReport:
     """A delta of the factors in a LoRA folder, which are all that it has: nothing of it is lost."""
     from pa_fast.checkpoint.reader import Checkpoint
-    from pa_fast.delta.lora_import import read
-    from pa_fast.delta.lora_store import LoraStore
-    from pa_fast.delta.quality import Measured
     from pa_fast.engines import encoding
     from pa_fast.engines.loading import one_side
+    from pa_fast.stores.lora import LoraStore, read
+    from pa_fast.stores.quality import Measured
 
     with Checkpoint.open(resolve(base)) as checkpoint:
         measured = Measured(LoraStore(read(folder, one_side(checkpoint))))
-    encoding.encode(base, base, out, measured, dtype, **options)
+    encoding.encode(base, base, out, measured.store, dtype, **options)
     report = measured.report()
     rows = tuple(replace(row, relative_error=0.0, energy=1.0) for row in report.tensors)
     return replace(
         report, relative_error=0.0, energy=1.0, mean_error=0.0, mean_energy=1.0, tensors=rows
     )
-
-
-def _store(format: str, options: dict[str, Any]) -> Store:
-    from pa_fast.delta.dense import DenseStore
-    from pa_fast.delta.lowrank_store import LowRankStore
-    from pa_fast.delta.packed_store import PackedStore
-    from pa_fast.delta.sparse_store import SparseStore
-
-    if format not in FORMATS:
-        raise UsageError(f"format `{format}` is not available", f"available: {', '.join(FORMATS)}")
-    foreign = [name for name in options if name not in FORMATS[format]]
-    if foreign:
-        takes = ", ".join(FORMATS[format]) or "no options"
-        raise UsageError(f"`{foreign[0]}` with format `{format}`", f"{format} takes {takes}")
-    if format == "sparse":
-        return SparseStore(**options)
-    if format == "packed":
-        return PackedStore(*options.get("range", ()))
-    if format == "lowrank":
-        return LowRankStore(
-            **{
-                "budget_bytes" if name == "budget" else name: value
-                for name, value in options.items()
-            }
-        )
-    return DenseStore()

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from pa_fast import evals
-from pa_fast.base import Engine, Evaluator, Lambda
+from pa_fast.base import CompleteEngine, CompleteEvaluator, Lambda
 from pa_fast.errors import EngineError, PairError, UsageError
 from pa_fast.files import check_own_folder
 from pa_fast.rules import LambdaRule
@@ -85,7 +85,7 @@ def run(
     out = pathlib.Path(os.path.abspath(job.out))
     check_folder(out, None if shard is None else Shard(*shard))
     model, asked = opened(job)
-    for note in getattr(model, "notes", ()):
+    for note in model.notes:
         listening(progress).noted(note)
     return sweep(model, points, asked, out, overwrite=job.overwrite, progress=progress, shard=shard)
 
@@ -120,14 +120,16 @@ def check_confirm(job: SweepSpec) -> None:
     from pa_fast.checkpoint.folder import resolve
     from pa_fast.checkpoint.reader import Checkpoint
     from pa_fast.live import opening
-    from pa_fast.live.planner import planned
+    from pa_fast.stores import registry
 
     if job.instruct is None:
         raise UsageError(
             "--confirm needs the instruct model beside the delta", "name INSTRUCT after BASE"
         )
-    held: Any = planned(job.store) if job.delta is None else opening.about(job.delta)
-    if held.lossless and not getattr(held, "attached", False):
+    held: Any = (
+        registry.named(job.store) if job.delta is None else opening.description_of(job.delta)
+    )
+    if held.lossless and not held.attached:
         raise UsageError("nothing to confirm: this delta loses nothing", "leave out --confirm")
     if job.delta is not None:
         with Checkpoint.open(resolve(job.instruct)) as instruct:
@@ -140,7 +142,7 @@ def check_confirm(job: SweepSpec) -> None:
             )
 
 
-def opened(job: SweepSpec) -> tuple[Engine, list[Evaluator]]:
+def opened(job: SweepSpec) -> tuple[CompleteEngine, list[CompleteEvaluator]]:
     """The engine and the evaluators of `job`. What is wrong in the data files fails before a model
     is loaded.
 
@@ -163,7 +165,7 @@ def _seed_generators() -> None:
     torch.manual_seed(0)
 
 
-def evaluators(job: SweepSpec) -> list[Evaluator]:
+def evaluators(job: SweepSpec) -> list[CompleteEvaluator]:
     """The evaluators of `job`, their data read and checked.
 
     Raises:
@@ -174,7 +176,7 @@ def evaluators(job: SweepSpec) -> list[Evaluator]:
     )
 
 
-def engine(job: SweepSpec) -> Engine:
+def engine(job: SweepSpec) -> CompleteEngine:
     """The pair of `job`, loaded at λ = 0."""
     load: Callable[..., Any]
     if job.engine == "transformers":

@@ -11,17 +11,17 @@ import pytest
 import torch
 
 import pa_fast
-from pa_fast.delta.entry import Store
-from pa_fast.delta.lowrank_store import LowRankStore
-from pa_fast.delta.packed_store import PackedStore
-from pa_fast.delta.sparse_store import SparseStore
 from pa_fast.errors import WeightsError
 from pa_fast.live.binding import as_integers
-from tests.delta import pairs
+from pa_fast.stores.lowrank import LowRankStore
+from pa_fast.stores.packed import PackedStore
+from pa_fast.stores.sparse import SparseStore
+from pa_fast.stores.store import Store
 from tests.engines.architectures import ARCHITECTURES, write_pair
 from tests.engines.test_architectures import reload
 from tests.engines.test_loading import edit
 from tests.remote import Actor, Ranks
+from tests.stores import pairs
 from tests.subjects import Live, Product, Subject
 
 

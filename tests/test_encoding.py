@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 import pa_fast
-from pa_fast.encoding import FORMATS
 from pa_fast.errors import DataError, EvaluatorError, OutputError, PairError, UsageError
 from pa_fast.run import SweepSpec, check_confirm, confirm, run
+from pa_fast.stores.registry import STORES
 
 DEMO = Path(__file__).parents[1] / "examples" / "demo"
 BASE, INSTRUCT = DEMO / "pair" / "base", DEMO / "pair" / "instruct"
@@ -160,7 +160,7 @@ def test_options_that_do_not_fit_are_wrong_usage(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", STORES)
 def test_every_format_opens_against_its_own_base_alone(format: str, tmp_path: Path) -> None:
     report = pa_fast.encode(BASE, INSTRUCT, tmp_path / "delta", format)
     assert pa_fast.QualityReport.from_json(report.to_json()) == report

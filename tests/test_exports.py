@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import inspect as inspecting
 
 import pa_kernels
@@ -34,6 +35,15 @@ def test_everything_public_is_documented_and_typed(package: object) -> None:
             for method, member in vars(value).items():
                 if inspecting.isfunction(member) and not method.startswith("_"):
                     assert "return" in member.__annotations__, f"{name}.{method}"
+
+
+def test_modules_for_other_stacks_have_short_names() -> None:
+    assert pa_fast.ray.sweep is importlib.import_module("pa_fast.launch.ray").sweep
+    assert "build_once" in pa_fast.lm_eval.__all__ and not set(pa_fast.__all__) & {"ray", "lm_eval"}
+    if importlib.util.find_spec("lm_eval"):
+        assert pa_fast.lm_eval.PaFastLM.__name__ == "PaFastLM"
+    with pytest.raises(AttributeError, match="no attribute 'PaFast'"):
+        pa_fast.lm_eval.PaFast  # noqa: B018
 
 
 def test_sweep_stays_a_function_when_its_package_is_imported() -> None:

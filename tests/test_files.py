@@ -16,13 +16,13 @@ from pa_fast import files
 from pa_fast.checkpoint.merge import merge
 from pa_fast.checkpoint.verify import verify
 from pa_fast.checkpoint.writer import OutputFolder
-from pa_fast.delta import writer
-from pa_fast.delta.file import DeltaFile
-from pa_fast.delta.sparse_store import SparseStore
 from pa_fast.errors import OutputError
+from pa_fast.stores import file as delta_file
+from pa_fast.stores.file import DeltaFile
+from pa_fast.stores.sparse import SparseStore
 from pa_fast.sweep import sweep
 from tests.checkpoint.pairs import write_pair
-from tests.delta import pairs as deltas
+from tests.stores import pairs as deltas
 from tests.sweep.fakes import FakeEngine, Scorer
 
 
@@ -58,7 +58,7 @@ def everything(root: Path) -> None:
     for lam in ("0.25", "0.5"):
         merge(*pair, lam, root / "out", overwrite=True)
         assert verify(root / "out", *pair).lam == lam
-        writer.write(
+        delta_file.write(
             root / "delta",
             deltas.sources(*deltas.pair(shapes={"a": (8, 8)})),
             SparseStore(),
@@ -127,7 +127,7 @@ def test_a_finished_delta_whose_last_sync_fails_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(os, "fsync", without_folder_sync(errno.EIO))
-    writer.write(
+    delta_file.write(
         tmp_path / "delta", deltas.sources(*deltas.pair(shapes={"a": (8, 8)})), SparseStore()
     )
     DeltaFile.open(tmp_path / "delta").close()

@@ -24,19 +24,20 @@ ALLOWED: dict[str, set[str]] = {
     "rounding": {"errors"},
     "rules": {"base", "errors", "foreign"},
     "checkpoint": FLOOR,
-    "delta": {"checkpoint"} | FLOOR,
-    "live": {"delta", "checkpoint"} | FLOOR,
-    "engines": {"live", "delta", "checkpoint"} | FLOOR,
+    "stores": {"checkpoint"} | FLOOR,
+    "live": {"stores", "checkpoint"} | FLOOR,
+    "engines": {"live", "stores", "checkpoint"} | FLOOR,
     "evals": {"base"} | GROUND,
     "stats": {"base"} | GROUND,
     "sweep": {"stats", "base"} | GROUND,
 }
 ALLOWED["sweeping"] = {"evals", "sweep", "base"} | GROUND
-ALLOWED["run"] = {"engines", "evals", "sweep", "live", "delta", "checkpoint"} | FLOOR
+ALLOWED["run"] = {"engines", "evals", "sweep", "live", "stores", "checkpoint"} | FLOOR
 ALLOWED["launch"] = {"run", "sweep"} | FLOOR
+ALLOWED["lm_eval"], ALLOWED["ray"] = {"evals"}, {"launch"}
 ALLOWED["quality"] = ALLOWED["run"]
 ALLOWED["encoding"] = ALLOWED["run"] | {"quality"}
-ALLOWED["throughput"] = {"live", "delta", "checkpoint"} | FLOOR
+ALLOWED["throughput"] = {"live", "stores", "checkpoint"} | FLOOR
 ALLOWED["cli"] = ALLOWED["run"] | {"run", "encoding", "quality", "launch", "throughput", "__init__"}
 EMBEDDED_STACKS = {"lm_eval", "ray", "vllm", "sglang"}
 SUBCLASSES = {"evals/lm_eval/model.py"}

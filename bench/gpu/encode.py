@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 from bench.gpu.clock import wall_seconds
 from bench.gpu.run import Contender, Run
 from pa_fast.checkpoint.reader import Checkpoint
-from pa_fast.delta.entry import Source
-from pa_fast.delta.packed_store import PackedStore
+from pa_fast.stores.packed import PackedStore
+from pa_fast.stores.store import Source
 
 
 def encode(run: Run) -> None:

@@ -11,9 +11,11 @@ from pa_fast.checkpoint.safetensors import torch_dtype
 from pa_fast.checkpoint.streaming import DTYPES
 from pa_fast.errors import EngineError, UsageError
 from pa_fast.live import opening
-from pa_fast.live.planner import RESIDENCIES, Store, planned
+from pa_fast.live.planner import RESIDENCIES
 from pa_fast.rounding import Rounding
 from pa_fast.rules import LambdaRule, RuleLike
+from pa_fast.stores import registry
+from pa_fast.stores.store import Store
 
 if TYPE_CHECKING:
     import torch
@@ -48,7 +50,7 @@ class Asked:
     @property
     def attached(self) -> bool:
         """Whether factors are left beside the layers."""
-        return bool(getattr(self.store, "attached", False))
+        return self.store.attached
 
     @property
     def lossless(self) -> bool:
@@ -139,18 +141,19 @@ def asked(
             "one of an instruct model and a delta file is needed",
             "give the instruct folder, or delta= (--delta)",
         )
-    if delta is not None and (store not in ("auto", "attached") or dtype != "auto"):
+    chosen, auto = registry.named(store), store == "auto"
+    if delta is not None and (not (auto or chosen.attached) or dtype != "auto"):
         raise UsageError(
             "a delta file says by itself how it is held, and in which dtype",
             "leave out both; store attached alone fits",
         )
-    about = None if delta is None else opening.about(delta)
+    about = None if delta is None else opening.description_of(delta)
     ruled = None if rule is None else LambdaRule.of(rule)
     return Asked(
         device,
         dtype,
-        planned(store),
-        store == "auto",
+        chosen,
+        auto,
         residency,
         rounding,
         ruled,

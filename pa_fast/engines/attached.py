@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pa_fast.delta.lora import layers
 from pa_fast.errors import EngineError
+from pa_fast.stores.lora import layers
 
 if TYPE_CHECKING:
     Factors = tuple[torch.Tensor, torch.Tensor]

@@ -4,56 +4,52 @@ pass."""
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pa_kernels
 import torch
-from pa_kernels.sparse_tensor import SparseTensor
 
 from pa_fast.base import Lambda
 from pa_fast.checkpoint.provenance import combine
-from pa_fast.delta.entry import Entry, Factors, Source, Store
 from pa_fast.engines.attached import attach, attachable
 from pa_fast.errors import UsageError, WeightsError
 from pa_fast.live.memory import Memory
 from pa_fast.rules import LambdaRule
+from pa_fast.stores import registry
+from pa_fast.stores.sparse import unchanged
+from pa_fast.stores.store import Entry, Store, tapped
 
 if TYPE_CHECKING:
     from pa_fast.live.weights import LiveWeights
 
+Pair = tuple[torch.Tensor, torch.Tensor]
+
 
 class Diverted:
-    """A store whose factors of the weights in `served` are put aside; those weights are left at
-    base.
+    """A store whose factors of the weights that `attach` can serve are put aside; those weights are
+    left at base.
 
     Attributes:
-        factors: name → what was put aside.
+        store: what encodes in place of `inner`.
+        factors: name → U, V, as put aside.
     """
 
-    def __init__(self, inner: Store, served: Collection[str]):
-        self._inner, self._served = inner, served
-        self.factors: dict[str, Factors] = {}
-        self.name, self.exact, self.lossless = inner.name, inner.exact, inner.lossless
-
-    def describe(self) -> str:
-        return self._inner.describe()
-
-    def encode(self, sources: Sequence[Source]) -> Iterator[Entry]:
-        for source, entry in zip(sources, self._inner.encode(sources)):
-            yield self.put_aside(source.name, source.base, entry)
+    def __init__(self, inner: Store, model: torch.nn.Module):
+        self._served = attachable(model).keys()
+        self.factors: dict[str, Pair] = {}
+        self.store = tapped(inner, lambda source, e: self.put_aside(source.name, source.base, e))
+        self.store.attached = False  # of what it holds, nothing is
 
     def put_aside(self, name: str, base: torch.Tensor, entry: Entry) -> Entry:
         """What the live tensor `name` follows λ by: `entry`, or nothing at all once its factors are
         aside."""
-        if not isinstance(entry, Factors) or entry.u.ndim != 2 or name not in self._served:
+        factors = registry.owner(entry).factors(entry)
+        if factors is None or name not in self._served:
             return entry
-        self.factors[name] = entry
-        none = base.reshape(-1)[:0]
-        return SparseTensor.encode(
-            torch.zeros(0, dtype=torch.int64, device=base.device), none, none, base.numel()
-        )
+        self.factors[name] = factors
+        return unchanged(base)
 
 
 class AttachedWeights:
@@ -65,20 +61,21 @@ class AttachedWeights:
         factors: name → U, V, as attached.
     """
 
-    def __init__(self, part: LiveWeights, lam: torch.Tensor, factors: Mapping[str, Factors]):
+    def __init__(self, part: LiveWeights, lam: torch.Tensor, factors: Mapping[str, Pair]):
         self._part, self._lam, self._factors = part, lam, dict(factors)
         self._lock = threading.RLock()
         self._held: float | None = part.lam
         self._sum = self._factor_sum()
         # ‖UV‖² = trace(UᵀU · VVᵀ), without the product
         grams = [
-            (f.u.double().T @ f.u.double(), f.v.double() @ f.v.double().T)
-            for f in self._factors.values()
+            (u.double().T @ u.double(), v.double() @ v.double().T)
+            for u, v in self._factors.values()
         ]
         self._norm = sum(float((left * right.T).sum()) for left, right in grams)
         self.store, self.exact, self.lossless = part.store, False, False
 
-    rule = followed = None  # the factors share one λ
+    rule = followed = None
+    """The factors share one λ."""
 
     @property
     def lam(self) -> float | None:
@@ -141,9 +138,13 @@ class AttachedWeights:
         moved, distance = moved + float(self._lam) * self._norm, distance + self._norm
         return moved / distance if distance else float("nan")
 
+    def intended_lambda(self) -> float:
+        """λ itself; NaN where none is set."""
+        return float("nan") if self._held is None else self._held
+
     def memory(self) -> Memory:
         """See `LiveWeights.memory`; factors lie where the model is."""
-        size = sum(f.u.nbytes + f.v.nbytes for f in self._factors.values())
+        size = sum(u.nbytes + v.nbytes for u, v in self._factors.values())
         known = self._part.memory()
         where = "host_bytes" if self._lam.device.type == "cpu" else "device_bytes"
         return replace(known, **{where: getattr(known, where) + size})
@@ -165,8 +166,8 @@ class AttachedWeights:
     def _factor_sum(self) -> int:
         tensors = {
             f"{name} {side}": part
-            for name, f in self._factors.items()
-            for side, part in (("U", f.u), ("V", f.v))
+            for name, pair in self._factors.items()
+            for side, part in zip("UV", pair)
         }
         return (
             combine(dict(zip(tensors, pa_kernels.checksum(list(tensors.values())))))
@@ -175,12 +176,6 @@ class AttachedWeights:
         )
 
 
-def attached(model: Any, part: LiveWeights, factors: Mapping[str, Factors]) -> AttachedWeights:
+def attached(model: Any, part: LiveWeights, factors: Mapping[str, Pair]) -> AttachedWeights:
     """Attach `factors` to `model`, whose live weights are `part`."""
-    lam = attach(model, {name: (f.u, f.v) for name, f in factors.items()})
-    return AttachedWeights(part, lam, factors)
-
-
-def divertible(inner: Store, model: torch.nn.Module) -> Diverted:
-    """`inner`, with the factors of every weight of `model` that `attach` can serve put aside."""
-    return Diverted(inner, attachable(model).keys())
+    return AttachedWeights(part, attach(model, factors), factors)

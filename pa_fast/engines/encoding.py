@@ -9,11 +9,11 @@ from pa_fast.checkpoint.pair import DEFAULTS, PairOptions, sides_of_model
 from pa_fast.checkpoint.reader import Checkpoint
 from pa_fast.checkpoint.streaming import DTYPES, check_dtype
 from pa_fast.checkpoint.vocabulary import compare_vocabularies
-from pa_fast.delta import writer
 from pa_fast.engines.loading import Reading, load_pair
 from pa_fast.live import encoding
-from pa_fast.live.opening import Description
-from pa_fast.live.planner import Store
+from pa_fast.stores import file
+from pa_fast.stores.file import Description
+from pa_fast.stores.store import Store
 
 
 def encode(
@@ -54,9 +54,9 @@ def encode(
     import torch
 
     check_dtype(dtype)
-    writer.place(out, overwrite)
+    file.output_path(out, overwrite)
     with Checkpoint.open(resolve(base)) as b, Checkpoint.open(resolve(instruct)) as i:
-        writer.place(out, overwrite, (b.folder, i.folder))
+        file.output_path(out, overwrite, (b.folder, i.folder))
         compare_vocabularies(b.folder, i.folder)
         b, i, aligned, _ = sides_of_model(b, i, options)
         reading = Reading.of(b, i, options.strip_prefix, aligned.apart)
@@ -71,7 +71,7 @@ def encode(
             loaded.base,
             loaded.instruct,
             store,
-            via=loaded.via,
+            intermediate_dtype=loaded.via,
             quick=(b.quick_fingerprint(), i.quick_fingerprint()),
             allow_nonfinite=allow_nonfinite,
             overwrite=overwrite,

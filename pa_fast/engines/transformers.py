@@ -17,7 +17,7 @@ from pa_fast.checkpoint.reader import Checkpoint
 from pa_fast.checkpoint.vocabulary import check_vocabulary, extended, swapped_sides, untrained_rows
 from pa_fast.device import device_of
 from pa_fast.engines.asked import Asked, asked
-from pa_fast.engines.attached_weights import attached, divertible
+from pa_fast.engines.attached_weights import Diverted, attached
 from pa_fast.engines.endpoints import Proof
 from pa_fast.engines.identity import identity
 from pa_fast.engines.loading import Loaded, Reading, allocate, base_tensors, load_pair
@@ -28,11 +28,11 @@ from pa_fast.engines.ranks import ALONE, Alone, Ranks
 from pa_fast.engines.tokenizer import stop_tokens, tokenizer_of
 from pa_fast.live import opening, planner
 from pa_fast.live.memory import Memory
-from pa_fast.live.planner import Store
 from pa_fast.live.room import Room
 from pa_fast.live.weights import LiveWeights
 from pa_fast.rounding import Rounding
 from pa_fast.rules import RuleLike
+from pa_fast.stores.store import Store, TensorSize
 from pa_fast.units import format_bytes
 
 if TYPE_CHECKING:
@@ -176,16 +176,16 @@ def load(
     with ranks.step("binding"):
         guard.check()
         weights: Any
-        diverted = divertible(want.store, loaded.module) if want.attached else None
+        diverted = Diverted(want.store, loaded.module) if want.attached else None
         if want.delta is None:
             weights = LiveWeights.bind(
                 loaded.live,
                 loaded.base,
                 loaded.instruct,
-                diverted or plan or want.store,
+                diverted.store if diverted else plan or want.store,
                 want.rounding.mode,
                 seed=want.rounding.seed,
-                via=loaded.via,
+                intermediate_dtype=loaded.via,
                 allow_nonfinite=allow_nonfinite,
                 origins=traced.names,
                 reread=lambda: base_tensors(resolve(base), resolve(other), loaded.live, reading),
@@ -193,7 +193,7 @@ def load(
                 on_read=on_read,
             )
         else:
-            with opening.again(want.delta, want.about) as file:
+            with opening.reopened(want.delta, want.about) as file:
                 guard.add(file.file)
                 weights = LiveWeights.open(
                     loaded.live,
@@ -226,7 +226,7 @@ def load(
         with ranks.step("following the rule"):
             weights.follow(want.rule)
         notes += weights.touched(want.rule)
-    notes += _of_memory(weights.memory(), said, want)
+    notes += _of_memory(weights.memory(), said, want, plan)
     why_not = obstacle(loaded.module) if shared_prefix else None
     if why_not:
         why_not = (
@@ -289,7 +289,7 @@ def _planned(want: Asked, loaded: Loaded) -> planner.Plan | None:
     )
 
 
-def _of_memory(memory: Memory, said: str, want: Asked) -> list[str]:
+def _of_memory(memory: Memory, said: str, want: Asked, plan: planner.Plan | None) -> list[str]:
     """What the loaded pair takes, in words."""
     notes = []
     if want.device.type == "cpu":
@@ -302,7 +302,7 @@ def _of_memory(memory: Memory, said: str, want: Asked) -> list[str]:
     if memory.host_bytes and not want.sharding:
         what = (
             "tensors converted while loading"
-            if said == "dense"
+            if plan is not None and plan.store.keeps_sources
             else f"deltas ({said}) and tensors converted while loading"
         )
         notes.append(
@@ -311,7 +311,7 @@ def _of_memory(memory: Memory, said: str, want: Asked) -> list[str]:
     return notes
 
 
-def _sizes(loaded: Loaded) -> list[planner.Size]:
+def _sizes(loaded: Loaded) -> list[TensorSize]:
     """What each live float tensor takes, by its first name, and a dense delta beside it."""
     first = {
         id(tensor): name
@@ -319,7 +319,7 @@ def _sizes(loaded: Loaded) -> list[planner.Size]:
         if tensor.is_floating_point()
     }
     return [
-        planner.Size(
+        TensorSize(
             n,
             loaded.live[n].nbytes,
             loaded.base[n].nbytes + loaded.instruct[n].nbytes,

@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from pa_fast.base import Engine, Evaluator, Item, Score, Tokenizer, configuration
+from pa_fast.base import Engine, Evaluator, Item, Score, Tokenizer, complete
 from pa_fast.errors import EvaluatorError
 from pa_fast.evals.average import AVERAGES, averaged, labelled, weighted
 from pa_fast.evals.files import DataFile, limited, read_file
@@ -157,7 +157,7 @@ def _prompt(where: str, instruction: str, as_chat: bool) -> Prompt:
 
 def _pair(engine: Engine) -> str:
     """`base+instruct`: the last parts of the names that the two checkpoints were loaded by."""
-    sides = [configuration(engine).get(side) for side in ("base", "instruct")]
+    sides = [complete(engine).configuration.get(side) for side in ("base", "instruct")]
     return "+".join(pathlib.PurePath(str(side)).name for side in sides if side) or "pair"
 
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
-from pa_fast.base import Engine, Tokenizer, positions
+from pa_fast.base import Engine, Tokenizer, complete
 from pa_fast.errors import EvaluatorError
 from pa_fast.evals.encoding import Encoder
 
@@ -103,7 +103,7 @@ class Prepared(Generic[T]):
         self._made: tuple[Tokenizer, int | None, T] | None = None
 
     def __call__(self, engine: Engine) -> T:
-        tokenizer, room = engine.tokenizer, positions(engine)
+        tokenizer, room = engine.tokenizer, complete(engine).positions
         if self._made is None or self._made[0] is not tokenizer or self._made[1] != room:
             self._made = (tokenizer, room, self._make(tokenizer, room))
         return self._made[2]

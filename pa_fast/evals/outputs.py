@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pa_fast.base import Engine, Generation, Item, Tokenizer, stop_tokens
+from pa_fast.base import Engine, Generation, Item, Tokenizer, complete
 from pa_fast.errors import EvaluatorError
 
 
@@ -39,7 +39,8 @@ def generated(
     Raises:
         EvaluatorError: the engine answered with another number of outputs.
     """
-    spoken = engine.generate(prompts, Generation(max_new_tokens, stop_tokens(engine) + ends))
+    stops = tuple(complete(engine).stop_tokens)
+    spoken = engine.generate(prompts, Generation(max_new_tokens, stops + ends))
     if len(spoken) != len(prompts):
         raise EvaluatorError(f"the engine wrote {len(spoken)} outputs, expected {len(prompts)}")
     found = []

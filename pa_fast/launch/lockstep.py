@@ -13,7 +13,7 @@ import pathlib
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pa_fast.base import Engine, Evaluator, Lambda, Score, identity
+from pa_fast.base import CompleteEvaluator, Engine, Evaluator, Lambda, Score
 from pa_fast.run import SweepSpec, opened
 from pa_fast.sweep import schedule
 from pa_fast.sweep.driver import distinct, finished, note_repeat
@@ -57,9 +57,7 @@ def sweep(
     points = schedule.lambdas(lambdas)
     asked = distinct(evaluators)
     ranks.agree("the schedule", [lam.key for lam in points])
-    ranks.agree(
-        "the evaluators", {evaluator.name: dict(identity(evaluator)) for evaluator in asked}
-    )
+    ranks.agree("the evaluators", {evaluator.name: dict(evaluator.identity) for evaluator in asked})
     check_reach(lm, points)
     notes = check_evaluators(lm, asked)
     in_step = {evaluator.name: _InStep(evaluator, ranks) for evaluator in asked}
@@ -100,7 +98,7 @@ def run(job: SweepSpec, progress: Progress | None = None) -> SweepResult | None:
     return sweep(model, job.lambdas, asked, out, overwrite=job.overwrite, progress=progress)
 
 
-class _InStep:
+class _InStep(CompleteEvaluator):
     """`evaluator`, which ends on all ranks together or fails on all of them."""
 
     def __init__(self, evaluator: Evaluator, ranks: Any):

@@ -18,7 +18,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pa_fast.base import Engine, Evaluator, Lambda
+from pa_fast.base import Engine, Evaluator, Lambda, complete
 from pa_fast.errors import EngineError, MissingExtra, PaFastError, UsageError, first_line
 from pa_fast.run import SweepSpec, evaluators, opened
 from pa_fast.sweep import schedule
@@ -122,7 +122,8 @@ class _Seat:
             # paths and modules of the command line are relative to where it was typed
             os.chdir(folder)
             sys.path.insert(0, folder)
-        self._engine, asked = make()
+        engine, asked = make()
+        self._engine = complete(engine)
         self._evaluators = distinct(asked)
         check_reach(self._engine, points)
         check_evaluators(self._engine, self._evaluators)

@@ -3,13 +3,7 @@ rounded up to powers of two."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
-
-from pa_kernels.packed_tensor import PackedTensor
-from pa_kernels.sparse_tensor import SparseTensor
-
-from pa_fast.delta.entry import Entry, Whole, parts
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
@@ -49,15 +43,3 @@ class Arena:
         made.copy_(tensor)
         self._made[key] = room
         return made
-
-    def entry(self, entry: Entry) -> Entry:
-        """`entry` with its large parts in the arena; the factors of a product stay where they
-        are."""
-        if isinstance(entry, Whole):
-            return Whole(self.copy(entry.target))
-        if isinstance(entry, (PackedTensor, SparseTensor)):
-            moved: dict[str, Any] = {
-                name: self.copy(part) for name, part in parts(entry).items() if name != "span"
-            }
-            return replace(entry, **moved)
-        return entry

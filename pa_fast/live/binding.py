@@ -22,7 +22,7 @@ class Binding:
     names: tuple[str, ...]
     live: torch.Tensor
     sources: Mapping[str, torch.Tensor]
-    via: torch.dtype | None
+    intermediate_dtype: torch.dtype | None
     origin: ref[torch.Tensor] | None = None
     """The base tensor as the caller holds it, for as long as that is."""
 
@@ -38,7 +38,7 @@ class Binding:
 def bindings(
     live: Mapping[str, torch.Tensor],
     sides: Mapping[str, Mapping[str, torch.Tensor]],
-    via: Mapping[str, torch.dtype],
+    intermediate_dtype: Mapping[str, torch.dtype],
     *,
     written: bool = True,
 ) -> list[Binding]:
@@ -80,7 +80,7 @@ def bindings(
             found[key] = _share(found[key], name, tensor, sources)
         else:
             found[key] = Binding(
-                (name,), tensor.detach(), sources, via.get(name), ref(given["base"])
+                (name,), tensor.detach(), sources, intermediate_dtype.get(name), ref(given["base"])
             )
     made = list(found.values())
     if written:

@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING
 from pa_kernels.cores import over_cores
 from pa_kernels.reference import LIVE_DTYPES
 
-from pa_fast.delta import writer
-from pa_fast.delta.description import Description
-from pa_fast.delta.entry import Source
 from pa_fast.errors import DataError
 from pa_fast.live.binding import Binding, bindings
-from pa_fast.live.planner import Store, planned
+from pa_fast.stores import file, registry
+from pa_fast.stores.file import Description
+from pa_fast.stores.store import Source, Store
 
 if TYPE_CHECKING:
     import torch
@@ -35,7 +34,7 @@ def encode(
     instruct: Mapping[str, torch.Tensor],
     store: str | Store,
     *,
-    via: Mapping[str, torch.dtype] | None = None,
+    intermediate_dtype: Mapping[str, torch.dtype] | None = None,
     quick: tuple[str | None, str | None] = (None, None),
     allow_nonfinite: bool = False,
     overwrite: bool = False,
@@ -51,10 +50,12 @@ def encode(
     Raises:
         as `LiveWeights.bind`, and OutputError: the file exists or cannot be written.
     """
-    chosen = planned(store)
-    made = bindings(live, {"base": base, "instruct": instruct}, via or {}, written=False)
-    return writer.write(
-        path, sources(made, allow_nonfinite), chosen, quick=quick, overwrite=overwrite
+    chosen = registry.named(store)
+    bound = bindings(
+        live, {"base": base, "instruct": instruct}, intermediate_dtype or {}, written=False
+    )
+    return file.write(
+        path, sources(bound, allow_nonfinite), chosen, quick=quick, overwrite=overwrite
     )
 
 
@@ -73,7 +74,9 @@ def sources(
             ((side, b.name, tensor) for b in floats for side, tensor in b.sources.items()), on_read
         )
     return [
-        Source(b.name, b.base, b.sources["instruct"], b.live.dtype, b.live.device, b.via)
+        Source(
+            b.name, b.base, b.sources["instruct"], b.live.dtype, b.live.device, b.intermediate_dtype
+        )
         for b in floats
     ]
 

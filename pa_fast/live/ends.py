@@ -11,9 +11,9 @@ from pa_kernels.cores import over
 from pa_kernels.reference import LIVE_DTYPES
 
 from pa_fast.base import Lambda
-from pa_fast.delta.dense import spans
 from pa_fast.errors import UsageError, WeightsError
 from pa_fast.live.binding import Binding, first_overlap, same_merge
+from pa_fast.stores.store import spans
 
 if TYPE_CHECKING:
     import torch
@@ -154,6 +154,6 @@ def refuse(names: Iterable[str | None], lam: float) -> None:
 
 
 def _rounded(end: torch.Tensor, binding: Binding) -> torch.Tensor:
-    if end.dtype == binding.live.dtype and binding.via is None:
+    if end.dtype == binding.live.dtype and binding.intermediate_dtype is None:
         return end
-    return end.to(binding.via or binding.live.dtype).to(binding.live.dtype)
+    return end.to(binding.intermediate_dtype or binding.live.dtype).to(binding.live.dtype)

@@ -1,5 +1,5 @@
-"""The first write of dense live weights on a CPU: all that is asked of a piece of the sources,
-while it is in cache."""
+"""The first write on a CPU of a store that keeps the sources as they are: all that is asked of a
+piece of them, while it is in cache."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pa_kernels.cores import over_cores
 from pa_kernels.reference import LIVE_DTYPES
 
-from pa_fast.delta.entry import Store
-from pa_fast.delta.mixed import Mixed
 from pa_fast.live.binding import Binding
 from pa_fast.live.encoding import OnRead, check_finite, is_finite
 from pa_fast.live.ends import Checked, differing, refuse
+from pa_fast.stores.composite import CompositeStore
+from pa_fast.stores.store import Store
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,11 @@ class FirstWrite:
     @staticmethod
     def fits(made: Sequence[Binding], store: Store) -> bool:
         """Whether `store` can write these tensors piece by piece."""
-        return store.name == "dense" and all(
+        return store.keeps_sources and all(
             b.live.device.type == "cpu" for b in made if b.live.dtype in LIVE_DTYPES
         )
 
-    def write_(self, store: Mixed, floats: Sequence[Binding]) -> None:
+    def write_(self, store: CompositeStore, floats: Sequence[Binding]) -> None:
         """Write λ = 0 into every live float tensor, by way of the other λ of `ends`.
 
         Cost: reads both sources once, writes the live tensors once; what is read again lies in
@@ -58,7 +58,7 @@ class FirstWrite:
                 if self.on_read is not None:
                     self.on_read(tensor, span.start, tensor.view(-1)[span])
             for lam in lams:
-                store.piece_(t, span, lam)
+                store.write_(t, span, lam)
                 if lam in self.ends:
                     refuse([differing(binding, lam, self.ends, span)], lam)
 

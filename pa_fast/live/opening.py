@@ -8,34 +8,33 @@ from dataclasses import replace
 from pathlib import Path
 
 import pa_kernels
-from pa_kernels.packed_tensor import PackedTensor
 from pa_kernels.reference import LIVE_DTYPES
 
 from pa_fast.checkpoint.provenance import as_hex, combine
 from pa_fast.checkpoint.safetensors import torch_dtype
-from pa_fast.delta.description import Description
-from pa_fast.delta.entry import Entry
-from pa_fast.delta.file import DeltaFile
 from pa_fast.errors import CheckpointError, DataError, PairError
 from pa_fast.live.binding import Binding
+from pa_fast.stores import registry
+from pa_fast.stores.file import DeltaFile, Description
+from pa_fast.stores.store import Entry
 
 _ANOTHER = "encode the delta again, from this base and for this model"
 
 
-def about(path: str | Path) -> Description:
+def description_of(path: str | Path) -> Description:
     """What the delta file `path` says of itself; see `DeltaFile.open`."""
     with DeltaFile.open(path) as file:
-        return file.about
+        return file.description
 
 
-def again(path: str | Path, known: Description | None) -> DeltaFile:
+def reopened(path: str | Path, known: Description | None) -> DeltaFile:
     """The delta file `path`, which said `known` of itself before.
 
     Raises:
         DataError: it says something else now.
     """
     file = DeltaFile.open(path)
-    if file.about != known:
+    if file.description != known:
         file.close()
         raise DataError(
             f"{path}: the file was replaced while it was read",
@@ -50,7 +49,7 @@ def own_name(binding: Binding, file: DeltaFile) -> str:
     Raises:
         PairError: it knows none of them, or tells several of them apart.
     """
-    known = [name for name in binding.names if name in file.about.tensors]
+    known = [name for name in binding.names if name in file.description.tensors]
     if not known:
         raise PairError(
             f"cannot bind `{binding.name}`: it is live, but {file.path} has no delta of it",
@@ -65,7 +64,7 @@ def own_name(binding: Binding, file: DeltaFile) -> str:
     return known[0]
 
 
-def fed(binding: Binding, file: DeltaFile) -> Binding:
+def described(binding: Binding, file: DeltaFile) -> Binding:
     """`binding` as the file describes it: checked, and rounded through what it says.
 
     Raises:
@@ -75,7 +74,7 @@ def fed(binding: Binding, file: DeltaFile) -> Binding:
     if binding.live.dtype not in LIVE_DTYPES:
         return binding
     name = own_name(binding, file)
-    told = file.about.tensors[name]
+    told = file.description.tensors[name]
     for what, found, expected in (
         ("live", list(binding.live.shape), list(told.shape)),
         ("live", binding.live.dtype, torch_dtype(told.live)),
@@ -86,7 +85,8 @@ def fed(binding: Binding, file: DeltaFile) -> Binding:
                 f"cannot bind `{name}`: {what} is {found}, the delta {file.path} is for {expected}",
                 _ANOTHER,
             )
-    return replace(binding, via=None if told.via is None else torch_dtype(told.via))
+    between = told.intermediate_dtype
+    return replace(binding, intermediate_dtype=None if between is None else torch_dtype(between))
 
 
 def check_names(made: Sequence[Binding], file: DeltaFile) -> None:
@@ -94,7 +94,7 @@ def check_names(made: Sequence[Binding], file: DeltaFile) -> None:
     floats = {
         name for binding in made if binding.live.dtype in LIVE_DTYPES for name in binding.names
     }
-    odd = [name for name in file.about.tensors if name not in floats]
+    odd = [name for name in file.description.tensors if name not in floats]
     if odd:
         raise PairError(
             f"cannot bind `{odd[0]}`: {file.path} has a delta of it, but there is no live tensor of"
@@ -110,29 +110,22 @@ def check_base(floats: Sequence[Binding], file: DeltaFile) -> None:
     found = as_hex(
         combine({own_name(binding, file): total for binding, total in zip(floats, sums)})
     )
-    if found != file.about.base.content:
+    if found != file.description.base.content:
         raise PairError(
-            f"{file.path}: encoded from a base of content {file.about.base.content}, this base has"
-            f" {found}",
+            f"{file.path}: encoded from a base of content {file.description.base.content}, this"
+            f" base has {found}",
             "a delta is for the one base that it was taken from",
         )
 
 
-def check_codes(floats: Sequence[Binding], entries: Sequence[Entry], file: DeltaFile) -> None:
-    """Raise CheckpointError unless packed codes hold for every λ in their range, which λ = 0 and 1
-    alone do not show.
-
-    Files of earlier versions, for a range beyond [0, 1], may have codes of weights near the
-    smallest normal number that do not.
-    """
+def check_entries(floats: Sequence[Binding], entries: Sequence[Entry], file: DeltaFile) -> None:
+    """Raise CheckpointError unless entries hold with their bases, as far as λ = 0 and 1 alone do
+    not show that."""
     for binding, entry in zip(floats, entries):
-        at = entry.misfit(binding.base) if isinstance(entry, PackedTensor) else None
-        if isinstance(entry, PackedTensor) and at is not None:
-            lo, hi = entry.range
+        misfit = registry.owner(entry).misfit(entry, binding.base)
+        if misfit is not None:
             raise CheckpointError(
-                f"{file.path}: `{own_name(binding, file)}`: the code of weight {at}"
-                f" ({binding.base.view(-1)[at].item():g} in the base) does not hold for every λ in"
-                f" [{lo:g}, {hi:g}]",
+                f"{file.path}: `{own_name(binding, file)}`: {misfit}",
                 "the file is damaged, or an earlier version wrote it: encode the delta again",
             )
 
@@ -142,7 +135,7 @@ def check_end(floats: Sequence[Binding], file: DeltaFile, lam: float) -> None:
     were at encoding."""
     for binding, total in zip(floats, pa_kernels.checksum([binding.live for binding in floats])):
         name = own_name(binding, file)
-        expected = file.about.tensors[name].ends[int(lam)]
+        expected = file.description.tensors[name].ends[int(lam)]
         if expected is not None and as_hex(total) != expected:
             raise CheckpointError(
                 f"{file.path}: `{name}` at λ = {lam:g} has checksum {as_hex(total)}, expected"

@@ -7,13 +7,13 @@ from dataclasses import replace
 
 from pa_kernels.reference import LIVE_DTYPES
 
-from pa_fast.delta.entry import Entry, Store
 from pa_fast.live.arena import Arena
 from pa_fast.live.binding import Binding
 from pa_fast.live.encoding import OnRead, sources
 from pa_fast.live.memory import nbytes
-from pa_fast.live.planner import Size
 from pa_fast.live.room import Room
+from pa_fast.stores import registry
+from pa_fast.stores.store import Entry, Store, TensorSize
 
 
 def room(made: Sequence[Binding]) -> Room | None:
@@ -21,10 +21,10 @@ def room(made: Sequence[Binding]) -> Room | None:
     return next((Room.of(b.live.device) for b in made if b.live.dtype in LIVE_DTYPES), None)
 
 
-def sizes(made: Sequence[Binding]) -> list[Size]:
+def sizes(made: Sequence[Binding]) -> list[TensorSize]:
     """What each live float tensor takes, and a dense delta beside it."""
     return [
-        Size(
+        TensorSize(
             b.name,
             nbytes(b.live),
             sum(nbytes(side) for side in b.sources.values()),
@@ -58,20 +58,17 @@ def placed(
     arena, cpu = Arena(), torch.device("cpu")
     encoded = store.encode([replace(s, device=cpu) if s.name in host else s for s in given])
     entries = (
-        arena.entry(entry) if source.name in host and source.device != cpu else entry
+        registry.owner(entry).pinned(entry, arena.copy)
+        if source.name in host and source.device != cpu
+        else entry
         for source, entry in zip(given, encoded)
     )
     kept = [
         (
             replace(b, sources={**b.sources, "base": arena.copy(b.base)})
-            if b.name in host and _is_read(store, b)
+            if b.name in host and store.reads_base and b.live.device.type == "cuda"
             else b
         )
         for b in made
     ]
     return kept, entries
-
-
-def _is_read(store: Store, binding: Binding) -> bool:
-    """Whether a switch reads the base itself."""
-    return store.name in ("dense", "lowrank") and binding.live.device.type == "cuda"

@@ -68,10 +68,7 @@ def _container() -> list[int]:
             )
         else:
             continue
-        for folder in (
-            root / path.lstrip("/"),
-            root,
-        ):
+        for folder in (root / path.lstrip("/"), root):
             # inside a container the path may be the host's
             most, taken = _number(folder / limit), _number(folder / used)
             if most is not None and taken is not None:

@@ -21,10 +21,6 @@ from pa_kernels.reference import LIVE_DTYPES, Draw
 
 from pa_fast.base import Lambda
 from pa_fast.checkpoint.provenance import combine
-from pa_fast.delta.entry import Entry, parts
-from pa_fast.delta.file import DeltaFile
-from pa_fast.delta.mixed import Mixed
-from pa_fast.delta.packed import Overwritten
 from pa_fast.errors import UsageError, WeightsError
 from pa_fast.live import opening
 from pa_fast.live.bases import kept_bases
@@ -35,9 +31,13 @@ from pa_fast.live.first_write import FirstWrite
 from pa_fast.live.memory import Memory, measure
 from pa_fast.live.origins import Origins
 from pa_fast.live.placement import placed, room, sizes
-from pa_fast.live.planner import Plan, Store, plan, planned
+from pa_fast.live.planner import Plan, plan
 from pa_fast.rounding import Rounding
 from pa_fast.rules import LambdaRule
+from pa_fast.stores import registry
+from pa_fast.stores.composite import CompositeStore
+from pa_fast.stores.file import DeltaFile
+from pa_fast.stores.store import Entry, Overwritten, Store
 
 if TYPE_CHECKING:
     import torch
@@ -122,8 +122,8 @@ class LiveWeights:
         with _writing(floats):
             held = list(entries)
             bases = kept_bases(floats, held)
-            self._store: Mixed | None = Mixed(
-                [b.live for b in floats], bases, held, [b.via for b in floats], draws
+            self._store: CompositeStore | None = CompositeStore(
+                [b.live for b in floats], bases, held, [b.intermediate_dtype for b in floats], draws
             )
         # the store keeps what it needs of them
         self._floats = [replace(binding, sources={}) for binding in floats]
@@ -163,7 +163,7 @@ class LiveWeights:
         *,
         residency: str = "device",
         seed: int | None = None,
-        via: Mapping[str, torch.dtype] | None = None,
+        intermediate_dtype: Mapping[str, torch.dtype] | None = None,
         allow_nonfinite: bool = False,
         origins: Mapping[str, Sequence[str]] | None = None,
         reread: Callable[[], Mapping[str, torch.Tensor]] | None = None,
@@ -190,8 +190,8 @@ class LiveWeights:
                 element has noise of its own by tensor name, place and seed, so that the weights
                 follow λ on average where nearest swallows small updates.
             seed: of stochastic rounding, 0 to 2³² − 1; 0 unless given.
-            via: for names whose live tensor is wider than the dtype that a saved merge would have,
-                that dtype.
+            intermediate_dtype: for names whose live tensor is wider than the dtype that a saved
+                merge would have, that dtype.
             allow_nonfinite: let NaN and infinity in the sources pass.
             origins: live name → names of the checkpoint's tensors whose elements it holds: what λ
                 rules and noise go by. Its own name where not given, and so wherever live tensors
@@ -218,9 +218,9 @@ class LiveWeights:
                 dense.
         """
         how = Rounding(rounding, seed)
-        asked = store.store if isinstance(store, Plan) else planned(store)
+        asked = store.store if isinstance(store, Plan) else registry.named(store)
         _check_store(asked, how)
-        made = bindings(live, {"base": base, "instruct": instruct}, via or {})
+        made = bindings(live, {"base": base, "instruct": instruct}, intermediate_dtype or {})
         how_held = (
             store if isinstance(store, Plan) else plan(sizes(made), store, residency, room(made))
         )
@@ -296,7 +296,7 @@ class LiveWeights:
                     origins=origins,
                     on_read=on_read,
                 )
-        made = [opening.fed(binding, delta) for binding in bindings(live, {"base": base}, {})]
+        made = [opening.described(binding, delta) for binding in bindings(live, {"base": base}, {})]
         opening.check_names(made, delta)
         floats = [binding for binding in made if binding.live.dtype in LIVE_DTYPES]
         opening.check_base(floats, delta)
@@ -312,15 +312,15 @@ class LiveWeights:
                         ("base", binding.name, binding.base),
                         *(
                             (f"{delta.path}: {part} of", binding.name, tensor)
-                            for part, tensor in parts(entry).items()
+                            for part, tensor in registry.owner(entry).parts(entry).items()
                         ),
                     )
                     if read[2].dtype in LIVE_DTYPES
                 ),
                 on_read,
             )
-        opening.check_codes(floats, entries, delta)
-        about = delta.about
+        opening.check_entries(floats, entries, delta)
+        about = delta.description
         if divert is not None:
             entries = [
                 divert(binding.name, binding.base, entry) for binding, entry in zip(floats, entries)
@@ -706,7 +706,7 @@ class LiveWeights:
         run = over_cores if on_cpu else map
         return zip((t for t, _ in spans), run(lambda at: work(*at), spans))
 
-    def _open(self) -> Mixed:
+    def _open(self) -> CompositeStore:
         if self._store is None:
             raise WeightsError("these live weights are closed", "bind them again")
         if self.before_reading is not None:
@@ -737,12 +737,12 @@ def _form(tensor: torch.Tensor) -> tuple[torch.Size, tuple[int, ...], torch.dtyp
 
 
 def _check_store(store: Store, rounding: Rounding) -> None:
-    if rounding.drawn and store.name != "dense":
+    if rounding.drawn and not store.stochastic:
         raise UsageError(
             f"stochastic rounding of a delta that is held as `{store.describe()}`",
             "use the dense store",
         )
-    if getattr(store, "attached", False):
+    if store.attached:
         raise UsageError(
             "factors attach to layers, and here are tensors alone",
             "use pa_fast.load, or merge them: attached=False",

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pa_fast.base import Lambda
-from pa_fast.delta.quality import Divergence
 from pa_fast.engines import endpoints, scoring
+from pa_fast.stores.quality import Divergence
 
 if TYPE_CHECKING:
     import torch

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pa_fast.delta.quality import QualityReport
 from pa_fast.errors import UsageError
+from pa_fast.stores.quality import QualityReport
 from pa_fast.sweep import figure
 from pa_fast.sweep.trajectory import INK, note
 

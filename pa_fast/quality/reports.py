@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pa_fast.base import Lambda
-from pa_fast.delta.entry import Store
-from pa_fast.delta.quality import Measured, OnText, QualityReport
 from pa_fast.engines.transformers import load
 from pa_fast.errors import EngineError, EvaluatorError
 from pa_fast.evals.files import read_file
 from pa_fast.evals.perplexity import check_windows, windows
-from pa_fast.live.planner import planned
 from pa_fast.quality.divergence import divergence
+from pa_fast.stores import registry
+from pa_fast.stores.quality import Measured, OnText, QualityReport
+from pa_fast.stores.store import Store
 
 if TYPE_CHECKING:
     from pa_fast.engines.model import LambdaModel
@@ -71,13 +71,13 @@ def reports(
             allow_nonfinite=allow_nonfinite,
         )
     for store in stores:
-        measured = Measured(planned(store))
+        measured = Measured(registry.named(store))
         with_store = load(
             base,
             instruct,
             device,
             dtype,
-            measured,
+            measured.store,
             batch_size=batch_size,
             allow_nonfinite=allow_nonfinite,
         )

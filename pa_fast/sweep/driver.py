@@ -7,7 +7,14 @@ import os
 import pathlib
 from collections.abc import Iterable, Sequence
 
-from pa_fast.base import Engine, Evaluator, Lambda
+from pa_fast.base import (
+    CompleteEvaluator,
+    Engine,
+    Evaluator,
+    Lambda,
+    complete,
+    complete_evaluator,
+)
 from pa_fast.errors import UsageError
 from pa_fast.sweep import manifest, older, schedule
 from pa_fast.sweep.entry import Entry
@@ -33,15 +40,11 @@ def run(
     """`pa_fast.sweep`; see there."""
     told, points = listening(progress), schedule.lambdas(lambdas)
     named = {evaluator.name: evaluator for evaluator in distinct(evaluators)}
-    if not isinstance(engine, Engine):
-        raise UsageError(
-            f"a {type(engine).__name__} is not an engine",
-            "pass what pa_fast.load returns, or see pa_fast/base.py",
-        )
-    check_reach(engine, points)
-    notes = check_evaluators(engine, list(named.values()))
-    now = manifest.describe(engine, points, list(named.values()))
-    proven = not overwrite and older.proven(engine, pathlib.Path(out), now, told)
+    model = complete(engine)
+    check_reach(model, points)
+    notes = check_evaluators(model, list(named.values()))
+    now = manifest.describe(model, points, list(named.values()))
+    proven = not overwrite and older.proven(model, pathlib.Path(out), now, told)
     with Recording(
         out, points, now, overwrite=overwrite, progress=told, shard=shard, proven=proven
     ) as recording:
@@ -50,7 +53,7 @@ def run(
         repeats = Repeats(recording.scored())
         for lam, names in recording.missing():
             queue = [named[name] for name in repeats.left(names)]
-            for record in visit(engine, lam, queue, recording.checksum(lam), recording.progress):
+            for record in visit(model, lam, queue, recording.checksum(lam), recording.progress):
                 note_repeat(repeats, recording, recording.record(record))
     return finished(recording, figure)
 
@@ -70,23 +73,18 @@ def finished(recording: Recording, figure: bool) -> SweepResult:
     return recording.result
 
 
-def distinct(evaluators: Sequence[Evaluator]) -> list[Evaluator]:
-    """`evaluators`, if each is one and no two share a name."""
+def distinct(evaluators: Sequence[Evaluator]) -> list[CompleteEvaluator]:
+    """`evaluators`, complete, if each is one and no two share a name."""
     if callable(evaluators):
         raise UsageError("one evaluator instead of a list of them", "write [evaluator]")
-    evaluators = list(evaluators)
-    if not evaluators:
+    complete_ = [complete_evaluator(evaluator) for evaluator in evaluators]
+    if not complete_:
         raise UsageError(
             "a sweep needs at least one evaluator",
             "pass a list of them; on the command line --eval, once or more",
         )
     names = []
-    for evaluator in evaluators:
-        if not isinstance(evaluator, Evaluator):
-            raise UsageError(
-                f"a {type(evaluator).__name__} is not an evaluator",
-                "give it a name, higher_is_better and __call__(engine)",
-            )
+    for evaluator in complete_:
         if not (
             isinstance(evaluator.name, str)
             and evaluator.name.strip()
@@ -103,4 +101,4 @@ def distinct(evaluators: Sequence[Evaluator]) -> list[Evaluator]:
             f"two evaluators are called `{twice[0]}`",
             "give each a name of its own; in an EVAL string `,name=…`",
         )
-    return evaluators
+    return complete_

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pa_fast import files
-from pa_fast.base import Engine, Evaluator, Lambda, configuration, identity
+from pa_fast.base import CompleteEngine, CompleteEvaluator, Lambda
 from pa_fast.errors import OutputError, RunError, UsageError
 from pa_fast.foreign import is_deep
 from pa_fast.sweep import durable
@@ -63,7 +63,9 @@ class Manifest:
         return (json.dumps(document, indent=2) + "\n").encode()
 
 
-def describe(engine: Engine, points: Sequence[Lambda], evaluators: Sequence[Evaluator]) -> Manifest:
+def describe(
+    engine: CompleteEngine, points: Sequence[Lambda], evaluators: Sequence[CompleteEvaluator]
+) -> Manifest:
     """The manifest of a sweep that starts now, in this process.
 
     Raises:
@@ -72,22 +74,20 @@ def describe(engine: Engine, points: Sequence[Lambda], evaluators: Sequence[Eval
     return Manifest(
         tuple(lam.key for lam in points),
         tuple(
-            Column(e.name, bool(e.higher_is_better), _plain(f"evaluator `{e.name}`", identity(e)))
+            Column(e.name, bool(e.higher_is_better), _plain(f"evaluator `{e.name}`", e.identity))
             for e in evaluators
         ),
         _plain("the engine", _identity(engine)),
         (_versions(),),
-        (_plain("the engine", configuration(engine)),),
+        (_plain("the engine", engine.configuration),),
     )
 
 
-def _identity(engine: Engine) -> Mapping[str, Any]:
+def _identity(engine: CompleteEngine) -> Mapping[str, Any]:
     """The engine's identity, with the rule that its weights follow now, whatever it knew of that
     when it was made."""
-    if not hasattr(engine.weights, "followed"):
-        return identity(engine)
     rule = engine.weights.followed
-    known = {key: value for key, value in identity(engine).items() if key != "rule"}
+    known = {key: value for key, value in engine.identity.items() if key != "rule"}
     return known if rule is None else {**known, "rule": rule.document()}
 
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import pathlib
 
-from pa_fast.base import Engine, Lambda
+from pa_fast.base import CompleteEngine, Lambda
 from pa_fast.sweep import journal, manifest
 from pa_fast.sweep.manifest import Manifest
 from pa_fast.sweep.point import check_recorded
 from pa_fast.sweep.progress import Progress
 
 
-def proven(engine: Engine, folder: pathlib.Path, now: Manifest, progress: Progress) -> bool:
+def proven(engine: CompleteEngine, folder: pathlib.Path, now: Manifest, progress: Progress) -> bool:
     """Whether `folder` holds such a run of this engine, whose every finished λ has its recorded
     checksum again.
 

@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from pa_fast.base import Engine, Evaluator, Item, Lambda, Score, Weights
+from pa_fast.base import CompleteEngine, CompleteEvaluator, CompleteWeights, Item, Lambda, Score
 from pa_fast.errors import EvaluatorError, PaFastError, RunError, WeightsError
 from pa_fast.sweep.entry import Entry
 from pa_fast.sweep.process import Restored
@@ -49,20 +49,18 @@ class _Fault:
     traceback: str | None = None
 
 
-def check_reach(engine: Engine, points: Iterable[Lambda]) -> None:
+def check_reach(engine: CompleteEngine, points: Iterable[Lambda]) -> None:
     """Refuse a schedule before its first point if one of its λ is outside what the weights can be
-    set to, where they say so.
+    set to.
 
     Raises:
         UsageError: as the weights' own `check_lambda`.
     """
-    check = getattr(engine.weights, "check_lambda", None)
-    if check is not None:
-        for lam in points:
-            check(lam)
+    for lam in points:
+        engine.weights.check_lambda(lam)
 
 
-def check_recorded(engine: Engine, lam: Lambda, recorded: int) -> None:
+def check_recorded(engine: CompleteEngine, lam: Lambda, recorded: int) -> None:
     """Bring `engine` to λ, and compare its weights with the checksum that they had.
 
     Raises:
@@ -74,9 +72,9 @@ def check_recorded(engine: Engine, lam: Lambda, recorded: int) -> None:
 
 
 def visit(
-    engine: Engine,
+    engine: CompleteEngine,
     lam: Lambda,
-    evaluators: Sequence[Evaluator],
+    evaluators: Sequence[CompleteEvaluator],
     recorded: int | None = None,
     progress: Progress | object | None = None,
 ) -> Iterator[Record]:
@@ -116,14 +114,12 @@ def visit(
 
 
 @contextlib.contextmanager
-def _heard(engine: Engine, progress: Progress) -> Iterator[None]:
-    """Meanwhile `progress` hears how many of its requests the engine has done, if both take part in
-    it."""
-    within = getattr(progress, "within", None)
-    if within is None or not hasattr(engine, "on_progress"):
+def _heard(engine: CompleteEngine, progress: Progress) -> Iterator[None]:
+    """Meanwhile `progress` hears how many of its requests the engine has done, if it listens."""
+    if progress.within is None:
         yield
         return
-    before, engine.on_progress = engine.on_progress, within
+    before, engine.on_progress = engine.on_progress, progress.within
     try:
         yield
     finally:
@@ -140,7 +136,7 @@ def _check_same(lam: Lambda, recorded: int, found: int) -> None:
         )
 
 
-def _switch(engine: Engine, lam: Lambda, before: _Proof | None) -> _Proof:
+def _switch(engine: CompleteEngine, lam: Lambda, before: _Proof | None) -> _Proof:
     """Set λ and prove it: against a fresh merge on the first visit, against the first visit's sum
     afterwards."""
     weights = engine.weights
@@ -164,13 +160,9 @@ def _switch(engine: Engine, lam: Lambda, before: _Proof | None) -> _Proof:
     return before
 
 
-def _intended(weights: Weights) -> float | None:
-    """What effective λ would be without rounding, where weights follow a rule and say so; else that
-    is λ."""
-    intended = getattr(weights, "intended_lambda", None)
-    return (
-        None if getattr(weights, "rule", None) is None or intended is None else _finite(intended())
-    )
+def _intended(weights: CompleteWeights) -> float | None:
+    """What effective λ would be without rounding, where weights follow a rule; else that is λ."""
+    return None if weights.rule is None else _finite(weights.intended_lambda())
 
 
 def _finite(value: float) -> float | None:
@@ -178,7 +170,7 @@ def _finite(value: float) -> float | None:
 
 
 def _evaluate(
-    engine: Engine, lam: Lambda, evaluator: Evaluator, proof: _Proof
+    engine: CompleteEngine, lam: Lambda, evaluator: CompleteEvaluator, proof: _Proof
 ) -> tuple[Record, bool]:
     """Run one evaluator, put the process back, and tell whether the weights are as they were. The
     sum of `proof` is the sum before: nothing but evaluators runs between two of them, and each is
@@ -218,7 +210,7 @@ def _evaluate(
 
 def _entry(
     lam: Lambda,
-    evaluator: Evaluator,
+    evaluator: CompleteEvaluator,
     outcome: Score | _Fault | None,
     proof: _Proof | None = None,
     eval_s: float | None = None,
@@ -255,7 +247,7 @@ def _fault(error: BaseException) -> _Fault:
         return _Fault(f"{type(error).__name__}, whose message cannot be printed")
 
 
-def _written(name: str, lam: Lambda, weights: Weights, fault: _Fault | None) -> _Fault:
+def _written(name: str, lam: Lambda, weights: CompleteWeights, fault: _Fault | None) -> _Fault:
     now = weights.lam
     if now is None or float(now) != float(lam):
         message = (

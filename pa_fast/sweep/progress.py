@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Protocol, cast
 
 from pa_fast import terminal
@@ -24,9 +24,13 @@ if TYPE_CHECKING:
 class Progress(Protocol):
     """What the driver tells, in this order: `begin`, then per λ `switched`, per evaluator
     `evaluating` and `recorded` (the point is durable by then), and `end` whatever happened. At any
-    time, what is worth knowing of the model, an evaluator or the figure: `noted`. One that also has
-    `within(done, total)` hears of the running point's requests.
+    time, what is worth knowing of the model, an evaluator or the figure: `noted`.
     """
+
+    @property
+    def within(self) -> Callable[[int, int], object] | None:
+        """Called with (done, total) of the running point's requests; None hears of none."""
+        ...
 
     def noted(self, note: str) -> None: ...
 
@@ -45,6 +49,8 @@ class Progress(Protocol):
 
 class Silent:
     """Shows nothing."""
+
+    within: Callable[[int, int], object] | None = None
 
     def noted(self, note: str) -> None: ...
 
@@ -84,7 +90,9 @@ def listening(progress: object | None) -> Progress:
             f"a {type(progress).__name__} hears nothing of a sweep",
             f"give it one or more of: {', '.join(_EVENTS)}",
         )
-    return cast(Progress, progress) if len(heard) == len(_EVENTS) else _Partial(progress, heard)
+    if callable(getattr(progress, "within", None)):
+        heard.append("within")
+    return cast(Progress, progress) if len(heard) > len(_EVENTS) else _Partial(progress, heard)
 
 
 class TerminalProgress:

@@ -5,14 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from pa_fast.base import Engine, Evaluator
+from pa_fast.base import CompleteEngine, CompleteEvaluator
 from pa_fast.errors import EvaluatorError, PaFastError
 from pa_fast.sweep.entry import Entry
 from pa_fast.sweep.results import SweepResult
 
 
-def check_evaluators(engine: Engine, evaluators: Sequence[Evaluator]) -> list[str]:
-    """Ask each of `evaluators` that has a `check` whether it can run on `engine`; returns their
+def check_evaluators(engine: CompleteEngine, evaluators: Sequence[CompleteEvaluator]) -> list[str]:
+    """Ask each of `evaluators` whether it can run on `engine`; returns their
     notes.
 
     Raises:
@@ -21,11 +21,8 @@ def check_evaluators(engine: Engine, evaluators: Sequence[Evaluator]) -> list[st
     notes: list[str] = []
     doomed: list[tuple[str, str, str | None]] = []
     for evaluator in evaluators:
-        check = getattr(evaluator, "check", None)
-        if not callable(check):
-            continue
         try:
-            notes += [f"{evaluator.name}: {note}" for note in check(engine) or ()]
+            notes += [f"{evaluator.name}: {note}" for note in evaluator.check(engine) or ()]
         except PaFastError as error:
             doomed.append((evaluator.name, error.message, error.hint))
         except Exception as error:  # a check of the user's own may raise anything

@@ -20,11 +20,11 @@ from safetensors.torch import save_file
 
 import pa_fast
 from pa_fast.checkpoint.provenance import as_hex, combine
-from pa_fast.delta.description import sum_of
-from pa_fast.delta.lowrank_store import LowRankStore
-from pa_fast.delta.sparse_store import SparseStore
 from pa_fast.errors import PaFastError
-from tests.delta import pairs
+from pa_fast.stores.file import sum_of
+from pa_fast.stores.lowrank import LowRankStore
+from pa_fast.stores.sparse import SparseStore
+from tests.stores import pairs
 
 SHAPES = {"few": (70, 1000), "many": (50, 100), "all": (9,)}
 GUARD = 4096

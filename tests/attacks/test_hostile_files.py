@@ -19,16 +19,16 @@ from safetensors.torch import save_file
 from pa_fast.checkpoint.inspect import inspect
 from pa_fast.checkpoint.merge import merge
 from pa_fast.checkpoint.verify import verify
-from pa_fast.delta import writer
-from pa_fast.delta.sparse_store import SparseStore
 from pa_fast.engines.tokenizer import tokenizer_of
 from pa_fast.engines.transformers import load
 from pa_fast.errors import CheckpointError, OutputError, PaFastError
+from pa_fast.stores import file as delta_file
+from pa_fast.stores.sparse import SparseStore
 from pa_fast.sweep import report, sweep
 from pa_fast.sweep.figure import check_place
 from tests.checkpoint.pairs import write_checkpoint, write_pair
-from tests.delta import pairs as deltas
 from tests.engines import architectures
+from tests.stores import pairs as deltas
 from tests.sweep.fakes import FakeEngine, Scorer
 
 
@@ -202,7 +202,9 @@ def test_a_source_with_a_working_name_of_the_output_survives(tmp_path: Path, nam
 
 
 def write_delta(path: Path, **options: Any) -> None:
-    writer.write(path, deltas.sources(*deltas.pair(shapes={"a": (8, 8)})), SparseStore(), **options)
+    delta_file.write(
+        path, deltas.sources(*deltas.pair(shapes={"a": (8, 8)})), SparseStore(), **options
+    )
 
 
 def test_a_delta_replaces_deltas_alone(tmp_path: Path) -> None:
@@ -221,8 +223,8 @@ def test_a_delta_never_becomes_weights_of_its_source(tmp_path: Path) -> None:
     base, _ = write_pair(tmp_path, shards=(2, 1))
     (tmp_path / "link").symlink_to(base)
     with pytest.raises(OutputError, match="would be taken for weights of the source"):
-        writer.place(tmp_path / "link" / "model.safetensors", sources=[base])
-    assert writer.place(base / "delta", sources=[base]) == base / "delta"
+        delta_file.output_path(tmp_path / "link" / "model.safetensors", sources=[base])
+    assert delta_file.output_path(base / "delta", sources=[base]) == base / "delta"
 
 
 def run_sweep(out: Path, **options: Any) -> None:

@@ -13,10 +13,10 @@ import pytest
 import torch
 
 import pa_fast
-from pa_fast.delta.lowrank_store import LowRankStore
-from pa_fast.delta.sparse_store import SparseStore
 from pa_fast.engines.encoding import encode
 from pa_fast.errors import DataError, PairError, UsageError
+from pa_fast.stores.lowrank import LowRankStore
+from pa_fast.stores.sparse import SparseStore
 from tests.engines.architectures import write_model, write_pair
 from tests.engines.test_architectures import assert_same_bits
 from tests.engines.test_loading import edit

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pa_fast.base import Lambda, identity
+from pa_fast.base import Lambda
 from pa_fast.errors import EvaluatorError
 from pa_fast.evals import build
 from pa_fast.evals.alpaca import _spelt
@@ -80,7 +80,7 @@ def test_without_template_and_with_a_name(tmp_path: Path) -> None:
     assert json.loads(build(f"alpaca:{path},chat=false")(engine).files["model_outputs.json"])[0][
         "generator"
     ].startswith("pair@")
-    assert identity(build(f"alpaca:{path},generator=mine")) != identity(build(f"alpaca:{path}"))
+    assert build(f"alpaca:{path},generator=mine").identity != build(f"alpaca:{path}").identity
     with pytest.raises(EvaluatorError, match="no chat template"):
         build(f"alpaca:{path}")(engine)
 

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 from pa_fast import cli
-from pa_fast.base import identity
 from pa_fast.errors import EvaluatorError, UsageError
 from pa_fast.evals import build
 from pa_fast.sweep.ready import check_evaluators
@@ -268,7 +267,7 @@ def test_the_default_window_is_what_the_model_has_positions_for(tmp_path: Path) 
         score = evaluator(on)
         assert score.unit == f"perplexity, window {window}"
         assert max(len(context) + len(answer) for context, answer in on.asked[0]) == window
-    assert identity(build(f"perplexity:{path}")) != identity(build(f"perplexity:{path},window=512"))
+    assert build(f"perplexity:{path}").identity != build(f"perplexity:{path},window=512").identity
     cut = scores(f"perplexity:{path},window=30,overflow=truncate", engine())
     assert cut.unit == "perplexity, window 24"
     assert cut.value == scores(f"perplexity:{path},window=24", engine()).value
@@ -337,11 +336,11 @@ def test_average_and_overflow_are_part_of_what_a_run_is(tmp_path: Path) -> None:
         )
         path = write(tmp_path / "a.jsonl", [row])
         found = [
-            identity(build(text.format(path) + more))
+            build(text.format(path) + more).identity
             for more in ("", ",average=micro", ",overflow=skip")
         ]
         assert len({json.dumps(one, sort_keys=True) for one in found}) == 3
-        assert found[0] == identity(build(text.format(path) + ",average=macro,overflow=refuse"))
+        assert found[0] == build(text.format(path) + ",average=macro,overflow=refuse").identity
 
 
 def test_ties_are_counted(tmp_path: Path) -> None:

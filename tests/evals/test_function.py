@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pa_fast.base import Item, identity
+from pa_fast.base import Item
 from pa_fast.errors import EvaluatorError, UsageError
 from pa_fast.evals import build
 from tests.evals.toy import ToyEngine
@@ -84,16 +84,16 @@ def test_attributes_of_the_function(module: str) -> None:
     evaluator = build(f"python:{module}:cost,name=my cost")
     assert (evaluator.name, evaluator.higher_is_better) == ("my cost", False)
     assert evaluator(ToyEngine(lambda context, token: -token / 10)).value == -0.5
-    assert identity(evaluator)["version"] == 3
-    assert len(identity(evaluator)["sha256"]) == 64
-    json.dumps(identity(evaluator))
+    assert evaluator.identity["version"] == 3
+    assert len(evaluator.identity["sha256"]) == 64
+    json.dumps(evaluator.identity)
 
 
 def test_identity_follows_the_source(module: str, tmp_path: Path) -> None:
-    first = identity(build(f"python:{module}:mean"))
+    first = build(f"python:{module}:mean").identity
     with (tmp_path / f"{module}.py").open("a") as file:
         file.write("# another reading\n")
-    assert identity(build(f"python:{module}:mean")) != first
+    assert build(f"python:{module}:mean").identity != first
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pa_fast.base import identity
 from pa_fast.errors import EvaluatorError, UsageError
 from pa_fast.evals import build
 from tests.evals.test_icl import write
@@ -201,11 +200,11 @@ def test_identity_follows_data_options_and_the_checkers_source(tmp_path: Path, m
         f",check={module}:polite",
         f",check={module}:shorter",
     ]
-    found = [identity(build(f"generate:{path}{more}")) for more in options]
+    found = [build(f"generate:{path}{more}").identity for more in options]
     with (tmp_path / f"{module}.py").open("a") as file:
         file.write("# another reading\n")
-    found.append(identity(build(f"generate:{path},check={module}:polite")))
-    found.append(identity(build(f"generate:{write(path, ROWS)}")))
+    found.append(build(f"generate:{path},check={module}:polite").identity)
+    found.append(build(f"generate:{write(path, ROWS)}").identity)
     assert len({json.dumps(one, sort_keys=True) for one in found}) == len(found)
 
 

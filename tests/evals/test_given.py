@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import pa_fast
-from pa_fast.base import Engine, Score, identity
+from pa_fast.base import Engine, Score
 from pa_fast.errors import EvaluatorError, UsageError
 from pa_fast.evals import evaluator, evaluators
 from tests.sweep.fakes import FakeEngine, Scorer
@@ -110,11 +110,11 @@ def test_what_is_no_evaluator(given: Any, message: str) -> None:
 def test_identity_and_direction() -> None:
     made = evaluator(loss)
     assert made.higher_is_better is False and evaluator(half).higher_is_better is True
-    assert identity(made)["data"] == 3 and len(identity(made)["sha256"]) == 64
-    assert identity(made)["sha256"] != identity(evaluator(half))["sha256"]
+    assert made.identity["data"] == 3 and len(made.identity["sha256"]) == 64
+    assert made.identity["sha256"] != evaluator(half).identity["sha256"]
     space: dict[str, Any] = {}
     exec("def typed(engine): return 1.0", space)
-    assert identity(evaluator(space["typed"]))["sha256"] is None
+    assert evaluator(space["typed"]).identity["sha256"] is None
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pa_fast.base import Evaluator, identity
+from pa_fast.base import Evaluator
 from pa_fast.errors import EvaluatorError
 from pa_fast.evals import build
 from tests.evals.toy import Characters, ToyEngine, by_position
@@ -304,7 +304,7 @@ def test_identity_follows_data_pool_and_options(tmp_path: Path) -> None:
     pool = write(tmp_path / "more.jsonl", [{"prompt": "1+1=", "answer": "2"}])
 
     def of(options: str, seed: int = 0) -> Any:
-        return identity(build(f"icl:{path},{options}", seed=seed))
+        return build(f"icl:{path},{options}", seed=seed).identity
 
     first = of(f"shots=1,pool={pool}")
     json.dumps(first)

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from pa_fast.base import identity
 from pa_fast.errors import EvaluatorError
 from pa_fast.evals import build
 from tests.evals.test_icl import asked, write
@@ -187,7 +186,7 @@ def test_identity_follows_the_mode_and_its_options(tmp_path: Path) -> None:
         ",mode=generate,until=.",
         ",mode=generate,max_new_tokens=5",
     ]
-    found = [identity(build(f"icl:{path},shots=0{more}")) for more in options]
+    found = [build(f"icl:{path},shots=0{more}").identity for more in options]
     json.dumps(found)
     assert len({json.dumps(one, sort_keys=True) for one in found}) == len(options)
-    assert found[0] == identity(build(f"icl:{path},shots=0,mode=cloze"))
+    assert found[0] == build(f"icl:{path},shots=0,mode=cloze").identity

@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 
-from pa_fast.base import identity
 from pa_fast.errors import EvaluatorError, MissingExtra, UsageError
 from pa_fast.evals import build, parse
 from pa_fast.evals.lm_eval import tasks as loading
@@ -204,7 +203,7 @@ def test_chat_needs_a_template(engine: Any, tasks: Path, monkeypatch: pytest.Mon
 
 def test_identity_is_what_is_asked(tasks: Path, tmp_path: Path) -> None:
     def of(folder: Path, names: str = "t_choice", options: str = "shots=2", **more: int) -> Any:
-        return identity(build(f"lm-eval:{names},include_path={folder},{options}", **more))
+        return build(f"lm-eval:{names},include_path={folder},{options}", **more).identity
 
     moved = write_tasks(tmp_path / "moved")
     first = of(tasks)

@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pa_fast.base import identity
 from pa_fast.errors import EvaluatorError, UsageError
 from pa_fast.evals import build
 from pa_fast.evals.perplexity import windows
@@ -163,12 +162,12 @@ def test_a_model_that_overflows_is_not_a_score(tmp_path: Path, bad: float) -> No
 def test_identity_follows_the_data(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("abc")
-    first = identity(build(f"perplexity:{path}"))
-    assert first == identity(build(f"perplexity:{path}"))
+    first = build(f"perplexity:{path}").identity
+    assert first == build(f"perplexity:{path}").identity
     json.dumps(first)
-    assert first != identity(build(f"perplexity:{path},window=64"))
+    assert first != build(f"perplexity:{path},window=64").identity
     path.write_text("abd")
-    assert first != identity(build(f"perplexity:{path}"))
+    assert first != build(f"perplexity:{path}").identity
 
 
 def test_a_document_that_begins_with_bos_gets_no_second_one(tmp_path: Path) -> None:

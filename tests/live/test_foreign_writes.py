@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import pa_fast
-from pa_fast.delta.sparse_store import SparseStore
 from pa_fast.errors import WeightsError
+from pa_fast.stores.sparse import SparseStore
 
 
 def counted(w: torch.Tensor) -> None:

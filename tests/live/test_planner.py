@@ -7,14 +7,14 @@ import torch
 from pa_kernels import reference
 
 import pa_fast
-from pa_fast.delta.entry import parts
-from pa_fast.delta.packed_store import PackedStore
 from pa_fast.errors import UsageError, WeightsError
 from pa_fast.live.arena import CHUNK_BYTES, Arena
 from pa_fast.live.binding import as_integers
-from pa_fast.live.planner import Size, packed_estimate, plan
+from pa_fast.live.planner import plan
 from pa_fast.live.room import Room
-from tests.delta import pairs
+from pa_fast.stores.packed import PackedStore
+from pa_fast.stores.store import TensorSize as Size
+from tests.stores import pairs
 
 GB = 10**9
 
@@ -87,10 +87,10 @@ def test_the_estimate_is_near_what_encoding_takes(rel: float) -> None:
     taken = sum(
         part.nbytes
         for e in PackedStore().encode(pairs.sources(base, instruct))
-        for part in parts(e).values()
+        for part in pairs.parts(e).values()
     )
-    assert packed_estimate([source]) == pytest.approx(taken, rel=0.03)
-    assert packed_estimate([Size("t", 8, 16)]) == 16
+    assert PackedStore().estimate([source]) == pytest.approx(taken, rel=0.03)
+    assert PackedStore().estimate([Size("t", 8, 16)]) == 16
 
 
 def test_an_arena_keeps_bits_and_alignment_in_chunks_of_powers_of_two(

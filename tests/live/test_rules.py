@@ -11,10 +11,10 @@ from pa_kernels import reference
 
 import pa_fast
 from pa_fast import LambdaRule, LiveWeights
-from pa_fast.delta.sparse_store import SparseStore
 from pa_fast.errors import UsageError, WeightsError
 from pa_fast.live.binding import as_integers
 from pa_fast.live.encoding import encode
+from pa_fast.stores.sparse import SparseStore
 
 Tensors = dict[str, torch.Tensor]
 NAMES = ("embed.weight", "layers.0.mlp.weight", "layers.1.mlp.weight", "layers.1.norm.weight")

@@ -11,11 +11,11 @@ import torch
 from pa_kernels import reference
 
 import pa_fast
-from pa_fast.delta.lowrank_store import LowRankStore
-from pa_fast.delta.sparse_store import SparseStore
 from pa_fast.errors import DataError, PairError, UsageError, WeightsError
 from pa_fast.live.binding import as_integers
-from tests.delta import pairs
+from pa_fast.stores.lowrank import LowRankStore
+from pa_fast.stores.sparse import SparseStore
+from tests.stores import pairs
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 LAMBDAS = [0, 0.05, 0.3, 0.5, 1 / 3, 0.999, 1, -0.2, 1.5]
@@ -100,7 +100,7 @@ def test_inference_tensors_can_be_live() -> None:
 
 def test_via_rounds_to_the_dtype_of_the_file_first() -> None:
     w, b, i = three(torch.float32, torch.bfloat16, torch.float32)
-    weights = pa_fast.LiveWeights.bind(w, b, i, via={"norm": torch.bfloat16})
+    weights = pa_fast.LiveWeights.bind(w, b, i, intermediate_dtype={"norm": torch.bfloat16})
     weights.set_lambda(0.3)
     assert torch.equal(w["norm"], reference.lerp(b["norm"], i["norm"], 0.3, torch.bfloat16).float())
     assert not torch.equal(w["norm"], reference.lerp(b["norm"], i["norm"], 0.3, torch.float32))
@@ -386,7 +386,7 @@ def test_every_store_keeps_ties_integers_via_and_default_dtypes(
     torch.set_default_dtype(torch.float64)
     try:
         weights = pa_fast.LiveWeights.bind(
-            w, b, i, store, via={"embed": torch.bfloat16, "norm": torch.bfloat16}
+            w, b, i, store, intermediate_dtype={"embed": torch.bfloat16, "norm": torch.bfloat16}
         )
         for lam in (0.3, 1.5, 1.0, 0.0):
             weights.set_lambda(lam)

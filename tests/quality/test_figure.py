@@ -8,10 +8,10 @@ from dataclasses import replace
 
 import pytest
 
-from pa_fast.delta.quality import Divergence, OnText, QualityReport
 from pa_fast.errors import UsageError
 from pa_fast.quality import figure
 from pa_fast.quality.figure import Curve
+from pa_fast.stores.quality import Divergence, OnText, QualityReport
 
 DENSE = QualityReport("dense", "dense", True, 10, 20, 2.0, 0.0, 1.0, 0.0, 1.0, ())
 

@@ -12,13 +12,13 @@ import torch
 import pa_fast
 from examples import choose_store
 from pa_fast.base import Lambda
-from pa_fast.delta.dense import DenseStore
-from pa_fast.delta.quality import QualityReport
-from pa_fast.delta.sparse_store import SparseStore
 from pa_fast.errors import EngineError, EvaluatorError, UsageError
 from pa_fast.evals.perplexity import windows
 from pa_fast.quality.divergence import _terms, divergence
 from pa_fast.quality.reports import on_text, reports
+from pa_fast.stores.dense import DenseStore
+from pa_fast.stores.quality import QualityReport
+from pa_fast.stores.sparse import SparseStore
 
 DEMO = pathlib.Path(choose_store.DEMO)
 PAIR = (DEMO / "pair" / "base", DEMO / "pair" / "instruct")

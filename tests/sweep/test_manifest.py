@@ -10,6 +10,7 @@ import pytest
 
 import pa_fast
 from pa_fast import LambdaRule
+from pa_fast.base import complete
 from pa_fast.errors import RunError, UsageError
 from pa_fast.sweep import manifest
 from pa_fast.sweep.schedule import lambdas
@@ -22,7 +23,7 @@ def write(
     folder: Path, engine: FakeEngine | None = None, points: str = "0,1", *scorers: Scorer
 ) -> manifest.Manifest:
     now = manifest.describe(
-        engine or FakeEngine(IDENTITY), lambdas(points), scorers or (Scorer("icl"),)
+        complete(engine or FakeEngine(IDENTITY)), lambdas(points), scorers or (Scorer("icl"),)
     )
     return manifest.reconcile(folder, now)
 
@@ -30,13 +31,15 @@ def write(
 def test_a_rule_that_the_weights_follow_is_part_of_the_run(tmp_path: Path) -> None:
     engine = FakeEngine()
     engine.weights.followed = LambdaRule([{"match": "head.*", "times": 0.5}])  # type: ignore[attr-defined]
-    now = manifest.describe(engine, lambdas("0"), [Scorer("a")])
+    now = manifest.describe(complete(engine), lambdas("0"), [Scorer("a")])
     assert now.engine["rule"] == [{"match": "head.*", "times": "0.5"}]
     manifest.reconcile(tmp_path, now)
     engine.identity["rule"] = "what it was made with"
     engine.weights.followed = None  # type: ignore[attr-defined]
     with pytest.raises(RunError, match=r"engine\.rule: recorded \[.*now nothing"):
-        manifest.reconcile(tmp_path, manifest.describe(engine, lambdas("0"), [Scorer("a")]))
+        manifest.reconcile(
+            tmp_path, manifest.describe(complete(engine), lambdas("0"), [Scorer("a")])
+        )
 
 
 def test_read_back_as_written(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from pa_fast.base import Engine, Evaluator, Item, Lambda, Score, configuration, identity
+from pa_fast.base import Engine, Evaluator, Item, Lambda, Score, complete
 from pa_fast.errors import EvaluatorError, UsageError
 from pa_fast.evals.average import AVERAGES, labelled, weighted
 from pa_fast.evals.kind import EvalSpec, Kind
@@ -235,14 +235,14 @@ class LmEval:
         between equal runs."""
         from lm_eval.loggers.utils import add_tokenizer_info
 
-        engine_identity = identity(engine)
+        pair = complete(engine)
         lam = None if engine.weights.lam is None else Lambda(engine.weights.lam).key
         document = {
             **results,
             "config": {
                 "model": "pa_fast",
                 "model_args": (
-                    {key: configuration(engine).get(key) for key in ("base", "instruct")}
+                    {key: pair.configuration.get(key) for key in ("base", "instruct")}
                     | {"lambda": lam}
                 ),
                 "batch_size": lm.batch_size,
@@ -258,7 +258,7 @@ class LmEval:
                 "pa_fast": {
                     "lambda": lam,
                     **{
-                        key: engine_identity.get(key)
+                        key: pair.identity.get(key)
                         for key in ("base", "instruct", "dtype", "store", "rounding")
                     },
                     "checksum": f"{engine.weights.checksum():016x}",

@@ -16,7 +16,7 @@ from lm_eval.models.utils import Collator, normalize_gen_kwargs
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from pa_fast.base import Engine, identity
+from pa_fast.base import CompleteEngine, Engine, complete
 from pa_fast.errors import EvaluatorError, UsageError
 from pa_fast.evals.lm_eval.tasks import quiet
 
@@ -62,10 +62,11 @@ class PaFastLM(HFLM):
         use_cache: Any = None,
         **options: Any,
     ):
-        model = _transformers_model(engine)
+        full = complete(engine)
+        model = _transformers_model(full)
         if use_cache is not None:
             raise _no_cache()
-        size = identity(engine).get("batch_size", 1) if batch_size is None else batch_size
+        size = full.identity.get("batch_size", 1) if batch_size is None else batch_size
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
             raise UsageError(
                 f"lm-eval: batch_size={size!r}, expected a whole number from 1",
@@ -347,13 +348,13 @@ def _by_length(
     return tuple(groups)
 
 
-def _transformers_model(engine: Engine) -> Any:
-    model = getattr(engine, "model", None)
+def _transformers_model(engine: CompleteEngine) -> Any:
+    model = engine.model
     if not isinstance(model, PreTrainedModel):
         found = "no `.model`" if model is None else f"a {type(model).__name__} as `.model`"
         raise EvaluatorError(
-            f"lm-eval needs an engine with a transformers model, and {type(engine).__name__} has"
-            f" {found}",
+            "lm-eval needs an engine with a transformers model, and"
+            f" {engine.__class__.__name__} has {found}",
             "pass what pa_fast.load returns, or wrap the engine in an lm_eval.api.model.LM of"
             " your own",
         )

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from pa_kernels.cores import over_cores
 
-from pa_fast.delta.entry import Entry, Source, Store, kind, nbytes
-from pa_fast.delta.mixed import HOLDERS
+from pa_fast.stores import registry
+from pa_fast.stores.store import Entry, Source, Store, tapped
 
 
 @dataclass(frozen=True)
@@ -101,19 +101,13 @@ class QualityReport:
     @classmethod
     def from_json(cls, document: str) -> QualityReport:
         """The report that `to_json` wrote; null becomes NaN."""
-        said = json.loads(document)
-        text, rows = (
-            said.pop("text"),
-            tuple(TensorQuality(**_filled(row)) for row in said.pop("tensors")),
-        )
+        fields = json.loads(document)
+        rows = tuple(TensorQuality(**_filled(row)) for row in fields.pop("tensors"))
+        text = fields.pop("text")
         if text is not None:
-            text = OnText(
-                **{
-                    **text,
-                    "points": tuple(Divergence(**_filled(point)) for point in text["points"]),
-                }
-            )
-        return cls(**_filled(said), tensors=rows, text=text)
+            points = tuple(Divergence(**_filled(point)) for point in text.pop("points"))
+            text = OnText(**text, points=points)
+        return cls(**_filled(fields), tensors=rows, text=text)
 
 
 @dataclass(frozen=True)
@@ -137,53 +131,43 @@ class Sums:
 
 
 class Measured:
-    """A store that measures what it encodes: give it where a store is wanted, and ask for the
-    report afterwards.
+    """Measures what a store encodes: give `store` where that one is wanted, and ask for the report
+    afterwards.
 
     Cost: one more read of the sources, and of a low-rank delta one merge.
     """
 
     def __init__(self, store: Store):
-        self._store = store
-        self._rows: list[tuple[TensorQuality, Sums]] = []
+        self.store = tapped(store, self._measure)
+        self._rows: dict[str, tuple[TensorQuality, Sums]] = {}
 
-    def __getattr__(self, name: str) -> Any:
-        """Name, promises and options are those of the store."""
-        return getattr(self.__dict__["_store"], name)
-
-    def encode(self, sources: Sequence[Source]) -> Iterator[Entry]:
-        """The entries of the store, each measured on its way."""
-        self._rows = []
-        for source, entry in zip(sources, self._store.encode(sources)):
-            found = sums(source, entry)
-            errors = found.relative_error, found.energy
-            count = source.base.numel()
-            row = TensorQuality(
-                source.name, kind(entry), count, nbytes(entry), math.sqrt(found.delta), *errors
-            )
-            self._rows.append((row, found))
-            yield entry
+    def _measure(self, source: Source, entry: Entry) -> Entry:
+        total, owner, count = sums(source, entry), registry.owner(entry), source.base.numel()
+        kind, size = owner.kind(entry), owner.nbytes(entry)
+        errors = math.sqrt(total.delta), total.relative_error, total.energy
+        row = TensorQuality(source.name, kind, count, size, *errors)
+        self._rows[source.name] = row, total
+        return entry
 
     def report(self) -> QualityReport:
         """The report of what was encoded last."""
-        rows = tuple(row for row, _ in self._rows)
+        rows = tuple(row for row, _ in self._rows.values())
         parameters, size = sum(row.parameters for row in rows), sum(row.bytes for row in rows)
-        all_ = sum((found for _, found in self._rows), Sums())
+        total = sum((part for _, part in self._rows.values()), Sums())
 
         def mean(values: Iterator[float]) -> float:
-            return math.fsum(row.parameters * value for row, value in zip(rows, values)) / max(
-                parameters, 1
-            )
+            weighted = (row.parameters * value for row, value in zip(rows, values))
+            return math.fsum(weighted) / max(parameters, 1)
 
         return QualityReport(
-            self._store.name,
-            self._store.describe(),
-            self._store.lossless,
+            self.store.name,
+            self.store.describe(),
+            self.store.lossless,
             parameters,
             size,
             size / max(parameters, 1),
-            all_.relative_error,
-            all_.energy,
+            total.relative_error,
+            total.energy,
             mean(row.relative_error for row in rows),
             mean(row.energy for row in rows),
             rows,
@@ -193,25 +177,26 @@ class Measured:
 def report(store: Store, sources: Sequence[Source]) -> QualityReport:
     """What `store` makes of the sources, one entry at a time."""
     measured = Measured(store)
-    for _ in measured.encode(sources):
+    for _ in measured.store.encode(sources):
         pass
     return measured.report()
 
 
 def sums(source: Source, entry: Entry) -> Sums:
     """How the end that live weights reach with `entry` lies to the source's, span by span."""
-    base, instruct = source.there()
+    base, instruct = source.on_device()
     # never written: a dtype and a place
     live = torch.empty(source.base.shape, dtype=source.dtype, device=source.device)
-    part = HOLDERS[type(entry)]([live], [base], [entry], [source.via])
+    store = registry.owner(entry)()
+    store.bind([live], [base], [entry], [source.intermediate_dtype])
 
     def over(span: slice) -> Sums:
-        start, end = (side.float() for side in part.ends(0, span))
+        start, end = (side.float() for side in store.ends(0, span))
         delta, kept = instruct.view(-1)[span].float() - start, end - start
         return Sums(*(float(part.double().square().sum()) for part in (delta, delta - kept, kept)))
 
     run = over_cores if source.device.type == "cpu" else map
-    return sum(run(over, part.spans(0)), Sums())
+    return sum(run(over, store.spans(0)), Sums())
 
 
 def _nulled(value: Any) -> Any:

@@ -14,16 +14,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import pa_fast
-from pa_fast.delta import lora_import
-from pa_fast.delta.entry import Entry, Factors, Source, Whole
-from pa_fast.delta.file import DeltaFile
-from pa_fast.delta.lora_export import export
-from pa_fast.delta.lora_store import LoraStore
-from pa_fast.delta.lowrank_store import LowRankStore
 from pa_fast.engines.attached import attach
 from pa_fast.engines.encoding import encode
 from pa_fast.errors import CheckpointError, DataError, OutputError, PaFastError, PairError
 from pa_fast.live import encoding
+from pa_fast.stores import lora as lora_import
+from pa_fast.stores.file import DeltaFile
+from pa_fast.stores.lora import LoraStore, export
+from pa_fast.stores.lowrank import Factors, LowRankStore
+from pa_fast.stores.store import DenseEntry, Entry, Source
 from tests.engines.architectures import config, write_pair
 
 peft = pytest.importorskip("peft")
@@ -75,7 +74,7 @@ class Given:
 
     def encode(self, sources: list[Source]) -> Iterator[Entry]:
         for source in sources:
-            yield self._entries.get(source.name, Whole(source.instruct))
+            yield self._entries.get(source.name, DenseEntry(source.instruct))
 
 
 def factors_of(model: torch.nn.Module, dtype: torch.dtype = torch.float32) -> dict[str, Factors]:

@@ -10,11 +10,11 @@ import torch
 from pa_kernels import SparseTensor, reference
 
 import pa_fast
-from pa_fast.delta.entry import Whole, nbytes
-from pa_fast.delta.sparse_store import SparseStore
 from pa_fast.errors import DataError, UsageError
 from pa_fast.live.binding import as_integers
-from tests.delta import pairs
+from pa_fast.stores.sparse import SparseStore
+from pa_fast.stores.store import DenseEntry
+from tests.stores import pairs
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 
@@ -61,7 +61,7 @@ def test_bytes_are_position_and_two_values_times_density(changed: float) -> None
     moved = sum(int((as_integers(b[n]) != as_integers(i[n])).sum()) for n in b)
     numel = sum(t.numel() for t in b.values())
     predicted = min(2 * moved, numel / 8) + 4 * moved
-    assert sum(nbytes(entry) for entry in entries) == pytest.approx(predicted, rel=0.05)
+    assert sum(pairs.nbytes(entry) for entry in entries) == pytest.approx(predicted, rel=0.05)
 
 
 def test_topk_keeps_the_share_per_tensor_and_ties_a_fifth() -> None:
@@ -117,9 +117,9 @@ def test_dare_that_overflows_is_refused_by_name() -> None:
 
 def test_a_tensor_that_is_smaller_whole_is_held_whole() -> None:
     b, i = pairs.pair(changed=1.0, rel=1.0)
-    assert all(isinstance(entry, Whole) for entry in SparseStore().encode(pairs.sources(b, i)))
+    assert all(isinstance(entry, DenseEntry) for entry in SparseStore().encode(pairs.sources(b, i)))
     made = dict(zip(b, SparseStore("topk", 0.99).encode(pairs.sources(b, i))))
-    assert isinstance(made["c"], Whole)
+    assert isinstance(made["c"], DenseEntry)
     still = (made["c"].target == b["c"]).sum()
     assert still <= 1 and torch.equal(reference.lerp(b["c"], made["c"].target, 0.0), b["c"])
 

@@ -119,14 +119,14 @@ class Scaling:
 def _patterns(
     path: Path, config: Mapping[str, Any], option: str
 ) -> list[tuple[re.Pattern[str], Any]]:
-    found = config.get(option) or {}
-    if not isinstance(found, dict) or len(found) > _MOST_PATTERNS:
+    patterns = config.get(option) or {}
+    if not isinstance(patterns, dict) or len(patterns) > _MOST_PATTERNS:
         expected = f"an object of at most {_MOST_PATTERNS} patterns"
         raise CheckpointError(
-            f"{path}: `{option}` is {quoted(str(found))}, expected {expected}", _ANOTHER
+            f"{path}: `{option}` is {quoted(str(patterns))}, expected {expected}", _ANOTHER
         )
-    made = []
-    for key, value in found.items():
+    compiled = []
+    for key, value in patterns.items():
         # a repeated group, or many repetitions or choices, can take for ever to fail
         if len(key) > 300 or re.search(r"\)[*+?{]", key) or len(re.findall(r"[*+?{(]", key)) > 4:
             raise CheckpointError(
@@ -134,12 +134,12 @@ def _patterns(
                 _ANOTHER,
             )
         try:
-            made.append((re.compile(rf"(.*\.)?({key})$"), value))
+            compiled.append((re.compile(rf"(.*\.)?({key})$"), value))
         except (re.error, OverflowError, RecursionError) as error:
             raise CheckpointError(
                 f"{path}: `{option}` has the pattern {quoted(key)}: {error}", _ANOTHER
             ) from None
-    return made
+    return compiled
 
 
 def _rank(path: Path, key: str, value: Any) -> int:

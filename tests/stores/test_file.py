@@ -15,15 +15,15 @@ import torch
 
 import pa_fast
 from pa_fast.checkpoint.safetensors import read_header
-from pa_fast.delta import writer
-from pa_fast.delta.entry import Entry, Source, parts
-from pa_fast.delta.file import DeltaFile
-from pa_fast.delta.lowrank_store import LowRankStore
-from pa_fast.delta.packed_store import PackedStore
-from pa_fast.delta.sparse_store import SparseStore
 from pa_fast.errors import OutputError, PairError, WeightsError
 from pa_fast.live.binding import as_integers
-from tests.delta import pairs
+from pa_fast.stores import file as delta_file
+from pa_fast.stores.file import DeltaFile
+from pa_fast.stores.lowrank import LowRankStore
+from pa_fast.stores.packed import PackedStore
+from pa_fast.stores.sparse import SparseStore
+from pa_fast.stores.store import Entry, Source
+from tests.stores import pairs
 
 STORES = {
     "exact": SparseStore(),
@@ -47,9 +47,9 @@ def test_what_is_written_comes_back_and_gives_the_same_weights(
     path = pairs.saved(tmp_path / "d", b, i, store)
     file = DeltaFile.open(path)
     for source, entry in zip(pairs.sources(b, i), store.encode(pairs.sources(b, i))):
-        found = parts(file.entry(source.name))
-        assert found.keys() == parts(entry).keys()
-        for part, tensor in parts(entry).items():
+        found = pairs.parts(file.entry(source.name))
+        assert found.keys() == pairs.parts(entry).keys()
+        for part, tensor in pairs.parts(entry).items():
             assert torch.equal(
                 found[part].view(-1).view(torch.uint8), tensor.reshape(-1).view(torch.uint8)
             ), (source.name, part)
@@ -72,7 +72,7 @@ def test_what_is_written_comes_back_and_gives_the_same_weights(
 def test_the_file_is_plain_safetensors_that_says_what_it_is(tmp_path: pathlib.Path) -> None:
     b, i = pairs.pair()
     path = tmp_path / "d.safetensors"
-    writer.write(path, pairs.sources(b, i), SparseStore(), quick=("0" * 16, "f" * 16))
+    delta_file.write(path, pairs.sources(b, i), SparseStore(), quick=("0" * 16, "f" * 16))
     with safetensors.safe_open(path, "pt") as file:
         names = file.keys()
         assert {name.partition("::")[0] for name in names} == b.keys()
@@ -115,7 +115,7 @@ def test_names_of_any_length_and_alphabet_fit_the_header(tmp_path: pathlib.Path)
 def test_another_base_is_refused_with_both_fingerprints(tmp_path: pathlib.Path) -> None:
     b, i = pairs.pair()
     path = pairs.saved(tmp_path / "d", b, i, SparseStore())
-    content = DeltaFile.open(path).about.base.content
+    content = DeltaFile.open(path).description.base.content
     b["long"][69_999] += 1
     with pytest.raises(
         PairError, match=f"base of content {content}, this base has [0-9a-f]{{16}}"
@@ -207,13 +207,13 @@ def test_a_failed_encode_leaves_what_was_there_and_nothing_else(tmp_path: pathli
     with pytest.raises(OutputError, match="exists already"):
         pairs.saved(path, b, i, SparseStore())
     with pytest.raises(RuntimeError, match="no more"):
-        writer.write(path, pairs.sources(b, i), Failing(), overwrite=True)
+        delta_file.write(path, pairs.sources(b, i), Failing(), overwrite=True)
     assert path.read_bytes() == before and os.listdir(tmp_path) == ["d"]
     (tmp_path / ".d.pa_fast.partial").write_bytes(b"x" * 10**6)  # what a killed run leaves
-    writer.write(path, pairs.sources(b, i), SparseStore(), overwrite=True)
+    delta_file.write(path, pairs.sources(b, i), SparseStore(), overwrite=True)
     assert path.read_bytes() == before and os.listdir(tmp_path) == ["d"]
     with pytest.raises(OutputError, match="is a folder"):
-        writer.write(tmp_path, pairs.sources(b, i), SparseStore(), overwrite=True)
+        delta_file.write(tmp_path, pairs.sources(b, i), SparseStore(), overwrite=True)
 
 
 def test_no_entry_outlives_the_next_one(tmp_path: pathlib.Path) -> None:
@@ -235,4 +235,4 @@ def test_names_must_be_distinct(tmp_path: pathlib.Path) -> None:
     b, i = pairs.pair()
     twice = [*pairs.sources(b, i), pairs.sources(b, i)[0]]
     with pytest.raises(PairError, match="`a` is given twice"):
-        writer.write(tmp_path / "d", twice, SparseStore())
+        delta_file.write(tmp_path / "d", twice, SparseStore())

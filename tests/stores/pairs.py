@@ -10,8 +10,10 @@ import torch
 from pa_kernels import PackedTensor, SparseTensor
 
 import pa_fast
-from pa_fast.delta import writer
-from pa_fast.delta.entry import Entry, Factors, Source, Store, Whole
+from pa_fast.stores import file as delta_file
+from pa_fast.stores import registry
+from pa_fast.stores.lowrank import Factors
+from pa_fast.stores.store import DenseEntry, Entry, Source, Store
 
 Tensors = dict[str, torch.Tensor]
 
@@ -58,7 +60,7 @@ def live_like(tensors: Tensors, dtype: torch.dtype | None = None, device: str = 
 
 def end(entry: Entry, base: torch.Tensor) -> torch.Tensor:
     """The target that an entry stands for, by the plainest means."""
-    if isinstance(entry, Whole):
+    if isinstance(entry, DenseEntry):
         return entry.target
     if isinstance(entry, SparseTensor):
         target = base.to(torch.promote_types(base.dtype, entry.target.dtype), copy=True)
@@ -88,7 +90,7 @@ def ends(
 def saved(
     path: Path, base: Tensors, instruct: Tensors, store: Store, live: torch.dtype | None = None
 ) -> Path:
-    writer.write(path, sources(base, instruct, live), store)
+    delta_file.write(path, sources(base, instruct, live), store)
     return path
 
 
@@ -97,6 +99,16 @@ def opened(
 ) -> tuple[pa_fast.LiveWeights, Tensors]:
     w = live_like(base, live)
     return pa_fast.LiveWeights.open(w, base, path), w
+
+
+def parts(entry: Entry) -> Tensors:
+    """The tensors of an entry by name."""
+    return registry.owner(entry).parts(entry)
+
+
+def nbytes(entry: Entry) -> int:
+    """Bytes of an entry."""
+    return registry.owner(entry).nbytes(entry)
 
 
 def count(entries: Sequence[Entry]) -> dict[str, int]:

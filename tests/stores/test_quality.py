@@ -12,10 +12,9 @@ import pytest
 import torch
 
 import pa_fast
-from pa_fast.delta.dense import DenseStore
-from pa_fast.delta.entry import Store, Whole, nbytes
-from pa_fast.delta.lowrank_store import LowRankStore
-from pa_fast.delta.quality import (
+from pa_fast.stores.dense import DenseStore
+from pa_fast.stores.lowrank import LowRankStore
+from pa_fast.stores.quality import (
     Divergence,
     Measured,
     OnText,
@@ -24,8 +23,9 @@ from pa_fast.delta.quality import (
     report,
     sums,
 )
-from pa_fast.delta.sparse_store import SparseStore
-from tests.delta import pairs
+from pa_fast.stores.sparse import SparseStore
+from pa_fast.stores.store import DenseEntry, Store
+from tests.stores import pairs
 
 SHAPES = {"q": (96, 128), "experts": (3, 80, 64), "norm": (64,), "long": (70_000,), "none": (0, 4)}
 STORES = [
@@ -57,7 +57,7 @@ def test_numbers_are_those_of_numpy(store: Store) -> None:
     assert [row.name for row in found.tensors] == list(SHAPES)
     for row in found.tensors:
         delta, lost, kept = made[row.name]
-        assert row.parameters == math.prod(SHAPES[row.name]) and row.bytes == nbytes(
+        assert row.parameters == math.prod(SHAPES[row.name]) and row.bytes == pairs.nbytes(
             entries[row.name]
         )
         assert row.norm == pytest.approx(math.sqrt(delta), rel=1e-6)
@@ -75,7 +75,9 @@ def test_numbers_are_those_of_numpy(store: Store) -> None:
         assert whole == pytest.approx(
             float(sizes @ [getattr(row, each) for row in found.tensors] / sizes.sum())
         )
-    assert found.bytes == sum(map(nbytes, entries.values())) and found.parameters == sizes.sum()
+    assert (
+        found.bytes == sum(map(pairs.nbytes, entries.values())) and found.parameters == sizes.sum()
+    )
     assert found.bytes_per_parameter == found.bytes / found.parameters
     assert (found.name, found.options, found.lossless) == (
         store.name,
@@ -99,7 +101,7 @@ def test_what_loses_nothing_has_exactly_no_error(store: Store, dtypes: tuple[str
 def test_a_cut_of_low_rank_has_the_error_that_its_rounded_weights_have() -> None:
     b, i = pairs.pair(changed=1.0, shapes={"w": (96, 128)})
     w = pairs.live_like(b)
-    weights = pa_fast.LiveWeights.bind(w, b, i, measured := Measured(LowRankStore(rank=16)))
+    weights = pa_fast.LiveWeights.bind(w, b, i, (measured := Measured(LowRankStore(rank=16))).store)
     weights.set_lambda(1)
     delta, lost, kept = numbers(b["w"], i["w"], w["w"])
     (row,) = measured.report().tensors
@@ -122,12 +124,16 @@ def test_a_measured_store_yields_the_entries_of_its_store_and_can_be_asked_again
     measured = Measured(SparseStore("topk", 0.01))
     for _ in range(2):
         for made, expected in zip(
-            measured.encode(pairs.sources(b, i)),
+            measured.store.encode(pairs.sources(b, i)),
             SparseStore("topk", 0.01).encode(pairs.sources(b, i)),
         ):
-            assert type(made) is type(expected) and nbytes(made) == nbytes(expected)
+            assert type(made) is type(expected) and pairs.nbytes(made) == pairs.nbytes(expected)
         assert len(measured.report().tensors) == len(b)
-    assert (measured.name, measured.exact, measured.lossless) == ("sparse", True, False)
+    assert (measured.store.name, measured.store.exact, measured.store.lossless) == (
+        "sparse",
+        True,
+        False,
+    )
 
 
 def test_equal_sides_lose_nothing_and_nonsense_has_no_number() -> None:
@@ -137,9 +143,9 @@ def test_equal_sides_lose_nothing_and_nonsense_has_no_number() -> None:
         report(DenseStore(), []).parameters,
     ) == (0.0, 0)
     (source,) = pairs.sources({"w": torch.zeros(4)}, {"w": torch.zeros(4)})
-    assert math.isnan(sums(source, Whole(torch.ones(4))).relative_error)
+    assert math.isnan(sums(source, DenseEntry(torch.ones(4))).relative_error)
     (source,) = pairs.sources({"w": torch.zeros(4)}, {"w": torch.full((4,), math.nan)})
-    assert math.isnan(sums(source, Whole(torch.ones(4))).relative_error)
+    assert math.isnan(sums(source, DenseEntry(torch.ones(4))).relative_error)
 
 
 def test_json_and_back() -> None:

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from pa_fast.delta import selection
-from pa_fast.delta.sparse_store import SparseStore
-from tests.delta import pairs
+from pa_fast.stores import selection
+from pa_fast.stores.sparse import SparseStore
+from tests.stores import pairs
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 

@@ -14,13 +14,13 @@ from pa_kernels import PackedTensor, reference
 from pa_kernels.packed_tensor import packed_bytes
 
 import pa_fast
-from pa_fast.delta import packed_store
-from pa_fast.delta.entry import Source, Whole
-from pa_fast.delta.packed_store import PackedStore
 from pa_fast.errors import CheckpointError, DataError, UsageError, WeightsError
 from pa_fast.live.binding import as_integers
-from tests.delta import pairs
+from pa_fast.stores import packed as packed_store
+from pa_fast.stores.packed import PackedStore
+from pa_fast.stores.store import DenseEntry, Source
 from tests.kernels.pairs import at_powers_of_two
+from tests.stores import pairs
 
 SHAPES = {"many": (300, 129), "long": (70_000,), "few": (9,)}
 Bound = tuple[
@@ -56,12 +56,12 @@ def test_only_what_the_live_dtype_holds_is_packed() -> None:
         (base, instruct, bf16, None, PackedTensor),
         (base.float(), instruct, bf16, None, PackedTensor),
         (base.float(), instruct, bf16, bf16, PackedTensor),
-        (fine, instruct, bf16, None, Whole),
-        (base, instruct, fp32, None, Whole),
-        (base, instruct, fp32, bf16, Whole),
-        (base, instruct, bf16, fp16, Whole),
-        (base, -instruct, bf16, None, Whole),
-        (base[:9].clone(), instruct[:9].clone(), bf16, None, Whole),
+        (fine, instruct, bf16, None, DenseEntry),
+        (base, instruct, fp32, None, DenseEntry),
+        (base, instruct, fp32, bf16, DenseEntry),
+        (base, instruct, bf16, fp16, DenseEntry),
+        (base, -instruct, bf16, None, DenseEntry),
+        (base[:9].clone(), instruct[:9].clone(), bf16, None, DenseEntry),
     ):
         assert isinstance(encoded(b, i, live, via), kind), (b.dtype, live, via)
 

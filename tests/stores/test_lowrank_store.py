@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from pa_fast.delta.entry import Factors, Whole, nbytes
-from pa_fast.delta.lowrank_store import LowRankStore, spend
 from pa_fast.errors import UsageError
-from tests.delta import pairs
+from pa_fast.stores.lowrank import Factors, LowRankStore, spend
+from pa_fast.stores.store import DenseEntry
+from tests.stores import pairs
 
 SHAPES = {"q": (96, 128), "experts": (3, 80, 64), "norm": (64,), "small": (8, 12)}
 
@@ -34,7 +34,7 @@ def test_the_error_is_that_of_the_best_cut() -> None:
         assert isinstance(entry, Factors) and entry.u.shape[-1] == 16 == entry.v.shape[-2]
         assert error(entry, b[name], i[name]) == pytest.approx(best(b[name], i[name], 16), rel=0.01)
     for name in ("norm", "small"):
-        assert isinstance(made[name], Whole) and torch.equal(made[name].target, i[name])
+        assert isinstance(made[name], DenseEntry) and torch.equal(made[name].target, i[name])
 
 
 def test_a_delta_of_low_rank_comes_back() -> None:
@@ -49,7 +49,7 @@ def test_equal_sides_have_rank_nothing() -> None:
     b, _ = pairs.pair(shapes=SHAPES)
     entry = next(iter(LowRankStore().encode(pairs.sources(b, b))))
     energy = next(iter(LowRankStore(energy=0.9).encode(pairs.sources(b, b))))
-    assert all(isinstance(e, (Factors, Whole)) for e in (entry, energy))
+    assert all(isinstance(e, (Factors, DenseEntry)) for e in (entry, energy))
     assert isinstance(energy, Factors) and energy.u.shape == (96, 0)
 
 
@@ -65,7 +65,7 @@ def test_energy_takes_the_lowest_rank_that_holds_it(share: float) -> None:
 def test_energy_that_costs_more_than_the_whole_keeps_the_whole() -> None:
     b, i = pairs.pair(changed=1.0, shapes={"w": (64, 64)})
     (entry,) = LowRankStore(energy=0.999).encode(pairs.sources(b, i))
-    assert isinstance(entry, Whole)
+    assert isinstance(entry, DenseEntry)
 
 
 def test_a_budget_is_kept_and_spent_where_it_gains_most() -> None:
@@ -75,7 +75,7 @@ def test_a_budget_is_kept_and_spent_where_it_gains_most() -> None:
     budget = whole + 20_000
     made = dict(zip(b, LowRankStore(budget_bytes=budget).encode(pairs.sources(b, i))))
     ranks = {name: entry.u.shape[-1] for name, entry in made.items() if isinstance(entry, Factors)}
-    total = sum(nbytes(entry) for entry in made.values())
+    total = sum(pairs.nbytes(entry) for entry in made.values())
     assert budget - 2 * 16 * 3 * 144 < total <= budget
     assert ranks["k"] == max(ranks.values()) and ranks["k"] > ranks["q"]
     with pytest.raises(UsageError, match="take 320"):
@@ -93,7 +93,7 @@ def test_spend_is_greedy_by_gain_per_byte() -> None:
 def test_non_finite_matrices_are_held_whole() -> None:
     b, i = pairs.pair(shapes=SHAPES)
     i["q"][0, 0] = float("nan")
-    assert isinstance(next(iter(LowRankStore().encode(pairs.sources(b, i)))), Whole)
+    assert isinstance(next(iter(LowRankStore().encode(pairs.sources(b, i)))), DenseEntry)
 
 
 @pytest.mark.parametrize(

@@ -1,1 +1,0 @@
-"""How the difference between two checkpoints is held beside the live copy: one file per store."""

@@ -1,0 +1,20 @@
+"""lm-eval on one live model, under a short name: what `pa_fast.evals.lm_eval` has for pipelines."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pa_fast.evals import lm_eval
+from pa_fast.evals.lm_eval import LmEval, build_once
+
+if TYPE_CHECKING:
+    from pa_fast.evals.lm_eval import PaFastLM
+
+__all__ = ["LmEval", "PaFastLM", "build_once"]
+
+
+def __getattr__(name: str) -> Any:
+    """`PaFastLM` is made when it is first asked for: its base class loads lm-eval."""
+    if name != "PaFastLM":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return lm_eval.PaFastLM

@@ -1,0 +1,143 @@
+"""What live weights hold: every entry of a delta, each with the store that it belongs to, switched
+together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Iterator, Sequence
+from typing import Any
+
+import torch
+from pa_kernels.reference import Draw
+from pa_kernels.scratch import Scratch
+from torch import Tensor
+
+from pa_fast.stores import registry
+from pa_fast.stores.store import Entry, Overwritten, Store
+
+_IN_CACHE = 1 << 17
+"""Elements of which three fp32 copies stay in a core's cache."""
+_scratch = Scratch()
+
+
+class CompositeStore:
+    """T live float tensors, their bases and their entries, bound each to its own store. Methods do
+    what those of `Store` do, with tensors numbered through.
+
+    Args:
+        live, base, entries, intermediate_dtypes, draws: as for `Store.bind`.
+    """
+
+    def __init__(
+        self,
+        live: Sequence[Tensor],
+        base: Sequence[Any],
+        entries: Sequence[Entry],
+        intermediate_dtypes: Sequence[torch.dtype | None],
+        draws: Sequence[Draw | None] | None = None,
+    ):
+        self._live = list(live)
+        owned: dict[type[Store], list[int]] = {}
+        for t, entry in enumerate(entries):
+            owned.setdefault(registry.owner(entry), []).append(t)
+        self._parts: list[tuple[Store, list[int]]] = []
+        self._places: dict[int, tuple[Store, int]] = {}
+        for kind, members in owned.items():
+            store = kind()
+            columns: list[Sequence[Any]] = [live, base, entries, intermediate_dtypes]
+            columns += [] if draws is None else [draws]
+            store.bind(*([column[t] for t in members] for column in columns))
+            self._parts.append((store, members))
+            self._places.update((t, (store, k)) for k, t in enumerate(members))
+
+    def check(self, lam: float | Sequence[float]) -> None:
+        """Raise UsageError, before anything is written, if λ is outside the range of a store."""
+        for store, members in self._parts:
+            store.check(_own(lam, members))
+
+    def set_(self, lam: float | Sequence[float]) -> None:
+        """Write W(λ), of one λ for all or of one for each, as far as another λ would give something
+        else.
+
+        Raises:
+            Overwritten: somebody else wrote to tensors that are switched from what they hold; all
+                have been tried.
+        """
+        wrong: list[int] = []
+        for store, members in self._parts:
+            try:
+                store.set_(_own(lam, members))
+            except Overwritten as overwritten:
+                wrong += [members[k] for k in overwritten.entries]
+        if wrong:
+            raise Overwritten(wrong)
+
+    def restore_(self, base_of: Callable[[int], Tensor | None] = lambda t: None) -> None:
+        for store, members in self._parts:
+            store.restore_(lambda k, members=members: base_of(members[k]))  # type: ignore[misc]
+
+    def rewrite_(self, written: Container[int]) -> None:
+        """Write what `set_` leaves alone of the tensors `written`, which something else has written
+        to.
+
+        Packed ones say by their sums whether what was written are other bits; if so, `set_` refuses
+        them.
+        """
+        for store, members in self._parts:
+            store.rewrite_({k for k, t in enumerate(members) if t in written})
+
+    def known_sum(self, t: int) -> int | None:
+        store, k = self._places[t]
+        return store.known_sum(k)
+
+    def spans(self, t: int) -> Iterator[slice]:
+        store, k = self._places[t]
+        return store.spans(k)
+
+    def merged(self, t: int, span: slice, lam: float) -> Tensor:
+        store, k = self._places[t]
+        return store.merged(k, span, lam)
+
+    def write_(self, t: int, span: slice, lam: float) -> None:
+        store, k = self._places[t]
+        store.write_(k, span, lam)
+
+    def ends(self, t: int, span: slice) -> tuple[Tensor, Tensor]:
+        store, k = self._places[t]
+        return store.ends(k, span)
+
+    def products(self, t: int, span: slice) -> tuple[float, float]:
+        """⟨W − B, D − B⟩ and ‖D − B‖² over the elements `span` of tensor t, D being the delta's own
+        end; fp32."""
+        return _products(self._live[t].view(-1)[span], *self.ends(t, span))
+
+    def beside(self) -> list[Tensor]:
+        """Every tensor that is kept beside the live copy."""
+        return [tensor for store, _ in self._parts for tensor in store.beside()]
+
+
+def _products(live: Tensor, base: Tensor, end: Tensor) -> tuple[float, float]:
+    """The same of flat tensors [N] of any float dtypes: on a CPU piece by piece, in memory that
+    each thread keeps."""
+    step = _IN_CACHE if live.device.type == "cpu" else live.numel()
+    moved = distance = 0.0
+    for start in range(0, live.numel(), step):
+        sides = [
+            (use, side[start : start + step])
+            for use, side in (("live", live), ("base", base), ("end", end))
+        ]
+        if live.device.type == "cpu":
+            w, b, d = (
+                _scratch.take(use, side.numel(), torch.float32).copy_(side) for use, side in sides
+            )
+        else:
+            w, b, d = (side.to(live.device, torch.float32, copy=True) for _, side in sides)
+        w.sub_(b)
+        d.sub_(b)
+        moved, distance = moved + float(torch.dot(w, d)), distance + float(torch.dot(d, d))
+    return moved, distance
+
+
+def _own(lam: float | Sequence[float], members: Sequence[int]) -> float | list[float]:
+    """What of one λ for each tensor is for these; one number where it is one."""
+    own = [lam[t] for t in members] if isinstance(lam, Sequence) else [lam]
+    return own[0] if len(set(own)) == 1 else own

@@ -1,0 +1,86 @@
+"""The dense store: both sides stay beside the live copy, every λ is computed from them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import pa_kernels
+import torch
+from pa_kernels.reference import Draw
+from torch import Tensor
+
+from pa_fast.checkpoint.safetensors import TensorInfo
+from pa_fast.stores.store import (
+    DenseEntry,
+    Rule,
+    Source,
+    Store,
+    TensorDescription,
+    TensorSize,
+    floats,
+    shaped,
+)
+
+
+@dataclass
+class DenseStore(Store):
+    """Every tensor whole.
+
+    Numerics: the contract, `pa_kernels.reference.lerp`.
+    Cost: |base| + |instruct| bytes per weight beside the live copy, 4 beside 2 in bf16; a switch
+        moves 6.
+    """
+
+    name = "dense"
+    entry = DenseEntry
+    kinds, part_names = ("whole",), ("target",)
+    reads_base = keeps_sources = stochastic = True
+
+    def encode(self, sources: Sequence[Source]) -> Iterator[DenseEntry]:
+        """Instruct as it is; copied only to reach the live tensor's device."""
+        for source in sources:
+            yield DenseEntry(source.instruct.to(source.device))
+
+    def estimate(self, sizes: Sequence[TensorSize]) -> int:
+        """Bytes of both sides."""
+        return sum(size.beside_bytes for size in sizes)
+
+    def prepare(self) -> None:
+        targets = [entry.target for entry in self.entries]
+        self._lerp = pa_kernels.Lerp(
+            self.live, self.base, targets, self.intermediate_dtypes, self.draws
+        )
+
+    def set_(self, lam: float | Sequence[float]) -> None:
+        self._lerp.run_(lam)
+
+    def merged(self, k: int, span: slice, lam: float) -> Tensor:
+        live = self.live[k]
+        out = torch.empty(span.stop - span.start, dtype=live.dtype, device=live.device)
+        self._merge_(out, k, span, lam)
+        return out
+
+    def write_(self, k: int, span: slice, lam: float) -> None:
+        self._merge_(self.live[k].detach().view(-1)[span], k, span, lam)
+
+    def _merge_(self, out: Tensor, k: int, span: slice, lam: float) -> None:
+        base, target = ([side] for side in self.ends(k, span))
+        draw = self.draws[k]
+        shifted = draw and Draw(draw.key, draw.start + span.start)
+        pa_kernels.lerp_(
+            [out], base, target, lam, via=[self.intermediate_dtypes[k]], draws=[shifted]
+        )
+
+    def ends(self, k: int, span: slice) -> tuple[Tensor, Tensor]:
+        """See `Store.ends`: slices of the two sides, in their own dtypes."""
+        device = self.live[k].device
+        base, target = self.base[k].view(-1)[span], self.entries[k].target.view(-1)[span]
+        return base.to(device), target.to(device)
+
+    @classmethod
+    def part_rules(
+        cls, tensor: TensorDescription, infos: Mapping[str, TensorInfo]
+    ) -> Iterator[Rule]:
+        yield from floats(infos, "target")
+        yield shaped(infos, "target", tensor.shape)

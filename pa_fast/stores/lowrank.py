@@ -1,0 +1,293 @@
+"""The low-rank store: the leading singular directions of I − B, matrix by matrix, and W(λ) = B +
+λ·UV written from the base and two thin factors."""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pa_kernels import lowrank as merging
+from pa_kernels.lowrank import RANK_STEP
+from pa_kernels.svd import Truncated, factors, truncated_svd
+from torch import Tensor
+
+from pa_fast.checkpoint.safetensors import TensorInfo
+from pa_fast.errors import DataError, UsageError
+from pa_fast.stores.store import (
+    DenseEntry,
+    Entry,
+    Rule,
+    Source,
+    Store,
+    TensorDescription,
+    floats,
+    shaped,
+    spans,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Factors:
+    """D = B + UV with U [..., M, R] and V [..., R, N]. Cost: R·(M + N) values, for each matrix of a
+    stack."""
+
+    u: Tensor
+    v: Tensor
+
+
+@dataclass
+class LowRankStore(Store):
+    """I − B cut to a rank, for each matrix and for each matrix of a stack (experts). It is an
+    approximation: the weights of a full fine-tune are not of low rank. All other tensors, and those
+    that factors would make larger, are held whole.
+
+    Args:
+        rank: of every matrix; 64 where nothing is said.
+        energy: instead: for each matrix the lowest rank that holds this share of ‖I − B‖², in (0,
+            1].
+        budget_bytes: instead: bytes of the whole delta. Ranks go to the matrix where a byte gains
+            the most of ‖I − B‖².
+        seed: of the random start of the decomposition.
+        attached: leave the factors beside the weights of linear and embedding layers, λ a scalar of
+            their forward pass (`pa_fast.load` alone can), instead of merging them.
+
+    Ranks are multiples of 16, rounded up, which is what the matrix units of a GPU take at a time.
+
+    Numerics: factors are U·√S and √S·V, rounded to the live dtype. A merge is
+        `pa_kernels.reference.lowrank`, UV summed in fp32: one order, and so one result, per device.
+        It is within |λ|·(R + 1)·2⁻²³·Σ|u·v| and one ulp of B + λ·UV; see `pa_kernels.LowRank`.
+    Cost: the base, 2 bytes per bf16 weight, and R·(M + N) values; a switch moves 4 bytes per weight
+        and computes 2R operations. Encoding takes a randomised decomposition of each matrix
+        (`pa_kernels.svd`); for an energy one for each doubling of the rank; for a budget two, the
+        first of the largest rank that it could pay for.
+
+    Raises:
+        UsageError: more than one of rank, energy and budget, or one that cannot be.
+    """
+
+    rank: int | None = None
+    energy: float | None = None
+    budget_bytes: int | None = None
+    seed: int = 0
+    attached: bool = False
+
+    name = "lowrank"
+    entry = Factors
+    kinds, part_names = ("factors",), ("u", "v")
+    options = ("rank", "energy", "budget", "seed")
+    exact = lossless = False
+    reads_base = True
+
+    def __post_init__(self) -> None:
+        options = {"rank": self.rank, "energy": self.energy, "budget": self.budget_bytes}
+        given = {name: value for name, value in options.items() if value is not None}
+        if len(given) > 1:
+            raise UsageError(
+                f"{' and '.join(given)} are given together",
+                "the rank follows from one of rank, energy, budget",
+            )
+        for name, value in given.items():
+            if not value > 0 or (name == "energy" and value > 1):
+                raise UsageError(
+                    f"{name} {value}", "give a positive rank or size, or an energy in (0, 1]"
+                )
+        if not given:
+            self.rank = 64
+
+    @classmethod
+    def of_options(cls, budget: int | None = None, **options: Any) -> Store:
+        """See `Store.of_options`; `budget` in bytes."""
+        return cls(budget_bytes=budget, **options)
+
+    def describe(self) -> str:
+        """All options in one line."""
+        size = f"rank {self.rank}"
+        if self.energy is not None:
+            size = f"energy {self.energy:g}"
+        elif self.budget_bytes is not None:
+            size = f"budget {self.budget_bytes} bytes"
+        return f"{self.name}{' attached' if self.attached else ''}, {size}, seed {self.seed}"
+
+    def encode(self, sources: Sequence[Source]) -> Iterator[Entry]:
+        """The entry of each source, in order and one at a time.
+
+        Raises:
+            UsageError: the budget does not even hold the tensors that have no rank.
+            DataError: a difference is not finite.
+        """
+        paid = None if self.budget_bytes is None else self._paid(sources, self.budget_bytes)
+        for t, source in enumerate(sources):
+            most, cut = largest_rank(source), None
+            if most and paid is not None:
+                cut = _decomposed(source, paid[t], self.seed)
+            elif most and self.energy is not None:
+                cut = self._enough(source, most, self.energy)
+            elif self.rank is not None and self.rank <= most:
+                cut = _decomposed(source, _stepped(self.rank), self.seed)
+            yield DenseEntry(source.instruct.to(source.device)) if cut is None else cut.factors()
+
+    def _enough(self, source: Source, most: int, share: float) -> _Decomposition | None:
+        """As many directions as hold `share` of the energy; None where they would cost more than
+        the whole."""
+        rank = 0
+        while rank < most:
+            rank = min(max(2 * rank, 2 * RANK_STEP), most)
+            cut = _decomposed(source, rank, self.seed)
+            held = [0.0, *cut.gains().cumsum(0).tolist()]
+            enough = next((k for k, sum_ in enumerate(held) if sum_ >= share * cut.energy), None)
+            if enough is not None:
+                return cut.cut(_stepped(enough))
+        return None
+
+    def _paid(self, sources: Sequence[Source], budget: int) -> list[int]:
+        """The rank of each source that the budget pays for."""
+        most = [largest_rank(source) for source in sources]
+        whole = sum(source.instruct.nbytes for source, top in zip(sources, most) if not top)
+        rest = budget - whole
+        if rest < 0:
+            taken = f"the tensors without a rank alone take {whole}"
+            raise UsageError(f"a budget of {budget} bytes, and {taken}", "give a larger budget")
+        costs = [RANK_STEP * rank_bytes(source) if top else 1 for source, top in zip(sources, most)]
+        gains: list[list[float]] = []
+        for source, top, cost in zip(sources, most, costs):
+            top = min(top, rest // cost * RANK_STEP)
+            gained = _decomposed(source, top, self.seed).gains() if top else torch.zeros(0)
+            gains.append(gained.view(-1, RANK_STEP).sum(1).tolist())
+        return [RANK_STEP * steps for steps in spend(gains, costs, rest)]
+
+    def prepare(self) -> None:
+        u, v = ([getattr(entry, side) for entry in self.entries] for side in ("u", "v"))
+        self._merge = merging.LowRank(self.live, self.base, u, v, self.intermediate_dtypes)
+
+    def set_(self, lam: float | Sequence[float]) -> None:
+        self._merge.run_(lam)
+
+    def spans(self, k: int) -> Iterator[slice]:
+        """See `Store.spans`: whole rows, and as far as it goes whole tiles of them."""
+        live = self.live[k]
+        width = max(live.shape[-1], 1)
+        largest = max((span.stop - span.start for span in spans(live)), default=0)
+        step = max(largest // width // merging.ROWS, 1) * merging.ROWS * width
+        for start in range(0, live.numel(), step):
+            yield slice(start, min(start + step, live.numel()))
+
+    def merged(self, k: int, span: slice, lam: float) -> Tensor:
+        width = self.live[k].shape[-1]
+        rows = slice(span.start // width, span.stop // width)
+        return self._merge.merged(k, rows, lam).reshape(-1)
+
+    def ends(self, k: int, span: slice) -> tuple[Tensor, Tensor]:
+        """See `Store.ends`: the base, and W(1)."""
+        return self.base[k].view(-1)[span], self.merged(k, span, 1.0)
+
+    @classmethod
+    def part_rules(
+        cls, tensor: TensorDescription, infos: Mapping[str, TensorInfo]
+    ) -> Iterator[Rule]:
+        yield from floats(infos, "u", "v")
+        u, v, shape = infos["u"], infos["v"], tensor.shape
+        fits = len(shape) in (2, 3) and len(u.shape) == len(shape)
+        yield "u", fits, f"factors of a matrix, or of a stack of them; the tensor is {list(shape)}"
+        rank = u.shape[-1]
+        yield shaped(infos, "u", (*shape[:-1], rank))
+        expected = (*shape[:-2], rank, shape[-1])
+        yield "v", v.shape == expected and v.dtype == u.dtype, f"{u.dtype} {list(expected)}"
+
+    @classmethod
+    def pinned(cls, entry: Factors, copy_of: Callable[[Tensor], Tensor]) -> Factors:
+        """See `Store.pinned`: factors are small, and stay where they are."""
+        return entry
+
+    @classmethod
+    def factors(cls, entry: Factors) -> tuple[Tensor, Tensor] | None:
+        return (entry.u, entry.v) if entry.u.ndim == 2 else None
+
+
+def largest_rank(source: Source) -> int:
+    """The largest rank at which factors are smaller than the whole tensor; 0 for what has no rank,
+    or is not finite."""
+    shape = source.base.shape
+    if len(shape) not in (2, 3) or not source.base.numel():
+        return 0
+    sums = [side.sum(dtype=torch.float32) for side in (source.base, source.instruct)]
+    if not all(bool(torch.isfinite(total)) for total in sums):
+        return 0
+    most = min((source.instruct.nbytes - 1) // rank_bytes(source), *shape[-2:])
+    return most // RANK_STEP * RANK_STEP
+
+
+def rank_bytes(source: Source) -> int:
+    """What one more rank of a matrix, or of every matrix of a stack, costs."""
+    stack, (height, width) = math.prod(source.base.shape[:-2]), source.base.shape[-2:]
+    return stack * (height + width) * source.dtype.itemsize
+
+
+def spend(gains: Sequence[Sequence[float]], costs: Sequence[int], budget: int) -> list[int]:
+    """How many steps each tensor gets: always the next one with the largest gain per byte, as long
+    as it can be paid.
+
+    Args:
+        gains: for each tensor what each further step gains, descending.
+        costs: for each tensor the bytes of a step.
+    """
+    steps = [0] * len(gains)
+    waiting = [
+        (-gain[0] / cost, t) for t, (gain, cost) in enumerate(zip(gains, costs)) if len(gain)
+    ]
+    heapq.heapify(waiting)
+    while waiting:
+        _, t = heapq.heappop(waiting)
+        if costs[t] > budget:
+            continue
+        budget -= costs[t]
+        steps[t] += 1
+        if steps[t] < len(gains[t]):
+            heapq.heappush(waiting, (-gains[t][steps[t]] / costs[t], t))
+    return steps
+
+
+@dataclass(frozen=True, eq=False)
+class _Decomposition:
+    """The leading directions of each matrix of `source`."""
+
+    source: Source
+    rank: int
+    matrices: Sequence[Truncated]
+
+    @property
+    def energy(self) -> float:
+        """‖I − B‖² of all."""
+        return math.fsum(matrix.energy for matrix in self.matrices)
+
+    def gains(self) -> Tensor:
+        """What each rank holds of it, fp64 [R] on the host."""
+        return torch.stack([matrix.s.double().square() for matrix in self.matrices]).sum(0).cpu()
+
+    def cut(self, rank: int) -> _Decomposition:
+        return _Decomposition(self.source, rank, self.matrices)
+
+    def factors(self) -> Factors:
+        rank, shape = self.rank if self.energy else 0, self.source.base.shape[:-2]
+        pairs = [factors(matrix, rank, self.source.dtype) for matrix in self.matrices]
+        u, v = (torch.stack(side) for side in zip(*pairs))
+        return Factors(*(s.reshape(*shape, *s.shape[1:]).contiguous() for s in (u, v)))
+
+
+def _decomposed(source: Source, rank: int, seed: int) -> _Decomposition:
+    stacks = (side.reshape(-1, *side.shape[-2:]) for side in source.on_device())
+    try:
+        matrices = [truncated_svd(base, inst, rank, seed=seed) for base, inst in zip(*stacks)]
+    except ValueError as error:
+        raise DataError(
+            f"`{source.name}` has no low-rank form: {error}",
+            "use a dense or a sparse store for this pair",
+        ) from None
+    return _Decomposition(source, rank, matrices)
+
+
+def _stepped(rank: int) -> int:
+    return -(-rank // RANK_STEP) * RANK_STEP
