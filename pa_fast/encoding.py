@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pa_fast.base import Lambda
-from pa_fast.checkpoint.folder import resolve
+from pa_fast.checkpoint.folder import is_adapter, resolve
 from pa_fast.checkpoint.pair import PairOptions
 from pa_fast.errors import OutputError, PairError, UsageError
 from pa_fast.evals.files import read_file
@@ -25,14 +25,6 @@ def encode(
     out: str | Path,
     format: str | Store = "packed",
     *,
-    range: tuple[float, float] | None = None,
-    select: str | None = None,
-    density: float | None = None,
-    scope: str | None = None,
-    rank: int | None = None,
-    energy: float | None = None,
-    budget: int | None = None,
-    seed: int | None = None,
     dtype: str = "auto",
     allow_nonfinite: bool = False,
     overwrite: bool = False,
@@ -40,6 +32,7 @@ def encode(
     one_sided: str | None = None,
     ignore_config: Iterable[str] = (),
     strip_prefix: str | Iterable[str] = (),
+    **options: Any,
 ) -> QualityReport:
     """Write the delta between two checkpoints to the file `out`; with it `pa_fast.load` needs base
     alone.
@@ -49,10 +42,6 @@ def encode(
             folder of peft, whose factors are then kept as they are: format `lowrank` without
             options.
         format: `packed`, `sparse`, `lowrank` or `dense`; or a store with its options.
-        range: of `packed`, the least and the largest λ that it is for; 0 and 1 if not given.
-        select, density, scope: of `sparse`, see `SparseStore`.
-        rank, energy, budget: of `lowrank`, see `LowRankStore`; the budget in bytes.
-        seed: of `sparse` with select `dare`, and of `lowrank`.
         dtype: live dtype of every float tensor; `auto`: the dtype that each has in the instruct
             files.
         allow_nonfinite: let NaN and infinity in the weights pass.
@@ -60,6 +49,14 @@ def encode(
         one_sided, ignore_config, strip_prefix: see `PairOptions`.
         text: a UTF-8 file: the report then says how the delta speaks at λ = 0.5 and 1, beside the
             exact merge.
+        options: of a format that is given by its name: `range` of `packed`, the least and the
+            largest λ that it is for (0 and 1 if not given); `select`, `density`, `scope` and `seed`
+            of `sparse`, see `SparseStore`; `rank`, `energy`, `budget` (bytes) and `seed` of
+            `lowrank`, see `LowRankStore`. None stands for the default.
+
+    Example:
+        pa_fast.encode(base, instruct, "delta", "lowrank", rank=16)
+        pa_fast.encode(base, instruct, "delta", pa_fast.LowRankStore(rank=16))
 
     Cost: tensor by tensor; see the stores, and one more read of both sides for the report.
 
@@ -73,19 +70,9 @@ def encode(
     from pa_fast.stores.quality import Measured
 
     pairing = PairOptions.of("instruct", one_sided, ignore_config, strip_prefix)
-    given = {
-        "select": select,
-        "density": density,
-        "scope": scope,
-        "rank": rank,
-        "energy": energy,
-        "budget": budget,
-        "seed": seed,
-        "range": range,
-    }
-    options = {name: value for name, value in given.items() if value is not None}
+    options = {name: value for name, value in options.items() if value is not None}
     folder = resolve(instruct)
-    if (folder / "adapter_config.json").exists():
+    if is_adapter(folder):
         foreign = (
             [*options, *(["text"] if text is not None else [])]
             if format == LoraStore.name

@@ -253,6 +253,13 @@ def read_shards(folder: Path) -> list[Header]:
     raise _no_weights(folder)
 
 
+def is_adapter(folder: Path) -> bool:
+    """Whether `folder` holds an adapter and no weights that it could be beside."""
+    return (folder / ADAPTER).exists() and not any(
+        (folder / name).exists() for name in (SINGLE, INDEX)
+    )
+
+
 def check_redirects(folder: Path, config: Mapping[str, Any]) -> None:
     """Refuse a checkpoint of which transformers would read other weights, or more, than
     `read_shards` finds.

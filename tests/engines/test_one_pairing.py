@@ -211,3 +211,14 @@ def test_what_a_lossy_store_saves_says_so(tmp_path: Path, store: str) -> None:
     assert written["store"] and written["store"] in (tmp_path / "saved" / "README.md").read_text()
     report = pa_fast.verify(tmp_path / "saved", base, instruct)
     assert not report.ok and any("loses some of it" in note for note in report.notes)
+
+
+@pytest.mark.parametrize("format", ["packed", "lowrank"])
+def test_whole_weights_beside_an_adapter_are_refused_by_encode_too(
+    tmp_path: Path, format: str
+) -> None:
+    base, instruct = pair(tmp_path)
+    (instruct / "adapter_config.json").write_text("{}")
+    with pytest.raises(PaFastError, match="found an adapter, which transformers would add"):
+        pa_fast.encode(base, instruct, tmp_path / "delta", format)
+    assert not (tmp_path / "delta").exists()
