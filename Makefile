@@ -62,7 +62,7 @@ $(DOCS): $(READY)
 	@touch $@
 
 docs: $(DOCS)  ## the documentation as a site in site/, without a warning
-	$(BIN)/mkdocs build --strict --clean
+	PATH=$(BIN):$$PATH NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: $(READY)  ## what this machine can measure, as ratios in one run, correctness first: tables in bench/results
 	$(SOURCES) $(BIN)/python -m bench $(BENCH)
@@ -75,4 +75,4 @@ train-demo: $(READY)  ## retrain the demo pair from scratch (under 10 minutes on
 	OMP_WAIT_POLICY=passive $(BIN)/python -m examples.demo.train
 
 clean:  ## remove what the other verbs made
-	rm -rf runs site build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks .coverage
+	rm -rf runs site .cache build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks .coverage

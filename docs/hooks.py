@@ -1,19 +1,27 @@
-"""MkDocs hook: `<!-- help: VERB -->` on a page becomes what `pa-fast VERB --help` prints."""
+"""MkDocs hook: marks on pages become what they name.
+
+`<!-- help: VERB -->` is what `pa-fast VERB --help` prints, `<!-- source: FILE -->` a program of the
+repository.
+"""
 
 from __future__ import annotations
 
 import os
+import pathlib
 import re
 import subprocess
 import sys
 from typing import Any
 
-MARK = re.compile(r"^<!-- help:(?: (\w+))? -->$", re.MULTILINE)
+ROOT = pathlib.Path(__file__).parents[1]
+HELP = re.compile(r"^<!-- help:(?: (\w+))? -->$", re.MULTILINE)
+SOURCE = re.compile(r"^<!-- source: (\S+) -->$", re.MULTILINE)
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Called by MkDocs with the text of each page."""
-    return MARK.sub(lambda mark: f"```text\n{help_text(mark[1])}```", markdown)
+    markdown = HELP.sub(lambda mark: f"```text\n{help_text(mark[1])}```", markdown)
+    return SOURCE.sub(lambda mark: f"```python\n{(ROOT / mark[1]).read_text('utf-8')}```", markdown)
 
 
 def help_text(verb: str | None) -> str:
