@@ -64,7 +64,11 @@ def test_the_reference_has_every_public_name(package: Any, page: str) -> None:
     public = {f"{package.__name__}.{name}" for name in package.__all__} - {"pa_fast.__version__"}
     if package is pa_fast:  # shown with the whole tree of errors
         public = public - {"pa_fast.PaFastError"} | {"pa_fast.errors"}
-    assert sorted(named) == sorted(public)
+    headed = {  # functions whose public name is a module's, too
+        "pa_fast.sweeping.sweep": "pa_fast.sweep",
+        "pa_kernels.checksum.checksum": "pa_kernels.checksum",
+    }
+    assert sorted(headed.get(name, name) for name in named) == sorted(public)
 
 
 def documented() -> dict[str, Any]:
