@@ -57,11 +57,11 @@ check: $(READY)  ## format, lint, types
 	$(BIN)/mypy
 
 $(DOCS): $(READY)
-	@echo "Adding the packages that build the documentation (about 60 MB)." >&2
+	@echo "Adding the packages that build the documentation (about 40 MB)." >&2
 	@$(BIN)/python $(PIP) -q -c constraints.txt -e '.[docs]'
 	@touch $@
 
-docs: $(DOCS)  ## the documentation as a site in site/, without a warning
+docs: $(DOCS)  ## the documentation as a site in site/; a warning is an error
 	PATH=$(BIN):$$PATH NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: $(READY)  ## what this machine can measure, as ratios in one run, correctness first: tables in bench/results

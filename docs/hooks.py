@@ -24,6 +24,13 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     return SOURCE.sub(lambda mark: f"```python\n{(ROOT / mark[1]).read_text('utf-8')}```", markdown)
 
 
+def on_page_content(html: str, page: Any, **_: Any) -> str:
+    """Called by MkDocs with what became of each page: links of a notebook are left as they were."""
+    if page.file.src_uri.endswith(".ipynb"):
+        html = re.sub(r'href="([\w/-]+)\.md(#[^"]*)?"', r'href="\1.html\2"', html)
+    return html
+
+
 def help_text(verb: str | None) -> str:
     """The help of `verb`, or of `pa-fast` itself, as plain text."""
     command = [sys.executable, "-m", "pa_fast", *([verb] if verb else []), "--help"]

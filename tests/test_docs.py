@@ -210,6 +210,12 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+    for page in (tmp_path / "site").rglob("*.html"):
+        html = page.read_text(encoding="utf-8")
+        assert not re.findall(r'(?:href|src)="[^":]+\.md[#"]', html), page
+        assert "<!-- help:" not in html and "<!-- source:" not in html, page
+        for host in re.findall(r'<(?:script|link|img)[^>]*(?:src|href)="(https?://[^"]*)"', html):
+            raise AssertionError(f"{page} loads {host}")
 
 
 def test_the_configuration_of_the_site_says_that_warnings_count() -> None:
