@@ -59,6 +59,7 @@ from pa_fast.checkpoint.streaming import (
 from pa_fast.checkpoint.vocabulary import untrained_rows, with_vocabulary_sizes
 from pa_fast.checkpoint.writer import OutputFolder, ShardFile
 from pa_fast.errors import EngineError, OutputError
+from pa_fast.rounding import Rounding
 from pa_fast.rules import RuleLike
 from pa_fast.units import parse_bytes
 
@@ -195,13 +196,13 @@ class MergeReport:
 
 
 def merge(
-    base_dir: str | Path,
-    instruct_dir: str | Path,
+    base: str | Path,
+    instruct: str | Path,
     lam: Lambda | float | str,
     out: str | Path,
     *,
     dtype: str = "auto",
-    rounding: str = "nearest",
+    rounding: str | Rounding = "nearest",
     seed: int | None = None,
     rule: RuleLike | None = None,
     max_shard_size: str | int | None = None,
@@ -220,7 +221,7 @@ def merge(
     the same arguments and sources verifies them and goes on from there; any other starts afresh.
 
     Args:
-        base_dir, instruct_dir: folders or hub ids `org/name[@revision]`.
+        base, instruct: folders or hub ids `org/name[@revision]`.
         lam: any finite λ; a string may be a fraction (`1/3`).
         dtype: of all merged tensors: bfloat16, float16, float32, or `auto`: each tensor's in the
             instruct checkpoint.
@@ -261,27 +262,27 @@ def merge(
     check_dtype(dtype)
     shard_bytes = None if max_shard_size is None else parse_bytes(str(max_shard_size))
     with (
-        Checkpoint.open(resolve(base_dir)) as base,
-        Checkpoint.open(resolve(instruct_dir)) as instruct,
+        Checkpoint.open(resolve(base)) as b,
+        Checkpoint.open(resolve(instruct)) as i,
     ):
-        companions = copied(instruct.folder)
-        found = pair(base, instruct, options)
+        companions = copied(i.folder)
+        found = pair(b, i, options)
         blends = recipe.blends(found)
-        notes = found.notes + untrained_rows(base, instruct) + recipe.notes(found)
+        notes = found.notes + untrained_rows(b, i) + recipe.notes(found)
         shards = _plan(found, dtype, shard_bytes)
         live = None if model is None else LiveTensors(model, found)
         total = sum(slot.stop - slot.start for plan in shards for slot in plan.slots)
         stream = _Stream(found, blends, not allow_nonfinite, total, progress, live)
         weight_bytes = sum(plan.size_bytes for plan in shards)
         need_bytes = weight_bytes + sum(companion.size_bytes for companion in companions)
-        sides = _source(base_dir, found.base), _source(instruct_dir, found.instruct)
+        sides = _source(base, found.base), _source(instruct, found.instruct)
         provenance = Provenance(*sides, recipe, dtype, options, found.tied, found.kept, found.notes)
         job = None if live is not None else _job(found, shards, provenance, allow_nonfinite)
-        read = (base.folder, instruct.folder)
+        read = (b.folder, i.folder)
         with OutputFolder(out, need_bytes, overwrite=overwrite, job=job, sources=read) as folder:
             sums, resumed = _fill_all(folder, shards, stream)
-            base.check_all_unchanged()
-            instruct.check_all_unchanged()
+            b.check_all_unchanged()
+            i.check_all_unchanged()
             provenance = dataclasses.replace(
                 provenance,
                 base=_summed(

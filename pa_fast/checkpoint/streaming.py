@@ -42,17 +42,20 @@ class MergeSpec:
 
     @classmethod
     def of(
-        cls, lam: Lambda | float | str, rounding: str, seed: int | None, rule: RuleLike | None
+        cls,
+        lam: Lambda | float | str,
+        rounding: str | Rounding = "nearest",
+        seed: int | None = None,
+        rule: RuleLike | None = None,
     ) -> MergeSpec:
-        """The recipe that these arguments of a merge ask for.
+        """Return what these arguments of a merge ask for.
 
         Raises:
             UsageError: one of them is no such thing.
         """
         exact = Lambda(lam)
-        return cls(
-            exact, Rounding(rounding, seed), None if rule is None else LambdaRule.of(rule).at(exact)
-        )
+        followed = None if rule is None else LambdaRule.of(rule).at(exact)
+        return cls(exact, Rounding.of(rounding, seed), followed)
 
     def blends(self, pair: Pair) -> dict[str, TensorMerge]:
         """How each tensor of `pair` that follows λ is merged, by name.

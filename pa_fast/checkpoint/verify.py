@@ -60,7 +60,7 @@ def verify(
     instruct: str | Path,
     lam: Lambda | float | str | None = None,
     *,
-    rounding: str | None = None,
+    rounding: str | Rounding | None = None,
     seed: int | None = None,
     rule: RuleLike | None = None,
     options: PairOptions | None = None,
@@ -132,7 +132,7 @@ def verify(
 def _recipe(
     recorded: MergeSpec | None,
     lam: Lambda | float | str | None,
-    rounding: str | None,
+    rounding: str | Rounding | None,
     seed: int | None,
     rule: RuleLike | None,
 ) -> MergeSpec:

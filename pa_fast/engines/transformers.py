@@ -254,8 +254,8 @@ def load(
         }
         pair = (
             {
-                "base_dir": base,
-                "instruct_dir": other,
+                "base": base,
+                "instruct": other,
                 "dtype": dtype,
                 "allow_nonfinite": allow_nonfinite,
             }
