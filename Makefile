@@ -14,9 +14,10 @@ PARALLEL := -n $(WORKERS) --dist worksteal
 PIP := -m pip install --disable-pip-version-check
 BIN := $(VENV)/bin
 READY := $(VENV)/.pa_fast-ready
+DOCS := $(VENV)/.pa_fast-docs
 SOURCES := PYTHONPATH=.:kernels
 
-.PHONY: help demo test test-slow coverage compat check bench gpu train-demo clean
+.PHONY: help demo test test-slow coverage compat check docs bench gpu train-demo clean
 help:  ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -55,6 +56,14 @@ check: $(READY)  ## format, lint, types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+$(DOCS): $(READY)
+	@echo "Adding the packages that build the documentation (about 40 MB)." >&2
+	@$(BIN)/python $(PIP) -q -c constraints.txt -e '.[docs]'
+	@touch $@
+
+docs: $(DOCS)  ## the documentation as a site in site/; a warning is an error
+	PATH=$(BIN):$$PATH NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 bench: $(READY)  ## what this machine can measure, as ratios in one run, correctness first: tables in bench/results
 	$(SOURCES) $(BIN)/python -m bench $(BENCH)
 
@@ -66,4 +75,4 @@ train-demo: $(READY)  ## retrain the demo pair from scratch (under 10 minutes on
 	OMP_WAIT_POLICY=passive $(BIN)/python -m examples.demo.train
 
 clean:  ## remove what the other verbs made
-	rm -rf runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks .coverage
+	rm -rf runs site .cache build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks .coverage

@@ -2,8 +2,8 @@
 run, then the report.
 
 Where a test of the ops fails nothing is timed and no speed is printed. Further arguments go to
-pytest: `python -m bench -k load`. Results go to bench/results; the README and its figure are
-brought up to date by a whole run of `PA_FAST_BENCH_SIZE=1b`.
+pytest: `python -m bench -k load`. Results go to bench/results; docs/benchmarks.md and its figure
+are brought up to date by a whole run of `PA_FAST_BENCH_SIZE=1b`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ CHECKS = (
 """Tests of what is timed; about a minute and a half on two cores."""
 
 QUOTED = "1b"
-"""The size whose figures the README quotes."""
+"""The size whose figures README and docs/benchmarks.md quote."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -83,8 +83,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"\n{found.summary()}\n")
     print(*found.write(options.out), sep="\n")
     if size == QUOTED and not asked and not status:
-        report.update(found, report.README)
-        print(report.README)
+        report.update(found, report.PAGE)
+        print(report.PAGE)
     return status
 
 

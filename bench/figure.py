@@ -1,5 +1,5 @@
-"""The README's figure: seconds that one λ of a sweep takes beside its forward passes, in place and
-by way of the disk."""
+"""The figure of docs/benchmarks.md: seconds that one λ of a sweep takes beside its forward passes,
+in place and by way of the disk."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from bench.table import Table, spelled
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-PLACE = "docs/images/per_lambda"
-"""Of the figure, below the README's folder, without `.png` and `.svg`."""
+PLACE = "images/per_lambda"
+"""Of the figure, below the page's folder, without `.png` and `.svg`."""
 
 OURS = "pa_fast sweep, per λ"
 WAYS = {

@@ -1,8 +1,8 @@
-"""From pytest-benchmark's JSON to what people read: a CSV, a Markdown table, and the README's block
-with its figure.
+"""From pytest-benchmark's JSON to what people read: a CSV, a Markdown table, and the block of
+docs/benchmarks.md with its figure.
 
-`python -m bench.report FILE.json …` writes them again from runs of one machine; `--readme` also
-brings the README up to date.
+`python -m bench.report FILE.json …` writes them again from runs of one machine; `--page` also
+brings that page up to date.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from bench.machine import ROOT, Machine
 from bench.table import KEY, Table
 
 RESULTS = ROOT / "bench" / "results"
-README = ROOT / "README.md"
+PAGE = ROOT / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 GPU = "needs a GPU: `make gpu`"
 NOISE = "noise"
@@ -168,7 +168,7 @@ class Report:
         return rows
 
     def block(self, image: str | None) -> str:
-        """What stands between the README's markers."""
+        """What stands between the page's markers."""
         shown = (
             [f"![Seconds per λ: pa_fast in place, and merge to disk with a reload]({image})"]
             if image
@@ -199,24 +199,24 @@ def _table(header: list[str], rows: list[list[str]]) -> str:
     )
 
 
-def update(report: Report, readme: pathlib.Path) -> None:
-    """Bring the README's block, and the figure where the sweep was timed, up to date."""
-    image = figure.write(report.tables, readme.parent / figure.PLACE)
+def update(report: Report, page: pathlib.Path) -> None:
+    """Bring the page's block, and the figure where the sweep was timed, up to date."""
+    image = figure.write(report.tables, page.parent / figure.PLACE)
     name = f"{figure.PLACE}.png" if image else None
-    readme.write_text(put(readme.read_text(encoding="utf-8"), report.block(name)), encoding="utf-8")
+    page.write_text(put(page.read_text(encoding="utf-8"), report.block(name)), encoding="utf-8")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("files", nargs="+", type=pathlib.Path)
     parser.add_argument("--out", type=pathlib.Path, default=RESULTS)
-    parser.add_argument("--readme", action="store_true")
+    parser.add_argument("--page", action="store_true")
     options = parser.parse_args(arguments)
     report = Report.read(options.files)
     print(*report.write(options.out), sep="\n")
-    if options.readme:
-        update(report, README)
-        print(README)
+    if options.page:
+        update(report, PAGE)
+        print(PAGE)
     return 0
 
 

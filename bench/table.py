@@ -3,7 +3,7 @@ of ratios.
 
 A benchmark times its ways with `timed` (or `interleaved`), and says what it found with `record`.
 The table is printed, and kept as plain JSON in pytest-benchmark's file, from which bench/report.py
-makes CSV, Markdown, the README's block and the figure.
+makes CSV, Markdown, the block of docs/benchmarks.md and the figure.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Merge to disk (P7) beside `cp` of one checkpoint and every other tool, fast and right in one
 table: warm cache, interleaved.
 
-`PA_FAST_BENCH_SIZE=1b make bench` for the README's figures (10 GB of disk); 300m by default. 3b
+`PA_FAST_BENCH_SIZE=1b make bench` for the quoted figures (10 GB of disk); 300m by default. 3b
 takes 20 GB, and leaves out the tools that hold whole models in memory. Those come from environments
 that `python -m bench.peers` makes; one without its environment is missing in the table.
 """

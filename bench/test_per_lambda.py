@@ -1,7 +1,7 @@
 """What one more λ costs on a live model: our switch, the same by plain torch, and by way of the
 disk.
 
-`PA_FAST_BENCH_SIZE=1b make bench` for the README's figure (8 GB of disk, 10 GB of memory); 300m by
+`PA_FAST_BENCH_SIZE=1b make bench` for the quoted figure (8 GB of disk, 10 GB of memory); 300m by
 default.
 """
 

@@ -4,7 +4,7 @@ merge, then `from_pretrained`.
 The sweep is whole: 11 λ on a loaded pair, each switched, compared with a fresh merge, its effective
 λ measured, checksums taken and one line synced to the journal; load is counted too, divided by the
 number of λ. Only the model's forward passes are taken off. `PA_FAST_BENCH_SIZE=1b make bench` for
-the README's figure (8 GB of disk, 10 GB of memory); 300m by default.
+the quoted figure (8 GB of disk, 10 GB of memory); 300m by default.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ import sys
 import pytest
 
 from bench.__main__ import CHECKS, main
+from bench.report import PAGE
 from tests import patience
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -80,7 +81,7 @@ def test_no_test_at_all_is_not_a_pass(
 
 def test_what_fails_while_it_is_timed_is_named_without_a_speed(tmp_path: pathlib.Path) -> None:
     (tmp_path / "test_fine.py").write_text("def test_fine():\n    pass\n")
-    readme = (ROOT / "README.md").read_bytes()
+    page = PAGE.read_bytes()
     done = bench(
         tmp_path,
         WRONG_CHECKSUM,
@@ -100,9 +101,7 @@ def test_what_fails_while_it_is_timed_is_named_without_a_speed(tmp_path: pathlib
         "| P1 | dense switch, 8B shapes, on a GPU |" in markdown
         and "| P13 | start, whole processes |" in markdown
     )
-    assert (ROOT / "README.md").read_bytes() == readme, (
-        "figures of tiny sizes are not for the README"
-    )
+    assert PAGE.read_bytes() == page, "figures of tiny sizes are not for the page"
 
 
 def test_an_unknown_size_is_refused_before_anything_runs(

@@ -1,5 +1,5 @@
-"""bench/report.py: from pytest-benchmark's JSON to CSV, Markdown, the README's block and the
-figure."""
+"""bench/report.py: from pytest-benchmark's JSON to CSV, Markdown, the block of
+docs/benchmarks.md and the figure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 from bench import figure
 from bench.cases import JOBS, OPS, SIZES, TARGETS
 from bench.machine import Machine
-from bench.report import BEGIN, END, GPU, README, Report, put, update
+from bench.report import BEGIN, END, GPU, PAGE, Report, put, update
 from bench.table import KEY, Table, Way
 
 MACHINE = Machine(
@@ -122,21 +122,21 @@ def test_the_markdown_names_what_failed_and_gives_it_no_speed(tmp_path: pathlib.
 
 
 def test_the_block_is_put_between_its_markers_and_again_in_place(tmp_path: pathlib.Path) -> None:
-    readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
-    update(FOUND, readme)
-    once = readme.read_text()
+    page = tmp_path / "benchmarks.md"
+    page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    update(FOUND, page)
+    once = page.read_text()
     assert (
         once.startswith(f"before\n{BEGIN}\n| ")
         and once.endswith(f"\n{END}\nafter\n")
         and "old" not in once
     )
     assert (
-        "(docs/images/per_lambda.png)" in once
-        and (tmp_path / "docs/images/per_lambda.png").stat().st_size > 5000
+        "(images/per_lambda.png)" in once
+        and (tmp_path / "images/per_lambda.png").stat().st_size > 5000
     )
-    update(FOUND, readme)
-    assert readme.read_text() == once
+    update(FOUND, page)
+    assert page.read_text() == once
 
 
 def test_without_a_sweep_there_is_no_figure(tmp_path: pathlib.Path) -> None:
@@ -144,13 +144,13 @@ def test_without_a_sweep_there_is_no_figure(tmp_path: pathlib.Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", BEGIN, f"{END}{BEGIN}", f"{BEGIN}{END}{BEGIN}"])
-def test_a_readme_without_its_markers_is_not_written(text: str) -> None:
+def test_a_page_without_its_markers_is_not_written(text: str) -> None:
     with pytest.raises(ValueError, match="bench:begin"):
         put(text, "block")
 
 
-def test_the_readme_has_its_markers() -> None:
-    assert put(README.read_text(encoding="utf-8"), "block").count("block") >= 1
+def test_the_page_has_its_markers() -> None:
+    assert put(PAGE.read_text(encoding="utf-8"), "block").count("block") >= 1
 
 
 def test_every_case_belongs_to_a_promise_and_has_every_size_that_can_be_asked_for() -> None:
