@@ -96,7 +96,7 @@ class Answer:
         better = "" if one.higher_is_better else " (less is better)"
         texts = [
             f"λ = {self.chosen.key} scores {gain} {side} instruct{better} (cross-fitted; "
-            f"simultaneous {one.level:.0%} band {_span(held, one)}; {one.n:,} items)",
+            f"simultaneous {100 * one.level:g} % band {_span(held, one)}; {one.n:,} items)",
             f"the best λ lies in {low.key}–{high.key}",
             *(text for text in map(self._change, self.others) if text),
         ]

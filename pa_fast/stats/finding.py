@@ -16,7 +16,7 @@ from pa_fast.stats.items import Array, Column, Items, collect
 
 INSTRUCT, BASE = Lambda(1), Lambda(0)
 MOST_LAMBDAS = 201
-"""Of more λ so many are looked at, evenly spread: the cost grows with the square of their number."""
+"""Of more λ so many are looked at, evenly spread: the cost grows with their number squared."""
 
 
 @dataclass(frozen=True)

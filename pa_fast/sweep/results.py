@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
+    from pa_fast.stats import Answer, Evaluation
+
 _LEAST_WIDTH = 10  # of a column whose name is wrapped
 CSV_HEADER = ("lambda", "evaluator", "score", "unit", "n", "effective_lambda")
 
@@ -31,7 +33,8 @@ CSV_HEADER = ("lambda", "evaluator", "score", "unit", "n", "effective_lambda")
 class Row:
     """One finished point. `effective_lambda` has 6 significant digits, None where base and instruct
     are equal; so has `intended_lambda`, what it would be without rounding, None where that is λ;
-    `details` are the evaluator's further figures.
+    `details` are the evaluator's further figures; `items` names the file of its items in the run
+    folder, None where there is none.
     """
 
     lam: Lambda
@@ -42,6 +45,7 @@ class Row:
     effective_lambda: float | None
     details: Mapping[str, float] = field(default_factory=dict)
     intended_lambda: float | None = None
+    items: str | None = None
 
 
 @dataclass(frozen=True)
@@ -122,6 +126,45 @@ class SweepResult:
         rows = self.scores(evaluator).values()
         sign = -1 if self._higher[evaluator] else 1
         return sorted(rows, key=lambda row: sign * row.score)
+
+    def evaluations(self) -> list[Evaluation]:
+        """The finished points with their items, an `Evaluation` for each evaluator that has any:
+        what `pa_fast.stats.analyse` takes.
+
+        Raises:
+            RunError: a file of items is missing or damaged.
+        """
+        from pa_fast.stats import Evaluation
+
+        found = []
+        for name in self.evaluators:
+            rows = self.scores(name).values()
+            columns = {row.lam: journal.read_items(self.out, row.items, row.score) for row in rows}
+            if columns:
+                unit = next(iter(rows)).unit
+                found.append(Evaluation(name, self._higher[name], columns, unit))
+        return found
+
+    def answer(
+        self, objective: str | None = None, keep: Mapping[str, float] | None = None
+    ) -> Answer:
+        """What the sweep says: which λ, its gain over λ = 1, intervals, what it costs.
+
+        Args:
+            objective: the evaluator whose best λ is looked for; the first if not given.
+            keep: shares of the score at λ = 1 that evaluators must keep: `{"ifeval": 0.98}`.
+
+        Raises:
+            UsageError, StatisticsError: see `pa_fast.stats.analyse`.
+            RunError: a file of items is missing or damaged.
+
+        Example:
+            >>> answer = pa_fast.SweepResult.load("runs/x").answer()
+            >>> answer.sentence, answer.chosen, answer.gain
+        """
+        from pa_fast.stats import analyse
+
+        return analyse(self.evaluations(), objective=objective, keep=keep)
 
     def table(self) -> Table:
         """λ down, evaluators across, the best score of each column marked."""
@@ -319,6 +362,7 @@ def _row(lam: Lambda, entry: Entry) -> Row:
         effective,
         entry.details or {},
         intended,
+        entry.items,
     )
 
 

@@ -270,19 +270,21 @@ def _filters(task: Any) -> list[str]:
 
 
 def _items(name: str, task: Any, key: str, sample: Sequence[int] | None) -> Iterator[Item]:
-    """The items of one task; `sample`: which of its documents were scored, None: all."""
+    """The items of one task, all with parts or none; `sample`: which of its documents were scored,
+    None: all."""
     metric, _, filter = key.partition(",")
     filters = _filters(task)
     count = len(task.measured) // len(filters)
     first = filters.index(filter) * count
-    for document, metrics in enumerate(task.measured[first : first + count]):
-        if metric in metrics:
-            yield Item(
-                str(document if sample is None else sample[document]),
-                name,
-                item_score(task, metric, metrics[metric]),
-                parts=item_parts(task, metric, metrics[metric]),
-            )
+    measured = [
+        (str(document if sample is None else sample[document]), found[metric])
+        for document, found in enumerate(task.measured[first : first + count])
+        if metric in found
+    ]
+    parts = [item_parts(task, metric, value) for _, value in measured]
+    known = None not in parts
+    for (id, value), part in zip(measured, parts):
+        yield Item(id, name, item_score(task, metric, value), parts=part if known else None)
 
 
 def _all_with_parts(items: Sequence[Item]) -> Sequence[Item]:

@@ -55,7 +55,12 @@ def metric_of(task: Any, asked: str | None) -> Metric:
 
 def item_score(task: Any, metric: str, value: Any) -> float:
     """What one document scores: a number as it is; a likelihood in nats, per word or byte where the
-    metric weighs; anything else by the task's own aggregation of that document alone."""
+    metric weighs; a label 1 where it is right; anything else by the task's own aggregation of that
+    document alone."""
+    from lm_eval.api import metrics as known
+
+    if task.aggregation()[metric] in (known.f1_score, known.matthews_corrcoef):
+        return float(value[0] == value[1])
     if metric == "perplexity" and isinstance(value, numbers.Real):
         return -float(value)
     if isinstance(value, numbers.Real):
