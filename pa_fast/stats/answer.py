@@ -151,7 +151,7 @@ def analyse(
     """
     if not evaluations:
         raise UsageError("no evaluator to answer from", "run the sweep first")
-    findings = tuple(find(one, level) for one in evaluations if one.columns)
+    findings = tuple(find(one, level) for one in evaluations if one.values)
     chooser = findings[0] if objective is None else _named(findings, objective)
     keep = dict(keep or {})
     allowed = _allowed(chooser, findings, keep, level)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from pa_fast.stats import Answer, Evaluation
+    from pa_fast.stats.items import Column
 
 _LEAST_WIDTH = 10  # of a column whose name is wrapped
 CSV_HEADER = ("lambda", "evaluator", "score", "unit", "n", "effective_lambda")
@@ -129,20 +130,17 @@ class SweepResult:
 
     def evaluations(self) -> list[Evaluation]:
         """The finished points with their items, an `Evaluation` for each evaluator that has any:
-        what `pa_fast.stats.analyse` takes.
-
-        Raises:
-            RunError: a file of items is missing or damaged.
-        """
+        what `pa_fast.stats.analyse` takes."""
         from pa_fast.stats import Evaluation
 
         found = []
         for name in self.evaluators:
-            rows = self.scores(name).values()
-            columns = {row.lam: journal.read_items(self.out, row.items, row.score) for row in rows}
-            if columns:
-                unit = next(iter(rows)).unit
-                found.append(Evaluation(name, self._higher[name], columns, unit))
+            rows = {row.lam: row for row in self.scores(name).values()}
+            if rows:
+                values = {lam: row.score for lam, row in rows.items()}
+                read = functools.partial(_column, self.out, rows)
+                unit = next(iter(rows.values())).unit
+                found.append(Evaluation(name, self._higher[name], values, read, unit))
         return found
 
     def answer(
@@ -364,6 +362,10 @@ def _row(lam: Lambda, entry: Entry) -> Row:
         intended,
         entry.items,
     )
+
+
+def _column(folder: pathlib.Path, rows: Mapping[Lambda, Row], lam: Lambda) -> Column:
+    return journal.read_items(folder, rows[lam].items, rows[lam].score)
 
 
 def _rounded(value: float | None) -> float | None:

@@ -12,6 +12,7 @@ import pytest
 from pa_fast.base import Engine, Item, Lambda, Score
 from pa_fast.errors import RunError, UsageError
 from pa_fast.stats import Evaluation, analyse
+from pa_fast.stats.items import Column
 from pa_fast.sweep import sweep
 from pa_fast.sweep.results import SweepResult
 from tests.sweep.fakes import FakeEngine, Scorer
@@ -62,14 +63,14 @@ def test_items_are_kept_with_their_weights_and_parts(tmp_path: Path) -> None:
     engine = FakeEngine()
     engine.weights.set_lambda(0.3)
     for evaluation, evaluator in zip(result.evaluations(), (judge, counts)):
-        ours = Evaluation.of("x", {Lambda("0.3"): evaluator(engine)}).columns[Lambda("0.3")]
-        assert evaluation.columns[Lambda("0.3")] == ours
-        assert len(evaluation.columns) == 11 and evaluation.unit == "share"
-    assert any(evaluation.columns[Lambda("0.3")].parts)
+        kept = evaluation.column(Lambda("0.3"))
+        assert kept == Column.of(evaluator(engine))
+        assert len(evaluation.values) == 11 and evaluation.unit == "share"
+    assert any(kept.parts)
     line = json.loads((tmp_path / "items" / "lambda=0.3.macro.jsonl").read_text().split("\n")[0])
     assert line == {"id": "q0", "group": "short", "score": line["score"], "weight": 100 / 60}
     plain = run(tmp_path / "plain", Scorer("plain"))
-    assert plain.evaluations()[0].columns[Lambda("0.3")].weights == [1.0] * 4
+    assert plain.evaluations()[0].column(Lambda("0.3")).weights == [1.0] * 4
     line = json.loads((plain.out / "items" / "lambda=0.3.plain.jsonl").read_text().split("\n")[0])
     assert set(line) == {"id", "group", "score"}, "as earlier versions wrote it"
 
