@@ -75,9 +75,8 @@ class Journal:
         self._samples: dict[str, Entry] = {}
 
     def __enter__(self) -> Journal:
-        check_folder(
-            self.folder, self._shard
-        )  # before the first file: a foreign folder stays as it is
+        # before the first file: a foreign folder stays as it is
+        check_folder(self.folder, self._shard)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with durable.locked(self.folder / LOCK):
@@ -102,9 +101,8 @@ class Journal:
         self._lock()
         if self._overwrite:
             self._clear()
-        if (
-            self._shard is None
-        ):  # a shard cannot tell what a kill left from what another one is writing
+        if self._shard is None:
+            # a shard cannot tell what a kill left from what another one is writing
             for folder in (self.folder, self.folder / ITEMS, *_outputs(self.folder)):
                 durable.remove_temporaries(folder)
         os.ftruncate(self._file, _scan(self._path)[1])

@@ -11,8 +11,7 @@ import pytest
 import torch
 
 from pa_fast.checkpoint import merge as merging
-from pa_fast.checkpoint.lanes import side_by_side
-from pa_fast.checkpoint.merge import merge
+from pa_fast.checkpoint.merge import merge, parallel_files
 from pa_fast.checkpoint.verify import verify
 from pa_fast.errors import DataError
 from tests.checkpoint.pairs import random_tensors, write_checkpoint, write_pair
@@ -87,7 +86,7 @@ def test_results_are_in_order_and_no_more_than_asked_run_at_once() -> None:
             running.discard(item)
         return pool.submit(lambda: item * item).result()
 
-    assert side_by_side(work, range(8), 2, threading.Event()) == [k * k for k in range(8)]
+    assert parallel_files(work, range(8), 2, threading.Event()) == [k * k for k in range(8)]
     assert most == [2]
 
 
@@ -104,4 +103,4 @@ def test_the_first_failure_is_the_one_that_is_told() -> None:
         return item
 
     with pytest.raises(ValueError, match="of its own"):
-        side_by_side(work, [0, 1, 3, 4], 2, ended)
+        parallel_files(work, [0, 1, 3, 4], 2, ended)

@@ -1,28 +1,54 @@
-"""What a merged checkpoint says about itself: README.md for people, pa_fast.json for programs,
-config.json for loaders."""
+"""The content fingerprint of a checkpoint: one number that every weight enters, however the files
+are cut.
+
+    F = Σ_t odd(name_t) · S_t mod 2^64,   S_t = `pa_kernels.checksum` of tensor t
+
+Live weights sum the same way, so the two are comparable where layouts agree.
+"""
 
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from pa_fast.base import Lambda
-from pa_fast.checkpoint.companions import PROVENANCE
-from pa_fast.checkpoint.document import read_object
-from pa_fast.checkpoint.pair_options import DEFAULTS, PairOptions
-from pa_fast.checkpoint.recipe import Recipe
-from pa_fast.checkpoint.rows import KeptRows
-from pa_fast.checkpoint.tying import TiedHead
+from pa_fast.checkpoint.folder import PROVENANCE
+from pa_fast.checkpoint.pair import DEFAULTS, PairOptions, TiedHead
+from pa_fast.checkpoint.safetensors import read_object
+from pa_fast.checkpoint.streaming import MergeSpec
+from pa_fast.checkpoint.vocabulary import KeptRows
 from pa_fast.errors import CheckpointError, UsageError
 from pa_fast.foreign import one_line
 from pa_fast.rounding import Rounding
 from pa_fast.rules import LambdaRule
+
+
+def name_hash(name: str) -> int:
+    """odd(name): an odd 64-bit number from blake2b of the UTF-8 name."""
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little") | 1
+
+
+def combine(sums: Mapping[str, int]) -> int:
+    """Σ odd(name) · S mod 2^64 over checksums by tensor name."""
+    return sum(name_hash(name) * value for name, value in sums.items()) % 2**64
+
+
+def as_hex(value: int) -> str:
+    """A 64-bit number as 16 hex digits, its form in every file."""
+    return f"{value:016x}"
+
+
+# --- card
+#
+# What a merged checkpoint says about itself: README.md for people, pa_fast.json for programs,
+# config.json for loaders.
 
 FORMAT = 1
 _ANOTHER = "it was written by another version of pa_fast, or edited"
@@ -46,7 +72,7 @@ class Provenance:
 
     base: Source
     instruct: Source
-    recipe: Recipe
+    recipe: MergeSpec
     dtype: str
     options: PairOptions = DEFAULTS
     tied: TiedHead | None = None
@@ -108,7 +134,7 @@ def read_provenance(folder: Path) -> Provenance | None:
         rounding = Rounding(found["rounding"], found.get("seed"))
         if rounding.drawn and found.get("seed") is None:
             raise ValueError
-        recipe = Recipe(
+        recipe = MergeSpec(
             Lambda(lam),
             rounding,
             None if rule is None else LambdaRule(rule, lam, where=f"{file}: rule"),
