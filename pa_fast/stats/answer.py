@@ -23,7 +23,7 @@ POWER = 0.8
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """What a sweep says, for the terminal, results.json and the report alike.
+    """Everything that a sweep says, for the terminal, results.json and the report alike.
 
     Attributes:
         objective: the finding of the evaluator that chooses.
@@ -48,7 +48,8 @@ class Answer:
         return tuple(one for one in self.findings if one is not self.objective)
 
     def frontier(self, other: str) -> dict[Lambda, bool]:
-        """Whether each λ of the objective and of evaluator `other` is undominated on the two.
+        """Return, for each λ of the objective and of evaluator `other`, whether it is undominated
+        on the two.
 
         Raises:
             StatisticsError: one of them has no intervals.

@@ -1,4 +1,4 @@
-"""What the curve of one evaluator means: its differences, its set of λ*, its tasks."""
+"""Findings: the curve of one evaluator, its differences, its set of λ*, its tasks."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ class Finding:
         return Interval(*map(float, figures))
 
     def wins(self, lam: Lambda, ref: Lambda = INSTRUCT) -> tuple[int, int]:
-        """How many items are better at `lam` than at `ref`, and how many worse."""
+        """Numbers of items that are better at `lam` than at `ref`, and that are worse."""
         y = self.measured()[0].y
         change = y[:, self.index(lam)] - y[:, self.index(ref)]
         return int((change > 0).sum()), int((change < 0).sum())
@@ -220,7 +220,7 @@ def _measured(blank: Finding, items: Items) -> Finding:
 
 
 def _thinned(lams: tuple[Lambda, ...], best: int) -> list[int]:
-    """Which λ are looked at."""
+    """Places of the λ that are looked at."""
     if len(lams) <= MOST_LAMBDAS:
         return list(range(len(lams)))
     named = {best} | {lams.index(ref) for ref in (INSTRUCT, BASE) if ref in lams}

@@ -146,7 +146,7 @@ class SweepResult:
     def answer(
         self, objective: str | None = None, keep: Mapping[str, float] | None = None
     ) -> Answer:
-        """What the sweep says: which λ, its gain over λ = 1, intervals, what it costs.
+        """Return the answer: λ̂, its gain over λ = 1, intervals, and the change of other scores.
 
         Args:
             objective: the evaluator whose best λ is looked for; the first if not given.

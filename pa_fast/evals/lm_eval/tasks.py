@@ -344,7 +344,7 @@ def item_score(task: Any, metric: str, value: Any) -> float:
 
 
 def item_parts(task: Any, metric: str, value: Any) -> dict[str, float] | None:
-    """What one document adds to a metric that is no mean over documents, see `pa_fast.Item`.
+    """Return the parts that one document adds to a metric that is no mean, see `pa_fast.Item`.
 
     None where it is one, and where its parts are not known: labels that are not 0 and 1, BLEU, an
     aggregation of the task's own.
