@@ -28,6 +28,7 @@ PACKAGES = (
         "rich",
         "huggingface_hub",
         "numpy",
+        "scipy",
         "safetensors",
         "peft",
     ),

@@ -34,10 +34,10 @@ def first() -> Next:
 
 
 def following(items: Items) -> Next:
-    """What to evaluate after `items`, which hold the coarse grid at least; at most 12 λ in all.
+    """Return the λ to evaluate after `items`, which hold the coarse grid; at most 12 in all.
 
-    A function of the scores at the λ of its own schedule: others that were evaluated do not change
-    it, nor does the order.
+    A function of the scores at the λ of its own schedule. Others that were evaluated do not change
+    it, but for one beside the peak, which then stands for it; nor does the order.
 
     Raises:
         ValueError: a λ of the coarse grid is missing.

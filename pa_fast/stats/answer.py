@@ -23,7 +23,7 @@ POWER = 0.8
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """What a sweep says, for the terminal, results.json and the report alike.
+    """Everything that a sweep says, for the terminal, results.json and the report alike.
 
     Attributes:
         objective: the finding of the evaluator that chooses.
@@ -48,7 +48,8 @@ class Answer:
         return tuple(one for one in self.findings if one is not self.objective)
 
     def frontier(self, other: str) -> dict[Lambda, bool]:
-        """Whether each λ of the objective and of evaluator `other` is undominated on the two.
+        """Return, for each λ of the objective and of evaluator `other`, whether it is undominated
+        on the two.
 
         Raises:
             StatisticsError: one of them has no intervals.
@@ -96,7 +97,7 @@ class Answer:
         better = "" if one.higher_is_better else " (less is better)"
         texts = [
             f"λ = {self.chosen.key} scores {gain} {side} instruct{better} (cross-fitted; "
-            f"simultaneous {one.level:.0%} band {_span(held, one)}; {one.n:,} items)",
+            f"simultaneous {100 * one.level:g} % band {_span(held, one)}; {one.n:,} items)",
             f"the best λ lies in {low.key}–{high.key}",
             *(text for text in map(self._change, self.others) if text),
         ]
@@ -151,7 +152,7 @@ def analyse(
     """
     if not evaluations:
         raise UsageError("no evaluator to answer from", "run the sweep first")
-    findings = tuple(find(one, level) for one in evaluations if one.columns)
+    findings = tuple(find(one, level) for one in evaluations if one.values)
     chooser = findings[0] if objective is None else _named(findings, objective)
     keep = dict(keep or {})
     allowed = _allowed(chooser, findings, keep, level)

@@ -67,7 +67,7 @@ def choose(
     smoother: Smoother | None = None,
     allowed: NDArray[np.bool_] | None = None,
 ) -> int:
-    """Which of the evaluated λ to take: λ̂.
+    """Return the place of λ̂, the λ to take, among those of `curve`.
 
     The highest smoothed score among the λ whose own score is within one paired standard error of
     the best score; of equal ones the λ nearest to 1.

@@ -1,8 +1,8 @@
-"""What the curve of one evaluator means: its differences, its set of λ*, its tasks."""
+"""Findings: the curve of one evaluator, its differences, its set of λ*, its tasks."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -16,16 +16,22 @@ from pa_fast.stats.items import Array, Column, Items, collect
 
 INSTRUCT, BASE = Lambda(1), Lambda(0)
 MOST_LAMBDAS = 201
-"""Of more λ so many are looked at, evenly spread: the cost grows with the square of the number."""
+"""Of more λ so many are looked at, evenly spread: the cost grows with their number squared."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One evaluator's scores along λ, in `unit`, with their items."""
+    """One evaluator's scores along λ, with their items.
+
+    Attributes:
+        values: the reported scores, in `unit`.
+        column: the items at a λ; called for those λ alone that are looked at.
+    """
 
     name: str
     higher_is_better: bool
-    columns: Mapping[Lambda, Column]
+    values: Mapping[Lambda, float]
+    column: Callable[[Lambda], Column]
     unit: str = ""
 
     @classmethod
@@ -33,8 +39,9 @@ class Evaluation:
         cls, name: str, scores: Mapping[Lambda, Score], higher_is_better: bool = True
     ) -> Evaluation:
         """Scores by λ as the evaluator returned them."""
-        columns = {lam: Column.of(one) for lam, one in scores.items()}
-        return cls(name, higher_is_better, columns, next((s.unit for s in scores.values()), ""))
+        values = {lam: score.value for lam, score in scores.items()}
+        unit = next((score.unit for score in scores.values()), "")
+        return cls(name, higher_is_better, values, lambda lam: Column.of(scores[lam]), unit)
 
 
 @dataclass(frozen=True)
@@ -130,7 +137,7 @@ class Finding:
         return Interval(*map(float, figures))
 
     def wins(self, lam: Lambda, ref: Lambda = INSTRUCT) -> tuple[int, int]:
-        """How many items are better at `lam` than at `ref`, and how many worse."""
+        """Numbers of items that are better at `lam` than at `ref`, and that are worse."""
         y = self.measured()[0].y
         change = y[:, self.index(lam)] - y[:, self.index(ref)]
         return int((change > 0).sum()), int((change < 0).sum())
@@ -175,10 +182,10 @@ def find(evaluation: Evaluation, level: float = LEVEL) -> Finding:
     Raises:
         UsageError: there is no score at all.
     """
-    lams = tuple(sorted(evaluation.columns, key=lambda lam: lam.exact))
+    lams = tuple(sorted(evaluation.values, key=lambda lam: lam.exact))
     if not lams:
         raise UsageError(f"`{evaluation.name}` has no score", "run the sweep first")
-    scores = np.array([evaluation.columns[lam].value for lam in lams])
+    scores = np.array([evaluation.values[lam] for lam in lams])
     sign = 1 if evaluation.higher_is_better else -1
     places = _thinned(lams, int(np.argmax(sign * scores)))
     lams, left_out = tuple(lams[place] for place in places), len(lams) - len(places)
@@ -192,7 +199,7 @@ def find(evaluation: Evaluation, level: float = LEVEL) -> Finding:
         left_out,
     )
     try:
-        columns = {lam: evaluation.columns[lam] for lam in lams}
+        columns = {lam: evaluation.column(lam) for lam in lams}
         items = collect(columns, evaluation.higher_is_better)
     except StatisticsError as error:
         return replace(blank, refused=error)
@@ -213,7 +220,7 @@ def _measured(blank: Finding, items: Items) -> Finding:
 
 
 def _thinned(lams: tuple[Lambda, ...], best: int) -> list[int]:
-    """Which λ are looked at."""
+    """Places of the λ that are looked at."""
     if len(lams) <= MOST_LAMBDAS:
         return list(range(len(lams)))
     named = {best} | {lams.index(ref) for ref in (INSTRUCT, BASE) if ref in lams}

@@ -1,4 +1,4 @@
-"""What a second metric allows: the λ that keep a share of it, and those that no λ dominates."""
+"""Two metrics: the λ that keep a share of one, and those that no other λ dominates on both."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from pa_fast.errors import StatisticsError
 
 Array = NDArray[np.float64]
 TOLERANCE = 1e-9
-"""How far the items' own value may lie from the reported one, relative to it where that is > 1."""
+"""Allowed distance of the items' own value from the reported one, relative where that is > 1."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Formula:
-    """How sums of parts make a metric: `inner` of each stratum, averaged, then `outer`.
+    """Metric of sums of parts: `inner` of each stratum, averaged, then `outer`.
 
     Attributes:
         parts: their names, as an item's `parts` has them.

@@ -279,38 +279,41 @@ def read(folder: pathlib.Path) -> list[Entry]:
     ]
 
 
-def read_items(folder: pathlib.Path, entry: Entry) -> Column:
-    """The items of a finished `entry` of the run in `folder`; none where it recorded none.
+def read_items(folder: pathlib.Path, name: str | None, value: float) -> Column:
+    """The items in the file `name` of the run `folder`, which make up `value`; none without a file.
 
     Raises:
-        RunError: their file is missing or damaged.
+        RunError: the file is missing or damaged.
     """
     from pa_fast.stats.items import Column
 
-    assert entry.score is not None
-    if entry.items is None:
-        return Column(entry.score, (), (), (), ())
-    path = folder / entry.items
+    if name is None:
+        return Column(value, (), (), (), ())
+    path = folder / name
     try:
-        if not re.fullmatch(rf"{ITEMS}/[^/\\]+", entry.items):
-            raise ValueError(f"the journal names {entry.items!r}")
+        if not re.fullmatch(rf"{ITEMS}/[^/\\]+", name):
+            raise ValueError("it is not in the folder of items")
         own.check_own_folder(folder / ITEMS)
         # one document of all lines: parsed in a fifth of the time that it takes line by line
         text = own.read_own(path).decode().strip().replace("\n", ",\n")
         rows = json.loads(f"[{text}]")
-        parts = [row.get("parts") for row in rows]
+        parts = [_parts(row["parts"]) if "parts" in row else None for row in rows]
         return Column(
-            entry.score,
-            [row["id"] for row in rows],
-            [row["group"] for row in rows],
-            [row["score"] for row in rows],
-            [row.get("weight", 1.0) for row in rows],
+            value,
+            [str(row["id"]) for row in rows],
+            [str(row["group"]) for row in rows],
+            [float(row["score"]) for row in rows],
+            [float(row.get("weight", 1)) for row in rows],
             parts if any(parts) else (),
         )
     except OSError as error:
         raise RunError(f"{path} cannot be read: {error.strerror}", _RESTORE_ITEMS) from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise RunError(f"{path} is damaged: {error}", _RESTORE_ITEMS) from error
+
+
+def _parts(value: Any) -> dict[str, float] | None:
+    return None if value is None else {str(key): float(part) for key, part in value.items()}
 
 
 def _item_line(item: Item) -> str:

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
+    from pa_fast.stats import Answer, Evaluation
+    from pa_fast.stats.items import Column
+
 _LEAST_WIDTH = 10  # of a column whose name is wrapped
 CSV_HEADER = ("lambda", "evaluator", "score", "unit", "n", "effective_lambda")
 
@@ -31,7 +34,8 @@ CSV_HEADER = ("lambda", "evaluator", "score", "unit", "n", "effective_lambda")
 class Row:
     """One finished point. `effective_lambda` has 6 significant digits, None where base and instruct
     are equal; so has `intended_lambda`, what it would be without rounding, None where that is λ;
-    `details` are the evaluator's further figures.
+    `details` are the evaluator's further figures; `items` names the file of its items in the run
+    folder, None where there is none.
     """
 
     lam: Lambda
@@ -42,6 +46,7 @@ class Row:
     effective_lambda: float | None
     details: Mapping[str, float] = field(default_factory=dict)
     intended_lambda: float | None = None
+    items: str | None = None
 
 
 @dataclass(frozen=True)
@@ -122,6 +127,42 @@ class SweepResult:
         rows = self.scores(evaluator).values()
         sign = -1 if self._higher[evaluator] else 1
         return sorted(rows, key=lambda row: sign * row.score)
+
+    def evaluations(self) -> list[Evaluation]:
+        """The finished points with their items, an `Evaluation` for each evaluator that has any:
+        what `pa_fast.stats.analyse` takes."""
+        from pa_fast.stats import Evaluation
+
+        found = []
+        for name in self.evaluators:
+            rows = {row.lam: row for row in self.scores(name).values()}
+            if rows:
+                values = {lam: row.score for lam, row in rows.items()}
+                read = functools.partial(_column, self.out, rows)
+                unit = next(iter(rows.values())).unit
+                found.append(Evaluation(name, self._higher[name], values, read, unit))
+        return found
+
+    def answer(
+        self, objective: str | None = None, keep: Mapping[str, float] | None = None
+    ) -> Answer:
+        """Return the answer: λ̂, its gain over λ = 1, intervals, and the change of other scores.
+
+        Args:
+            objective: the evaluator whose best λ is looked for; the first if not given.
+            keep: shares of the score at λ = 1 that evaluators must keep: `{"ifeval": 0.98}`.
+
+        Raises:
+            UsageError, StatisticsError: see `pa_fast.stats.analyse`.
+            RunError: a file of items is missing or damaged.
+
+        Example:
+            >>> answer = pa_fast.SweepResult.load("runs/x").answer()
+            >>> answer.sentence, answer.chosen, answer.gain
+        """
+        from pa_fast.stats import analyse
+
+        return analyse(self.evaluations(), objective=objective, keep=keep)
 
     def table(self) -> Table:
         """λ down, evaluators across, the best score of each column marked."""
@@ -318,7 +359,12 @@ def _row(lam: Lambda, entry: Entry) -> Row:
         effective,
         entry.details or {},
         intended,
+        entry.items,
     )
+
+
+def _column(folder: pathlib.Path, rows: Mapping[Lambda, Row], lam: Lambda) -> Column:
+    return journal.read_items(folder, rows[lam].items, rows[lam].score)
 
 
 def _rounded(value: float | None) -> float | None:

@@ -217,18 +217,18 @@ class LmEval:
         return float(measured[key])
 
     def _items(self, name: str, key: str) -> Iterator[Item]:
+        """The items of one task, all with parts or none."""
         metric, _, filter = key.partition(",")
         task, sample = self.tasks[name], self.samples.get(name)
-        for document, metrics in enumerate(task.of_filter(task.measured, filter)):
-            if metric in metrics:
-                number = document if sample is None else sample[document]
-                value = metrics[metric]
-                yield Item(
-                    str(number),
-                    name,
-                    item_score(task, metric, value),
-                    parts=item_parts(task, metric, value),
-                )
+        measured = [
+            (str(document if sample is None else sample[document]), metrics[metric])
+            for document, metrics in enumerate(task.of_filter(task.measured, filter))
+            if metric in metrics
+        ]
+        parts = [item_parts(task, metric, value) for _, value in measured]
+        known = None not in parts
+        for (id, value), part in zip(measured, parts):
+            yield Item(id, name, item_score(task, metric, value), parts=part if known else None)
 
     def _document(self, engine: Engine, lm: Any, results: Any) -> dict[str, Any]:
         """Return `results` in the form that lm-eval's command line writes, less what differs

@@ -330,7 +330,12 @@ def metric_of(task: Any, wanted: str | None) -> Metric:
 
 def item_score(task: Any, metric: str, value: Any) -> float:
     """Return the score of one document: a number as it is; a likelihood in nats, per word or byte
-    where the metric weighs; anything else by the task's own aggregation of that document alone."""
+    where the metric weighs; a label 1 where it is right; anything else by the task's own
+    aggregation of that document alone."""
+    from lm_eval.api import metrics as known
+
+    if task.aggregation()[metric] in (known.f1_score, known.matthews_corrcoef):
+        return float(value[0] == value[1])
     if isinstance(value, numbers.Real):
         return -float(value) if metric == "perplexity" else float(value)
     if metric in ("word_perplexity", "byte_perplexity", "bits_per_byte"):
@@ -339,7 +344,7 @@ def item_score(task: Any, metric: str, value: Any) -> float:
 
 
 def item_parts(task: Any, metric: str, value: Any) -> dict[str, float] | None:
-    """What one document adds to a metric that is no mean over documents, see `pa_fast.Item`.
+    """Return the parts that one document adds to a metric that is no mean, see `pa_fast.Item`.
 
     None where it is one, and where its parts are not known: labels that are not 0 and 1, BLEU, an
     aggregation of the task's own.
