@@ -68,3 +68,6 @@ class Rounding:
 
     def __str__(self) -> str:
         return self.mode if self.seed is None else f"{self.mode}, seed {self.seed}"
+
+
+NEAREST = Rounding()

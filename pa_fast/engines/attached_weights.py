@@ -13,43 +13,15 @@ import torch
 
 from pa_fast.base import Lambda
 from pa_fast.checkpoint.provenance import combine
-from pa_fast.engines.attached import attach, attachable
+from pa_fast.engines.attached import attach
 from pa_fast.errors import UsageError, WeightsError
 from pa_fast.live.memory import Memory
 from pa_fast.rules import LambdaRule
-from pa_fast.stores import registry
-from pa_fast.stores.sparse import unchanged
-from pa_fast.stores.store import Entry, Store, tapped
 
 if TYPE_CHECKING:
     from pa_fast.live.weights import LiveWeights
 
 Pair = tuple[torch.Tensor, torch.Tensor]
-
-
-class Diverted:
-    """A store whose factors of the weights that `attach` can serve are put aside; those weights are
-    left at base.
-
-    Attributes:
-        store: what encodes in place of `inner`.
-        factors: name → U, V, as put aside.
-    """
-
-    def __init__(self, inner: Store, model: torch.nn.Module):
-        self._served = attachable(model).keys()
-        self.factors: dict[str, Pair] = {}
-        self.store = tapped(inner, lambda source, e: self.put_aside(source.name, source.base, e))
-        self.store.attached = False  # of what it holds, nothing is
-
-    def put_aside(self, name: str, base: torch.Tensor, entry: Entry) -> Entry:
-        """What the live tensor `name` follows λ by: `entry`, or nothing at all once its factors are
-        aside."""
-        factors = registry.owner(entry).factors(entry)
-        if factors is None or name not in self._served:
-            return entry
-        self.factors[name] = factors
-        return unchanged(base)
 
 
 class AttachedWeights:
@@ -176,6 +148,6 @@ class AttachedWeights:
         )
 
 
-def attached(model: Any, part: LiveWeights, factors: Mapping[str, Pair]) -> AttachedWeights:
-    """Attach `factors` to `model`, whose live weights are `part`."""
-    return AttachedWeights(part, attach(model, factors), factors)
+def attached(model: Any, part: LiveWeights) -> AttachedWeights:
+    """Attach to `model` the factors that its live weights `part` have put apart."""
+    return AttachedWeights(part, attach(model, part.apart), part.apart)

@@ -71,7 +71,7 @@ def encode(
             loaded.base,
             loaded.instruct,
             store,
-            intermediate_dtype=loaded.via,
+            intermediate_dtype=loaded.intermediate_dtype,
             quick=(b.quick_fingerprint(), i.quick_fingerprint()),
             allow_nonfinite=allow_nonfinite,
             overwrite=overwrite,

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 from pa_kernels.cores import one_core, over
 
 from pa_fast.engines import layout
-from pa_fast.engines.asked import Asked
 from pa_fast.engines.loading import Loaded
+from pa_fast.engines.options import LoadOptions
 from pa_fast.errors import EngineError
 from pa_fast.live.ends import FirstRows
 
@@ -71,12 +71,12 @@ def _fill_(loaded: Loaded, sources: Mapping[str, torch.Tensor]) -> None:
     import torch
 
     def copy(at: tuple[torch.Tensor, torch.Tensor, torch.dtype]) -> None:
-        live, source, via = at
+        live, source, between = at
         with torch.no_grad():
-            live.copy_(source.to(via))
+            live.copy_(source.to(between))
 
     pieces = [
-        (w, s, loaded.via.get(name, live.dtype))
+        (w, s, loaded.intermediate_dtype.get(name, live.dtype))
         for name, live in loaded.live.items()
         for w, s in zip(live.view(-1).split(_PIECE), sources[name].view(-1).split(_PIECE))
     ]
@@ -110,29 +110,29 @@ class Proof:
     notes: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, loaded: Loaded, asked: Asked) -> Proof:
+    def of(cls, loaded: Loaded, options: LoadOptions) -> Proof:
         """That of a pair that is loaded and allocated. Stochastic rounding moves a side whose dtype
         a merge cannot represent: nothing is asked of it. With attached factors it leaves the live
         tensors holding the base.
         """
-        if asked.attached:
+        if options.attached:
             ids = prompts(
                 min(
                     m.get_input_embeddings().weight.shape[0]
                     for m in (loaded.module, loaded.reference)
                 ),
-                asked.device,
+                options.device,
             )
             return cls(None, base_logits(loaded, ids), ids)
         ends: dict[float, Mapping[str, torch.Tensor | FirstRows]] = {}
         notes = []
         for lam, side in ((0.0, "base"), (1.0, "instruct")):
-            if asked.rounding.drawn and _is_drawn(loaded, side):
+            if options.rounding.drawn and _is_drawn(loaded, side):
                 notes.append(
                     f"the {side} model is rounded stochastically: the live tensors were not"
                     " compared with it as loaded"
                 )
-            elif asked.lossless or side == "base":
+            elif options.lossless or side == "base":
                 ends[lam] = {
                     name: end if end.shape == loaded.live[name].shape else FirstRows(end)
                     for name, end in loaded.ends[side].items()
@@ -167,7 +167,7 @@ def _is_drawn(loaded: Loaded, side: str) -> bool:
 
     sources = {"base": loaded.base, "instruct": loaded.instruct}[side]
     for name, live in loaded.live.items():
-        source, dtype = sources[name], loaded.via.get(name, live.dtype)
+        source, dtype = sources[name], loaded.intermediate_dtype.get(name, live.dtype)
         if source.dtype != dtype and not torch.equal(source.to(dtype).to(source.dtype), source):
             return True
     return False

@@ -77,7 +77,8 @@ class Loaded:
         live: name → parameter or persistent buffer of `module`, every name of a tied tensor
             included; of a DTensor the shard of this process.
         base, instruct: name → source at the dtype of its file, or an exact upcast of it.
-        via: name → the dtype that a saved merge would have, where the live tensor is another.
+        intermediate_dtype: name → the dtype that a saved merge would have, where the live tensor
+            is another.
         ends: side → name → tensor as transformers made it, before any pairing: what the endpoint
             check goes by.
         contents: side → the content of its files, which is to prove that the sources are made of
@@ -90,7 +91,7 @@ class Loaded:
     live: dict[str, torch.Tensor]
     base: dict[str, torch.Tensor]
     instruct: dict[str, torch.Tensor]
-    via: dict[str, torch.dtype]
+    intermediate_dtype: dict[str, torch.dtype]
     ends: dict[str, dict[str, torch.Tensor]]
     contents: dict[str, Content]
     notes: list[str] = field(default_factory=list)

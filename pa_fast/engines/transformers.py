@@ -8,35 +8,20 @@ from __future__ import annotations
 from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from pa_fast.checkpoint.content import FileWatcher
-from pa_fast.checkpoint.folder import check_companions, located, resolve
-from pa_fast.checkpoint.pair import PairOptions, config_notes, sides_of_model
-from pa_fast.checkpoint.reader import Checkpoint
-from pa_fast.checkpoint.vocabulary import check_vocabulary, extended, swapped_sides, untrained_rows
-from pa_fast.device import device_of
-from pa_fast.engines.asked import Asked, asked
-from pa_fast.engines.attached_weights import Diverted, attached
-from pa_fast.engines.endpoints import Proof
-from pa_fast.engines.identity import identity
-from pa_fast.engines.loading import Loaded, Reading, allocate, base_tensors, load_pair
+from pa_fast.checkpoint.folder import located
 from pa_fast.engines.model import LambdaModel
-from pa_fast.engines.origins import of_pair
+from pa_fast.engines.options import LoadOptions
 from pa_fast.engines.past import obstacle
 from pa_fast.engines.ranks import ALONE, Alone, Ranks
-from pa_fast.engines.tokenizer import stop_tokens, tokenizer_of
-from pa_fast.live import opening, planner
+from pa_fast.engines.sources import FolderSources
+from pa_fast.errors import UsageError
 from pa_fast.live.memory import Memory
-from pa_fast.live.room import Room
-from pa_fast.live.weights import LiveWeights
 from pa_fast.rounding import Rounding
 from pa_fast.rules import RuleLike
-from pa_fast.stores.store import Store, TensorSize
+from pa_fast.stores.store import Store
 from pa_fast.units import format_bytes
-
-if TYPE_CHECKING:
-    import torch
 
 
 def load(
@@ -48,7 +33,7 @@ def load(
     residency: str = "auto",
     *,
     delta: str | Path | None = None,
-    rounding: str = "nearest",
+    rounding: str | Rounding = "nearest",
     seed: int | None = None,
     rule: RuleLike | None = None,
     tokenizer: str | Path | None = None,
@@ -110,220 +95,131 @@ def load(
             stochastic rounding of tensors that are converted or split, or a rule that does not fit
             the checkpoint's names.
     """
-    options = PairOptions.of(extra_rows, one_sided, ignore_config, strip_prefix)
-    want = asked(
-        device_of(device),
+    if (instruct is None) == (delta is None):
+        raise UsageError(
+            "one of an instruct model and a delta file is needed",
+            "give the instruct folder, or delta= (--delta)",
+        )
+    options = LoadOptions.of(
+        device,
         dtype,
         store,
         residency,
-        Rounding(rounding, seed),
-        rule,
-        instruct,
-        delta,
-        ranks.sharding(),
+        delta=delta,
+        rounding=rounding,
+        seed=seed,
+        rule=rule,
+        tokenizer=tokenizer,
+        batch_size=batch_size,
+        endpoint_check=endpoint_check,
+        allow_nonfinite=allow_nonfinite,
+        shared_prefix=shared_prefix,
+        extra_rows=extra_rows,
+        one_sided=one_sided,
+        ignore_config=ignore_config,
+        strip_prefix=strip_prefix,
     )
-    # base stands on both sides where a delta does for instruct
+    if ranks.world > 1:
+        options.check_split()
     other = base if instruct is None else instruct
-    with (
-        ranks.step("loading"),
-        Checkpoint.open(resolve(base)) as b,
-        Checkpoint.open(resolve(other)) as i,
-    ):
-        check_companions(i.folder)
-        b, i, aligned, differences = sides_of_model(b, i, options)
-        reading = Reading.of(b, i, options.strip_prefix, aligned.apart)
-        rows = extended(aligned.base.tensors, i.tensors, b.config, i.config)
-        notes = [
-            *check_vocabulary(b, i, rows, extra_rows),
-            *(untrained_rows(b, i) if want.about is None else ()),
-        ]
-        notes += [
-            *config_notes(differences),
-            *aligned.notes,
-            *(swapped_sides(b, i) if want.about is None else ()),
-        ]
-        apart = () if want.about is None else want.about.tensors
-        loaded = load_pair(
-            b, i, want.live_dtype(), want.sharding, apart, extra_rows=bool(rows), reading=reading
-        )
-        contents = loaded.contents
-        if want.about is not None:
-            contents.pop("instruct").close()  # it is the base's once more
-        traced = of_pair(loaded.module, b.tensors, i.tensors)
-        plan = _planned(want, loaded)
-        said = want.described if plan is None else plan.store.describe()
-        guard = FileWatcher(b, i)
-        guard.check_names()
-        chosen = tokenizer_of(resolve(tokenizer) if tokenizer is not None else i.folder)
-        same = identity(want, b, i, said, chosen)
-    for content in contents.values():
-        content.prove(ranks)
-    with ranks.step("allocating"):
-        allocate(loaded, want.device)
-        guard.check()
-    if want.rounding.drawn:
-        traced.check_elementwise(
-            {name: tensor for name, tensor in loaded.live.items() if tensor.is_floating_point()}
-        )
-    proof = Proof.of(loaded, want) if endpoint_check else Proof({})
-    stops = stop_tokens(chosen, loaded.reference, loaded.module)
-    del loaded.reference
+    sources = FolderSources(base, other, options, ranks)
+    sources.allocate()
+    weights = sources.bind()
+    if options.rule is not None:
+        with ranks.step("following the rule"):
+            weights.follow(options.rule)
+    why_not = _not_shared(sources.module) if shared_prefix else None
+    return LambdaModel(
+        sources.module,
+        sources.tokenizer,
+        weights,
+        {**sources.identity, "lossless": weights.lossless},
+        _configuration(base, other, options, sources),
+        batch_size,
+        [*sources.notes, *_notes(sources, weights, options, why_not, ranks.world > 1)],
+        sources.stop_tokens,
+        shared_prefix and not why_not,
+        why_not,
+        _merge_arguments(base, other, options) if ranks.world == 1 else None,
+    )
 
-    def on_read(tensor: torch.Tensor, start: int, piece: torch.Tensor) -> None:
-        for content in contents.values():
-            content.on_read(tensor, start, piece)
 
-    with ranks.step("binding"):
-        guard.check()
-        weights: Any
-        diverted = Diverted(want.store, loaded.module) if want.attached else None
-        if want.delta is None:
-            weights = LiveWeights.bind(
-                loaded.live,
-                loaded.base,
-                loaded.instruct,
-                diverted.store if diverted else plan or want.store,
-                want.rounding.mode,
-                seed=want.rounding.seed,
-                intermediate_dtype=loaded.via,
-                allow_nonfinite=allow_nonfinite,
-                origins=traced.names,
-                reread=lambda: base_tensors(resolve(base), resolve(other), loaded.live, reading),
-                ends=proof.ends,
-                on_read=on_read,
-            )
-        else:
-            with opening.reopened(want.delta, want.about) as file:
-                guard.add(file.file)
-                weights = LiveWeights.open(
-                    loaded.live,
-                    loaded.base,
-                    file,
-                    allow_nonfinite=allow_nonfinite,
-                    divert=diverted.put_aside if diverted else None,
-                    origins=traced.names,
-                    on_read=on_read,
-                )
-            weights.prove(proof.ends or {})
-        if weights.memory().mapped_bytes:
-            weights.before_reading = guard.check
-        if diverted is not None:
-            weights = attached(loaded.module, weights, diverted.factors)
-    with ranks.step("fingerprinting"):
-        for side, content in contents.items():
-            same[f"{side}_content"] = content.finish()
-            guard.know(content.checkpoint, content.sums)
-            content.close()
-    proof.check_logits(loaded.module)
-    loaded.ends.clear()
-    notes += [] if plan is None else [f"the delta is held {plan.describe()}"]
-    notes += [*loaded.notes, *proof.notes]
+def _not_shared(module: Any) -> str | None:
+    """Why prefixes cannot be shared by requests of `module`; None where they can."""
+    why = obstacle(module)
+    if why is None:
+        return None
+    return f"of {type(module).__name__}, {why} (transformers {version('transformers')})"
+
+
+def _notes(
+    sources: FolderSources, weights: Any, options: LoadOptions, why_not: str | None, split: bool
+) -> list[str]:
+    """What a user should know of the live weights."""
+    notes = []
     if not weights.lossless:
         notes.append(
-            f"λ = 1 is not the instruct model: the delta is held as {said}, which loses some of it"
+            f"λ = 1 is not the instruct model: the delta is held as {sources.store}, which loses"
+            " some of it"
         )
-    if want.rule is not None:
-        with ranks.step("following the rule"):
-            weights.follow(want.rule)
-        notes += weights.touched(want.rule)
-    notes += _of_memory(weights.memory(), said, want, plan)
-    why_not = obstacle(loaded.module) if shared_prefix else None
+    if options.rule is not None:
+        notes += weights.touched(options.rule)
+    notes += _of_memory(weights.memory(), sources, options, split)
     if why_not:
-        why_not = (
-            f"of {type(loaded.module).__name__}, {why_not} (transformers {version('transformers')})"
-        )
         notes.append(f"shared prefixes are computed for every request again: {why_not}")
-    configuration = {
+    return notes
+
+
+def _configuration(
+    base: str | Path, other: str | Path, options: LoadOptions, sources: FolderSources
+) -> dict[str, Any]:
+    """Where and how the model was loaded, which may differ between parts of one sweep."""
+    live = {str(tensor.dtype).removeprefix("torch.") for tensor in sources.live.values()}
+    return {
         "base": located(base),
-        "instruct": located(other if delta is None else delta),
-        "tokenizer": located(other if tokenizer is None else tokenizer),
-        "device": str(want.device),
-        "live_dtypes": sorted(
-            {str(tensor.dtype).removeprefix("torch.") for tensor in loaded.live.values()}
-        ),
-        "attention": str(loaded.module.config._attn_implementation),
+        "instruct": located(other if options.delta is None else options.delta),
+        "tokenizer": located(other if options.tokenizer is None else options.tokenizer),
+        "device": str(options.device),
+        "live_dtypes": sorted(live),
+        "attention": str(sources.module.config._attn_implementation),
     }
-    same["lossless"] = weights.lossless
-    pair = None
-    if want.delta is None and not want.attached and not want.sharding:
-        how = {
-            "rounding": want.rounding.mode,
-            "seed": want.rounding.seed if want.rounding.drawn else None,
-        }
-        pair = (
-            {
-                "base": base,
-                "instruct": other,
-                "dtype": dtype,
-                "allow_nonfinite": allow_nonfinite,
-            }
-            | how
-            | vars(options)
-        )
-    shared = shared_prefix and not why_not
-    return LambdaModel(
-        loaded.module,
-        chosen,
-        weights,
-        same,
-        configuration,
-        batch_size,
-        notes,
-        stops,
-        shared,
-        why_not,
-        pair,
-    )
 
 
-def _planned(want: Asked, loaded: Loaded) -> planner.Plan | None:
-    """Store and residency for a pair that is about to be allocated; None where a file or the layers
-    decide."""
-    if want.about is not None or want.attached:
+def _merge_arguments(
+    base: str | Path, instruct: str | Path, options: LoadOptions
+) -> dict[str, Any] | None:
+    """The arguments of `merge` for what is live; None where that is no merge of two folders."""
+    if options.delta is not None or options.attached:
         return None
-    drawn = want.auto and want.rounding.drawn
-    store = want.store if drawn or not want.auto else "auto"
-    reason = {"reason": "stochastic rounding is of dense deltas alone"} if drawn else {}
-    return planner.plan(
-        _sizes(loaded), store, want.residency, Room.of(want.device), allocated=False, **reason
-    )
+    return {
+        "base": base,
+        "instruct": instruct,
+        "dtype": options.dtype,
+        "rounding": options.rounding,
+        "allow_nonfinite": options.allow_nonfinite,
+        **vars(options.pairing),
+    }
 
 
-def _of_memory(memory: Memory, said: str, want: Asked, plan: planner.Plan | None) -> list[str]:
+def _of_memory(
+    memory: Memory, sources: FolderSources, options: LoadOptions, split: bool
+) -> list[str]:
     """What the loaded pair takes, in words."""
     notes = []
-    if want.device.type == "cpu":
+    if options.device.type == "cpu":
         mapped = (
             f", beside {format_bytes(memory.mapped_bytes)} of mapped files (page cache)"
             if memory.mapped_bytes
             else ""
         )
         notes.append(f"memory: {format_bytes(memory.live_bytes)} for the live copy{mapped}")
-    if memory.host_bytes and not want.sharding:
+    if memory.host_bytes and not split:
         what = (
             "tensors converted while loading"
-            if plan is not None and plan.store.keeps_sources
-            else f"deltas ({said}) and tensors converted while loading"
+            if sources.plan is not None and sources.plan.store.keeps_sources
+            else f"deltas ({sources.store}) and tensors converted while loading"
         )
         notes.append(
             f"{what} cost {format_bytes(memory.host_bytes)} of memory beside the file maps"
         )
     return notes
-
-
-def _sizes(loaded: Loaded) -> list[TensorSize]:
-    """What each live float tensor takes, by its first name, and a dense delta beside it."""
-    first = {
-        id(tensor): name
-        for name, tensor in reversed(loaded.live.items())
-        if tensor.is_floating_point()
-    }
-    return [
-        TensorSize(
-            n,
-            loaded.live[n].nbytes,
-            loaded.base[n].nbytes + loaded.instruct[n].nbytes,
-            (loaded.base[n], loaded.instruct[n]),
-        )
-        for n in first.values()
-    ]

@@ -25,18 +25,20 @@ from pa_fast.errors import UsageError, WeightsError
 from pa_fast.live import opening
 from pa_fast.live.bases import kept_bases
 from pa_fast.live.binding import Binding, bindings, same_bits, same_merge
-from pa_fast.live.encoding import OnRead, check_finite
+from pa_fast.live.encoding import check_finite
 from pa_fast.live.ends import Checked, Ends, check
 from pa_fast.live.first_write import FirstWrite
 from pa_fast.live.memory import Memory, measure
 from pa_fast.live.origins import Origins
 from pa_fast.live.placement import placed, room, sizes
 from pa_fast.live.planner import Plan, plan
-from pa_fast.rounding import Rounding
+from pa_fast.live.sources import Sources
+from pa_fast.rounding import NEAREST, Rounding
 from pa_fast.rules import LambdaRule
 from pa_fast.stores import registry
 from pa_fast.stores.composite import CompositeStore
 from pa_fast.stores.file import DeltaFile
+from pa_fast.stores.sparse import unchanged
 from pa_fast.stores.store import Entry, Overwritten, Store
 
 if TYPE_CHECKING:
@@ -92,8 +94,8 @@ class LiveWeights:
         exact: whether W(λ) is, bit for bit, the contract between base and the delta's own end.
         lossless: whether that end is the instruct model.
         plan: why the delta is held as it is, or None where it came from a file.
-        before_reading: called before the sources may be read, if whoever made these weights sets
-            it: it raises where they are not what they were.
+        apart: name → U, V, of tensors that stay at base for an engine that uses these itself.
+        sources: what the live tensors lie between; None once closed.
     """
 
     def __init__(
@@ -104,23 +106,25 @@ class LiveWeights:
         store: str,
         exact: bool,
         lossless: bool,
-        rounding: Rounding | None = None,
-        origins: Mapping[str, Sequence[str]] | None = None,
-        reread: Callable[[], Mapping[str, torch.Tensor]] | None = None,
+        sources: Sources,
+        rounding: Rounding = NEAREST,
         first: FirstWrite | None = None,
+        apart: Container[str] = (),
     ):
         floats = [binding for binding in made if binding.live.dtype in LIVE_DTYPES]
-        self._origins = Origins([b.names for b in floats], origins)
-        self.rounding = rounding or Rounding()
-        self._reread = reread
+        self._origins = Origins([b.names for b in floats], sources.origins)
+        self.rounding = rounding
+        self.sources: Sources | None = sources
+        self._given: Mapping[str, torch.Tensor] | None = None
         self.plan: Plan | None = None
+        self.apart: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         draws = (
             [Draw(key) for key in self._origins.keys(self.rounding)]
             if self.rounding.drawn
             else None
         )
         with _writing(floats):
-            held = list(entries)
+            held = [self._put_apart(b, entry, apart) for b, entry in zip(floats, entries)]
             bases = kept_bases(floats, held)
             self._store: CompositeStore | None = CompositeStore(
                 [b.live for b in floats], bases, held, [b.intermediate_dtype for b in floats], draws
@@ -140,7 +144,6 @@ class LiveWeights:
         self.followed: LambdaRule | None = None
         self.lam: float | None = None
         self.rule: LambdaRule | None = None
-        self.before_reading: Callable[[], None] | None = None
         self.store, self.exact, self.lossless = store, exact, lossless
         if first is None:
             self._switch(0.0)
@@ -152,23 +155,29 @@ class LiveWeights:
             for lam in first.ends:
                 check(self._fixed, lam, first.ends)
 
+    def _put_apart(self, binding: Binding, entry: Entry, apart: Container[str]) -> Entry:
+        """What `binding` follows λ by: `entry`, or nothing at all once its factors are apart."""
+        factors = registry.owner(entry).factors(entry) if binding.name in apart else None
+        if factors is None:
+            return entry
+        self.apart[binding.name] = factors
+        return unchanged(binding.base)
+
     @classmethod
     def bind(
         cls,
         live: Mapping[str, torch.Tensor],
         base: Mapping[str, torch.Tensor],
         instruct: Mapping[str, torch.Tensor],
-        store: str | Store | Plan = "dense",
-        rounding: str = "nearest",
+        store: str | Store = "dense",
+        rounding: str | Rounding = "nearest",
         *,
         residency: str = "device",
         seed: int | None = None,
         intermediate_dtype: Mapping[str, torch.dtype] | None = None,
         allow_nonfinite: bool = False,
         origins: Mapping[str, Sequence[str]] | None = None,
-        reread: Callable[[], Mapping[str, torch.Tensor]] | None = None,
         ends: Ends | None = None,
-        on_read: OnRead | None = None,
     ) -> LiveWeights:
         """Make `live` follow λ between `base` and `instruct`; returns with λ = 0 written.
 
@@ -196,13 +205,9 @@ class LiveWeights:
             origins: live name → names of the checkpoint's tensors whose elements it holds: what λ
                 rules and noise go by. Its own name where not given, and so wherever live tensors
                 are those of a checkpoint.
-            reread: reads the base again, by name: for a store that keeps none of it, after a
-                foreign write.
             ends: what the live tensors must be at these λ by somebody else's word, which they are
                 held against, see `prove`. It says too that `live` holds nothing worth keeping: a
                 source that is refused may leave it written in part.
-            on_read: told (source, start, elements from `start` on) of what of the sources is read
-                anyway, from several threads.
 
         Numerics: see `pa_kernels.reference.lerp` for the contract, and the store for the end of its
             delta.
@@ -217,39 +222,59 @@ class LiveWeights:
             UsageError: unknown store or rounding, or stochastic rounding of another store than
                 dense.
         """
-        how = Rounding(rounding, seed)
-        asked = store.store if isinstance(store, Plan) else registry.named(store)
-        _check_store(asked, how)
-        made = bindings(live, {"base": base, "instruct": instruct}, intermediate_dtype or {})
-        how_held = (
-            store if isinstance(store, Plan) else plan(sizes(made), store, residency, room(made))
+        return cls.between(
+            live,
+            Sources(base, instruct, intermediate_dtype, origins),
+            store,
+            Rounding.of(rounding, seed),
+            residency=residency,
+            allow_nonfinite=allow_nonfinite,
+            ends=ends,
         )
-        chosen = how_held.store
-        _check_store(chosen, how)
-        proof = None if ends is None else Checked.of(ends, made)
+
+    @classmethod
+    def between(
+        cls,
+        live: Mapping[str, torch.Tensor],
+        sources: Sources,
+        store: str | Store | Plan,
+        rounding: Rounding = NEAREST,
+        *,
+        residency: str = "device",
+        allow_nonfinite: bool = False,
+        ends: Ends | None = None,
+        apart: Container[str] = (),
+    ) -> LiveWeights:
+        """Make `live` follow λ between the sides of `sources`; see `bind`.
+
+        Args:
+            store: or a plan, which says where it lies too.
+            apart: tensors that stay at base, whatever λ, where their delta is a product: its
+                factors are in the attribute `apart` then, for an engine that uses them itself.
+        """
+        asked = store.store if isinstance(store, Plan) else registry.named(store)
+        _check_store(asked, rounding)
+        sides = {"base": sources.base, "instruct": sources.instruct or {}}
+        bound = bindings(live, sides, sources.intermediate_dtype)
+        how = (
+            store if isinstance(store, Plan) else plan(sizes(bound), store, residency, room(bound))
+        )
+        chosen = how.store
+        _check_store(chosen, rounding)
+        proof = None if ends is None else Checked.of(ends, bound)
         first = (
-            FirstWrite(proof, allow_nonfinite, on_read)
-            if proof is not None and FirstWrite.fits(made, chosen)
+            FirstWrite(proof, allow_nonfinite, sources.note_read)
+            if proof is not None and FirstWrite.fits(bound, chosen)
             else None
         )
-        made, entries = placed(
-            made, chosen, how_held.host, allow_nonfinite or first is not None, on_read
-        )
-        weights = cls(
-            live,
-            made,
-            entries,
-            chosen.describe(),
-            chosen.exact,
-            chosen.lossless,
-            how,
-            origins,
-            reread,
-            first,
-        )
-        weights.plan = how_held
+        unchecked = allow_nonfinite or first is not None
+        bound, entries = placed(bound, chosen, how.host, unchecked, sources.note_read)
+        flags = chosen.describe(), chosen.exact, chosen.lossless
+        weights = cls(live, bound, entries, *flags, sources, rounding, first, apart)
+        weights.plan = how
         if proof is not None and first is None:
             weights.prove(proof)
+        sources.release()
         return weights
 
     @classmethod
@@ -257,12 +282,10 @@ class LiveWeights:
         cls,
         live: Mapping[str, torch.Tensor],
         base: Mapping[str, torch.Tensor],
-        delta: str | Path | DeltaFile,
+        delta: str | Path,
         *,
         allow_nonfinite: bool = False,
-        divert: Callable[[str, torch.Tensor, Entry], Entry] | None = None,
         origins: Mapping[str, Sequence[str]] | None = None,
-        on_read: OnRead | None = None,
     ) -> LiveWeights:
         """Make `live` follow λ between `base` and the end of a delta file; returns with λ = 0
         written.
@@ -270,11 +293,9 @@ class LiveWeights:
         Args:
             live, base: as for `bind`; float tensors of the names, shapes and dtypes that the file
                 was encoded for.
-            delta: the file, or one that is open.
+            delta: the file.
             allow_nonfinite: let NaN and infinity in base and delta pass.
-            divert: (name, base, entry) → the entry to follow instead, for engines that use an entry
-                themselves.
-            origins, on_read: as for `bind`.
+            origins: as for `bind`.
 
         Cost: reads the base three times and the file twice, of packed tensors once more each. What
             the file holds stays a map of it on a CPU.
@@ -285,20 +306,26 @@ class LiveWeights:
             PairError: the delta belongs to another base, or to live tensors of another kind.
             WeightsError, DataError: as for `bind`.
         """
-        if not isinstance(delta, DeltaFile):
-            with DeltaFile.open(delta) as file:
-                return cls.open(
-                    live,
-                    base,
-                    file,
-                    allow_nonfinite=allow_nonfinite,
-                    divert=divert,
-                    origins=origins,
-                    on_read=on_read,
-                )
-        made = [opening.described(binding, delta) for binding in bindings(live, {"base": base}, {})]
-        opening.check_names(made, delta)
-        floats = [binding for binding in made if binding.live.dtype in LIVE_DTYPES]
+        with DeltaFile.open(delta) as file:
+            sources = Sources(base, origins=origins)
+            return cls.after(live, sources, file, allow_nonfinite=allow_nonfinite)
+
+    @classmethod
+    def after(
+        cls,
+        live: Mapping[str, torch.Tensor],
+        sources: Sources,
+        delta: DeltaFile,
+        *,
+        allow_nonfinite: bool = False,
+        apart: Container[str] = (),
+    ) -> LiveWeights:
+        """Make `live` follow λ between the base of `sources` and the end of an open delta file; see
+        `open`, and `between` for `apart`."""
+        bound = bindings(live, {"base": sources.base}, {})
+        bound = [opening.described(binding, delta) for binding in bound]
+        opening.check_names(bound, delta)
+        floats = [binding for binding in bound if binding.live.dtype in LIVE_DTYPES]
         opening.check_base(floats, delta)
         entries = [
             delta.entry(opening.own_name(binding, delta), binding.live.device) for binding in floats
@@ -317,20 +344,16 @@ class LiveWeights:
                     )
                     if read[2].dtype in LIVE_DTYPES
                 ),
-                on_read,
+                sources.note_read,
             )
         opening.check_entries(floats, entries, delta)
-        about = delta.description
-        if divert is not None:
-            entries = [
-                divert(binding.name, binding.base, entry) for binding, entry in zip(floats, entries)
-            ]
-        weights = cls(
-            live, made, entries, about.options, about.exact, about.lossless, origins=origins
-        )
+        told = delta.description
+        flags = told.options, told.exact, told.lossless
+        weights = cls(live, bound, entries, *flags, sources, apart=apart)
         for lam in (1.0, 0.0):
             weights.set_lambda(lam)
             opening.check_end(floats, delta, lam)
+        sources.release()
         return weights
 
     def touched(self, rule: LambdaRule) -> list[str]:
@@ -394,7 +417,7 @@ class LiveWeights:
         try:
             with _writing(self._floats):
                 if foreign:
-                    store.restore_(self._given)
+                    store.restore_(self._base_of)
                 elif written:
                     store.rewrite_(written)
                 try:
@@ -452,15 +475,11 @@ class LiveWeights:
         self._open()
         self._check_pointers()
         again = 0.0 if self.lam is None else self.lam if self.rule is None else self.rule
-        reread = self._reread
-
-        if base is not None:
-            self._reread = lambda: base
-        self._foreign = True
+        self._given, self._foreign = base, True
         try:
             self._switch(again)
         finally:
-            self._reread = reread
+            self._given = None
 
     @_one_thread
     def prove(self, ends: Ends) -> None:
@@ -515,9 +534,10 @@ class LiveWeights:
         not counted."""
         return [0 if b.live.is_inference() else b.live._version for b in self._floats]
 
-    def _given(self, t: int) -> torch.Tensor | None:
+    def _base_of(self, t: int) -> torch.Tensor | None:
         """The base of entry t, for a store that has not kept it."""
-        named = {} if self._reread is None else self._reread()
+        assert self.sources is not None  # `_open` was asked before
+        named = self.sources.reopen() if self._given is None else self._given
         found = next(
             (named[name].detach() for name in self._floats[t].names if name in named), None
         )
@@ -682,8 +702,7 @@ class LiveWeights:
     def close(self) -> None:
         """Let go of the sources. The live tensors keep the λ they have; nothing else can be asked
         any more."""
-        self._store = None
-        self.before_reading = None
+        self._store = self.sources = None
         self._bindings, self._floats, self._fixed, self._watched = [], [], [], []
 
     def __enter__(self) -> LiveWeights:
@@ -707,10 +726,9 @@ class LiveWeights:
         return zip((t for t, _ in spans), run(lambda at: work(*at), spans))
 
     def _open(self) -> CompositeStore:
-        if self._store is None:
+        if self._store is None or self.sources is None:
             raise WeightsError("these live weights are closed", "bind them again")
-        if self.before_reading is not None:
-            self.before_reading()
+        self.sources.check()
         return self._store
 
     def _check_pointers(self) -> None:

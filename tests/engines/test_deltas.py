@@ -163,6 +163,6 @@ def test_a_delta_that_is_replaced_while_it_loads_is_noticed(
         os.replace(tmp_path / "other", tmp_path / "delta")
         return plain(*args, **kwargs)
 
-    monkeypatch.setattr("pa_fast.engines.transformers.load_pair", replacing)
+    monkeypatch.setattr("pa_fast.engines.sources.load_pair", replacing)
     with pytest.raises(DataError, match="delta: the file was replaced while it was read"):
         pa_fast.load(base, delta=tmp_path / "delta")

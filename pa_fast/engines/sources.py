@@ -1,0 +1,201 @@
+"""Two checkpoint folders as what live weights lie between: read by transformers, proven to be what
+the files hold, watched from then on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pa_fast.checkpoint.content import FileWatcher
+from pa_fast.checkpoint.folder import check_companions, resolve
+from pa_fast.checkpoint.pair import config_notes, sides_of_model
+from pa_fast.checkpoint.reader import Checkpoint
+from pa_fast.checkpoint.vocabulary import check_vocabulary, extended, swapped_sides, untrained_rows
+from pa_fast.engines.attached import attachable
+from pa_fast.engines.attached_weights import attached
+from pa_fast.engines.endpoints import Proof
+from pa_fast.engines.loading import Loaded, Reading, allocate, base_tensors, load_pair
+from pa_fast.engines.options import LoadOptions, identity
+from pa_fast.engines.origins import of_pair
+from pa_fast.engines.ranks import Alone, Ranks
+from pa_fast.engines.tokenizer import stop_tokens, tokenizer_of
+from pa_fast.live import opening, planner
+from pa_fast.live.planner import Plan
+from pa_fast.live.room import Room
+from pa_fast.live.sources import Sources
+from pa_fast.live.weights import LiveWeights
+from pa_fast.stores.store import TensorSize
+
+if TYPE_CHECKING:
+    import torch
+
+
+class FolderSources(Sources):
+    """A base and an instruct folder; base stands on both sides where a delta file does for
+    instruct.
+
+    Both are in memory once this is made, as memory maps of their files where they can be.
+    `allocate` gives the model memory of its own, `bind` makes that follow λ.
+
+    Attributes:
+        module: the transformers model that is to be live.
+        live: its parameters and persistent buffers by name.
+        tokenizer, stop_tokens: for all λ.
+        identity: what must be equal for a sweep to go on.
+        plan: store and residency; None where a delta file or the layers decide.
+        store: how the delta is held, in one line.
+        notes: what a user should know.
+    """
+
+    def __init__(
+        self, base: str | Path, instruct: str | Path, options: LoadOptions, ranks: Ranks | Alone
+    ):
+        self._options, self._ranks = options, ranks
+        self._is_mapped = True
+        with_delta = options.description is not None
+        with (
+            ranks.step("loading"),
+            Checkpoint.open(resolve(base)) as b,
+            Checkpoint.open(resolve(instruct)) as i,
+        ):
+            self._folders = b.folder, i.folder
+            check_companions(i.folder)
+            b, i, aligned, differences = sides_of_model(b, i, options.pairing)
+            self._reading = Reading.of(b, i, options.pairing.strip_prefix, aligned.apart)
+            rows = extended(aligned.base.tensors, i.tensors, b.config, i.config)
+            self.notes = [
+                *check_vocabulary(b, i, rows, options.pairing.extra_rows),
+                *(() if with_delta else untrained_rows(b, i)),
+                *config_notes(differences),
+                *aligned.notes,
+                *(() if with_delta else swapped_sides(b, i)),
+            ]
+            loaded = load_pair(
+                b,
+                i,
+                options.live_dtype(),
+                ranks.sharding(),
+                options.description.tensors if options.description else (),
+                extra_rows=bool(rows),
+                reading=self._reading,
+            )
+            self._contents = loaded.contents
+            if with_delta:
+                self._contents.pop("instruct").close()  # it is the base's once more
+            traced = of_pair(loaded.module, b.tensors, i.tensors)
+            self.plan = _planned(options, loaded)
+            self.store = options.described if self.plan is None else self.plan.store.describe()
+            self._watcher = FileWatcher(b, i)
+            self._watcher.check_names()
+            own = options.tokenizer
+            self.tokenizer = tokenizer_of(i.folder if own is None else resolve(own))
+            self.identity = identity(options, b, i, self.store, self.tokenizer)
+        for content in self._contents.values():
+            content.prove(ranks)
+        if options.rounding.drawn:
+            traced.check_elementwise(
+                {name: tensor for name, tensor in loaded.live.items() if tensor.is_floating_point()}
+            )
+        self.module = loaded.module
+        self.live, self._loaded = loaded.live, loaded
+        super().__init__(loaded.base, loaded.instruct, loaded.intermediate_dtype, traced.names)
+
+    def allocate(self) -> None:
+        """Give the model fresh memory on its device."""
+        with self._ranks.step("allocating"):
+            allocate(self._loaded, self._options.device)
+            self._watcher.check()
+
+    def bind(self) -> Any:
+        """The live weights of the model, at λ = 0, compared with both sides as they were loaded.
+
+        Raises:
+            EngineError, WeightsError: the endpoint check failed.
+            DataError: a file changed meanwhile, or a source is not finite.
+        """
+        options, loaded = self._options, self._loaded
+        proof = Proof.of(loaded, options) if options.endpoint_check else Proof({})
+        self.stop_tokens = stop_tokens(self.tokenizer, loaded.reference, loaded.module)
+        del loaded.reference
+        with self._ranks.step("binding"):
+            self._watcher.check()
+            weights = self._bound(proof)
+            self._is_mapped = bool(weights.memory().mapped_bytes)
+        with self._ranks.step("fingerprinting"):
+            for side, content in self._contents.items():
+                self.identity[f"{side}_content"] = content.finish()
+                self._watcher.know(content.checkpoint, content.sums)
+                content.close()
+        proof.check_logits(self.module)
+        self.notes += [] if self.plan is None else [f"the delta is held {self.plan.describe()}"]
+        self.notes += [*loaded.notes, *proof.notes]
+        del self._loaded
+        return weights
+
+    def _bound(self, proof: Proof) -> Any:
+        options = self._options
+        served = attachable(self.module).keys() if options.attached else ()
+        how: dict[str, Any] = {"allow_nonfinite": options.allow_nonfinite, "apart": served}
+        if options.delta is None:
+            store = self.plan or options.store
+            if options.attached:
+                store = replace(options.store, attached=False)  # type: ignore[type-var]
+            weights = LiveWeights.between(
+                self.live, self, store, options.rounding, ends=proof.ends, **how
+            )
+        else:
+            with opening.reopened(options.delta, options.description) as file:
+                self._watcher.add(file.file)
+                weights = LiveWeights.after(self.live, self, file, **how)
+            weights.prove(proof.ends or {})
+        return attached(self.module, weights) if options.attached else weights
+
+    def check(self) -> None:
+        """Raise DataError, naming the file, if one that is still mapped changed since it was
+        read."""
+        if self._is_mapped:
+            self._watcher.check()
+
+    def reopen(self) -> Mapping[str, torch.Tensor]:
+        return base_tensors(*self._folders, self.live, self._reading)
+
+    def note_read(self, tensor: torch.Tensor, start: int, piece: torch.Tensor) -> None:
+        for content in self._contents.values():
+            content.on_read(tensor, start, piece)
+
+
+def _planned(options: LoadOptions, loaded: Loaded) -> Plan | None:
+    """Store and residency for a pair that is about to be allocated."""
+    if options.description is not None or options.attached:
+        return None
+    drawn = options.auto and options.rounding.drawn
+    store = options.store if drawn or not options.auto else "auto"
+    reason = {"reason": "stochastic rounding is of dense deltas alone"} if drawn else {}
+    return planner.plan(
+        _sizes(loaded),
+        store,
+        options.residency,
+        Room.of(options.device),
+        allocated=False,
+        **reason,
+    )
+
+
+def _sizes(loaded: Loaded) -> list[TensorSize]:
+    """What each live float tensor takes, by its first name, and a dense delta beside it."""
+    first = {
+        id(tensor): name
+        for name, tensor in reversed(loaded.live.items())
+        if tensor.is_floating_point()
+    }
+    return [
+        TensorSize(
+            n,
+            loaded.live[n].nbytes,
+            loaded.base[n].nbytes + loaded.instruct[n].nbytes,
+            (loaded.base[n], loaded.instruct[n]),
+        )
+        for n in first.values()
+    ]
