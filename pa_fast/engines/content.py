@@ -1,12 +1,5 @@
-"""What the files of one side hold, and the proof that transformers made its tensors of these files
-and no others.
-
-A tensor that is a memory map of the very bytes of the checkpoint tensor it is named after needs no
-more proof. Any other (converted, upcast, a shard, or on a system that does not list its maps) is
-compared by its elements: transformers only moves and widens them, so the tensor and what it is made
-of must have the same ones, in whatever order.
-
-    digest = (Σ x mod 2^64, Σ x² mod 2^32), x the elements' bits as integers
+"""Which tensors in the files of one side each tensor of its model is made of, and the proof that
+transformers made it of these and no others.
 """
 
 from __future__ import annotations
@@ -14,21 +7,96 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pa_fast.checkpoint.content import over_tensors
 from pa_fast.checkpoint.layout import chunk_sum
+from pa_fast.checkpoint.names import Skeleton
 from pa_fast.checkpoint.provenance import as_hex, combine
 from pa_fast.checkpoint.reader import Checkpoint
 from pa_fast.checkpoint.safetensors import TensorInfo, quoted, torch_dtype
 from pa_fast.engines import layout
-from pa_fast.engines.origins import trace
 from pa_fast.engines.ranks import ALONE, Alone, Ranks
-from pa_fast.errors import EngineError
+from pa_fast.errors import EngineError, UsageError
 from pa_fast.live.memory import FileMaps
 
 if TYPE_CHECKING:
     import torch
+
+
+@dataclass(frozen=True)
+class Traced:
+    """Where the tensors of a model come from.
+
+    Attributes:
+        names: live name → checkpoint names that it is made of, in the order of the checkpoint.
+        converted: live names whose elements do not lie as in a checkpoint tensor: fused, split or
+            transposed.
+    """
+
+    names: Mapping[str, tuple[str, ...]]
+    converted: frozenset[str]
+
+    def check_elementwise(self, live: Mapping[str, object]) -> None:
+        """Refuse live tensors, of which a tied one has several names, whose elements do not lie as
+        in the checkpoint: noise goes by their places there.
+
+        Raises:
+            UsageError: a tensor is converted, or comes from nowhere.
+        """
+        known = {id(tensor) for name, tensor in live.items() if name in self.names}
+        for name, tensor in live.items():
+            parts = self.names.get(name, ())
+            if name in self.converted or id(tensor) not in known:
+                more = f" and {len(parts) - 1} more" if len(parts) > 1 else ""
+                made = f"makes of `{parts[0]}`{more}" if parts else "makes of other tensors"
+                raise UsageError(
+                    f"stochastic rounding of `{name}`, which transformers {made}: its elements lie"
+                    " otherwise",
+                    "use rounding nearest, or merge to disk with stochastic rounding",
+                )
+
+
+def trace(module: Any, keys: Iterable[str]) -> Traced:
+    """Where each of the checkpoint's `keys` goes in `module`, a transformers model."""
+    keys = tuple(keys)
+    order = {key: place for place, key in enumerate(keys)}
+    placed = Skeleton(module).trace(keys).placed
+    return Traced(
+        {
+            name: tuple(sorted((part.key for part in parts), key=order.__getitem__))
+            for name, parts in placed.items()
+        },
+        frozenset(
+            name for name, parts in placed.items() if len(parts) > 1 or parts[0].pattern is not None
+        ),
+    )
+
+
+def of_pair(module: Any, base: Iterable[str], instruct: Iterable[str]) -> Traced:
+    """Where each tensor of `module` comes from, in instruct's names; in base's where instruct's
+    files have nothing for it.
+
+    A merge has instruct's names and layout, and rules and noise go by these.
+    """
+    left, right = trace(module, base), trace(module, instruct)
+    return Traced(
+        {**left.names, **right.names}, right.converted | (left.converted - right.names.keys())
+    )
+
+
+# --- content
+#
+# What the files of one side hold, and the proof that transformers made its tensors of these files
+# and no others.
+#
+# A tensor that is a memory map of the very bytes of the checkpoint tensor it is named after needs
+# no more proof. Any other (converted, upcast, a shard, or on a system that does not list its maps)
+# is compared by its elements: transformers only moves and widens them, so the tensor and what it is
+# made of must have the same ones, in whatever order.
+#
+#     digest = (Σ x mod 2^64, Σ x² mod 2^32), x the elements' bits as integers
 
 Digest = tuple[int, int]
 _PIECE = 1 << 19
@@ -38,8 +106,8 @@ class Content:
     """The sum of every tensor in the files of a checkpoint, of which transformers made `module`, in
     the dtypes of the files or wider ones.
 
-    Ask for `prove` first. Whoever reads the mapped tensors anyway passes each piece to `on_read`;
-    `finish` reads what nobody has read.
+    Ask for `check_source` first. Whoever reads the mapped tensors anyway passes each piece to
+    `on_read`; `finish` reads what nobody has read.
 
     Attributes:
         sums: name → `pa_kernels.checksum` of a tensor's bytes; all of them after `finish`.
@@ -53,7 +121,7 @@ class Content:
         self._pieces: dict[str, dict[int, tuple[int, int]]] = {}
         self._made, self._split = _made(checkpoint, module), layout.split(module)
 
-    def prove(self, ranks: Ranks | Alone = ALONE) -> None:
+    def check_source(self, ranks: Ranks | Alone = ALONE) -> None:
         """Raise unless transformers made the module of these files.
 
         Args:

@@ -64,7 +64,7 @@ def encode(
             b, i, getattr(torch, dtype) if dtype in DTYPES else None, reading=reading
         )
         for content in loaded.contents.values():
-            content.prove()
+            content.check_source()
         return encoding.encode(
             out,
             {name: tensor.detach() for name, tensor in loaded.live.items()},

@@ -21,13 +21,13 @@ from pa_fast.engines import layout
 from pa_fast.engines.loading import Loaded
 from pa_fast.engines.options import LoadOptions
 from pa_fast.errors import EngineError
-from pa_fast.live.ends import FirstRows
+from pa_fast.live.endpoints import FirstRows
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-    from pa_fast.live.ends import Ends
+    from pa_fast.live.endpoints import Endpoints
 
 _PROMPTS, _LENGTH = 2, 16
 _PIECE = 1 << 22
@@ -98,13 +98,13 @@ class Proof:
     """What a live model is held against.
 
     Attributes:
-        ends: what the live tensors must be at λ = 0 and, where the store is lossless, 1. None where
-            that is not asked of tensors: of a model with attached factors.
+        endpoints: what the live tensors must be at λ = 0 and, where the store is lossless, 1. None
+            where that is not asked of tensors: of a model with attached factors.
         logits: what they must give instead at λ = 0 on `ids`.
         notes: what is left out, in words.
     """
 
-    ends: Ends | None = None
+    endpoints: Endpoints | None = None
     logits: torch.Tensor | None = None
     ids: torch.Tensor | None = None
     notes: tuple[str, ...] = ()
@@ -135,7 +135,7 @@ class Proof:
             elif options.lossless or side == "base":
                 ends[lam] = {
                     name: end if end.shape == loaded.live[name].shape else FirstRows(end)
-                    for name, end in loaded.ends[side].items()
+                    for name, end in loaded.endpoints[side].items()
                 }
         return cls(ends, notes=tuple(notes))
 

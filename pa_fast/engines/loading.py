@@ -24,9 +24,8 @@ from pa_fast.checkpoint.reader import Checkpoint
 from pa_fast.checkpoint.safetensors import FLOATS, torch_dtype
 from pa_fast.checkpoint.vocabulary import may_be_extended, vocabulary_sizes
 from pa_fast.engines import layout, own_code
-from pa_fast.engines.content import Content
-from pa_fast.engines.inventory import tensors_and_modules
-from pa_fast.engines.origins import trace
+from pa_fast.engines.content import Content, trace
+from pa_fast.engines.model import tensors_and_modules
 from pa_fast.errors import EngineError, PairError, first_line
 
 if TYPE_CHECKING:
@@ -79,8 +78,8 @@ class Loaded:
         base, instruct: name → source at the dtype of its file, or an exact upcast of it.
         intermediate_dtype: name → the dtype that a saved merge would have, where the live tensor
             is another.
-        ends: side → name → tensor as transformers made it, before any pairing: what the endpoint
-            check goes by.
+        endpoints: side → name → tensor as transformers made it, before any pairing: what the
+            endpoint check goes by.
         contents: side → the content of its files, which is to prove that the sources are made of
             it.
         notes: what a user should know: converted tensors, untied heads.
@@ -92,7 +91,7 @@ class Loaded:
     base: dict[str, torch.Tensor]
     instruct: dict[str, torch.Tensor]
     intermediate_dtype: dict[str, torch.dtype]
-    ends: dict[str, dict[str, torch.Tensor]]
+    endpoints: dict[str, dict[str, torch.Tensor]]
     contents: dict[str, Content]
     notes: list[str] = field(default_factory=list)
 
@@ -215,7 +214,7 @@ def one_side(checkpoint: Checkpoint, reading: Reading | None = None) -> PreTrain
     """
     module = _as_filed(checkpoint, None, reading or Reading.of(checkpoint, checkpoint))
     content = Content(checkpoint, module)
-    content.prove()
+    content.check_source()
     content.close()
     return module
 

@@ -7,9 +7,20 @@ what evaluations ask: examples that all items show, the prompt that all answers 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import functools
+import inspect
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+from pa_fast.errors import EngineError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import Cache, PreTrainedModel
+
 
 LEVELS = 2
 
@@ -77,3 +88,203 @@ def _grown(
 def _common(a: Sequence[int], b: Sequence[int]) -> int:
     """How many tokens `a` and `b` begin with alike."""
     return next((n for n, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
+
+
+# --- past
+#
+# Keys and values of a batch of prefixes, lent to the requests that go on from them, within one
+# call of an engine.
+#
+# What a request borrows lies in its row as batched generation would have it: zeros on the left,
+# then the tokens, without a gap. So distances along the cache are distances between tokens,
+# whatever a model measures: windows, masks, biases.
+
+
+@dataclass(frozen=True)
+class Past:
+    """Keys and values of R rows: the tokens of R segments and of all that stands above them.
+
+    Attributes:
+        layers: of each layer keys and values, R × heads × tokens × size.
+        ends: in which column the tokens of each row end; what follows is padding.
+        rows: request of a segment that goes on from here → its row.
+    """
+
+    layers: Sequence[tuple[torch.Tensor, torch.Tensor]] = ()
+    ends: Sequence[int] = ()
+    rows: Mapping[int, int] = field(default_factory=dict)
+
+    def lend(
+        self, batch: Sequence[Segment], keep: bool, device: torch.device
+    ) -> tuple[Cache | None, dict[str, Any]]:
+        """Return the cache to go on from, and the other arguments of a forward pass over `batch`,
+        padded on the right.
+
+        Args:
+            keep: the pass's own keys and values will be lent in turn.
+        """
+        import torch
+        from transformers import Cache, DynamicCache
+
+        width, before = max(map(len, batch)), max(segment.start for segment in batch)
+        if not self.layers:
+            # Right padding stands where a causal model never looks, so there is nothing to mask.
+            mask = torch.ones(len(batch), width, dtype=torch.long, device=device)
+            return DynamicCache() if keep else None, {"attention_mask": mask, "use_cache": keep}
+        spans = [
+            (self.rows[segment.row], self.ends[self.rows[segment.row]], segment.start)
+            for segment in batch
+        ]
+        lent = [_lent_layer()(keys, values, spans, before, keep) for keys, values in self.layers]
+        columns = torch.arange(before + width, device=device)
+        starts = torch.tensor([[segment.start] for segment in batch], device=device)
+        last = torch.tensor([[segment.stop - 1] for segment in batch], device=device)
+        return Cache(layers=lent), {
+            "attention_mask": (columns >= before - starts).long(),
+            # A padded token repeats the last position: one after it may not exist.
+            "position_ids": (starts + columns[:width]).minimum(last),
+            "use_cache": True,
+        }
+
+    @classmethod
+    def of(cls, cache: Cache, batch: Sequence[Segment], layers: int) -> Past:
+        """What a pass over `batch` left in `cache`.
+
+        Raises:
+            EngineError: not the keys and values of every token in every layer.
+        """
+        before = max(segment.start for segment in batch)
+        held = [(layer.keys, layer.values) for layer in cache.layers]
+        expected = (len(batch), before + max(map(len, batch)))
+        if len(held) != layers or any(
+            t is None or (t.shape[0], t.shape[2]) != expected for pair in held for t in pair
+        ):
+            raise EngineError(
+                "the model did not leave keys and values of every token in the cache that it was"
+                " given",
+                "load the pair with shared_prefix=False",
+            )
+        ends = [before + len(segment) for segment in batch]
+        return cls(
+            held, ends, {child.row: n for n, segment in enumerate(batch) for child in segment.under}
+        )
+
+
+def cache_argument(model: PreTrainedModel) -> str | None:
+    """Return the name of the argument by which `model`'s forward pass takes a `Cache`; None where
+    it takes none.
+
+    It is found by its type, since its name differs: `past_key_values` up to transformers 5.23,
+    `cache` from 5.24 on. Code that a checkpoint brings along may leave types out, so these two
+    names do without one.
+    """
+    parameters = inspect.signature(model.forward).parameters
+    typed = [
+        name
+        for name, parameter in parameters.items()
+        if re.search(r"\bCache\b", str(parameter.annotation))
+    ]
+    named = [name for name in ("cache", "past_key_values") if name in parameters]
+    return next(iter([*typed, *named]), None)
+
+
+def obstacle(model: PreTrainedModel) -> str | None:
+    """Why keys and values of a prefix may not serve for what follows it in `model`; None: they may.
+
+    They may where a layer's whole memory of a token is its keys and values, computed from the
+    tokens before it alone. Sliding windows are masks over that memory: it is kept in full here, so
+    that they cut where they always do.
+    """
+    from transformers import DynamicCache
+
+    parameters = inspect.signature(model.forward).parameters
+    missing = [name for name in ("attention_mask", "position_ids") if name not in parameters]
+    if missing or cache_argument(model) is None:
+        return f"its forward pass takes no {missing[0] if missing else 'cache'}"
+    private = [
+        name
+        for name in ("_supports_default_dynamic_cache", "_is_stateful")
+        if not hasattr(model, name)
+    ]
+    if private:
+        return (
+            "this release of transformers does not say what its memory of the text is: it has no"
+            f" `{private[0]}`"
+        )
+    config = model.config.get_text_config(decoder=True)
+    usual = (
+        model.can_generate() and model._supports_default_dynamic_cache() and not model._is_stateful
+    )
+    if not usual or not getattr(config, "is_causal", True):
+        return "its memory of the text is more than keys and values"
+    if "chunked_attention" in (getattr(config, "layer_types", None) or ()) or getattr(
+        config, "attention_chunk_size", None
+    ):
+        return "its attention is cut in chunks, which are counted from the first token of a batch"
+    try:
+        kinds = [type(layer).__name__ for layer in DynamicCache(config=model.config).layers]
+    except (KeyError, AttributeError, TypeError, ValueError):
+        return "transformers knows no cache for its layers"
+    if (
+        set(kinds) - {"DynamicLayer", "DynamicSlidingWindowLayer"}
+        or len(kinds) != config.num_hidden_layers
+    ):
+        return "its layers keep or share more than keys and values"
+    ropes = [str(getattr(module, "rope_type", "")) for module in model.modules()]
+    if any("dynamic" in rope or "longrope" in rope for rope in ropes):
+        return "its rotary frequencies depend on the length of the text"
+    return None
+
+
+@functools.cache
+def _lent_layer() -> Any:
+    from transformers.cache_utils import DynamicLayer
+
+    class Lent(DynamicLayer):
+        """Rows of another layer's keys and values, copied when this layer is computed and not
+        before: one layer at a time.
+
+        `spans`: for each row, which row to copy, the column where its tokens end, and how many they
+            are.
+        """
+
+        def __init__(
+            self,
+            keys: Any,
+            values: Any,
+            spans: Sequence[tuple[int, int, int]],
+            before: int,
+            keep: bool,
+        ):
+            super().__init__()
+            self.lazy_initialization(keys, values)
+            self._source, self._spans, self._length, self._keep = (
+                (keys, values),
+                spans,
+                before,
+                keep,
+            )
+
+        def update(
+            self, key_states: Any, value_states: Any, *args: Any, **kwargs: Any
+        ) -> tuple[Any, Any]:
+            keys, values = (
+                self._joined(old, new) for old, new in zip(self._source, (key_states, value_states))
+            )
+            self._length = keys.shape[-2]
+            if self._keep:
+                self.keys, self.values = keys, values
+            return keys, values
+
+        def get_seq_length(self) -> int:
+            return self._length
+
+        def _joined(self, old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+            whole = new.new_empty(*new.shape[:2], self._length + new.shape[2], new.shape[3])
+            for row, (source, end, count) in zip(whole, self._spans):
+                row[:, : self._length - count] = 0
+                row[:, self._length - count : self._length] = old[source, :, end - count : end]
+            whole[:, :, self._length :] = new
+            return whole
+
+    return Lent

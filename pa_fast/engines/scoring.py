@@ -12,8 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pa_fast.base import Continuation, Generation
-from pa_fast.engines.past import Past, cache_argument
-from pa_fast.engines.prefix import Segment, forest
+from pa_fast.engines.prefix import Past, Segment, cache_argument, forest
 from pa_fast.errors import EngineError
 
 if TYPE_CHECKING:

@@ -13,17 +13,16 @@ from pa_fast.checkpoint.folder import check_companions, resolve
 from pa_fast.checkpoint.pair import config_notes, sides_of_model
 from pa_fast.checkpoint.reader import Checkpoint
 from pa_fast.checkpoint.vocabulary import check_vocabulary, extended, swapped_sides, untrained_rows
-from pa_fast.engines.attached import attachable
-from pa_fast.engines.attached_weights import attached
+from pa_fast.engines.attached import attachable, attached
+from pa_fast.engines.content import of_pair
 from pa_fast.engines.endpoints import Proof
 from pa_fast.engines.loading import Loaded, Reading, allocate, base_tensors, load_pair
 from pa_fast.engines.options import LoadOptions, identity
-from pa_fast.engines.origins import of_pair
 from pa_fast.engines.ranks import Alone, Ranks
 from pa_fast.engines.tokenizer import stop_tokens, tokenizer_of
 from pa_fast.live import opening, planner
+from pa_fast.live.memory import FreeMemory
 from pa_fast.live.planner import Plan
-from pa_fast.live.room import Room
 from pa_fast.live.sources import Sources
 from pa_fast.live.weights import LiveWeights
 from pa_fast.stores.store import TensorSize
@@ -93,7 +92,7 @@ class FolderSources(Sources):
             self.tokenizer = tokenizer_of(i.folder if own is None else resolve(own))
             self.identity = identity(options, b, i, self.store, self.tokenizer)
         for content in self._contents.values():
-            content.prove(ranks)
+            content.check_source(ranks)
         if options.rounding.drawn:
             traced.check_elementwise(
                 {name: tensor for name, tensor in loaded.live.items() if tensor.is_floating_point()}
@@ -143,13 +142,13 @@ class FolderSources(Sources):
             if options.attached:
                 store = replace(options.store, attached=False)  # type: ignore[type-var]
             weights = LiveWeights.between(
-                self.live, self, store, options.rounding, ends=proof.ends, **how
+                self.live, self, store, options.rounding, endpoints=proof.endpoints, **how
             )
         else:
             with opening.reopened(options.delta, options.description) as file:
                 self._watcher.add(file.file)
                 weights = LiveWeights.after(self.live, self, file, **how)
-            weights.prove(proof.ends or {})
+            weights.check_endpoints(proof.endpoints or {})
         return attached(self.module, weights) if options.attached else weights
 
     def check(self) -> None:
@@ -177,7 +176,7 @@ def _planned(options: LoadOptions, loaded: Loaded) -> Plan | None:
         _sizes(loaded),
         store,
         options.residency,
-        Room.of(options.device),
+        FreeMemory.of(options.device),
         allocated=False,
         **reason,
     )

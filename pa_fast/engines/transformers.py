@@ -13,7 +13,7 @@ from typing import Any
 from pa_fast.checkpoint.folder import located
 from pa_fast.engines.model import LambdaModel
 from pa_fast.engines.options import LoadOptions
-from pa_fast.engines.past import obstacle
+from pa_fast.engines.prefix import obstacle
 from pa_fast.engines.ranks import ALONE, Alone, Ranks
 from pa_fast.engines.sources import FolderSources
 from pa_fast.errors import UsageError

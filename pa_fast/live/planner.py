@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from pa_fast.errors import UsageError, WeightsError
-from pa_fast.live.room import Room
+from pa_fast.live.memory import FreeMemory
 from pa_fast.stores import registry
 from pa_fast.stores.store import Store, TensorSize
 from pa_fast.units import format_bytes
@@ -51,7 +51,7 @@ def plan(
     sizes: Sequence[TensorSize],
     store: str | Store,
     residency: str,
-    room: Room | None,
+    room: FreeMemory | None,
     *,
     allocated: bool = True,
     reason: str = "as asked for",

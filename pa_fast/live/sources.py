@@ -18,8 +18,8 @@ class Sources:
         instruct: likewise; None where a delta file stands for it.
         intermediate_dtype: for names whose live tensor is wider than the dtype that a saved merge
             would have, that dtype.
-        origins: live name → names of the checkpoint's tensors whose elements it holds, which λ
-            rules and noise go by; None: every tensor's own name.
+        checkpoint_names: live name → names of the checkpoint's tensors whose elements it holds,
+            which λ rules and noise go by; None: every tensor's own name.
     """
 
     def __init__(
@@ -27,11 +27,11 @@ class Sources:
         base: Mapping[str, torch.Tensor],
         instruct: Mapping[str, torch.Tensor] | None = None,
         intermediate_dtype: Mapping[str, torch.dtype] | None = None,
-        origins: Mapping[str, Sequence[str]] | None = None,
+        checkpoint_names: Mapping[str, Sequence[str]] | None = None,
     ):
         self.base, self.instruct = base, instruct
         self.intermediate_dtype = intermediate_dtype or {}
-        self.origins = origins
+        self.checkpoint_names = checkpoint_names
 
     def check(self) -> None:
         """Raise DataError if the tensors are not what they were. Called before they are read."""

@@ -23,13 +23,11 @@ from pa_fast.base import Lambda
 from pa_fast.checkpoint.provenance import combine
 from pa_fast.errors import UsageError, WeightsError
 from pa_fast.live import opening
-from pa_fast.live.bases import kept_bases
-from pa_fast.live.binding import Binding, bindings, same_bits, same_merge
+from pa_fast.live.binding import Binding, bindings, kept_bases, same_bits, same_merge
+from pa_fast.live.checkpoint_names import CheckpointNames
 from pa_fast.live.encoding import check_finite
-from pa_fast.live.ends import Checked, Ends, check
-from pa_fast.live.first_write import FirstWrite
+from pa_fast.live.endpoints import CheckedEndpoints, Endpoints, FirstWrite, check
 from pa_fast.live.memory import Memory, measure
-from pa_fast.live.origins import Origins
 from pa_fast.live.placement import placed, room, sizes
 from pa_fast.live.planner import Plan, plan
 from pa_fast.live.sources import Sources
@@ -112,16 +110,14 @@ class LiveWeights:
         apart: Container[str] = (),
     ):
         floats = [binding for binding in made if binding.live.dtype in LIVE_DTYPES]
-        self._origins = Origins([b.names for b in floats], sources.origins)
+        self._names = CheckpointNames([b.names for b in floats], sources.checkpoint_names)
         self.rounding = rounding
         self.sources: Sources | None = sources
         self._given: Mapping[str, torch.Tensor] | None = None
         self.plan: Plan | None = None
         self.apart: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         draws = (
-            [Draw(key) for key in self._origins.keys(self.rounding)]
-            if self.rounding.drawn
-            else None
+            [Draw(key) for key in self._names.keys(self.rounding)] if self.rounding.drawn else None
         )
         with _writing(floats):
             held = [self._put_apart(b, entry, apart) for b, entry in zip(floats, entries)]
@@ -176,8 +172,8 @@ class LiveWeights:
         seed: int | None = None,
         intermediate_dtype: Mapping[str, torch.dtype] | None = None,
         allow_nonfinite: bool = False,
-        origins: Mapping[str, Sequence[str]] | None = None,
-        ends: Ends | None = None,
+        checkpoint_names: Mapping[str, Sequence[str]] | None = None,
+        endpoints: Endpoints | None = None,
     ) -> LiveWeights:
         """Make `live` follow λ between `base` and `instruct`; returns with λ = 0 written.
 
@@ -202,18 +198,18 @@ class LiveWeights:
             intermediate_dtype: for names whose live tensor is wider than the dtype that a saved
                 merge would have, that dtype.
             allow_nonfinite: let NaN and infinity in the sources pass.
-            origins: live name → names of the checkpoint's tensors whose elements it holds: what λ
-                rules and noise go by. Its own name where not given, and so wherever live tensors
-                are those of a checkpoint.
-            ends: what the live tensors must be at these λ by somebody else's word, which they are
-                held against, see `prove`. It says too that `live` holds nothing worth keeping: a
+            checkpoint_names: live name → names of the checkpoint's tensors whose elements it holds:
+                what λ rules and noise go by. Its own name where not given, and so wherever live
+                tensors are those of a checkpoint.
+            endpoints: what the live tensors must be at these λ, which they are held against, see
+                `check_endpoints`. It says too that `live` holds nothing worth keeping: a
                 source that is refused may leave it written in part.
 
         Numerics: see `pa_kernels.reference.lerp` for the contract, and the store for the end of its
             delta.
         Cost: reads every source once to check it and as often as the store says, tensor by tensor;
-            then one switch. Dense on a CPU and with `ends` all of that is one pass: each piece of
-            the sources is read once.
+            then one switch. Dense on a CPU and with `endpoints` all of that is one pass: each piece
+            of the sources is read once.
 
         Raises:
             PairError, WeightsError: the dicts do not fit each other, or memory overlaps; an end is
@@ -224,12 +220,12 @@ class LiveWeights:
         """
         return cls.between(
             live,
-            Sources(base, instruct, intermediate_dtype, origins),
+            Sources(base, instruct, intermediate_dtype, checkpoint_names),
             store,
             Rounding.of(rounding, seed),
             residency=residency,
             allow_nonfinite=allow_nonfinite,
-            ends=ends,
+            endpoints=endpoints,
         )
 
     @classmethod
@@ -242,7 +238,7 @@ class LiveWeights:
         *,
         residency: str = "device",
         allow_nonfinite: bool = False,
-        ends: Ends | None = None,
+        endpoints: Endpoints | None = None,
         apart: Container[str] = (),
     ) -> LiveWeights:
         """Make `live` follow λ between the sides of `sources`; see `bind`.
@@ -261,7 +257,7 @@ class LiveWeights:
         )
         chosen = how.store
         _check_store(chosen, rounding)
-        proof = None if ends is None else Checked.of(ends, bound)
+        proof = None if endpoints is None else CheckedEndpoints.of(endpoints, bound)
         first = (
             FirstWrite(proof, allow_nonfinite, sources.note_read)
             if proof is not None and FirstWrite.fits(bound, chosen)
@@ -273,7 +269,7 @@ class LiveWeights:
         weights = cls(live, bound, entries, *flags, sources, rounding, first, apart)
         weights.plan = how
         if proof is not None and first is None:
-            weights.prove(proof)
+            weights.check_endpoints(proof)
         sources.release()
         return weights
 
@@ -285,7 +281,7 @@ class LiveWeights:
         delta: str | Path,
         *,
         allow_nonfinite: bool = False,
-        origins: Mapping[str, Sequence[str]] | None = None,
+        checkpoint_names: Mapping[str, Sequence[str]] | None = None,
     ) -> LiveWeights:
         """Make `live` follow λ between `base` and the end of a delta file; returns with λ = 0
         written.
@@ -295,7 +291,7 @@ class LiveWeights:
                 was encoded for.
             delta: the file.
             allow_nonfinite: let NaN and infinity in base and delta pass.
-            origins: as for `bind`.
+            checkpoint_names: as for `bind`.
 
         Cost: reads the base three times and the file twice, of packed tensors once more each. What
             the file holds stays a map of it on a CPU.
@@ -307,7 +303,7 @@ class LiveWeights:
             WeightsError, DataError: as for `bind`.
         """
         with DeltaFile.open(delta) as file:
-            sources = Sources(base, origins=origins)
+            sources = Sources(base, checkpoint_names=checkpoint_names)
             return cls.after(live, sources, file, allow_nonfinite=allow_nonfinite)
 
     @classmethod
@@ -362,7 +358,7 @@ class LiveWeights:
         Raises:
             UsageError: the rule does not fit the tensors' names.
         """
-        return self._origins.touched(rule)
+        return self._names.touched(rule)
 
     @_one_thread
     def follow(self, rule: LambdaRule | None) -> None:
@@ -445,7 +441,7 @@ class LiveWeights:
         store = self._open()
         rule = lam if isinstance(lam, LambdaRule) else self.followed and self.followed.at(lam)
         value = float(Lambda(lam) if rule is None else rule.lam)
-        lams = (value,) * len(self._floats) if rule is None else self._origins.lams(rule)
+        lams = (value,) * len(self._floats) if rule is None else self._names.lams(rule)
         try:
             store.check(lams)
         except UsageError as error:
@@ -466,8 +462,8 @@ class LiveWeights:
                 a file nor still held by whoever bound it. They are checked to be the ones that were
                 bound.
 
-        Ends at the λ, and by the rule, that was set; at λ = 0 if a switch did not finish. Cost: one
-        copy, and one switch.
+        Endpoints at the λ, and by the rule, that was set; at λ = 0 if a switch did not finish.
+        Cost: one copy, and one switch.
 
         Raises:
             WeightsError: closed, no base is at hand, or it is another one.
@@ -482,16 +478,17 @@ class LiveWeights:
             self._given = None
 
     @_one_thread
-    def prove(self, ends: Ends) -> None:
-        """Compare every live tensor, at each λ of `ends`, with what it must be there, bit for bit;
-        leaves λ = 0.
+    def check_endpoints(self, endpoints: Endpoints) -> None:
+        """Compare every live tensor, at each λ of `endpoints`, with what it must be there, bit for
+        bit; leaves λ = 0.
 
         Args:
-            ends: λ → live name → tensor of the live shape, of its dtype or another of bf16, fp16
-                and fp32, rounded as a merge would be. Every name that a live tensor goes by is held
-                against its own. None may lie in live memory.
+            endpoints: λ → live name → tensor of the live shape, of its dtype or another of bf16,
+                fp16 and fp32, rounded as a merge would be. Every name that a live tensor goes by is
+                held against its own. None may lie in live memory.
 
-        Cost: a switch for each λ that is not set, and one read of the live tensors and of `ends`.
+        Cost: a switch for each λ that is not set, and one read of the live tensors and of
+            `endpoints`.
 
         Raises:
             WeightsError: a tensor differs (named), which leaves that λ set; or an end cannot be
@@ -502,11 +499,11 @@ class LiveWeights:
         self._open()
         if self.followed is not None:
             raise UsageError(
-                "ends cannot be proven while a rule is followed",
-                "prove them before `follow`, or follow(None)",
+                "endpoints cannot be checked while a rule is followed",
+                "check them before `follow`, or follow(None)",
             )
         every = [*self._floats, *self._fixed]
-        checked = Checked.of(ends, every)
+        checked = CheckedEndpoints.of(endpoints, every)
         for lam in sorted(checked, reverse=True):
             if self.lam != lam or self.rule is not None:
                 self._switch(lam)

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from pa_fast.errors import UsageError
-from pa_fast.live.room import Room
+from pa_fast.live.memory import FreeMemory
 
 SHAPES = {
     "1b": (2048, 5632, 18, 32000, 512),
@@ -60,7 +60,7 @@ def fitting(wanted: Sequence[Shape], where: torch.device) -> list[Shape]:
     Raises:
         UsageError: not one does.
     """
-    found = Room.of(where)
+    found = FreeMemory.of(where)
     free = _UNKNOWN_BYTES if found is None else found.free_bytes
     room, kept = int(free * 0.8) // _KEPT_BYTES, []
     for shape in wanted:

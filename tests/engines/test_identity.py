@@ -185,9 +185,7 @@ def test_an_old_run_that_nobody_compared_is_refused(tmp_path: pathlib.Path) -> N
             RunError,
             match="a version that recorded a sample of the checkpoints, which misses changes",
         ),
-        Recording(
-            tmp_path / "run", points, manifest.describe(lm, points, [complete_evaluator(Norm())])
-        ),
+        Recording(tmp_path / "run", points, described),
     ):
         raise AssertionError("unreached")
     other = manifest.describe(lm, points, [complete_evaluator(Norm())])

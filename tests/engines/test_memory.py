@@ -61,7 +61,7 @@ def test_a_pair_that_does_not_fit_is_refused_before_it_takes_anything(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     base, instruct = write_pair(tmp_path, "llama")
-    monkeypatch.setattr("pa_fast.live.room.available_bytes", lambda: 100_000)
+    monkeypatch.setattr("pa_fast.live.memory.available_bytes", lambda: 100_000)
     with pytest.raises(
         WeightsError, match=r"the live copy takes 1[0-9]+ kB, and 100 kB of memory are free"
     ):

@@ -18,8 +18,7 @@ from hypothesis import strategies as st
 import pa_fast
 from pa_fast.base import Continuation
 from pa_fast.engines import scoring
-from pa_fast.engines.past import Past, cache_argument, obstacle
-from pa_fast.engines.prefix import LEVELS, Segment, forest
+from pa_fast.engines.prefix import LEVELS, Past, Segment, cache_argument, forest, obstacle
 from pa_fast.errors import EngineError
 from pa_fast.evals.spec import build
 from tests.engines.architectures import ARCHITECTURES, config, write_pair

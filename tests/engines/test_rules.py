@@ -8,7 +8,7 @@ import pathlib
 import pytest
 
 import pa_fast
-from pa_fast.engines.origins import trace
+from pa_fast.engines.content import trace
 from pa_fast.errors import UsageError
 from tests.engines.architectures import write_pair
 from tests.engines.test_architectures import assert_same_bits, reload

@@ -13,8 +13,8 @@ import torch
 import pa_fast
 from pa_fast import Generation, Item, Score
 from pa_fast.base import Engine
-from pa_fast.engines.inventory import Inventory
-from pa_fast.engines.past import cache_argument
+from pa_fast.engines.model import Inventory
+from pa_fast.engines.prefix import cache_argument
 from pa_fast.errors import EngineError
 from tests.engines.architectures import ARCHITECTURES, write_pair
 from tests.engines.test_prefix import LONGROPE, make_model

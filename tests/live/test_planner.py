@@ -8,10 +8,10 @@ from pa_kernels import reference
 
 import pa_fast
 from pa_fast.errors import UsageError, WeightsError
-from pa_fast.live.arena import CHUNK_BYTES, Arena
 from pa_fast.live.binding import as_integers
+from pa_fast.live.memory import FreeMemory
+from pa_fast.live.placement import CHUNK_BYTES, PinnedPool
 from pa_fast.live.planner import plan
-from pa_fast.live.room import Room
 from pa_fast.stores.packed import PackedStore
 from pa_fast.stores.store import TensorSize as Size
 from tests.stores import pairs
@@ -41,7 +41,7 @@ def sizes(rel: float = 0.02) -> list[Size]:
 def test_auto_takes_dense_then_packed_then_dense_on_the_host(
     free: int, rel: float, store: str, hosted: int
 ) -> None:
-    made = plan(sizes(rel), "auto", "auto", Room(free * GB, 80 * GB), allocated=False)
+    made = plan(sizes(rel), "auto", "auto", FreeMemory(free * GB, 80 * GB), allocated=False)
     assert made.store.name == store and made.store.lossless and made.store.exact
     assert len(made.host) == hosted
     assert "GB" in made.reason and made.reason in made.describe()
@@ -50,11 +50,11 @@ def test_auto_takes_dense_then_packed_then_dense_on_the_host(
 def test_what_was_asked_for_is_done() -> None:
     everything = {size.name for size in sizes()}
     for store in ("dense", "packed", "sparse", PackedStore(-0.5, 1.5)):
-        assert plan(sizes(), store, "host", Room(30 * GB, 80 * GB)).host == everything
-        made = plan(sizes(), store, "device", Room(30 * GB, 80 * GB))
+        assert plan(sizes(), store, "host", FreeMemory(30 * GB, 80 * GB)).host == everything
+        made = plan(sizes(), store, "device", FreeMemory(30 * GB, 80 * GB))
         assert not made.host and made.store.name == (store if isinstance(store, str) else "packed")
-    assert "may not fit" in plan(sizes(), "auto", "device", Room(10 * GB, 80 * GB)).reason
-    some = plan(sizes(), "packed", "auto", Room(10 * GB, 80 * GB))
+    assert "may not fit" in plan(sizes(), "auto", "device", FreeMemory(10 * GB, 80 * GB)).reason
+    some = plan(sizes(), "packed", "auto", FreeMemory(10 * GB, 80 * GB))
     assert some.store.name == "packed" and 0 < len(some.host) < 16
     assert (
         plan(sizes(), "auto", "auto", None).describe()
@@ -64,8 +64,8 @@ def test_what_was_asked_for_is_done() -> None:
 
 def test_a_live_copy_that_does_not_fit_is_refused_with_the_figures() -> None:
     with pytest.raises(WeightsError, match="16 GB, and 12 GB of device memory are free"):
-        plan(sizes(), "auto", "auto", Room(12 * GB, 80 * GB), allocated=False)
-    host = Room(17 * GB, 17 * GB, on_host=True)
+        plan(sizes(), "auto", "auto", FreeMemory(12 * GB, 80 * GB), allocated=False)
+    host = FreeMemory(17 * GB, 17 * GB, on_host=True)
     assert (
         plan(sizes(), "auto", "auto", host, allocated=False).store.name == "dense"
     )  # the sources are maps of files
@@ -75,7 +75,7 @@ def test_a_live_copy_that_does_not_fit_is_refused_with_the_figures() -> None:
     ):
         plan(sizes(), "packed", "auto", host, allocated=False)
     with pytest.raises(WeightsError, match="takes 16 GB, and 15 GB of memory are free"):
-        plan(sizes(), "dense", "auto", Room(15 * GB, 15 * GB, on_host=True), allocated=False)
+        plan(sizes(), "dense", "auto", FreeMemory(15 * GB, 15 * GB, on_host=True), allocated=False)
     with pytest.raises(UsageError, match="residency `disk`"):
         plan(sizes(), "auto", "disk", None)
 
@@ -96,8 +96,8 @@ def test_the_estimate_is_near_what_encoding_takes(rel: float) -> None:
 def test_an_arena_keeps_bits_and_alignment_in_chunks_of_powers_of_two(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("pa_fast.live.arena.CHUNK_BYTES", 1 << 12)
-    arena = Arena(pinned=False)
+    monkeypatch.setattr("pa_fast.live.placement.CHUNK_BYTES", 1 << 12)
+    arena = PinnedPool(pinned=False)
     tensors = [
         torch.arange(n, dtype=dtype)
         for n in (0, 1, 7, 700, 5000)
@@ -146,6 +146,6 @@ def test_sources_in_pinned_memory_give_the_same_bits(store: str) -> None:
 @pytest.mark.parametrize("residency", ["auto", "device", "host"])
 @pytest.mark.parametrize("free", [None, 28, 52, 80])
 def test_a_store_that_nobody_named_was_not_asked_for(free: int | None, residency: str) -> None:
-    room = None if free is None else Room(free * GB, 80 * GB)
+    room = None if free is None else FreeMemory(free * GB, 80 * GB)
     assert "as asked for" not in plan(sizes(), "auto", residency, room, allocated=False).describe()
     assert "as asked for" in plan(sizes(), "sparse", residency, room, allocated=False).describe()

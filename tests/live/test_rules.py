@@ -144,7 +144,7 @@ def test_a_packed_range_is_that_of_each_tensors_lambda_and_asking_writes_nothing
 def test_names_are_those_of_the_checkpoint() -> None:
     w, b, i = three(("up", "down"))
     origins = {"up": ["layers.0.mlp.a", "layers.0.mlp.b"], "down": ["layers.0.mlp.c"]}
-    weights = pa_fast.LiveWeights.bind(w, b, i, origins=origins)
+    weights = pa_fast.LiveWeights.bind(w, b, i, checkpoint_names=origins)
     weights.set_lambda(LambdaRule([{"match": ["*.a", "*.b"], "lambda": 0.25}]).at(0.5))
     assert_holds(w, b, i, {"up": 0.25, "down": 0.5})
     with pytest.raises(
@@ -165,7 +165,7 @@ def test_a_tied_tensor_cannot_have_two() -> None:
     assert weights.verify() and weights.lam == 1
     with pytest.raises(UsageError, match=r"but both are in the one live tensor `embed\.weight`"):
         weights.set_lambda(LambdaRule([{"match": "lm_head.*", "lambda": 0.25}]))
-    known = pa_fast.LiveWeights.bind(w, b, i, origins={"embed.weight": ["embed.weight"]})
+    known = pa_fast.LiveWeights.bind(w, b, i, checkpoint_names={"embed.weight": ["embed.weight"]})
     known.set_lambda(LambdaRule([{"match": "embed.*", "lambda": 0.25}]))
     assert_holds(w, b, i, dict.fromkeys(w, 0.25))
 
@@ -175,6 +175,8 @@ def test_a_delta_file_goes_by_checkpoint_names_too(tmp_path: Path) -> None:
     instruct = {name: value + 1 for name, value in base.items()}
     live = {name: torch.empty_like(value) for name, value in base.items()}
     encode(tmp_path / "delta", live, base, instruct, "sparse")
-    with LiveWeights.open(live, base, tmp_path / "delta", origins={"w": ("model.w",)}) as weights:
+    with LiveWeights.open(
+        live, base, tmp_path / "delta", checkpoint_names={"w": ("model.w",)}
+    ) as weights:
         weights.set_lambda(LambdaRule([{"match": "model.w", "lambda": 1}], 0))
         assert torch.equal(live["w"], instruct["w"]) and torch.equal(live["v"], base["v"])

@@ -108,7 +108,10 @@ def test_noise_goes_by_seed_and_by_the_checkpoints_name() -> None:
     w, weights = bound(b, i, seed=1)
     v, others = bound(b, i, seed=2)
     u, renamed = bound(
-        b, i, seed=1, origins={"norm.weight": ["embed.weight"], "embed.weight": ["embed.weight"]}
+        b,
+        i,
+        seed=1,
+        checkpoint_names={"norm.weight": ["embed.weight"], "embed.weight": ["embed.weight"]},
     )
     for each in (weights, others, renamed):
         each.set_lambda(0.3)
@@ -142,7 +145,7 @@ def test_what_cannot_be_rounded_so_is_refused() -> None:
     with pytest.raises(UsageError, match=r"`embed\.weight` and `head` in the checkpoint"):
         pa_fast.LiveWeights.bind(w, b, i, rounding="stochastic")
     weights = pa_fast.LiveWeights.bind(
-        w, b, i, rounding="stochastic", origins={"head": ["embed.weight"]}
+        w, b, i, rounding="stochastic", checkpoint_names={"head": ["embed.weight"]}
     )
     weights.set_lambda(0.4)
     noise = Draw(zlib.crc32(b"embed.weight"))

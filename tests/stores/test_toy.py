@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 import pa_fast
 from pa_fast.cli import app
 from pa_fast.errors import CheckpointError, UsageError
+from pa_fast.live.memory import FreeMemory
 from pa_fast.live.planner import plan
-from pa_fast.live.room import Room
 from pa_fast.stores import registry
 from pa_fast.stores.file import DeltaFile
 from pa_fast.stores.store import TensorSize
@@ -82,10 +82,10 @@ def test_the_command_line_knows_it(tmp_path: Path) -> None:
 
 def test_it_is_planned_for_as_it_estimates() -> None:
     sizes = [TensorSize(f"layer.{n}", 10**9, 2 * 10**9) for n in range(8)]
-    fits = plan(sizes, "toy", "auto", Room(20 * 10**9, 80 * 10**9))
+    fits = plan(sizes, "toy", "auto", FreeMemory(20 * 10**9, 80 * 10**9))
     assert isinstance(fits.store, ToyStore) and not fits.host
     assert "about 8 GB where dense takes 16 GB" in fits.reason
-    short = plan(sizes, "toy", "auto", Room(9 * 10**9, 80 * 10**9))
+    short = plan(sizes, "toy", "auto", FreeMemory(9 * 10**9, 80 * 10**9))
     assert isinstance(short.store, ToyStore) and 0 < len(short.host) < 8
 
 

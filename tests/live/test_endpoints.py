@@ -12,7 +12,7 @@ import torch
 import pa_fast
 from pa_fast.errors import DataError, UsageError, WeightsError
 from pa_fast.live.binding import as_integers
-from pa_fast.live.ends import FirstRows
+from pa_fast.live.endpoints import FirstRows
 from tests.live.test_weights import DTYPES, LAMBDAS, Tensors, bits, three
 
 STORES = ["dense", "packed", "sparse"]
@@ -25,7 +25,7 @@ def test_proven_weights_are_those_that_were_not(
     base: torch.dtype, instruct: torch.dtype, live: torch.dtype, store: str
 ) -> None:
     w, b, i = three(base, instruct, live)
-    proven = pa_fast.LiveWeights.bind(w, b, i, store, ends={0.0: b, 1.0: i})
+    proven = pa_fast.LiveWeights.bind(w, b, i, store, endpoints={0.0: b, 1.0: i})
     plain, *_ = three(base, instruct, live)
     other = pa_fast.LiveWeights.bind(plain, b, i, store)
     assert proven.lam == 0 and proven.verify()
@@ -48,7 +48,7 @@ def test_one_other_bit_is_refused_by_name(name: str, lam: float, store: str) -> 
     with pytest.raises(
         WeightsError, match=f"at λ = {lam:g} live tensor `{name}` is not, bit for bit"
     ):
-        pa_fast.LiveWeights.bind(w, b, i, store, ends=ends)
+        pa_fast.LiveWeights.bind(w, b, i, store, endpoints=ends)
 
 
 def broken(kind: str, w: Tensors, b: Tensors) -> Any:
@@ -99,11 +99,11 @@ def test_what_cannot_be_compared_is_refused_before_the_first_write(
     for tensor in w.values():
         tensor.fill_(7)
     with pytest.raises((WeightsError, UsageError), match=said):
-        pa_fast.LiveWeights.bind(w, b, i | {"steps": b["steps"]}, store, ends=broken(kind, w, b))
+        pa_fast.LiveWeights.bind(w, b, i | {"steps": b["steps"]}, store, endpoints=broken(kind, w, b))
     assert all(bool((tensor == 7).all()) for tensor in w.values())
     weights = pa_fast.LiveWeights.bind(w, b, i, store)
     with pytest.raises((WeightsError, UsageError), match=said):
-        weights.prove(broken(kind, w, b))
+        weights.check_endpoints(broken(kind, w, b))
 
 
 @pytest.mark.parametrize("store", STORES)
@@ -112,10 +112,10 @@ def test_an_end_with_fewer_rows_speaks_for_those_where_it_says_so(store: str) ->
     short: dict[str, Any] = {
         n: FirstRows(tensor[:30]) if n in ("embed", "head") else tensor for n, tensor in b.items()
     }
-    assert pa_fast.LiveWeights.bind(w, b, i, store, ends={0.0: short, 1.0: i}).verify()
+    assert pa_fast.LiveWeights.bind(w, b, i, store, endpoints={0.0: short, 1.0: i}).verify()
     short["embed"] = short["head"] = FirstRows(b["embed"][1:31])
     with pytest.raises(WeightsError, match="embed"):
-        pa_fast.LiveWeights.bind(w, b, i, store, ends={0.0: short})
+        pa_fast.LiveWeights.bind(w, b, i, store, endpoints={0.0: short})
 
 
 def test_ends_are_proven_without_a_rule() -> None:
@@ -123,14 +123,14 @@ def test_ends_are_proven_without_a_rule() -> None:
     weights = pa_fast.LiveWeights.bind(w, b, i)
     weights.follow(pa_fast.LambdaRule.of([{"match": "norm", "lambda": 1}]))
     with pytest.raises(UsageError, match="while a rule is followed"):
-        weights.prove({0.0: b})
+        weights.check_endpoints({0.0: b})
     weights.follow(None)
     weights.set_lambda(0.3)
-    weights.prove({1.0: i})
+    weights.check_endpoints({1.0: i})
     assert weights.lam == 0
     weights.close()
     with pytest.raises(WeightsError, match="closed"):
-        weights.prove({})
+        weights.check_endpoints({})
 
 
 @pytest.mark.parametrize("side", ["base", "instruct"])
@@ -141,13 +141,13 @@ def test_non_finite_sources_are_refused_by_either_way(side: str, ends: Any) -> N
     with pytest.raises(
         DataError, match=f"{side} tensor `layer.weight` has 1 non-finite weights of 4257"
     ):
-        pa_fast.LiveWeights.bind(w, b, i, ends=ends)
+        pa_fast.LiveWeights.bind(w, b, i, endpoints=ends)
 
 
 def test_nan_that_may_pass_is_no_difference() -> None:
     w, b, i = three(torch.float32, torch.bfloat16, torch.float16)
     b["norm"][0], i["norm"][2] = float("nan"), float("-inf")
-    weights = pa_fast.LiveWeights.bind(w, b, i, allow_nonfinite=True, ends={0.0: b, 1.0: i})
+    weights = pa_fast.LiveWeights.bind(w, b, i, allow_nonfinite=True, endpoints={0.0: b, 1.0: i})
     assert w["norm"].isnan().tolist() == [True, *[False] * 6] and weights.verify()
 
 

@@ -7,15 +7,15 @@ import pathlib
 import pytest
 import torch
 
-from pa_fast.live import room
+from pa_fast.live import memory
 
 GB = 10**9
 
 
 @pytest.fixture
 def system(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.Path:
-    monkeypatch.setattr(room, "_PROC", tmp_path / "proc")
-    monkeypatch.setattr(room, "_GROUPS", tmp_path / "groups")
+    monkeypatch.setattr(memory, "_PROC", tmp_path / "proc")
+    monkeypatch.setattr(memory, "_GROUPS", tmp_path / "groups")
     write(
         tmp_path,
         {"proc/meminfo": "MemTotal: 24000000 kB\nMemAvailable: 20000000 kB\nHugePages_Free: 0\n"},
@@ -30,16 +30,16 @@ def write(folder: pathlib.Path, files: dict[str, str]) -> None:
 
 
 def test_of_this_machine() -> None:
-    free = room.available_bytes()
+    free = memory.available_bytes()
     assert free is None or 10**6 < free < 10**14
-    found = room.Room.of(torch.device("cpu"))
+    found = memory.FreeMemory.of(torch.device("cpu"))
     assert (found is None) == (free is None) and (found is None or found.on_host)
 
 
 def test_a_machine_without_groups(system: pathlib.Path) -> None:
-    assert room.available_bytes() == 20_480_000_000
+    assert memory.available_bytes() == 20_480_000_000
     (system / "proc/meminfo").unlink()
-    assert room.available_bytes() is None
+    assert memory.available_bytes() is None
 
 
 @pytest.mark.parametrize("inside", [True, False])
@@ -55,9 +55,9 @@ def test_a_container_that_has_less(system: pathlib.Path, inside: bool) -> None:
             f"{where}memory.stat": f"anon {2 * GB}\nfile {3 * GB}\n",
         },
     )
-    assert room.available_bytes() == 6 * GB
+    assert memory.available_bytes() == 6 * GB
     write(system, {f"{where}memory.max": "max\n"})
-    assert room.available_bytes() == 20_480_000_000
+    assert memory.available_bytes() == 20_480_000_000
 
 
 def test_a_container_of_the_old_kind(system: pathlib.Path) -> None:
@@ -70,4 +70,4 @@ def test_a_container_of_the_old_kind(system: pathlib.Path) -> None:
             "groups/memory/a/memory.stat": f"total_cache {GB // 2}\n",
         },
     )
-    assert room.available_bytes() == 0
+    assert memory.available_bytes() == 0

@@ -1,5 +1,6 @@
 """What the live tensors must be at λ = 0 and 1, by the word of somebody else than the store that
-writes them."""
+writes them.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +8,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Union
 
-from pa_kernels.cores import over
+from pa_kernels.cores import over, over_cores
 from pa_kernels.reference import LIVE_DTYPES
 
 from pa_fast.base import Lambda
 from pa_fast.errors import UsageError, WeightsError
 from pa_fast.live.binding import Binding, first_overlap, same_merge
-from pa_fast.stores.store import spans
+from pa_fast.live.encoding import OnRead, check_finite, is_finite
+from pa_fast.stores.composite import CompositeStore
+from pa_fast.stores.store import Store, spans
 
 if TYPE_CHECKING:
     import torch
@@ -27,16 +30,16 @@ class FirstRows:
     tensor: torch.Tensor
 
 
-Ends = Mapping[float, Mapping[str, Union["torch.Tensor", FirstRows]]]
+Endpoints = Mapping[float, Mapping[str, Union["torch.Tensor", FirstRows]]]
 """λ → live name → the tensor that it is there, of the live shape: in any of bf16, fp16, fp32 where
 it is interpolated."""
 
 
-class Checked(dict[float, dict[str, "torch.Tensor"]]):
-    """`Ends` of which each can be compared: every live name, contiguous."""
+class CheckedEndpoints(dict[float, dict[str, "torch.Tensor"]]):
+    """`Endpoints` of which each can be compared: every live name, contiguous."""
 
     @classmethod
-    def of(cls, ends: Ends, made: Sequence[Binding]) -> Checked:
+    def of(cls, ends: Endpoints, made: Sequence[Binding]) -> CheckedEndpoints:
         """`ends` for these live tensors.
 
         Raises:
@@ -44,7 +47,7 @@ class Checked(dict[float, dict[str, "torch.Tensor"]]):
             WeightsError: an end has other names or another shape or dtype than the live tensors, or
                 is one of them.
         """
-        if isinstance(ends, Checked):
+        if isinstance(ends, CheckedEndpoints):
             return ends
         if not isinstance(ends, Mapping) or not all(
             isinstance(named, Mapping) for named in ends.values()
@@ -117,7 +120,7 @@ def _comparable(name: str, lam: float, end: object, binding: Binding) -> torch.T
     return tensor.detach().contiguous()
 
 
-def differing(binding: Binding, lam: float, ends: Checked, span: slice) -> str | None:
+def differing(binding: Binding, lam: float, ends: CheckedEndpoints, span: slice) -> str | None:
     """A name of `binding` whose elements `span` are not those of `ends` at λ, or None where all
     are."""
     seen: set[int] = set()
@@ -133,7 +136,7 @@ def differing(binding: Binding, lam: float, ends: Checked, span: slice) -> str |
     return None
 
 
-def check(made: Sequence[Binding], lam: float, ends: Checked) -> None:
+def check(made: Sequence[Binding], lam: float, ends: CheckedEndpoints) -> None:
     """Raise WeightsError unless the live tensors are bit for bit what `ends` has at λ. Cost: reads
     both once."""
     at = [(binding, span) for binding in made for span in spans(binding.live)]
@@ -157,3 +160,58 @@ def _rounded(end: torch.Tensor, binding: Binding) -> torch.Tensor:
     if end.dtype == binding.live.dtype and binding.intermediate_dtype is None:
         return end
     return end.to(binding.intermediate_dtype or binding.live.dtype).to(binding.live.dtype)
+
+
+# --- first write
+#
+# The first write on a CPU of a store that keeps the sources as they are: all that is asked of a
+# piece of them, while it is in cache.
+
+
+@dataclass(frozen=True)
+class FirstWrite:
+    """What the pieces are held against as they are written.
+
+    Attributes:
+        ends: what the live tensors must be at which λ.
+        allow_nonfinite: let NaN and infinity in the sources pass.
+        on_read: told of each piece of the sources.
+    """
+
+    ends: CheckedEndpoints
+    allow_nonfinite: bool
+    on_read: OnRead | None = None
+
+    @staticmethod
+    def fits(made: Sequence[Binding], store: Store) -> bool:
+        """Whether `store` can write these tensors piece by piece."""
+        return store.keeps_sources and all(
+            b.live.device.type == "cpu" for b in made if b.live.dtype in LIVE_DTYPES
+        )
+
+    def write_(self, store: CompositeStore, floats: Sequence[Binding]) -> None:
+        """Write λ = 0 into every live float tensor, by way of the other λ of `ends`.
+
+        Cost: reads both sources once, writes the live tensors once; what is read again lies in
+            cache.
+
+        Raises:
+            DataError: a source is not finite.
+            WeightsError: an end is not what it must be.
+        """
+        lams = [*sorted(self.ends.keys() - {0.0}), 0.0]
+
+        def write(at: tuple[int, slice]) -> None:
+            t, span = at
+            binding = floats[t]
+            for side, tensor in binding.sources.items():
+                if not self.allow_nonfinite and not is_finite(tensor.view(-1)[span]):
+                    check_finite([(side, binding.name, tensor)])
+                if self.on_read is not None:
+                    self.on_read(tensor, span.start, tensor.view(-1)[span])
+            for lam in lams:
+                store.write_(t, span, lam)
+                if lam in self.ends:
+                    refuse([differing(binding, lam, self.ends, span)], lam)
+
+        over_cores(write, [(t, span) for t in range(len(floats)) for span in store.spans(t)])

@@ -10,21 +10,23 @@ from pa_fast.rounding import Rounding
 from pa_fast.rules import LambdaRule
 
 
-class Origins:
+class CheckpointNames:
     """The checkpoint's names for T live tensors.
 
     Args:
         names: the names of each live tensor; several where it is tied.
-        origins: live name → names in the checkpoint; a name that is missing there is made of
-            nothing else. A tensor of which no name is known there, and each where it is None, goes
-            by its live names.
+        checkpoint_names: live name → names in the checkpoint; a name that is missing there is made
+            of nothing else. A tensor of which no name is known there, and each where it is None,
+            goes by its live names.
     """
 
     def __init__(
-        self, names: Sequence[Sequence[str]], origins: Mapping[str, Sequence[str]] | None = None
+        self,
+        names: Sequence[Sequence[str]],
+        checkpoint_names: Mapping[str, Sequence[str]] | None = None,
     ):
         self._live = [own[0] for own in names]
-        known = {} if origins is None else origins
+        known = {} if checkpoint_names is None else checkpoint_names
         traced = [tuple(dict.fromkeys(o for n in own for o in known.get(n, ()))) for own in names]
         self._names = [found or tuple(own) for found, own in zip(traced, names)]
         self._all = tuple(dict.fromkeys(name for found in self._names for name in found))
@@ -65,7 +67,7 @@ class Origins:
                     f"stochastic rounding of `{live}`: it is `{names[0]}` and `{names[1]}` in the"
                     " checkpoint, with noise each",
                     "use rounding nearest; where a checkpoint holds only one of them, name it in"
-                    " origins=",
+                    " checkpoint_names=",
                 )
             key = rounding.key(names[0])
             assert key is not None
