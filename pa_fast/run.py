@@ -14,13 +14,12 @@ from pa_fast.base import CompleteEngine, CompleteEvaluator, Lambda
 from pa_fast.errors import EngineError, PairError, UsageError
 from pa_fast.files import check_own_folder
 from pa_fast.rules import LambdaRule
-from pa_fast.sweep.driver import distinct
+from pa_fast.sweep.driver import check_evaluators, distinct
+from pa_fast.sweep.entry import Shard
 from pa_fast.sweep.journal import check_folder
 from pa_fast.sweep.point import Record, check_reach, visit
 from pa_fast.sweep.progress import listening
-from pa_fast.sweep.ready import check_evaluators
 from pa_fast.sweep.schedule import lambdas
-from pa_fast.sweep.shard import Shard
 
 if TYPE_CHECKING:
     from pa_fast.sweep.progress import Progress

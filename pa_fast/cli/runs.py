@@ -158,8 +158,8 @@ def sweep(
     from pa_fast.rules import LambdaRule
     from pa_fast.run import SweepSpec, check_confirm
     from pa_fast.run import confirm as run_again
+    from pa_fast.sweep.driver import failing_alike
     from pa_fast.sweep.progress import TerminalProgress
-    from pa_fast.sweep.ready import failing_alike
 
     job = SweepSpec(
         base,
@@ -260,7 +260,7 @@ def _launch(
         return ray.run(job, workers, progress)
     from pa_fast.launch import environment
     from pa_fast.run import run
-    from pa_fast.sweep.shard import Shard
+    from pa_fast.sweep.entry import Shard
 
     if shard is None:
         return run(job, progress)

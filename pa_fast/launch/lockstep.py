@@ -16,11 +16,10 @@ from typing import TYPE_CHECKING, Any
 from pa_fast.base import CompleteEvaluator, Engine, Evaluator, Lambda, Score
 from pa_fast.run import SweepSpec, opened
 from pa_fast.sweep import schedule
-from pa_fast.sweep.driver import distinct, finished, note_repeat
+from pa_fast.sweep.driver import Repeats, check_evaluators, distinct, finished, note_repeat
 from pa_fast.sweep.journal import check_folder
 from pa_fast.sweep.manifest import describe
 from pa_fast.sweep.point import check_reach, visit
-from pa_fast.sweep.ready import Repeats, check_evaluators
 from pa_fast.sweep.recording import Recording
 
 if TYPE_CHECKING:

@@ -22,12 +22,11 @@ from pa_fast.base import Engine, Evaluator, Lambda, complete
 from pa_fast.errors import EngineError, MissingExtra, PaFastError, UsageError, first_line
 from pa_fast.run import SweepSpec, evaluators, opened
 from pa_fast.sweep import schedule
-from pa_fast.sweep.driver import distinct, finished, note_repeat
+from pa_fast.sweep.driver import Repeats, check_evaluators, distinct, finished, note_repeat
 from pa_fast.sweep.entry import Entry
 from pa_fast.sweep.journal import check_folder
 from pa_fast.sweep.manifest import describe
 from pa_fast.sweep.point import Record, check_reach, visit
-from pa_fast.sweep.ready import Repeats, check_evaluators
 from pa_fast.sweep.recording import Recording
 
 if TYPE_CHECKING:

@@ -32,7 +32,7 @@ def sweep(
     """`pa_fast.sweep` with a list of `Evaluator` objects: the part that knows of no EVAL string;
     see there."""
     from pa_fast.sweep.driver import run
-    from pa_fast.sweep.shard import Shard
+    from pa_fast.sweep.entry import Shard
 
     part = None if shard is None else Shard(*shard)
     return run(

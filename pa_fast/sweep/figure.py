@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from pa_fast import files
 from pa_fast.errors import OutputError, PaFastError, first_line
-from pa_fast.sweep import durable, trade_off, trajectory
+from pa_fast.sweep import trade_off, trajectory
 from pa_fast.sweep.results import SweepResult
 from pa_fast.sweep.trajectory import FAINT, INK, Line
 
@@ -112,7 +112,7 @@ def save(make: Callable[[], Figure], path: pathlib.Path) -> None:
         for kind in KINDS:
             data = io.BytesIO()
             drawn.savefig(data, format=kind, dpi=200, metadata=_METADATA[kind])
-            durable.write(
+            files.write(
                 path.with_name(f"{path.name}.{kind}"),
                 data.getvalue(),
                 "make room or grant access, then draw it again",

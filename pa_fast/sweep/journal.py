@@ -16,12 +16,11 @@ from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from pa_fast import files as own
+from pa_fast import files
 from pa_fast.base import Item
 from pa_fast.errors import OutputError, RunError
-from pa_fast.sweep import durable, manifest
-from pa_fast.sweep.entry import Entry, parse
-from pa_fast.sweep.shard import Shard
+from pa_fast.sweep import manifest
+from pa_fast.sweep.entry import Entry, Shard, parse
 
 if TYPE_CHECKING:
     from pa_fast.stats.items import Column
@@ -79,7 +78,7 @@ class Journal:
         check_folder(self.folder, self._shard)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with durable.locked(self.folder / LOCK):
+            with files.locked(self.folder / LOCK):
                 entries = self._open()
         except BaseException as error:
             self._close()
@@ -94,7 +93,7 @@ class Journal:
         """Create, lock and mend the files; what is finished."""
         _refuse_foreign(self.folder)
         for name in (ITEMS, OUTPUTS):
-            own.check_own_folder(self.folder / name)
+            files.check_own_folder(self.folder / name)
         (self.folder / ITEMS).mkdir(exist_ok=True)
         self._file = _open(self._path)
         self._shared = self._file if self._shard is None else _open(self.folder / NAME)
@@ -104,9 +103,9 @@ class Journal:
         if self._shard is None:
             # a shard cannot tell what a kill left from what another one is writing
             for folder in (self.folder, self.folder / ITEMS, *_outputs(self.folder)):
-                durable.remove_temporaries(folder)
+                files.remove_temporaries(folder)
         os.ftruncate(self._file, _scan(self._path)[1])
-        durable.sync_folder(self.folder)
+        files.sync_folder(self.folder)
         return read(self.folder)
 
     def __exit__(
@@ -135,10 +134,10 @@ class Journal:
         return self._checksums.get(lam)
 
     def record(
-        self, entry: Entry, items: Sequence[Item] = (), files: Mapping[str, str] | None = None
+        self, entry: Entry, items: Sequence[Item] = (), outputs: Mapping[str, str] | None = None
     ) -> Entry:
-        """Write `items` to a file and `files` to a folder of their own, then append `entry`; return
-        it with their names.
+        """Write `items` to a file and `outputs`, texts by name, to a folder of their own, then
+        append `entry`; return it with their names.
 
         An interrupt (SIGINT) that arrives meanwhile is raised when the line is durable.
 
@@ -149,13 +148,13 @@ class Journal:
             if items:
                 name = _point(entry.lam, entry.evaluator) + ".jsonl"
                 text = "".join(map(_item_line, items))
-                durable.write(self.folder / ITEMS / name, text.encode())
+                files.write(self.folder / ITEMS / name, text.encode())
                 entry = replace(entry, items=f"{ITEMS}/{name}")
-            if files:
+            if outputs:
                 name = f"{OUTPUTS}/{_point(entry.lam, entry.evaluator)}"
                 self._make_folder(name)
-                for file, text in files.items():
-                    durable.write(self.folder / name / file, text.encode("utf-8", "surrogatepass"))
+                for file, text in outputs.items():
+                    files.write(self.folder / name / file, text.encode("utf-8", "surrogatepass"))
                 entry = replace(entry, outputs=name)
             self._append(entry.line())
             self._note(entry)
@@ -171,9 +170,9 @@ class Journal:
     def _make_folder(self, name: str) -> None:
         try:
             for folder in ((self.folder / name).parent, self.folder / name):
-                if not own.check_own_folder(folder):
+                if not files.check_own_folder(folder):
                     folder.mkdir(exist_ok=True)
-                durable.sync_folder(folder.parent)
+                files.sync_folder(folder.parent)
         except OSError as error:
             raise OutputError(
                 f"{self.folder / name} cannot be made: {error.strerror}", _KEPT
@@ -214,7 +213,7 @@ class Journal:
 
     def _close(self) -> None:
         for handle in {self._file, self._shared}:
-            durable.release(handle)
+            files.release(handle)
         self._file = self._shared = -1
 
 
@@ -236,7 +235,7 @@ def check_folder(folder: pathlib.Path, shard: Shard | None = None) -> None:
         if not os.access(place, os.W_OK | os.X_OK):
             raise _unusable(folder, f"{place} may not be written")
         if (folder / NAME).exists():
-            with os.fdopen(own.open_own(folder / NAME, os.O_RDONLY), "rb") as journal:
+            with os.fdopen(files.open_own(folder / NAME, os.O_RDONLY), "rb") as journal:
                 _take(journal.fileno(), folder / NAME, shard, shared=shard is not None)
     except OSError as error:
         raise _unusable(folder, error.strerror) from error
@@ -245,7 +244,7 @@ def check_folder(folder: pathlib.Path, shard: Shard | None = None) -> None:
 def _take(handle: int, path: pathlib.Path, shard: Shard | None, *, shared: bool = False) -> None:
     folder = path.parent
     try:
-        own.lock(handle, path, shared=shared)
+        files.lock(handle, path, shared=shared)
     except BlockingIOError:
         which = (
             "another sweep"
@@ -293,9 +292,9 @@ def read_items(folder: pathlib.Path, name: str | None, value: float) -> Column:
     try:
         if not re.fullmatch(rf"{ITEMS}/[^/\\]+", name):
             raise ValueError("it is not in the folder of items")
-        own.check_own_folder(folder / ITEMS)
+        files.check_own_folder(folder / ITEMS)
         # one document of all lines: parsed in a fifth of the time that it takes line by line
-        text = own.read_own(path).decode().strip().replace("\n", ",\n")
+        text = files.read_own(path).decode().strip().replace("\n", ",\n")
         rows = json.loads(f"[{text}]")
         parts = [_parts(row["parts"]) if "parts" in row else None for row in rows]
         return Column(
@@ -333,13 +332,13 @@ def _outputs(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _open(path: pathlib.Path) -> int:
-    return durable.hold(own.open_own(path, _APPEND))
+    return files.hold(files.open_own(path, _APPEND))
 
 
 def _scan(path: pathlib.Path) -> tuple[list[Entry], int]:
     """The entries at `path`, and how many bytes their lines take."""
     try:
-        data = own.read_own(path)
+        data = files.read_own(path)
     except OSError as error:
         raise RunError(
             f"{path} cannot be read: {error.strerror}", "name the --out of a sweep"

@@ -15,7 +15,6 @@ from pa_fast import files
 from pa_fast.base import CompleteEngine, CompleteEvaluator, Lambda
 from pa_fast.errors import OutputError, RunError, UsageError
 from pa_fast.foreign import is_deep
-from pa_fast.sweep import durable
 
 NAME = "run.json"
 FORMAT = 1
@@ -139,7 +138,7 @@ def reconcile(
         now = _extended(recorded, now, folder)
     content = now.to_bytes()
     if not (folder / NAME).exists() or (folder / NAME).read_bytes() != content:
-        durable.write(folder / NAME, content)
+        files.write(folder / NAME, content)
     return now
 
 

@@ -9,16 +9,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 from types import TracebackType
 
+from pa_fast import files
 from pa_fast.base import Lambda
 from pa_fast.errors import UsageError
-from pa_fast.sweep import durable, journal, manifest, results
-from pa_fast.sweep.entry import Entry
+from pa_fast.sweep import journal, manifest, results
+from pa_fast.sweep.entry import Entry, Shard
 from pa_fast.sweep.journal import Journal
 from pa_fast.sweep.manifest import Manifest
 from pa_fast.sweep.point import Record
 from pa_fast.sweep.progress import Progress, listening
 from pa_fast.sweep.results import SweepResult
-from pa_fast.sweep.shard import Shard
 
 
 class Recording:
@@ -85,7 +85,7 @@ class Recording:
         try:
             self.progress.end()
             # Shards end together: whoever is last holds every line while it writes
-            with durable.locked(self.folder / journal.LOCK):
+            with files.locked(self.folder / journal.LOCK):
                 found = results.load(self.folder)
                 results.write(found)
             asked = {(lam.key, name) for lam in self._points for name in self._names}
@@ -102,7 +102,7 @@ class Recording:
         Raises:
             RunError: it would run another sweep; what differs is named.
         """
-        with durable.locked(self.folder / journal.LOCK):
+        with files.locked(self.folder / journal.LOCK):
             manifest.reconcile(self.folder, now, self._journal.evaluators(), proven=self._proven)
 
     def missing(self) -> list[tuple[Lambda, list[str]]]:
@@ -162,7 +162,7 @@ class Recording:
         """Draw `trajectory.svg`, `.png` and `.pdf` from the journal as it is now."""
         from pa_fast.sweep import figure
 
-        with durable.locked(self.folder / journal.LOCK):
+        with files.locked(self.folder / journal.LOCK):
             why_not = figure.write(results.load(self.folder))
         if why_not:
             self.progress.noted(why_not)

@@ -7,9 +7,10 @@ import os
 import pathlib
 from collections.abc import Callable, Sequence
 
+from pa_fast import files
 from pa_fast.errors import OutputError, UsageError
-from pa_fast.sweep import durable, journal, results
 from pa_fast.sweep import figure as drawing
+from pa_fast.sweep import journal, results
 from pa_fast.sweep.results import SweepResult
 
 
@@ -47,7 +48,7 @@ def _written(run: SweepResult, figure: bool, noted: Callable[[str], object]) -> 
     """`run` as it is once its lock is held, after its files are written; as it was where they may
     not be."""
     try:
-        with durable.locked(run.out / journal.LOCK):
+        with files.locked(run.out / journal.LOCK):
             run = results.load(run.out)
             results.write(run)
             if figure and (why_not := drawing.write(run)):

@@ -12,10 +12,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from pa_fast import files
 from pa_fast.base import Lambda
 from pa_fast.errors import PaFastError, UsageError
 from pa_fast.foreign import one_line
-from pa_fast.sweep import durable, journal, manifest
+from pa_fast.sweep import journal, manifest
 from pa_fast.sweep.entry import Entry
 
 if TYPE_CHECKING:
@@ -281,8 +282,8 @@ def load(folder: pathlib.Path) -> SweepResult:
 
 def write(result: SweepResult) -> None:
     """Write `results.csv` and `results.json` into the run folder, each whole or not at all."""
-    durable.write(result.out / "results.csv", result.to_csv())
-    durable.write(result.out / "results.json", result.to_json())
+    files.write(result.out / "results.csv", result.to_csv())
+    files.write(result.out / "results.json", result.to_json())
 
 
 def table(results: Iterable[SweepResult]) -> Table:

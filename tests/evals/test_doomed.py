@@ -15,7 +15,7 @@ import pytest
 from pa_fast import cli
 from pa_fast.errors import EvaluatorError, UsageError
 from pa_fast.evals import build
-from pa_fast.sweep.ready import check_evaluators
+from pa_fast.sweep.driver import check_evaluators
 from tests.evals.test_icl import write
 from tests.evals.toy import Characters, Chatting, ToyEngine
 

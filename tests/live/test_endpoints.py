@@ -99,7 +99,9 @@ def test_what_cannot_be_compared_is_refused_before_the_first_write(
     for tensor in w.values():
         tensor.fill_(7)
     with pytest.raises((WeightsError, UsageError), match=said):
-        pa_fast.LiveWeights.bind(w, b, i | {"steps": b["steps"]}, store, endpoints=broken(kind, w, b))
+        pa_fast.LiveWeights.bind(
+            w, b, i | {"steps": b["steps"]}, store, endpoints=broken(kind, w, b)
+        )
     assert all(bool((tensor == 7).all()) for tensor in w.values())
     weights = pa_fast.LiveWeights.bind(w, b, i, store)
     with pytest.raises((WeightsError, UsageError), match=said):

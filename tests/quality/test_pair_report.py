@@ -12,7 +12,6 @@ from pa_fast import cli
 from pa_fast.checkpoint.inspect import inspect
 from pa_fast.errors import OutputError, UsageError
 from pa_fast.quality import delta_map
-from pa_fast.sweep import durable
 from tests.checkpoint.test_measure import layered
 
 
@@ -116,7 +115,7 @@ def test_the_tables_are_there_where_the_figure_fails(
     def full(path: Path, data: bytes, hint: str) -> None:
         raise OutputError(f"{path} cannot be written: No space left on device", hint)
 
-    monkeypatch.setattr(durable, "write", full)
+    monkeypatch.setattr("pa_fast.files.write", full)
     assert run(monkeypatch, *pair, "--figure", str(tmp_path / "map")) == 1
     shown = capsys.readouterr()
     assert "self_attn.q_proj" in shown.out

@@ -15,9 +15,9 @@ from rich.console import Console
 from pa_fast.base import Engine, Item, Score
 from pa_fast.errors import EvaluatorError, RunError, UsageError
 from pa_fast.sweep import journal, sweep
+from pa_fast.sweep.driver import failing_alike
 from pa_fast.sweep.entry import Entry
 from pa_fast.sweep.progress import Silent, TerminalProgress
-from pa_fast.sweep.ready import failing_alike
 from pa_fast.sweep.results import SweepResult
 from tests.sweep.fakes import INSTRUCT, FakeEngine, Scorer
 

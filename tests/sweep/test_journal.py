@@ -15,12 +15,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pa_fast import files
 from pa_fast.base import Item, Lambda
 from pa_fast.errors import OutputError, RunError
-from pa_fast.sweep import durable, journal
-from pa_fast.sweep.entry import Entry, parse
+from pa_fast.sweep import journal
+from pa_fast.sweep.entry import Entry, Shard, parse
 from pa_fast.sweep.journal import Journal
-from pa_fast.sweep.shard import Shard
 
 DONE = Entry(
     "0.3",
@@ -300,14 +300,14 @@ def test_a_failed_write_leaves_the_file_that_was_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "results.csv"
-    durable.write(path, b"old")
+    files.write(path, b"old")
 
     def full(handle: int) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OutputError, match=r"results\.csv cannot be written: No space left"):
-        durable.write(path, b"new")
+        files.write(path, b"new")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -361,7 +361,7 @@ def test_a_folder_is_checked_made_and_locked_in_one_step(tmp_path: Path) -> None
             entered.set()
 
     other = threading.Thread(target=enter)
-    with durable.locked(tmp_path / journal.LOCK):
+    with files.locked(tmp_path / journal.LOCK):
         other.start()
         assert not entered.wait(0.3) and not (tmp_path / "items").exists(), (
             "nothing is made while another process checks"

@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from pa_fast import cli
+from pa_fast import cli, files
 from pa_fast.base import Engine
 from pa_fast.cli.output import blocks
 from pa_fast.errors import OutputError, PaFastError, RunError, UsageError
-from pa_fast.sweep import durable, journal, results, sweep
+from pa_fast.sweep import journal, results, sweep
 from pa_fast.sweep.entry import Entry
 from pa_fast.sweep.progress import TerminalProgress
 from pa_fast.sweep.report import report
@@ -218,7 +218,7 @@ def test_a_report_waits_for_whoever_writes_the_results(tmp_path: Path) -> None:
     run(tmp_path, "0,1")
     before = (tmp_path / "results.csv").stat().st_mtime_ns
     reporting = threading.Thread(target=report, args=([tmp_path],), kwargs={"figure": False})
-    with durable.locked(tmp_path / journal.LOCK):
+    with files.locked(tmp_path / journal.LOCK):
         reporting.start()
         reporting.join(0.3)
         assert reporting.is_alive() and (tmp_path / "results.csv").stat().st_mtime_ns == before

@@ -10,8 +10,8 @@ import pytest
 
 from pa_fast.errors import RunError, UsageError
 from pa_fast.sweep import journal, sweep
+from pa_fast.sweep.entry import Shard
 from pa_fast.sweep.journal import Journal
-from pa_fast.sweep.shard import Shard
 from tests import patience
 from tests.sweep.fakes import FakeEngine, Scorer
 from tests.sweep.test_kills import ROOT
