@@ -250,14 +250,18 @@ def test_a_relative_run_folder_stays_where_it_was_named(
 def test_a_child_that_outlives_the_run_does_not_hold_its_lock(tmp_path: Path) -> None:
     children: list[int] = []
 
+    running, is_running = os.pipe()
+
     def act(_: Engine) -> None:
         child = os.fork()
         if child == 0:
+            os.write(is_running, b".")
             time.sleep(60)
             os._exit(0)
         children.append(child)
 
     sweep(FakeEngine(), "0", [Scorer("forking", act=act)], tmp_path, figure=False)
+    os.read(running, 1)  # on a busy machine the child may not have begun
     try:
         assert os.waitpid(children[0], os.WNOHANG) == (
             0,
