@@ -21,7 +21,7 @@ from pa_fast.errors import PairError
 
 if TYPE_CHECKING:
     import torch
-    from pa_kernels.scratch import Scratch
+    from pa_kernels.cores import Scratch
 
 
 @dataclass(frozen=True)

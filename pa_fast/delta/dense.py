@@ -104,7 +104,7 @@ class Dense:
         )
         draw = self._draws[t]
         here = draw and Draw(draw.key, draw.start + span.start)
-        pa_kernels.lerp_([out], base, target, lam, via=[self._via[t]], draws=[here])
+        pa_kernels.lerp_([out], base, target, lam, intermediate_dtypes=[self._via[t]], draws=[here])
 
     def ends(self, t: int, span: slice) -> tuple[torch.Tensor, torch.Tensor]:
         """Base and target of the elements `span` of entry t, in their own dtypes; possibly the

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from pa_kernels.packed_tensor import PackedTensor
-from pa_kernels.sparse_tensor import SparseTensor
+from pa_kernels import PackedTensor, SparseTensor
 from torch import Tensor
 
 

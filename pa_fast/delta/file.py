@@ -13,8 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 import pa_kernels
-from pa_kernels.packed_tensor import PackedTensor
-from pa_kernels.sparse_tensor import SparseTensor
+from pa_kernels import PackedTensor, SparseTensor
 
 from pa_fast.checkpoint.document import quoted
 from pa_fast.checkpoint.fingerprint import as_hex, combine

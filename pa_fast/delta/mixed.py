@@ -7,10 +7,9 @@ from collections.abc import Callable, Container, Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
-from pa_kernels.packed_tensor import PackedTensor
+from pa_kernels import PackedTensor, SparseTensor
+from pa_kernels.cores import Scratch
 from pa_kernels.reference import Draw
-from pa_kernels.scratch import Scratch
-from pa_kernels.sparse_tensor import SparseTensor
 from torch import Tensor
 
 from pa_fast.delta.dense import Dense

@@ -12,8 +12,8 @@ from weakref import ref
 
 import pa_kernels
 import torch
+from pa_kernels import PackedTensor
 from pa_kernels.packed import packed_pair, packed_target
-from pa_kernels.packed_tensor import PackedTensor
 from torch import Tensor
 
 from pa_fast.delta import dense

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pa_kernels
 import torch
-from pa_kernels.packed_tensor import PackedTensor
+from pa_kernels import PackedTensor
 from pa_kernels.reference import MANTISSA, same_bits
 from torch import Tensor
 

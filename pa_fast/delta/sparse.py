@@ -15,7 +15,7 @@ import pa_kernels
 import torch
 from pa_kernels.cores import inference, over
 from pa_kernels.reference import BITS, odd_low, rounded
-from pa_kernels.sparse_tensor import TILE, SparseTensor
+from pa_kernels.sparse import TILE, SparseTensor
 from torch import Tensor
 
 from pa_fast.delta import dense
@@ -92,7 +92,9 @@ class Sparse:
         piece = cut(self._entries[k], span)
         if piece.count:
             values = torch.empty(piece.count, dtype=made.dtype, device=made.device)
-            pa_kernels.lerp_([values], [piece.base], [piece.target], lam, via=[self._via[k]])
+            pa_kernels.lerp_(
+                [values], [piece.base], [piece.target], lam, intermediate_dtypes=[self._via[k]]
+            )
             bits = BITS[made.dtype]
             made.view(bits)[piece.positions()] = values.view(bits)
         return made

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from pa_kernels.reference import rounded
-from pa_kernels.sparse_tensor import TILE, SparseTensor, position_bytes
+from pa_kernels.sparse import TILE, SparseTensor, position_bytes
 from torch import Tensor
 
 from pa_fast.delta import selection

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pa_kernels
 import torch
-from pa_kernels.sparse_tensor import SparseTensor
+from pa_kernels import SparseTensor
 
 from pa_fast.base import Lambda
 from pa_fast.checkpoint.fingerprint import combine

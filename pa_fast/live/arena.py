@@ -6,8 +6,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from pa_kernels.packed_tensor import PackedTensor
-from pa_kernels.sparse_tensor import SparseTensor
+from pa_kernels import PackedTensor, SparseTensor
 
 from pa_fast.delta.entry import Entry, Whole, parts
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pa_kernels.packed_tensor import PackedTensor
+from pa_kernels import PackedTensor
 
 from pa_fast.delta.entry import Entry
 from pa_fast.live.binding import Binding

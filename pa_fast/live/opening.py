@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pa_kernels
-from pa_kernels.packed_tensor import PackedTensor
+from pa_kernels import PackedTensor
 from pa_kernels.reference import LIVE_DTYPES
 
 from pa_fast.checkpoint.fingerprint import as_hex, combine

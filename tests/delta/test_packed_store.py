@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from pa_kernels import PackedTensor, reference
-from pa_kernels.packed_tensor import packed_bytes
+from pa_kernels.packed import packed_bytes
 
 import pa_fast
 from pa_fast.delta import packed_store
@@ -204,7 +204,7 @@ def near_the_smallest_normal_number(dtype: torch.dtype) -> tuple[pairs.Tensors, 
 def earlier(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """The encoder of earlier versions, which looked at merges after they were rounded alone."""
     monkeypatch.setattr(
-        "pa_kernels.packed_tensor._merge", lambda b, i, lam: reference.lerp(b, i, lam).float()
+        "pa_kernels.packed.codes._merge", lambda b, i, lam: reference.lerp(b, i, lam).float()
     )
     return monkeypatch
 
@@ -214,7 +214,7 @@ def earlier(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 def test_weights_near_the_smallest_normal_number_follow_a_wider_range_when_their_base_is_gone(
     dtype: torch.dtype, few: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pa_kernels.packed.FEW", few)
+    monkeypatch.setattr("pa_kernels.packed.cpu.FEW", few)
     base, instruct = near_the_smallest_normal_number(dtype)
     copies = {name: tensor.clone() for name, tensor in base.items()}
     live = pairs.live_like(base)
@@ -260,7 +260,7 @@ def test_a_file_of_an_earlier_version_whose_codes_hold_is_opened(
 
 
 def test_both_ends_of_a_wider_range_are_proven(earlier: pytest.MonkeyPatch) -> None:
-    earlier.setattr("pa_kernels.packed.FEW", -1)
+    earlier.setattr("pa_kernels.packed.cpu.FEW", -1)
     base, instruct = near_the_smallest_normal_number(torch.float16)
     for lo, hi, lam in ((-0.2, 1.0, "-0.2"), (0.0, 1.5, "1.5")):
         with pytest.raises(

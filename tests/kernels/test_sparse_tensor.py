@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pa_kernels import SparseTensor, sparse_tensor
+from pa_kernels import SparseTensor, sparse
 from pa_kernels.reference import BITMAP_TILE, INDEX_TILE
 from torch import Tensor
 
@@ -22,14 +22,14 @@ def mask_of(size: int, density: float, seed: int = 0) -> Tensor:
     return torch.rand(size, generator=torch.Generator().manual_seed(seed)) < density
 
 
-def encoded(mask: Tensor, kind: sparse_tensor.Kind | None = None) -> SparseTensor:
+def encoded(mask: Tensor, kind: sparse.Kind | None = None) -> SparseTensor:
     values = torch.arange(int(mask.sum())).bfloat16()
     return SparseTensor.encode(mask, values, -values, mask.numel(), kind=kind)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("density", [0.0, 0.0005, 0.05, 0.5, 1.0])
-def test_what_is_encoded_is_decoded(kind: sparse_tensor.Kind, density: float) -> None:
+def test_what_is_encoded_is_decoded(kind: sparse.Kind, density: float) -> None:
     for size in SIZES:
         mask = mask_of(size, density, seed=size)
         positions = mask.nonzero().view(-1)
@@ -38,7 +38,7 @@ def test_what_is_encoded_is_decoded(kind: sparse_tensor.Kind, density: float) ->
         assert torch.equal(made.positions(), positions)
         assert (
             made.nbytes
-            == sparse_tensor.position_bytes(kind, size, positions.numel()) + 4 * positions.numel()
+            == sparse.position_bytes(kind, size, positions.numel()) + 4 * positions.numel()
         )
         listed = SparseTensor.encode(positions, made.base, made.target, size, kind=kind)
         assert torch.equal(listed.where, made.where) and torch.equal(listed.starts, made.starts)
@@ -48,8 +48,8 @@ def test_what_is_encoded_is_decoded(kind: sparse_tensor.Kind, density: float) ->
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_more_than_one_span(kind: sparse_tensor.Kind) -> None:
-    with mock.patch.object(sparse_tensor, "SPAN", 1 << 16):
+def test_more_than_one_span(kind: sparse.Kind) -> None:
+    with mock.patch.object(sparse, "SPAN", 1 << 16):
         mask = mask_of(300_001, 0.03)
         mask[70_000:200_000] = False
         made = encoded(mask, kind)
@@ -87,7 +87,7 @@ def test_the_smaller_kind_is_chosen() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_no_elements_and_no_positions(kind: sparse_tensor.Kind) -> None:
+def test_no_elements_and_no_positions(kind: sparse.Kind) -> None:
     for size in (0, 5, 100_000):
         made = encoded(torch.zeros(size, dtype=torch.bool), kind)
         made.check()
@@ -128,7 +128,7 @@ def test_positions_that_fall_at_a_span_s_edge_are_refused() -> None:
     positions = torch.arange(70_000)
     positions[1 << 16] = 5
     with (
-        mock.patch.object(sparse_tensor, "SPAN", 1 << 16),
+        mock.patch.object(sparse, "SPAN", 1 << 16),
         pytest.raises(ValueError, match="position 5 follows 65535"),
     ):
         SparseTensor.encode(positions, torch.zeros(70_000), torch.zeros(70_000), 70_000)
@@ -251,7 +251,7 @@ def test_faults_beyond_the_first_span_are_found() -> None:
         SparseTensor.encode(torch.arange(30_000) * 2, values, values, 60_000, kind=kind)
         for kind in KINDS
     )
-    with mock.patch.object(sparse_tensor, "SPAN", 1 << 12):
+    with mock.patch.object(sparse, "SPAN", 1 << 12):
         index.check()
         bitmap.check()
         for at in (1, 4096, 4097, 8192, 29_999):
