@@ -15,7 +15,7 @@ import torch
 import triton
 import triton.language as tl
 from pa_kernels import dense_triton
-from pa_kernels.dense_triton import dense_tile
+from pa_kernels.dense_triton import dense_kernel
 from pa_kernels.tiles import OPTIONS
 
 
@@ -37,10 +37,12 @@ def persistent_kernel(
     BLOCK: tl.constexpr,
     TAIL: tl.constexpr,
 ):
-    tile = tl.program_id(0)
+    pid = tl.program_id(0)
+    tile = pid
     while tile < count:
-        dense_tile(
-            tl.load(words + tile),
+        # the kernel takes the word of its own program: so begin the table where that is this tile's
+        dense_kernel(
+            words + (tile - pid),
             sizes,
             outs,
             bases,

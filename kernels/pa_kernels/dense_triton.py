@@ -98,12 +98,7 @@ def stochastic(x, u, DTYPE: tl.constexpr):
 
 @triton.jit
 def rounded(
-    x,
-    draw,
-    offset,
-    OUT: tl.constexpr,
-    INTERMEDIATE: tl.constexpr,
-    IS_STOCHASTIC: tl.constexpr,
+    x, draw, offset, OUT: tl.constexpr, INTERMEDIATE: tl.constexpr, IS_STOCHASTIC: tl.constexpr
 ):
     """fp32 of the elements from `offset` on as they are stored."""
     if IS_STOCHASTIC:
@@ -163,8 +158,8 @@ def lerp_of(b, i, lam, OUT: tl.constexpr, INTERMEDIATE: tl.constexpr):
 
 
 @triton.jit
-def dense_tile(
-    word,
+def dense_kernel(
+    words,
     sizes,
     outs,
     bases,
@@ -179,7 +174,7 @@ def dense_tile(
     BLOCK: tl.constexpr,
     TAIL: tl.constexpr,
 ):
-    """Rewrite the tile that a word of the tile table names."""
+    word = tl.load(words + tl.program_id(0))
     t = word >> 32
     offset = ((word & 0xFFFFFFFF) >> 1) * BLOCK
     lam = tl.load(lams + t)
@@ -220,42 +215,6 @@ def dense_tile(
             w = keep_bits(w, b, i, lam, OUT, INTERMEDIATE)
             tl.store(w_ptr + offsets, w, mask=mask)
             offset += TAIL
-
-
-@triton.jit
-def dense_kernel(
-    words,
-    sizes,
-    outs,
-    bases,
-    insts,
-    lams,
-    draws,
-    OUT: tl.constexpr,
-    BASE: tl.constexpr,
-    INST: tl.constexpr,
-    INTERMEDIATE: tl.constexpr,
-    IS_STOCHASTIC: tl.constexpr,
-    BLOCK: tl.constexpr,
-    TAIL: tl.constexpr,
-):
-    word = tl.load(words + tl.program_id(0))
-    dense_tile(
-        word,
-        sizes,
-        outs,
-        bases,
-        insts,
-        lams,
-        draws,
-        OUT,
-        BASE,
-        INST,
-        INTERMEDIATE,
-        IS_STOCHASTIC,
-        BLOCK,
-        TAIL,
-    )
 
 
 def launch_for(dtypes: Sequence[torch.dtype]) -> Launch:

@@ -239,12 +239,12 @@ def _merge_rows_(w: Tensor, row: Row, e: int, rows: slice, lam: float) -> None:
             w.copy_(b if row.intermediate_dtype is None else b.to(row.intermediate_dtype))
             return
         # the fma's weight is never positive: where UV is 0 it adds −0, and a −0 of the base stays
-        left = u[e, rows].float() if lam < 0 else -u[e, rows].float()
+        factor = u[e, rows].float() if lam < 0 else -u[e, rows].float()
         scratch = torch.empty(w.shape[0] * COLUMNS, dtype=torch.float32, device="cpu")
         for start in range(0, w.shape[1], COLUMNS):
             tile = w[:, start : start + COLUMNS]
             delta = scratch[: tile.numel()].view(tile.shape)
-            torch.mm(left, v[e, :, start : start + COLUMNS].float(), out=delta)
+            torch.mm(factor, v[e, :, start : start + COLUMNS].float(), out=delta)
             torch.add(b[:, start : start + COLUMNS].float(), delta, alpha=-abs(lam), out=delta)
             tile.copy_(
                 delta if row.intermediate_dtype is None else delta.to(row.intermediate_dtype)

@@ -15,6 +15,7 @@ from torch import Tensor
 from pa_kernels import reference
 from pa_kernels.cores import inference, over, over_cores
 from pa_kernels.dense import lerp_piece_
+from pa_kernels.parts import check_index, check_last, check_part, check_starts
 from pa_kernels.reference import BITMAP_TILE, BITS, INDEX_TILE, LIVE_DTYPES
 from pa_kernels.switch import (
     Group,
@@ -152,7 +153,7 @@ class SparseTensor:
         """
         self._check_form()
         if self.kind == "index":
-            self._check_index()
+            check_index(self.where, self.starts, INDEX_TILE, self.numel)
         else:
             self._check_bitmap()
 
@@ -161,60 +162,13 @@ class SparseTensor:
             raise ValueError(f"kind is {self.kind!r}, expected 'index' or 'bitmap'")
         if type(self.numel) is not int or self.numel < 0:
             raise ValueError(f"numel is {self.numel!r}, expected a number of elements")
-        count, tiles = self.count, -(-self.numel // TILE[self.kind])
+        count, tiles, device = self.count, -(-self.numel // TILE[self.kind]), self.base.device
         words = count if self.kind == "index" else tiles * (BITMAP_TILE // 32)
-        for name, tensor, dtypes, size in (
-            ("where", self.where, (WHERE_DTYPE[self.kind],), words),
-            ("starts", self.starts, (torch.int64,), tiles + 1),
-            ("base", self.base, LIVE_DTYPES, count),
-            ("target", self.target, LIVE_DTYPES, count),
-        ):
-            if tensor.dtype not in dtypes:
-                raise ValueError(
-                    f"{name} is {tensor.dtype}, expected {' or '.join(map(str, dtypes))}"
-                )
-            if tensor.shape != (size,):
-                raise ValueError(
-                    f"{name} has shape {tuple(tensor.shape)}, expected ({size},): {self.kind} of"
-                    f" {count} in {self.numel} elements"
-                )
-            if not tensor.is_contiguous():
-                raise ValueError(f"{name} has stride {tensor.stride()}, expected contiguous")
-            if tensor.device != self.base.device:
-                raise ValueError(f"{name} is on {tensor.device}, base on {self.base.device}")
-        starts = self.starts
-        # the range first: differences of what is in range cannot overflow
-        if bool(((starts < 0) | (starts > count)).any()) or bool((starts.diff() < 0).any()):
-            raise ValueError(
-                f"starts go from {int(starts.min())} to {int(starts.max())}, expected ascending"
-                f" from 0 to {count}"
-            )
-        if int(starts[0]) != 0 or int(starts[-1]) != count:
-            raise ValueError(
-                f"starts go from {int(starts[0])} to {int(starts[-1])}, expected 0 to {count}"
-            )
-
-    def _check_index(self) -> None:
-        def check_span(first: int) -> None:
-            places = self.where[first : first + SPAN + 1].int()
-            falls = (places[1:] <= places[:-1]).nonzero().view(-1)
-            entry = falls + first + 1
-            wrong = self.starts[torch.searchsorted(self.starts, entry)] != entry
-            if bool(wrong.any()):
-                k = int(falls[wrong][0])
-                raise ValueError(
-                    f"place {int(places[k + 1])} of entry {first + k + 1} follows place"
-                    f" {int(places[k])} in one tile, expected ascending"
-                )
-
-        over(check_span, range(0, self.count - 1, SPAN), self.where)
-        tiles = self.starts.numel() - 1
-        if self.count and int(self.starts[tiles - 1]) < self.count:
-            last = int(self.where[-1]) + (tiles - 1) * INDEX_TILE
-            if last >= self.numel:
-                raise ValueError(
-                    f"position {last} in a tensor of {self.numel} elements, expected less"
-                )
+        check_part("where", self.where, (WHERE_DTYPE[self.kind],), words, device)
+        check_part("starts", self.starts, (torch.int64,), tiles + 1, device)
+        check_part("base", self.base, LIVE_DTYPES, count, device)
+        check_part("target", self.target, LIVE_DTYPES, count, device)
+        check_starts(self.starts, count)
 
     def _check_bitmap(self) -> None:
         words = BITMAP_TILE // 32
@@ -234,10 +188,8 @@ class SparseTensor:
         tiles = self.starts.numel() - 1
         over(check_span, range(0, tiles, SPAN // BITMAP_TILE), self.where)
         last = reference.bitmap_positions(self.where[-words:])[-1:] + (tiles - 1) * BITMAP_TILE
-        if last.numel() and int(last) >= self.numel:
-            raise ValueError(
-                f"position {int(last)} in a tensor of {self.numel} elements, expected less"
-            )
+        if last.numel():
+            check_last(int(last), self.numel)
 
 
 def position_bytes(kind: Kind, numel: int, count: int) -> int:

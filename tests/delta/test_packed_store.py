@@ -148,18 +148,18 @@ def test_without_a_base_stale_weights_stay_refused_until_the_right_one_is_given(
 def test_a_switch_that_does_not_finish_leaves_no_lambda_and_the_next_one_starts_anew(
     bound: Bound, error: type[BaseException], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pa_kernels import packed
+    from pa_kernels.packed import cpu
 
     weights = bound[0]
     weights.set_lambda(0.4)
-    switch = packed.switch_piece_
+    switch = cpu.switch_piece_
 
     def fail(live: torch.Tensor, *rest: Any) -> None:
         if live.numel() == bound[1]["long"].numel():
             raise error
         switch(live, *rest)
 
-    monkeypatch.setattr(packed, "switch_piece_", fail)
+    monkeypatch.setattr(cpu, "switch_piece_", fail)
     with pytest.raises(error):
         weights.set_lambda(0.9)
     assert weights.lam is None

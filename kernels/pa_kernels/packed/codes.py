@@ -20,6 +20,7 @@ from torch import Tensor
 from pa_kernels import reference
 from pa_kernels.cores import inference, over, pieces
 from pa_kernels.dense import lerp_piece_
+from pa_kernels.parts import check_index, check_part, check_starts
 from pa_kernels.reference import LIMIT, MANTISSA, PACKED_TILE, PLANE, largest
 
 BLOCK = 2 * PLANE
@@ -188,38 +189,18 @@ class PackedTensor:
                 " float16"
             )
         tiles = -(-self.numel // PACKED_TILE)
-        words = code_words(self.numel, self.width)
-        for name, dtype, size in (
-            ("codes", torch.int16, words),
-            ("starts", torch.int32, tiles + 1),
-            ("where", torch.uint16, self.count),
-            ("base", self.dtype, self.count),
-            ("target", self.dtype, self.count),
-            ("span", torch.float32, 2),
-        ):
-            part = getattr(self, name)
-            if part.dtype != dtype or part.shape != (size,) or not part.is_contiguous():
-                raise ValueError(
-                    f"{name} is {part.dtype} {tuple(part.shape)}, expected {dtype} ({size},)"
-                )
+        device = self.codes.device
+        check_part("codes", self.codes, (torch.int16,), code_words(self.numel, self.width), device)
+        check_part("starts", self.starts, (torch.int32,), tiles + 1, device)
+        check_part("where", self.where, (torch.uint16,), self.count, device)
+        check_part("base", self.base, (self.dtype,), self.count, device)
+        check_part("target", self.target, (self.dtype,), self.count, device)
+        check_part("span", self.span, (torch.float32,), 2, torch.device("cpu"))
         lo, hi = self.range
         if not lo <= 0 or not hi >= 1 or abs(lo) + abs(hi) == float("inf"):
             raise ValueError(f"span is [{lo:g}, {hi:g}], expected finite λ around [0, 1]")
-        starts = self.starts.long()
-        if int(starts[0]) != 0 or int(starts[-1]) != self.count or bool((starts.diff() < 0).any()):
-            raise ValueError(
-                f"starts go from {int(starts[0])} to {int(starts[-1])}, expected ascending from 0"
-                f" to {self.count}"
-            )
-        tile = torch.repeat_interleave(torch.arange(tiles, device=starts.device), starts.diff())
-        places = self.where.long()
-        if bool((places >= PACKED_TILE).any()):
-            raise ValueError(
-                f"a place of {int(places.max())} in a tile, expected less than {PACKED_TILE}"
-            )
-        positions = tile * PACKED_TILE + places
-        if bool((positions.diff() <= 0).any()) or (self.count and int(positions[-1]) >= self.numel):
-            raise ValueError(f"positions do not ascend within {self.numel} elements")
+        check_starts(self.starts, self.count)
+        check_index(self.where, self.starts, PACKED_TILE, self.numel)
 
 
 def code_words(numel: int, width: int) -> int:
