@@ -58,9 +58,8 @@ def process(*command: object) -> Run:
             )
             time.sleep(EVERY_S)
         wall_s = time.perf_counter() - began
-        calls = dict(
-            line.split(": ") for line in (watched / "io").read_text().splitlines()
-        )  # it waits to be reaped
+        # it waits to be reaped
+        calls = dict(line.split(": ") for line in (watched / "io").read_text().splitlines())
         _, status, usage = os.wait4(child.pid, 0)
         child.returncode = os.waitstatus_to_exitcode(status)
         said.seek(0)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from pa_kernels.cores import over_cores
 
-from pa_fast.checkpoint.reader import Checkpoint, torch_dtype
+from pa_fast.checkpoint.reader import Checkpoint
+from pa_fast.checkpoint.safetensors import torch_dtype
 from pa_fast.checkpoint.streaming import cuts
 
 

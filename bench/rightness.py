@@ -11,11 +11,11 @@ import torch
 from pa_kernels.cores import cores
 
 import pa_fast
-from pa_fast.checkpoint.fidelity import Moved, fidelity
-from pa_fast.checkpoint.pairing import pair
-from pa_fast.checkpoint.reader import Checkpoint, torch_dtype
-from pa_fast.checkpoint.recipe import Blend
-from pa_fast.checkpoint.streaming import merge_chunk_, over_chunks
+from pa_fast.checkpoint.measure import Moved, fidelity
+from pa_fast.checkpoint.pair import pair
+from pa_fast.checkpoint.reader import Checkpoint
+from pa_fast.checkpoint.safetensors import torch_dtype
+from pa_fast.checkpoint.streaming import TensorMerge, merge_chunk_, over_chunks
 
 
 class Rightness(TypedDict):
@@ -45,13 +45,13 @@ def rightness(
         cores() as pool,
     ):
         found = pair(b, i)
-        at, end = Blend(lam, None), Blend(1.0, None)
+        at, end = TensorMerge(lam, None), TensorMerge(1.0, None)
 
         def moved(
             name: str, start: int, stop: int, base: torch.Tensor, instruct: torch.Tensor
         ) -> list[Moved]:
             def as_written(
-                out: torch.Tensor, base: torch.Tensor, instruct: torch.Tensor, blend: Blend
+                out: torch.Tensor, base: torch.Tensor, instruct: torch.Tensor, blend: TensorMerge
             ) -> None:
                 if blend is at:
                     own.chunk(name, start, stop, out)

@@ -13,8 +13,8 @@ from contextlib import ExitStack, contextmanager
 import torch
 from pa_kernels.cores import over_cores
 
+from pa_fast.checkpoint.folder import INDEX
 from pa_fast.checkpoint.layout import ShardPlan, plan_shards
-from pa_fast.checkpoint.shards import INDEX
 from pa_fast.checkpoint.writer import ShardFile
 
 SIZES = {

@@ -29,12 +29,10 @@ def pair() -> tuple[torch.nn.Module, torch.nn.Module, torch.Tensor, torch.Tensor
 
 def main() -> dict[str, float]:
     base, instruct, inputs, labels = pair()
-    model = copy.deepcopy(
-        base
-    )  # the one live copy: its tensors are rewritten in place and never move
-    live = dict(
-        model.named_parameters()
-    )  # the parameters themselves: that one of them moved shows on no alias
+    # the one live copy: its tensors are rewritten in place and never move
+    model = copy.deepcopy(base)
+    # the parameters themselves: that one of them moved shows on no alias
+    live = dict(model.named_parameters())
     losses = {}
     with pa_fast.LiveWeights.bind(
         live, dict(base.named_parameters()), dict(instruct.named_parameters())

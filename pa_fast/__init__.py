@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from pa_fast.evals.given import evaluator
     from pa_fast.live.memory import Memory
     from pa_fast.live.weights import LiveWeights
+    from pa_fast.rounding import Rounding
     from pa_fast.sweep.results import SweepResult
     from pa_fast.sweep.schedule import lambdas
 
@@ -50,6 +51,7 @@ _LAZY = {
     "PackedStore": "pa_fast.delta.packed_store",
     "PairReport": "pa_fast.checkpoint.inspect",
     "QualityReport": "pa_fast.delta.quality",
+    "Rounding": "pa_fast.rounding",
     "SparseStore": "pa_fast.delta.sparse_store",
     "SweepResult": "pa_fast.sweep.results",
     "VerifyReport": "pa_fast.checkpoint.verify",
@@ -80,6 +82,7 @@ __all__ = [
     "PackedStore",
     "PairReport",
     "QualityReport",
+    "Rounding",
     "Score",
     "SparseStore",
     "SweepResult",

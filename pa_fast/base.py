@@ -122,11 +122,24 @@ class Generation:
 
 @dataclass(frozen=True)
 class Item:
-    """One scored item. `group` is the task that it belongs to; items are the same at every λ."""
+    """One scored item; items are the same at every λ.
+
+    Intervals along λ are computed from items, where these make up the reported value: as
+    Σ weight · score / Σ weight, as the mean over groups of each one's mean, or from `parts`.
+
+    Attributes:
+        group: the task that it belongs to.
+        weight: what it counts in the value, the same at every λ.
+        parts: of a metric that is no mean of items, the figures whose sums over a group make it:
+            `numerator`, `denominator`; `tp`, `fp`, `fn` (F1); with `tn` (Matthews' correlation);
+            `nats`, `tokens` (perplexity). Groups are averaged by the sums of their weights.
+    """
 
     id: str
     group: str
     score: float
+    weight: float = 1.0
+    parts: Mapping[str, float] | None = None
 
 
 @dataclass(frozen=True)

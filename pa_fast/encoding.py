@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pa_fast.base import Lambda
-from pa_fast.checkpoint.pair_options import PairOptions
-from pa_fast.checkpoint.source import resolve
+from pa_fast.checkpoint.folder import resolve
+from pa_fast.checkpoint.pair import PairOptions
 from pa_fast.errors import OutputError, PairError, UsageError
 from pa_fast.evals.files import read_file
 

@@ -10,6 +10,7 @@
     ├── EngineError            an engine cannot prove that its model is the one asked for
     ├── EvaluatorError         an evaluator or its data file is wrong
     ├── RunError               a run folder belongs to another sweep, or is in use
+    ├── StatisticsError        items do not make up their score: no interval can be given
     └── MissingExtra           an optional package is not installed
 
 A message names the tensor or file, what was found and what was expected; `hint` is the next step.
@@ -76,6 +77,10 @@ class EvaluatorError(PaFastError):
 
 class RunError(PaFastError):
     """A run folder belongs to another sweep, or is in use."""
+
+
+class StatisticsError(PaFastError):
+    """Items do not make up the score that they belong to: no interval can be given."""
 
 
 class MissingExtra(PaFastError):

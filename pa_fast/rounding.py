@@ -43,6 +43,19 @@ class Rounding:
             )
         object.__setattr__(self, "seed", seed)
 
+    @classmethod
+    def of(cls, rounding: str | Rounding, seed: int | None = None) -> Rounding:
+        """Return the rounding that `rounding`, a mode or a value of this class, and `seed` say.
+
+        Raises:
+            UsageError: no such mode or seed, or a seed beside a value that has its own.
+        """
+        if not isinstance(rounding, Rounding):
+            return cls(rounding, seed)
+        if seed is not None and seed != rounding.seed:
+            raise UsageError(f"seed {seed} beside {rounding!r}", "give the seed in one of them")
+        return rounding
+
     @property
     def drawn(self) -> bool:
         """Whether elements have noise."""

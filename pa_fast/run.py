@@ -81,9 +81,8 @@ def run(
     from pa_fast.sweep import sweep
 
     points = lambdas(job.lambdas)
-    out = pathlib.Path(
-        os.path.abspath(job.out)
-    )  # whatever the modules of evaluators do when they are imported
+    # whatever the modules of evaluators do when they are imported
+    out = pathlib.Path(os.path.abspath(job.out))
     check_folder(out, None if shard is None else Shard(*shard))
     model, asked = opened(job)
     for note in getattr(model, "notes", ()):
@@ -118,8 +117,8 @@ def check_confirm(job: SweepSpec) -> None:
         UsageError: there is no instruct model, or nothing is lost.
         PairError: the delta stands for another instruct model.
     """
+    from pa_fast.checkpoint.folder import resolve
     from pa_fast.checkpoint.reader import Checkpoint
-    from pa_fast.checkpoint.source import resolve
     from pa_fast.live import opening
     from pa_fast.live.planner import planned
 

@@ -16,9 +16,8 @@ if os.environ.pop(
     # is first imported.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-os.environ.setdefault(
-    "OMP_WAIT_POLICY", "passive"
-)  # threads that wait do not spin on a core that another test needs
+# threads that wait do not spin on a core that another test needs
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -74,9 +74,8 @@ class _Job:
 
     def take_part(self) -> None:
         """`drain`, in a helper."""
-        self._active.append(
-            None
-        )  # before `closed` is read: `end` sets that first, and then looks here
+        # before `closed` is read: `end` sets that first, and then looks here
+        self._active.append(None)
         try:
             self.drain()
         except BaseException as error:
@@ -120,9 +119,8 @@ def settle() -> None:
         return
     me = threading.get_ident()
     for job in list(_jobs):
-        if (
-            job.closed or job.owner == me
-        ):  # one that another thread still works on is none of our business
+        if job.closed or job.owner == me:
+            # one that another thread still works on is none of our business
             _end(job)
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pa_fast.checkpoint.document import quoted
+from pa_fast.checkpoint.safetensors import quoted
 
 ABSENT = "absent"
 _HARMLESS = (
@@ -63,17 +63,16 @@ _HARMLESS = (
     # compared as the rows of the embedding, by shape
     "vocab_size",
 )
-HARMLESS = frozenset(
-    " ".join(_HARMLESS).split()
-)  # keys that cannot change the forward pass of an evaluation
+# keys that cannot change the forward pass of an evaluation
+HARMLESS = frozenset(" ".join(_HARMLESS).split())
+# rope types that never look at max_position_embeddings
 _LENGTH_FREE_ROPE = {
     "default",
     "linear",
     "llama3",
-}  # rope types that never look at max_position_embeddings
-_MAX_EXPANDED_LAYERS = (
-    4096  # the class writes one list entry per layer: a hostile count must not fill the memory
-)
+}
+# the class writes one list entry per layer: a hostile count must not fill the memory
+_MAX_EXPANDED_LAYERS = 4096
 
 
 @dataclass(frozen=True)
@@ -296,7 +295,6 @@ def _expanded(config: Mapping[str, Any]) -> dict[str, Any] | None:
         from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
         return CONFIG_MAPPING[config["model_type"]].from_dict(copy.deepcopy(dict(config))).to_dict()
-    except (
-        Exception
-    ):  # an unknown or malformed configuration is compared as it is written, which is stricter
+    except Exception:
+        # an unknown or malformed configuration is compared as it is written, which is stricter
         return None

@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from pa_fast.base import Lambda
 from pa_fast.checkpoint.config import Difference, tied
-from pa_fast.checkpoint.pair_options import PairOptions
-from pa_fast.checkpoint.pairing import Pair, pair
+from pa_fast.checkpoint.folder import resolve
+from pa_fast.checkpoint.pair import Pair, PairOptions, pair
 from pa_fast.checkpoint.reader import Checkpoint
-from pa_fast.checkpoint.recipe import Recipe
-from pa_fast.checkpoint.source import resolve
-from pa_fast.checkpoint.streaming import check_dtype, live_dtype
+from pa_fast.checkpoint.streaming import MergeSpec, check_dtype, live_dtype
 from pa_fast.errors import UsageError
+from pa_fast.rounding import Rounding
 from pa_fast.rules import RuleLike
 
 if TYPE_CHECKING:
@@ -58,14 +57,14 @@ class PairReport:
 
 
 def inspect(
-    base_dir: str | Path,
-    instruct_dir: str | Path,
+    base: str | Path,
+    instruct: str | Path,
     *,
     sample: bool = False,
     full: bool = False,
     fidelity: Iterable[Lambda | float | str] = (),
     dtype: str = "auto",
-    rounding: str = "nearest",
+    rounding: str | Rounding = "nearest",
     seed: int | None = None,
     rule: RuleLike | None = None,
     extra_rows: str = "instruct",
@@ -77,7 +76,7 @@ def inspect(
     """Pair two checkpoints and report what they are; on request, how far apart.
 
     Args:
-        base_dir, instruct_dir: folders or hub ids `org/name[@revision]`.
+        base, instruct: folders or hub ids `org/name[@revision]`.
         sample: also measure 65,536 evenly placed weights of every tensor; see
             `pa_fast.checkpoint.measure`.
         full: also measure all weights.
@@ -99,7 +98,7 @@ def inspect(
         UsageError: `sample` and `full` together; rounding or rule without `fidelity`; no such
             dtype, λ, rounding, seed or policy; or a rule that is none or does not fit the names.
     """
-    grid = [Recipe.of(lam, rounding, seed, rule) for lam in fidelity]
+    grid = [MergeSpec.of(lam, rounding, seed, rule) for lam in fidelity]
     options = PairOptions.of(extra_rows, one_sided, ignore_config, strip_prefix)
     check_dtype(dtype)
     if sample and full:
@@ -107,30 +106,30 @@ def inspect(
             "--sample and --full together",
             "--full measures all weights, --sample some of each tensor",
         )
-    if not grid and (rule is not None or seed is not None or rounding != "nearest"):
+    if not grid and (rule is not None or Rounding.of(rounding, seed) != Rounding()):
         raise UsageError("rounding and rule of no λ", "say of which: --fidelity 0:1:0.1")
     with (
-        Checkpoint.open(resolve(base_dir)) as base,
-        Checkpoint.open(resolve(instruct_dir)) as instruct,
+        Checkpoint.open(resolve(base)) as b,
+        Checkpoint.open(resolve(instruct)) as i,
     ):
-        found = pair(base, instruct, options)
+        found = pair(b, i, options)
         more: dict[str, Any] = {"notes": found.notes}
         weights = sample or full or bool(grid)
         if weights:
             from pa_fast.checkpoint.measure import measure
-            from pa_fast.checkpoint.untrained import untrained_rows
+            from pa_fast.checkpoint.vocabulary import untrained_rows
 
-            more["notes"] += untrained_rows(base, instruct)
+            more["notes"] += untrained_rows(b, i)
             more["measured"] = measure(found, dtype, grid, sample=not full, progress=progress)
-        said = tied(instruct.config)
+        said = tied(i.config)
         return PairReport(
-            model_type=str(instruct.config.get("model_type", "unknown")),
+            model_type=str(i.config.get("model_type", "unknown")),
             tensors=len(found.names),
             parameters=sum(found.count(name) for name in found.names if found.is_lerped(name)),
             tied=said if said is not None and not found.tied else not _has_head(found),
             live_dtypes=dict(Counter(live_dtype(found, name, dtype) for name in found.names)),
-            base=_side(base, weights),
-            instruct=_side(instruct, weights),
+            base=_side(b, weights),
+            instruct=_side(i, weights),
             differences=found.differences,
             **more,
         )

@@ -1,14 +1,36 @@
-"""How tensors are cut into output shards, and the header bytes of each: known before the first
-tensor is read."""
+"""Weight files that a merge writes: how tensors are cut into them, which of an unfinished folder
+are complete, and which folder they may replace.
+"""
 
 from __future__ import annotations
 
+import fnmatch
 import json
+import os
+import stat
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from pa_fast.checkpoint.header import DTYPE_BITS
-from pa_fast.checkpoint.shards import SINGLE
+from pa_fast import files
+from pa_fast.checkpoint.folder import PROVENANCE, SINGLE, TEMPLATES
+from pa_fast.checkpoint.provenance import as_hex
+from pa_fast.checkpoint.safetensors import (
+    DTYPE_BITS,
+    TensorInfo,
+    WeightFile,
+    quoted,
+    read_object,
+    torch_dtype,
+)
+from pa_fast.checkpoint.streaming import cuts, in_order
+from pa_fast.errors import CheckpointError, OutputError, PaFastError
+
+if TYPE_CHECKING:
+    import torch
+
 
 # the header is padded so that data start on a cache line, and tensors stay aligned to their dtype
 _ALIGNMENT = 64
@@ -107,3 +129,271 @@ def _plan(file: str, group: list[Row]) -> ShardPlan:
         slots.append(Slot(name, dtype, shape, at, at + size))
         at += size
     return ShardPlan(file, header, tuple(slots))
+
+
+# --- replacing
+#
+# What an output may replace: checkpoints alone, and never a source that is being read.
+
+# what save_pretrained of models, tokenizers and processors, the end of a Trainer, and the hub leave
+# in a model's folder
+_KNOWN = (
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "model[-.]*.safetensors",
+    "consolidated*.safetensors",
+    "model*.safetensors.index.json",
+    "pytorch_model*.bin",
+    "pytorch_model.bin.index.json",
+    "tokenizer*.json",
+    "tokenizer*.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "spiece.model",
+    "sentencepiece*.model",
+    "*.tiktoken",
+    "tekken.json",
+    "chat_template.json",
+    "chat_template.jinja",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
+    "image_processor_config.json",
+    "training_args.bin",
+    "trainer_state.json",
+    "all_results.json",
+    "train_results.json",
+    "eval_results.json",
+    "README.md",
+    "LICENSE*",
+    "NOTICE*",
+    "USE_POLICY*",
+    ".gitattributes",
+    PROVENANCE,
+)
+# folder → the only files that may be in it
+_KNOWN_FOLDERS = {TEMPLATES: "*.jinja"}
+
+
+def check_replaceable(folder: Path) -> None:
+    """Refuse to replace `folder` unless it is a checkpoint, and all that it holds is a
+    checkpoint's.
+
+    Known by name are the files that `save_pretrained`, the end of a Trainer and the hub write, and
+    those that the folder's own pa_fast.json lists. What a training could go on from
+    (`optimizer.pt`, `checkpoint-500/`) is not among them.
+
+    Raises:
+        OutputError: it is no checkpoint, or it holds something else, which is named.
+    """
+    names = sorted(os.listdir(folder))
+    listed = _listed(folder)
+    if listed is None and not _is_model_config(folder):
+        raise OutputError(
+            f"{folder}: not empty: found {', '.join(names[:3])}, which is no checkpoint",
+            "only a checkpoint is replaced: remove the folder yourself, or choose another --out",
+        )
+    foreign = foreign_names(folder)
+    if foreign:
+        more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
+        raise OutputError(
+            f"{folder}: holds {', '.join(map(quoted, foreign[:3]))}{more}, which no checkpoint"
+            " consists of",
+            "replacing the folder would remove that: move it elsewhere, or choose another --out",
+        )
+
+
+def foreign_names(folder: Path) -> list[str]:
+    """Return the names in `folder` that no checkpoint consists of."""
+    listed = _listed(folder) or frozenset()
+    return [name for name in sorted(os.listdir(folder)) if not _is_known(folder / name, listed)]
+
+
+def check_apart(outputs: Iterable[Path], sources: Iterable[Path]) -> None:
+    """Refuse outputs that are, hold or lie in a source folder, or hold a file that one of its links
+    leads to.
+
+    Args:
+        outputs: the folder that is written, and its working names.
+        sources: checkpoint folders and files that are read.
+
+    Raises:
+        OutputError: naming output and source.
+    """
+    places = [(output, Path(os.path.realpath(output))) for output in outputs]
+    for source in sources:
+        root = Path(os.path.realpath(source))
+        entries = sorted(source.iterdir()) if source.is_dir() else []
+        for output, place in places:
+            if place == root or place in root.parents or root in place.parents:
+                raise OutputError(
+                    f"{output}: is, holds or lies in the source {source}", "choose another --out"
+                )
+            for entry in entries:
+                if place in Path(os.path.realpath(entry)).parents:
+                    raise OutputError(
+                        f"{output}: holds what {entry} of a source is a link to",
+                        "choose another --out",
+                    )
+
+
+def _listed(folder: Path) -> frozenset[str] | None:
+    """The file names that the pa_fast.json of `folder` lists; None where there is none of a
+    merge."""
+    document = _object(folder / PROVENANCE)
+    if not document.keys() >= {"format", "lambda", "base", "instruct"}:
+        return None
+    files = document.get("files", [])
+    return (
+        frozenset(name for name in files if isinstance(name, str))
+        if isinstance(files, list)
+        else frozenset()
+    )
+
+
+def _is_model_config(folder: Path) -> bool:
+    document = _object(folder / "config.json")
+    return isinstance(document.get("model_type"), str) or isinstance(
+        document.get("architectures"), list
+    )
+
+
+def _object(path: Path) -> Mapping[str, Any]:
+    try:
+        return read_object(path) if os.path.lexists(path) else {}
+    except CheckpointError:
+        return {}
+
+
+def _is_known(path: Path, listed: frozenset[str]) -> bool:
+    mode = os.lstat(path).st_mode
+    if stat.S_ISDIR(mode):
+        if path.name == ".cache":
+            return os.listdir(path) == ["huggingface"]
+        pattern = _KNOWN_FOLDERS.get(path.name)
+        return pattern is not None and all(
+            fnmatch.fnmatchcase(one.name, pattern) and not one.is_dir() for one in path.iterdir()
+        )
+    return path.name in listed or any(fnmatch.fnmatchcase(path.name, pattern) for pattern in _KNOWN)
+
+
+# --- resume
+#
+# Which shards of an unfinished folder are complete, so that another run of the same job need not
+# write them again.
+#
+#     .pa_fast.shards.jsonl in the partial folder, one line per complete shard, synced after it:
+#     {"job": "…", "file": "model-00001-of-00003.safetensors",
+#      "tensors": {name: [written, base, instruct]}}
+#
+# The three numbers are checksums (`pa_kernels.checksum`) as hex: of the bytes written, by which the
+# shard is verified, and of both sources, from which the content fingerprints are made without
+# reading them again.
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Checksums of one tensor: as written, and of what either side holds."""
+
+    written: int
+    base: int
+    instruct: int
+
+
+class ShardLog:
+    """The complete shards in `folder` of the job `job`, whatever its form: only equal ones go on
+    from each other."""
+
+    def __init__(self, folder: Path, job: str):
+        self.file = folder / ".pa_fast.shards.jsonl"
+        self._job = job
+
+    def begin(self) -> None:
+        """Create the file, empty: by it the next run knows the folder as one of this tool's."""
+        os.close(files.open_own(self.file, os.O_WRONLY | os.O_CREAT))
+
+    def read(self) -> dict[str, dict[str, Sums]]:
+        """File → checksums by tensor. A line that a kill tore, or of another job, counts for
+        nothing."""
+        try:
+            lines = files.read_own(self.file).splitlines()
+        except (OSError, OutputError):
+            return {}
+        found = {}
+        for line in lines:
+            try:
+                entry = json.loads(line)
+                if entry["job"] == self._job:
+                    found[str(entry["file"])] = {
+                        str(name): Sums(*(int(value, 16) for value in sums))
+                        for name, sums in entry["tensors"].items()
+                    }
+            except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+                continue
+        return found
+
+    def add(self, shard: str, sums: Mapping[str, Sums]) -> None:
+        """Say that `shard`, which is on the disk under its name, is complete."""
+        tensors = {
+            name: [as_hex(one.written), as_hex(one.base), as_hex(one.instruct)]
+            for name, one in sums.items()
+        }
+        line = json.dumps({"job": self._job, "file": shard, "tensors": tensors})
+        with os.fdopen(
+            files.open_own(self.file, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "ab"
+        ) as file:
+            # begins with a line break: a torn line before it must not swallow it
+            file.write(f"\n{line}\n".encode())
+            file.flush()
+            os.fsync(file.fileno())
+
+    def remove(self) -> None:
+        self.file.unlink(missing_ok=True)
+
+
+def is_complete(
+    pool: ThreadPoolExecutor, path: Path, plan: ShardPlan, sums: Mapping[str, Sums]
+) -> bool:
+    """Whether `path` has the size, the header and every byte that `plan` and `sums` say.
+
+    Cost: one pass over the file.
+    """
+    from pa_kernels.cores import Scratch
+
+    if sums.keys() != {slot.name for slot in plan.slots}:
+        return False
+    infos = {
+        s.name: TensorInfo(s.name, s.dtype, s.shape, path, s.start, s.stop) for s in plan.slots
+    }
+    scratch = Scratch()
+    try:
+        file = WeightFile(path, plan.size_bytes)
+        try:
+
+            def one(name: str, start: int, stop: int) -> int:
+                info = infos[name]
+                out = scratch.take("out", stop - start, torch_dtype(info.dtype))
+                return chunk_sum(file.read(info, start, stop, out), start)
+
+            if file.sample(0, len(plan.header)) != plan.header:
+                return False
+            found = dict.fromkeys(infos, 0)
+            pieces = ((name, *cut) for name, info in infos.items() for cut in cuts(info.count))
+            for name, value in in_order(pool, one, pieces):
+                found[name] += value
+        finally:
+            file.close()
+    except PaFastError:
+        return False
+    return all(found[name] % 2**64 == one.written for name, one in sums.items())
+
+
+def chunk_sum(chunk: torch.Tensor, start: int) -> int:
+    """What elements from `start` on add to the checksum of their tensor, mod 2^64."""
+    from pa_kernels.checksum import CHUNK_BYTES, piece_checksum
+
+    return piece_checksum(chunk, start * chunk.element_size() // CHUNK_BYTES)

@@ -1,25 +1,322 @@
-"""How far apart the two sides of a pair are, tensor by tensor: what `pa-fast inspect --sample` and
-`--full` read."""
+"""What the delta of a pair is like, measured chunk by chunk."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pa_fast.base import Lambda
-from pa_fast.checkpoint.delta_sums import DeltaSums, delta_sums
-from pa_fast.checkpoint.header import DTYPE_BITS
-from pa_fast.checkpoint.pairing import Pair
-from pa_fast.checkpoint.place import place
-from pa_fast.checkpoint.reader import torch_dtype
-from pa_fast.checkpoint.recipe import Blend, Recipe
-from pa_fast.checkpoint.store_size import StoreSize, store_size
-from pa_fast.checkpoint.streaming import CHUNK_ELEMENTS, check_finite, live_dtype, merge_chunk_
+from pa_fast.checkpoint.pair import Pair
+from pa_fast.checkpoint.safetensors import DTYPE_BITS, torch_dtype
+from pa_fast.checkpoint.streaming import (
+    CHUNK_ELEMENTS,
+    MergeSpec,
+    TensorMerge,
+    check_finite,
+    live_dtype,
+    merge_chunk_,
+)
 
 if TYPE_CHECKING:
     import torch
+
+
+Merge = Callable[["torch.Tensor", "torch.Tensor", "torch.Tensor", TensorMerge], None]
+"""`merge(out, base, instruct, blend)` writes W(λ) of flat tensors [N] into `out` [N], rounded to
+its dtype."""
+
+
+@dataclass(frozen=True)
+class Moved:
+    """Sums over some weights at one λ: `along` is ⟨W − B, I − B⟩, `weights` how many have other
+    bits than at λ = 0."""
+
+    along: float
+    weights: int
+
+    def __add__(self, other: Moved) -> Moved:
+        return Moved(self.along + other.along, self.weights + other.weights)
+
+
+def fidelity(
+    base: torch.Tensor,
+    instruct: torch.Tensor,
+    blends: Sequence[TensorMerge],
+    dtype: torch.dtype,
+    merge: Merge = merge_chunk_,
+) -> list[Moved]:
+    """What each λ of a grid does to flat tensors [N] of one pair, held in `dtype`.
+
+    Args:
+        base, instruct: [N], bf16, fp16 or fp32, any mix.
+        dtype: the live dtype, which W(λ) is rounded to.
+        blends: the λ of each point, all with the same noise or none.
+        merge: how W(λ) is computed and rounded; the contract by default, of tensors from their
+            first element on.
+
+    Numerics: W − B and I − B in fp32, dot products in fp32: call it on pieces of about a million,
+    and add the sums.
+    Cost: three passes per λ over scratch of 10 bytes per element.
+    """
+    import torch
+
+    wide = base.float()
+    delta = instruct.float() - wide
+    out, start = torch.empty(base.numel(), dtype=dtype), base.to(dtype)
+    if blends and blends[0].key is not None:
+        start = torch.empty_like(out)
+        merge(start, base, instruct, TensorMerge(0.0, blends[0].key))
+    kind = torch.int16 if dtype.itemsize == 2 else torch.int32
+    found = []
+    for blend in blends:
+        merge(out, base, instruct, blend)
+        moved = int(torch.count_nonzero(out.view(kind) != start.view(kind)))
+        found.append(Moved(float(torch.dot(out.float() - wide, delta)), moved))
+    return found
+
+
+# --- delta sums
+#
+# What can be added up over the weights of a pair: norms, counts and a histogram, chunk by chunk in
+# any order.
+#
+# k is the distance of two weights of one sign on the grid of the live dtype: the difference of
+# their bit patterns as integers, so |k| = 1 means neighbours.
+
+BUCKETS = 33
+"""|k| = 0 is bucket 0, and 2^(n−1) ≤ |k| < 2^n is bucket n: up to 16 of bf16 and fp16, 32 of
+fp32."""
+SMALL_CODE, LARGE_CODE = 63, 8191
+"""The largest |k| of the 8-bit and of the 16-bit codes of a packed store."""
+
+
+@dataclass(frozen=True)
+class DeltaSums:
+    """Sums over `weights` elements of a pair.
+
+    Attributes:
+        base_square, delta_square: ‖B‖² and ‖I − B‖².
+        unchanged: elements with equal values and signs on both sides.
+        sign_crossings, binade_crossings: elements whose sign, or exponent, differs at the live
+            dtype.
+        histogram: elements of equal sign by |k|; see `BUCKETS`.
+        no_small_code, no_large_code: elements that 8-bit, or 16-bit, codes of a packed store cannot
+            stand for.
+        inexact: elements that the live dtype cannot hold exactly on some side.
+        moved: for each λ of a grid.
+    """
+
+    weights: int = 0
+    base_square: float = 0.0
+    delta_square: float = 0.0
+    unchanged: int = 0
+    sign_crossings: int = 0
+    binade_crossings: int = 0
+    no_small_code: int = 0
+    no_large_code: int = 0
+    inexact: int = 0
+    histogram: tuple[int, ...] = (0,) * BUCKETS
+    moved: tuple[Moved, ...] = ()
+
+    def __add__(self, other: DeltaSums) -> DeltaSums:
+        pairs = [
+            (getattr(self, field.name), getattr(other, field.name))
+            for field in dataclasses.fields(self)
+        ]
+        return DeltaSums(*(_added(a, b) for a, b in pairs))
+
+    def scaled(self, weights: int) -> DeltaSums:
+        """These sums as an estimate over `weights` elements, of which they are a sample; itself
+        where they are all."""
+        if weights == self.weights or not self.weights:
+            return self
+        share = weights / self.weights
+        return DeltaSums(
+            *(_scaled(getattr(self, field.name), share) for field in dataclasses.fields(self))
+        )
+
+
+def _scaled(value: Any, share: float) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_scaled(one, share) for one in value)
+    if isinstance(value, Moved):
+        return Moved(value.along * share, round(value.weights * share))
+    return round(value * share) if isinstance(value, int) else value * share
+
+
+def _added(a: Any, b: Any) -> Any:
+    if isinstance(a, tuple):
+        return tuple(x + y for x, y in zip(a, b)) if a and b else a or b
+    return a + b
+
+
+def delta_sums(
+    base: torch.Tensor,
+    instruct: torch.Tensor,
+    dtype: torch.dtype,
+    blends: Sequence[TensorMerge] = (),
+    merge: Merge = merge_chunk_,
+) -> DeltaSums:
+    """The sums of flat tensors [N], bf16, fp16 or fp32, that are held in `dtype`, and `fidelity` of
+    each of `blends`.
+
+    Numerics: fp32 dot products: call it on pieces of about a million, and add.
+    Cost: about thirty passes over scratch of the size of the piece in fp32, and three per λ.
+    """
+    import torch
+
+    wide_b, wide_i = base.float(), instruct.float()
+    delta = wide_i - wide_b
+    live_b, live_i = base.to(dtype), instruct.to(dtype)
+    kind, low, exponents, unsigned = {
+        torch.bfloat16: (torch.int16, 7, 0x7F80, 0x7FFF),
+        torch.float16: (torch.int16, 10, 0x7C00, 0x7FFF),
+        torch.float32: (torch.int32, 23, 0x7F800000, 0x7FFFFFFF),
+    }[dtype]
+    bits_b, bits_i = live_b.view(kind), live_i.view(kind)
+    differing = bits_b ^ bits_i
+    crossed = differing < 0
+    wider = torch.int64 if kind == torch.int32 else torch.int32
+    distance = (bits_i.to(wider) - bits_b.to(wider)).abs_()
+    sizes = bits_b & unsigned, bits_i & unsigned
+    normal = (torch.minimum(*sizes) >= 1 << low) & (torch.maximum(*sizes) < exponents)
+    coded = normal.logical_or_(distance == 0) & ~crossed
+    inexact = 0
+    if not base.dtype == instruct.dtype == dtype:
+        inexact = _count((live_b.float() != wide_b) | (live_i.float() != wide_i))
+    return DeltaSums(
+        weights=base.numel(),
+        base_square=float(torch.dot(wide_b, wide_b)),
+        delta_square=float(torch.dot(delta, delta)),
+        unchanged=_count(wide_b.view(torch.int32) == wide_i.view(torch.int32)),
+        sign_crossings=_count(crossed),
+        binade_crossings=_count(differing & exponents),
+        no_small_code=base.numel() - _count(coded & (distance <= SMALL_CODE)),
+        no_large_code=base.numel() - _count(coded & (distance <= LARGE_CODE)),
+        inexact=inexact,
+        histogram=_histogram(distance, crossed),
+        moved=tuple(fidelity(base, instruct, blends, dtype, merge)) if blends else (),
+    )
+
+
+def _count(flags: torch.Tensor) -> int:
+    import torch
+
+    return int(torch.count_nonzero(flags))  # `sum` would first make int64 of them
+
+
+def _histogram(distance: torch.Tensor, left_out: torch.Tensor) -> tuple[int, ...]:
+    """How many of int32 or int64 [N] numbers have each number of binary digits, those `left_out`
+    apart."""
+    import torch
+
+    # the exponent of a float is the number of digits: int32 ones have 16 at most, which fp32 holds
+    # exactly
+    if distance.dtype == torch.int64:
+        digits = (distance.double().view(torch.int64) >> 52) - 1022
+    else:
+        digits = (distance.float().view(torch.int32) >> 23) - 126
+    digits.clamp_min_(0).masked_fill_(left_out, BUCKETS)
+    return tuple(torch.bincount(digits, minlength=BUCKETS + 1)[:BUCKETS].tolist())
+
+
+# --- store size
+#
+# Bytes that each store would take beside the live copy of one tensor, from counts alone.
+
+
+@dataclass(frozen=True)
+class StoreSize:
+    """Bytes beside the live copy. `packed` is as `dense` where a tensor cannot be packed, or
+    packing does not pay."""
+
+    dense: int = 0
+    sparse: int = 0
+    packed: int = 0
+
+    def __add__(self, other: StoreSize) -> StoreSize:
+        return StoreSize(
+            self.dense + other.dense, self.sparse + other.sparse, self.packed + other.packed
+        )
+
+
+def store_size(sums: DeltaSums, item_bytes: tuple[int, int], live: str) -> StoreSize:
+    """What a tensor would take in each store.
+
+    Args:
+        sums: over all of its elements, or scaled to as many.
+        item_bytes: of one element of base and of instruct, in their files.
+        live: safetensors dtype of the live tensor.
+    """
+    from pa_kernels.packed import packed_bytes
+    from pa_kernels.sparse import position_bytes
+
+    numel, both = sums.weights, sum(item_bytes)
+    changed = numel - sums.unchanged
+    where = min(position_bytes("index", numel, changed), position_bytes("bitmap", numel, changed))
+    packed = [numel * both]
+    if not sums.inexact and live in ("BF16", "F16"):
+        packed += [
+            packed_bytes(numel, sums.no_small_code, 8),
+            packed_bytes(numel, sums.no_large_code, 16),
+        ]
+    return StoreSize(numel * both, where + changed * both, min(packed))
+
+
+# --- place
+#
+# Where in a model a tensor sits, read from its name: no table of architectures.
+
+
+@dataclass(frozen=True)
+class Place:
+    """The layer, None outside all layers, and the module, which is the same text in every layer.
+
+    `model.layers.12.mlp.experts.3.up_proj.weight` is module `model.layers.mlp.experts.*.up_proj` of
+    layer 12.
+    """
+
+    layer: int | None
+    module: str
+
+
+def place(name: str) -> Place:
+    """The place of tensor `name`: its first number is the layer, every further one (an expert)
+    stands for all of its kind."""
+    parts = name.removesuffix(".weight").split(".")
+    numbers = [
+        at for at, part in enumerate(parts) if part.isascii() and part.isdigit() and len(part) < 10
+    ]
+    if not numbers:
+        return Place(None, ".".join(parts))
+    first, *others = numbers
+    kept = ["*" if at in others else part for at, part in enumerate(parts) if at != first]
+    return Place(int(parts[first]), ".".join(kept))
+
+
+def short_names(modules: Iterable[str], layered: Iterable[str]) -> dict[str, str]:
+    """`modules` as people call them: those in `layered` without the beginning that all of these
+    share."""
+    inside = list(layered)
+    split = [module.split(".")[:-1] for module in inside]
+    shared = 0
+    while split and all(
+        len(parts) > shared and parts[shared] == split[0][shared] for parts in split
+    ):
+        shared += 1
+    return {
+        module: ".".join(module.split(".")[shared:]) if module in inside else module
+        for module in modules
+    }
+
+
+# --- measure
+#
+# How far apart the two sides of a pair are, tensor by tensor: what `pa-fast inspect --sample` and
+# `--full` read.
 
 BLOCKS, BLOCK_ELEMENTS = 16, 4096
 """A sample of a tensor: so many blocks of so many elements, evenly placed; a smaller tensor is read
@@ -101,7 +398,7 @@ class _Tensor:
 def measure(
     pair: Pair,
     dtype: str,
-    grid: Sequence[Recipe],
+    grid: Sequence[MergeSpec],
     *,
     sample: bool,
     progress: Callable[[int, int], None] | None = None,
@@ -183,8 +480,12 @@ def _pieces(count: int, sample: bool) -> Iterator[Piece]:
             yield [(start, min(start + CHUNK_ELEMENTS, count))]
 
 
-def _sums(pair: Pair, name: str, piece: Piece, live: str, blends: Sequence[Blend]) -> DeltaSums:
-    def merge(out: torch.Tensor, base: torch.Tensor, instruct: torch.Tensor, blend: Blend) -> None:
+def _sums(
+    pair: Pair, name: str, piece: Piece, live: str, blends: Sequence[TensorMerge]
+) -> DeltaSums:
+    def merge(
+        out: torch.Tensor, base: torch.Tensor, instruct: torch.Tensor, blend: TensorMerge
+    ) -> None:
         # a sample, which begins at 0, has the noise of the tensor's first places: as good as that
         # of its own
         merge_chunk_(out, base, instruct, blend, piece[0][0])

@@ -1,5 +1,4 @@
-"""`pa-fast merge`: W(λ) of a pair as a Hugging Face folder, streamed from files to files chunk by
-chunk."""
+"""`pa-fast merge`: write W(λ) of a pair as a checkpoint folder."""
 
 from __future__ import annotations
 
@@ -8,45 +7,167 @@ import hashlib
 import json
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pa_fast.base import Lambda
-from pa_fast.checkpoint.card import Provenance, Source, merged_config, model_card
-from pa_fast.checkpoint.companions import PROVENANCE, Companion, copied
 from pa_fast.checkpoint.config import ties
 from pa_fast.checkpoint.content import content_sums
-from pa_fast.checkpoint.fingerprint import as_hex, combine
-from pa_fast.checkpoint.lanes import side_by_side
-from pa_fast.checkpoint.layout import ShardPlan, plan_shards, plan_shards_like
-from pa_fast.checkpoint.live_tensors import LiveTensors
-from pa_fast.checkpoint.pair_options import PairOptions
-from pa_fast.checkpoint.pairing import Pair, pair
-from pa_fast.checkpoint.reader import Checkpoint, torch_dtype
-from pa_fast.checkpoint.recipe import Blend, Recipe
-from pa_fast.checkpoint.resume import Sums, chunk_sum, is_complete
-from pa_fast.checkpoint.rows import with_vocabulary_sizes
-from pa_fast.checkpoint.shards import INDEX, hub_id
-from pa_fast.checkpoint.source import resolve, revision
+from pa_fast.checkpoint.folder import (
+    INDEX,
+    PROVENANCE,
+    Companion,
+    copied,
+    hub_id,
+    resolve,
+    revision,
+)
+from pa_fast.checkpoint.layout import (
+    ShardPlan,
+    Sums,
+    chunk_sum,
+    is_complete,
+    plan_shards,
+    plan_shards_like,
+)
+from pa_fast.checkpoint.names import Skeleton, undone
+from pa_fast.checkpoint.pair import Pair, PairOptions, pair, untied_config
+from pa_fast.checkpoint.provenance import (
+    Provenance,
+    Source,
+    as_hex,
+    combine,
+    merged_config,
+    model_card,
+)
+from pa_fast.checkpoint.reader import Checkpoint, Conversion
+from pa_fast.checkpoint.safetensors import quoted, torch_dtype
 from pa_fast.checkpoint.streaming import (
+    MergeSpec,
+    TensorMerge,
     check_dtype,
     check_finite,
     live_dtype,
     merge_chunk_,
     over_chunks,
 )
-from pa_fast.checkpoint.tying import untied_config
-from pa_fast.checkpoint.untrained import untrained_rows
+from pa_fast.checkpoint.vocabulary import untrained_rows, with_vocabulary_sizes
 from pa_fast.checkpoint.writer import OutputFolder, ShardFile
-from pa_fast.errors import OutputError
+from pa_fast.errors import EngineError, OutputError
+from pa_fast.rounding import Rounding
 from pa_fast.rules import RuleLike
 from pa_fast.units import parse_bytes
 
 if TYPE_CHECKING:
     import torch
+
+
+A = TypeVar("A")
+T = TypeVar("T")
+
+
+def parallel_files(
+    work: Callable[[ThreadPoolExecutor, A], T],
+    items: Sequence[A],
+    at_once: int,
+    ended: threading.Event,
+) -> list[T]:
+    """`work(pool, item)` of every item, in order; `at_once` of them at a time, each with its share
+    of the cores.
+
+    Args:
+        ended: set when an item fails or the caller is interrupted. Work that goes on must look at
+            it, and raise.
+
+    Raises:
+        what the first item that failed by itself raised, once all have ended.
+    """
+    from pa_kernels.cores import cores, threads
+
+    if at_once < 2:
+        with cores() as pool:
+            return [work(pool, item) for item in items]
+    left, done = deque(enumerate(items)), dict[int, T]()
+    failed: list[BaseException] = []
+
+    def fill(pool: ThreadPoolExecutor) -> None:
+        while left and not ended.is_set():
+            try:
+                k, item = left.popleft()
+                done[k] = work(pool, item)
+            except BaseException as error:
+                failed.append(error)
+                ended.set()
+
+    with ExitStack() as stack:
+        pools = [stack.enter_context(cores(at_once)) for _ in range(at_once)]
+        fillers = stack.enter_context(threads(at_once))
+        stack.callback(ended.set)  # an interrupt of the wait
+        wait([fillers.submit(fill, pool) for pool in pools])
+    if failed:
+        raise failed[0]
+    return [done[k] for k in range(len(items))]
+
+
+# --- live tensors
+#
+# The weights of a live transformers model under the names and in the layout of a pair's merge.
+
+
+class LiveTensors:
+    """What `model` holds for each tensor of the merge of `pair`.
+
+    Raises:
+        EngineError: a tensor of the merge that follows λ has no place in the model, or another
+            shape there.
+    """
+
+    def __init__(self, model: Any, pair: Pair):
+        skeleton = Skeleton(model)
+        self._direct: dict[str, torch.Tensor] = {}
+        self._made: dict[str, Conversion] = {}
+        for conversion in undone(pair.instruct, skeleton, self):
+            self._made |= dict.fromkeys(conversion.names, conversion)
+        placed = skeleton.trace(name for name in pair.names if name not in self._made).placed
+        for target, parts in placed.items():
+            self._direct[parts[0].key] = skeleton.tensors[target].detach()
+        self._tensors = skeleton.tensors
+        for name in pair.names:
+            if pair.is_lerped(name) and name not in self._made:
+                own = self._direct.get(name)
+                if own is None or tuple(own.shape) != pair.shapes[name]:
+                    found = "no tensor" if own is None else f"shape {list(own.shape)}"
+                    raise EngineError(
+                        f"tensor {quoted(name)} of the merge: {found} in the model, expected shape"
+                        f" {list(pair.shapes[name])}",
+                        "save a model that pa_fast.load made of this pair",
+                    )
+
+    def tensor_in_memory(self, name: str) -> torch.Tensor:
+        """The model's tensor `name`, in host memory."""
+        return self._tensors[name].detach().cpu()
+
+    def chunk(self, name: str, start: int, stop: int) -> torch.Tensor | None:
+        """Elements `start` to `stop` of the flattened tensor `name` of the merge; None where the
+        model has none.
+
+        Numerics: exact.
+        """
+        if name in self._made:
+            return self._made[name].elements(name, start, stop)
+        found = self._direct.get(name)
+        return None if found is None else found.view(-1)[start:stop].cpu()
+
+
+# --- merge
+#
+# `pa-fast merge`: W(λ) of a pair as a Hugging Face folder, streamed from files to files chunk by
+# chunk.
 
 _LARGE_BYTES = 64 * 2**20  # smaller files are filled one after another: a kill then loses the least
 _AT_ONCE = 8
@@ -75,13 +196,13 @@ class MergeReport:
 
 
 def merge(
-    base_dir: str | Path,
-    instruct_dir: str | Path,
+    base: str | Path,
+    instruct: str | Path,
     lam: Lambda | float | str,
     out: str | Path,
     *,
     dtype: str = "auto",
-    rounding: str = "nearest",
+    rounding: str | Rounding = "nearest",
     seed: int | None = None,
     rule: RuleLike | None = None,
     max_shard_size: str | int | None = None,
@@ -100,7 +221,7 @@ def merge(
     the same arguments and sources verifies them and goes on from there; any other starts afresh.
 
     Args:
-        base_dir, instruct_dir: folders or hub ids `org/name[@revision]`.
+        base, instruct: folders or hub ids `org/name[@revision]`.
         lam: any finite λ; a string may be a fraction (`1/3`).
         dtype: of all merged tensors: bfloat16, float16, float32, or `auto`: each tensor's in the
             instruct checkpoint.
@@ -136,32 +257,32 @@ def merge(
             fit on the disk.
     """
     began = time.perf_counter()
-    recipe = Recipe.of(lam, rounding, seed, rule)
+    recipe = MergeSpec.of(lam, rounding, seed, rule)
     options = PairOptions.of(extra_rows, one_sided, ignore_config, strip_prefix)
     check_dtype(dtype)
     shard_bytes = None if max_shard_size is None else parse_bytes(str(max_shard_size))
     with (
-        Checkpoint.open(resolve(base_dir)) as base,
-        Checkpoint.open(resolve(instruct_dir)) as instruct,
+        Checkpoint.open(resolve(base)) as b,
+        Checkpoint.open(resolve(instruct)) as i,
     ):
-        companions = copied(instruct.folder)
-        found = pair(base, instruct, options)
+        companions = copied(i.folder)
+        found = pair(b, i, options)
         blends = recipe.blends(found)
-        notes = found.notes + untrained_rows(base, instruct) + recipe.notes(found)
+        notes = found.notes + untrained_rows(b, i) + recipe.notes(found)
         shards = _plan(found, dtype, shard_bytes)
         live = None if model is None else LiveTensors(model, found)
         total = sum(slot.stop - slot.start for plan in shards for slot in plan.slots)
         stream = _Stream(found, blends, not allow_nonfinite, total, progress, live)
         weight_bytes = sum(plan.size_bytes for plan in shards)
         need_bytes = weight_bytes + sum(companion.size_bytes for companion in companions)
-        sides = _source(base_dir, found.base), _source(instruct_dir, found.instruct)
+        sides = _source(base, found.base), _source(instruct, found.instruct)
         provenance = Provenance(*sides, recipe, dtype, options, found.tied, found.kept, found.notes)
         job = None if live is not None else _job(found, shards, provenance, allow_nonfinite)
-        read = (base.folder, instruct.folder)
+        read = (b.folder, i.folder)
         with OutputFolder(out, need_bytes, overwrite=overwrite, job=job, sources=read) as folder:
             sums, resumed = _fill_all(folder, shards, stream)
-            base.check_all_unchanged()
-            instruct.check_all_unchanged()
+            b.check_all_unchanged()
+            i.check_all_unchanged()
             provenance = dataclasses.replace(
                 provenance,
                 base=_summed(
@@ -210,7 +331,7 @@ def _fill_all(
             return stream.fill(pool, plan, file)
 
     large = sum(plan.size_bytes >= _LARGE_BYTES for plan in shards)
-    found = side_by_side(one, shards, min(large, torch.get_num_threads(), _AT_ONCE), stream.ended)
+    found = parallel_files(one, shards, min(large, torch.get_num_threads(), _AT_ONCE), stream.ended)
     return {name: part for sums in found for name, part in sums.items()}, len(resumed)
 
 
@@ -224,7 +345,7 @@ class _Stream:
     def __init__(
         self,
         pair: Pair,
-        blends: Mapping[str, Blend],
+        blends: Mapping[str, TensorMerge],
         finite: bool,
         total: int,
         progress: Callable[[int, int], None] | None,

@@ -1,41 +1,35 @@
 """A checkpoint folder open for reading: headers at once, tensors as views of memory maps when asked
-for."""
+for.
+"""
 
 from __future__ import annotations
 
-import copy
-import ctypes
 import dataclasses
-import errno
-import functools
 import hashlib
-import mmap
-import os
-import sys
 import threading
-import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from pa_fast.checkpoint.companions import check_regular
-from pa_fast.checkpoint.document import read_object
-from pa_fast.checkpoint.header import DTYPE_BITS, TensorInfo
-from pa_fast.checkpoint.quantised import check_not_quantised
-from pa_fast.checkpoint.shards import check_redirects, read_shards
-from pa_fast.errors import CheckpointError, DataError
+from pa_fast.checkpoint.folder import (
+    check_not_quantised,
+    check_redirects,
+    check_regular,
+    read_shards,
+)
+from pa_fast.checkpoint.safetensors import TensorInfo, WeightFile, read_object
+from pa_fast.errors import CheckpointError
 
 if TYPE_CHECKING:
     import torch
 
+    Make = Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]
+
+
 SAMPLE_BYTES = 4096
 _COMPARED = 2**20
-MADV_POPULATE_READ = 22  # Linux 5.14; the mmap module does not name it
-_CHANGED_HINT = (
-    "something writes to this checkpoint: wait until it is done, or copy the checkpoint, and run"
-    " again"
-)
 
 
 class Checkpoint:
@@ -249,210 +243,127 @@ class Checkpoint:
         self.close()
 
 
-def torch_dtype(dtype: str) -> torch.dtype:
-    """The torch dtype of a safetensors dtype string."""
-    import torch
-
-    names = {
-        "BOOL": "bool",
-        "F16": "float16",
-        "BF16": "bfloat16",
-        "F32": "float32",
-        "F64": "float64",
-        "C64": "complex64",
-    }
-    return getattr(torch, names.get(dtype) or dtype.replace("U", "uint").replace("I", "int"))
+# --- view
+#
+# A checkpoint seen under other names, with tensors that transformers' conversions make of its
+# own.
 
 
-def memory(tensor: torch.Tensor) -> memoryview:
-    """The bytes of a contiguous CPU tensor, for reading into and writing from; valid while the
-    tensor is."""
-    return memoryview((ctypes.c_ubyte * tensor.nbytes).from_address(tensor.data_ptr()))
+class InMemory(Protocol):
+    """What holds tensors by name, such as a checkpoint."""
+
+    def tensor_in_memory(self, name: str) -> torch.Tensor: ...
 
 
-def page_in(view: torch.Tensor) -> None:
-    """Map all pages of `view`, a view of a mapped file, in one call instead of one fault per page
-    (4x faster to stream).
+class Conversion:
+    """Tensors that are made together of tensors of a checkpoint, and held in memory while they are
+    read.
 
-    Raises:
-        OSError: EFAULT where the file no longer has these bytes; touching them would kill the
-            process.
+    They are made when the first element is asked for, and let go when all were read once, or
+    `release` was called for every name; asked again, they are made again.
+
+    Args:
+        own: what holds `sources`.
+        infos: what is made: name, dtype and shape.
+        make: the tensors by the names of `infos`, of those by the names of `sources`.
+
+    Cost: memory for `sources` and what is made of them, at most about twice that while it is made.
     """
-    if sys.platform != "linux":
-        return
-    first = view.data_ptr() - view.data_ptr() % mmap.PAGESIZE
-    # through ctypes, which lets other threads run meanwhile; mmap.madvise does not
-    if _libc().madvise(
-        ctypes.c_void_p(first),
-        ctypes.c_size_t(view.data_ptr() + view.nbytes - first),
-        MADV_POPULATE_READ,
+
+    def __init__(
+        self, own: InMemory, sources: Sequence[str], infos: Sequence[TensorInfo], make: Make
     ):
-        code = ctypes.get_errno()
-        if code not in (
-            errno.EINVAL,
-            errno.ENOSYS,
-        ):  # a kernel without it faults them in one by one
-            raise OSError(code, os.strerror(code))
+        self.sources = tuple(sources)
+        self.names = tuple(info.name for info in infos)
+        self._own = own
+        self._make = make
+        self._count = sum(info.count for info in infos)
+        self._lock = threading.Lock()
+        self._held: dict[str, torch.Tensor] = {}
+        self._left = 0
+        self._released: set[str] = set()
 
+    def elements(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """Elements `start` to `stop` of the flattened tensor `name`.
 
-@functools.cache
-def _libc() -> ctypes.CDLL:
-    return ctypes.CDLL(None, use_errno=True)
-
-
-@functools.cache
-def _accept_read_only_views() -> None:
-    """Spend torch's once-per-process warning about read-only buffers here, unseen: reading is all
-    that is done to them."""
-    import torch
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.frombuffer(b"0", dtype=torch.uint8)
-
-
-class WeightFile:
-    """One open weight file: its descriptor pins the bytes even if the name is replaced
-    meanwhile."""
-
-    def __init__(self, path: Path, size_bytes: int):
-        self.path = path
-        try:
-            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise CheckpointError(
-                f"{path}: cannot be opened: {error.strerror}", "check its permissions"
-            ) from None
-        self._map: mmap.mmap | None = None
-        self._mapping = threading.Lock()
-        found = os.fstat(self._fd)
-        self.device, self.inode, self._links = found.st_dev, found.st_ino, found.st_nlink
-        self.state = (size_bytes, found.st_mtime_ns, found.st_ctime_ns)
-        self.check()
-
-    def check(self) -> None:
-        """Raise DataError if the file changed since its header was read.
-
-        A ctime that moved alone counts: whoever writes can put the mtime back. But it moves, too,
-        when the file loses a name, as it does when another file replaces it: these bytes stay what
-        they are.
+        Raises:
+            PairError: the conversion cannot be undone for the layout that is asked for.
+            DataError: a file cannot be read, or changed.
         """
-        found = os.fstat(self._fd)
-        size, mtime, ctime = self.state
-        if found.st_size != size:
-            self.refuse(f"{found.st_size} bytes, expected {size}")
-        if found.st_mtime_ns != mtime:
-            self.refuse("written to")
-        if found.st_ctime_ns != ctime and found.st_nlink >= self._links:
-            self.refuse(
-                "written to, or given other permissions: its ctime moved, and its mtime did not"
-            )
+        with self._lock:
+            if not self._held:
+                tensors = {key: self._own.tensor_in_memory(key) for key in self.sources}
+                self._held = {
+                    key: tensor.contiguous().view(-1) for key, tensor in self._make(tensors).items()
+                }
+                self._left, self._released = self._count, set()
+            found = self._held[name][start:stop]
+            self._left -= stop - start
+            if self._left <= 0:
+                self._held = {}
+            return found
 
-    def refuse(self, what: str) -> None:
-        """Raise the DataError of a file that changed."""
-        raise DataError(f"{self.path}: the file changed while it was read: {what}", _CHANGED_HINT)
+    def release(self, name: str) -> None:
+        """Say that `name` was read as far as it will be."""
+        with self._lock:
+            self._released.add(name)
+            if self._released.issuperset(self.names):
+                self._held = {}
 
-    def is_touched(self) -> bool:
-        """Whether the ctime moved and nothing else that `check` looks at: only the bytes can tell
-        what was done."""
-        found = os.fstat(self._fd)
-        return (found.st_size, found.st_mtime_ns) == self.state[
-            :2
-        ] and found.st_ctime_ns != self.state[2]
 
-    def accept(self) -> None:
-        """Go by the ctime that the file has now."""
-        found = os.fstat(self._fd)
-        self.state, self._links = (*self.state[:2], found.st_ctime_ns), found.st_nlink
+class View(Checkpoint):
+    """`own` under other names. Its fingerprints and file states are those of `own`.
 
-    def check_name(self) -> None:
-        """Raise DataError if `path` is not this file any more."""
-        try:
-            same = os.path.samestat(os.fstat(self._fd), os.stat(self.path))
-        except OSError:
-            same = False
-        if not same:
-            raise DataError(f"{self.path}: the file was replaced while it was read", _CHANGED_HINT)
+    Args:
+        names: name in this view → name in `own`.
+        conversions: what is made of tensors of `own`, beside.
+    """
 
-    def duplicate(self) -> WeightFile:
-        """The same file with a descriptor of its own, to be closed by itself."""
-        made = copy.copy(self)
-        made._fd, made._map, made._mapping = os.dup(self._fd), None, threading.Lock()
-        return made
+    def __init__(
+        self,
+        own: Checkpoint,
+        names: Mapping[str, str],
+        conversions: Mapping[TensorInfo, Conversion] | None = None,
+    ):
+        tensors = {name: replace(own.tensors[key], name=name) for name, key in names.items()}
+        tensors |= {info.name: info for info in conversions or {}}
+        super().__init__(own.folder, own.config, tensors, own._files)
+        self._own = own
+        self._names = dict(names)
+        self._conversions = {info.name: one for info, one in (conversions or {}).items()}
 
-    def elements(self, info: TensorInfo, start: int, stop: int) -> torch.Tensor:
-        """Elements `start` to `stop` of the flattened tensor `info` of this file, mapped and paged
-        in."""
-        import torch
+    @property
+    def own(self) -> Checkpoint:
+        return self._own
 
-        self.check()
-        dtype = torch_dtype(info.dtype)
-        if stop == start:
-            return torch.empty(0, dtype=dtype)
-        size = DTYPE_BITS[info.dtype] // 8
-        first = info.start + start * size
-        raw = self.view(first, (stop - start) * size)
-        return raw.clone().view(dtype) if first % size else raw.view(dtype)
+    def own_name(self, name: str) -> str | None:
+        return self._names.get(name)
 
-    def view(self, start: int, count: int) -> torch.Tensor:
-        """`count` bytes from byte `start`, uint8 [count], paged in."""
-        import torch
+    def made_with(self, name: str) -> tuple[str, ...]:
+        return self._conversions[name].names if name in self._conversions else (name,)
 
-        with self._mapping:
-            if self._map is None:
-                _accept_read_only_views()
-                self._map = mmap.mmap(self._fd, 0, access=mmap.ACCESS_READ)
-        try:
-            found = torch.frombuffer(self._map, dtype=torch.uint8, count=count, offset=start)
-            page_in(found)
-        except (OSError, ValueError) as error:  # ValueError: it shrank before it was mapped
-            raise DataError(
-                f"{self.path}: bytes {start} to {start + count} cannot be read: {error}",
-                _CHANGED_HINT,
-            ) from None
-        return found
+    def release(self, name: str) -> None:
+        if name in self._conversions:
+            self._conversions[name].release(name)
 
-    def read(
-        self, info: TensorInfo, start: int, stop: int, out: torch.Tensor | None = None
+    def tensor(self, name: str) -> torch.Tensor:
+        if name in self._conversions:
+            return self.chunk(name, 0, self.tensors[name].count).view(self.tensors[name].shape)
+        return self._own.tensor(self._names[name])
+
+    def chunk(
+        self, name: str, start: int, stop: int, out: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Elements `start` to `stop` of the flattened tensor `info` of this file, in memory; see
-        `Checkpoint.chunk`."""
-        import torch
+        if name not in self._conversions:
+            return self._own.chunk(self._names[name], start, stop, out)
+        found = self._conversions[name].elements(name, start, stop)
+        return found if out is None else out.copy_(found)
 
-        if out is None:
-            out = torch.empty(stop - start, dtype=torch_dtype(info.dtype))
-        at = info.start + start * DTYPE_BITS[info.dtype] // 8
-        left = memory(out)
-        while left:
-            count = self._read(left, at)
-            left, at = left[count:], at + count
-        self.check()
-        return out
+    def check_unchanged(self, name: str) -> None:
+        for key in (
+            self._conversions[name].sources if name in self._conversions else (self._names[name],)
+        ):
+            self._own.check_unchanged(key)
 
-    def sample(self, start: int, count: int) -> bytes:
-        """`count` bytes from byte `start`."""
-        found = bytearray(count)
-        self._read(memoryview(found), start)
-        return bytes(found)
-
-    def _read(self, into: memoryview, start: int) -> int:
-        """Read once, and something: how many bytes."""
-        try:
-            count = os.preadv(self._fd, [into], start)
-        except OSError as error:
-            hint = "check the disk and the file: download it again if the disk is well"
-            raise DataError(
-                f"{self.path}: bytes from {start} cannot be read: {error.strerror}", hint
-            ) from None
-        if into and not count:
-            self.check()
-            raise DataError(
-                f"{self.path}: no bytes at {start}, expected {len(into)}", _CHANGED_HINT
-            )
-        return count
-
-    def close(self) -> None:
-        self._map = None
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+    def quick_fingerprint(self) -> str:
+        return self._own.quick_fingerprint()

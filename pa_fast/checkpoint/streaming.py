@@ -1,5 +1,6 @@
-"""The merge of one pair, chunk by chunk: shared by the writer of merged files and by the check of
-them."""
+"""The merge of one pair, chunk by chunk, and what decides its bits: shared by the writer of merged
+files and by the check of them.
+"""
 
 from __future__ import annotations
 
@@ -7,21 +8,80 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-from pa_fast.checkpoint.document import quoted
-from pa_fast.checkpoint.pairing import Pair
-from pa_fast.checkpoint.recipe import Blend
+from pa_fast.base import Lambda
+from pa_fast.checkpoint.pair import Pair
+from pa_fast.checkpoint.safetensors import quoted
 from pa_fast.errors import DataError, UsageError
+from pa_fast.rounding import Rounding
+from pa_fast.rules import LambdaRule, RuleLike
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+
+@dataclass(frozen=True)
+class TensorMerge:
+    """How one tensor is merged: its λ, and the key of its noise where its rounding is
+    stochastic."""
+
+    lam: float
+    key: int | None
+
+
+@dataclass(frozen=True)
+class MergeSpec:
+    """One merge of a pair: the λ of all tensors, or the swept λ of `rule`, and how they are
+    rounded."""
+
+    lam: Lambda
+    rounding: Rounding
+    rule: LambdaRule | None = None
+
+    @classmethod
+    def of(
+        cls,
+        lam: Lambda | float | str,
+        rounding: str | Rounding = "nearest",
+        seed: int | None = None,
+        rule: RuleLike | None = None,
+    ) -> MergeSpec:
+        """Return what these arguments of a merge ask for.
+
+        Raises:
+            UsageError: one of them is no such thing.
+        """
+        exact = Lambda(lam)
+        followed = None if rule is None else LambdaRule.of(rule).at(exact)
+        return cls(exact, Rounding.of(rounding, seed), followed)
+
+    def blends(self, pair: Pair) -> dict[str, TensorMerge]:
+        """How each tensor of `pair` that follows λ is merged, by name.
+
+        Raises:
+            UsageError: the rule does not fit the names.
+        """
+        names = [name for name in pair.names if pair.is_lerped(name)]
+        lams = self.rule.resolve(names) if self.rule else dict.fromkeys(names, self.lam)
+        return {name: TensorMerge(float(lams[name]), self.rounding.key(name)) for name in names}
+
+    def notes(self, pair: Pair) -> tuple[str, ...]:
+        """What each row of the rule decides, a line each."""
+        names = [name for name in pair.names if pair.is_lerped(name)]
+        return tuple(str(touch) for touch in self.rule.touched(names)) if self.rule else ()
+
+
+# --- streaming
+#
+# The merge of one pair, chunk by chunk: shared by the writer of merged files and by the check of
+# them.
+
 T = TypeVar("T")
 
-CHUNK_ELEMENTS = (
-    2**19
-)  # three chunks of bf16 are 3 MB: they stay in the L2 or L3 cache between the passes over them
+# three chunks of bf16 are 3 MB: they stay in the L2 or L3 cache between the passes over them
+CHUNK_ELEMENTS = 2**19
 AHEAD = 64  # chunks handed to the pool before the first of them is waited for
 DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 
@@ -106,7 +166,7 @@ def in_order(
 
 
 def merge_chunk_(
-    out: Tensor, base: Tensor, instruct: Tensor, blend: Blend | None, start: int = 0
+    out: Tensor, base: Tensor, instruct: Tensor, blend: TensorMerge | None, start: int = 0
 ) -> None:
     """Write W(λ) of one chunk [n] into `out` [n]; a tensor that is not merged has no blend, and is
     copied.
@@ -155,9 +215,8 @@ def check_finite(
     where = f"tensor {quoted(name)}"
     for side, chunk in (("base", base), ("instruct", instruct)):
         stored = pair.stored(side, name)
-        own = chunk[
-            : max(0, stored.count - start)
-        ]  # vocabulary rows past these are the other side's
+        # vocabulary rows past these are the other side's
+        own = chunk[: max(0, stored.count - start)]
         found = int((~torch.isfinite(own)).sum())
         if found:
             file = stored.file

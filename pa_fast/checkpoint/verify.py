@@ -9,14 +9,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pa_fast.base import Lambda
-from pa_fast.checkpoint.card import PROVENANCE, Provenance, read_provenance
-from pa_fast.checkpoint.header import FLOATS
-from pa_fast.checkpoint.pair_options import PairOptions
-from pa_fast.checkpoint.pairing import Pair, pair
-from pa_fast.checkpoint.reader import Checkpoint, torch_dtype
-from pa_fast.checkpoint.recipe import Blend, Recipe
-from pa_fast.checkpoint.source import resolve
-from pa_fast.checkpoint.streaming import check_dtype, live_dtype, merge_chunk_, over_chunks
+from pa_fast.checkpoint.folder import PROVENANCE, resolve
+from pa_fast.checkpoint.pair import Pair, PairOptions, pair
+from pa_fast.checkpoint.provenance import Provenance, read_provenance
+from pa_fast.checkpoint.reader import Checkpoint
+from pa_fast.checkpoint.safetensors import FLOATS, torch_dtype
+from pa_fast.checkpoint.streaming import (
+    MergeSpec,
+    TensorMerge,
+    check_dtype,
+    live_dtype,
+    merge_chunk_,
+    over_chunks,
+)
 from pa_fast.errors import UsageError
 from pa_fast.rounding import Rounding
 from pa_fast.rules import LambdaRule, RuleLike
@@ -55,7 +60,7 @@ def verify(
     instruct: str | Path,
     lam: Lambda | float | str | None = None,
     *,
-    rounding: str | None = None,
+    rounding: str | Rounding | None = None,
     seed: int | None = None,
     rule: RuleLike | None = None,
     options: PairOptions | None = None,
@@ -125,18 +130,18 @@ def verify(
 
 
 def _recipe(
-    recorded: Recipe | None,
+    recorded: MergeSpec | None,
     lam: Lambda | float | str | None,
-    rounding: str | None,
+    rounding: str | Rounding | None,
     seed: int | None,
     rule: RuleLike | None,
-) -> Recipe:
+) -> MergeSpec:
     """What was asked for, and of what was not, what the merge says of itself."""
-    known = recorded or Recipe(Lambda(0), Rounding())
+    known = recorded or MergeSpec(Lambda(0), Rounding())
     wanted = Lambda(known.lam if lam is None else lam)
     mode = known.rounding.mode if rounding is None else rounding
     noise = known.rounding.seed if seed is None and mode == known.rounding.mode else seed
-    return Recipe.of(wanted, mode, noise, known.rule if rule is None else rule)
+    return MergeSpec.of(wanted, mode, noise, known.rule if rule is None else rule)
 
 
 def _header(
@@ -164,7 +169,7 @@ def _compared(
     found: Checkpoint,
     sources: Pair,
     names: list[str],
-    blends: Mapping[str, Blend],
+    blends: Mapping[str, TensorMerge],
 ) -> Iterator[tuple[str, tuple[int, int]]]:
     """For every chunk of the tensors `names`: its bytes, and how many of its elements have not the
     bits of the merge."""
@@ -198,7 +203,7 @@ def _bits(chunk: torch.Tensor) -> torch.Tensor:
     return chunk.view(torch.uint8).view(-1, chunk.element_size())
 
 
-def _notes(provenance: Provenance | None, sources: Pair, recipe: Recipe) -> tuple[str, ...]:
+def _notes(provenance: Provenance | None, sources: Pair, recipe: MergeSpec) -> tuple[str, ...]:
     if provenance is None:
         return (f"no {PROVENANCE}: compared in the dtypes that the checkpoint has",)
     notes = []

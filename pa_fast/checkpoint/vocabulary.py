@@ -1,15 +1,20 @@
-"""Token ids that mean different tokens in base and instruct: compared in the two tokenizer.json
-files."""
+"""What vocabulary rows mean: token ids of both sides, rows that one side alone has, rows that were
+never trained.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import filecmp
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pa_fast.checkpoint.document import quoted, read_object, regular_size
+from pa_fast.checkpoint.folder import TEMPLATES
+from pa_fast.checkpoint.reader import Checkpoint
+from pa_fast.checkpoint.safetensors import FLOATS, TensorInfo, quoted, read_object, regular_size
 from pa_fast.errors import CheckpointError, PairError
 
 _LIMIT_BYTES = 500_000_000  # the largest published tokenizer.json are about 35 MB
@@ -134,3 +139,246 @@ def _moved(left: Vocabulary, right: Vocabulary) -> list[tuple[str, int, int]]:
         for i, token in left.tokens.items()
         if ids.get(token, i) != i and right.tokens.get(i) != token
     ]
+
+
+# --- rows
+#
+# Vocabulary rows that one side alone has: which tensors have them, and whether they may be kept.
+#
+# A row of an embedding or output head belongs to a token id. Where one side has more rows, the ids
+# that both have are merged and the rest is kept as it is, from the side that has it, at every λ.
+# Nothing here knows an architecture: a tensor has vocabulary rows if its first size is a
+# `vocab_size` of its own config.json.
+
+Rows = dict[str, tuple[int, int]]
+"""Tensor name → vocabulary rows in base and in instruct."""
+
+
+@dataclass(frozen=True)
+class KeptRows:
+    """Rows `first` to `last` of `tensors`, which `side` alone has, and which are its own at every
+    λ."""
+
+    side: str
+    first: int
+    last: int
+    tensors: tuple[str, ...]
+
+    def __str__(self) -> str:
+        which = (
+            f"row {self.first}" if self.first == self.last else f"rows {self.first} to {self.last}"
+        )
+        return (
+            f"{which} of {', '.join(map(quoted, self.tensors))}: in {self.side} only, kept as they"
+            " are at every λ"
+        )
+
+
+def vocabulary_sizes(config: Mapping[str, Any]) -> frozenset[int]:
+    """Every `vocab_size` that a configuration states, those of nested models too."""
+    found = {value for key, value in config.items() if key == "vocab_size" and type(value) is int}
+    return frozenset(found).union(
+        *(vocabulary_sizes(part) for part in config.values() if isinstance(part, Mapping))
+    )
+
+
+def may_be_extended(
+    base: tuple[int, ...], instruct: tuple[int, ...], sizes: tuple[frozenset[int], frozenset[int]]
+) -> bool:
+    """Whether two shapes differ in vocabulary rows alone; `sizes` are the vocabulary sizes of base
+    and instruct."""
+    return (
+        bool(base and instruct)
+        and base[1:] == instruct[1:]
+        and base[0] in sizes[0]
+        and instruct[0] in sizes[1]
+    )
+
+
+def with_vocabulary_sizes(config: Mapping[str, Any], sizes: Mapping[int, int]) -> dict[str, Any]:
+    """`config` with every `vocab_size` that is a key of `sizes` replaced by its value."""
+    made = {
+        key: with_vocabulary_sizes(value, sizes) if isinstance(value, Mapping) else value
+        for key, value in config.items()
+    }
+    stated = made.get("vocab_size")
+    return (
+        {**made, "vocab_size": sizes[stated]} if type(stated) is int and stated in sizes else made
+    )
+
+
+def extended(
+    base: Mapping[str, TensorInfo], instruct: Mapping[str, TensorInfo], *configs: Mapping[str, Any]
+) -> Rows:
+    """Float tensors on both sides whose shapes differ in vocabulary rows alone; `configs` are
+    base's and instruct's."""
+    sizes = vocabulary_sizes(configs[0]), vocabulary_sizes(configs[1])
+    return {
+        name: (base[name].shape[0], info.shape[0])
+        for name, info in instruct.items()
+        if name in base
+        and base[name].shape != info.shape
+        and {base[name].dtype, info.dtype} <= FLOATS
+        and may_be_extended(base[name].shape, info.shape, sizes)
+    }
+
+
+def check_vocabulary(
+    base: Checkpoint, instruct: Checkpoint, rows: Rows, extra_rows: str
+) -> tuple[str, ...]:
+    """Compare what token ids mean, and apply the policy to vocabulary rows that one side alone has.
+
+    Args:
+        rows: tensors that have such rows, see `extended`.
+        extra_rows: `instruct` keeps such rows as they are, `refuse` does not pair.
+
+    Returns: sentences worth telling the user.
+
+    Raises:
+        PairError: an id means different tokens; rows are refused, or nothing proves that their ids
+            mean the same.
+        CheckpointError: a tokenizer.json is not one.
+    """
+    notes = compare_vocabularies(base.folder, instruct.folder, required=bool(rows))
+    if rows and extra_rows == "refuse":
+        name, (b, i) = next(iter(rows.items()))
+        found = f"{b} vocabulary rows in base and {i} in instruct, expected as many"
+        raise PairError(
+            f"tensor {quoted(name)}: {found}",
+            "--extra-rows instruct keeps rows that one side alone has",
+        )
+    return notes + tuple(map(str, kept_rows(rows)))
+
+
+def kept_rows(rows: Rows) -> tuple[KeptRows, ...]:
+    """What of `rows` one side alone has, tensors of equal rows together."""
+    groups: dict[tuple[int, int], list[str]] = {}
+    for name, sizes in rows.items():
+        groups.setdefault(sizes, []).append(name)
+    return tuple(
+        KeptRows("base" if b > i else "instruct", min(b, i), max(b, i) - 1, tuple(names))
+        for (b, i), names in groups.items()
+    )
+
+
+# --- untrained
+#
+# Token rows that were never trained: near zero on one side, used by the chats of the other.
+#
+# Some base models never saw the tokens that end a turn or name a speaker: their rows of the
+# embedding are about zero. Instruct trained them, and at small λ the merge pulls them back towards
+# zero: chats may then not stop. The merge is right all the same, so this is a note.
+
+# of the median row's norm; trained rows lie within a factor of a few of it, untrained ones under
+# 1e-6
+NEAR_ZERO = 0.01
+_SAMPLED = 32
+_MOST = 64
+
+
+def untrained_rows(base: Checkpoint, instruct: Checkpoint) -> tuple[str, ...]:
+    """A note for each embedding or head of either side in which rows of instruct's chat tokens are
+    near zero.
+
+    Cost: reads the rows of up to 64 chat tokens and of 32 others, per tensor with vocabulary rows.
+
+    Raises:
+        DataError: a file changed since its header was read.
+    """
+    tokens = chat_tokens(instruct.folder, instruct.config)
+    if not tokens:
+        return ()
+    notes = []
+    for side, checkpoint in (("base", base), ("instruct", instruct)):
+        sizes = vocabulary_sizes(checkpoint.config)
+        for info in checkpoint.tensors.values():
+            if len(info.shape) == 2 and info.shape[0] in sizes and info.dtype in FLOATS:
+                found = _near_zero(checkpoint, info, tokens)
+                if found:
+                    shown = ", ".join(quoted(tokens[i]) for i in found[:3]) + (
+                        f" and {len(found) - 3} more" if found[3:] else ""
+                    )
+                    notes.append(
+                        f"{quoted(info.name)} of {side} was never trained for {shown}, which chats"
+                        " use: their rows are near zero"
+                        + (", and at small λ a chat may not stop" if side == "base" else "")
+                    )
+    return tuple(notes)
+
+
+def chat_tokens(folder: Path, config: Mapping[str, Any]) -> dict[int, str]:
+    """Tokens that chats of the checkpoint in `folder` are made of, by id: added tokens of its
+    template, and stop tokens.
+
+    At most 64; what is missing or unreadable counts as empty.
+    """
+    try:
+        vocabulary = read_vocabulary(folder / "tokenizer.json")
+    except CheckpointError:
+        return {}
+    template = "\n".join(_templates(folder))
+    stops = set(_integers(config.get("eos_token_id"))) | set(
+        _integers(_read(folder / "generation_config.json").get("eos_token_id"))
+    )
+    named = {
+        i: vocabulary.tokens[i]
+        for i in sorted(vocabulary.added)
+        if i in stops or vocabulary.tokens[i] in template
+    }
+    return dict(itertools.islice(named.items(), _MOST))
+
+
+def swapped_sides(base: Checkpoint, instruct: Checkpoint) -> list[str]:
+    """A note where the base alone has a chat template: most likely the two stand in each other's
+    place."""
+    if any(_templates(base.folder)) and not any(_templates(instruct.folder)):
+        return [
+            f"only the base has a chat template: are the sides swapped? λ = 0 is {base.folder}, λ ="
+            f" 1 is {instruct.folder}"
+        ]
+    return []
+
+
+def _near_zero(checkpoint: Checkpoint, info: TensorInfo, tokens: Iterable[int]) -> list[int]:
+    rows, width = info.shape
+    typical = sorted(
+        _norm(checkpoint, info, row) for row in range(0, rows, max(1, rows // _SAMPLED))
+    )
+    bound = NEAR_ZERO * typical[len(typical) // 2] if typical and width else 0.0
+    return [i for i in tokens if 0 <= i < rows and _norm(checkpoint, info, i) < bound]
+
+
+def _norm(checkpoint: Checkpoint, info: TensorInfo, row: int) -> float:
+    import torch
+
+    width = info.shape[1]
+    return float(
+        torch.linalg.vector_norm(
+            checkpoint.chunk(info.name, row * width, (row + 1) * width), dtype=torch.float32
+        )
+    )
+
+
+def _templates(folder: Path) -> Iterator[str]:
+    """Every chat template of a folder, in any of the places where one can be."""
+    for path in (folder / "chat_template.jinja", *sorted((folder / TEMPLATES).glob("*.jinja"))):
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            if path.is_file():  # a pipe would block
+                yield path.read_text(encoding="utf-8")
+    for file in ("tokenizer_config.json", "chat_template.json"):
+        found = _read(folder / file).get("chat_template")
+        for one in found if isinstance(found, list) else [found]:
+            text = one.get("template") if isinstance(one, Mapping) else one
+            if isinstance(text, str):
+                yield text
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        return read_object(file)
+    except CheckpointError:
+        return {}
+
+
+def _integers(value: Any) -> list[int]:
+    return [one for one in (value if isinstance(value, list) else [value]) if type(one) is int]

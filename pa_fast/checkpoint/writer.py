@@ -25,18 +25,23 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from pa_fast import files
-from pa_fast.checkpoint.companions import Companion
-from pa_fast.checkpoint.document import quoted
-from pa_fast.checkpoint.header import DTYPE_BITS
-from pa_fast.checkpoint.layout import ShardPlan, Slot
-from pa_fast.checkpoint.reader import memory
-from pa_fast.checkpoint.replacing import check_apart, check_replaceable, foreign_names
-from pa_fast.checkpoint.resume import ShardLog, Sums
+from pa_fast.checkpoint.folder import Companion
+from pa_fast.checkpoint.layout import (
+    ShardLog,
+    ShardPlan,
+    Slot,
+    Sums,
+    check_apart,
+    check_replaceable,
+    foreign_names,
+)
+from pa_fast.checkpoint.safetensors import DTYPE_BITS, memory, quoted
 from pa_fast.errors import DataError, OutputError
 from pa_fast.units import format_bytes
 
 if TYPE_CHECKING:
     import torch
+
 
 _UNFINISHED = ".partial"
 _ADAPTER = {"adapter_config.json", "adapter_model.safetensors"}
@@ -185,9 +190,8 @@ class OutputFolder:
             try:
                 files.sync_folder(self.path)
             except OSError:
-                self._keep = (
-                    True  # its weight files are complete, and another run goes on from them
-                )
+                # its weight files are complete, and another run goes on from them
+                self._keep = True
                 raise
             self._check_held()
             self._check_target()
@@ -200,9 +204,8 @@ class OutputFolder:
                 if self._old.exists() and not self.target.exists():
                     files.rename(self._old, self.target)
                 raise
-        if files.sync_finished(
-            self.target.parent
-        ):  # else the old folder stays too: a power cut may undo the renames
+        if files.sync_finished(self.target.parent):
+            # else the old folder stays too: a power cut may undo the renames
             shutil.rmtree(self._old, ignore_errors=True)
 
     def _recover(self) -> None:

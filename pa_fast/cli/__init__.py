@@ -25,9 +25,8 @@ from pa_fast.terminal import libraries_printable, say, tell
 
 __all__ = ["app", "main"]
 
-_UsageError: Any = (
-    typer.BadParameter.__base__
-)  # click's, which newer versions of typer carry under a name of their own
+# click's, which newer versions of typer carry under a name of their own
+_UsageError: Any = typer.BadParameter.__base__
 
 app = typer.Typer(
     name="pa-fast",
@@ -109,9 +108,8 @@ def main() -> NoReturn:
     )
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(
-                errors="replace"
-            )  # a terminal that cannot write λ gets a question mark, not a failure
+            # a terminal that cannot write λ gets a question mark, not a failure
+            stream.reconfigure(errors="replace")
     if debug:
         sys.excepthook = lambda *error: say("".join(traceback.format_exception(*error)))
     try:
@@ -121,9 +119,8 @@ def main() -> NoReturn:
     except KeyboardInterrupt:
         say("interrupted")
         sys.exit(130)
-    except (
-        _UsageError
-    ) as error:  # typer's own way prints arguments as they are, and a file's name may be one
+    except _UsageError as error:
+        # typer's own way prints arguments as they are, and a file's name may be one
         with io.StringIO() as said:
             error.show(file=said)
             say(said.getvalue().rstrip())

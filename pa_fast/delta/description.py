@@ -21,9 +21,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pa_fast.checkpoint.document import parse_object, quoted
-from pa_fast.checkpoint.fingerprint import as_hex, combine
-from pa_fast.checkpoint.header import FLOATS, MAX_DIMENSIONS
+from pa_fast.checkpoint.provenance import as_hex, combine
+from pa_fast.checkpoint.safetensors import FLOATS, MAX_DIMENSIONS, parse_object, quoted
 from pa_fast.errors import CheckpointError
 
 FORMAT = "2"

@@ -15,10 +15,15 @@ from typing import TYPE_CHECKING
 import pa_kernels
 from pa_kernels import PackedTensor, SparseTensor
 
-from pa_fast.checkpoint.document import quoted
-from pa_fast.checkpoint.fingerprint import as_hex, combine
-from pa_fast.checkpoint.header import FLOATS, TensorInfo, read_header
-from pa_fast.checkpoint.reader import WeightFile, torch_dtype
+from pa_fast.checkpoint.provenance import as_hex, combine
+from pa_fast.checkpoint.safetensors import (
+    FLOATS,
+    TensorInfo,
+    WeightFile,
+    quoted,
+    read_header,
+    torch_dtype,
+)
 from pa_fast.delta.description import KINDS, About, Description, described
 from pa_fast.delta.entry import Entry, Factors, Whole
 from pa_fast.errors import CheckpointError

@@ -12,10 +12,8 @@ from pathlib import Path
 import torch
 
 from pa_fast.base import Lambda
-from pa_fast.checkpoint.document import quoted
-from pa_fast.checkpoint.header import FLOATS
 from pa_fast.checkpoint.layout import ShardPlan, plan_shards
-from pa_fast.checkpoint.reader import torch_dtype
+from pa_fast.checkpoint.safetensors import FLOATS, quoted, torch_dtype
 from pa_fast.checkpoint.writer import OutputFolder
 from pa_fast.delta.entry import Factors
 from pa_fast.delta.file import DeltaFile

@@ -7,9 +7,14 @@ from pathlib import Path
 
 import torch
 
-from pa_fast.checkpoint.document import quoted
-from pa_fast.checkpoint.header import FLOATS, Header, TensorInfo, read_header
-from pa_fast.checkpoint.reader import WeightFile
+from pa_fast.checkpoint.safetensors import (
+    FLOATS,
+    Header,
+    TensorInfo,
+    WeightFile,
+    quoted,
+    read_header,
+)
 from pa_fast.delta.entry import Factors
 from pa_fast.delta.lora import CONFIG, PREFIX, WEIGHTS, Layer, layers
 from pa_fast.delta.lora_scaling import Scaling

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pa_fast.checkpoint.document import quoted, read_object
+from pa_fast.checkpoint.safetensors import quoted, read_object
 from pa_fast.errors import CheckpointError
 
 _LIMIT_BYTES = 10_000_000

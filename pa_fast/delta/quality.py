@@ -201,9 +201,8 @@ def report(store: Store, sources: Sequence[Source]) -> QualityReport:
 def sums(source: Source, entry: Entry) -> Sums:
     """How the end that live weights reach with `entry` lies to the source's, span by span."""
     base, instruct = source.there()
-    live = torch.empty(
-        source.base.shape, dtype=source.dtype, device=source.device
-    )  # never written: a dtype and a place
+    # never written: a dtype and a place
+    live = torch.empty(source.base.shape, dtype=source.dtype, device=source.device)
     part = HOLDERS[type(entry)]([live], [base], [entry], [source.via])
 
     def over(span: slice) -> Sums:

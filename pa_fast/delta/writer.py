@@ -19,9 +19,9 @@ from pa_kernels.cores import inference
 from torch import Tensor
 
 from pa_fast import files
-from pa_fast.checkpoint.fingerprint import as_hex, combine
-from pa_fast.checkpoint.header import read_header
-from pa_fast.checkpoint.shards import INDEX, SINGLE
+from pa_fast.checkpoint.folder import INDEX, SINGLE
+from pa_fast.checkpoint.provenance import as_hex, combine
+from pa_fast.checkpoint.safetensors import read_header
 from pa_fast.checkpoint.writer import output_errors
 from pa_fast.delta.description import About, Description, Side
 from pa_fast.delta.entry import Entry, Factors, Source, Store, kind, parts

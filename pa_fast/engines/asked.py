@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pa_fast.checkpoint.reader import torch_dtype
+from pa_fast.checkpoint.safetensors import torch_dtype
 from pa_fast.checkpoint.streaming import DTYPES
 from pa_fast.errors import EngineError, UsageError
 from pa_fast.live import opening

@@ -13,7 +13,7 @@ import torch
 from pa_kernels import SparseTensor
 
 from pa_fast.base import Lambda
-from pa_fast.checkpoint.fingerprint import combine
+from pa_fast.checkpoint.provenance import combine
 from pa_fast.delta.entry import Entry, Factors, Source, Store
 from pa_fast.engines.attached import attach, attachable
 from pa_fast.errors import UsageError, WeightsError

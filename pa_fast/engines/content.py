@@ -17,11 +17,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pa_fast.checkpoint.content import over_tensors
-from pa_fast.checkpoint.document import quoted
-from pa_fast.checkpoint.fingerprint import as_hex, combine
-from pa_fast.checkpoint.header import TensorInfo
-from pa_fast.checkpoint.reader import Checkpoint, torch_dtype
-from pa_fast.checkpoint.resume import chunk_sum
+from pa_fast.checkpoint.layout import chunk_sum
+from pa_fast.checkpoint.provenance import as_hex, combine
+from pa_fast.checkpoint.reader import Checkpoint
+from pa_fast.checkpoint.safetensors import TensorInfo, quoted, torch_dtype
 from pa_fast.engines import layout
 from pa_fast.engines.origins import trace
 from pa_fast.engines.ranks import ALONE, Alone, Ranks

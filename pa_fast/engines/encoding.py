@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pa_fast.checkpoint.alignment import align, stripped
-from pa_fast.checkpoint.pair_options import DEFAULTS, PairOptions
-from pa_fast.checkpoint.pairing import check_configs
+from pa_fast.checkpoint.folder import resolve
+from pa_fast.checkpoint.pair import DEFAULTS, PairOptions, align, check_configs, stripped
 from pa_fast.checkpoint.reader import Checkpoint
-from pa_fast.checkpoint.source import resolve
 from pa_fast.checkpoint.streaming import DTYPES, check_dtype
 from pa_fast.checkpoint.vocabulary import compare_vocabularies
 from pa_fast.delta import writer

@@ -17,11 +17,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pa_fast.checkpoint.alignment import is_attribute, stripped
 from pa_fast.checkpoint.config import model_class
-from pa_fast.checkpoint.header import FLOATS
-from pa_fast.checkpoint.reader import Checkpoint, torch_dtype
-from pa_fast.checkpoint.rows import may_be_extended, vocabulary_sizes
+from pa_fast.checkpoint.pair import is_attribute, stripped
+from pa_fast.checkpoint.reader import Checkpoint
+from pa_fast.checkpoint.safetensors import FLOATS, torch_dtype
+from pa_fast.checkpoint.vocabulary import may_be_extended, vocabulary_sizes
 from pa_fast.engines import layout, own_code
 from pa_fast.engines.content import Content
 from pa_fast.engines.inventory import tensors_and_modules
@@ -315,9 +315,8 @@ def _from_pretrained(
             refused = own_code.refused(checkpoint.folder, "config.json", auto_class, error)
             if refused is not None:
                 raise refused from error
-        if sharding and "has no `tp_plan`" in str(
-            error
-        ):  # since transformers 5.24; `layout.check` says it before
+        if sharding and "has no `tp_plan`" in str(error):
+            # since transformers 5.24; `layout.check` says it before
             raise layout.no_plan(kind.__name__) from error
         raise EngineError(
             f"transformers cannot load {checkpoint.folder}: {first_line(error)}",

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pa_fast.checkpoint.skeleton import Skeleton
+from pa_fast.checkpoint.names import Skeleton
 from pa_fast.errors import UsageError
 
 

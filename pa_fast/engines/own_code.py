@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pa_fast.checkpoint.document import quoted, read_object
+from pa_fast.checkpoint.safetensors import quoted, read_object
 from pa_fast.errors import CheckpointError, EngineError, PaFastError
 
 _KERNELS = ("attn_implementation", "_attn_implementation", "_attn_implementation_internal")

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pa_fast.base import Continuation, Generation, Lambda
-from pa_fast.checkpoint.fingerprint import combine
+from pa_fast.checkpoint.provenance import combine
 from pa_fast.engines import endpoints, layout, transformers
 from pa_fast.engines.model import LambdaModel
 from pa_fast.engines.ranks import Ranks
@@ -83,9 +83,8 @@ class ShardedWeights:
             )
         with self._ranks.step("the switch"):
             self._part.set_lambda(lam)
-        torch.autograd.graph.increment_version(
-            self._owners
-        )  # they do not share their shard's counter
+        # they do not share their shard's counter
+        torch.autograd.graph.increment_version(self._owners)
 
     def check_lambda(self, lam: float | LambdaRule) -> None:
         """See `LiveWeights.check_lambda`; on all ranks, whichever cannot reach λ."""
@@ -171,9 +170,8 @@ class ShardedModel(LambdaModel):
             {id(tensor): tensor for tensor in layout.distributed(part.model).values()}.values()
         )
         self.ranks = ranks
-        self._not_shared = (
-            part._not_shared if ranks.rank == 0 else None
-        )  # warned of once, not once per rank
+        # warned of once, not once per rank
+        self._not_shared = part._not_shared if ranks.rank == 0 else None
         self.weights = ShardedWeights(part.weights, ranks, owners, layout.split(part.model))
         self.identity = {**part.identity, "engine": "transformers-tp", "world": ranks.world}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pa_fast.checkpoint.companions import check_companions
+from pa_fast.checkpoint.folder import check_companions
 from pa_fast.engines import own_code
 from pa_fast.errors import EngineError, first_line
 

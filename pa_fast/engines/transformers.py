@@ -10,15 +10,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pa_fast.checkpoint.alignment import align, stripped
-from pa_fast.checkpoint.companions import check_companions
-from pa_fast.checkpoint.guard import Guard
-from pa_fast.checkpoint.pair_options import PairOptions
-from pa_fast.checkpoint.pairing import check_configs, config_notes
+from pa_fast.checkpoint.content import FileWatcher
+from pa_fast.checkpoint.folder import check_companions, located, resolve
+from pa_fast.checkpoint.pair import PairOptions, align, check_configs, config_notes, stripped
 from pa_fast.checkpoint.reader import Checkpoint
-from pa_fast.checkpoint.rows import check_vocabulary, extended
-from pa_fast.checkpoint.source import located, resolve
-from pa_fast.checkpoint.untrained import swapped_sides, untrained_rows
+from pa_fast.checkpoint.vocabulary import check_vocabulary, extended, swapped_sides, untrained_rows
 from pa_fast.device import device_of
 from pa_fast.engines.asked import Asked, asked
 from pa_fast.engines.attached_weights import attached, divertible
@@ -126,9 +122,8 @@ def load(
         delta,
         ranks.sharding(),
     )
-    other = (
-        base if instruct is None else instruct
-    )  # base stands on both sides where a delta does for instruct
+    # base stands on both sides where a delta does for instruct
+    other = base if instruct is None else instruct
     with (
         ranks.step("loading"),
         Checkpoint.open(resolve(base)) as b,
@@ -159,7 +154,7 @@ def load(
         traced = of_pair(loaded.module, b.tensors, i.tensors)
         plan = _planned(want, loaded)
         said = want.described if plan is None else plan.store.describe()
-        guard = Guard(b, i)
+        guard = FileWatcher(b, i)
         guard.check_names()
         chosen = tokenizer_of(resolve(tokenizer) if tokenizer is not None else i.folder)
         same = identity(want, b, i, said, chosen)
@@ -259,8 +254,8 @@ def load(
         }
         pair = (
             {
-                "base_dir": base,
-                "instruct_dir": other,
+                "base": base,
+                "instruct": other,
                 "dtype": dtype,
                 "allow_nonfinite": allow_nonfinite,
             }

@@ -9,7 +9,7 @@ from typing import Any
 
 from pa_fast.base import Engine, Evaluator, Item, Score, Tokenizer, configuration
 from pa_fast.errors import EvaluatorError
-from pa_fast.evals.average import AVERAGES, averaged, labelled
+from pa_fast.evals.average import AVERAGES, averaged, labelled, weighted
 from pa_fast.evals.files import DataFile, limited, read_file
 from pa_fast.evals.kind import EvalSpec, Kind
 from pa_fast.evals.likelihood import Prepared
@@ -132,7 +132,7 @@ class Alpaca:
                 "share of answers that end", [row["dataset"] for row in self.rows], self.average
             ),
             len(items),
-            items,
+            weighted(items, self.average),
             {**figures(outputs), **capped, **asked.figures},
             {"model_outputs.json": json.dumps(judged, ensure_ascii=False, indent=2) + "\n"},
         )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from pa_fast.base import Item
 
@@ -18,6 +20,15 @@ def averaged(items: Sequence[Item], kind: str) -> float:
     for item in items:
         groups.setdefault(item.group, []).append(item.score)
     return sum(sum(scores) / len(scores) for scores in groups.values()) / len(groups)
+
+
+def weighted(items: Sequence[Item], kind: str) -> list[Item]:
+    """`items` with what each counts in their average by `kind`: 1 where all count the same."""
+    sizes = Counter(item.group for item in items)
+    if kind == "micro" or len(set(sizes.values())) == 1:
+        return list(items)
+    mean = len(items) / len(sizes)
+    return [replace(item, weight=mean / sizes[item.group]) for item in items]
 
 
 def labelled(unit: str, groups: Iterable[str], kind: str) -> str:

@@ -54,9 +54,8 @@ def limited(rows: Sequence[T], groups: Sequence[str], limit: int | None, seed: i
     for index, group in enumerate(groups):
         members.setdefault(group, []).append(index)
     kept: list[int] = []
-    for place, indices in enumerate(
-        sorted(members.values(), key=len)
-    ):  # what a small group lacks the larger ones give
+    for place, indices in enumerate(sorted(members.values(), key=len)):
+        # what a small group lacks the larger ones give
         share = min(len(indices), (limit - len(kept)) // (len(members) - place))
         kept += random.Random(f"{seed}:limit").sample(indices, share)
     return [rows[index] for index in sorted(kept)]

@@ -7,7 +7,7 @@ from typing import Any
 
 from pa_fast.base import Engine, Evaluator, Item, Score
 from pa_fast.errors import UsageError
-from pa_fast.evals.average import AVERAGES, averaged, labelled
+from pa_fast.evals.average import AVERAGES, averaged, labelled, weighted
 from pa_fast.evals.files import DataFile, limited, read_file
 from pa_fast.evals.imported import Imported, imported
 from pa_fast.evals.kind import EvalSpec, Kind
@@ -110,7 +110,7 @@ class Generate:
             averaged(items, self.average),
             labelled(unit, self.groups, self.average),
             len(items),
-            items,
+            weighted(items, self.average),
             {**figures(outputs), **asked.figures},
             {"outputs.jsonl": json_lines(map(record, items, asked.texts, outputs))},
         )

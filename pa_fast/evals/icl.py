@@ -8,7 +8,7 @@ from typing import Any
 
 from pa_fast.base import Engine, Evaluator, Item, Score, Tokenizer
 from pa_fast.errors import EvaluatorError, UsageError
-from pa_fast.evals.average import AVERAGES, averaged, labelled
+from pa_fast.evals.average import AVERAGES, averaged, labelled, weighted
 from pa_fast.evals.encoding import Encoder
 from pa_fast.evals.examples import Example
 from pa_fast.evals.files import read_file
@@ -92,7 +92,8 @@ class Choice:
         details = {"accuracy_raw": averaged(raw, self.average)} if self.per_character else {}
         unit = labelled(self.unit, [item.group for item in self.items], self.average)
         details |= {"ties": float(ties), **asked.figures}
-        return Score(averaged(items, self.average), unit, len(items), items, details)
+        counted = weighted(items, self.average)
+        return Score(averaged(items, self.average), unit, len(items), counted, details)
 
     def _pairs(self, tokenizer: Tokenizer, room: int | None) -> Fitted[list[Pair]]:
         prefix = Encoder(tokenizer).prefix
@@ -173,7 +174,7 @@ class Answer:
             averaged(items, self.average),
             unit,
             len(items),
-            items,
+            weighted(items, self.average),
             {**figures(outputs), **asked.figures},
             {"outputs.jsonl": json_lines(map(record, items, asked.texts, outputs))},
         )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -155,13 +156,35 @@ class Perplexity:
             raise EvaluatorError(
                 f"{self.name}: {mean:.4g} nats per token, whose exponential is not a number"
             )
-        items = [Item(id, document.group, nats[id] / tokens[id]) for id, document in scored.items()]
+        items = self._items(scored.values(), nats, tokens)
         unit = labelled(
             f"perplexity, window {asked.window}",
             [document.group for document in self.documents],
             self.average,
         )
         return Score(math.exp(mean), unit, len(items), items, asked.figures)
+
+    def _items(
+        self,
+        documents: Collection[_Document],
+        nats: Mapping[str, float],
+        tokens: Mapping[str, int],
+    ) -> list[Item]:
+        """A document counts its tokens; where groups count the same, those of its group's share."""
+        sizes: Counter[str] = Counter()
+        for one in documents:
+            sizes["" if self.average == "micro" else one.group] += tokens[one.id]
+        mean = sum(sizes.values()) / len(sizes)
+        return [
+            Item(
+                one.id,
+                one.group,
+                nats[one.id] / tokens[one.id],
+                tokens[one.id] * mean / sizes["" if self.average == "micro" else one.group],
+                {"nats": nats[one.id], "tokens": float(tokens[one.id])},
+            )
+            for one in documents
+        ]
 
     def _mean(
         self, documents: Sequence[_Document], nats: Mapping[str, float], tokens: Mapping[str, int]

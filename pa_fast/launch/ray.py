@@ -119,9 +119,8 @@ class _Seat:
         points: Sequence[Lambda],
     ) -> Manifest:
         if os.path.isdir(folder):
-            os.chdir(
-                folder
-            )  # paths and modules of the command line are relative to where it was typed
+            # paths and modules of the command line are relative to where it was typed
+            os.chdir(folder)
             sys.path.insert(0, folder)
         self._engine, asked = make()
         self._evaluators = distinct(asked)

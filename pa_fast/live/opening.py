@@ -11,8 +11,8 @@ import pa_kernels
 from pa_kernels import PackedTensor
 from pa_kernels.reference import LIVE_DTYPES
 
-from pa_fast.checkpoint.fingerprint import as_hex, combine
-from pa_fast.checkpoint.reader import torch_dtype
+from pa_fast.checkpoint.provenance import as_hex, combine
+from pa_fast.checkpoint.safetensors import torch_dtype
 from pa_fast.delta.description import Description
 from pa_fast.delta.entry import Entry
 from pa_fast.delta.file import DeltaFile

@@ -71,7 +71,8 @@ def _container() -> list[int]:
         for folder in (
             root / path.lstrip("/"),
             root,
-        ):  # inside a container the path may be the host's
+        ):
+            # inside a container the path may be the host's
             most, taken = _number(folder / limit), _number(folder / used)
             if most is not None and taken is not None:
                 left.append(most - taken + _fields(folder / "memory.stat").get(cache, 0))

@@ -20,7 +20,7 @@ from pa_kernels.cores import inference, over_cores, settle
 from pa_kernels.reference import LIVE_DTYPES, Draw
 
 from pa_fast.base import Lambda
-from pa_fast.checkpoint.fingerprint import combine
+from pa_fast.checkpoint.provenance import combine
 from pa_fast.delta.entry import Entry, parts
 from pa_fast.delta.file import DeltaFile
 from pa_fast.delta.mixed import Mixed
@@ -125,9 +125,8 @@ class LiveWeights:
             self._store: Mixed | None = Mixed(
                 [b.live for b in floats], bases, held, [b.via for b in floats], draws
             )
-        self._floats = [
-            replace(binding, sources={}) for binding in floats
-        ]  # the store keeps what it needs of them
+        # the store keeps what it needs of them
+        self._floats = [replace(binding, sources={}) for binding in floats]
         self._fixed = [binding for binding in made if binding.live.dtype not in LIVE_DTYPES]
         self._bindings = [*self._floats, *self._fixed]
         self._watched = [
@@ -404,9 +403,8 @@ class LiveWeights:
                     raise _overwritten([self._floats[t].name for t in found.entries]) from None
                 self._write_fixed()
         finally:
-            torch._C._set_grad_enabled(
-                recording
-            )  # an interrupt may have left `no_grad` before it put this back
+            # an interrupt may have left `no_grad` before it put this back
+            torch._C._set_grad_enabled(recording)
         self._written(value, rule, lams)
         if foreign:
             self._sums.clear()

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pa_fast.checkpoint.inspect import PairReport
-from pa_fast.checkpoint.place import short_names
+from pa_fast.checkpoint.measure import short_names
 from pa_fast.errors import UsageError
 from pa_fast.sweep import figure
 from pa_fast.sweep.trajectory import INK

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pa_fast.base import Lambda
 from pa_fast.checkpoint.inspect import PairReport
-from pa_fast.checkpoint.place import short_names
+from pa_fast.checkpoint.measure import short_names
 from pa_fast.units import format_bytes, format_count
 
 if TYPE_CHECKING:

@@ -87,9 +87,8 @@ def write(result: SweepResult) -> str | None:
         why += f", and {LARGEST_DRAWN:g} is the most that an axis can show"
     except PaFastError:
         raise
-    except (
-        Exception
-    ) as error:  # the results are written, and a fault in their picture is not theirs
+    except Exception as error:
+        # the results are written, and a fault in their picture is not theirs
         why = f"{type(error).__name__}: {first_line(error)}"
     for kind in KINDS:
         (result.out / f"trajectory.{kind}").unlink(missing_ok=True)

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
+from typing import TYPE_CHECKING, Any
 
 from pa_fast import files as own
 from pa_fast.base import Item
@@ -22,6 +23,9 @@ from pa_fast.sweep import durable, manifest
 from pa_fast.sweep.entry import Entry, parse
 from pa_fast.sweep.shard import Shard
 
+if TYPE_CHECKING:
+    from pa_fast.stats.items import Column
+
 NAME = "journal.jsonl"
 ITEMS = "items"
 OUTPUTS = "outputs"
@@ -29,6 +33,7 @@ _APPEND = os.O_RDWR | os.O_CREAT | os.O_APPEND
 LOCK = ".lock"
 """Held while files that all shards of a sweep write are brought up to date."""
 _NO_RUN = "choose a new folder for --out; or if this is a run, restore its run.json from a copy"
+_RESTORE_ITEMS = "restore it from a copy; or delete the point's line in the journal: it runs again"
 _KEPT = "make room or grant access, then run again: finished points are kept"
 RUN_FILES = (
     "run.json",
@@ -70,9 +75,8 @@ class Journal:
         self._samples: dict[str, Entry] = {}
 
     def __enter__(self) -> Journal:
-        check_folder(
-            self.folder, self._shard
-        )  # before the first file: a foreign folder stays as it is
+        # before the first file: a foreign folder stays as it is
+        check_folder(self.folder, self._shard)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with durable.locked(self.folder / LOCK):
@@ -97,9 +101,8 @@ class Journal:
         self._lock()
         if self._overwrite:
             self._clear()
-        if (
-            self._shard is None
-        ):  # a shard cannot tell what a kill left from what another one is writing
+        if self._shard is None:
+            # a shard cannot tell what a kill left from what another one is writing
             for folder in (self.folder, self.folder / ITEMS, *_outputs(self.folder)):
                 durable.remove_temporaries(folder)
         os.ftruncate(self._file, _scan(self._path)[1])
@@ -145,13 +148,8 @@ class Journal:
         with _interrupts_wait():
             if items:
                 name = _point(entry.lam, entry.evaluator) + ".jsonl"
-                lines = [
-                    json.dumps({"id": i.id, "group": i.group, "score": i.score}, allow_nan=False)
-                    for i in items
-                ]
-                durable.write(
-                    self.folder / ITEMS / name, "".join(f"{line}\n" for line in lines).encode()
-                )
+                text = "".join(map(_item_line, items))
+                durable.write(self.folder / ITEMS / name, text.encode())
                 entry = replace(entry, items=f"{ITEMS}/{name}")
             if files:
                 name = f"{OUTPUTS}/{_point(entry.lam, entry.evaluator)}"
@@ -279,6 +277,47 @@ def read(folder: pathlib.Path) -> list[Entry]:
         for path in [folder / NAME, *sorted(folder.glob("journal.*-of-*.jsonl"))]
         for entry in _scan(path)[0]
     ]
+
+
+def read_items(folder: pathlib.Path, entry: Entry) -> Column:
+    """The items of a finished `entry` of the run in `folder`; none where it recorded none.
+
+    Raises:
+        RunError: their file is missing or damaged.
+    """
+    from pa_fast.stats.items import Column
+
+    assert entry.score is not None
+    if entry.items is None:
+        return Column(entry.score, (), (), (), ())
+    path = folder / entry.items
+    try:
+        if not re.fullmatch(rf"{ITEMS}/[^/\\]+", entry.items):
+            raise ValueError(f"the journal names {entry.items!r}")
+        own.check_own_folder(folder / ITEMS)
+        # one document of all lines: parsed in a fifth of the time that it takes line by line
+        text = own.read_own(path).decode().strip().replace("\n", ",\n")
+        rows = json.loads(f"[{text}]")
+        parts = [row.get("parts") for row in rows]
+        return Column(
+            entry.score,
+            [row["id"] for row in rows],
+            [row["group"] for row in rows],
+            [row["score"] for row in rows],
+            [row.get("weight", 1.0) for row in rows],
+            parts if any(parts) else (),
+        )
+    except OSError as error:
+        raise RunError(f"{path} cannot be read: {error.strerror}", _RESTORE_ITEMS) from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise RunError(f"{path} is damaged: {error}", _RESTORE_ITEMS) from error
+
+
+def _item_line(item: Item) -> str:
+    fields: dict[str, Any] = {"id": item.id, "group": item.group, "score": item.score}
+    fields |= {} if item.weight == 1 else {"weight": item.weight}
+    fields |= {} if item.parts is None else {"parts": dict(item.parts)}
+    return json.dumps(fields, allow_nan=False) + "\n"
 
 
 def _outputs(folder: pathlib.Path) -> list[pathlib.Path]:

@@ -300,12 +300,17 @@ def _checked(name: str, score: object) -> Score:
         raise EvaluatorError(
             f"evaluator `{name}` gave the unit {score.unit!r}, and a text of one line is expected"
         )
-    plain = tuple(Item(str(item.id), str(item.group), float(item.score)) for item in items)
+    plain = tuple(map(_plain_item, items))
     for item in plain:
-        if not math.isfinite(item.score):
+        for what, figure in (("scored", item.score), ("weighted", item.weight)):
+            if not math.isfinite(figure):
+                raise EvaluatorError(
+                    f"evaluator `{name}` {what} item `{item.id}` {figure}, which is not a finite"
+                    " number"
+                )
+        if item.parts is not None and not all(map(math.isfinite, item.parts.values())):
             raise EvaluatorError(
-                f"evaluator `{name}` scored item `{item.id}` {item.score}, which is not a finite"
-                " number"
+                f"evaluator `{name}` gave item `{item.id}` parts that are no finite numbers"
             )
     if len({(item.group, item.id) for item in plain}) < len(plain):
         raise EvaluatorError(f"evaluator `{name}` gave two items of the same group and id")
@@ -327,3 +332,8 @@ def _checked(name: str, score: object) -> Score:
                 " expected"
             )
     return Score(value, score.unit, n, plain, details, dict(score.files))
+
+
+def _plain_item(item: Item) -> Item:
+    parts = {str(key): float(figure) for key, figure in (item.parts or {}).items()}
+    return Item(str(item.id), str(item.group), float(item.score), float(item.weight), parts or None)

@@ -54,9 +54,8 @@ class Recording:
                 "overwrite and shard together",
                 "a shard would remove what others have written: remove the folder first",
             )
-        self.folder = pathlib.Path(
-            os.path.abspath(out)
-        )  # an evaluator may change the working directory
+        # an evaluator may change the working directory
+        self.folder = pathlib.Path(os.path.abspath(out))
         self.progress: Progress = listening(progress)
         self.result: SweepResult | None = None
         self._points = list(points) if shard is None else shard.of(points)

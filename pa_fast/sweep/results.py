@@ -284,9 +284,8 @@ def _cells(result: SweepResult) -> list[dict[str, Text]]:
     score."""
     from rich.text import Text
 
-    effective = {
-        row.lam.key: row.effective_lambda for row in reversed(result.rows)
-    }  # of equal keys the first row's
+    # of equal keys the first row's
+    effective = {row.lam.key: row.effective_lambda for row in reversed(result.rows)}
     columns = [{key: Text(f"{value:.4g}") for key, value in effective.items() if value is not None}]
     for name in result.evaluators:
         best = result.best(name)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from pa_fast.checkpoint.document import parse_object
-from pa_fast.checkpoint.resume import ShardLog
+from pa_fast.checkpoint.layout import ShardLog
+from pa_fast.checkpoint.safetensors import parse_object
 from pa_fast.errors import CheckpointError, PaFastError, RunError, UsageError
 from pa_fast.evals.suite import parse_all
 from pa_fast.rules import LambdaRule

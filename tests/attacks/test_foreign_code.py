@@ -175,7 +175,7 @@ def test_every_call_that_is_made_trusts_no_code(
     lm = pa_fast.load(good / "base", good / "instruct")
     assert len(said) >= 3
     if importlib.util.find_spec("lm_eval"):
-        from pa_fast.evals.lm_eval.model import model_class
+        from pa_fast.evals.lm_eval import PaFastLM
 
-        model_class()(lm, bars=False)
+        PaFastLM(lm, bars=False)
     assert set(said) == {False}

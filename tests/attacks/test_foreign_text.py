@@ -209,9 +209,8 @@ def test_tables_notes_and_progress_show_codes_and_markup_as_text() -> None:
 
 def test_what_libraries_log_and_warn_of_is_printable(capsys: pytest.CaptureFixture[str]) -> None:
     log, stream = logging.getLogger("foreign text"), io.StringIO()
-    before = (
-        logging.getLogRecordFactory()
-    )  # torch sets one of its own once torch._dynamo is imported
+    # torch sets one of its own once torch._dynamo is imported
+    before = logging.getLogRecordFactory()
     handler = logging.StreamHandler(stream)
     log.addHandler(handler)
     with libraries_printable():

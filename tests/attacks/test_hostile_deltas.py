@@ -19,7 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import pa_fast
-from pa_fast.checkpoint.fingerprint import as_hex, combine
+from pa_fast.checkpoint.provenance import as_hex, combine
 from pa_fast.delta.description import sum_of
 from pa_fast.delta.lowrank_store import LowRankStore
 from pa_fast.delta.sparse_store import SparseStore

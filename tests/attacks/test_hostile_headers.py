@@ -12,8 +12,8 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 
-from pa_fast.checkpoint.header import read_header
 from pa_fast.checkpoint.reader import Checkpoint
+from pa_fast.checkpoint.safetensors import read_header
 from pa_fast.errors import CheckpointError
 
 

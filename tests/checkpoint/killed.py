@@ -23,7 +23,7 @@ from typing import Any
 import pa_kernels  # noqa: F401
 
 from pa_fast.checkpoint.merge import merge
-from pa_fast.checkpoint.pairing import pair
+from pa_fast.checkpoint.pair import pair
 from pa_fast.checkpoint.reader import Checkpoint
 
 CALLS = (
@@ -73,9 +73,8 @@ def child(last: int, arguments: list[str]) -> None:
 
 def main() -> None:
     with Checkpoint.open(sys.argv[1]) as base, Checkpoint.open(sys.argv[2]) as instruct:
-        pair(
-            base, instruct
-        )  # imports transformers where configurations differ, once for all children
+        # imports transformers where configurations differ, once for all children
+        pair(base, instruct)
     for line in sys.stdin:
         process = os.fork()
         if not process:

@@ -12,8 +12,7 @@ from huggingface_hub import ModelCard
 from huggingface_hub.utils import validate_repo_id
 
 import pa_fast
-from pa_fast.checkpoint import source
-from pa_fast.checkpoint.companions import check_companions
+from pa_fast.checkpoint.folder import check_companions, resolve
 from pa_fast.errors import CheckpointError
 from tests.checkpoint.pairs import random_tensors, write_checkpoint
 
@@ -86,7 +85,7 @@ def test_a_download_takes_named_templates_too(
         return str(snapshot)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    assert source.resolve("acme/tiny") == snapshot
+    assert resolve("acme/tiny") == snapshot
     assert got == set(remote[:4])
 
 

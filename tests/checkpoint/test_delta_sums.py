@@ -10,11 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pa_kernels import reference
 
-from pa_fast.checkpoint.delta_sums import BUCKETS, DeltaSums, delta_sums
-from pa_fast.checkpoint.fidelity import fidelity
-from pa_fast.checkpoint.place import place, short_names
-from pa_fast.checkpoint.recipe import Blend
-from pa_fast.checkpoint.store_size import StoreSize, store_size
+from pa_fast.checkpoint.measure import (
+    BUCKETS,
+    DeltaSums,
+    StoreSize,
+    delta_sums,
+    fidelity,
+    place,
+    short_names,
+    store_size,
+)
+from pa_fast.checkpoint.streaming import TensorMerge
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 LAYOUT = {BF16: (16, 7, 0xFF), FP16: (16, 10, 0x1F), FP32: (32, 23, 0xFF)}
@@ -92,11 +98,14 @@ def test_sums_of_pieces_are_the_sums_of_the_whole() -> None:
     generator = torch.Generator().manual_seed(0)
     base = torch.randn(999, generator=generator).bfloat16()
     instruct = (base.float() + 0.02 * torch.randn(999, generator=generator)).bfloat16()
-    whole = delta_sums(base, instruct, BF16, [Blend(0.1, None), Blend(0.5, None)])
+    whole = delta_sums(base, instruct, BF16, [TensorMerge(0.1, None), TensorMerge(0.5, None)])
     parts = DeltaSums()
     for start, stop in ((0, 400), (400, 400), (400, 999)):
         parts += delta_sums(
-            base[start:stop], instruct[start:stop], BF16, [Blend(0.1, None), Blend(0.5, None)]
+            base[start:stop],
+            instruct[start:stop],
+            BF16,
+            [TensorMerge(0.1, None), TensorMerge(0.5, None)],
         )
     assert (parts.histogram, parts.unchanged, parts.no_small_code) == (
         whole.histogram,
@@ -122,7 +131,7 @@ def test_fidelity_is_its_definition() -> None:
     base = (0.02 * torch.randn(50_000, generator=generator)).bfloat16()
     instruct = (base.float() + 0.0004 * torch.randn(50_000, generator=generator)).bfloat16()
     lams = (0.0, 0.05, 0.5, 1.0)
-    found = fidelity(base, instruct, [Blend(lam, None) for lam in lams], BF16)
+    found = fidelity(base, instruct, [TensorMerge(lam, None) for lam in lams], BF16)
     delta = instruct.double() - base.double()
     for lam, moved in zip(lams, found):
         merged = reference.lerp(base, instruct, lam)
@@ -137,7 +146,7 @@ def test_fidelity_is_its_definition() -> None:
 def test_another_rounding_can_be_given() -> None:
     base, instruct = torch.zeros(4), torch.ones(4)
     (moved,) = fidelity(
-        base, instruct, [Blend(0.5, None)], FP32, lambda out, b, i, blend: out.copy_(i)
+        base, instruct, [TensorMerge(0.5, None)], FP32, lambda out, b, i, blend: out.copy_(i)
     )
     assert (moved.along, moved.weights) == (4.0, 4)
 

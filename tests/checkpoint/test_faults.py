@@ -149,9 +149,8 @@ def test_a_disk_that_fills_up_and_is_enlarged(
     )
     with pytest.raises(OutputError, match=r"needs .* are free on its disk"):
         merge(*pair, 0.5, small / "out")
-    monkeypatch.setattr(
-        "pa_fast.checkpoint.writer._SPARE_BYTES", -(10**9)
-    )  # as if others took the space since
+    # as if others took the space since
+    monkeypatch.setattr("pa_fast.checkpoint.writer._SPARE_BYTES", -(10**9))
     with pytest.raises(OutputError, match=r"No space left on device \(.* free\)"):
         merge(*pair, 0.5, small / "out")
     assert list(small.iterdir()) == []

@@ -8,7 +8,7 @@ import torch
 from pa_kernels.checksum import CHUNK_BYTES, piece_checksum
 from pa_kernels.reference import CHUNK_WORDS
 
-from pa_fast.checkpoint.fingerprint import combine, name_hash
+from pa_fast.checkpoint.provenance import combine, name_hash
 
 
 def test_chunk_size_is_the_kernels() -> None:

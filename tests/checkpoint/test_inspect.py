@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from pa_fast.checkpoint.inspect import inspect
-from pa_fast.checkpoint.reader import WeightFile
+from pa_fast.checkpoint.safetensors import WeightFile
 from pa_fast.errors import CheckpointError
 from tests.checkpoint.pairs import CONFIG, SHAPES, random_tensors, write_checkpoint, write_pair
 

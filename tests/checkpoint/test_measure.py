@@ -127,9 +127,10 @@ def test_fidelity_of_a_rule_and_of_stochastic_rounding_is_that_of_the_merge(tmp_
         part.name: part.fidelity[0].intended_lambda for part in found.tensors if ".0." in part.name
     }
     assert set(intended.values()) == {0.05, 1.0, 0.1}
+    # all ‖B‖ are alike
     moved = [
         (part.fidelity[0].intended_lambda, (part.relative_norm or 0) ** 2) for part in found.tensors
-    ]  # all ‖B‖ are alike
+    ]
     mean = sum(lam * square for lam, square in moved if lam) / sum(square for _, square in moved)
     assert found.total.fidelity[0].intended_lambda == pytest.approx(mean, rel=0.01)
     assert found.total.fidelity[0].effective_lambda == pytest.approx(mean, rel=0.02)

@@ -14,8 +14,8 @@ from pa_kernels import checksum, reference
 
 import pa_fast.checkpoint.streaming as streaming
 from pa_fast.base import Lambda
-from pa_fast.checkpoint.fingerprint import name_hash
 from pa_fast.checkpoint.merge import merge
+from pa_fast.checkpoint.provenance import name_hash
 from pa_fast.checkpoint.reader import Checkpoint
 from pa_fast.checkpoint.verify import verify
 from pa_fast.errors import DataError, OutputError, PairError, UsageError

@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from pa_fast.checkpoint.config import differences
-from pa_fast.checkpoint.pair_options import PairOptions
-from pa_fast.checkpoint.pairing import Pair, pair
+from pa_fast.checkpoint.pair import Pair, PairOptions, pair
 from pa_fast.checkpoint.reader import Checkpoint
 from pa_fast.errors import PairError, UsageError
 from tests.checkpoint.pairs import CONFIG, SHAPES, random_tensors, same_bits, write_checkpoint

@@ -17,7 +17,7 @@ import torch
 from hypothesis import given, settings
 from safetensors.torch import save
 
-from pa_fast.checkpoint import reader
+from pa_fast.checkpoint import safetensors
 from pa_fast.checkpoint.reader import Checkpoint
 from pa_fast.errors import CheckpointError, DataError
 from tests.checkpoint.pairs import CONFIG, load_folder, random_tensors, same_bits, write_checkpoint
@@ -126,13 +126,15 @@ def test_bytes_that_are_gone_are_refused_before_they_are_touched(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     try:
-        mmap.mmap(-1, mmap.PAGESIZE).madvise(reader.MADV_POPULATE_READ)
+        mmap.mmap(-1, mmap.PAGESIZE).madvise(safetensors.MADV_POPULATE_READ)
     except OSError:
         pytest.skip("needs a kernel with MADV_POPULATE_READ")
     folder = write_checkpoint(tmp_path / "c", {"a": torch.randn(100_000)})
     with Checkpoint.open(folder) as found:
         found.tensor("a")
-        monkeypatch.setattr(reader.WeightFile, "check", lambda self: os.truncate(self.path, 5000))
+        monkeypatch.setattr(
+            safetensors.WeightFile, "check", lambda self: os.truncate(self.path, 5000)
+        )
         with pytest.raises(DataError, match=r"model.safetensors: bytes \d+ to \d+ cannot be read"):
             found.tensor("a")
 

@@ -23,8 +23,8 @@ import torch
 from pa_kernels import reference
 from pa_kernels.reference import Draw
 
-from pa_fast.checkpoint.card import read_provenance
 from pa_fast.checkpoint.merge import MergeReport, merge
+from pa_fast.checkpoint.provenance import read_provenance
 from pa_fast.checkpoint.reader import Checkpoint
 from pa_fast.checkpoint.verify import verify
 from pa_fast.errors import CheckpointError, DataError, OutputError, PairError

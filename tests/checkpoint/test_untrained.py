@@ -11,7 +11,7 @@ import torch
 
 from pa_fast.checkpoint.merge import merge
 from pa_fast.checkpoint.reader import Checkpoint
-from pa_fast.checkpoint.untrained import chat_tokens, untrained_rows
+from pa_fast.checkpoint.vocabulary import chat_tokens, untrained_rows
 from tests.checkpoint.pairs import CONFIG, random_tensors, write_checkpoint
 
 EMBEDDING = "model.embed_tokens.weight"

@@ -14,7 +14,7 @@ import safetensors
 import torch
 
 import pa_fast
-from pa_fast.checkpoint.header import read_header
+from pa_fast.checkpoint.safetensors import read_header
 from pa_fast.delta import writer
 from pa_fast.delta.entry import Entry, Source, parts
 from pa_fast.delta.file import DeltaFile

@@ -274,9 +274,8 @@ def test_a_model_reads_its_base_again_from_its_files(tmp_path: pathlib.Path) -> 
     from tests.engines.test_loading import edit
     from tests.test_conformance import stepped
 
-    base, instruct = write_pair(
-        tmp_path, "mixtral"
-    )  # its experts are converted, so that no map of a file holds them
+    # its experts are converted, so that no map of a file holds them
+    base, instruct = write_pair(tmp_path, "mixtral")
     kept: dict[str, torch.Tensor] = {}
     edit(base, lambda tensors: kept.update(tensors))
     edit(instruct, lambda tensors: tensors.update({n: stepped(kept[n], 0.02) for n in tensors}))

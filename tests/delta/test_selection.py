@@ -39,9 +39,8 @@ def span(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int
 def test_the_largest_are_those_that_a_sort_finds(dtype: torch.dtype, count: int, span: int) -> None:
     g = torch.Generator().manual_seed(1)
     b = torch.randn(10_000, generator=g).to(dtype)
-    i = (b.float() + torch.randint(-3, 4, b.shape, generator=g) * 2.0**-6).to(
-        dtype
-    )  # many ties, many zeros
+    # many ties, many zeros
+    i = (b.float() + torch.randint(-3, 4, b.shape, generator=g) * 2.0**-6).to(dtype)
     found, _ = selection.above(selection.largest(lambda: [(b, i)], count), b, i)
     assert np.array_equal(found.numpy(), first_largest(delta(b, i), count))
 

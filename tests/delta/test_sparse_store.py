@@ -24,9 +24,8 @@ def test_exact_is_dense_for_every_lambda_and_dtype(
     base: torch.dtype, instruct: torch.dtype, live: torch.dtype
 ) -> None:
     b, i = pairs.pair(base, instruct, changed=0.02)
-    if (
-        base != instruct
-    ):  # bases that a narrower dtype holds exactly, so that not every weight counts as changed
+    if base != instruct:
+        # bases that a narrower dtype holds exactly, so that not every weight counts as changed
         b = {
             name: torch.where(
                 torch.rand(t.shape, generator=torch.Generator().manual_seed(0)) < 0.1, t, t.round()

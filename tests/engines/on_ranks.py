@@ -27,7 +27,7 @@ from transformers import AutoModelForCausalLM
 
 import pa_fast
 from pa_fast.base import Generation, Score
-from pa_fast.checkpoint.fingerprint import combine
+from pa_fast.checkpoint.provenance import combine
 from pa_fast.engines import layout, loading, transformers
 from pa_fast.engines.tensor_parallel import ShardedModel, load
 from pa_fast.errors import (
@@ -266,9 +266,8 @@ def scores_and_texts_are_those_of_one_device(world: World) -> None:
         )
         for n in range(1, 14)
     ]
-    pairs += [
-        ([9, 8, 7, 6, 5, 4, 3], [first, 11]) for first in range(20, 25)
-    ]  # requests that begin alike
+    # requests that begin alike
+    pairs += [([9, 8, 7, 6, 5, 4, 3], [first, 11]) for first in range(20, 25)]
     config = Generation(max_new_tokens=6, stop=(2, 77))
     for lam in (0.0, 0.4, 1.0):
         for engine in (lm, alone):

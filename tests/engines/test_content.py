@@ -85,9 +85,8 @@ def test_what_transformers_would_read_instead_is_refused_by_every_verb(
 ) -> None:
     base, instruct = write_pair(tmp_path, "llama")
     pa_fast.merge(base, instruct, 0.5, tmp_path / "merged")
-    adapters = (
-        way == "adapter_config.json" and verb == "encode"
-    )  # an instruct folder with one is a LoRA folder there
+    # an instruct folder with one is a LoRA folder there
+    adapters = way == "adapter_config.json" and verb == "encode"
     for folder in (base,) if adapters else (base, instruct):
         edit(folder, lambda tensors: None)  # one file
         WAYS[way](folder)

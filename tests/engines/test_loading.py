@@ -16,7 +16,7 @@ from pa_kernels import reference
 from safetensors.torch import load_file, save_file
 
 import pa_fast
-from pa_fast.checkpoint.source import located
+from pa_fast.checkpoint.folder import located
 from pa_fast.engines import loading
 from pa_fast.errors import DataError, EngineError, PairError, UsageError, WeightsError
 from tests.engines.architectures import write_model, write_pair
@@ -114,9 +114,8 @@ def test_what_a_model_keeps_in_fp32_holds_values_of_the_file_dtype(
 
     monkeypatch.setattr(LlamaForCausalLM, "_keep_in_fp32_modules_strict", {"norm"})
     base, instruct = write_pair(tmp_path, "llama")
-    lm = pa_fast.load(
-        base, instruct, endpoint_check=False
-    )  # Llama's own forward pass cannot mix dtypes
+    # Llama's own forward pass cannot mix dtypes
+    lm = pa_fast.load(base, instruct, endpoint_check=False)
     assert lm.model.model.norm.weight.dtype == torch.float32
     assert lm.model.lm_head.weight.dtype == torch.bfloat16
     for lam in LAMBDAS:

@@ -53,9 +53,8 @@ def main(tasks: str, batch_size: str, *folders: str) -> None:
     import torch
 
     torch.set_num_threads(1)
-    fork = multiprocessing.get_context(
-        "fork"
-    )  # each folder has a process of its own, forked before anything is evaluated
+    # each folder has a process of its own, forked before anything is evaluated
+    fork = multiprocessing.get_context("fork")
     processes = [
         fork.Process(target=write, args=(tasks, int(batch_size), folder)) for folder in folders
     ]

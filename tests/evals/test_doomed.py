@@ -295,10 +295,11 @@ GROUPED = [
 
 @pytest.mark.parametrize("kind", ["macro", "micro"])
 def test_groups_or_items_count_the_same(tmp_path: Path, kind: str) -> None:
+    # a2, b0, b1, b2
     right = [
         {**row, "answer": "y", "instruction": row["prompt"], "dataset": row["group"]}
         for row in GROUPED[2:]
-    ]  # a2, b0, b1, b2
+    ]
     path = write(tmp_path / "a.jsonl", right)
     value = 0.5 if kind == "macro" else 0.25
     likes_a = ToyEngine(lambda context, token: float((chr(token) == "y") == (ord("a") in context)))

@@ -57,11 +57,12 @@ def stock(tasks: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, An
 
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
-    """How often any tokenizer encodes, and any context is built."""
+    """How often any text of a request is encoded, any context built, any template rendered."""
+    import lm_eval.utils
     from lm_eval.api.task import ConfigurableTask
-    from transformers import PreTrainedTokenizerFast
+    from lm_eval.models.huggingface import HFLM
 
-    calls = {"encoded": 0, "built": 0}
+    calls = {"encoded": 0, "built": 0, "rendered": 0}
 
     def counting(what: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **options: Any) -> Any:
@@ -70,14 +71,13 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
 
         return call
 
-    monkeypatch.setattr(
-        PreTrainedTokenizerFast,
-        "_encode_plus",
-        counting("encoded", PreTrainedTokenizerFast._encode_plus),
-    )
-    monkeypatch.setattr(
-        ConfigurableTask, "fewshot_context", counting("built", ConfigurableTask.fewshot_context)
-    )
+    for owner, name, what in (
+        (HFLM, "tok_encode", "encoded"),
+        (HFLM, "tok_batch_encode", "encoded"),
+        (ConfigurableTask, "fewshot_context", "built"),
+        (lm_eval.utils, "apply_template", "rendered"),
+    ):
+        monkeypatch.setattr(owner, name, counting(what, getattr(owner, name)))
     return calls
 
 
@@ -98,7 +98,9 @@ def test_reused_requests_give_what_fresh_processes_give(
         results = spelt(evaluated(lm, once, chat))
         assert results["samples"] == stock[lam][case]["samples"]
         assert results["results"] == stock[lam][case]["results"]
-        assert (counted == before) == (round_ > 0), "only the first λ encodes and builds"
+        assert [counted[what] > before[what] for what in counted] == [round_ == 0] * 3, (
+            "the first λ encodes, builds and renders, and no other"
+        )
     assert stock[LAMBDAS[0]][case]["samples"] != stock[LAMBDAS[1]][case]["samples"], (
         "the comparison must be able to fail"
     )
@@ -108,7 +110,7 @@ def test_requests_that_share_a_row_are_scored_as_lm_eval_does(engine: Any, tasks
     lm = ours.PaFastLM(engine)
     once = ours.build_once(loaded(str(tasks), ["t_likelihood"], 0))
     evaluated(lm, once, False)
-    rows = sum(len(batch.ids) for _, plan in lm._plans for batch in plan.batches)
+    rows = sum(len(batch.ids) for _, encoded in lm._known for batch in encoded.batches)
     assert rows == len(once["tasks"]["t_likelihood"].instances) - 1
 
 

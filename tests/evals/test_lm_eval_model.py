@@ -174,22 +174,38 @@ def test_answers_from_memory_are_copies(engine: Any) -> None:
 def test_pairs_are_not_remembered_twice(engine: Any, tasks: Path) -> None:
     lm = ours.PaFastLM(engine)
     evaluated(lm, ours.build_once(loaded(str(tasks), [NAME], 0)), False)
-    assert not [key for key in lm.tokenizer.memory if ">" in str(key)], (
-        "the plan holds their tokens"
-    )
+    assert not lm._token_ids, "the encoded requests hold their tokens"
 
 
-def test_templates_are_compiled_once_and_only_meanwhile() -> None:
-    from lm_eval.utils import apply_template, env
+def test_lm_eval_itself_stays_as_it_is(engine: Any, tasks: Path) -> None:
+    import lm_eval.api.task
+    from lm_eval.utils import env
 
-    from pa_fast.evals.lm_eval.templates import templates_kept
+    given = loaded(str(tasks), [NAME], 2)
+    task, template = given["tasks"][NAME], given["tasks"][NAME].config.doc_to_choice
+    before = dict(vars(lm_eval.api.task)), type(env).from_string, task.dump_config()
+    once = ours.build_once(given)
+    evaluated(ours.PaFastLM(engine), once, False)
+    assert (dict(vars(lm_eval.api.task)), env.from_string.__func__, task.dump_config()) == before
+    assert once["tasks"][NAME].config.doc_to_choice == template, "as results.json shows it"
 
-    own = env.from_string
-    with templates_kept():
-        assert env.from_string("{{a}}!") is env.from_string("{{a}}!")
-        assert [apply_template("{{a}}!", {"a": letter}) for letter in "bc"] == ["b!", "c!"]
-        assert env.from_string("{{a}}!", {"a": "d"}).render() == "d!"
-    assert env.from_string == own
+
+def test_a_document_that_a_metric_changes_is_itself_again(engine: Any, tasks: Path) -> None:
+    given = loaded(str(tasks), [NAME], 0)
+    task = given["tasks"][NAME]
+    prompts: list[str] = []
+
+    def spoil(doc: Any, results: Any) -> Any:
+        prompts.append(doc["prompt"])
+        doc["prompt"] = "spoilt"
+        return {"acc": 1.0}
+
+    task.set_config("process_results", spoil)
+    once, lm = ours.build_once(given), ours.PaFastLM(engine)
+    for _ in range(2):
+        evaluated(lm, once, False)
+    half = len(prompts) // 2
+    assert prompts[:half] == prompts[half:] and "spoilt" not in prompts
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])

@@ -137,9 +137,11 @@ def test_ties_are_counted_in_the_metric_that_scores(
 ) -> None:
     evaluator = build(f"lm-eval:t_choice,include_path={tasks}")
     assert evaluator(engine).details["t_choice/ties"] == 0
-    from pa_fast.evals.lm_eval.plan import Plan
+    from pa_fast.evals.lm_eval.model import EncodedRequests
 
-    monkeypatch.setattr(Plan, "score", lambda plan, *_: [(-1.0, False)] * plan.count)
+    monkeypatch.setattr(
+        EncodedRequests, "score", lambda requests, *_: [(-1.0, False)] * requests.count
+    )
     assert (
         build(f"lm-eval:t_choice,include_path={tasks},metric=acc")(engine).details["t_choice/ties"]
         == 12

@@ -197,9 +197,8 @@ def test_the_probe_takes_a_lerp_that_is_right_wherever_it_is_used(dtype: torch.d
 
     def exact(b: Tensor, i: Tensor, lam: float) -> Tensor:
         merged = reference.lerp(b, i, lam)
-        return torch.where(
-            b.isfinite(), merged + 0.0, torch.nan
-        )  # +0 of two −0, NaN of two infinities, as torch makes them
+        # +0 of two −0, NaN of two infinities, as torch makes them
+        return torch.where(b.isfinite(), merged + 0.0, torch.nan)
 
     with mock.patch("torch.lerp", exact):
         assert torch_lerp_is_exact.__wrapped__(dtype)

@@ -262,9 +262,8 @@ def assert_every_switch_is_right(
 ) -> None:
     """Codes and exceptions are the reference's, and switches by tables and one by one have the bits
     of fresh merges."""
-    padding = torch.ones(
-        3 * b.numel(), dtype=b.dtype
-    )  # equal weights: exceptions may outnumber the codes of these pairs
+    # equal weights: exceptions may outnumber the codes of these pairs
+    padding = torch.ones(3 * b.numel(), dtype=b.dtype)
     b, i = torch.cat([b, padding]), torch.cat([i, padding])
     entry = PackedTensor.encode(b, i, span, width=width)
     assert entry is not None and entry.misfit(b) is None

@@ -84,9 +84,8 @@ def test_the_next_switch_writes_the_merge_whatever_came_before(
 def test_attached_weights_that_follow_no_lambda_are_written_anew_too() -> None:
     live = {"w": torch.empty(5_000, dtype=torch.float32)}
     base = {"w": torch.randn(5_000)}
-    with pa_fast.LiveWeights.bind(
-        live, base, dict(base), store="sparse"
-    ) as weights:  # not one position
+    with pa_fast.LiveWeights.bind(live, base, dict(base), store="sparse") as weights:
+        # not one position
         live["w"].data.zero_()
         weights.set_lambda(0.5)
         assert torch.equal(live["w"], base["w"])

@@ -183,9 +183,8 @@ def test_a_thread_that_proves_waits_for_one_that_switches() -> None:
     def prove() -> None:
         for _ in range(12):
             wrong.extend(held.weights.changed())
-            time.sleep(
-                1e-3
-            )  # a lock is not fair: one that is taken again at once is never the other thread's
+            # a lock is not fair: one that is taken again at once is never the other thread's
+            time.sleep(1e-3)
 
     prover = threading.Thread(target=prove)
     prover.start()

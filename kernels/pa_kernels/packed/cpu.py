@@ -218,10 +218,8 @@ def solved(w: Tensor, codes: Tensor, dtype: torch.dtype, lam: float) -> Tensor:
     magnitude, n, p = w.to(whole) & 0x7FFF, (codes >> 1).abs(), (codes & 1).to(wide)
     up, down = torch.tensor([lam, 1.0 - lam], dtype=wide, device=w.device)
     rising = codes >= 0
-    upper, lower = (
-        torch.where(rising, up, down),
-        torch.where(rising, down, up),
-    )  # the weights of either
+    # the weights of either
+    upper, lower = torch.where(rising, up, down), torch.where(rising, down, up)
     grown, j = upper * power(n >> h), (n & (one - 1)).to(wide)
     significand = ((magnitude & (one - 1)) + one).to(wide)
     least = grown * (j + one) + lower * one  # f of the power of two itself

@@ -16,16 +16,18 @@ from __future__ import annotations
 
 from typing import Any
 
+from pa_fast.evals.lm_eval.cached_task import build_once
 from pa_fast.evals.lm_eval.evaluator import KIND, LmEval
-from pa_fast.evals.lm_eval.once import build_once
+from pa_fast.evals.lm_eval.tasks import require_lm_eval
 
 __all__ = ["KIND", "LmEval", "PaFastLM", "build_once"]
 
 
 def __getattr__(name: str) -> Any:
-    """`PaFastLM` is made when it is first asked for: its base class loads lm-eval."""
+    """Import `PaFastLM` when it is first asked for: its base class loads lm-eval."""
     if name != "PaFastLM":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from pa_fast.evals.lm_eval.model import model_class
+    require_lm_eval()
+    from pa_fast.evals.lm_eval.model import PaFastLM
 
-    return model_class()
+    return PaFastLM

@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import pathlib
 import random
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from pa_fast.base import Engine, Evaluator, Item, Lambda, Score, configuration, identity
 from pa_fast.errors import EvaluatorError, UsageError
-from pa_fast.evals.average import AVERAGES, labelled
+from pa_fast.evals.average import AVERAGES, labelled, weighted
 from pa_fast.evals.kind import EvalSpec, Kind
-from pa_fast.evals.lm_eval.installed import require_lm_eval
-from pa_fast.evals.lm_eval.metrics import figures, item_score, metric_of
-from pa_fast.evals.lm_eval.once import SEED
-from pa_fast.evals.lm_eval.quiet import quiet
-from pa_fast.evals.lm_eval.tasks import drawn, load_tasks, plain_json
+from pa_fast.evals.lm_eval.cached_task import SEED
+from pa_fast.evals.lm_eval.tasks import (
+    figures,
+    item_parts,
+    item_score,
+    load_tasks,
+    metric_of,
+    plain_json,
+    quiet,
+    require_lm_eval,
+    sample_documents,
+)
 
 
 class LmEval:
@@ -68,7 +77,7 @@ class LmEval:
         self.name, self.chat, self.limit, self.seed = name, chat, limit, seed
         self.overflow, self.average = overflow, average
         with quiet():
-            self.tasks, self.samples = drawn(
+            self.tasks, self.samples = sample_documents(
                 load_tasks(tasks, include_path, shots, seed), limit, seed
             )
         self.metrics = {task: metric_of(self.tasks[task], metric) for task in self.tasks}
@@ -98,51 +107,53 @@ class LmEval:
                 the model no room for an answer; or a request is too long, and overflow=refuse.
         """
         with quiet(), _seeded(self.seed):
-            lm = self._around(engine)
-            requests = self._requests(lm)
+            lm = self._lm(engine)
+            requests = self._build_requests(lm)
             cut = lm.prepare(requests)
         if not cut:
             return []
-        said = (
+        message = (
             f"{cut} of {len(requests)} requests are too long for the model, which has positions for"
             f" {lm.max_length} tokens"
         )
         if self.overflow == "refuse":
             raise EvaluatorError(
-                said,
+                message,
                 "take fewer shots=, or overflow=truncate, which cuts them on the left as lm-eval"
                 " does",
             )
-        return [f"{said}: they lose the beginning of their prompt, as in lm-eval"]
+        return [f"{message}: they lose the beginning of their prompt, as in lm-eval"]
 
-    def _requests(self, lm: Any) -> list[Any]:
-        """All requests, task after task, built as `evaluate` builds them: it finds them there at
+    def _build_requests(self, lm: Any) -> list[Any]:
+        """Build all requests, task after task, as `evaluate` builds them: it finds them there at
         every λ."""
-        found: list[Any] = []
+        requests: list[Any] = []
         for name in self.tasks:
-            self.tasks[name].build_all_requests(
-                limit=None,
-                samples=self.samples.get(name),
-                rank=lm.rank,
-                world_size=lm.world_size,
-                cache_requests=False,
-                rewrite_requests_cache=False,
-                system_instruction=None,
-                apply_chat_template=self.chat,
-                fewshot_as_multiturn=self.chat,
-                chat_template=lm.apply_chat_template if self.chat else None,
-                tokenizer_name=lm.tokenizer_name if self.chat else "",
-            )
-            found += [
+            with contextlib.redirect_stderr(io.StringIO()):  # its bar has no switch
+                self.tasks[name].build_all_requests(
+                    limit=None,
+                    samples=self.samples.get(name),
+                    rank=lm.rank,
+                    world_size=lm.world_size,
+                    cache_requests=False,
+                    rewrite_requests_cache=False,
+                    system_instruction=None,
+                    apply_chat_template=self.chat,
+                    fewshot_as_multiturn=self.chat,
+                    chat_template=lm.apply_chat_template if self.chat else None,
+                    tokenizer_name=lm.tokenizer_name if self.chat else "",
+                )
+            requests += [
                 instance for instance in self.tasks[name].instances for _ in range(instance.repeats)
             ]
-        return found
+        return requests
 
     def __call__(self, engine: Engine) -> Score:
         from lm_eval.evaluator import evaluate
 
         with quiet(), _seeded(self.seed):
-            lm = self._around(engine)
+            lm = self._lm(engine)
+            self._build_requests(lm)
             lm.cut = 0
             results: Any = evaluate(
                 lm=lm,
@@ -154,41 +165,37 @@ class LmEval:
                 fewshot_as_multiturn=self.chat,
             )
         keys = {
-            task: metric.key(_filters(self.tasks[task])) for task, metric in self.metrics.items()
+            name: metric.key(self.tasks[name].filters()) for name, metric in self.metrics.items()
         }
         values = {
-            task: self._value(task, key, results["results"][task]) for task, key in keys.items()
+            name: self._value(name, key, results["results"][name]) for name, key in keys.items()
         }
-        items = [
-            item
-            for task, key in keys.items()
-            for item in _items(task, self.tasks[task], key, self.samples.get(task))
-        ]
+        items = [item for name, key in keys.items() for item in self._items(name, key)]
         sizes = Counter(item.group for item in items)
-        weights = {task: sizes[task] if self.average == "micro" else 1 for task in keys}
+        weights = {name: sizes[name] if self.average == "micro" else 1 for name in keys}
         unit = " and ".join(dict.fromkeys(key.removesuffix(",none") for key in keys.values()))
         ties = {
-            f"{task}/ties": float(self.tasks[task].ties(key))
-            for task, key in keys.items()
-            if self.tasks[task].tied
+            f"{name}/ties": float(self.tasks[name].tie_count(key))
+            for name, key in keys.items()
+            if self.tasks[name].tied
         }
-        requests = sum(len(self.tasks[task].instances) for task in self.tasks)
+        count = sum(len(self.tasks[name].instances) for name in self.tasks)
         return Score(
-            sum(weights[task] * value for task, value in values.items()) / sum(weights.values()),
+            sum(weights[name] * value for name, value in values.items()) / sum(weights.values()),
             labelled(unit, keys, self.average),
             len(items),
-            items,
-            {**figures(results), **ties, "requests_cut": lm.cut / requests},
+            weighted(_all_with_parts(items), self.average),
+            {**figures(results), **ties, "requests_cut": lm.cut / count},
             {"results.json": plain_json(self._document(engine, lm, results), indent=2) + "\n"},
         )
 
-    def _around(self, engine: Engine) -> Any:
-        """The LM around `engine`: the same as long as the engine is, and with it all that it
-        remembers."""
+    def _lm(self, engine: Engine) -> Any:
+        """The PaFastLM of `engine`, kept with all that it remembers as long as the engine is the
+        same."""
         if self._model is None or self._model.engine is not engine:
-            from pa_fast.evals.lm_eval.model import model_class
+            from pa_fast.evals.lm_eval.model import PaFastLM
 
-            self._model = model_class()(engine, bars=False)
+            self._model = PaFastLM(engine, bars=False)
         if self.chat and not self._model.tokenizer.chat_template:
             raise EvaluatorError(
                 f"{self.name}: the tokenizer has no chat template",
@@ -198,23 +205,37 @@ class LmEval:
 
     def _value(self, task: str, key: str, measured: Mapping[str, Any]) -> float:
         if key not in measured:
-            found = ", ".join(
+            names = ", ".join(
                 key.removesuffix(",none")
                 for key in measured
                 if "," in key and "_stderr," not in key
             )
             raise EvaluatorError(
-                f"{self.name}: `{task}` measured no {key.removesuffix(',none')}, only {found}",
+                f"{self.name}: `{task}` measured no {key.removesuffix(',none')}, only {names}",
                 "choose a metric=",
             )
         return float(measured[key])
 
+    def _items(self, name: str, key: str) -> Iterator[Item]:
+        metric, _, filter = key.partition(",")
+        task, sample = self.tasks[name], self.samples.get(name)
+        for document, metrics in enumerate(task.of_filter(task.measured, filter)):
+            if metric in metrics:
+                number = document if sample is None else sample[document]
+                value = metrics[metric]
+                yield Item(
+                    str(number),
+                    name,
+                    item_score(task, metric, value),
+                    parts=item_parts(task, metric, value),
+                )
+
     def _document(self, engine: Engine, lm: Any, results: Any) -> dict[str, Any]:
-        """`results` in the form that lm-eval's command line writes, less what differs between equal
-        runs."""
+        """Return `results` in the form that lm-eval's command line writes, less what differs
+        between equal runs."""
         from lm_eval.loggers.utils import add_tokenizer_info
 
-        who = identity(engine)
+        engine_identity = identity(engine)
         lam = None if engine.weights.lam is None else Lambda(engine.weights.lam).key
         document = {
             **results,
@@ -237,7 +258,7 @@ class LmEval:
                 "pa_fast": {
                     "lambda": lam,
                     **{
-                        key: who.get(key)
+                        key: engine_identity.get(key)
                         for key in ("base", "instruct", "dtype", "store", "rounding")
                     },
                     "checksum": f"{engine.weights.checksum():016x}",
@@ -264,29 +285,20 @@ def _direction(metrics: Mapping[str, Any]) -> bool:
     return bool(up)
 
 
-def _filters(task: Any) -> list[str]:
-    return list(task.instances[0].filtered_resps)
-
-
-def _items(name: str, task: Any, key: str, sample: Sequence[int] | None) -> Iterator[Item]:
-    """The items of one task; `sample`: which of its documents were scored, None: all."""
-    metric, _, filter = key.partition(",")
-    filters = _filters(task)
-    count = len(task.measured) // len(filters)
-    first = filters.index(filter) * count
-    for document, metrics in enumerate(task.measured[first : first + count]):
-        if metric in metrics:
-            yield Item(
-                str(document if sample is None else sample[document]),
-                name,
-                item_score(task, metric, metrics[metric]),
-            )
+def _all_with_parts(items: Sequence[Item]) -> Sequence[Item]:
+    """`items`; where some have parts, those of a mean beside them have its sum and count."""
+    if not any(item.parts for item in items):
+        return items
+    return [
+        item if item.parts else replace(item, parts={"numerator": item.score, "denominator": 1.0})
+        for item in items
+    ]
 
 
 @contextlib.contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """The seeds of lm-eval's `simple_evaluate` at every λ, for tasks that sample; and what was
-    there before, afterwards."""
+    """Set the seeds of lm-eval's `simple_evaluate`, for tasks that sample; restore the state of the
+    generators afterwards."""
     import numpy as np
     import torch
 

@@ -1,24 +1,71 @@
-"""lm-eval tasks by name: found, loaded and checked before any model is."""
+"""lm-eval tasks by name, loaded and checked before any model is, and their metrics."""
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import functools
 import hashlib
+import importlib.metadata
+import importlib.util
 import json
+import logging
+import math
+import numbers
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pa_fast.errors import EvaluatorError
+from pa_fast.errors import EvaluatorError, MissingExtra
 from pa_fast.evals.files import limited
-from pa_fast.evals.lm_eval.once import SEED, build_once
+from pa_fast.evals.lm_eval.cached_task import SEED, build_once
+
+OLDEST = (0, 4, 13)
+INSTALL = "pip install 'pa_fast[eval]'"
+PREFERRED = ("acc_norm", "acc", "exact_match", "prompt_level_strict_acc")
+"""The first of these that a task measures is its score; else the first metric that it lists."""
+
+
+def require_lm_eval() -> str:
+    """Return lm-eval's version.
+
+    Raises:
+        MissingExtra: it, or accelerate which its model class imports, is not installed or too old.
+    """
+    for package in ("lm_eval", "accelerate"):
+        if importlib.util.find_spec(package) is None:
+            raise MissingExtra(
+                f"lm-eval tasks need the package {package}, which is not installed", INSTALL
+            )
+    version = importlib.metadata.version("lm_eval")
+    if tuple(int(part) for part in version.split(".")[:3] if part.isdigit()) < OLDEST:
+        raise MissingExtra(
+            f"found lm_eval {version}, expected {'.'.join(map(str, OLDEST))} or later", INSTALL
+        )
+    return version
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Of lm-eval and datasets, let only errors reach stderr: this library draws its own bars."""
+    import datasets
+
+    logger = logging.getLogger("lm_eval")
+    level, had_bars = logger.level, not datasets.are_progress_bars_disabled()
+    logger.setLevel(logging.ERROR)
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        if had_bars:
+            datasets.enable_progress_bars()
 
 
 @dataclass(frozen=True)
 class Tasks:
-    """What a list of names stands for.
+    """The tasks that a list of names stands for.
 
     Attributes:
         loaded: as `TaskManager.load` returns it; each task builds its requests once.
@@ -38,8 +85,9 @@ class Tasks:
         return {name: str(self[name].VERSION) for name in self}
 
     def digest(self, samples: Mapping[str, Sequence[int]]) -> str:
-        """SHA-256 of all that is asked: configurations but for paths, code, documents scored,
-        documents to draw shots from."""
+        """Return the SHA-256 of all that shapes the requests: configurations but for paths, code,
+        documents scored (`samples`: numbers of those of each task, absent: all), documents to draw
+        shots from."""
         whole = hashlib.sha256(b"".join(path.read_bytes() for path in self.code))
         for name in sorted(self):
             task = self[name]
@@ -68,8 +116,8 @@ def _sampled(documents: Any, sample: Sequence[int] | None) -> Iterable[Any]:
 
 
 def plain_json(value: Any, **layout: Any) -> str:
-    """JSON of what lm-eval hands out, equal for equal values: functions by name, numbers of NumPy
-    as numbers."""
+    """Return the JSON text of what lm-eval hands out, equal for equal values: functions by name,
+    numbers of NumPy as numbers."""
     return json.dumps(value, default=_plain, ensure_ascii=False, **layout)
 
 
@@ -109,12 +157,14 @@ def load_tasks(
     return Tasks(build_once(loaded, SEED + seed), code)
 
 
-def drawn(tasks: Tasks, limit: int | None, seed: int) -> tuple[Tasks, dict[str, list[int]]]:
-    """`tasks` of which at most `limit` documents are scored, and which ones of each; empty where
-    all are.
+def sample_documents(
+    tasks: Tasks, limit: int | None, seed: int
+) -> tuple[Tasks, dict[str, list[int]]]:
+    """Draw at most `limit` documents of all tasks together.
 
-    A task of which none is drawn is left out; groups are left out with it, whose aggregates would
-    lack it.
+    Returns:
+        the tasks of which documents were drawn, without groups if one is left out, whose aggregates
+        would lack it; and the numbers of each task's documents, empty where all are scored.
     """
     documents = (
         [(name, number) for name in tasks for number in range(len(tasks[name].eval_docs))]
@@ -144,8 +194,8 @@ def _registered() -> Any:
 
 
 def _manager(names: Iterable[str], include_path: pathlib.Path | None) -> Any:
-    """A TaskManager that knows `names` if anything does; lm-eval's own tasks are looked at only for
-    those not found."""
+    """Return a TaskManager that knows `names` if anything does; lm-eval's own tasks are looked at
+    only for those not found."""
     from lm_eval.tasks import TaskManager
 
     if include_path is None:
@@ -156,21 +206,21 @@ def _manager(names: Iterable[str], include_path: pathlib.Path | None) -> Any:
             "give the folder that holds the tasks' YAML files",
         )
     manager = TaskManager(include_path=str(include_path.absolute()), include_defaults=False)
-    if not all(_found(name, manager.task_index) for name in names):
+    if not all(_is_complete(name, manager.task_index) for name in names):
         for name, entry in _registered().task_index.items():
             manager.task_index.setdefault(name, entry)
     return manager
 
 
-def _found(name: str, index: Any) -> bool:
-    """Is `name` in `index`, and if it is a group, are all that it names?"""
+def _is_complete(name: str, index: Any) -> bool:
+    """`name` is in `index`, and if it is a group, so are all that it names."""
     if name not in index:
         return False
     listed = (index[name].cfg or {}).get("task") if "group" in (index[name].cfg or {}) else None
     inner = [
         one if isinstance(one, str) else one.get("group", one.get("task")) for one in listed or ()
     ]
-    return all(isinstance(one, str) and _found(one, index) for one in inner)
+    return all(isinstance(one, str) and _is_complete(one, index) for one in inner)
 
 
 def _set_shots(name: str, task: Any, shots: int | None) -> None:
@@ -215,7 +265,7 @@ def _unknown(name: str, known: Sequence[str], include_path: pathlib.Path | None)
 
 
 def _unreadable(include_path: pathlib.Path) -> Iterable[str]:
-    """YAML files that lm-eval passed over, and why."""
+    """The YAML files that lm-eval passed over, with their errors."""
     from lm_eval.tasks._yaml_loader import load_yaml
 
     for path in sorted(include_path.glob("**/*.yaml")):
@@ -237,3 +287,89 @@ def _broken(names: Sequence[str], error: Exception) -> EvaluatorError:
             " 'lm-eval[ifeval]'"
         )
     return EvaluatorError(f"lm-eval cannot load {', '.join(names)}: {said}", hint)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric as lm-eval's results name it: `name,filter`; without a filter, the first that the
+    task applies."""
+
+    name: str
+    filter: str | None
+    higher_is_better: bool
+
+    def key(self, filters: Sequence[str]) -> str:
+        return f"{self.name},{filters[0] if self.filter is None else self.filter}"
+
+
+def metric_of(task: Any, wanted: str | None) -> Metric:
+    """Return the metric that stands for `task`: the one `wanted` (`acc`, or
+    `exact_match,strict-match`), or its primary one.
+
+    Raises:
+        EvaluatorError: the task does not measure it, or applies no such filter.
+    """
+    measured = list(task.aggregation())
+    name, _, filter = (
+        wanted or next((one for one in PREFERRED if one in measured), measured[0])
+    ).partition(",")
+    if name not in measured:
+        raise EvaluatorError(
+            f"lm-eval task `{task.task_name}` has no metric `{name}`, it has {', '.join(measured)}",
+            "choose one of those; tasks without a common metric go to two --eval",
+        )
+    filters = [one.name for one in getattr(task, "_filters", [])]
+    if filter and filters and filter not in filters:
+        raise EvaluatorError(
+            f"lm-eval task `{task.task_name}` applies no filter `{filter}`, it has"
+            f" {', '.join(filters)}",
+            "choose one of those, or leave the filter out for the first",
+        )
+    return Metric(name, filter or None, task.higher_is_better().get(name) is not False)
+
+
+def item_score(task: Any, metric: str, value: Any) -> float:
+    """Return the score of one document: a number as it is; a likelihood in nats, per word or byte
+    where the metric weighs; anything else by the task's own aggregation of that document alone."""
+    if isinstance(value, numbers.Real):
+        return -float(value) if metric == "perplexity" else float(value)
+    if metric in ("word_perplexity", "byte_perplexity", "bits_per_byte"):
+        return -float(value[0]) / float(value[1])
+    return float(task.aggregation()[metric]([value]))
+
+
+def item_parts(task: Any, metric: str, value: Any) -> dict[str, float] | None:
+    """What one document adds to a metric that is no mean over documents, see `pa_fast.Item`.
+
+    None where it is one, and where its parts are not known: labels that are not 0 and 1, BLEU, an
+    aggregation of the task's own.
+    """
+    from lm_eval.api import metrics as known
+
+    aggregation = task.aggregation()[metric]
+    if aggregation in (known.f1_score, known.matthews_corrcoef):
+        gold, said = value
+        if gold not in (0, 1) or said not in (0, 1):
+            return None
+        counts = {"tp": gold and said, "fp": said and not gold, "fn": gold and not said}
+        if aggregation is known.matthews_corrcoef:
+            counts["tn"] = not gold and not said
+        return {name: float(bool(count)) for name, count in counts.items()}
+    if aggregation is known.perplexity:
+        return {"nats": -float(value), "tokens": 1.0}
+    if aggregation is known.weighted_perplexity:
+        return {"nats": -float(value[0]), "tokens": float(value[1])}
+    if aggregation is known.bits_per_byte:
+        return {"numerator": -float(value[0]) / math.log(2), "denominator": float(value[1])}
+    return None
+
+
+def figures(results: Mapping[str, Any]) -> dict[str, float]:
+    """Return every finite figure of every task and group: `arc_easy/acc_norm`,
+    `gsm8k/exact_match,strict-match`."""
+    return {
+        f"{name}/{key.removesuffix(',none')}": float(value)
+        for name, measured in results["results"].items()
+        for key, value in measured.items()
+        if "," in key and isinstance(value, numbers.Real) and math.isfinite(value)
+    }

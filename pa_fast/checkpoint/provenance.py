@@ -1,0 +1,209 @@
+"""The content fingerprint of a checkpoint: one number that every weight enters, however the files
+are cut.
+
+    F = Σ_t odd(name_t) · S_t mod 2^64,   S_t = `pa_kernels.checksum` of tensor t
+
+Live weights sum the same way, so the two are comparable where layouts agree.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from pa_fast.base import Lambda
+from pa_fast.checkpoint.folder import PROVENANCE
+from pa_fast.checkpoint.pair import DEFAULTS, PairOptions, TiedHead
+from pa_fast.checkpoint.safetensors import read_object
+from pa_fast.checkpoint.streaming import MergeSpec
+from pa_fast.checkpoint.vocabulary import KeptRows
+from pa_fast.errors import CheckpointError, UsageError
+from pa_fast.foreign import one_line
+from pa_fast.rounding import Rounding
+from pa_fast.rules import LambdaRule
+
+
+def name_hash(name: str) -> int:
+    """odd(name): an odd 64-bit number from blake2b of the UTF-8 name."""
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little") | 1
+
+
+def combine(sums: Mapping[str, int]) -> int:
+    """Σ odd(name) · S mod 2^64 over checksums by tensor name."""
+    return sum(name_hash(name) * value for name, value in sums.items()) % 2**64
+
+
+def as_hex(value: int) -> str:
+    """A 64-bit number as 16 hex digits, its form in every file."""
+    return f"{value:016x}"
+
+
+# --- card
+#
+# What a merged checkpoint says about itself: README.md for people, pa_fast.json for programs,
+# config.json for loaders.
+
+FORMAT = 1
+_ANOTHER = "it was written by another version of pa_fast, or edited"
+
+
+@dataclass(frozen=True)
+class Source:
+    """One side of a merge: what the user named, its hub commit where there is one, and its
+    fingerprints."""
+
+    source: str
+    revision: str | None
+    quick_fingerprint: str
+    content_fingerprint: str
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Everything that decides the bits of a merge; and what `tied`, `kept` and `notes` of `Pair`
+    were, which follows from the sources and is not read back."""
+
+    base: Source
+    instruct: Source
+    recipe: MergeSpec
+    dtype: str
+    options: PairOptions = DEFAULTS
+    tied: TiedHead | None = None
+    kept: tuple[KeptRows, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def to_json(self, files: Sequence[str] = ()) -> str:
+        """The text of pa_fast.json; by `files`, the names of all files of the merge, another one
+        knows what it may replace."""
+        sides = {"base": vars(self.base), "instruct": vars(self.instruct)}
+        rounding, rule = self.recipe.rounding, self.recipe.rule
+        how = {
+            "lambda": self.recipe.lam.key,
+            "rounding": rounding.mode,
+            "seed": rounding.seed,
+            "rule": None if rule is None else rule.document(),
+            "dtype": self.dtype,
+            **self.options.document(),
+            "tied_head": None if self.tied is None else vars(self.tied),
+            "kept_rows": [vars(one) for one in self.kept],
+            "files": list(files),
+            "notes": list(self.notes),
+        }
+        return (
+            json.dumps(
+                {"format": FORMAT, "version": _version(), **how, **sides},
+                indent=1,
+                ensure_ascii=False,
+            )
+            + "\n"
+        )
+
+
+def read_provenance(folder: Path) -> Provenance | None:
+    """The provenance of a merged folder; None where it has no pa_fast.json.
+
+    Raises:
+        CheckpointError: the file is not of a form that this version reads.
+    """
+    file = folder / PROVENANCE
+    if not file.exists():
+        return None
+    found = read_object(file)
+    try:
+        if found["format"] != FORMAT:
+            raise ValueError
+        base, instruct = (
+            Source(**{key: found[side][key] for key in Source.__annotations__})
+            for side in ("base", "instruct")
+        )
+        lam, dtype, rule, options = (
+            found["lambda"],
+            found["dtype"],
+            found["rule"],
+            PairOptions.read(found),
+        )
+        if not isinstance(lam, str) or not isinstance(dtype, str):
+            raise TypeError
+        rounding = Rounding(found["rounding"], found.get("seed"))
+        if rounding.drawn and found.get("seed") is None:
+            raise ValueError
+        recipe = MergeSpec(
+            Lambda(lam),
+            rounding,
+            None if rule is None else LambdaRule(rule, lam, where=f"{file}: rule"),
+        )
+    except (KeyError, TypeError, ValueError):
+        raise CheckpointError(
+            f"{file}: expected format {FORMAT}, with λ, dtype, rounding and rule", _ANOTHER
+        ) from None
+    except UsageError as error:
+        said = error.message if error.message.startswith(str(file)) else f"{file}: {error.message}"
+        raise CheckpointError(said, _ANOTHER) from None
+    return Provenance(base, instruct, recipe, dtype, options)
+
+
+def model_card(provenance: Provenance, out: str, hub_ids: Sequence[str] = ()) -> str:
+    """README.md of a merged checkpoint: front matter for the hub, the formula, λ and the command
+    that makes it again.
+
+    Args:
+        hub_ids: those of the sources that come from the hub. The hub takes nothing else as
+            `base_model`: it refuses a whole upload for a local path there.
+    """
+    base, instruct = one_line(provenance.base.source), one_line(provenance.instruct.source)
+    lam = provenance.recipe.lam.key
+    rounding, rule = provenance.recipe.rounding, provenance.recipe.rule
+    options = [] if provenance.dtype == "auto" else ["--dtype", provenance.dtype]
+    options += ["--rounding", rounding.mode, "--seed", str(rounding.seed)] if rounding.drawn else []
+    options += ["--rule", "rule.yaml"] if rule else []
+    options += provenance.options.arguments()
+    rows = (
+        "".join(f"    - {json.dumps(row, ensure_ascii=False)}\n" for row in rule.document())
+        if rule
+        else ""
+    )
+    ruled = f"λ of each tensor by the rule\n\n{rows}\n" if rule else ""
+    told = [*([str(provenance.tied)] if provenance.tied else []), *map(str, provenance.kept)]
+    apart = "".join(f"- {one}\n" for one in told) + "\n" if told else ""
+    # = because a negative λ would read as an option
+    command = shlex.join(
+        ["pa-fast", "merge", base, instruct, f"--lambda={lam}", "--out", one_line(out), *options]
+    )
+    names = "".join(f"- {json.dumps(name)}\n" for name in dict.fromkeys(hub_ids))
+    models = f"base_model:\n{names}base_model_relation: merge\n" if names else ""
+    return (
+        f"---\n{models}library_name: transformers\ntags:\n- merge\n- pa_fast\n---\n\n# Partial"
+        f" adaptation, λ = {lam}\n\nA point on the line between a base checkpoint B and its"
+        f" instruct checkpoint I:\n\n    W = B + λ (I − B)        λ = {lam}\n    B   {base}\n    I "
+        f"  {instruct}\n\n{ruled}Computed in fp32 and rounded once ({rounding}).\nTokenizer, chat"
+        f" template and generation settings are those of I.\n\n{apart}   "
+        f" {command}\n\n`{PROVENANCE}` holds the fingerprints of both sources; `pa-fast verify`"
+        " checks every bit against them.\n"
+    )
+
+
+def merged_config(text: bytes, config: dict[str, Any], dtype: str) -> bytes:
+    """config.json of the merge: instruct's bytes as they are, or with the dtype keys set where
+    `dtype` is not auto."""
+    if dtype == "auto":
+        return text
+    changed = copy.deepcopy(config)
+    parts = [changed, *(value for value in changed.values() if isinstance(value, dict))]
+    keyed = [(part, key) for part in parts for key in ("dtype", "torch_dtype") if key in part]
+    for part, key in keyed or [(changed, "torch_dtype")]:
+        part[key] = dtype
+    return (json.dumps(changed, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _version() -> str:
+    try:
+        return version("pa_fast")
+    except PackageNotFoundError:
+        return "not installed"

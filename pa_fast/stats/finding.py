@@ -1,0 +1,221 @@
+"""What the curve of one evaluator means: its differences, its set of λ*, its tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pa_fast.base import Lambda, Score
+from pa_fast.errors import StatisticsError, UsageError
+from pa_fast.stats.bands import LEVEL, Band, band, best_set, draws, hull
+from pa_fast.stats.curve import Curve, curve, percent
+from pa_fast.stats.items import Array, Column, Items, collect
+
+INSTRUCT, BASE = Lambda(1), Lambda(0)
+MOST_LAMBDAS = 201
+"""Of more λ so many are looked at, evenly spread: the cost grows with the square of the number."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One evaluator's scores along λ, in `unit`, with their items."""
+
+    name: str
+    higher_is_better: bool
+    columns: Mapping[Lambda, Column]
+    unit: str = ""
+
+    @classmethod
+    def of(
+        cls, name: str, scores: Mapping[Lambda, Score], higher_is_better: bool = True
+    ) -> Evaluation:
+        """Scores by λ as the evaluator returned them."""
+        columns = {lam: Column.of(one) for lam, one in scores.items()}
+        return cls(name, higher_is_better, columns, next((s.unit for s in scores.values()), ""))
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A figure with its interval, which holds at all λ at once, and the adjusted p of "none"."""
+
+    value: float
+    low: float
+    high: float
+    p: float
+
+
+@dataclass(frozen=True, eq=False)
+class Finding:
+    """The curve of one evaluator, or of one task of it, and what can be told from it.
+
+    Attributes:
+        lams: the K λ that were looked at, ascending.
+        scores: (K,) as reported.
+        left_out: how many more λ have a score.
+        refused: why no interval can be given; the fields after it are then empty.
+        items, curve: higher is better, costs with their sign changed.
+        in_set: (K,) whether a λ may be the best one.
+        bands: of differences to λ = 1 and λ = 0, where these were evaluated; higher is better.
+    """
+
+    name: str
+    higher_is_better: bool
+    lams: tuple[Lambda, ...]
+    scores: Array
+    unit: str = ""
+    level: float = LEVEL
+    left_out: int = 0
+    refused: StatisticsError | None = None
+    items: Items | None = None
+    curve: Curve | None = None
+    in_set: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, bool))
+    bands: Mapping[Lambda, Band] = field(default_factory=dict)
+
+    @property
+    def n(self) -> int:
+        """Items at each λ."""
+        return 0 if self.items is None else len(self.items.y)
+
+    @property
+    def range(self) -> tuple[Lambda, Lambda]:
+        """Where the best λ lies: the set's hull, widened to the λ next to it."""
+        self.measured()
+        low, high = hull(self.in_set)
+        return self.lams[low], self.lams[high]
+
+    @property
+    def scale(self) -> int:
+        """100 where items are right or wrong or between, and differences said in points; else 1."""
+        y = self.measured()[0].y
+        return 100 if np.abs(y).max() <= 1 and y.min() >= 0 else 1
+
+    def index(self, lam: Lambda) -> int:
+        """The place of `lam` among `lams`.
+
+        Raises:
+            UsageError: it was not evaluated.
+        """
+        if lam not in self.lams:
+            raise UsageError(f"`{self.name}` has no score at λ = {lam.key}", "evaluate it there")
+        return self.lams.index(lam)
+
+    def difference(self, lam: Lambda, ref: Lambda = INSTRUCT) -> Interval:
+        """The score at `lam` less that at `ref`, λ = 1 or 0, as reported: of costs < 0 is better.
+
+        Raises:
+            StatisticsError: no interval can be given.
+            UsageError: either was not evaluated.
+        """
+        self.measured()
+        self.index(ref)
+        held, place = self.bands[ref], self.index(lam)
+        ends = held.low[place], held.high[place]
+        if self.higher_is_better:
+            return Interval(*map(float, (held.diff[place], *ends, held.p[place])))
+        return Interval(*map(float, (-held.diff[place], -ends[1], -ends[0], held.p[place])))
+
+    def percent(self, lam: Lambda, ref: Lambda = INSTRUCT) -> Interval:
+        """The score at `lam` as a share of that at `ref`: 1 is all of it.
+
+        Raises:
+            StatisticsError: no interval can be given.
+            UsageError: either was not evaluated, or the score at `ref` is about 0.
+        """
+        whole = percent(self.measured()[1], self.index(ref))
+        held, place = band(whole, self.index(ref), draws(whole.cov), self.level), self.index(lam)
+        figures = 1 + held.diff[place], 1 + held.low[place], 1 + held.high[place], held.p[place]
+        return Interval(*map(float, figures))
+
+    def wins(self, lam: Lambda, ref: Lambda = INSTRUCT) -> tuple[int, int]:
+        """How many items are better at `lam` than at `ref`, and how many worse."""
+        y = self.measured()[0].y
+        change = y[:, self.index(lam)] - y[:, self.index(ref)]
+        return int((change > 0).sum()), int((change < 0).sum())
+
+    def tasks(self) -> tuple[Finding, ...]:
+        """Each task, a group of items, as a finding of its own, by name; bands are those of its own
+        λ, not of all tasks together. A task of one item is refused.
+
+        Cost: that of a finding for each.
+        """
+        items, _ = self.measured()
+        names = np.unique(items.groups)
+        if len(names) == 1:
+            return (replace(self, name=str(names[0])),)
+        return tuple(self._task(str(name), items.task(str(name))) for name in names)
+
+    def _task(self, name: str, items: Items) -> Finding:
+        values = items.values() if self.higher_is_better else -items.values()
+        blank = Finding(
+            name, self.higher_is_better, self.lams, values, self.unit, self.level, self.left_out
+        )
+        if len(items.y) < 2:
+            return replace(blank, refused=StatisticsError(f"task `{name}` has 1 item"))
+        return _measured(blank, items)
+
+    def measured(self) -> tuple[Items, Curve]:
+        """The items and their curve.
+
+        Raises:
+            StatisticsError: there are none: no interval can be given.
+        """
+        if self.items is None or self.curve is None:
+            raise self.refused or StatisticsError(f"`{self.name}` has no items")
+        return self.items, self.curve
+
+
+def find(evaluation: Evaluation, level: float = LEVEL) -> Finding:
+    """The finding of one evaluator; refused where its items do not make up its scores.
+
+    Of more than 201 λ that many are looked at, the best and λ = 0 and 1 among them.
+
+    Raises:
+        UsageError: there is no score at all.
+    """
+    lams = tuple(sorted(evaluation.columns, key=lambda lam: lam.exact))
+    if not lams:
+        raise UsageError(f"`{evaluation.name}` has no score", "run the sweep first")
+    scores = np.array([evaluation.columns[lam].value for lam in lams])
+    sign = 1 if evaluation.higher_is_better else -1
+    places = _thinned(lams, int(np.argmax(sign * scores)))
+    lams, left_out = tuple(lams[place] for place in places), len(lams) - len(places)
+    blank = Finding(
+        evaluation.name,
+        evaluation.higher_is_better,
+        lams,
+        scores[places],
+        evaluation.unit,
+        level,
+        left_out,
+    )
+    try:
+        columns = {lam: evaluation.columns[lam] for lam in lams}
+        items = collect(columns, evaluation.higher_is_better)
+    except StatisticsError as error:
+        return replace(blank, refused=error)
+    return _measured(blank, items)
+
+
+def _measured(blank: Finding, items: Items) -> Finding:
+    found = curve(items)
+    z = draws(found.cov)
+    bands = {
+        ref: band(found, blank.lams.index(ref), z, blank.level)
+        for ref in (INSTRUCT, BASE)
+        if ref in blank.lams
+    }
+    return replace(
+        blank, items=items, curve=found, in_set=best_set(found, z, blank.level), bands=bands
+    )
+
+
+def _thinned(lams: tuple[Lambda, ...], best: int) -> list[int]:
+    """Which λ are looked at."""
+    if len(lams) <= MOST_LAMBDAS:
+        return list(range(len(lams)))
+    named = {best} | {lams.index(ref) for ref in (INSTRUCT, BASE) if ref in lams}
+    spread = np.linspace(0, len(lams) - 1, MOST_LAMBDAS - len(named)).round().astype(int)
+    return sorted(named | set(spread.tolist()))
