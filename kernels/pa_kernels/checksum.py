@@ -13,7 +13,7 @@ from torch import Tensor
 from pa_kernels import reference
 from pa_kernels.cores import inference, over_cores, pieces
 from pa_kernels.reference import CHUNK_WORDS
-from pa_kernels.tiles import on_cpu
+from pa_kernels.tiles import is_on_cpu
 
 CHUNK_BYTES = 8 * CHUNK_WORDS
 
@@ -40,7 +40,7 @@ def checksum(tensors: Sequence[Tensor]) -> list[int]:
     flat = [_bytes(t, tensor) for t, tensor in enumerate(tensors)]
     members: dict[torch.device | None, list[int]] = {}
     for t, data in enumerate(flat):
-        members.setdefault(None if on_cpu(data) else data.device, []).append(t)
+        members.setdefault(None if is_on_cpu(data) else data.device, []).append(t)
     sums = [0] * len(flat)
     for device, entries in members.items():
         totals = _sums([flat[t] for t in entries], device)

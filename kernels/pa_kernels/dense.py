@@ -76,8 +76,8 @@ class Lerp(Switch[Group[Row]]):
         }
         super().__init__([_checked(t, *column) for t, column in enumerate(columns(lists))])
 
-    def _group(self, cpu: bool) -> type[Group[Row]]:
-        if cpu:
+    def _group(self, on_cpu: bool) -> type[Group[Row]]:
+        if on_cpu:
             return _CpuGroup
         from pa_kernels import dense_triton
 

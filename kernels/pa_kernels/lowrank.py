@@ -22,7 +22,7 @@ from pa_kernels.switch import (
     one_for_each,
     refuse_flushed_denormals,
 )
-from pa_kernels.tiles import RowBlocks, on_cpu
+from pa_kernels.tiles import RowBlocks, is_on_cpu
 
 ROWS, COLUMNS = 128, 1024
 """The CPU's tile: a product of 0.5 MB that stays in a core's L2 between the passes over it. Tiles
@@ -95,8 +95,8 @@ class LowRank(Switch[Any]):
             t: (group, place) for group in self.groups for place, t in enumerate(group.entries)
         }
 
-    def _group(self, cpu: bool) -> type[Any]:
-        if cpu:
+    def _group(self, on_cpu: bool) -> type[Any]:
+        if on_cpu:
             return _CpuGroup
         from pa_kernels import lowrank_triton
 
@@ -191,7 +191,7 @@ def _checked(
     w, b, u, v = (
         tensor.detach() if tensor.dim() == 3 else tensor.detach()[None] for tensor in (w, b, u, v)
     )
-    return Row((w, b, u, v) if on_cpu(w) else (w, b, *padded(u, v)), intermediate)
+    return Row((w, b, u, v) if is_on_cpu(w) else (w, b, *padded(u, v)), intermediate)
 
 
 class _CpuGroup(Group[Row]):

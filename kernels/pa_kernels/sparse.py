@@ -27,7 +27,7 @@ from pa_kernels.switch import (
     columns,
     refuse_flushed_denormals,
 )
-from pa_kernels.tiles import on_cpu
+from pa_kernels.tiles import is_on_cpu
 
 Kind = Literal["index", "bitmap"]
 
@@ -337,8 +337,8 @@ class Sparse(Switch[Group[Row]]):
         }
         super().__init__([_checked(t, *column) for t, column in enumerate(columns(lists))])
 
-    def _group(self, cpu: bool) -> type[Group[Row]]:
-        if cpu:
+    def _group(self, on_cpu: bool) -> type[Group[Row]]:
+        if on_cpu:
             return _CpuGroup
         from pa_kernels import sparse_triton
 
@@ -371,7 +371,7 @@ def _checked(t: int, w: Tensor, entry: SparseTensor, intermediate: torch.dtype |
     except ValueError as error:
         raise ValueError(f"entry {t}: {error}") from None
     intermediate = checked_intermediate(t, intermediate, w)
-    entry = entry.as_index() if on_cpu(w) else entry
+    entry = entry.as_index() if is_on_cpu(w) else entry
     operands = (w.detach().view(-1), entry.where, entry.starts, entry.base, entry.target)
     return Row(operands, intermediate)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from pa_kernels import reference, tiles
 from pa_kernels.cores import inference, settle
 from pa_kernels.reference import LIVE_DTYPES, Draw
-from pa_kernels.tiles import OPTIONS, Launch, on_cpu
+from pa_kernels.tiles import OPTIONS, Launch, is_on_cpu
 
 
 @dataclass(frozen=True)
@@ -116,13 +116,13 @@ class Switch(Generic[G]):
         self.count = len(rows)
         members: dict[Hashable, list[int]] = {}
         for t, row in enumerate(rows):
-            members.setdefault("cpu" if on_cpu(row.out) else row.kind, []).append(t)
+            members.setdefault("cpu" if is_on_cpu(row.out) else row.kind, []).append(t)
         self.groups: tuple[G, ...] = tuple(
             self._group(kind == "cpu")(entries, [rows[t] for t in entries])
             for kind, entries in members.items()
         )
 
-    def _group(self, cpu: bool) -> type[G]:
+    def _group(self, on_cpu: bool) -> type[G]:
         """The op's group of CPU tensors, or the one that launches kernels: Triton is imported where
         that is asked for, and nowhere else."""
         raise NotImplementedError

@@ -30,7 +30,7 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 defined, so it is fixed here."""
 
 
-def on_cpu(tensor: Tensor) -> bool:
+def is_on_cpu(tensor: Tensor) -> bool:
     """Whether torch does the work on `tensor`: it is on the CPU, and no kernel is interpreted
     there."""
     return tensor.device.type == "cpu" and not INTERPRETED

@@ -3,7 +3,7 @@ bits of `reference.lerp`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from pa_kernels.checksum import checksum
 from pa_kernels.cores import inference
 from pa_kernels.packed import cpu
 from pa_kernels.packed.codes import PackedTensor, packed_bytes
-from pa_kernels.packed.state import Row, signed
+from pa_kernels.packed.state import Row, State, signed
 from pa_kernels.reference import MANTISSA
 from pa_kernels.switch import (
     Switch,
@@ -76,8 +76,8 @@ class Packed(Switch[Any]):
         lams = self._within(lam)
         for group in self.groups:
             with inference():
-                sums = [signed(total) for total in checksum([row.out for row in group.rows])]
-                group.state.hold_(by_entry(group, lams), torch.tensor(sums, dtype=torch.int64))
+                sums = checksum([row.out for row in group.rows])
+                group.state.hold_(by_entry(group, lams), signed(sums))
 
     def run_(self, lam: float | Sequence[float]) -> None:
         """Rewrite every live tensor for λ, one for all or one for each.
@@ -96,24 +96,27 @@ class Packed(Switch[Any]):
     def wrong(self) -> list[int]:
         """Entries whose live tensor did not hold what the last switch had left, or `holds` was
         told. Waits for the device."""
-        return [t for t, is_wrong in enumerate(self._states("wrong")) if is_wrong]
+        return [
+            t for t, is_wrong in enumerate(self._by_entry(lambda state: state.wrong)) if is_wrong
+        ]
 
     def sums(self) -> list[int]:
         """The checksum that each live tensor has, by what was written to it. Waits for the
         device."""
-        return [total % 2**64 for total in self._states("sums")]
+        return [total % 2**64 for total in self._by_entry(lambda state: state.sums)]
 
     def holding(self, t: int) -> float:
         """The fp32 λ that live tensor t holds, by what was written to it. Waits for the device."""
-        return float(self._states("olds")[t])
+        return float(self._by_entry(lambda state: state.olds)[t])
 
-    def _states(self, table: str) -> list[Any]:
+    def _by_entry(self, table: Callable[[State], Tensor]) -> list[Any]:
         """The values of a table of the states, by entry."""
-        values: list[Any] = [None] * self.count
-        for group in self.groups:
-            for t, value in zip(group.entries, getattr(group.state, table).tolist()):
-                values[t] = value
-        return values
+        values = {
+            t: value
+            for group in self.groups
+            for t, value in zip(group.entries, table(group.state).tolist())
+        }
+        return [values[t] for t in range(self.count)]
 
     def _within(self, lam: float | Sequence[float]) -> list[float]:
         lams = one_for_each(lam, self.count)[: self.count]

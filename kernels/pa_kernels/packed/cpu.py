@@ -68,12 +68,12 @@ class Group(switch.Group[Row]):
                 switch_piece_(live, self.rows[k].entry, piece, ways[kinds[k]])
                 return before, piece_checksum(live, chunk)
 
-        totals = [[0] * len(self.rows) for _ in range(2)]
-        for (k, _), sums in zip(self.pieces, over_cores(write, self.pieces)):
-            for total, piece_sum in zip(totals, sums):
-                total[k] += piece_sum
-        for table_, total in zip((self.state.before, self.state.after), totals):
-            table_.copy_(torch.tensor([signed(one) for one in total], dtype=torch.int64))
+        befores, afters = [0] * len(self.rows), [0] * len(self.rows)
+        for (k, _), (before, after) in zip(self.pieces, over_cores(write, self.pieces)):
+            befores[k] += before
+            afters[k] += after
+        self.state.before.copy_(signed(befores))
+        self.state.after.copy_(signed(afters))
 
 
 class Way:
@@ -96,17 +96,12 @@ class Way:
         if tabled:
             one = int(torch.ones(1, dtype=dtype, device="cpu").view(torch.int16))
             rows = 1 << MANTISSA[dtype]
-            w = (
-                torch.arange(one, one + rows, device="cpu")
-                .to(torch.int16)
-                .repeat_interleave(self.columns)
+            patterns = torch.arange(one, one + rows, dtype=torch.int16, device="cpu")
+            codes = torch.arange(
+                -self.columns // 2, self.columns // 2, dtype=torch.int16, device="cpu"
             )
-            codes = (
-                torch.arange(-self.columns // 2, self.columns // 2, device="cpu")
-                .to(torch.int16)
-                .repeat(rows)
-            )
-            self.steps = self.stepped(w, codes)
+            w = patterns.repeat_interleave(self.columns)
+            self.steps = self.stepped(w, codes.repeat(rows))
 
     def stepped(self, w: Tensor, codes: Tensor) -> Tensor:
         """bits(W(λ′)) − bits(W(λ)) of patterns w of W(λ); 0 where codes say that both sides are

@@ -3,7 +3,7 @@ hold."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -58,6 +58,7 @@ class State:
         self.after.zero_()
 
 
-def signed(total: int) -> int:
-    """A checksum as the int64 of its bits."""
-    return (total + 2**63) % 2**64 - 2**63
+def signed(sums: Sequence[int]) -> Tensor:
+    """Checksums as int64, by their bits."""
+    patterns = [(total + 2**63) % 2**64 - 2**63 for total in sums]
+    return torch.tensor(patterns, dtype=torch.int64, device="cpu")
