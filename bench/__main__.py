@@ -23,7 +23,7 @@ from bench.machine import ROOT
 CHECKS = (
     *(
         f"tests/kernels/test_{op}.py"
-        for op in ("lerp", "checksum", "sparse", "sparse_tensor", "lowrank", "packed")
+        for op in ("dense", "checksum", "sparse", "sparse_tensor", "lowrank", "packed")
     ),
     "tests/live/test_weights.py",
     "tests/checkpoint/test_merge.py",

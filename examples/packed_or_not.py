@@ -7,7 +7,7 @@ python -m examples.packed_or_not
 from __future__ import annotations
 
 import torch
-from pa_kernels import Packed, PackedTensor, packed_reference, reference
+from pa_kernels import Packed, PackedTensor, reference
 
 COUNT = 1 << 22
 RELATIVE = (0.0018, 0.017, 0.044, 0.14, 0.23)
@@ -75,7 +75,7 @@ def main() -> None:
         base, instruct = pair(relative)
         entry = PackedTensor.encode(base, instruct)
         assert entry is not None
-        codes = packed_reference.packed_codes(base, instruct, 8)[1].double().mean()
+        codes = reference.packed_codes(base, instruct, 8)[1].double().mean()
         planes = exponent_planes(base)
         print(
             f"{relative:12g} {entry.nbytes / COUNT:7.3f} {in_one_binade(base, instruct):14.3f}"

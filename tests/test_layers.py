@@ -1,11 +1,13 @@
-"""Imports point down: the table of the house, read from the sources."""
+"""Imports point down, and within a package in no circle: read from the sources."""
 
 from __future__ import annotations
 
 import ast
+import graphlib
 import pathlib
 import subprocess
 import sys
+from collections.abc import Collection, Mapping
 
 import pytest
 
@@ -44,6 +46,13 @@ SUBCLASSES = {"evals/lm_eval/model.py"}
 """Modules that extend a class of an embedded stack; they are imported inside functions only."""
 
 
+CIRCULAR = {
+    ("pa_fast.throughput.ceilings", "pa_fast.throughput"),
+    ("pa_fast.throughput.switches", "pa_fast.throughput"),
+}
+"""Imports that close a circle and may: parts that take a value class from their own package."""
+
+
 def part_of(module: str) -> str | None:
     """The row of the table that `module` stands in, or None for foreign packages."""
     head, _, rest = module.partition(".")
@@ -79,6 +88,39 @@ def breaches(path: pathlib.Path, row: str) -> list[str]:
     return wrong
 
 
+def modules() -> dict[str, pathlib.Path]:
+    """Both packages' modules by name; a package is its `__init__.py`."""
+    found = {}
+    for root, package in ((ROOT / "kernels", "pa_kernels"), (ROOT, "pa_fast")):
+        for path in (root / package).rglob("*.py"):
+            parts = path.relative_to(root).with_suffix("").parts
+            found[".".join(parts[: -1 if parts[-1] == "__init__" else None])] = path
+    return found
+
+
+def imported(path: pathlib.Path, known: Collection[str]) -> set[str]:
+    """Modules among `known` that a file imports anywhere, functions and type checking included:
+    `from a import b` is a.b where there is one, else a."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            whole = [f"{node.module}.{alias.name}" for alias in node.names]
+            names |= {name if name in known else node.module for name in whole}
+    return names & set(known)
+
+
+def circle(graph: Mapping[str, Collection[str]]) -> list[str]:
+    """Modules that import one another in a circle, the first one again at its end; none if none
+    do."""
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        return list(error.args[1])
+    return []
+
+
 def sources() -> list[tuple[pathlib.Path, str]]:
     found = [(p, "pa_kernels") for p in (ROOT / "kernels" / "pa_kernels").rglob("*.py")]
     for path in (ROOT / "pa_fast").rglob("*.py"):
@@ -99,6 +141,19 @@ def test_imports_point_down(path: pathlib.Path, row: str) -> None:
 def test_a_breach_is_found(tmp_path: pathlib.Path) -> None:
     bad = ROOT / "pa_fast" / "sweep" / "driver.py"
     assert breaches(bad, "units"), "the check must be able to fail"
+
+
+def test_no_modules_import_one_another_in_a_circle() -> None:
+    known = modules()
+    graph = {
+        name: {other for other in imported(path, known) if (name, other) not in CIRCULAR}
+        for name, path in known.items()
+    }
+    assert not circle(graph)
+    # the check must be able to fail, also for an import inside a function
+    assert "pa_kernels.dense_triton" in graph["pa_kernels.dense"]
+    graph["pa_kernels.dense_triton"].add("pa_kernels.dense")
+    assert set(circle(graph)) == {"pa_kernels.dense", "pa_kernels.dense_triton"}
 
 
 def test_kernels_folder_is_not_a_package() -> None:

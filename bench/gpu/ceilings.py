@@ -4,7 +4,7 @@ of."""
 from __future__ import annotations
 
 import torch
-from pa_kernels import lerp_triton
+from pa_kernels import Lerp, dense_triton
 
 from bench.gpu.pairs import Pair
 from bench.gpu.run import Contender, Run
@@ -26,8 +26,9 @@ def ceilings(run: Run) -> None:
         "flat torch.lerp": Contender(three, lambda: torch.lerp(pair.b, pair.i, lam, out=pair.w)),
     }
     streams = ["flat torch.add", "flat torch.lerp"]
-    for launch in run.some(lerp_triton.CANDIDATES):
-        group = lerp_triton.Group([0], pair.out, pair.base, pair.inst, None, launch)
+    (shipped,) = Lerp(pair.out, pair.base, pair.inst).groups
+    for launch in run.some(dense_triton.CANDIDATES):
+        group = dense_triton.Group([0], shipped.rows, launch)
         group.lams.fill_(lam)
         pair.poison()
         group.launch_()

@@ -7,7 +7,7 @@ import contextlib
 import math
 
 import torch
-from pa_kernels import Lerp, lerp_triton
+from pa_kernels import Lerp, dense_triton
 from pa_kernels.tiles import Launch
 from torch import Tensor
 
@@ -33,16 +33,17 @@ def host(run: Run) -> None:
     b, i = (side.cpu() if run.rehearsal else side.cpu().pin_memory() for side in (pair.b, pair.i))
     lam = run.scale.lams[0]
     read = 2 * b.nbytes
-    groups: dict[str, lerp_triton.Group] = {}
+    shipped = Lerp([pair.w], [b], [i])
+    rows_of = shipped.groups[0].rows
+    groups: dict[str, dense_triton.Group] = {}
     for launch in run.some(LAUNCHES):
-        groups[f"pointers, {launch.block}/{launch.threads}"] = lerp_triton.Group(
-            [0], [pair.w], [b], [i], None, launch
+        groups[f"pointers, {launch.block}/{launch.threads}"] = dense_triton.Group(
+            [0], rows_of, launch
         )
     for each in run.some(PROGRAMS):
-        launch, programs = lerp_triton.NARROW, max(int(each * run.multiprocessors), 1)
+        launch, programs = dense_triton.NARROW, max(int(each * run.multiprocessors), 1)
         name = f"pointers, {launch.block}/{launch.threads}, {programs} programs"
-        groups[name] = persistent.Group([0], [pair.w], [b], [i], None, launch, programs=programs)
-    shipped = Lerp([pair.w], [b], [i])
+        groups[name] = persistent.Group([0], rows_of, launch, programs=programs)
     staged = Staged(pair.w, b, i, run.scale.chunk)
     shipped.run_(lam)
     for group in groups.values():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
-from pa_kernels import Lerp, checksum, lerp_triton
+from pa_kernels import Lerp, checksum, dense_triton
 from pa_kernels.tiles import Launch
 
 from bench.gpu import persistent
@@ -34,15 +34,14 @@ def lerp(run: Run) -> None:
     whole = checksum([pair.w])
 
     shipped = Lerp(out, base, inst)
-    groups: dict[str, lerp_triton.Group] = {}
-    for launch in run.some(lerp_triton.CANDIDATES):
-        groups[_name(launch)] = lerp_triton.Group(range(len(out)), out, base, inst, None, launch)
+    groups: dict[str, dense_triton.Group] = {}
+    entries, rows_of = range(len(out)), shipped.groups[0].rows
+    for launch in run.some(dense_triton.CANDIDATES):
+        groups[_name(launch)] = dense_triton.Group(entries, rows_of, launch)
     for each in run.some(PROGRAMS):
-        launch, programs = lerp_triton.NARROW, each * run.multiprocessors
+        launch, programs = dense_triton.NARROW, each * run.multiprocessors
         name = f"{_name(launch)}, {each} programs a multiprocessor"
-        groups[name] = persistent.Group(
-            range(len(out)), out, base, inst, None, launch, programs=programs
-        )
+        groups[name] = persistent.Group(entries, rows_of, launch, programs=programs)
     shipped.run_(lam)
     for name, group in groups.items():
         group.lams.fill_(lam)
@@ -70,7 +69,7 @@ def lerp(run: Run) -> None:
         "ours as shipped, again": Contender(ours, shipped.launch_),
     }
     rows = run.time("lerp", contenders, pair.count, "ours as shipped")
-    best = run.choose("lerp", rows, "ours as shipped", [*groups], "lerp_triton.NARROW")
+    best = run.choose("lerp", rows, "ours as shipped", [*groups], "dense_triton.NARROW")
     tuned = rows[best].gbps or math.nan
     stream, copy = (
         tuned / run.stream_gbps,

@@ -35,7 +35,7 @@ def _of_rank(run: Run, rank: int) -> None:
     dense, shipped = Lerp(live, base, inst), LowRank(live, base, u, v)
     dense.run_(lam)
     shipped.run_(lam)
-    rows_of = shipped.groups[0].rows  # type: ignore[attr-defined]
+    rows_of = shipped.groups[0].rows
     columns = lowrank_triton.COLUMNS
     groups = {
         f"{launch.block // columns} × {columns}, {launch.threads} threads": lowrank_triton.Group(

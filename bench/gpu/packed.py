@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import math
 
-from pa_kernels import Lerp, Packed, PackedTensor, packed_triton
+from pa_kernels import Lerp, Packed, PackedTensor
+from pa_kernels.packed import triton as packed_triton
 
 from bench.gpu.pairs import Pair
 from bench.gpu.proof import WrongBits
@@ -49,9 +50,9 @@ def _of_pair(run: Run, relative: float, most: float) -> None:
         for launch in run.some(packed_triton.CANDIDATES):
             name = f"packed {width}-bit, {launch.threads} threads"
             switch = Packed(out, made)
-            for group in switch.groups:
-                assert isinstance(group, packed_triton.Group)
-                group.relaunch(launch)
+            switch.groups = tuple(
+                packed_triton.Group(group.entries, group.rows, launch) for group in switch.groups
+            )
             pair.w.copy_(pair.b)
             switch.holds(0.0)
             for lam in (second, first):

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
-from pa_kernels import lerp_triton
-from pa_kernels.lerp_triton import OPTIONS, lerp_tile
+from pa_kernels import dense_triton
+from pa_kernels.dense_triton import dense_kernel
+from pa_kernels.tiles import OPTIONS
 
 
 @triton.jit
@@ -27,35 +28,39 @@ def persistent_kernel(
     bases,
     insts,
     lams,
+    draws,
     OUT: tl.constexpr,
     BASE: tl.constexpr,
     INST: tl.constexpr,
-    VIA: tl.constexpr,
+    INTERMEDIATE: tl.constexpr,
+    IS_STOCHASTIC: tl.constexpr,
     BLOCK: tl.constexpr,
     TAIL: tl.constexpr,
-    INTERPRET: tl.constexpr,
 ):
-    at = tl.program_id(0)
-    while at < count:
-        lerp_tile(
-            tl.load(words + at),
+    pid = tl.program_id(0)
+    tile = pid
+    while tile < count:
+        # the kernel takes the word of its own program: so begin the table where that is this tile's
+        dense_kernel(
+            words + (tile - pid),
             sizes,
             outs,
             bases,
             insts,
             lams,
+            draws,
             OUT,
             BASE,
             INST,
-            VIA,
+            INTERMEDIATE,
+            IS_STOCHASTIC,
             BLOCK,
             TAIL,
-            INTERPRET,
         )
-        at += tl.num_programs(0)
+        tile += tl.num_programs(0)
 
 
-class Group(lerp_triton.Group):
+class Group(dense_triton.Group):
     """Tensors of one dtype, rewritten by `programs` programs."""
 
     def __init__(self, *arguments: Any, programs: int, **options: Any):
@@ -71,7 +76,7 @@ class Group(lerp_triton.Group):
                 self.tiles.count,
                 self.tiles.sizes,
                 *self.tiles.pointers,
-                self.lams,
+                *self.tables,
                 **self.constants,
                 num_warps=self.launch.num_warps(),
                 **OPTIONS,

@@ -9,10 +9,10 @@ import torch
 from pa_kernels import Lerp, Packed, PackedTensor, checksum
 
 KERNELS = {
-    "dense": "lerp_kernel",
+    "dense": "dense_kernel",
     "packed": "packed_kernel",
     "checksum": "checksum_kernel",
-    "host": "lerp_kernel",
+    "host": "dense_kernel",
 }
 """What is watched, and the kernel that it launches."""
 
@@ -33,7 +33,7 @@ def profiled(what: str, device: str, count: int) -> None:
         assert entry is not None
         packed = Packed([w], [entry])
         for group in packed.groups:
-            group.olds.zero_()  # `holds` would launch the kernel of the checksum
+            group.state.olds.zero_()  # `holds` would launch the kernel of the checksum
         for k in range(LAUNCHES):
             packed.run_(0.25 * (k + 1))
     else:

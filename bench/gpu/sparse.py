@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import torch
 from pa_kernels import Lerp, Sparse, SparseTensor, sparse_triton
-from pa_kernels.sparse_tensor import Kind
+from pa_kernels.sparse import Kind
 
 from bench.gpu.pairs import Pair
 from bench.gpu.run import Contender, Run
@@ -39,7 +39,7 @@ def _of_density(run: Run, kind: Kind, density: float) -> None:
     del where
     dense, shipped = Lerp(pair.out, pair.base, pair.inst), Sparse(pair.out, entries)
     dense.run_(lam)
-    rows_of = shipped.groups[0].rows  # type: ignore[attr-defined]
+    rows_of = shipped.groups[0].rows
     groups = {
         f"{kind} {launch.block}/{launch.threads}": sparse_triton.Group(
             range(len(rows_of)), rows_of, launch

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pa_kernels import Lerp, drawn_triton, lerp_triton
+from pa_kernels import Lerp, dense_triton
 from pa_kernels.reference import Draw
 
 from bench.gpu.pairs import Pair
@@ -22,10 +22,10 @@ def stochastic(run: Run) -> None:
     nearest.run_(lam)
     shipped.run_(lam)
     groups = {
-        f"stochastic {launch.block}/{launch.threads}": drawn_triton.Group(
-            range(len(sizes)), pair.out, pair.base, pair.inst, None, draws, launch
+        f"stochastic {launch.block}/{launch.threads}": dense_triton.Group(
+            range(len(sizes)), shipped.groups[0].rows, launch
         )
-        for launch in run.some(lerp_triton.CANDIDATES)
+        for launch in run.some(dense_triton.CANDIDATES)
     }
     for name, group in groups.items():
         group.lams.fill_(lam)
@@ -39,4 +39,10 @@ def stochastic(run: Run) -> None:
         "stochastic as shipped, again": Contender(moved, shipped.launch_),
     }
     rows = run.time("stochastic", contenders, pair.count, "nearest")
-    run.choose("stochastic", rows, "stochastic as shipped", [*groups], "the launch of drawn_triton")
+    run.choose(
+        "stochastic",
+        rows,
+        "stochastic as shipped",
+        [*groups],
+        "the stochastic launch of dense_triton",
+    )

@@ -6,12 +6,10 @@ Only the sums of low-rank products have an order, and so last bits, of their own
 
 from pa_kernels import reference
 from pa_kernels.checksum import checksum
-from pa_kernels.lerp import Lerp, lerp_
+from pa_kernels.dense import Lerp, lerp_
 from pa_kernels.lowrank import LowRank, lowrank_merge_
-from pa_kernels.packed import Packed, packed_switch_
-from pa_kernels.packed_tensor import PackedTensor
-from pa_kernels.sparse import Sparse, sparse_set_
-from pa_kernels.sparse_tensor import SparseTensor
+from pa_kernels.packed import Packed, PackedTensor, packed_switch_
+from pa_kernels.sparse import Sparse, SparseTensor, sparse_set_
 from pa_kernels.svd import truncated_svd
 
 __all__ = [

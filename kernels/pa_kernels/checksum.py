@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from pa_kernels import reference
-from pa_kernels.cores import inference, over_cores
+from pa_kernels.cores import inference, over_cores, pieces
 from pa_kernels.reference import CHUNK_WORDS
-from pa_kernels.tiles import INTERPRETED
+from pa_kernels.tiles import is_on_cpu
 
 CHUNK_BYTES = 8 * CHUNK_WORDS
 
@@ -38,17 +38,24 @@ def checksum(tensors: Sequence[Tensor]) -> list[int]:
         ValueError: a tensor is not contiguous, or is on another kind of device.
     """
     flat = [_bytes(t, tensor) for t, tensor in enumerate(tensors)]
+    members: dict[torch.device | None, list[int]] = {}
+    for t, data in enumerate(flat):
+        members.setdefault(None if is_on_cpu(data) else data.device, []).append(t)
     sums = [0] * len(flat)
-    on_cpu = [t for t, data in enumerate(flat) if data.device.type == "cpu" and not INTERPRETED]
-    for t, total in zip(on_cpu, _cpu_sums([flat[t] for t in on_cpu])):
-        sums[t] = total
-    for device in {flat[t].device for t in set(range(len(flat))) - set(on_cpu)}:
-        from pa_kernels import checksum_triton
+    for device, entries in members.items():
+        totals = _sums([flat[t] for t in entries], device)
+        for t, total in zip(entries, totals):
+            sums[t] = total % 2**64
+    return sums
 
-        here = [t for t, data in enumerate(flat) if data.device == device]
-        for t, total in zip(here, checksum_triton.sums([flat[t] for t in here])):
-            sums[t] = total
-    return [total % 2**64 for total in sums]
+
+def _sums(flat: Sequence[Tensor], device: torch.device | None) -> list[int]:
+    """Sums, mod 2⁶⁴, of byte tensors that are all on one GPU, or else on the CPU."""
+    if device is None:
+        return _cpu_sums(flat)
+    from pa_kernels import checksum_triton
+
+    return checksum_triton.sums(flat)
 
 
 def _bytes(t: int, tensor: Tensor) -> Tensor:
@@ -65,16 +72,15 @@ def _bytes(t: int, tensor: Tensor) -> Tensor:
 def _cpu_sums(flat: Sequence[Tensor]) -> list[int]:
     """Sums of byte tensors; int64 arithmetic wraps, which is the modulus."""
     step = PIECE_CHUNKS * CHUNK_BYTES
-    pieces = [(t, start) for t, data in enumerate(flat) for start in range(0, data.numel(), step)]
-    sums = [0] * len(flat)
+    work = [(t, piece) for t, data in enumerate(flat) for piece in pieces(data.numel(), step)]
 
-    def piece_sum(piece: tuple[int, int]) -> int:
-        t, start = piece
+    def piece_sum(one: tuple[int, slice]) -> int:
+        t, piece = one
         with inference():
-            return piece_checksum(flat[t][start : start + step], start // CHUNK_BYTES)
+            return piece_checksum(flat[t][piece], piece.start // CHUNK_BYTES)
 
-    totals = over_cores(piece_sum, pieces)
-    for (t, _), total in zip(pieces, totals):
+    sums = [0] * len(flat)
+    for (t, _), total in zip(work, over_cores(piece_sum, work)):
         sums[t] += total
     return sums
 

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 
 import torch
 import triton
@@ -15,15 +14,13 @@ from torch import Tensor
 
 from pa_kernels import tiles
 from pa_kernels.reference import CHUNK_WORDS
-from pa_kernels.tiles import Launch, Tiles
+from pa_kernels.tiles import OPTIONS, Launch, Tiles
 
 LAUNCH = Launch(block=1024, threads=128)
 """In 64-bit words; `block` divides the chunk. Not yet timed on a GPU; the bench sweeps
 CANDIDATES."""
 
 CANDIDATES = tuple(Launch(block, threads) for block in (1024, 2048, 4096) for threads in (128, 256))
-
-OPTIONS = {"enable_fp_fusion": False, "num_stages": 1}
 
 
 @triton.jit
@@ -66,25 +63,24 @@ def checksum_kernel(
     column = first % CHUNK
     pointer = tl.load(pointers + t)
     if word & 1:
-        lanes = tl.multiple_of(first, BLOCK) + tl.arange(0, BLOCK)
-        data = tl.load(tl.multiple_of(pointer.to(tl.pointer_type(tl.int64)), 16) + lanes)
+        offsets = tl.multiple_of(first, BLOCK) + tl.arange(0, BLOCK)
+        data = tl.load(tl.multiple_of(pointer.to(tl.pointer_type(tl.int64)), 16) + offsets)
         total = tl.sum(data * odd_low(column + tl.arange(0, BLOCK)), 0)
     else:
         size = tl.load(sizes + t)
         byte_ptr = pointer.to(tl.pointer_type(tl.uint8))
         parts = tl.zeros((TAIL,), tl.int64)
-        at = first
+        offset = first
         end = tl.minimum((size + 7) // 8, first + BLOCK)
-        while at < end:
-            lanes = at + tl.arange(0, TAIL)
+        while offset < end:
+            offsets = offset + tl.arange(0, TAIL)
             data = tl.zeros((TAIL,), tl.int64)
             for k in tl.static_range(8):
-                byte = tl.load(
-                    byte_ptr + lanes * 8 + k, mask=(lanes * 8 + k < size) & (lanes < end), other=0
-                )
+                mask = (offsets * 8 + k < size) & (offsets < end)
+                byte = tl.load(byte_ptr + offsets * 8 + k, mask=mask, other=0)
                 data |= byte.to(tl.int64) << (8 * k)
-            parts += data * odd_low(lanes % CHUNK)
-            at += TAIL
+            parts += data * odd_low(offsets % CHUNK)
+            offset += TAIL
         total = tl.sum(parts, 0)
     tl.atomic_add(sums + t, total * odd_high(first // CHUNK), sem="relaxed")
 
@@ -105,14 +101,7 @@ def sums(flat: Sequence[Tensor], launch: Launch = LAUNCH) -> list[int]:
 def add_(totals: Tensor, table: Tiles, launch: Launch = LAUNCH) -> None:
     """Add to each of `totals`, int64 [T], the sum of its tensor; tables of tiles of 8 ·
     `launch.block` bytes, one operand."""
-    if table.count:
-        with torch.cuda.device(totals.device) if totals.device.type == "cuda" else nullcontext():
-            checksum_kernel[(table.count,)](
-                table.words,
-                table.sizes,
-                table.pointers,
-                totals,
-                **constants(launch),
-                num_warps=launch.num_warps(),
-                **OPTIONS,
-            )
+    tables = table.words, table.sizes, table.pointers, totals
+    launch.start(
+        checksum_kernel, table.count, totals.device, *tables, **constants(launch), **OPTIONS
+    )

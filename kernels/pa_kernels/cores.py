@@ -1,4 +1,4 @@
-"""CPU work cut into pieces, one core each."""
+"""CPU work cut into pieces, one core each, and the memory that each thread keeps for them."""
 
 from __future__ import annotations
 
@@ -242,12 +242,38 @@ def over_cores(work: Callable[[A], T], pieces: Iterable[A]) -> list[T]:
     return [job.done[k] for k in range(len(pieces))]
 
 
+def pieces(size: int, step: int) -> Iterator[slice]:
+    """Slices of `step` elements, the last one shorter, that cover `size`."""
+    return (slice(start, min(start + step, size)) for start in range(0, size, step))
+
+
 def over(work: Callable[[A], T], pieces: Iterable[A], like: torch.Tensor) -> list[T]:
     """`work` of every piece, in order: over cores where `like` is on the CPU, else one after
     another."""
     return (
         over_cores(work, pieces) if like.device.type == "cpu" else [work(piece) for piece in pieces]
     )
+
+
+class Scratch(threading.local):
+    """Memory of a CPU by use (`base`, `out`, …), one set per thread, kept from piece to piece:
+    fresh memory costs more to touch than to use.
+
+    Cost: the largest piece of each use, per thread.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[str, torch.Tensor] = {}
+
+    def take(self, use: str, count: int, dtype: torch.dtype) -> torch.Tensor:
+        """Memory for `count` elements of `dtype` [count], its contents undefined, overwritten by
+        the thread's next `take` for that use; no inference tensor, whatever the mode."""
+        size = count * dtype.itemsize
+        kept = self._kept.get(use)
+        if kept is None or kept.nbytes < size:
+            with torch.inference_mode(False):
+                kept = self._kept[use] = torch.empty(size, dtype=torch.uint8, device="cpu")
+        return kept[:size].view(dtype)
 
 
 @functools.cache

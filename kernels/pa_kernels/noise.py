@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from pa_kernels import reference
+from pa_kernels.cores import Scratch
 from pa_kernels.reference import Draw
-from pa_kernels.scratch import Scratch
 
 _SPAN = 1 << 32
 _TINY = 0x38800000  # bits of 2⁻¹⁴
@@ -31,10 +31,10 @@ def scratch(count: int) -> Tensor:
 
 def noise_(out: Tensor, draw: Draw, shifted: Tensor) -> None:
     """Write u of the elements of a piece into `out`; both tensors are int32 of its size."""
-    left = _SPAN - draw.start % _SPAN
-    if out.numel() > left:
-        noise_(out[:left], draw, shifted[:left])
-        noise_(out[left:], Draw(draw.key, draw.start + left), shifted[left:])
+    before = _SPAN - draw.start % _SPAN
+    if out.numel() > before:
+        noise_(out[:before], draw, shifted[:before])
+        noise_(out[before:], Draw(draw.key, draw.start + before), shifted[before:])
         return
     key = int(reference.mix(torch.tensor((draw.start >> 32) ^ draw.key)))
     # int32 sums and products wrap, which is the modulus; a shift must not carry the sign along

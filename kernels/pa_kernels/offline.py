@@ -11,7 +11,7 @@ import re
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,17 +19,10 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from pa_kernels import (
-    checksum_triton,
-    drawn_triton,
-    lerp_triton,
-    lowrank_triton,
-    packed_triton,
-    sparse_triton,
-)
-from pa_kernels.packed_tensor import BLOCK
-from pa_kernels.sparse_tensor import Kind
-from pa_kernels.tiles import INTERPRETED, Launch
+from pa_kernels import checksum_triton, dense_triton, lowrank_triton, sparse_triton
+from pa_kernels.packed import triton as packed_triton
+from pa_kernels.packed.codes import BLOCK
+from pa_kernels.tiles import INTERPRETED, OPTIONS, Launch
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -40,54 +33,56 @@ TARGETS = {
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 
-LERP_KINDS: tuple[tuple[torch.dtype, torch.dtype, torch.dtype, torch.dtype | None], ...] = (
-    (BF16, BF16, BF16, None),
-    (FP16, FP16, FP16, None),
-    (FP32, FP32, FP32, None),
-    (BF16, FP32, BF16, None),
-    (BF16, FP16, BF16, None),
-    (FP32, BF16, BF16, BF16),
-    (FP32, FP32, BF16, BF16),
-)
-"""(out, base, inst, via): one dtype throughout, and the mixes of real pairs."""
+SHORT = {BF16: "bf16", FP16: "fp16", FP32: "fp32"}
 
-DRAWN_KINDS: tuple[tuple[torch.dtype, torch.dtype, torch.dtype, torch.dtype | None], ...] = (
-    (BF16, BF16, BF16, None),
-    (FP16, FP16, FP16, None),
-    (BF16, FP32, BF16, None),
-    (FP32, FP32, BF16, BF16),
-)
-"""The same of the lerp with stochastic rounding."""
+Dtypes = tuple[torch.dtype, torch.dtype, torch.dtype]
 
-LOWRANK_KINDS: tuple[
-    tuple[torch.dtype, torch.dtype, torch.dtype, torch.dtype | None, bool], ...
-] = (
-    (BF16, BF16, BF16, None, True),
-    (FP16, FP16, FP16, None, True),
-    (FP32, FP32, FP32, None, True),
-    (BF16, BF16, FP32, None, True),
-    (BF16, FP32, BF16, None, True),
-    (FP32, FP32, BF16, BF16, True),
-    (BF16, BF16, BF16, None, False),
-    (FP32, FP32, FP32, None, False),
+DENSE_KINDS: tuple[tuple[Dtypes, torch.dtype | None, bool], ...] = (
+    ((BF16, BF16, BF16), None, False),
+    ((FP16, FP16, FP16), None, False),
+    ((FP32, FP32, FP32), None, False),
+    ((BF16, FP32, BF16), None, False),
+    ((BF16, FP16, BF16), None, False),
+    ((FP32, BF16, BF16), BF16, False),
+    ((FP32, FP32, BF16), BF16, False),
+    ((BF16, BF16, BF16), None, True),
+    ((FP16, FP16, FP16), None, True),
+    ((BF16, FP32, BF16), None, True),
+    ((FP32, FP32, BF16), BF16, True),
 )
-"""(out, base, factors, via, whole aligned tiles)."""
+"""(dtypes of out, base and inst; intermediate dtype; whether rounding is stochastic): one dtype
+throughout, and the mixes of real pairs."""
 
-SPARSE_KINDS: tuple[tuple[Kind, torch.dtype, torch.dtype, torch.dtype, torch.dtype | None], ...] = (
-    ("index", BF16, BF16, BF16, None),
-    ("index", FP16, FP16, FP16, None),
-    ("index", FP32, FP32, FP32, None),
-    ("index", BF16, FP32, BF16, None),
-    ("index", FP32, FP32, BF16, BF16),
-    ("bitmap", BF16, BF16, BF16, None),
-    ("bitmap", FP32, FP32, FP32, None),
-    ("bitmap", BF16, FP32, BF16, None),
+LOWRANK_KINDS: tuple[tuple[Dtypes, torch.dtype | None, bool], ...] = (
+    ((BF16, BF16, BF16), None, True),
+    ((FP16, FP16, FP16), None, True),
+    ((FP32, FP32, FP32), None, True),
+    ((BF16, BF16, FP32), None, True),
+    ((BF16, FP32, BF16), None, True),
+    ((FP32, FP32, BF16), BF16, True),
+    ((BF16, BF16, BF16), None, False),
+    ((FP32, FP32, FP32), None, False),
 )
-"""(kind, out, base, target, via)."""
+"""(dtypes of out, base and factors; intermediate dtype; whole aligned tiles)."""
 
+SPARSE_KINDS: tuple[tuple[str, Dtypes, torch.dtype | None], ...] = (
+    ("index", (BF16, BF16, BF16), None),
+    ("index", (FP16, FP16, FP16), None),
+    ("index", (FP32, FP32, FP32), None),
+    ("index", (BF16, FP32, BF16), None),
+    ("index", (FP32, FP32, BF16), BF16),
+    ("bitmap", (BF16, BF16, BF16), None),
+    ("bitmap", (FP32, FP32, FP32), None),
+    ("bitmap", (BF16, FP32, BF16), None),
+)
+"""(kind; dtypes of out, base and target; intermediate dtype)."""
 
 PACKED_KINDS = ((BF16, 8), (BF16, 16), (FP16, 8), (FP16, 16))
 """(dtype, width of codes)."""
+
+
+TYPES = {"lams": "*fp32", "olds": "*fp32", "count": "i32"}
+"""Of arguments by name, where they are no int64 tables."""
 
 
 @dataclass(frozen=True)
@@ -96,11 +91,16 @@ class Kernel:
 
     name: str
     function: Any
-    signature: Mapping[str, str]
     constants: Mapping[str, Any]
-    options: Mapping[str, Any]
     launch: Launch
     bytes_per_element: int
+    options: Mapping[str, Any] = field(default_factory=lambda: OPTIONS)
+
+    @property
+    def signature(self) -> dict[str, str]:
+        """Types of all arguments: tables are int64 if not said otherwise."""
+        types = {name: TYPES.get(name, "*i64") for name in self.function.arg_names}
+        return types | dict.fromkeys(self.constants, "constexpr")
 
 
 @dataclass(frozen=True)
@@ -134,126 +134,62 @@ class Compiled:
     keeps_denormals: bool
 
 
-def lerp(
-    out: torch.dtype,
-    base: torch.dtype,
-    inst: torch.dtype,
-    via: torch.dtype | None = None,
+def dense(
+    dtypes: Dtypes,
+    intermediate_dtype: torch.dtype | None = None,
+    is_stochastic: bool = False,
     launch: Launch | None = None,
 ) -> Kernel:
-    """The lerp kernel for one dtype tuple."""
-    return _dense("lerp", lerp_triton.lerp_kernel, {}, out, base, inst, via, launch)
-
-
-def drawn(
-    out: torch.dtype,
-    base: torch.dtype,
-    inst: torch.dtype,
-    via: torch.dtype | None = None,
-    launch: Launch | None = None,
-) -> Kernel:
-    """The lerp kernel with stochastic rounding for one dtype tuple."""
-    return _dense(
-        "drawn", drawn_triton.drawn_kernel, {"draws": "*i64"}, out, base, inst, via, launch
-    )
-
-
-def _dense(
-    op: str,
-    function: Any,
-    tables: Mapping[str, str],
-    out: torch.dtype,
-    base: torch.dtype,
-    inst: torch.dtype,
-    via: torch.dtype | None,
-    launch: Launch | None,
-) -> Kernel:
-    launch = launch or lerp_triton.launch_for(out, base, inst)
-    short = {BF16: "bf16", FP16: "fp16", FP32: "fp32"}
-    name = f"{op} {short[base]},{short[inst]}→{short[out]}" + (f" via {short[via]}" if via else "")
-    signature = {
-        "words": "*i64",
-        "sizes": "*i64",
-        "outs": "*i64",
-        "bases": "*i64",
-        "insts": "*i64",
-        "lams": "*fp32",
-        **tables,
-    }
-    constants = lerp_triton.constants(out, base, inst, via, launch)
-    moved = out.itemsize + base.itemsize + inst.itemsize
-    return Kernel(name, function, signature, constants, lerp_triton.OPTIONS, launch, moved)
+    """The dense lerp for dtypes of out, base and inst."""
+    launch = launch or dense_triton.launch_for(dtypes)
+    constants = dense_triton.constants(dtypes, intermediate_dtype, is_stochastic, launch)
+    if not is_stochastic:
+        constants["draws"] = None
+    name = f"{'stochastic' if is_stochastic else 'dense'} {_named(dtypes, intermediate_dtype)}"
+    moved = sum(dtype.itemsize for dtype in dtypes)
+    return Kernel(name, dense_triton.dense_kernel, constants, launch, moved)
 
 
 def checksum(launch: Launch = checksum_triton.LAUNCH) -> Kernel:
     """The checksum kernel; its element is a 64-bit word."""
-    signature = {"words": "*i64", "sizes": "*i64", "pointers": "*i64", "sums": "*i64"}
-    constants = checksum_triton.constants(launch)
-    return Kernel(
-        "checksum",
-        checksum_triton.checksum_kernel,
-        signature,
-        constants,
-        checksum_triton.OPTIONS,
-        launch,
-        8,
-    )
+    function, constants = checksum_triton.checksum_kernel, checksum_triton.constants(launch)
+    return Kernel("checksum", function, constants, launch, 8)
 
 
 def lowrank(
-    out: torch.dtype,
-    base: torch.dtype,
-    factor: torch.dtype,
-    via: torch.dtype | None = None,
+    dtypes: Dtypes,
+    intermediate_dtype: torch.dtype | None = None,
     full: bool = True,
     launch: Launch = lowrank_triton.LAUNCH,
 ) -> Kernel:
-    """The low-rank merge for one dtype tuple. Its element is a weight, the bytes of it do not count
-    the factors'."""
-    short = {BF16: "bf16", FP16: "fp16", FP32: "fp32"}
-    name = f"lowrank{'' if full else ' edge'} {short[base]}+{short[factor]}→{short[out]}" + (
-        f" via {short[via]}" if via else ""
-    )
-    tables = dict.fromkeys(
-        ("words", "heights", "widths", "ranks", "outs", "bases", "us", "vs"), "*i64"
-    )
-    constants = lowrank_triton.constants(out, base, factor, via, full, launch)
-    launch = lowrank_triton.launch_for(full, launch)
-    options = lowrank_triton.options(out, base, factor, full)
-    moved = out.itemsize + base.itemsize
+    """The low-rank merge for dtypes of out, base and factors. Its element is a weight, the bytes of
+    it do not count the factors'."""
     return Kernel(
-        name,
+        f"lowrank{'' if full else ' edge'} {_named(dtypes, intermediate_dtype, '+')}",
         lowrank_triton.lowrank_kernel,
-        {**tables, "lams": "*fp32"},
-        constants,
-        options,
-        launch,
-        moved,
+        lowrank_triton.constants(dtypes, intermediate_dtype, full, launch),
+        lowrank_triton.launch_for(full, launch),
+        dtypes[0].itemsize + dtypes[1].itemsize,
+        lowrank_triton.options(dtypes, full),
     )
 
 
 def sparse(
-    kind: Kind,
-    out: torch.dtype,
-    base: torch.dtype,
-    target: torch.dtype,
-    via: torch.dtype | None = None,
+    kind: str,
+    dtypes: Dtypes,
+    intermediate_dtype: torch.dtype | None = None,
     launch: Launch | None = None,
 ) -> Kernel:
-    """The sparse set of one kind for one dtype tuple. Its element is an entry of an index list,
-    whose bytes count but not those of its scattered store, or a bit of a bitmap, none of whose
-    values move in wide accesses."""
+    """The sparse set of one kind for dtypes of out, base and target. Its element is an entry of an
+    index list, whose bytes count but not those of its scattered store, or a bit of a bitmap, none
+    of whose values move in wide accesses."""
     launch = launch or sparse_triton.LAUNCHES[kind]
-    short = {BF16: "bf16", FP16: "fp16", FP32: "fp32"}
-    name = f"sparse {kind} {short[base]},{short[target]}→{short[out]}" + (
-        f" via {short[via]}" if via else ""
-    )
-    kernel = sparse_triton.index_kernel if kind == "index" else sparse_triton.bitmap_kernel
-    constants = sparse_triton.constants(kind, out, base, target, via, launch)
-    tables = {argument: "*i64" for argument in kernel.arg_names if argument not in constants}
-    moved = 2 + base.itemsize + target.itemsize if kind == "index" else 0
     return Kernel(
-        name, kernel, {**tables, "lams": "*fp32"}, constants, sparse_triton.OPTIONS, launch, moved
+        f"sparse {kind} {_named(dtypes, intermediate_dtype)}",
+        sparse_triton.KERNELS[kind],
+        sparse_triton.constants(kind, dtypes, intermediate_dtype, launch),
+        launch,
+        2 + dtypes[1].itemsize + dtypes[2].itemsize if kind == "index" else 0,
     )
 
 
@@ -263,22 +199,25 @@ def packed(dtype: torch.dtype, width: int, launch: Launch | None = None) -> Kern
     a loop, which is counted once.
     """
     launch = launch or packed_triton.LAUNCHES[width]
-    constants = packed_triton.constants(dtype, width, launch, nvidia=False)
-    function = packed_triton.packed_kernel
-    tables = {name: "*i64" for name in function.arg_names if name not in constants} | {
-        "olds": "*fp32",
-        "lams": "*fp32",
-    }
-    name = f"packed {width}-bit {'bf16' if dtype == BF16 else 'fp16'}"
-    looped = Launch(BLOCK, launch.threads)
-    return Kernel(name, function, tables, constants, packed_triton.OPTIONS, looped, 4 + width // 8)
+    return Kernel(
+        f"packed {width}-bit {SHORT[dtype]}",
+        packed_triton.packed_kernel,
+        packed_triton.constants(dtype, width, launch, nvidia=False),
+        Launch(BLOCK, launch.threads),
+        4 + width // 8,
+    )
+
+
+def _named(dtypes: Dtypes, intermediate_dtype: torch.dtype | None, joint: str = ",") -> str:
+    out, *sources = (SHORT[dtype] for dtype in dtypes)
+    through = "" if intermediate_dtype is None else f" through {SHORT[intermediate_dtype]}"
+    return f"{joint.join(sources)}→{out}{through}"
 
 
 def kernels() -> list[Kernel]:
     """Every kernel of this package, as it is launched."""
     return [
-        *(lerp(*kind) for kind in LERP_KINDS),
-        *(drawn(*kind) for kind in DRAWN_KINDS),
+        *(dense(*kind) for kind in DENSE_KINDS),
         checksum(),
         *(lowrank(*kind) for kind in LOWRANK_KINDS),
         *(sparse(*kind) for kind in SPARSE_KINDS),
@@ -304,35 +243,30 @@ def compile_for(kernel: Kernel, target: str) -> Compiled:
         constants["ASM"] = TARGETS[target].backend == "cuda"
     source = ASTSource(
         kernel.function,
-        {**kernel.signature, **dict.fromkeys(constants, "constexpr")},
+        kernel.signature,
         {(names.index(name),): value for name, value in constants.items()},
     )
-    made = triton.compile(
+    compiled = triton.compile(
         source,
         target=TARGETS[target],
         options={"num_warps": kernel.launch.num_warps(TARGETS[target].warp_size), **kernel.options},
     )
     backend = TARGETS[target].backend
-    reading = (
-        _read_cuda(made.asm["ptx"], made.asm["cubin"])
+    instructions, counts = (
+        _read_cuda(compiled.asm["ptx"], compiled.asm["cubin"])
         if backend == "cuda"
-        else _read_amd(made.asm["amdgcn"])
+        else _read_amd(compiled.asm["amdgcn"])
     )
-    loads, stores, length = _full_tile_path(reading.instructions)
+    loads, stores, length = _full_tile_path(instructions)
     threads_per_element = kernel.launch.threads / kernel.launch.block
     return Compiled(
-        kernel.name,
-        target,
-        loads,
-        stores,
-        (loads + stores) * 16 * threads_per_element,
-        length * threads_per_element,
-        reading.registers,
-        reading.spills,
-        reading.packed_rounding,
-        reading.matrix,
-        reading.narrow,
-        reading.keeps_denormals,
+        kernel=kernel.name,
+        target=target,
+        wide_loads=loads,
+        wide_stores=stores,
+        bytes_per_element=(loads + stores) * 16 * threads_per_element,
+        instructions_per_element=length * threads_per_element,
+        **counts,
     )
 
 
@@ -348,15 +282,8 @@ class _Instruction:
     leaves: bool
 
 
-@dataclass(frozen=True)
-class _Reading:
-    instructions: Sequence[_Instruction]
-    registers: int
-    spills: int
-    packed_rounding: int
-    matrix: int
-    narrow: int
-    keeps_denormals: bool
+_Reading = tuple[list[_Instruction], dict[str, Any]]
+"""A program, and what `Compiled` says of it beside its full tile's path."""
 
 
 def _read_cuda(ptx: str, cubin: bytes) -> _Reading:
@@ -396,13 +323,15 @@ def _read_cuda(ptx: str, cubin: bytes) -> _Reading:
         + int(resources["LOCAL"])
         + len(re.findall(r"\b(?:STL|LDL)\b", sass))
     )
-    # in the machine code: ptxas makes pairs of single conversions, too
-    packed = len(re.findall(r"\bF2FP\.BF16\S*\.PACK_AB \S+ (?!RZ)", sass))
-    matrix = len(re.findall(r"\b(?:HMMA|HGMMA|UTCHMMA)\b", sass))
-    narrow = len(re.findall(r"\b(?:LDG|STG)\.E\S*\.[US](?:8|16)\b", sass))
-    return _Reading(
-        instructions, int(resources["REG"]), spills, packed, matrix, narrow, ".ftz" not in ptx
-    )
+    return instructions, {
+        "registers": int(resources["REG"]),
+        "spills": spills,
+        # in the machine code: ptxas makes pairs of single conversions, too
+        "packed_rounding": len(re.findall(r"\bF2FP\.BF16\S*\.PACK_AB \S+ (?!RZ)", sass)),
+        "matrix": len(re.findall(r"\b(?:HMMA|HGMMA|UTCHMMA)\b", sass)),
+        "narrow": len(re.findall(r"\b(?:LDG|STG)\.E\S*\.[US](?:8|16)\b", sass)),
+        "keeps_denormals": ".ftz" not in ptx,
+    }
 
 
 def _read_amd(text: str) -> _Reading:
@@ -433,14 +362,16 @@ def _read_amd(text: str) -> _Reading:
             r"\.(vgpr_count|vgpr_spill_count|sgpr_spill_count):\s+(\d+)", text
         )
     }
-    # bits 0 and 1: keep denormal inputs and results
-    keeps = re.search(r"\.amdhsa_float_denorm_mode_32 3\b", text) is not None
-    spills = counts["vgpr_spill_count"] + counts["sgpr_spill_count"]
-    matrix = len(re.findall(r"^\tv_mfma_", text, re.MULTILINE))
-    narrow = len(
-        re.findall(r"^\t(?:global|buffer)_(?:load|store)_[us]?(?:byte|short)", text, re.MULTILINE)
-    )
-    return _Reading(instructions, counts["vgpr_count"], spills, 0, matrix, narrow, keeps)
+    narrow = r"^\t(?:global|buffer)_(?:load|store)_[us]?(?:byte|short)"
+    return instructions, {
+        "registers": counts["vgpr_count"],
+        "spills": counts["vgpr_spill_count"] + counts["sgpr_spill_count"],
+        "packed_rounding": 0,
+        "matrix": len(re.findall(r"^\tv_mfma_", text, re.MULTILINE)),
+        "narrow": len(re.findall(narrow, text, re.MULTILINE)),
+        # bits 0 and 1: keep denormal inputs and results
+        "keeps_denormals": re.search(r"\.amdhsa_float_denorm_mode_32 3\b", text) is not None,
+    }
 
 
 def _full_tile_path(instructions: Sequence[_Instruction]) -> tuple[int, int, int]:
@@ -455,30 +386,30 @@ def _full_tile_path(instructions: Sequence[_Instruction]) -> tuple[int, int, int
     ways: dict[int, dict[tuple[int, int], int] | None] = {}
     walk = [0]
     while walk:
-        at = walk[-1]
-        step = instructions[at]
+        place = walk[-1]
+        step = instructions[place]
         follow = [step.jump] if step.jump is not None else []
-        if step.falls and at + 1 < len(instructions):
-            follow.append(at + 1)
-        if at not in ways:
-            ways[at] = None
+        if step.falls and place + 1 < len(instructions):
+            follow.append(place + 1)
+        if place not in ways:
+            ways[place] = None
             walk += [to for to in follow if to not in ways]
             continue
         walk.pop()
-        if ways[at] is not None:
+        if ways[place] is not None:
             continue
         # a way that is still open leads back to a loop's head; an exit that only some threads take
         # counts where others have none
         after = [way for way in map(ways.get, follow) if way]
         if step.leaves and not after:
             after = [{(0, 0): 0}]
-        found: dict[tuple[int, int], int] = {}
+        fewest: dict[tuple[int, int], int] = {}
         for loads, stores, length in (
             (*key, length) for way in after for key, length in way.items()
         ):
             key = (loads + step.load, stores + step.store)
-            found[key] = min(length + 1, found.get(key, length + 1))
-        ways[at] = found
+            fewest[key] = min(length + 1, fewest.get(key, length + 1))
+        ways[place] = fewest
     whole = ways[0] or {}
     stored = any(stores for _, stores in whole)
     loads, stores = max(

@@ -124,7 +124,7 @@ def lerp(
     inst: Tensor,
     lam: float,
     dtype: torch.dtype | None = None,
-    via: torch.dtype | None = None,
+    intermediate_dtype: torch.dtype | None = None,
     draw: Draw | None = None,
 ) -> Tensor:
     """W(λ) = round_dtype(lerp32(base, inst, λ)): the contract of every merge and every switch.
@@ -133,8 +133,8 @@ def lerp(
         base, inst: tensors of one shape; bf16, fp16 or fp32, in any mix.
         lam: any finite λ; rounded to fp32 once.
         dtype: of the result; the instruct side's by default.
-        via: dtype to which the result is rounded first, for a tensor that is held wider than its
-            checkpoint says.
+        intermediate_dtype: what the result is rounded to first, for a tensor that is held wider
+            than its checkpoint says.
         draw: the noise of the elements in row-major order, for a first rounding that is
             `stochastic`.
 
@@ -146,16 +146,16 @@ def lerp(
         a NaN is not specified.
     """
     dtype = inst.dtype if dtype is None else dtype
-    via = None if via in (dtype, torch.float32) else via  # roundings that change nothing
+    intermediate_dtype = needed_intermediate(intermediate_dtype, dtype)
     lam = fp32(lam)
     u = None if draw is None else noise(draw, base.numel()).view(base.shape).to(base.device)
     if lam in (0.0, 1.0):
-        return rounded(inst if lam else base, dtype, via, u)
+        return rounded(inst if lam else base, dtype, intermediate_dtype, u)
     b, i = base.float(), inst.float()
     weight = torch.full((), lam, dtype=torch.float32, device=b.device)
     merged = fma(weight, i - b, b) if abs(lam) < 0.5 else fma(weight - 1, i - b, i)
-    merged = rounded(torch.where(same_bits(b, i), b, merged), dtype, via, u)
-    if base.dtype == inst.dtype == dtype and via is None:
+    merged = rounded(torch.where(same_bits(b, i), b, merged), dtype, intermediate_dtype, u)
+    if base.dtype == inst.dtype == dtype and intermediate_dtype is None:
         merged = torch.where(same_bits(base, inst), base, merged)
     return merged
 
@@ -166,7 +166,7 @@ def sparse_set_(
     base: Tensor,
     target: Tensor,
     lam: float,
-    via: torch.dtype | None = None,
+    intermediate_dtype: torch.dtype | None = None,
 ) -> None:
     """live[positions] = lerp(base, target, λ): the contract of a delta that lives at positions
     only.
@@ -175,9 +175,9 @@ def sparse_set_(
         live: contiguous; elements that are not listed keep their bits.
         positions: int64 [P], row-major, no two alike.
         base, target: [P], the values at these positions for λ = 0 and λ = 1.
-        lam, via: as for `lerp`.
+        lam, intermediate_dtype: as for `lerp`.
     """
-    live.view(-1)[positions] = lerp(base, target, lam, live.dtype, via)
+    live.view(-1)[positions] = lerp(base, target, lam, live.dtype, intermediate_dtype)
 
 
 def index_positions(where: Tensor, starts: Tensor) -> Tensor:
@@ -203,13 +203,122 @@ def bitmap_positions(where: Tensor) -> Tensor:
     return bits.view(-1).nonzero().view(-1)
 
 
+def packed_codes(
+    base: Tensor, inst: Tensor, width: int, span: tuple[float, float] = (0.0, 1.0)
+) -> tuple[Tensor, Tensor]:
+    """The code of every weight, and where there is none: what of a delta has to be known beside
+    live weights.
+
+    With k = bits(inst) − bits(base), both weights of one sign, the code is 2·k + p, p being the
+    lowest bit of the lower of the two patterns. Coded are finite weights whose patterns are equal,
+    and those of one sign, both normal, with |k| up to LIMIT[width]; where `span` leaves [0, 1], of
+    the latter only those with base, inst, W(lo) and W(hi) in one binade and no merge under the
+    smallest normal number before it is rounded.
+
+    Args:
+        base, inst: of one shape and one dtype, bf16 or fp16.
+        width: 8 or 16, the bits of a code.
+        span: the λ, from lo to hi, that the codes are for; 0 and 1 are among them.
+
+    Returns:
+        int16 codes, 0 where there is none; bool, true there.
+
+    Numerics: exact integers. `packed_sources` says why this is enough.
+    """
+    dtype = base.dtype
+    b, i = base.view(torch.int16).int(), inst.view(torch.int16).int()
+    k = i - b
+    coded = (b ^ i >= 0) & (k.abs() <= LIMIT[width]) & _normal(b, dtype) & _normal(i, dtype)
+    if not 0 <= span[0] <= span[1] <= 1:
+        binade = b >> MANTISSA[dtype]
+        coded &= i >> MANTISSA[dtype] == binade
+        for lam in span:
+            coded &= lerp(base, inst, lam).view(torch.int16).int() >> MANTISSA[dtype] == binade
+            coded &= (
+                lerp(base, inst, lam, torch.float32).abs() >= torch.finfo(dtype).smallest_normal
+            )
+    coded |= (k == 0) & ((b & 0x7FFF) <= largest(dtype))
+    lower = torch.where(k < 0, i, b)
+    return torch.where(coded, 2 * k + (lower & 1), 0).to(torch.int16), ~coded
+
+
+def packed_sources(live: Tensor, codes: Tensor, lam: float) -> tuple[Tensor, Tensor]:
+    """Base and inst of coded weights that hold W(λ): the one pair that the code, λ and the live
+    bits leave possible.
+
+    Args:
+        live: W(λ), bf16 or fp16.
+        codes: int16 in its shape, see `packed_codes`.
+        lam: λ that `live` holds; outside [0, 1] the codes must be for that.
+
+    Numerics:
+        Let L be the lower and U = L + |k| the upper pattern of a pair, and μ the weight of U: λ
+        where k > 0, else 1 − λ. Within [0, 1], f(L) = (1 − μ)·val(L) + μ·val(L + |k|) grows with L,
+        and by at least f(L)/256 with each step: a normal number with h bits below its leading one
+        is at most 2ʰ⁺¹ units of its last place, and h is 7 or more (of fp16 10; then read 2048). So
+        two L of one parity are more than f/128 apart, while all f that round to one W lie within
+        one unit of its last place, at most W/128; where W is a power of two they lie within ¾ of
+        that, and else f exceeds the power below it by half a unit. The roundings in fp32 move f by
+        2⁻²³ of itself and change nothing. Hence at most one L of the given parity rounds to W,
+        binade boundaries between L and U or not, and bisection over that parity finds it.
+
+        Outside [0, 1] base, inst and W share a binade [2ᵉ, 2ᵉ⁺¹) by promise, in which f has equal
+        steps. W is monotone in λ, so it is enough to ask this of W(lo) and W(hi). A merge that
+        rounds up to 2ᵉ⁺¹ breaks it visibly. One that lies under 2ᵉ and rounds up to it does not,
+        and need not: the grid under 2ᵉ is twice as fine, so it lies within a quarter of a unit, and
+        the steps of the binade take it to 2ᵉ too. But under the smallest normal number the grid is
+        as coarse as over it, and a merge rounds up from half a unit: scaled to another exponent, as
+        `packed.cpu.Way` scales, it would not. So there is no code where a merge lies under the
+        smallest normal number. A code k = 0 says that base and inst are W.
+    """
+    dtype, h = live.dtype, MANTISSA[live.dtype]
+    w, k, p = live.view(torch.int16).int() & 0x7FFF, codes.int() >> 1, codes.int() & 1
+    n = k.abs()
+    first, last = torch.full_like(w, 1 << h), torch.full_like(w, largest(dtype))
+    if not 0 <= fp32(lam) <= 1:
+        first, last = w >> h << h, (w >> h << h) + (1 << h) - 1
+    # least half x with W(2x + p) ≥ w
+    low, high = (first - p + 1) >> 1, (last - n - p) >> 1
+
+    def pair(x: Tensor) -> tuple[Tensor, Tensor]:
+        lower = 2 * x + p
+        sides = torch.where(k < 0, lower + n, lower), torch.where(k < 0, lower, lower + n)
+        return tuple(side.to(torch.int16).view(dtype) for side in sides)  # type: ignore[return-value]
+
+    while bool((low < high).any()):
+        middle = (low + high) >> 1
+        reached = lerp(*pair(middle), lam).view(torch.int16).int() >= w
+        low, high = torch.where(reached, low, middle + 1), torch.where(reached, middle, high)
+    sign = live.view(torch.int16) & -0x8000
+    b, i = (
+        torch.where(k == 0, live.view(torch.int16), side.view(torch.int16) | sign).view(dtype)
+        for side in pair(low)
+    )
+    return b, i
+
+
+def packed_switch(live: Tensor, codes: Tensor, old: float, new: float) -> Tensor:
+    """W(new) of coded weights that hold W(old)."""
+    return lerp(*packed_sources(live, codes, old), new)
+
+
+def _normal(bits: Tensor, dtype: torch.dtype) -> Tensor:
+    magnitude = bits & 0x7FFF
+    return (magnitude >> MANTISSA[dtype] > 0) & (magnitude <= largest(dtype))
+
+
+def largest(dtype: torch.dtype) -> int:
+    """The pattern of the largest finite number."""
+    return 0x7F7F if dtype == torch.bfloat16 else 0x7BFF
+
+
 def lowrank(
     base: Tensor,
     u: Tensor,
     v: Tensor,
     lam: float,
     dtype: torch.dtype | None = None,
-    via: torch.dtype | None = None,
+    intermediate_dtype: torch.dtype | None = None,
 ) -> Tensor:
     """W(λ) = round_dtype(fma(λ, UV, B)): the contract of a delta that is held as a product of two
     thin matrices.
@@ -217,7 +326,7 @@ def lowrank(
     Args:
         base: B, [M, N] or [E, M, N]; bf16, fp16 or fp32.
         u, v: U [..., M, R] and V [..., R, N], of these dtypes.
-        lam, dtype, via: as for `lerp`; the result has the base's dtype by default.
+        lam, dtype, intermediate_dtype: as for `lerp`; the result has the base's dtype by default.
 
     Numerics:
         UV is `product`, all else is fp32. Faster ways sum UV in fp32, in an order of their own, so
@@ -227,13 +336,13 @@ def lowrank(
         included.
     """
     dtype = base.dtype if dtype is None else dtype
-    via = None if via in (dtype, torch.float32) else via
+    intermediate_dtype = needed_intermediate(intermediate_dtype, dtype)
     lam = fp32(lam)
     if lam == 0.0:
-        return rounded(base, dtype, via)
+        return rounded(base, dtype, intermediate_dtype)
     b, delta = base.float(), product(u, v)
     merged = fma(torch.full((), lam, dtype=torch.float32, device=b.device), delta, b)
-    return rounded(torch.where(delta == 0, b, merged), dtype, via)
+    return rounded(torch.where(delta == 0, b, merged), dtype, intermediate_dtype)
 
 
 def product(u: Tensor, v: Tensor) -> Tensor:
@@ -245,14 +354,27 @@ def product(u: Tensor, v: Tensor) -> Tensor:
 
 
 def rounded(
-    values: Tensor, dtype: torch.dtype, via: torch.dtype | None = None, u: Tensor | None = None
+    values: Tensor,
+    dtype: torch.dtype,
+    intermediate_dtype: torch.dtype | None = None,
+    u: Tensor | None = None,
 ) -> Tensor:
-    """A copy of `values` in `dtype`, rounded to `via` first where given; the first of these
-    roundings draws `u` where given."""
-    first = dtype if via is None else via
+    """A copy of `values` in `dtype`, rounded to `intermediate_dtype` first where given; the first
+    of these roundings draws `u` where given."""
+    first = intermediate_dtype or dtype
     if u is not None and values.dtype != first:
         values = stochastic(values.float(), u, first)
-    return (values if via is None else values.to(via)).to(dtype, copy=True)
+    if intermediate_dtype is not None:
+        values = values.to(intermediate_dtype)
+    return values.to(dtype, copy=True)
+
+
+def needed_intermediate(
+    intermediate_dtype: torch.dtype | None, dtype: torch.dtype
+) -> torch.dtype | None:
+    """The intermediate dtype, or None where rounding to it first changes nothing: where it is fp32,
+    or `dtype` itself."""
+    return None if intermediate_dtype in (dtype, torch.float32) else intermediate_dtype
 
 
 def noise(draw: Draw, count: int) -> Tensor:
@@ -282,13 +404,13 @@ def stochastic(x: Tensor, u: Tensor, dtype: torch.dtype) -> Tensor:
     m = x.abs()
     bits = m.view(torch.int32).long()
     if dtype == torch.bfloat16:
-        made = (bits + u) >> 16
+        pattern = (bits + u) >> 16
     else:
         normal = ((bits + (u >> 3)) >> 13) - (112 << 10)
         below = (torch.where(m < 2**-14, m.double() * 2**40, 0.0).floor().long() + u) >> 16
-        made = torch.where(m < 2**-14, below, normal)
-    made = torch.where(torch.signbit(x), made - 2**15, made).to(torch.int16).view(dtype)
-    return torch.where(m < torch.finfo(dtype).max, made, nearest)
+        pattern = torch.where(m < 2**-14, below, normal)
+    pattern = torch.where(torch.signbit(x), pattern - 2**15, pattern).to(torch.int16)
+    return torch.where(m < torch.finfo(dtype).max, pattern.view(dtype), nearest)
 
 
 def same_bits(a: Tensor, b: Tensor) -> Tensor:

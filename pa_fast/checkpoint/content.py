@@ -31,8 +31,7 @@ def over_tensors(
 
     Cost: one read of the tensors, into memory of one piece (2^19 elements) per core.
     """
-    from pa_kernels.cores import over_cores
-    from pa_kernels.scratch import Scratch
+    from pa_kernels.cores import Scratch, over_cores
 
     scratch = Scratch()
     found: dict[TensorInfo, list[T]] = {info: [] for info in infos}

@@ -362,7 +362,7 @@ def is_complete(
 
     Cost: one pass over the file.
     """
-    from pa_kernels.scratch import Scratch
+    from pa_kernels.cores import Scratch
 
     if sums.keys() != {slot.name for slot in plan.slots}:
         return False

@@ -251,8 +251,8 @@ def store_size(sums: DeltaSums, item_bytes: tuple[int, int], live: str) -> Store
         item_bytes: of one element of base and of instruct, in their files.
         live: safetensors dtype of the live tensor.
     """
-    from pa_kernels.packed_tensor import packed_bytes
-    from pa_kernels.sparse_tensor import position_bytes
+    from pa_kernels.packed import packed_bytes
+    from pa_kernels.sparse import position_bytes
 
     numel, both = sums.weights, sum(item_bytes)
     changed = numel - sums.unchanged

@@ -380,7 +380,7 @@ class _Stream:
     def fill(self, pool: ThreadPoolExecutor, plan: ShardPlan, file: ShardFile) -> dict[str, Sums]:
         """Merge the tensors of `plan` into `file`; their checksums, which are `file.sums` too."""
         import torch
-        from pa_kernels.scratch import Scratch
+        from pa_kernels.cores import Scratch
 
         dtypes = {slot.name: torch_dtype(slot.dtype) for slot in plan.slots}
         totals = {slot.name: [0, 0, 0] for slot in plan.slots}

@@ -24,7 +24,7 @@ from pa_fast.errors import PairError, UsageError
 
 if TYPE_CHECKING:
     import torch
-    from pa_kernels.scratch import Scratch
+    from pa_kernels.cores import Scratch
 
 
 EXTRA_ROWS = ("instruct", "refuse")

@@ -117,7 +117,7 @@ def over_chunks(
         DataError: a file changed meanwhile, or a tensor that is not merged differs between the
             sides.
     """
-    from pa_kernels.scratch import Scratch
+    from pa_kernels.cores import Scratch
 
     scratch = Scratch()
 

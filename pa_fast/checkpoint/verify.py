@@ -174,7 +174,7 @@ def _compared(
     """For every chunk of the tensors `names`: its bytes, and how many of its elements have not the
     bits of the merge."""
     import torch
-    from pa_kernels.scratch import Scratch
+    from pa_kernels.cores import Scratch
 
     scratch = Scratch()
 

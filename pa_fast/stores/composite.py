@@ -7,8 +7,8 @@ from collections.abc import Callable, Container, Iterator, Sequence
 from typing import Any
 
 import torch
+from pa_kernels.cores import Scratch
 from pa_kernels.reference import Draw
-from pa_kernels.scratch import Scratch
 from torch import Tensor
 
 from pa_fast.stores import registry

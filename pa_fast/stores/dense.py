@@ -69,7 +69,12 @@ class DenseStore(Store):
         draw = self.draws[k]
         shifted = draw and Draw(draw.key, draw.start + span.start)
         pa_kernels.lerp_(
-            [out], base, target, lam, via=[self.intermediate_dtypes[k]], draws=[shifted]
+            [out],
+            base,
+            target,
+            lam,
+            intermediate_dtypes=[self.intermediate_dtypes[k]],
+            draws=[shifted],
         )
 
     def ends(self, k: int, span: slice) -> tuple[Tensor, Tensor]:

@@ -9,8 +9,7 @@ from typing import Any
 
 import pa_kernels
 import torch
-from pa_kernels.packed import packed_pair, packed_target
-from pa_kernels.packed_tensor import PackedTensor
+from pa_kernels.packed import PackedTensor, packed_pair, packed_target
 from pa_kernels.reference import MANTISSA, same_bits
 from torch import Tensor
 

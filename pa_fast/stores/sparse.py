@@ -11,7 +11,7 @@ import pa_kernels
 import torch
 from pa_kernels.cores import inference, over
 from pa_kernels.reference import BITS, odd_low, rounded
-from pa_kernels.sparse_tensor import TILE, SparseTensor, position_bytes
+from pa_kernels.sparse import TILE, SparseTensor, position_bytes
 from torch import Tensor
 
 from pa_fast.checkpoint.safetensors import TensorInfo
@@ -218,7 +218,9 @@ class SparseStore(Store):
         if piece.count:
             values = torch.empty(piece.count, dtype=out.dtype, device=out.device)
             dtypes = [self.intermediate_dtypes[k]]
-            pa_kernels.lerp_([values], [piece.base], [piece.target], lam, via=dtypes)
+            pa_kernels.lerp_(
+                [values], [piece.base], [piece.target], lam, intermediate_dtypes=dtypes
+            )
             bits = BITS[out.dtype]
             out.view(bits)[piece.positions()] = values.view(bits)
         return out

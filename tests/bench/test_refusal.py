@@ -16,7 +16,7 @@ from tests import patience
 
 ROOT = pathlib.Path(__file__).parents[2]
 WRONG_SWITCH = """
-import pa_kernels, pa_kernels.lerp
+import pa_kernels, pa_kernels.dense
 class Lerp(pa_kernels.Lerp):
     def __init__(self, live, *others):
         super().__init__(live, *others)
@@ -24,7 +24,7 @@ class Lerp(pa_kernels.Lerp):
     def run_(self, *given):
         super().run_(*given)
         self.first.view(-1)[:1] = 9
-pa_kernels.Lerp = pa_kernels.lerp.Lerp = Lerp
+pa_kernels.Lerp = pa_kernels.dense.Lerp = Lerp
 """
 WRONG_CHECKSUM = "import pa_kernels\npa_kernels.checksum = lambda tensors: [0 for _ in tensors]\n"
 

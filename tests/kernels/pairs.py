@@ -12,10 +12,9 @@ from typing import Any
 import pytest
 import torch
 from pa_kernels import SparseTensor, reference
-from pa_kernels.lerp import torch_lerp_is_exact
-from pa_kernels.packed_reference import largest
-from pa_kernels.reference import MANTISSA
-from pa_kernels.sparse_tensor import Kind
+from pa_kernels.dense import torch_lerp_is_exact
+from pa_kernels.reference import MANTISSA, largest
+from pa_kernels.sparse import Kind
 from torch import Tensor
 
 LAMBDAS = (
@@ -154,9 +153,9 @@ def sparse(
 
 
 def sparsely_set(
-    live: Tensor, entry: SparseTensor, lam: float, via: torch.dtype | None = None
+    live: Tensor, entry: SparseTensor, lam: float, intermediate: torch.dtype | None = None
 ) -> Tensor:
     """What `live` becomes, by the reference."""
     expected = live.clone()
-    reference.sparse_set_(expected, entry.positions(), entry.base, entry.target, lam, via)
+    reference.sparse_set_(expected, entry.positions(), entry.base, entry.target, lam, intermediate)
     return expected

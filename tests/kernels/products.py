@@ -68,11 +68,13 @@ def allowed(of: Matrix, lam: float, real: Tensor, grid: torch.dtype) -> Tensor:
     return sums + ((real.abs() + sums) * info.eps).clamp(min=info.smallest_normal * info.eps)
 
 
-def near(found: Tensor, of: Matrix, lam: float, via: torch.dtype | None = None) -> bool:
+def near(found: Tensor, of: Matrix, lam: float, intermediate: torch.dtype | None = None) -> bool:
     """Whether `found` is as near to B + λ·UV, in fp64, as the bound that `LowRank` states."""
     b, u, v = of
     with one_core():  # hundreds of short steps, at each of which threads would wait for each other
         real = b.double() + reference.fp32(lam) * (u.double() @ v.double())
-        grid = max((found.dtype, via or found.dtype), key=lambda dtype: torch.finfo(dtype).eps)
+        grid = max(
+            (found.dtype, intermediate or found.dtype), key=lambda dtype: torch.finfo(dtype).eps
+        )
         apart = (found.detach().cpu().double() - real).abs()
         return bool((apart <= allowed(of, lam, real, grid)).all())

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from pa_kernels import Lerp, lerp_triton, offline
+from pa_kernels import Lerp, dense_triton, offline
 from pa_kernels.tiles import INTERPRETED, Launch
 
 from bench.gpu.__main__ import NAMES
@@ -28,6 +28,8 @@ from bench.gpu.tools import METRICS, counters
 
 ROOT = pathlib.Path(__file__).parents[2]
 
+
+BF16 = (torch.bfloat16,) * 3
 
 SLOW = ("sweep", "sanitize", "first", "graph", "checksum", "sparse", "stochastic")
 """Seconds each of them: they are walked through with everything else by `make gpu` and `make
@@ -175,7 +177,7 @@ def test_counters_are_read_from_what_ncu_prints() -> None:
         '"ID","Process ID","Kernel Name","Section Name","Metric Name","Metric Unit","Metric Value"'
     )
     rows = [
-        f'"0","7","lerp_kernel","Command line profiler metrics","{name}","%","9{n},1"'
+        f'"0","7","dense_kernel","Command line profiler metrics","{name}","%","9{n},1"'
         for n, name in enumerate(names[:2])
     ]
     printed = "\n".join(
@@ -188,7 +190,7 @@ def test_counters_are_read_from_what_ncu_prints() -> None:
 @pytest.mark.skipif(INTERPRETED, reason="kernels do not compile in a process that interprets them")
 @pytest.mark.parametrize(
     "launches",
-    [lerp_triton.CANDIDATES[::4], pytest.param(lerp_triton.CANDIDATES, marks=pytest.mark.slow)],
+    [dense_triton.CANDIDATES[::4], pytest.param(dense_triton.CANDIDATES, marks=pytest.mark.slow)],
     ids=["every fourth", "all"],
 )
 def test_what_may_become_a_default_neither_spills_nor_falls_to_narrow_accesses(
@@ -197,16 +199,9 @@ def test_what_may_become_a_default_neither_spills_nor_falls_to_narrow_accesses(
     from bench.gpu.persistent import persistent_kernel
 
     for launch in launches:
-        kernel = offline.lerp(torch.bfloat16, torch.bfloat16, torch.bfloat16, None, launch)
+        kernel = offline.dense(BF16, launch=launch)
         assert full_width(kernel), launch
-    kernel = offline.lerp(torch.bfloat16, torch.bfloat16, torch.bfloat16)
-    words, *others = kernel.signature.items()
-    stays = replace(
-        kernel,
-        name="stays",
-        function=persistent_kernel,
-        signature=dict([words, ("count", "i32"), *others]),
-    )
+    stays = replace(offline.dense(BF16), name="stays", function=persistent_kernel)
     assert full_width(stays)
 
 

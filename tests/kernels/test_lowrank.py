@@ -44,16 +44,18 @@ def test_every_dtype(out: torch.dtype, base: torch.dtype, factor: torch.dtype) -
         assert all(near(w, entry, lam) for w, entry in zip(live, entries)), lam
 
 
-@pytest.mark.parametrize("via", [None, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("intermediate", [None, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize(("out", "base", "factor"), KINDS, ids=str)
 def test_bits_of_the_reference_where_sums_are_exact(
-    out: torch.dtype, base: torch.dtype, factor: torch.dtype, via: torch.dtype | None
+    out: torch.dtype, base: torch.dtype, factor: torch.dtype, intermediate: torch.dtype | None
 ) -> None:
     b, u, v = exact_matrix((ROWS + 5, 90), 37, base, factor)
     w = blank(b, out)
     for step in (0, 1, 77, 128, 255, 256, 300, -40):
-        lowrank_merge_([w], [b], [u], [v], step / 256, via=[via])
-        assert torch.equal(bits(w), bits(reference.lowrank(b, u, v, step / 256, out, via))), step
+        lowrank_merge_([w], [b], [u], [v], step / 256, intermediate_dtypes=[intermediate])
+        assert torch.equal(
+            bits(w), bits(reference.lowrank(b, u, v, step / 256, out, intermediate))
+        ), step
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -301,7 +303,11 @@ def test_flushed_denormals_are_refused() -> None:
             ValueError,
             "entry 0: base is on meta, the live tensor on cpu",
         ),
-        ({"via": [torch.float64, None]}, TypeError, "entry 0: via is torch.float64"),
+        (
+            {"intermediate_dtypes": [torch.float64, None]},
+            TypeError,
+            "entry 0: intermediate_dtype is torch.float64",
+        ),
         ({"lam": math.nan}, ValueError, "λ is nan"),
         ({"lam": [0.5]}, ValueError, "1 λ for 2 tensors"),
     ],
@@ -312,10 +318,21 @@ def test_refusals(change: dict[str, object], error: type[Exception], message: st
         "base": [torch.zeros(2, 3)] * 2,
         "u": [torch.zeros(2, 4)] * 2,
     }
-    given = {**zeros, "v": [torch.zeros(4, 3)] * 2, "via": None, "lam": 0.5, **change}
+    given = {
+        **zeros,
+        "v": [torch.zeros(4, 3)] * 2,
+        "intermediate_dtypes": None,
+        "lam": 0.5,
+        **change,
+    }
     with pytest.raises(error, match=message):
         lowrank_merge_(
-            given["out"], given["base"], given["u"], given["v"], given["lam"], via=given["via"]
+            given["out"],
+            given["base"],
+            given["u"],
+            given["v"],
+            given["lam"],
+            intermediate_dtypes=given["intermediate_dtypes"],
         )
 
 

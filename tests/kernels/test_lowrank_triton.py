@@ -72,10 +72,10 @@ def test_mixed_dtypes(out: torch.dtype, base: torch.dtype, factor: torch.dtype) 
     check(out, base, factor, (0.3, 0.0))
 
 
-@pytest.mark.parametrize("via", [None, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("intermediate", [None, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("factor", reference.LIVE_DTYPES, ids=str)
 def test_bits_of_the_reference_where_sums_are_exact(
-    factor: torch.dtype, via: torch.dtype | None
+    factor: torch.dtype, intermediate: torch.dtype | None
 ) -> None:
     for out, base, shape in (
         (torch.float32, torch.float32, (64, 128)),
@@ -85,8 +85,10 @@ def test_bits_of_the_reference_where_sums_are_exact(
         b, u, v = on_device(entry)
         w = blank(entry[0], out)
         for step in (0, 77, 256, -40):
-            lowrank_merge_([w], [b], [u], [v], step / 256, via=[via])
-            assert torch.equal(bits(w), bits(reference.lowrank(*entry, step / 256, out, via))), step
+            lowrank_merge_([w], [b], [u], [v], step / 256, intermediate_dtypes=[intermediate])
+            assert torch.equal(
+                bits(w), bits(reference.lowrank(*entry, step / 256, out, intermediate))
+            ), step
 
 
 @pytest.mark.parametrize("dtype", reference.LIVE_DTYPES, ids=str)

@@ -16,8 +16,8 @@ from pa_kernels.tiles import INTERPRETED
 pytestmark = pytest.mark.skipif(INTERPRETED, reason="TRITON_INTERPRET=1: nothing is compiled")
 
 REGISTERS = {
-    "lerp": {"cuda": 40, "hip": 64},
-    "drawn": {"cuda": 56, "hip": 72},
+    "dense": {"cuda": 40, "hip": 64},
+    "stochastic": {"cuda": 56, "hip": 72},
     "checksum": {"cuda": 40, "hip": 64},
     "sparse": {"cuda": 64, "hip": 72},
     "packed": {"cuda": 80, "hip": 136},
@@ -31,13 +31,21 @@ SINCE_3_9 = {("sparse index fp32,fp32→fp32", "gfx942"): 80} if VERSION >= (3, 
 accesses and as many instructions (46.0 for 46.4 an entry): 6 waves a SIMD for 7, of a kernel that
 waits for scattered stores."""
 
-INSTRUCTIONS = {"lerp": 24.0, "drawn": 40.0, "checksum": 30.0, "sparse": 64.0, "packed": 124.0}
+INSTRUCTIONS = {
+    "dense": 24.0,
+    "stochastic": 40.0,
+    "checksum": 30.0,
+    "sparse": 64.0,
+    "packed": 124.0,
+}
 """Per weight, per 64-bit word, per entry or bit: an H200 at full bandwidth has about 34 for a bf16
 weight switched, 54 for a word read, and over 400 for an entry of an index list, whose store touches
-a sector of its own. Of `drawn`, 11 are the hash. A packed weight with a code of 16 bits takes more
-than there are; of 8 bits 43 in its loop, and 62 with all that a tile does once counted on one
+a sector of its own. Of `stochastic`, 11 are the hash. A packed weight with a code of 16 bits takes
+more than there are; of 8 bits 43 in its loop, and 62 with all that a tile does once counted on one
 block."""
 
+
+ALL_BF16 = (offline.BF16,) * 3
 
 STREAMS = [
     kernel
@@ -63,8 +71,13 @@ def on_targets(kernels: Sequence[Any], firsts: Collection[Any]) -> list[Any]:
     ]
 
 
-FIRSTS = list({kernel.function: kernel for kernel in reversed(STREAMS)}.values())
-"""One of each kernel function, of bf16 where it has dtypes."""
+FIRSTS = list(
+    {
+        (kernel.function, kernel.constants.get("IS_STOCHASTIC")): kernel
+        for kernel in reversed(STREAMS)
+    }.values()
+)
+"""One of each kernel function and kind of rounding, of bf16 where it has dtypes."""
 
 
 @pytest.mark.parametrize(
@@ -83,11 +96,11 @@ def test_gate(kernel: offline.Kernel, target: str) -> None:
     op = kernel.name.split()[0]
     assert made.registers <= SINCE_3_9.get((kernel.name, target), REGISTERS[op][backend])
     assert made.instructions_per_element <= INSTRUCTIONS[op]
-    rounds_to_bf16 = offline.lerp_triton.tl.bfloat16 in (
+    rounds_to_bf16 = offline.dense_triton.tl.bfloat16 in (
         kernel.constants.get("OUT"),
-        kernel.constants.get("VIA"),
+        kernel.constants.get("INTERMEDIATE"),
     )
-    if backend == "cuda" and rounds_to_bf16 and op == "lerp":
+    if backend == "cuda" and rounds_to_bf16 and op == "dense":
         assert made.packed_rounding > 0
 
 
@@ -111,14 +124,14 @@ def product_bytes(kernel: offline.Kernel, base: torch.dtype, factor: torch.dtype
 )
 def test_gate_of_products(kind: tuple[Any, ...], target: str) -> None:
     kernel = offline.lowrank(*kind)
-    out, base, factor, via, full = kind
+    (out, base, factor), intermediate, full = kind
     made = offline.compile_for(kernel, target)
     backend = offline.TARGETS[target].backend
     assert made.spills == 0
     assert made.keeps_denormals
     # fp32 factors keep their 24 bits: no matrix unit of NVIDIA's multiplies these
     assert (made.matrix > 0) == (factor.itemsize == 2 or backend == "hip")
-    if backend == "cuda" and offline.BF16 in (out, via):
+    if backend == "cuda" and offline.BF16 in (out, intermediate):
         assert made.packed_rounding > 0
     if not full:
         return
@@ -141,9 +154,7 @@ def test_gate_of_8_bit_codes(dtype: torch.dtype, target: str) -> None:
 
 def test_the_gate_notices_a_product_whose_factors_are_read_in_pieces() -> None:
     # 512 threads share 2 KB of U: 32 bits each
-    small = offline.lowrank(
-        offline.BF16, offline.BF16, offline.BF16, launch=offline.Launch(block=4096, threads=512)
-    )
+    small = offline.lowrank(ALL_BF16, launch=offline.Launch(block=4096, threads=512))
     made = offline.compile_for(small, "sm_90")
     assert made.wide_loads * 16 * 512 not in product_bytes(small, offline.BF16, offline.BF16)
 
@@ -151,25 +162,21 @@ def test_the_gate_notices_a_product_whose_factors_are_read_in_pieces() -> None:
 def test_two_products_of_16_bit_share_a_multiprocessor_because_their_launch_asks_for_it() -> None:
     assert all(
         (offline.lowrank(*kind).options.get("maxnreg") == 128)
-        == (kind[4] and {d.itemsize for d in kind[:3]} == {2})
+        == (kind[2] and {dtype.itemsize for dtype in kind[0]} == {2})
         for kind in offline.LOWRANK_KINDS
     )
 
 
 def test_the_gate_notices_a_launch_that_narrows_accesses() -> None:
     # 4 elements a thread of a 16-bit dtype are 64 bits
-    narrow = offline.lerp(
-        offline.BF16, offline.BF16, offline.BF16, launch=offline.Launch(block=1024, threads=256)
-    )
+    narrow = offline.dense(ALL_BF16, launch=offline.Launch(block=1024, threads=256))
     made = offline.compile_for(narrow, "sm_90")
     assert made.bytes_per_element < narrow.bytes_per_element
 
 
 def test_the_gate_notices_a_launch_that_needs_more_registers() -> None:
-    fat = offline.lerp(
-        offline.FP32, offline.FP32, offline.FP32, launch=offline.Launch(block=8192, threads=128)
-    )
-    assert offline.compile_for(fat, "sm_90").registers > REGISTERS["lerp"]["cuda"]
+    fat = offline.dense((offline.FP32,) * 3, launch=offline.Launch(block=8192, threads=128))
+    assert offline.compile_for(fat, "sm_90").registers > REGISTERS["dense"]["cuda"]
 
 
 def test_the_table_prints(
@@ -183,7 +190,7 @@ def test_the_table_prints(
 
 def test_the_gate_notices_an_index_list_whose_vectors_are_cut() -> None:
     # a mask that ends inside a vector breaks its load into single entries
-    cut = offline.sparse("index", offline.BF16, offline.BF16, offline.BF16)
+    cut = offline.sparse("index", ALL_BF16)
     made = offline.compile_for(replace(cut, constants={**cut.constants, "VECTOR": 4}), "sm_90")
     assert made.bytes_per_element < cut.bytes_per_element
 

@@ -14,9 +14,8 @@ import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import given, settings
-from pa_kernels import Packed, PackedTensor, checksum, packed_reference, packed_switch_, reference
-from pa_kernels.packed import packed_pair, packed_target
-from pa_kernels.packed_tensor import packed_bytes
+from pa_kernels import Packed, PackedTensor, checksum, packed_switch_, reference
+from pa_kernels.packed import packed_bytes, packed_pair, packed_target
 from pa_kernels.reference import LIMIT, MANTISSA, PACKED_TILE
 from torch import Tensor
 
@@ -107,10 +106,10 @@ def test_no_two_pairs_of_one_code_meet(dtype: torch.dtype) -> None:
 def test_the_reference_finds_both_sources(dtype: torch.dtype, width: int) -> None:
     for rel, span in itertools.product((0.017, 0.23), SPANS):
         b, i = pair(20_000, dtype, rel)
-        codes, odd = packed_reference.packed_codes(b, i, width, span)
+        codes, odd = reference.packed_codes(b, i, width, span)
         b, i, codes = b[~odd], i[~odd], codes[~odd]
         for lam in hard_lambdas(8, span=span):
-            found = packed_reference.packed_sources(reference.lerp(b, i, lam), codes, lam)
+            found = reference.packed_sources(reference.lerp(b, i, lam), codes, lam)
             assert torch.equal(bits(found[0]), bits(b)) and torch.equal(bits(found[1]), bits(i)), (
                 rel,
                 span,
@@ -118,7 +117,7 @@ def test_the_reference_finds_both_sources(dtype: torch.dtype, width: int) -> Non
             )
         live = reference.lerp(b, i, 0.3)
         assert torch.equal(
-            bits(packed_reference.packed_switch(live, codes, 0.3, 0.8)),
+            bits(reference.packed_switch(live, codes, 0.3, 0.8)),
             bits(reference.lerp(b, i, 0.8)),
         )
 
@@ -128,7 +127,7 @@ def test_without_the_parity_bit_sources_are_not_told_apart() -> None:
     b = torch.tensor([1 + 2**-7, 1 + 2 * 2**-7]).bfloat16()
     i = (bits(b) + 1).view(torch.bfloat16)
     assert bits(reference.lerp(b, i, 0.5)).unique().numel() == 1
-    assert packed_reference.packed_codes(b, i, 8)[0].tolist() == [3, 2]
+    assert reference.packed_codes(b, i, 8)[0].tolist() == [3, 2]
 
 
 @pytest.mark.parametrize("finite", [True, False])
@@ -140,7 +139,7 @@ def test_codes_and_exceptions_are_the_references(dtype: torch.dtype, finite: boo
         if entry is None:
             continue
         entry.check()
-        codes, odd = packed_reference.packed_codes(b, i, entry.width, span)
+        codes, odd = reference.packed_codes(b, i, entry.width, span)
         assert torch.equal(entry.element_codes(slice(0, size)), codes)
         positions, base, target = entry.exceptions(slice(0, size))
         assert torch.equal(positions, odd.nonzero().view(-1))
@@ -179,7 +178,9 @@ def walk(b: Tensor, i: Tensor, lams: list[float], span: tuple[float, float] = (0
 
 @pytest.fixture(params=["by tables", "one by one"])
 def either_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pa_kernels.packed.FEW", -1 if request.param == "by tables" else 1 << 40)
+    monkeypatch.setattr(
+        "pa_kernels.packed.cpu.FEW", -1 if request.param == "by tables" else 1 << 40
+    )
 
 
 @pytest.mark.usefixtures("either_way")
@@ -199,7 +200,7 @@ def test_a_thousand_switches_of_everything(monkeypatch: pytest.MonkeyPatch) -> N
     # PA_FAST_TEST_WALK says how many
     for dtype in DTYPES:
         for few in (-1, 1 << 40):
-            monkeypatch.setattr("pa_kernels.packed.FEW", few)
+            monkeypatch.setattr("pa_kernels.packed.cpu.FEW", few)
             test_a_long_walk_over_every_pair_of_a_binade_and_its_neighbours(dtype)
             test_a_walk_over_all_exponents(dtype)
 
@@ -266,13 +267,13 @@ def assert_every_switch_is_right(
     b, i = torch.cat([b, padding]), torch.cat([i, padding])
     entry = PackedTensor.encode(b, i, span, width=width)
     assert entry is not None and entry.misfit(b) is None
-    codes, odd = packed_reference.packed_codes(b, i, width, span)
+    codes, odd = reference.packed_codes(b, i, width, span)
     everything = slice(0, b.numel())
     assert torch.equal(entry.element_codes(everything), codes)
     assert torch.equal(entry.exceptions(everything)[0], odd.nonzero().view(-1))
     for most in few:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("pa_kernels.packed.FEW", most)
+            patch.setattr("pa_kernels.packed.cpu.FEW", most)
             live = b.clone()
             packed = Packed([live], [entry])
             packed.holds(0.0)
@@ -312,7 +313,7 @@ def test_every_pair_of_every_exponent(
 ) -> None:
     # all |k| that 8 bits stand for; of 16 bits all that two weights of one binade can have, or of
     # fp16 every 5th of them
-    h, top = MANTISSA[dtype], packed_reference.largest(dtype)
+    h, top = MANTISSA[dtype], reference.largest(dtype)
     k = (
         torch.arange(-63, 64)
         if width == 8
@@ -331,10 +332,10 @@ def test_every_pair_of_every_exponent(
 def test_the_reference_finds_both_sources_near_every_power_of_two(dtype: torch.dtype) -> None:
     b, i = at_powers_of_two(dtype, 4)
     for span in WIDE:
-        codes, odd = packed_reference.packed_codes(b, i, 8, span)
+        codes, odd = reference.packed_codes(b, i, 8, span)
         coded = [side[~odd] for side in (b, i)]
         for lam in around(span)[:4]:
-            found = packed_reference.packed_sources(reference.lerp(*coded, lam), codes[~odd], lam)
+            found = reference.packed_sources(reference.lerp(*coded, lam), codes[~odd], lam)
             assert all(torch.equal(bits(x), bits(y)) for x, y in zip(found, coded)), (span, lam)
 
 
@@ -345,7 +346,7 @@ def test_random_weights_at_the_ends_of_the_range_and_between(dtype: torch.dtype)
         count = min(1 << 22, WEIGHTS - start)
         ordinary = torch.randn(count // 2, generator=g) * 0.02
         steps = (1 << (MANTISSA[dtype] - 5)) * torch.randn(count - count // 2, generator=g)
-        low = torch.randint(64, packed_reference.largest(dtype) - 200, steps.shape, generator=g)
+        low = torch.randint(64, reference.largest(dtype) - 200, steps.shape, generator=g)
         step = ordinary + torch.randn(ordinary.shape, generator=g) * 0.02 * 0.02
         b = torch.cat([ordinary.to(dtype), low.to(torch.int16).view(dtype)])
         i = torch.cat(
@@ -370,10 +371,10 @@ def test_codes_that_do_not_hold_in_their_range_are_found(dtype: torch.dtype) -> 
     entry = PackedTensor.encode(b, i)
     assert entry is not None and entry.misfit(b) is None and entry.misfit(b.float()) is None
     wide = replace(entry, span=torch.tensor([-0.2, 1.5]))
-    _, odd = packed_reference.packed_codes(b, i, entry.width, (-0.2, 1.5))
+    _, odd = reference.packed_codes(b, i, entry.width, (-0.2, 1.5))
     odd[entry.exceptions(slice(0, b.numel()))[0]] = False
     assert wide.misfit(b) == int(odd.byte().argmax())
-    coded = int(packed_reference.packed_codes(b, i, entry.width)[1].byte().argmin())
+    coded = int(reference.packed_codes(b, i, entry.width)[1].byte().argmin())
     parity = entry.codes.clone()
     parity[coded] ^= 1  # of 8 bits the first block's codes are in the lower halves of its words
     assert replace(entry, codes=parity).misfit(b) == coded

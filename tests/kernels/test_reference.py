@@ -140,7 +140,7 @@ def test_endpoint_of_a_wider_source_is_rounded() -> None:
     assert torch.equal(bits(reference.lerp(b, i, 0)), bits(b.bfloat16()))
 
 
-def test_via_is_a_rounding_in_between() -> None:
+def test_an_intermediate_dtype_is_a_rounding_in_between() -> None:
     b, i = torch.randn(1000), torch.randn(1000).bfloat16()
     held = reference.lerp(b, i, 0.3, torch.float32, torch.bfloat16)
     assert held.dtype == torch.float32

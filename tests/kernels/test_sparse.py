@@ -74,15 +74,15 @@ def test_equals_a_dense_switch_of_the_same_pair(dtype: torch.dtype) -> None:
         assert torch.equal(bits(live), bits(dense)), lam
 
 
-@pytest.mark.parametrize("via", reference.LIVE_DTYPES, ids=str)
+@pytest.mark.parametrize("intermediate", reference.LIVE_DTYPES, ids=str)
 @pytest.mark.parametrize("out", reference.LIVE_DTYPES, ids=str)
-def test_via(out: torch.dtype, via: torch.dtype) -> None:
+def test_an_intermediate_dtype(out: torch.dtype, intermediate: torch.dtype) -> None:
     entry = sparse(20_000, torch.float32, torch.bfloat16, 0.1)
     before = live_like(entry, out)
     for lam in (0.0, 0.05, 0.6, 1.0):
         w = before.clone()
-        sparse_set_([w], [entry], lam, via=[via])
-        assert torch.equal(bits(w), bits(sparsely_set(before, entry, lam, via)))
+        sparse_set_([w], [entry], lam, intermediate_dtypes=[intermediate])
+        assert torch.equal(bits(w), bits(sparsely_set(before, entry, lam, intermediate)))
 
 
 @pytest.mark.parametrize(("out", "base", "inst"), TRIPLES[::4], ids=str)
@@ -172,7 +172,7 @@ def test_without_an_exact_torch_lerp() -> None:
     before = live_like(entry, torch.bfloat16)
     w = before.clone()
     with (
-        mock.patch("pa_kernels.lerp.torch_lerp_is_exact", lambda dtype: False),
+        mock.patch("pa_kernels.dense.torch_lerp_is_exact", lambda dtype: False),
         mock.patch("torch.lerp", side_effect=AssertionError),
     ):
         sparse_set_([w], [entry], 0.3)
@@ -236,7 +236,11 @@ ENTRY = sparse(6, torch.float32, torch.float32, 1.0)
             ValueError,
             "entry 1: place 4 of entry 1 follows place 5",
         ),
-        ({"via": [torch.float64, None]}, TypeError, "entry 0: via is torch.float64"),
+        (
+            {"intermediate_dtypes": [torch.float64, None]},
+            TypeError,
+            "entry 0: intermediate_dtype is torch.float64",
+        ),
         ({"lam": math.nan}, ValueError, "λ is nan"),
         ({"lam": [0.5]}, ValueError, "1 λ for 2 tensors"),
     ],
@@ -246,10 +250,15 @@ def test_refusals(change: dict[str, object], error: type[Exception], message: st
         "out": [torch.zeros(2, 3), torch.zeros(6)],
         "entries": [ENTRY, ENTRY],
         "lam": 0.5,
-        "via": None,
+        "intermediate_dtypes": None,
     } | change
     with pytest.raises(error, match=message):
-        sparse_set_(given["out"], given["entries"], given["lam"], via=given["via"])
+        sparse_set_(
+            given["out"],
+            given["entries"],
+            given["lam"],
+            intermediate_dtypes=given["intermediate_dtypes"],
+        )
 
 
 def test_what_a_hostile_entry_would_write_is_never_written() -> None:

@@ -135,7 +135,7 @@ def test_the_cpu_path_is_the_reference(
 def test_the_first_rounding_draws() -> None:
     b, i = pair(5000, torch.float32, torch.float32)
     w = torch.empty(5000)
-    lerp_([w], [b], [i], 0.3, via=[torch.bfloat16], draws=[Draw(KEY)])
+    lerp_([w], [b], [i], 0.3, intermediate_dtypes=[torch.bfloat16], draws=[Draw(KEY)])
     assert torch.equal(w, reference.lerp(b, i, 0.3, torch.bfloat16, draw=Draw(KEY)).float())
     assert same(w, reference.lerp(b, i, 0.3, torch.float32, torch.bfloat16, Draw(KEY)))
     lerp_([w], [b], [i], 0.3, draws=[Draw(KEY)])

@@ -66,7 +66,7 @@ def check(
     base: torch.dtype,
     inst: torch.dtype,
     lams: tuple[float, ...],
-    via: torch.dtype | None = None,
+    intermediate: torch.dtype | None = None,
     **kind: Any,
 ) -> None:
     sources = [pair(size, base, inst, seed=size, **kind) for size in SIZES]
@@ -78,13 +78,13 @@ def check(
     live = [
         on_device(torch.full(b.shape, 9.0, dtype=out), skip) for (b, _), skip in zip(sources, skips)
     ]
-    lerp = Lerp(live, bases, insts, [via] * len(live))
+    lerp = Lerp(live, bases, insts, [intermediate] * len(live))
     for lam in lams:
         lerp.run_(lam)
         for w, (b, i) in zip(live, sources):
-            expected = reference.lerp(b, i, lam, out, via)
+            expected = reference.lerp(b, i, lam, out, intermediate)
             assert same(w, expected), (lam, w.shape)
-            if out == base == inst and via is None:
+            if out == base == inst and intermediate is None:
                 kept = (bits(b) == bits(i)) | (lam in (0.0, 1.0))
                 assert torch.equal(bits(w)[kept], bits(expected)[kept]), (lam, w.shape)
 
@@ -102,10 +102,10 @@ def test_lerp_of_mixed_dtypes(out: torch.dtype, base: torch.dtype, inst: torch.d
 
 
 @fused
-@pytest.mark.parametrize("via", [torch.bfloat16, torch.float16], ids=str)
-def test_lerp_via(via: torch.dtype) -> None:
-    check(torch.float32, torch.float32, via, (0.0, 0.05, 0.6, 1.0), via)
-    check(torch.float32, torch.float32, torch.float32, (0.0, 0.3), via)
+@pytest.mark.parametrize("intermediate", [torch.bfloat16, torch.float16], ids=str)
+def test_lerp_with_an_intermediate_dtype(intermediate: torch.dtype) -> None:
+    check(torch.float32, torch.float32, intermediate, (0.0, 0.05, 0.6, 1.0), intermediate)
+    check(torch.float32, torch.float32, torch.float32, (0.0, 0.3), intermediate)
 
 
 @fused
@@ -137,7 +137,7 @@ def check_drawn(
     base: torch.dtype,
     inst: torch.dtype,
     lams: tuple[float, ...],
-    via: torch.dtype | None = None,
+    intermediate: torch.dtype | None = None,
     **kind: Any,
 ) -> None:
     sources = [pair(size, base, inst, seed=size, **kind) for size in SIZES]
@@ -149,13 +149,13 @@ def check_drawn(
     live = [
         on_device(torch.full(b.shape, 9.0, dtype=out), skip) for (b, _), skip in zip(sources, skips)
     ]
-    lerp = Lerp(live, bases, insts, [via] * len(live), draws)
+    lerp = Lerp(live, bases, insts, [intermediate] * len(live), draws)
     for lam in lams:
         lerp.run_(lam)
         for w, (b, i), draw in zip(live, sources, draws):
-            expected = reference.lerp(b, i, lam, out, via, draw)
+            expected = reference.lerp(b, i, lam, out, intermediate, draw)
             assert same(w, expected), (lam, w.shape)
-            if out == base == inst and via is None:
+            if out == base == inst and intermediate is None:
                 kept = (bits(b) == bits(i)) | (lam in (0.0, 1.0))
                 assert torch.equal(bits(w)[kept], bits(expected)[kept]), (lam, w.shape)
 
@@ -168,7 +168,9 @@ def test_stochastic_rounding(out: torch.dtype, base: torch.dtype, inst: torch.dt
 
 @fused
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_stochastic_rounding_via_and_of_non_finite_and_of_large_weights(dtype: torch.dtype) -> None:
+def test_stochastic_rounding_twice_and_of_non_finite_and_of_large_weights(
+    dtype: torch.dtype,
+) -> None:
     check_drawn(torch.float32, torch.float32, dtype, (0.0, 0.3, 1.0), dtype)
     check_drawn(dtype, dtype, dtype, (0.0, 0.3, 1.0), finite=False)
     check_drawn(dtype, dtype, dtype, (LARGE,))
@@ -281,7 +283,7 @@ def check_sparse(
     base: torch.dtype,
     inst: torch.dtype,
     lams: tuple[float, ...],
-    via: torch.dtype | None = None,
+    intermediate: torch.dtype | None = None,
     **kind: Any,
 ) -> None:
     entries = [
@@ -296,14 +298,16 @@ def check_sparse(
         for storage, entry, skip in zip(storages, entries, skips)
     ]
     prepared = Sparse(
-        live, [sparse_on_device(*pair) for pair in zip(entries, skips)], [via] * len(entries)
+        live,
+        [sparse_on_device(*pair) for pair in zip(entries, skips)],
+        [intermediate] * len(entries),
     )
     for lam in lams:
         prepared.run_(lam)
         for storage, entry, skip in zip(storages, entries, skips):
             expected = torch.full((entry.numel + 64,), 7.0, dtype=out)
             at = slice(16 + skip, 16 + skip + entry.numel)
-            expected[at] = sparsely_set(expected[at], entry, lam, via)
+            expected[at] = sparsely_set(expected[at], entry, lam, intermediate)
             assert same(storage, expected), (lam, entry.numel, entry.kind)
 
 
@@ -320,7 +324,7 @@ def test_sparse_of_mixed_dtypes(out: torch.dtype, base: torch.dtype, inst: torch
 
 
 @fused
-def test_sparse_via_and_non_finite() -> None:
+def test_sparse_with_an_intermediate_dtype_and_non_finite() -> None:
     check_sparse(torch.float32, torch.float32, torch.bfloat16, (0.6, 1.0), torch.bfloat16)
     check_sparse(torch.bfloat16, torch.bfloat16, torch.bfloat16, (0.3, 1.0), finite=False)
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from pa_kernels import PackedTensor, reference
-from pa_kernels.packed_tensor import packed_bytes
+from pa_kernels.packed import packed_bytes
 
 import pa_fast
 from pa_fast.errors import CheckpointError, DataError, UsageError, WeightsError
@@ -148,18 +148,18 @@ def test_without_a_base_stale_weights_stay_refused_until_the_right_one_is_given(
 def test_a_switch_that_does_not_finish_leaves_no_lambda_and_the_next_one_starts_anew(
     bound: Bound, error: type[BaseException], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pa_kernels import packed
+    from pa_kernels.packed import cpu
 
     weights = bound[0]
     weights.set_lambda(0.4)
-    switch = packed.switch_piece_
+    switch = cpu.switch_piece_
 
     def fail(live: torch.Tensor, *rest: Any) -> None:
         if live.numel() == bound[1]["long"].numel():
             raise error
         switch(live, *rest)
 
-    monkeypatch.setattr(packed, "switch_piece_", fail)
+    monkeypatch.setattr(cpu, "switch_piece_", fail)
     with pytest.raises(error):
         weights.set_lambda(0.9)
     assert weights.lam is None
@@ -204,7 +204,7 @@ def near_the_smallest_normal_number(dtype: torch.dtype) -> tuple[pairs.Tensors, 
 def earlier(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """The encoder of earlier versions, which looked at merges after they were rounded alone."""
     monkeypatch.setattr(
-        "pa_kernels.packed_tensor._merge", lambda b, i, lam: reference.lerp(b, i, lam).float()
+        "pa_kernels.packed.codes._merge", lambda b, i, lam: reference.lerp(b, i, lam).float()
     )
     return monkeypatch
 
@@ -214,7 +214,7 @@ def earlier(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 def test_weights_near_the_smallest_normal_number_follow_a_wider_range_when_their_base_is_gone(
     dtype: torch.dtype, few: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pa_kernels.packed.FEW", few)
+    monkeypatch.setattr("pa_kernels.packed.cpu.FEW", few)
     base, instruct = near_the_smallest_normal_number(dtype)
     copies = {name: tensor.clone() for name, tensor in base.items()}
     live = pairs.live_like(base)
@@ -260,7 +260,7 @@ def test_a_file_of_an_earlier_version_whose_codes_hold_is_opened(
 
 
 def test_both_ends_of_a_wider_range_are_proven(earlier: pytest.MonkeyPatch) -> None:
-    earlier.setattr("pa_kernels.packed.FEW", -1)
+    earlier.setattr("pa_kernels.packed.cpu.FEW", -1)
     base, instruct = near_the_smallest_normal_number(torch.float16)
     for lo, hi, lam in ((-0.2, 1.0, "-0.2"), (0.0, 1.5, "1.5")):
         with pytest.raises(

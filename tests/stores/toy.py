@@ -56,7 +56,9 @@ class ToyStore(Store):
     def merged(self, k: int, span: slice, lam: float) -> Tensor:
         base, target = self.ends(k, span)
         out = torch.empty(base.shape, dtype=self.live[k].dtype, device=base.device)
-        pa_kernels.lerp_([out], [base], [target], lam, via=[self.intermediate_dtypes[k]])
+        pa_kernels.lerp_(
+            [out], [base], [target], lam, intermediate_dtypes=[self.intermediate_dtypes[k]]
+        )
         return out
 
     def ends(self, k: int, span: slice) -> tuple[Tensor, Tensor]:

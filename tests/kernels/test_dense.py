@@ -11,12 +11,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pa_kernels import Lerp, lerp_, reference
-from pa_kernels.lerp import CHUNK
+from pa_kernels.dense import CHUNK
 from torch import Tensor
 
 from tests.kernels.pairs import LAMBDAS, TRIPLES, bits, pair, same
 
-LERP = "pa_kernels.lerp"
+LERP = "pa_kernels.dense"
 SIZES = (0, 1, 3, 17, 255, 4096)
 
 
@@ -53,19 +53,19 @@ def test_more_than_one_piece(out: torch.dtype, base: torch.dtype, inst: torch.dt
         assert torch.equal(bits(prepared), bits(expected)), lam
 
 
-@pytest.mark.parametrize("via", reference.LIVE_DTYPES, ids=str)
+@pytest.mark.parametrize("intermediate", reference.LIVE_DTYPES, ids=str)
 @pytest.mark.parametrize("out", reference.LIVE_DTYPES, ids=str)
-def test_via(out: torch.dtype, via: torch.dtype) -> None:
+def test_an_intermediate_dtype(out: torch.dtype, intermediate: torch.dtype) -> None:
     b, i = pair(5000, torch.float32, torch.bfloat16)
     w = blank(b, out)
     for lam in (0.0, 0.05, 0.6, 1.0):
         for run in (
-            lambda lam=lam: lerp_([w], [b], [i], lam, via=[via]),
-            lambda lam=lam: Lerp([w], [b], [i], [via]).run_(lam),
+            lambda lam=lam: lerp_([w], [b], [i], lam, intermediate_dtypes=[intermediate]),
+            lambda lam=lam: Lerp([w], [b], [i], [intermediate]).run_(lam),
         ):
             w.fill_(math.nan)
             run()
-            assert torch.equal(bits(w), bits(reference.lerp(b, i, lam, out, via)))
+            assert torch.equal(bits(w), bits(reference.lerp(b, i, lam, out, intermediate)))
 
 
 @pytest.mark.parametrize(("out", "base", "inst"), TRIPLES, ids=str)
@@ -173,7 +173,7 @@ def test_without_an_exact_torch_lerp(
 
 @pytest.mark.parametrize("dtype", reference.LIVE_DTYPES, ids=str)
 def test_the_probe_notices_a_lerp_without_fused_multiply_add(dtype: torch.dtype) -> None:
-    from pa_kernels.lerp import torch_lerp_is_exact
+    from pa_kernels.dense import torch_lerp_is_exact
 
     def unfused(b: Tensor, i: Tensor, lam: float) -> Tensor:
         x, y, weight = b.float(), i.float(), torch.tensor(lam)
@@ -193,7 +193,7 @@ def test_the_probe_notices_a_lerp_without_fused_multiply_add(dtype: torch.dtype)
 
 @pytest.mark.parametrize("dtype", reference.LIVE_DTYPES, ids=str)
 def test_the_probe_takes_a_lerp_that_is_right_wherever_it_is_used(dtype: torch.dtype) -> None:
-    from pa_kernels.lerp import torch_lerp_is_exact
+    from pa_kernels.dense import torch_lerp_is_exact
 
     def exact(b: Tensor, i: Tensor, lam: float) -> Tensor:
         merged = reference.lerp(b, i, lam)
@@ -261,7 +261,11 @@ def test_parameters_and_inference_tensors() -> None:
             ValueError,
             "entry 1: base is on meta, the live tensor on cpu",
         ),
-        ({"via": [torch.float64, None]}, TypeError, "entry 0: via is torch.float64"),
+        (
+            {"intermediate_dtypes": [torch.float64, None]},
+            TypeError,
+            "entry 0: intermediate_dtype is torch.float64",
+        ),
         ({"lam": math.nan}, ValueError, "λ is nan"),
         ({"lam": 1e39}, ValueError, "finite in fp32"),
         ({"lam": [0.5]}, ValueError, "1 λ for 2 tensors"),
@@ -273,13 +277,21 @@ def test_refusals(change: dict[str, object], error: type[Exception], message: st
         "base": [torch.zeros(2, 3)] * 2,
         "inst": [torch.zeros(2, 3)] * 2,
         "lam": 0.5,
-        "via": None,
+        "intermediate_dtypes": None,
     }
     given |= change
     with pytest.raises(error, match=message):
-        lerp_(given["out"], given["base"], given["inst"], given["lam"], via=given["via"])
+        lerp_(
+            given["out"],
+            given["base"],
+            given["inst"],
+            given["lam"],
+            intermediate_dtypes=given["intermediate_dtypes"],
+        )
     with pytest.raises(error, match=message):
-        Lerp(given["out"], given["base"], given["inst"], given["via"]).run_(given["lam"])
+        Lerp(given["out"], given["base"], given["inst"], given["intermediate_dtypes"]).run_(
+            given["lam"]
+        )
 
 
 def test_no_tensors() -> None:

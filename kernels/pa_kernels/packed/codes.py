@@ -5,7 +5,7 @@ where no code fits.
     codes, 16 bits: word j             | code of element j |
     exceptions of tile t               starts[t] to starts[t + 1] of `where`, `base`, `target`
 
-A code is 2·k + p in two's complement, as `packed_reference.packed_codes` defines it. Two planes
+A code is 2·k + p in two's complement, as `reference.packed_codes` defines it. Two planes
 share a word so that on a GPU codes and weights are loaded in the same layout, 128 bits at a time,
 and nothing is exchanged between threads.
 """
@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from pa_kernels import reference
-from pa_kernels.cores import inference, over
-from pa_kernels.lerp import lerp_piece_
-from pa_kernels.packed_reference import largest
-from pa_kernels.reference import LIMIT, MANTISSA, PACKED_TILE, PLANE
+from pa_kernels.cores import inference, over, pieces
+from pa_kernels.dense import lerp_piece_
+from pa_kernels.parts import check_index, check_part, check_starts
+from pa_kernels.reference import LIMIT, MANTISSA, PACKED_TILE, PLANE, largest
 
 BLOCK = 2 * PLANE
 
@@ -85,15 +85,13 @@ class PackedTensor:
         lo, hi = min(reference.fp32(span[0]), 0.0), max(reference.fp32(span[1]), 1.0)
         if width is not None:
             return _encode(*sides, width, (lo, hi))
-        made = _encode(*sides, 8, (lo, hi))
+        encoded = [_encode(*sides, 8, (lo, hi))]
         # 16-bit codes take a byte more for every weight: they can pay only where more than this are
         # exceptions
-        if made is None or 6 * made.count > base.numel():
-            wide = _encode(*sides, 16, (lo, hi))
-            made = min(
-                (m for m in (made, wide) if m is not None), key=lambda m: m.nbytes, default=None
-            )
-        return made
+        if encoded[0] is None or 6 * encoded[0].count > base.numel():
+            encoded.append(_encode(*sides, 16, (lo, hi)))
+        kept = [one for one in encoded if one is not None]
+        return min(kept, key=lambda one: one.nbytes, default=None)
 
     @property
     def count(self) -> int:
@@ -155,8 +153,7 @@ class PackedTensor:
         """
         flat = base.detach().view(-1)
 
-        def first(start: int) -> int | None:
-            piece = slice(start, min(start + SPAN, self.numel))
+        def first(piece: slice) -> int | None:
             with inference():
                 b, codes = (
                     flat[piece].to(self.codes.device, self.dtype).view(torch.int16),
@@ -165,19 +162,17 @@ class PackedTensor:
                 expected, bad = _codes(b, b + (codes >> 1), self.dtype, self.width, self.range)
                 bad |= expected ^ codes
                 bad[self.exceptions(piece)[0]] = 0
-                return start + int(bad.ne(0).byte().argmax()) if bool(bad.any()) else None
+                return piece.start + int(bad.ne(0).byte().argmax()) if bool(bad.any()) else None
 
-        return next(
-            (at for at in over(first, range(0, self.numel, SPAN), self.codes) if at is not None),
-            None,
-        )
+        firsts = over(first, pieces(self.numel, SPAN), self.codes)
+        return next((element for element in firsts if element is not None), None)
 
     def to(self, device: torch.device | str) -> PackedTensor:
         """The same on another device, where codes and exceptions are concerned."""
-        moved = {
+        parts = {
             name: part if name == "span" else part.to(device) for name, part in self.parts.items()
         }
-        return PackedTensor(self.dtype, self.numel, self.width, **moved)
+        return PackedTensor(self.dtype, self.numel, self.width, **parts)
 
     def check(self) -> None:
         """Refuse whatever would make a switch touch memory that is not the tensor's; the codes may
@@ -186,7 +181,7 @@ class PackedTensor:
         Cost: one read of `starts` and `where`.
 
         Raises:
-            ValueError: saying what was found and what was expected.
+            ValueError: saying what it is and what was expected.
         """
         if self.dtype not in MANTISSA or self.width not in LIMIT:
             raise ValueError(
@@ -194,74 +189,52 @@ class PackedTensor:
                 " float16"
             )
         tiles = -(-self.numel // PACKED_TILE)
-        words = self.numel if self.width == 16 else -(-self.numel // BLOCK) * PLANE
-        for name, dtype, size in (
-            ("codes", torch.int16, words),
-            ("starts", torch.int32, tiles + 1),
-            ("where", torch.uint16, self.count),
-            ("base", self.dtype, self.count),
-            ("target", self.dtype, self.count),
-            ("span", torch.float32, 2),
-        ):
-            part = getattr(self, name)
-            if part.dtype != dtype or part.shape != (size,) or not part.is_contiguous():
-                raise ValueError(
-                    f"{name} is {part.dtype} {tuple(part.shape)}, expected {dtype} ({size},)"
-                )
+        device = self.codes.device
+        check_part("codes", self.codes, (torch.int16,), code_words(self.numel, self.width), device)
+        check_part("starts", self.starts, (torch.int32,), tiles + 1, device)
+        check_part("where", self.where, (torch.uint16,), self.count, device)
+        check_part("base", self.base, (self.dtype,), self.count, device)
+        check_part("target", self.target, (self.dtype,), self.count, device)
+        check_part("span", self.span, (torch.float32,), 2, torch.device("cpu"))
         lo, hi = self.range
         if not lo <= 0 or not hi >= 1 or abs(lo) + abs(hi) == float("inf"):
             raise ValueError(f"span is [{lo:g}, {hi:g}], expected finite λ around [0, 1]")
-        starts = self.starts.long()
-        if int(starts[0]) != 0 or int(starts[-1]) != self.count or bool((starts.diff() < 0).any()):
-            raise ValueError(
-                f"starts go from {int(starts[0])} to {int(starts[-1])}, expected ascending from 0"
-                f" to {self.count}"
-            )
-        tile = torch.repeat_interleave(torch.arange(tiles, device=starts.device), starts.diff())
-        places = self.where.long()
-        if bool((places >= PACKED_TILE).any()):
-            raise ValueError(
-                f"a place of {int(places.max())} in a tile, expected less than {PACKED_TILE}"
-            )
-        positions = tile * PACKED_TILE + places
-        if bool((positions.diff() <= 0).any()) or (self.count and int(positions[-1]) >= self.numel):
-            raise ValueError(f"positions do not ascend within {self.numel} elements")
+        check_starts(self.starts, self.count)
+        check_index(self.where, self.starts, PACKED_TILE, self.numel)
+
+
+def code_words(numel: int, width: int) -> int:
+    """int16 words that the codes of N elements take."""
+    return numel if width == 16 else -(-numel // BLOCK) * PLANE
 
 
 def packed_bytes(numel: int, exceptions: int, width: int) -> int:
     """Bytes of a packed tensor."""
-    words = numel if width == 16 else -(-numel // BLOCK) * PLANE
-    return 2 * words + 6 * exceptions + 4 * (-(-numel // PACKED_TILE) + 1) + 8
+    return 2 * code_words(numel, width) + 6 * exceptions + 4 * (-(-numel // PACKED_TILE) + 1) + 8
 
 
 def _encode(
     base: Tensor, target: Tensor, width: int, span: tuple[float, float]
 ) -> PackedTensor | None:
     numel, dtype = base.numel(), base.dtype
-    words = torch.empty(
-        numel if width == 16 else -(-numel // BLOCK) * PLANE, dtype=torch.int16, device=base.device
-    )
+    words = torch.empty(code_words(numel, width), dtype=torch.int16, device=base.device)
 
-    def pack(start: int) -> Tensor:
-        piece = slice(start, min(start + SPAN, numel))
+    def pack(piece: slice) -> Tensor:
         with inference():
             b, i = (_whole_blocks(side[piece].view(torch.int16)) for side in (base, target))
             codes, bad = _codes(b, i, dtype, width, span)
             if width == 16:
-                words[piece] = codes[: piece.stop - start]
+                words[piece] = codes[: piece.stop - piece.start]
             else:
                 low, high = codes.view(-1, 2, PLANE).unbind(1)
-                room = words[start // 2 : start // 2 + low.numel()].view(-1, PLANE)
-                torch.bitwise_left_shift(high, 8, out=room)
-                room |= low & 0xFF
-            return bad.nonzero().view(-1) + start
+                first = piece.start // 2
+                packed = words[first : first + low.numel()].view(-1, PLANE)
+                torch.bitwise_left_shift(high, 8, out=packed)
+                packed |= low & 0xFF
+            return bad.nonzero().view(-1) + piece.start
 
-    positions = torch.cat(
-        [
-            torch.empty(0, dtype=torch.int64, device=base.device),
-            *over(pack, range(0, numel, SPAN), base),
-        ]
-    )
+    none = torch.empty(0, dtype=torch.int64, device=base.device)
+    positions = torch.cat([none, *over(pack, pieces(numel, SPAN), base)])
     if 6 * positions.numel() > 2 * numel:
         return None
     edges = torch.arange(0, -(-numel // PACKED_TILE) + 1, device=base.device) * PACKED_TILE
@@ -281,7 +254,7 @@ def _encode(
 def _codes(
     b: Tensor, i: Tensor, dtype: torch.dtype, width: int, span: tuple[float, float]
 ) -> tuple[Tensor, Tensor]:
-    """`packed_reference.packed_codes` of int16 patterns, in 16-bit integers alone: −1 marks what
+    """`reference.packed_codes` of int16 patterns, in 16-bit integers alone: −1 marks what
     has no code.
 
     Each condition is the sign of a number, so that one `or` joins them: comparisons cost ten times
