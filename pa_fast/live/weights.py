@@ -320,14 +320,12 @@ class LiveWeights:
                 on_read,
             )
         opening.check_entries(floats, entries, delta)
-        about = delta.description
+        told = delta.description
         if divert is not None:
             entries = [
                 divert(binding.name, binding.base, entry) for binding, entry in zip(floats, entries)
             ]
-        weights = cls(
-            live, made, entries, about.options, about.exact, about.lossless, origins=origins
-        )
+        weights = cls(live, made, entries, told.options, told.exact, told.lossless, origins=origins)
         for lam in (1.0, 0.0):
             weights.set_lambda(lam)
             opening.check_end(floats, delta, lam)

@@ -14,7 +14,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 import pa_fast
-from pa_fast.base import Item, Score
+from pa_fast.base import Item, Score, complete_evaluator
 from pa_fast.checkpoint.reader import Checkpoint
 from pa_fast.engines.content import Content
 from pa_fast.errors import DataError, RunError
@@ -184,10 +184,12 @@ def test_an_old_run_that_nobody_compared_is_refused(tmp_path: pathlib.Path) -> N
             RunError,
             match="a version that recorded a sample of the checkpoints, which misses changes",
         ),
-        Recording(tmp_path / "run", points, manifest.describe(lm, points, [Norm()])),
+        Recording(
+            tmp_path / "run", points, manifest.describe(lm, points, [complete_evaluator(Norm())])
+        ),
     ):
         raise AssertionError("unreached")
-    other = manifest.describe(lm, points, [Norm()])
+    other = manifest.describe(lm, points, [complete_evaluator(Norm())])
     other = dataclasses.replace(other, engine={**other.engine, "dtype": "float16"})
     with pytest.raises(RunError, match=r"engine\.dtype"):
         manifest.reconcile(tmp_path / "run", other, {"norm"}, proven=True)
