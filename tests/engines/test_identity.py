@@ -179,6 +179,7 @@ def test_an_old_run_that_nobody_compared_is_refused(tmp_path: pathlib.Path) -> N
     pa_fast.sweep(lm, "0.5", [Norm()], tmp_path / "run", figure=False)
     old(tmp_path / "run")
     points = lambdas("0.25")
+    other = manifest.describe(lm, points, [complete_evaluator(Norm())])
     with (
         pytest.raises(
             RunError,
@@ -189,7 +190,6 @@ def test_an_old_run_that_nobody_compared_is_refused(tmp_path: pathlib.Path) -> N
         ),
     ):
         raise AssertionError("unreached")
-    other = manifest.describe(lm, points, [complete_evaluator(Norm())])
     other = dataclasses.replace(other, engine={**other.engine, "dtype": "float16"})
     with pytest.raises(RunError, match=r"engine\.dtype"):
         manifest.reconcile(tmp_path / "run", other, {"norm"}, proven=True)
