@@ -73,12 +73,12 @@ def largest(pairs: Callable[[], Iterable[tuple[Tensor, Tensor]]], count: int) ->
     def histogram(bin_of: Callable[[Tensor], Tensor], bins: int) -> Tensor:
         total = torch.zeros(bins, dtype=torch.int64, device="cpu")
         for base, instruct in pairs():
-            for found in _over(
+            for counts in _over(
                 lambda b, i, _: torch.bincount(bin_of(magnitude(b, i)), minlength=bins).cpu(),
                 base,
                 instruct,
             ):
-                total += found
+                total += counts
         return total
 
     high, above = _crossing(histogram(lambda bits: bits >> _HIGH, 1 << (31 - _HIGH)), count)
@@ -95,15 +95,15 @@ def above(cut: Cut, base: Tensor, instruct: Tensor) -> tuple[Tensor, Cut]:
     """Which elements `cut` selects, bool [N], and the cut that is left for what comes after
     them."""
     mask = _mask(lambda b, i, _: magnitude(b, i) > cut.bits, base, instruct)
-    left = cut.ties
-    for start in range(0, base.numel(), SPAN) if left else ():
+    rest = cut.ties
+    for start in range(0, base.numel(), SPAN) if rest else ():
         span = slice(start, start + SPAN)
-        ties = (magnitude(base[span], instruct[span]) == cut.bits).nonzero().view(-1)[:left]
+        ties = (magnitude(base[span], instruct[span]) == cut.bits).nonzero().view(-1)[:rest]
         mask[span][ties] = True
-        left -= ties.numel()
-        if not left:
+        rest -= ties.numel()
+        if not rest:
             break
-    return mask, Cut(cut.bits, left)
+    return mask, Cut(cut.bits, rest)
 
 
 def magnitude(base: Tensor, instruct: Tensor) -> Tensor:
@@ -116,15 +116,15 @@ def _crossing(counts: Tensor, wanted: int) -> tuple[int, int]:
     """The highest bin down to which `wanted` are counted (bin 0 if there are fewer), and how many
     lie above it."""
     down = counts.flip(0).cumsum(0)
-    at = min(int((down < wanted).sum()), counts.numel() - 1)
-    return counts.numel() - 1 - at, int(down[at] - counts.flip(0)[at])
+    step = min(int((down < wanted).sum()), counts.numel() - 1)
+    return counts.numel() - 1 - step, int(down[step] - counts.flip(0)[step])
 
 
 def _mask(work: Callable[[Tensor, Tensor, int], Tensor], base: Tensor, instruct: Tensor) -> Tensor:
-    made = torch.empty(base.numel(), dtype=torch.bool, device=base.device)
+    mask = torch.empty(base.numel(), dtype=torch.bool, device=base.device)
     for start, piece in zip(range(0, base.numel(), SPAN), _over(work, base, instruct)):
-        made[start : start + SPAN] = piece
-    return made
+        mask[start : start + SPAN] = piece
+    return mask
 
 
 def _over(
