@@ -56,6 +56,7 @@ class Overflow(Generic[R]):
         cut: a request with so many tokens fewer at the beginning of its prompt, None where that
             leaves no prompt.
         advice: what else makes items fit, of which the longest takes so many positions; said first.
+        new: how many of the positions are for what the model writes.
     """
 
     policy: str
@@ -66,6 +67,7 @@ class Overflow(Generic[R]):
     length: Callable[[R], int]
     cut: Callable[[R, int], R | None]
     advice: Callable[[int], Sequence[str]] = lambda longest: ()
+    new: int = 0
 
     def fit(self, room: int | None) -> Fitted[R]:
         """Every item's request, none longer than `room` positions; None: whatever their length.
@@ -144,6 +146,7 @@ class Overflow(Generic[R]):
             f" {room} tokens"
             + (f", even with overflow={self.policy}" if self.policy != "refuse" else "")
             + f": the longest, {self.wheres[longest]}, takes {whole[longest]}"
+            + (f" ({self.new} of them new)" if self.new else "")
             + (f", and {bare[longest]} without shots" if with_shots else ""),
             "; or ".join(ways) or f"shorten them: the model sees no more than {room} tokens",
         )

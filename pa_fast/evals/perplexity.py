@@ -269,7 +269,8 @@ def _documents(data: DataFile, split: str) -> list[_Document]:
     if data.path.suffix == ".jsonl":
         if split != "none":
             raise UsageError(
-                f"perplexity: split={split} is for text files; {data.path} has one document a row"
+                f"perplexity: split={split} is for text files; {data.path} has one document a row",
+                "leave it out",
             )
         return each(read_rows(data), _document, "rows")
     texts = (

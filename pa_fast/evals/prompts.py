@@ -178,6 +178,7 @@ def fitted(
         lambda request: len(request[1]) + least,
         cut,
         advice,
+        least,
     ).fit(room)
     texts, ids = zip(*found.requests)
     longest = max(range(len(ids)), key=lambda place: len(ids[place]))
