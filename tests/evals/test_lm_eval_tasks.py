@@ -126,7 +126,7 @@ def test_requests_that_do_not_fit_are_told_before_the_first_lambda(
     for shots in (2, 0):
         with pytest.raises(EvaluatorError, match=r"\d+ of \d+ requests are too long") as said:
             few = text.replace("shots=2", f"shots={shots},overflow=refuse")
-            of(few, 16 if shots else 9).check(engine)
+            of(few, 16).check(engine)
         assert ("fewer shots=" in (said.value.hint or "")) == (shots > 0)
         assert "overflow=truncate cuts them" in (said.value.hint or "")
     with pytest.raises(
