@@ -12,6 +12,7 @@ from pa_fast.checkpoint.folder import resolve
 from pa_fast.checkpoint.pair import PairOptions
 from pa_fast.errors import OutputError, PairError, UsageError
 from pa_fast.evals.files import read_file
+from pa_fast.files import path_of
 
 if TYPE_CHECKING:
     from pa_fast.delta.entry import Store
@@ -78,6 +79,7 @@ def encode(
     from pa_fast.delta.quality import Measured
     from pa_fast.engines import encoding
 
+    path_of(out, "out")
     pairing = PairOptions.of("instruct", one_sided, ignore_config, strip_prefix)
     given = {
         "select": select,
@@ -151,6 +153,8 @@ def export_lora(
     Raises:
         PaFastError: see `pa_fast.delta.lora_export.export`.
     """
+    path_of(delta, "delta")
+    path_of(out, "out")
     from pa_fast.checkpoint.reader import Checkpoint
     from pa_fast.delta.lora_export import export
     from pa_fast.engines.loading import one_side

@@ -21,13 +21,29 @@ import random
 import stat
 from pathlib import Path
 
-from pa_fast.errors import OutputError
+from pa_fast.errors import OutputError, UsageError
+from pa_fast.foreign import one_line
 
 _NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL}
 _NO_SYNC = {errno.EINVAL, errno.EBADF, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EISDIR}
 _PLANTED = "pa_fast did not make it: look at it, and remove it or choose another --out"
 _log = logging.getLogger("pa_fast")
 _noted: set[tuple[str, int]] = set()
+
+
+def path_of(given: object, what: str) -> Path:
+    """`given` as a path; `what` calls it in errors.
+
+    Raises:
+        UsageError: it is no text and no path, empty, or no name that a file can have.
+    """
+    text = os.fspath(given) if isinstance(given, (str, os.PathLike)) else None
+    if not isinstance(text, str) or not text or "\0" in text:
+        raise UsageError(
+            f"{what}: found {one_line(repr(given), 60)}, expected a path",
+            "give it as a text or a pathlib.Path",
+        )
+    return Path(text)
 
 
 def open_own(path: Path, flags: int = os.O_RDWR | os.O_CREAT) -> int:

@@ -6,6 +6,8 @@ import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from pa_fast.files import path_of
+
 # Here and now: importing that package later would bind it over the function in `pa_fast`
 from pa_fast.sweep import sweep as _sweep
 
@@ -65,7 +67,7 @@ def sweep(
         points alone.
 
     Raises:
-        UsageError: a malformed schedule, a λ outside the range of a packed delta, no evaluator, two
+        UsageError: `out` is no path, a malformed schedule, a λ outside the range of a packed delta, no evaluator, two
             of the same name, or a malformed EVAL.
         EvaluatorError: a data file or suite is wrong.
         RunError: `out` holds another sweep or foreign files, is in use, its journal is damaged, or
@@ -79,6 +81,7 @@ def sweep(
     """
     from pa_fast import evals
 
+    out = path_of(out, "out")
     asked = evals.evaluators(evaluators, limit=limit, seed=seed)
     return _sweep(
         lm, lambdas, asked, out, overwrite=overwrite, progress=progress, figure=figure, shard=shard

@@ -22,6 +22,7 @@ from pa_fast.checkpoint.safetensors import (
     regular_size,
 )
 from pa_fast.errors import CheckpointError
+from pa_fast.files import path_of
 
 PROVENANCE = "pa_fast.json"
 TEMPLATES = "additional_chat_templates"
@@ -451,9 +452,10 @@ def resolve(spec: str | Path) -> Path:
     Offline mode is `huggingface_hub`'s own (HF_HUB_OFFLINE=1): then only what is cached is found.
 
     Raises:
+        UsageError: `spec` is no path.
         CheckpointError: neither a folder nor a hub id, or the download failed.
     """
-    folder = Path(spec).expanduser()
+    folder = path_of(spec, "checkpoint").expanduser()
     if folder.is_dir():
         return folder
     if folder.exists():

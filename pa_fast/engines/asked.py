@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pa_fast.checkpoint.safetensors import torch_dtype
 from pa_fast.checkpoint.streaming import DTYPES
 from pa_fast.errors import EngineError, UsageError
+from pa_fast.files import path_of
 from pa_fast.live import opening
 from pa_fast.live.planner import RESIDENCIES, Store, planned
 from pa_fast.rounding import Rounding
@@ -134,6 +135,8 @@ def asked(
         UsageError: an option is unknown, or excludes another.
         CheckpointError: `delta` is none.
     """
+    if delta is not None:
+        path_of(delta, "delta")
     if (instruct is None) == (delta is None):
         raise UsageError(
             "one of an instruct model and a delta file is needed",
