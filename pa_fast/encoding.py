@@ -12,7 +12,7 @@ from pa_fast.checkpoint.folder import resolve
 from pa_fast.checkpoint.pair import PairOptions
 from pa_fast.errors import OutputError, PairError, UsageError
 from pa_fast.evals.files import read_file
-from pa_fast.files import path_of
+from pa_fast.files import check_outside, path_of
 
 if TYPE_CHECKING:
     from pa_fast.delta.entry import Store
@@ -74,12 +74,13 @@ def encode(
 
     Raises:
         UsageError: an unknown format, or an option that is not the format's.
-        PaFastError: as `pa_fast.load`, and OutputError: the file exists or cannot be written.
+        PaFastError: as `pa_fast.load`, and OutputError: the file exists, lies in a source, or
+            cannot be written.
     """
     from pa_fast.delta.quality import Measured
     from pa_fast.engines import encoding
 
-    path_of(out, "out")
+    check_outside(path_of(out, "out"), (base, instruct))
     pairing = PairOptions.of("instruct", one_sided, ignore_config, strip_prefix)
     given = {
         "select": select,
@@ -154,7 +155,7 @@ def export_lora(
         PaFastError: see `pa_fast.delta.lora_export.export`.
     """
     path_of(delta, "delta")
-    path_of(out, "out")
+    check_outside(path_of(out, "out"), (base,))
     from pa_fast.checkpoint.reader import Checkpoint
     from pa_fast.delta.lora_export import export
     from pa_fast.engines.loading import one_side

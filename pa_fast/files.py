@@ -19,6 +19,7 @@ import logging
 import os
 import random
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 
 from pa_fast.errors import OutputError, UsageError
@@ -44,6 +45,28 @@ def path_of(given: object, what: str) -> Path:
             "give it as a text or a pathlib.Path",
         )
     return Path(text)
+
+
+def check_outside(output: str | os.PathLike[str], sources: Iterable[object]) -> None:
+    """Refuse an output that is the folder of a source or lies in it.
+
+    Args:
+        sources: checkpoints as they were given; what is no folder here, such as a hub id, is passed
+            over.
+
+    Raises:
+        OutputError: naming output and source.
+    """
+    place = Path(os.path.realpath(Path(output).expanduser()))
+    for source in sources:
+        if not isinstance(source, (str, os.PathLike)):
+            continue
+        folder = os.path.expanduser(source)
+        if os.path.isdir(folder) and Path(os.path.realpath(folder)) in (place, *place.parents):
+            raise OutputError(
+                f"{output}: is or lies in the source {source}, which is only read",
+                "choose a place outside of it",
+            )
 
 
 def open_own(path: Path, flags: int = os.O_RDWR | os.O_CREAT) -> int:

@@ -6,7 +6,8 @@ import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from pa_fast.files import path_of
+from pa_fast.base import configuration
+from pa_fast.files import check_outside, path_of
 
 # Here and now: importing that package later would bind it over the function in `pa_fast`
 from pa_fast.sweep import sweep as _sweep
@@ -72,7 +73,7 @@ def sweep(
         EvaluatorError: a data file or suite is wrong.
         RunError: `out` holds another sweep or foreign files, is in use, its journal is damaged, or
             a switch gives other weights than those recorded for the same λ.
-        OutputError: `out` cannot be written.
+        OutputError: `out` cannot be written, or lies in a checkpoint that is swept.
         KeyboardInterrupt: after the journal is whole and `results.csv` and `results.json` hold what
             is finished.
 
@@ -82,6 +83,8 @@ def sweep(
     from pa_fast import evals
 
     out = path_of(out, "out")
+    about = configuration(lm)
+    check_outside(out, [about.get(side) for side in ("base", "instruct", "tokenizer")])
     asked = evals.evaluators(evaluators, limit=limit, seed=seed)
     return _sweep(
         lm, lambdas, asked, out, overwrite=overwrite, progress=progress, figure=figure, shard=shard
