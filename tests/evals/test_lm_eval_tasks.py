@@ -340,7 +340,7 @@ _NOWHERE = (
         (
             "",
             "t_rolling,shots=2",
-            "`t_rolling` has 1 documents to draw shots from, expected at least shots=2",
+            "`t_rolling` has 1 document to draw shots from, expected at least shots=2",
             "take shots=1 or fewer",
         ),
         (

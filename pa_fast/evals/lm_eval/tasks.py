@@ -20,6 +20,7 @@ from typing import Any
 from pa_fast.errors import EvaluatorError, MissingExtra
 from pa_fast.evals.files import limited
 from pa_fast.evals.lm_eval.cached_task import SEED, build_once
+from pa_fast.units import format_count
 
 OLDEST = (0, 4, 13)
 INSTALL = "pip install 'pa_fast[eval]'"
@@ -235,7 +236,7 @@ def _set_shots(name: str, task: Any, shots: int | None) -> None:
     held = _pool_size(task)
     if held is not None and count > held:
         raise EvaluatorError(
-            f"lm-eval task `{name}` has {held} documents to draw shots from, expected at least"
+            f"lm-eval task `{name}` has {format_count(held, 'document')} to draw shots from, expected at least"
             f" shots={count}",
             f"take shots={held} or fewer" if held else "take shots=0",
         )
