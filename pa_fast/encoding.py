@@ -12,6 +12,7 @@ from pa_fast.checkpoint.folder import is_adapter, resolve
 from pa_fast.checkpoint.pair import PairOptions
 from pa_fast.errors import OutputError, PairError, UsageError
 from pa_fast.evals.files import read_file
+from pa_fast.files import check_outside, path_of
 
 if TYPE_CHECKING:
     from pa_fast.stores.lora import Exported
@@ -62,13 +63,15 @@ def encode(
 
     Raises:
         UsageError: an unknown format, or an option that is not the format's.
-        PaFastError: as `pa_fast.load`, and OutputError: the file exists or cannot be written.
+        PaFastError: as `pa_fast.load`, and OutputError: the file exists, lies in a source, or
+            cannot be written.
     """
     from pa_fast.engines import encoding
     from pa_fast.stores import registry
     from pa_fast.stores.lora import LoraStore
     from pa_fast.stores.quality import Measured
 
+    check_outside(path_of(out, "out"), (base, instruct))
     pairing = PairOptions.of("instruct", one_sided, ignore_config, strip_prefix)
     options = {name: value for name, value in options.items() if value is not None}
     folder = resolve(instruct)
@@ -135,6 +138,8 @@ def export_lora(
     Raises:
         PaFastError: see `pa_fast.stores.lora.export`.
     """
+    path_of(delta, "delta")
+    check_outside(path_of(out, "out"), (base,))
     from pa_fast.checkpoint.reader import Checkpoint
     from pa_fast.engines.loading import one_side
     from pa_fast.live import opening

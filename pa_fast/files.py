@@ -20,16 +20,54 @@ import os
 import random
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from pa_fast.errors import OutputError
+from pa_fast.errors import OutputError, UsageError
+from pa_fast.foreign import one_line
 
 _NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL}
 _NO_SYNC = {errno.EINVAL, errno.EBADF, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EISDIR}
 _PLANTED = "pa_fast did not make it: look at it, and remove it or choose another --out"
 _log = logging.getLogger("pa_fast")
 _noted: set[tuple[str, int]] = set()
+
+
+def path_of(given: object, what: str) -> Path:
+    """`given` as a path; `what` calls it in errors.
+
+    Raises:
+        UsageError: it is no text and no path, empty, or no name that a file can have.
+    """
+    text = os.fspath(given) if isinstance(given, (str, os.PathLike)) else None
+    if not isinstance(text, str) or not text or "\0" in text:
+        raise UsageError(
+            f"{what}: found {one_line(repr(given), 60)}, expected a path",
+            "give it as a text or a pathlib.Path",
+        )
+    return Path(text)
+
+
+def check_outside(output: str | os.PathLike[str], sources: Iterable[object]) -> None:
+    """Refuse an output that is the folder of a source or lies in it.
+
+    Args:
+        sources: checkpoints as they were given; what is no folder here, such as a hub id, is passed
+            over.
+
+    Raises:
+        OutputError: naming output and source.
+    """
+    place = Path(os.path.realpath(Path(output).expanduser()))
+    for source in sources:
+        if not isinstance(source, (str, os.PathLike)):
+            continue
+        folder = os.path.expanduser(source)
+        if os.path.isdir(folder) and Path(os.path.realpath(folder)) in (place, *place.parents):
+            raise OutputError(
+                f"{output}: is or lies in the source {source}, which is only read",
+                "choose a place outside of it",
+            )
 
 
 def open_own(path: Path, flags: int = os.O_RDWR | os.O_CREAT) -> int:

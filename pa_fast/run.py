@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pa_fast import evals
 from pa_fast.base import CompleteEngine, CompleteEvaluator, Lambda
 from pa_fast.errors import EngineError, PairError, UsageError
-from pa_fast.files import check_own_folder
+from pa_fast.files import check_own_folder, path_of
 from pa_fast.rules import LambdaRule
 from pa_fast.sweep.driver import check_evaluators, distinct
 from pa_fast.sweep.entry import Shard
@@ -81,7 +81,7 @@ def run(
 
     points = lambdas(job.lambdas)
     # whatever the modules of evaluators do when they are imported
-    out = pathlib.Path(os.path.abspath(job.out))
+    out = pathlib.Path(os.path.abspath(path_of(job.out, "--out")))
     check_folder(out, None if shard is None else Shard(*shard))
     model, asked = opened(job)
     for note in model.notes:

@@ -6,6 +6,9 @@ import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from pa_fast.base import complete
+from pa_fast.files import check_outside, path_of
+
 # Here and now: importing that package later would bind it over the function in `pa_fast`
 from pa_fast.sweep import sweep as _sweep
 
@@ -65,12 +68,12 @@ def sweep(
         points alone.
 
     Raises:
-        UsageError: a malformed schedule, a λ outside the range of a packed delta, no evaluator, two
-            of the same name, or a malformed EVAL.
+        UsageError: `out` is no path, a malformed schedule, a λ outside the range of a packed delta,
+            no evaluator, two of the same name, or a malformed EVAL.
         EvaluatorError: a data file or suite is wrong.
         RunError: `out` holds another sweep or foreign files, is in use, its journal is damaged, or
             a switch gives other weights than those recorded for the same λ.
-        OutputError: `out` cannot be written.
+        OutputError: `out` cannot be written, or lies in a checkpoint that is swept.
         KeyboardInterrupt: after the journal is whole and `results.csv` and `results.json` hold what
             is finished.
 
@@ -79,6 +82,9 @@ def sweep(
     """
     from pa_fast import evals
 
+    out = path_of(out, "out")
+    about = complete(lm).configuration
+    check_outside(out, [about.get(side) for side in ("base", "instruct", "tokenizer")])
     asked = evals.evaluators(evaluators, limit=limit, seed=seed)
     return _sweep(
         lm, lambdas, asked, out, overwrite=overwrite, progress=progress, figure=figure, shard=shard

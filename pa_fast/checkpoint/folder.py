@@ -22,6 +22,7 @@ from pa_fast.checkpoint.safetensors import (
     regular_size,
 )
 from pa_fast.errors import CheckpointError
+from pa_fast.files import path_of
 
 PROVENANCE = "pa_fast.json"
 TEMPLATES = "additional_chat_templates"
@@ -350,13 +351,31 @@ def _indexed(folder: Path, weight_map: dict[str, str]) -> list[Header]:
     return list(headers.values())
 
 
-def cache_snapshots(folder: Path) -> list[Path]:
-    """The checkpoints in the cache folder of a hub repository (`models--ORG--NAME`), oldest first;
-    none in any other."""
-    if not folder.name.startswith("models--"):
-        return []
-    found = [path for path in (folder / "snapshots").glob("*") if path.is_dir()]
-    return sorted(found, key=lambda path: (path.stat().st_mtime_ns, path.name))
+def _cached(folder: Path) -> tuple[str, list[Path]]:
+    """What `folder` is in a hub cache (`hub/models--ORG--NAME/snapshots/COMMIT`), and the
+    checkpoints there, those of one repository oldest first; none where it is in no cache."""
+    repository = "the cache folder of a hub repository"
+    if folder.name.startswith("models--"):
+        what, pattern = f"{repository}, whose checkpoints are in its snapshots", "snapshots/*"
+    elif folder.parent.name.startswith("models--"):
+        what, pattern = f"the {folder.name} in {repository}, not a checkpoint", "snapshots/*"
+        folder = folder.parent
+    else:
+        what, pattern = "a cache of hub repositories, not a checkpoint", "models--*/snapshots/*"
+        if not any(folder.glob("models--*")):
+            folder = folder / "hub"
+    found = [path for path in folder.glob(pattern) if path.is_dir()]
+    order = {path: (path.parent.parent.name, path.stat().st_mtime_ns, path.name) for path in found}
+    return what, sorted(found, key=order.__getitem__)
+
+
+def _checkpoints_in(folder: Path) -> list[Path]:
+    """The folders right below `folder` that hold weights."""
+    return [
+        path
+        for path in sorted(folder.iterdir())
+        if any(os.path.exists(path / name) for name in (SINGLE, INDEX))
+    ]
 
 
 def hub_id(folder: Path) -> str | None:
@@ -377,6 +396,13 @@ def hub_id(folder: Path) -> str | None:
 
 def _no_weights(folder: Path) -> CheckpointError:
     names = sorted(path.name for path in folder.iterdir())
+    what, cached = _cached(Path(os.path.abspath(folder)))
+    if cached:
+        ids = list(dict.fromkeys(filter(None, map(hub_id, cached))))
+        named = f"the hub id {ids[0]}" if len(ids) == 1 else f"a hub id: {', '.join(ids[:3])}"
+        return CheckpointError(
+            f"{folder}: {what}", f"give {cached[-1]}, or {named}" if ids else f"give {cached[-1]}"
+        )
     if not names:
         return CheckpointError(f"{folder}: the folder is empty", "check the path")
     pickles = [
@@ -384,13 +410,6 @@ def _no_weights(folder: Path) -> CheckpointError:
         for name in names
         if name.endswith((".bin", ".pt", ".pth")) and not name.startswith("training_args")
     ]
-    cached = cache_snapshots(folder)
-    if cached:
-        return CheckpointError(
-            f"{folder}: the cache folder of a hub repository, whose checkpoints are in its"
-            " snapshots",
-            f"give {cached[-1]}, or the hub id {hub_id(cached[-1])}",
-        )
     parts = [name for name in names if name.endswith(".safetensors")]
     whole = [name for name in parts if name.startswith("consolidated")]
     if whole and len(whole) == len(parts):
@@ -423,7 +442,12 @@ def _no_weights(folder: Path) -> CheckpointError:
             f"{folder}: found {gguf}, a quantised export",
             "use the original checkpoint in safetensors form",
         )
-    return CheckpointError(f"{folder}: no weights: neither {SINGLE} nor {INDEX}", "check the path")
+    within = _checkpoints_in(folder)
+    return CheckpointError(
+        f"{folder}: no weights: neither {SINGLE} nor {INDEX}"
+        + (f", but checkpoints in {', '.join(path.name for path in within[:3])}" if within else ""),
+        f"give one of these, such as {within[0]}" if within else "check the path",
+    )
 
 
 # --- source
@@ -458,9 +482,10 @@ def resolve(spec: str | Path) -> Path:
     Offline mode is `huggingface_hub`'s own (HF_HUB_OFFLINE=1): then only what is cached is found.
 
     Raises:
+        UsageError: `spec` is no path.
         CheckpointError: neither a folder nor a hub id, or the download failed.
     """
-    folder = Path(spec).expanduser()
+    folder = path_of(spec, "checkpoint").expanduser()
     if folder.is_dir():
         return folder
     if folder.exists():

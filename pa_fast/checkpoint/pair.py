@@ -21,6 +21,7 @@ from pa_fast.checkpoint.vocabulary import (
     vocabulary_sizes,
 )
 from pa_fast.errors import PairError, UsageError
+from pa_fast.units import format_count
 
 if TYPE_CHECKING:
     import torch
@@ -314,7 +315,9 @@ class Aligned:
                 "transformers has no class by which other names could be paired: use base and"
                 " instruct of one model, saved alike"
             )
-        return f"{self.kind} uses them: complete the download of {other.folder}, or {resave(other)}"
+        it = "it" if len(only) == 1 else "them"
+        mend = f"complete the download of {other.folder}, or {resave(other)}"
+        return f"{self.kind} uses {it}: {mend}"
 
 
 def align(base: Checkpoint, instruct: Checkpoint, policy: str | None) -> Aligned:
@@ -348,12 +351,13 @@ def align(base: Checkpoint, instruct: Checkpoint, policy: str | None) -> Aligned
             ]
             if not names:
                 continue
-            why = f"{found.kind} {'ignores them' if ignored else 'has no place for them'}"
+            it, are = ("it", "it is") if len(names) == 1 else ("them", "they are")
+            why = f"{found.kind} {'ignores' if ignored else 'has no place for'} {it}"
             what = f"{listed(names)}: in {side} only, and {why}"
             kept = policy or ("keep" if ignored else "refuse")
             if kept == "refuse":
                 prefix = _common_prefix(own, names)
-                hint = "--one-sided keep writes them as they are, --one-sided drop leaves them out"
+                hint = f"--one-sided keep writes {it} as {are}, --one-sided drop leaves {it} out"
                 if prefix:
                     hint = (
                         f"all names begin with {prefix}: --strip-prefix {prefix} pairs them"
@@ -363,9 +367,7 @@ def align(base: Checkpoint, instruct: Checkpoint, policy: str | None) -> Aligned
                 raise PairError(f"{other.folder}: {lacks}, and {why}", hint)
             if kept == "keep":
                 single |= dict.fromkeys(names, side)
-                notes.append(
-                    f"{what}: kept as they are at every λ (--one-sided drop leaves them out)"
-                )
+                notes.append(f"{what}: kept as {are} at every λ (--one-sided drop leaves {it} out)")
             else:
                 dropped |= set(names)
                 notes.append(f"{what}: left out")
@@ -634,7 +636,10 @@ def pair(base: Checkpoint, instruct: Checkpoint, options: PairOptions = DEFAULTS
     fixed = [name for name in names if not made.is_lerped(name) and name not in made.single]
     notes = swapped_sides(base, instruct)
     notes += (
-        [f"{len(fixed)} tensors are not of a merged dtype and must be equal on both sides"]
+        [
+            f"{format_count(len(fixed), 'tensor')} {'is' if len(fixed) == 1 else 'are'} not of a"
+            " merged dtype and must be equal on both sides"
+        ]
         if fixed
         else []
     )

@@ -67,8 +67,10 @@ def inspect(
         else Path(figure.removesuffix(".png").removesuffix(".svg").removesuffix(".pdf"))
     )
     if drawing is not None:
+        from pa_fast.files import check_outside
         from pa_fast.sweep.figure import check_place
 
+        check_outside(drawing, (base, instruct))
         check_place(drawing)
     with byte_bar(
         "measuring", shown=sample or full or fidelity is not None or figure is not None

@@ -155,6 +155,7 @@ def sweep(
         bool, typer.Option("--overwrite", help="Start afresh in a folder that holds a sweep.")
     ] = False,
 ) -> None:
+    from pa_fast.files import check_outside
     from pa_fast.rules import LambdaRule
     from pa_fast.run import SweepSpec, check_confirm
     from pa_fast.run import confirm as run_again
@@ -193,6 +194,7 @@ def sweep(
         )
     if confirm:
         check_confirm(job)
+    check_outside(out, (base, instruct, tokenizer))
     # a delta takes the place of INSTRUCT, which then serves to confirm alone
     swept = (
         job

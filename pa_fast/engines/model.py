@@ -17,6 +17,7 @@ from pa_fast.base import Continuation, Generation
 from pa_fast.engines import scoring
 from pa_fast.engines.layout import local
 from pa_fast.errors import EngineError, UsageError
+from pa_fast.files import path_of
 from pa_fast.live.weights import LiveWeights
 from pa_fast.rules import LambdaRule
 
@@ -373,13 +374,14 @@ class LambdaModel:
         Cost: one pass over the live weights, and over both sides for their fingerprints.
 
         Raises:
-            UsageError: no λ is set, or there is no instruct model whose layout could be taken: of a
-                delta file, or with factors beside the layers.
+            UsageError: `out` is no path, no λ is set, or there is no instruct model whose layout
+                could be taken: of a delta file, or with factors beside the layers.
             OutputError: `out` is not empty, is a source, or cannot be written.
             PairError, DataError: a source changed since it was loaded.
         """
         from pa_fast.checkpoint.merge import merge
 
+        out = path_of(out, "out")
         lam = self.weights.lam
         if self._pair is None:
             raise UsageError(

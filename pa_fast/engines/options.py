@@ -17,6 +17,7 @@ from pa_fast.checkpoint.streaming import DTYPES
 from pa_fast.device import device_of
 from pa_fast.engines.tokenizer import spelling
 from pa_fast.errors import EngineError, UsageError
+from pa_fast.files import path_of
 from pa_fast.live import opening
 from pa_fast.live.planner import RESIDENCIES
 from pa_fast.rounding import Rounding
@@ -92,6 +93,8 @@ class LoadOptions:
             UsageError: an option is unknown, or excludes another.
             CheckpointError: `delta` is none.
         """
+        if delta is not None:
+            path_of(delta, "delta")
         pairing = PairOptions.of(extra_rows, one_sided, ignore_config, strip_prefix)
         chosen, auto = registry.named(store), store == "auto"
         if delta is not None and (not (auto or chosen.attached) or dtype != "auto"):

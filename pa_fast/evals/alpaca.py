@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from pa_fast.base import Engine, Evaluator, Item, Score, Tokenizer, complete
+from pa_fast.base import Engine, Evaluator, Item, Score, complete
 from pa_fast.errors import EvaluatorError
 from pa_fast.evals.average import AVERAGES, averaged, labelled, weighted
 from pa_fast.evals.files import DataFile, limited, read_file
@@ -15,7 +15,7 @@ from pa_fast.evals.kind import EvalSpec, Kind
 from pa_fast.evals.likelihood import Prepared
 from pa_fast.evals.outputs import figures, generated
 from pa_fast.evals.overflow import POLICIES, each
-from pa_fast.evals.prompts import Fitted, Prompt, chat, fitted
+from pa_fast.evals.prompts import NewTokens, Prompt, chat, fitted
 from pa_fast.evals.rows import Row, distinct, read_rows
 
 
@@ -31,7 +31,8 @@ class Alpaca:
         chat: put each instruction into the tokenizer's chat template, as one message of the user.
         max_new_tokens: at most so many, and no more than the longest prompt leaves of the model's
             positions.
-        overflow: what becomes of prompts that leave no room at all, see `overflow.Overflow`.
+        overflow: what becomes of prompts that leave too little room, see `NewTokens.least` and
+            `overflow.Overflow`.
         average: see `average.AVERAGES`.
         generator: the name in the outputs, before `@lam=…`; the names of the engine's two folders
             if not given.
@@ -59,15 +60,14 @@ class Alpaca:
     ):
         self.name = name
         self.average = average
-        self.generator, self.max_new_tokens = generator, max_new_tokens
+        self.generator = generator
         rows = read_rows(data)
         distinct(rows)
         read = each(rows, lambda row: _fields(row, data.path.stem), "rows")
         kept = limited(list(zip(rows, read)), [fields["dataset"] for fields in read], limit, seed)
         self.ids = [row.id for row, _ in kept]
         self.rows = [fields for _, fields in kept]
-        self._prompts = [_prompt(row.where, fields["instruction"], chat) for row, fields in kept]
-        self._overflow = overflow
+        prompts = [_prompt(row.where, fields["instruction"], chat) for row, fields in kept]
         self.identity: Mapping[str, Any] = {
             "evaluator": "alpaca",
             "chat": chat,
@@ -79,33 +79,20 @@ class Alpaca:
             "seed": seed,
             "sha256": data.sha256,
         }
-        self._prepared = Prepared(self._fitted)
+        self._prepared = Prepared(
+            lambda tokenizer, room: fitted(
+                tokenizer, room, prompts, NewTokens(max_new_tokens, capped=True), overflow
+            )
+        )
 
     def check(self, engine: Engine) -> list[str]:
         """Raise if the tokenizer cannot write the prompts, or the model has no room for them; notes
         of what is changed."""
-        asked, new_tokens = self._prepared(engine)
-        if new_tokens == self.max_new_tokens:
-            return asked.notes
-        return [
-            *asked.notes,
-            (
-                f"answers have at most {new_tokens} tokens, not {self.max_new_tokens}: no more fit"
-                " the model"
-            ),
-        ]
-
-    def _fitted(self, tokenizer: Tokenizer, room: int | None) -> tuple[Fitted, int]:
-        """The prompts, each with room for one token at least, and the number of new tokens that
-        there is room for behind all."""
-        asked = fitted(tokenizer, room, self._prompts, 1, self._overflow)
-        if room is None:
-            return asked, self.max_new_tokens
-        return asked, min(self.max_new_tokens, room - max(map(len, asked.ids)))
+        return self._prepared(engine).notes
 
     def __call__(self, engine: Engine) -> Score:
-        asked, new_tokens = self._prepared(engine)
-        outputs = generated(engine, asked.ids, new_tokens)
+        asked = self._prepared(engine)
+        outputs = generated(engine, asked.ids, asked.new_tokens)
         rows, names = (
             [self.rows[index] for index in asked.kept],
             [self.ids[index] for index in asked.kept],
@@ -125,7 +112,6 @@ class Alpaca:
             Item(name, row["dataset"], float(not output.truncated))
             for name, row, output in zip(names, rows, outputs)
         ]
-        capped = {} if new_tokens == self.max_new_tokens else {"max_new_tokens": float(new_tokens)}
         return Score(
             averaged(items, self.average),
             labelled(
@@ -133,7 +119,7 @@ class Alpaca:
             ),
             len(items),
             weighted(items, self.average),
-            {**figures(outputs), **capped, **asked.figures},
+            {**figures(outputs), **asked.figures},
             {"model_outputs.json": json.dumps(judged, ensure_ascii=False, indent=2) + "\n"},
         )
 

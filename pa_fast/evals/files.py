@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from pa_fast.errors import EvaluatorError
+from pa_fast.files import path_of
 
 T = TypeVar("T")
 
@@ -27,9 +28,10 @@ def read_file(path: str | pathlib.Path) -> DataFile:
     """Read a UTF-8 file; a byte-order mark is dropped.
 
     Raises:
+        UsageError: `path` is none.
         EvaluatorError: it cannot be read, or is not UTF-8.
     """
-    path = pathlib.Path(path)
+    path = path_of(path, "data file")
     try:
         raw = path.read_bytes()
         return DataFile(path, raw.decode("utf-8-sig"), hashlib.sha256(raw).hexdigest())

@@ -14,7 +14,7 @@ from pa_fast.evals.kind import EvalSpec, Kind
 from pa_fast.evals.likelihood import Prepared
 from pa_fast.evals.outputs import figures, generated, json_lines, record
 from pa_fast.evals.overflow import POLICIES, each
-from pa_fast.evals.prompts import fitted, read_prompt
+from pa_fast.evals.prompts import NewTokens, fitted, read_prompt
 from pa_fast.evals.rows import Row, distinct, read_rows
 from pa_fast.evals.rules import rule_of
 
@@ -29,6 +29,7 @@ class Generate:
         data: rows with a `prompt`, or with `messages` for the chat template, and what scores them
             (`rules.rule_of`).
         chat: wrap each prompt in the tokenizer's chat template, as one message of the user.
+        new_tokens: the length of outputs.
         check: scores every output: called with the output and its row. It is tried at once, on an
             empty output of the first row, so that a checker that fails does so before a model is
             loaded.
@@ -48,7 +49,7 @@ class Generate:
         data: DataFile,
         *,
         chat: bool,
-        max_new_tokens: int,
+        new_tokens: NewTokens,
         check: Imported | None,
         regex: str | None,
         limit: int | None,
@@ -58,7 +59,6 @@ class Generate:
     ):
         self.name = name
         self.average = average
-        self.max_new_tokens = max_new_tokens
         rows = read_rows(data)
         distinct(rows)
         if check is None:  # a checker may want fields of any name
@@ -78,7 +78,7 @@ class Generate:
         self.identity: Mapping[str, Any] = {
             "evaluator": "generate",
             "chat": chat,
-            "max_new_tokens": max_new_tokens,
+            "max_new_tokens": new_tokens.identity,
             "check": None if check is None else check.target,
             "check_sha256": None if check is None else check.sha256,
             "regex": regex,
@@ -89,7 +89,7 @@ class Generate:
             "sha256": data.sha256,
         }
         self._prepared = Prepared(
-            lambda tokenizer, room: fitted(tokenizer, room, prompts, max_new_tokens, overflow)
+            lambda tokenizer, room: fitted(tokenizer, room, prompts, new_tokens, overflow)
         )
 
     def check(self, engine: Engine) -> list[str]:
@@ -99,7 +99,7 @@ class Generate:
 
     def __call__(self, engine: Engine) -> Score:
         asked = self._prepared(engine)
-        outputs = generated(engine, asked.ids, self.max_new_tokens)
+        outputs = generated(engine, asked.ids, asked.new_tokens)
         items = [
             Item(self.rows[index].id, self.groups[index], self.rules[index].score(output.text))
             for index, output in zip(asked.kept, outputs)
@@ -125,7 +125,9 @@ def _build(spec: EvalSpec, limit: int | None, seed: int) -> Evaluator:
         spec.column,
         read_file(spec.path(spec.target)),
         chat=spec.flag("chat", False),
-        max_new_tokens=spec.count("max_new_tokens", 256, least=1),
+        new_tokens=NewTokens(
+            spec.count("max_new_tokens", 256, least=1), "max_new_tokens" not in spec.options
+        ),
         check=(
             imported(spec.options["check"], "check", "a function of an output and its row")
             if "check" in spec.options

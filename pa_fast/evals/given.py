@@ -6,6 +6,7 @@ import inspect
 import os
 import pathlib
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 from pa_fast.base import Engine, Evaluator
@@ -87,4 +88,6 @@ def _made(given: Any, name: str | None, limit: int | None, seed: int) -> list[Ev
 
 
 def _renamed(one: EvalSpec, name: str) -> EvalSpec:
-    return spec.checked(one.text, one.name, one.targets, {**one.options, "name": name}, one.folder)
+    options = {**one.options, "name": name}
+    named = spec.checked(one.text, one.name, one.targets, options, one.folder)
+    return replace(named, where=one.where)

@@ -18,7 +18,7 @@ from pa_fast.evals.matching import matches
 from pa_fast.evals.outputs import ending_tokens, figures, generated, json_lines, record
 from pa_fast.evals.overflow import WITH_SHOTS, Fitted, Overflow, cut_left, each
 from pa_fast.evals.prompts import Fitted as FittedPrompts
-from pa_fast.evals.prompts import Prompt, fitted
+from pa_fast.evals.prompts import NewTokens, Prompt, fitted
 from pa_fast.evals.shots import Asked, Shots
 
 
@@ -121,7 +121,6 @@ class Choice:
             make,
             lambda pairs: max(len(context) + len(answer) - 1 for context, answer in pairs),
             cut,
-            "or take fewer shots=",
         ).fit(room)
 
 
@@ -141,7 +140,7 @@ class Answer:
         asked: Sequence[Asked],
         *,
         until: str,
-        max_new_tokens: int,
+        new_tokens: NewTokens,
         overflow: str,
         average: str,
         identity: Mapping[str, Any],
@@ -149,7 +148,7 @@ class Answer:
     ):
         self.name = name
         self.items, self.asked = items, asked
-        self.until, self.max_new_tokens = until, max_new_tokens
+        self.until, self.new_tokens = until, new_tokens
         self.overflow, self.average = overflow, average
         self.identity = identity
         self._notes = list(notes)
@@ -163,7 +162,7 @@ class Answer:
 
     def __call__(self, engine: Engine) -> Score:
         asked, ends = self._prepared(engine)
-        outputs = generated(engine, asked.ids, self.max_new_tokens, self.until, ends)
+        outputs = generated(engine, asked.ids, asked.new_tokens, self.until, ends)
         scored = [self.items[index] for index in asked.kept]
         items = [
             Item(item.id, item.group, float(matches(output.text, item.answers)))
@@ -187,7 +186,7 @@ class Answer:
             tokenizer,
             room,
             [prompt(index, 0) for index in range(len(self.items))],
-            self.max_new_tokens,
+            self.new_tokens,
             self.overflow,
             WITH_SHOTS,
             prompt,
@@ -237,12 +236,20 @@ def _build(spec: EvalSpec, limit: int | None, seed: int) -> Evaluator:
         "pool_sha256": None if pool is None else pool.sha256,
     }
     if mode == "generate":
-        ends: dict[str, Any] = {
-            "until": _until(spec),
-            "max_new_tokens": spec.count("max_new_tokens", 64, least=1),
-        }
+        until = _until(spec)
+        new_tokens = NewTokens(
+            spec.count("max_new_tokens", 64, least=1), "max_new_tokens" not in spec.options
+        )
         items, prompts, how["notes"] = shots.ask(data, limit)
-        return Answer(spec.column, items, prompts, **ends, **how, identity={**asked, **ends})
+        return Answer(
+            spec.column,
+            items,
+            prompts,
+            until=until,
+            new_tokens=new_tokens,
+            **how,
+            identity={**asked, "until": until, "max_new_tokens": new_tokens.identity},
+        )
     if mode == "letter":
         items, prompts, how["notes"] = shots.ask(data, limit, Example.lettered)
         return Choice(

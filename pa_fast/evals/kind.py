@@ -46,7 +46,8 @@ class Kind:
 class EvalSpec:
     """One evaluator as asked for: its text, its kind, its targets and its options, all still text.
 
-    `folder` is where relative paths begin: the current one, or that of the suite file.
+    `folder` is where relative paths begin: the current one, or that of the suite file; `where` the
+    suite file and the entry in it, for errors, empty where it is from none.
     """
 
     text: str
@@ -54,6 +55,7 @@ class EvalSpec:
     targets: tuple[str, ...]
     options: dict[str, str] = field(default_factory=dict)
     folder: pathlib.Path = pathlib.Path()
+    where: str = ""
 
     @property
     def name(self) -> str:

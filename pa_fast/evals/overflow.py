@@ -21,7 +21,7 @@ _DID = {
 _OFFER = {
     "skip": "leaves them out",
     "truncate": "cuts prompts on the left",
-    "fewer-shots": "shows as many as fit",
+    "fewer-shots": "shows them as many shots as fit",
 }
 
 
@@ -55,7 +55,8 @@ class Overflow(Generic[R]):
         length: positions that a request takes.
         cut: a request with so many tokens fewer at the beginning of its prompt, None where that
             leaves no prompt.
-        advice: what else makes items fit.
+        advice: what else makes items fit, of which the longest takes so many positions; said first.
+        new: how many of the positions are for what the model writes.
     """
 
     policy: str
@@ -65,7 +66,8 @@ class Overflow(Generic[R]):
     make: Callable[[int, int], R]
     length: Callable[[R], int]
     cut: Callable[[R, int], R | None]
-    advice: str
+    advice: Callable[[int], Sequence[str]] = lambda longest: ()
+    new: int = 0
 
     def fit(self, room: int | None) -> Fitted[R]:
         """Every item's request, none longer than `room` positions; None: whatever their length.
@@ -78,26 +80,13 @@ class Overflow(Generic[R]):
         lengths = list(map(self.length, made))
         long = {index for index, length in enumerate(lengths) if room is not None and length > room}
         changed = {
-            index: self._changed(index, made[index], room) for index in long if room is not None
+            index: self._changed(index, made[index], room, self.policy)
+            for index in long
+            if room is not None
         }
         lost = [index for index, request in changed.items() if request is None]
-        if lost and (self.policy != "skip" or len(lost) == len(made)):
-            longest = max(lost, key=lambda index: lengths[index])
-            raise EvaluatorError(
-                f"{len(lost)} of {len(made)} items do not fit the model, which has positions for"
-                f" {room} tokens: the longest, {self.wheres[longest]}, takes {lengths[longest]}"
-                + (f", even with overflow={self.policy}" if self.policy != "refuse" else ""),
-                "; ".join(
-                    [
-                        *(
-                            f"overflow={p} {_OFFER[p]}"
-                            for p in self.policies
-                            if p not in ("refuse", self.policy)
-                        ),
-                        self.advice,
-                    ]
-                ),
-            )
+        if room is not None and lost and (self.policy != "skip" or len(lost) == len(made)):
+            raise self._refused(made, lost, len(long), room)
         final = [(index, changed.get(index, request)) for index, request in enumerate(made)]
         kept = [(index, request) for index, request in final if request is not None]
         figures, notes = {}, []
@@ -113,17 +102,54 @@ class Overflow(Generic[R]):
             [index for index, _ in kept], [request for _, request in kept], figures, notes
         )
 
-    def _changed(self, index: int, request: R, room: int) -> R | None:
-        """The request of an item that is too long, as the policy has it; None where it is not to be
+    def _changed(self, index: int, request: R, room: int, policy: str) -> R | None:
+        """The request of an item that is too long, as `policy` has it; None where it is not to be
         asked."""
-        if self.policy == "truncate":
+        if policy == "truncate":
             return self.cut(request, self.length(request) - room)
-        if self.policy == "fewer-shots":
+        if policy == "fewer-shots":
             for dropped in range(1, self.shots[index] + 1):
                 shorter = self.make(index, dropped)
                 if self.length(shorter) <= room:
                     return shorter
         return None
+
+    def _refused(
+        self, made: Sequence[R], lost: Sequence[int], long: int, room: int
+    ) -> EvaluatorError:
+        """That the items `lost` do not fit, and what would make all fit: nothing is offered that
+        was not tried on them. `long` items are too long as they are."""
+        whole = {index: self.length(made[index]) for index in lost}
+        bare = {index: self.length(self.make(index, self.shots[index])) for index in lost}
+        least = bare if self.policy == "fewer-shots" else whole
+        longest = max(lost, key=lambda index: least[index])
+        with_shots = "fewer-shots" in self.policies and self.shots[longest] > 0
+        fits = {
+            "skip": long < len(made),
+            "truncate": all(
+                self._changed(index, made[index], room, "truncate") is not None for index in lost
+            ),
+            "fewer-shots": any(self.shots) and max(bare.values()) <= room,
+        }
+        ways = [
+            *self.advice(least[longest]),
+            *(
+                f"overflow={policy} {_OFFER[policy]}"
+                for policy in self.policies
+                if policy != self.policy and fits.get(policy)
+            ),
+        ]
+        if "fewer-shots" in self.policies and fits["fewer-shots"]:
+            ways.append("take fewer shots=")
+        return EvaluatorError(
+            f"{len(lost)} of {len(made)} items do not fit the model, which has positions for"
+            f" {room} tokens"
+            + (f", even with overflow={self.policy}" if self.policy != "refuse" else "")
+            + f": the longest, {self.wheres[longest]}, takes {whole[longest]}"
+            + (f" ({self.new} of them new)" if self.new else "")
+            + (f", and {bare[longest]} without shots" if with_shots else ""),
+            "; or ".join(ways) or f"shorten them: the model sees no more than {room} tokens",
+        )
 
 
 T = TypeVar("T")

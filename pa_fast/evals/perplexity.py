@@ -6,7 +6,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pa_fast.base import Engine, Evaluator, Item, Score, Tokenizer
@@ -205,7 +205,11 @@ class Perplexity:
         if self.overflow == "truncate" and room is not None:
             window = min(window, room)
         stride = _stride(window, self.stride)
-        check_windows(window, stride)
+        try:
+            check_windows(window, stride)
+        except UsageError as error:  # its own window and stride were checked: they are shorter here
+            message = f"{error.message}: the model has positions for {room} tokens"
+            raise UsageError(message, error.hint) from None
 
         def make(index: int, _: int) -> list[Pair]:
             document = self.documents[index]
@@ -220,7 +224,7 @@ class Perplexity:
 
         fitted = Overflow(
             "skip" if self.overflow == "skip" else "refuse",
-            POLICIES,
+            ("refuse", "skip"),  # windows are truncated before
             [document.where for document in self.documents],
             [0] * len(self.documents),
             make,
@@ -228,7 +232,7 @@ class Perplexity:
                 len(context) + len(continuation) - 1 for context, continuation in pairs
             ),
             lambda pairs, count: None,
-            f"or take window={room}",
+            lambda longest: [] if room is None else _shorter_windows(room, self.stride),
         ).fit(room)
         owners = [
             self.documents[index] for index, cut in zip(fitted.kept, fitted.requests) for _ in cut
@@ -244,6 +248,18 @@ class Perplexity:
         )
 
 
+def _shorter_windows(room: int, stride: int | None) -> list[str]:
+    """What to do about windows that are too long for `room` positions."""
+    if room < 2:
+        return []
+    if stride is not None and stride >= room:
+        return [f"take window={room},stride={_stride(room, None)}"]
+    return [
+        f"overflow=truncate takes windows of {room} tokens instead",
+        f"take window={room}, which says so in the name of the column",
+    ]
+
+
 def _stride(window: int, asked: int | None) -> int:
     return max(1, window // 2) if asked is None else asked
 
@@ -253,7 +269,8 @@ def _documents(data: DataFile, split: str) -> list[_Document]:
     if data.path.suffix == ".jsonl":
         if split != "none":
             raise UsageError(
-                f"perplexity: split={split} is for text files; {data.path} has one document a row"
+                f"perplexity: split={split} is for text files; {data.path} has one document a row",
+                "leave it out",
             )
         return each(read_rows(data), _document, "rows")
     texts = (
@@ -282,15 +299,21 @@ def _document(row: Row) -> _Document:
 
 
 def _build(spec: EvalSpec, limit: int | None, seed: int) -> Evaluator:
+    overflow = spec.word("overflow", POLICIES)
+    named = spec
+    if overflow == "truncate" and "window" in spec.options:
+        # the unit says which window it is; the column must not say another
+        most = f"{spec.options['window']} at most"
+        named = replace(spec, options={**spec.options, "window": most})
     return Perplexity(
-        spec.column,
+        named.column,
         read_file(spec.path(spec.target)),
         window=spec.count("window", WINDOW, least=2) if "window" in spec.options else None,
         stride=spec.count("stride", WINDOW // 2, least=1) if "stride" in spec.options else None,
         split=spec.word("split", ("none", "blank")),
         limit=limit,
         seed=seed,
-        overflow=spec.word("overflow", POLICIES),
+        overflow=overflow,
         average=spec.word("average", AVERAGES),
     )
 

@@ -66,13 +66,41 @@ def _is_message(value: Any) -> bool:
 
 
 @dataclass(frozen=True)
+class NewTokens:
+    """How much the model may write behind each prompt.
+
+    Attributes:
+        most: so many tokens.
+        capped: no more than the longest prompt leaves of the model's positions; else prompts
+            without room for all of them do not fit.
+    """
+
+    most: int
+    capped: bool
+
+    @property
+    def identity(self) -> int | str:
+        """As a run records it."""
+        return f"{self.most} at most" if self.capped else self.most
+
+    def least(self, room: int | None, overflow: str) -> int:
+        """How many must fit behind each prompt: where prompts may be changed or left out, a quarter
+        of the positions, as one that leaves a single token would cap the answers to all."""
+        if not self.capped:
+            return self.most
+        return 1 if room is None or overflow == "refuse" else min(self.most, max(1, room // 4))
+
+
+@dataclass(frozen=True)
 class Fitted:
     """Prompts that fit: which of the given ones, the text of each as the model sees it, and its
-    tokens. `figures` and `notes` are those of `overflow.Fitted`."""
+    tokens; and how many new tokens there is room for behind all. `figures` and `notes` are those of
+    `overflow.Fitted`, with what is said of a cap."""
 
     kept: list[int]
     texts: list[str]
     ids: list[list[int]]
+    new_tokens: int
     figures: dict[str, float]
     notes: list[str]
 
@@ -103,13 +131,13 @@ def fitted(
     tokenizer: Tokenizer,
     room: int | None,
     prompts: Sequence[Prompt],
-    max_new_tokens: int,
+    new_tokens: NewTokens,
     overflow: str,
     policies: Sequence[str] = POLICIES,
     shorter: Callable[[int, int], Prompt] | None = None,
     shots: Sequence[int] | None = None,
 ) -> Fitted:
-    """`prompts` with room for so many new tokens behind each.
+    """`prompts` with room for new tokens behind each.
 
     Args:
         overflow: what becomes of those that have none, one of `policies`.
@@ -119,6 +147,7 @@ def fitted(
         EvaluatorError: see `written`, `Overflow.fit`.
     """
     prefix = Encoder(tokenizer).prefix
+    least = new_tokens.least(room, overflow)
 
     def make(index: int, dropped: int) -> tuple[str, list[int]]:
         return written(
@@ -130,19 +159,44 @@ def fitted(
         ids = cut_left(request[1], count, prefix)
         return None if ids is None else (request[0], ids)
 
+    def advice(longest: int) -> list[str]:
+        if room is None or new_tokens.capped:
+            return []
+        shortest = max(1, len(prefix)) if overflow == "truncate" else longest - least
+        if shortest < room:
+            return [f"max_new_tokens={room - shortest} or less leaves room behind every prompt"]
+        # no prompt leaves so much room, however it is cut
+        both = f"max_new_tokens={room // 2},overflow=truncate cuts prompts on the left"
+        return [both] if new_tokens.most >= room else []
+
     found = Overflow(
         overflow,
         policies,
         [prompt.where for prompt in prompts],
         [0] * len(prompts) if shots is None else shots,
         make,
-        lambda request: len(request[1]) + max_new_tokens,
+        lambda request: len(request[1]) + least,
         cut,
-        f"of these, {max_new_tokens} are for new tokens: shorten the prompts, or take a smaller"
-        " max_new_tokens",
+        advice,
+        least,
     ).fit(room)
     texts, ids = zip(*found.requests)
-    return Fitted(found.kept, list(texts), list(ids), found.figures, found.notes)
+    longest = max(range(len(ids)), key=lambda place: len(ids[place]))
+    count = new_tokens.most
+    if new_tokens.capped and room is not None:
+        count = min(count, room - len(ids[longest]))
+    figures, notes = found.figures, found.notes
+    if count < new_tokens.most:
+        figures = {**figures, "max_new_tokens": float(count)}
+        notes = [
+            *notes,
+            (
+                f"answers have at most {count} tokens, not {new_tokens.most}: no more fit the model"
+                f" behind the longest prompt, {prompts[found.kept[longest]].where}, of"
+                f" {len(ids[longest])} tokens"
+            ),
+        ]
+    return Fitted(found.kept, list(texts), list(ids), count, figures, notes)
 
 
 def _templated(tokenizer: Any, prompt: Prompt) -> str:

@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from pa_fast.base import Evaluator
-from pa_fast.errors import UsageError
+from pa_fast.errors import PaFastError, UsageError
 from pa_fast.evals import alpaca, function, generation, icl, lm_eval, perplexity
 from pa_fast.evals.kind import UNNAMEABLE, EvalSpec
 
@@ -76,19 +76,21 @@ def checked(
             f"{nearest(name, KINDS)}evaluators: {', '.join(KINDS)}; for example {EXAMPLES['icl']}",
         )
     kind = KINDS[name]
-    if not all(targets):
-        raise UsageError(f"`{text}`: an empty part between commas", f"for example {kind.example}")
     known = (*kind.options, "name")
     for key in options:
         if key not in known:
             hint = f"{nearest(key, known)}options of {name}: {', '.join(known)}"
             raise UsageError(f"`{text}`: {name} has no option `{key}`", hint)
-    if not targets or (len(targets) > 1 and not kind.many):
-        wanted = f"one {kind.takes} or more" if kind.many else f"one {kind.takes}"
-        raise UsageError(
-            f"`{text}`: found {len(targets)} targets, {name} takes {wanted}",
-            f"for example {kind.example}",
-        )
+    wanted = f"one {kind.takes} or more" if kind.many else f"one {kind.takes}"
+    wrong = None
+    if not any(targets):
+        wrong = f"found no {kind.takes}, {name} takes {wanted}"
+    elif not all(targets):
+        wrong = "an empty part beside a comma"
+    elif len(targets) > 1 and not kind.many:
+        wrong = f"found {len(targets)} targets, {name} takes {wanted}"
+    if wrong:
+        raise UsageError(f"`{text}`: {wrong}", f"for example {kind.example}")
     spec = EvalSpec(text, kind, tuple(targets), dict(options), folder)
     if not spec.column or UNNAMEABLE.search(spec.column):
         raise UsageError(
@@ -118,4 +120,9 @@ def build(spec: EvalSpec | str, *, limit: int | None = None, seed: int = 0) -> E
     spec = parse(spec) if isinstance(spec, str) else spec
     if limit is not None and limit < 1:
         raise UsageError(f"a limit of {limit} items", "give at least 1")
-    return spec.kind.build(spec, limit, seed)
+    try:
+        return spec.kind.build(spec, limit, seed)
+    except PaFastError as error:
+        if not spec.where:
+            raise
+        raise type(error)(f"{spec.where}: {error.message}", error.hint) from error.__cause__

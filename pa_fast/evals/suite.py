@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 from pa_fast.errors import EvaluatorError, UsageError
@@ -68,9 +69,9 @@ def _entry(path: pathlib.Path, number: int, entry: Any) -> EvalSpec:
     where = f"{path}: entry {number}"
     try:
         if isinstance(entry, str) and not _is_suite(entry):
-            return spec.parse(entry, path.parent)
+            return replace(spec.parse(entry, path.parent), where=where)
         if isinstance(entry, dict):
-            return _mapped(dict(entry), path.parent)
+            return replace(_mapped(dict(entry), path.parent), where=where)
     except UsageError as error:
         raise UsageError(f"{where}: {error.message}", error.hint) from None
     raise UsageError(

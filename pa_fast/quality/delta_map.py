@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from pa_fast.checkpoint.inspect import PairReport
 from pa_fast.checkpoint.measure import short_names
 from pa_fast.errors import UsageError
+from pa_fast.files import check_outside
 from pa_fast.sweep import figure
 from pa_fast.sweep.trajectory import INK
 
@@ -28,8 +29,10 @@ def write(report: PairReport, path: str | pathlib.Path) -> None:
     `pa_fast.sweep.figure.save`.
 
     Raises:
-        OutputError: see `pa_fast.sweep.figure.check_place`.
+        OutputError: `path` lies in a checkpoint of the pair; or see
+            `pa_fast.sweep.figure.check_place`.
     """
+    check_outside(path, (report.base.folder, report.instruct.folder))
     figure.check_place(pathlib.Path(path))
     figure.save(lambda: draw(report), pathlib.Path(path))
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pa_fast.errors import UsageError
+from pa_fast.files import path_of
 from pa_fast.foreign import YamlError, load_yaml
 from pa_fast.rules.row import EXAMPLE
 
@@ -21,7 +22,7 @@ def read(path: str | Path) -> list[Any]:
     import yaml
 
     try:
-        data = Path(path).read_bytes()
+        data = path_of(path, "rule").read_bytes()
     except OSError as error:
         raise UsageError(
             f"{path}: the rule cannot be read: {error.strerror}", "give the path of a YAML file"

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
-import pathlib
 from collections.abc import Callable, Sequence
 
 from pa_fast import files
 from pa_fast.errors import OutputError, UsageError
+from pa_fast.files import path_of
 from pa_fast.sweep import figure as drawing
 from pa_fast.sweep import journal, results
 from pa_fast.sweep.results import SweepResult
@@ -38,7 +38,7 @@ def report(
     """
     if not run_dirs:
         raise UsageError("no run folder named", "name the --out of a sweep")
-    runs = [results.load(pathlib.Path(folder)) for folder in run_dirs]
+    runs = [results.load(path_of(folder, "run folder")) for folder in run_dirs]
     return [
         _written(run, figure, noted if noted is not None else lambda note: None) for run in runs
     ]

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from pa_fast import files
 from pa_fast.base import Lambda
 from pa_fast.errors import PaFastError, UsageError
+from pa_fast.files import path_of
 from pa_fast.foreign import one_line
 from pa_fast.sweep import journal, manifest
 from pa_fast.sweep.entry import Entry
@@ -83,7 +84,7 @@ class SweepResult:
         Raises:
             RunError: not a run folder, or a damaged one.
         """
-        return load(pathlib.Path(folder))
+        return load(path_of(folder, "run folder"))
 
     def scores(self, evaluator: str) -> dict[str, Row]:
         """The finished points of `evaluator`, by the key of their λ."""

@@ -102,14 +102,37 @@ def test_consolidated_weights_alone_are_said_to_be_of_another_layout(folder: Pat
     assert "model*.safetensors" in error.hint
 
 
+def test_the_folder_above_checkpoints_names_them(folder: Path, tmp_path: Path) -> None:
+    shutil.move(folder, tmp_path / "out" / "checkpoint-500")
+    (tmp_path / "out" / "logs").mkdir()
+    error = refused(tmp_path / "out")
+    assert error.message.endswith(", but checkpoints in checkpoint-500")
+    assert error.hint == f"give one of these, such as {tmp_path / 'out' / 'checkpoint-500'}"
+
+
 def test_a_cache_folder_is_said_to_hold_snapshots(folder: Path, tmp_path: Path) -> None:
     cache = tmp_path / "models--acme--tiny"
     snapshot = cache / "snapshots" / ("0" * 40)
     snapshot.parent.mkdir(parents=True)
     shutil.move(folder, snapshot)
     error = refused(cache)
-    assert "the cache folder of a hub repository" in error.message
+    assert "the cache folder of a hub repository, whose checkpoints are in" in error.message
     assert error.hint == f"give {snapshot}, or the hub id acme/tiny"
+    for name in ("snapshots", "blobs", "refs"):
+        (cache / name).mkdir(exist_ok=True)
+        error = refused(cache / name)
+        assert f"the {name} in the cache folder of a hub repository" in error.message
+        assert error.hint == f"give {snapshot}, or the hub id acme/tiny"
+    for place in (tmp_path, tmp_path / "home"):
+        if place != tmp_path:
+            place.mkdir()
+            (place / "hub").symlink_to(tmp_path)
+        error = refused(place)
+        assert "a cache of hub repositories" in error.message
+        assert (error.hint or "").endswith("/0, or the hub id acme/tiny".replace("0", "0" * 40))
+    shutil.copytree(cache, tmp_path / "models--acme--other")
+    assert (refused(tmp_path).hint or "").endswith(", or a hub id: acme/other, acme/tiny")
+    shutil.rmtree(tmp_path / "models--acme--other")
     with Checkpoint.open(snapshot):
         pass
     assert pa_fast.inspect(snapshot, snapshot) is not None

@@ -213,7 +213,7 @@ def test_integers_are_paired_but_not_lerped(tmp_path: Path) -> None:
     tensors = {"x": torch.zeros(2), "table": torch.arange(4)}
     found = paired(tmp_path, tensors, tensors)
     assert not found.is_lerped("table") and found.is_lerped("x")
-    assert "1 tensors are not of a merged dtype" in found.notes[0]
+    assert "1 tensor is not of a merged dtype" in found.notes[0]
 
 
 @pytest.mark.parametrize(
@@ -319,3 +319,29 @@ def test_a_hostile_layer_count_is_not_expanded() -> None:
         {**CONFIG, "num_hidden_layers": 10**12, "x": 2},
     )
     assert [d.key for d in found if not d.harmless] == ["x"]
+
+
+@pytest.mark.parametrize(
+    ("count", "why", "hint", "note"),
+    [
+        (1, "has no place for it", "keep writes it as it is", "kept as it is at every λ"),
+        (2, "has no place for them", "keep writes them as they are", "kept as they are at every λ"),
+    ],
+)
+def test_one_tensor_is_it_and_several_are_them(
+    tmp_path: Path, count: int, why: str, hint: str, note: str
+) -> None:
+    tensors = random_tensors(torch.bfloat16)
+    more = tensors | {f"mtp.{n}.weight": torch.zeros(2).bfloat16() for n in range(count)}
+    left = write_checkpoint(tmp_path / "base", tensors, config=CONFIG)
+    right = write_checkpoint(tmp_path / "instruct", more, config=CONFIG)
+    with Checkpoint.open(left) as base, Checkpoint.open(right) as instruct:
+        with pytest.raises(PairError, match=why) as error:
+            pair(base, instruct)
+        assert hint in str(error.value.hint)
+        (said,) = [
+            one
+            for one in pair(base, instruct, PairOptions.of(one_sided="keep")).notes
+            if "mtp" in one
+        ]
+        assert why in said and note in said

@@ -15,6 +15,8 @@ from pa_kernels.reference import Draw
 import pa_fast.checkpoint.streaming as streaming
 from pa_fast import LambdaRule
 from pa_fast.checkpoint.merge import merge
+from pa_fast.checkpoint.pair import PairOptions
+from pa_fast.checkpoint.provenance import Provenance, Source
 from pa_fast.checkpoint.verify import verify
 from pa_fast.errors import UsageError
 from tests.checkpoint.pairs import load_folder, same_bits, write_checkpoint, write_pair
@@ -131,3 +133,14 @@ def test_a_rule_object_stands_for_its_rows(tmp_path: Path) -> None:
     assert (tmp_path / "a" / "model.safetensors").read_bytes() == (
         tmp_path / "b" / "model.safetensors"
     ).read_bytes()
+
+
+def test_the_page_on_formats_names_every_field() -> None:
+    source = Source("a", None, "0", "0")
+    options = PairOptions.of("refuse", "keep", ["rope_theta"], "module.")
+    recipe = streaming.MergeSpec.of("0.5", "nearest", None, None)
+    said = json.loads(Provenance(source, source, recipe, "auto", options).to_json())
+    page = (Path(__file__).parents[2] / "docs" / "formats.md").read_text()
+    (table,) = [part for part in page.split("\n\n") if part.startswith("| field | meaning")]
+    named = {name for line in table.splitlines() for name in line.split("|")[1].split("`")[1::2]}
+    assert named == set(said)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 from pa_fast import cli
+from pa_fast.base import complete_evaluator
 from pa_fast.errors import EvaluatorError, UsageError
 from pa_fast.evals import build
 from pa_fast.sweep.driver import check_evaluators
@@ -52,7 +54,7 @@ DOOMED: dict[str, tuple[str, list[Any], Callable[[], ToyEngine], str]] = {
         r"5 of 5 items do not fit",
     ),
     "icl-generate": (
-        "icl:{},shots=0,mode=generate",
+        "icl:{},shots=0,mode=generate,max_new_tokens=64",
         [SHORT] * 2,
         engine,
         r"2 of 2 items do not fit .* takes 70",
@@ -64,7 +66,7 @@ DOOMED: dict[str, tuple[str, list[Any], Callable[[], ToyEngine], str]] = {
         r"2 of 3 items do not fit .*:3, takes 45",
     ),
     "generate-new-tokens": (
-        "generate:{}",
+        "generate:{},max_new_tokens=256",
         ASKED[:1],
         engine,
         r"1 of 1 items do not fit .* takes 262",
@@ -85,7 +87,7 @@ DOOMED: dict[str, tuple[str, list[Any], Callable[[], ToyEngine], str]] = {
         "perplexity:{},stride=30",
         [{"text": "x" * 99}],
         engine,
-        r"window 24, stride 30",
+        r"window 24, stride 30; .* stride < window: the model has positions for 24 tokens",
     ),
     "perplexity-empty": (
         "perplexity:{}",
@@ -273,16 +275,126 @@ def test_the_default_window_is_what_the_model_has_positions_for(tmp_path: Path) 
     assert cut.value == scores(f"perplexity:{path},window=24", engine()).value
 
 
-def test_alpaca_caps_new_tokens_at_what_fits(tmp_path: Path) -> None:
-    evaluator = build(f"alpaca:{write(tmp_path / 'a.jsonl', TOLD[:1])},chat=false")
+WRITING = ["alpaca:{},chat=false", "generate:{}", "icl:{},shots=0,mode=generate"]
+
+
+@pytest.mark.parametrize("text", WRITING)
+def test_new_tokens_that_nobody_asked_for_are_capped_at_what_fits(
+    tmp_path: Path, text: str
+) -> None:
+    rows = [{"prompt": "x" * 5, "answer": "y", "instruction": "x" * 5}]
+    evaluator = build(text.format(write(tmp_path / "a.jsonl", rows)))
     on = engine()
     [note] = check_evaluators(on, [evaluator])
-    assert "at most 18 new tokens" in note.replace("have at most", "at most").replace(
-        "18 tokens", "18 new tokens"
-    )
+    assert "answers have at most 18 tokens, not" in note and "a.jsonl:1, of 6 tokens" in note
     score = evaluator(on)
     assert (on.configs[0].max_new_tokens, score.details["max_new_tokens"]) == (18, 18)
     assert "max_new_tokens" not in evaluator(engine(None)).details
+    if not text.startswith("alpaca"):  # its 2048 are a cap in either case
+        given = complete_evaluator(evaluator).identity["max_new_tokens"].removesuffix(" at most")
+        asked = build(f"{text.format(tmp_path / 'a.jsonl')},max_new_tokens={given}")
+        assert complete_evaluator(asked).identity != complete_evaluator(evaluator).identity
+        with pytest.raises(EvaluatorError, match="do not fit"):
+            check_evaluators(engine(), [asked])
+
+
+@pytest.mark.parametrize("text", WRITING)
+def test_a_prompt_that_is_cut_leaves_more_than_one_new_token(tmp_path: Path, text: str) -> None:
+    rows = [{"prompt": "x" * n, "answer": "y", "instruction": "x" * n} for n in (5, 22, 40)]
+    path = write(tmp_path / "a.jsonl", rows)
+    on = engine()
+    for overflow, kept, prompt in (("skip", 1, 6), ("truncate", 3, 18)):
+        score = scores(f"{text.format(path)},overflow={overflow}", on)
+        assert (score.n, max(map(len, on.prompted[-1]))) == (kept, prompt)
+        assert on.configs[-1].max_new_tokens == 24 - prompt
+
+
+TOO_LONG = [
+    (f"{kind}{more}", rows)
+    for kind, more, rows in (
+        *(
+            ("generate:{}", f",max_new_tokens={most}", ASKED[:count])
+            for most in (4, 16, 24, 300)
+            for count in (1, 2, 3)
+        ),
+        ("generate:{}", "", ASKED),
+        ("generate:{}", "", ASKED[2:]),
+        ("alpaca:{}", ",chat=false", TOLD),
+        ("alpaca:{}", ",chat=false", TOLD[2:]),
+        *(
+            ("icl:{}", f",shots={shots},sep=;,mode={mode}", rows)
+            for shots in (0, 3)
+            for mode in ("cloze", "generate", "generate,max_new_tokens=4,until=;")
+            for rows in ([SHORT, LONG], [LONG], [{**SHORT, "prompt": "x" * 15}])
+        ),
+        ("icl:{}", ",shots=0", [{**SHORT, "choices": ["y" * 30, "z"]}]),
+        ("icl:{}", ",shots=0", [SHORT, {**SHORT, "choices": ["y" * 30, "z"]}]),
+        ("perplexity:{}", ",window=30", [{"text": "x" * 99}]),
+        ("perplexity:{}", ",window=30", [{"text": "x" * 99}, {"text": "x" * 9}]),
+        ("perplexity:{}", ",window=30,stride=25", [{"text": "x" * 99}]),
+    )
+]
+POOL = [{**SHORT, "prompt": f"{n}:", "split": "pool"} for n in range(9)]
+
+
+@pytest.mark.parametrize("text,rows", TOO_LONG, ids=[f"{t}-{len(r)}" for t, r in TOO_LONG])
+def test_every_way_that_a_hint_offers_is_one(
+    tmp_path: Path, text: str, rows: list[dict[str, Any]]
+) -> None:
+    path = write(tmp_path / "a.jsonl", [*rows, *(POOL if ",shots=3" in text else [])])
+    policies = ("refuse", "skip", "truncate", "fewer-shots")
+    offered = 0
+    for policy in policies if text.startswith("icl") else policies[:-1]:
+        asked = with_options(text.format(path), f"overflow={policy}")
+        try:
+            check_evaluators(engine(), [build(asked)])
+            continue
+        except EvaluatorError as error:
+            hint = error.hint or ""
+            if "expected 1 ≤ stride < window: the model has" in error.message:
+                continue
+        for way in hint.split("; or "):
+            options = re.findall(r"\S+=[\w-]+(?:,\S+=[\w-]+)*|shots=", way)
+            assert len(options) == 1 or way.startswith("shorten them"), hint
+            for option in options:
+                option = "shots=0" if option == "shots=" else option
+                check_evaluators(engine(), [build(with_options(asked, option))])
+                offered += 1
+        if policy == "refuse" and len(rows) > 1:
+            assert offered, "something can be done, as some items are short"
+
+
+def with_options(text: str, more: str) -> str:
+    """The EVAL `text` with options put in place of its own."""
+    changed = dict(option.split("=", 1) for option in more.split(","))
+    target, *options = text.split(",")
+    return ",".join([target, *(o for o in options if o.split("=")[0] not in changed), more])
+
+
+def test_what_can_work_is_said_first(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", ASKED[:1])
+    with pytest.raises(EvaluatorError) as caught:
+        check_evaluators(engine(), [build(f"generate:{path},max_new_tokens=256")])
+    assert caught.value.hint == "max_new_tokens=18 or less leaves room behind every prompt"
+    write(path, [*POOL, SHORT, LONG])
+    for policy in ("refuse", "fewer-shots"):
+        with pytest.raises(EvaluatorError) as caught:
+            check_evaluators(engine(), [build(f"icl:{path},shots=2,sep=;,overflow={policy}")])
+        assert ":11, takes 44, and 32 without shots" in caught.value.message
+        assert "fewer" not in (caught.value.hint or "")
+
+
+def test_windows_that_are_truncated_are_called_what_they_are(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", [{"text": "x" * 99}])
+    with pytest.raises(EvaluatorError) as caught:
+        check_evaluators(engine(), [build(f"perplexity:{path},window=30")])
+    assert "prompt" not in str(caught.value)
+    assert (caught.value.hint or "").startswith("overflow=truncate takes windows of 24 tokens")
+    evaluator = build(f"perplexity:{path},window=30,overflow=truncate")
+    assert evaluator.name == "perplexity:a,window=30 at most,overflow=truncate"
+    assert evaluator(engine()).unit == "perplexity, window 24"
+    assert evaluator(engine(None)).unit == "perplexity, window 30"
+    assert build(f"perplexity:{path},window=30").name == "perplexity:a,window=30"
 
 
 GROUPED = [

@@ -95,9 +95,13 @@ def test_parse(
     [
         ("lmeval:piqa", "no evaluator `lmeval`", "evaluators: perplexity, icl, generate, alpaca, "),
         ("", "no evaluator ``", "perplexity"),
-        ("perplexity", "empty part", "FILE.txt"),
-        ("icl:", "empty part", "FILE.jsonl"),
-        ("icl:shots=5", "found 0 targets, icl takes one file", "FILE.jsonl"),
+        ("perplexity", "found no file, perplexity takes one file", "FILE.txt"),
+        ("icl:", "found no file, icl takes one file", "FILE.jsonl"),
+        ("icl:,shots=5", "found no file, icl takes one file", "FILE.jsonl"),
+        ("python:", "found no function, python takes one function", "function"),
+        ("lm-eval:", "found no task, lm-eval takes one task or more", "piqa,arc_easy"),
+        ("lm-eval:piqa,", "an empty part beside a comma", "piqa,arc_easy"),
+        ("icl:shots=5", "found no file, icl takes one file", "FILE.jsonl"),
         ("icl:a.jsonl,b.jsonl", "found 2 targets, icl takes one file", "FILE.jsonl"),
         ("suite.yaml", "no evaluator `suite.yaml`", "icl"),
         (
@@ -107,7 +111,7 @@ def test_parse(
         ),
         ("python:a:b,shots=5", "no option `shots`", "options of python: name"),
         ("icl:a.jsonl,shots=5,shots=6", "given twice", "once"),
-        ("icl:a.jsonl,,shots=5", "empty part", "FILE.jsonl"),
+        ("icl:a.jsonl,,shots=5", "an empty part beside a comma", "FILE.jsonl"),
         ("icl:a.jsonl,name=a/b", "cannot be a column", "name="),
         ("icl:a.jsonl,name=a\nb", "cannot be a column", "name="),
         ("icl:a.jsonl,name=", "cannot be a column", "name="),
@@ -191,7 +195,7 @@ def test_more_than_one_target(monkeypatch: pytest.MonkeyPatch) -> None:
         {"shots": "5"},
         "many:piqa,arc.easy,shots=5",
     )
-    with pytest.raises(UsageError, match="found 0 targets, many takes one task or more"):
+    with pytest.raises(UsageError, match="found no task, many takes one task or more"):
         parse("many:shots=5")
     with pytest.raises(UsageError, match="`arc_easy` after an option"):
         parse("many:piqa,shots=5,arc_easy")

@@ -122,8 +122,12 @@ def test_requests_that_do_not_fit_are_told_before_the_first_lambda(
         "requests are too long for the model, which has positions for 16 tokens: they lose the"
         " beginning" in note
     )
-    with pytest.raises(EvaluatorError, match=r"\d+ of \d+ requests are too long"):
-        of(f"{text},overflow=refuse", 16).check(engine)
+    for shots in (2, 0):
+        with pytest.raises(EvaluatorError, match=r"\d+ of \d+ requests are too long") as said:
+            few = text.replace("shots=2", f"shots={shots},overflow=refuse")
+            of(few, 16).check(engine)
+        assert ("fewer shots=" in (said.value.hint or "")) == (shots > 0)
+        assert "overflow=truncate cuts them" in (said.value.hint or "")
     with pytest.raises(
         EvaluatorError,
         match=r"12 of 12 prompts ask for up to 9 new tokens, and the model has positions for 9",
@@ -334,6 +338,24 @@ _NOWHERE = (
         ("", "t_choice,shots=some", "expected a whole number from 0", "shots=0"),
         (
             "",
+            "t_rolling,shots=2",
+            "`t_rolling` has 1 document to draw shots from, expected at least shots=2",
+            "take shots=1 or fewer",
+        ),
+        (
+            f"{_CHOICE}fewshot_split: test\n",
+            "mine,shots=12",
+            "`mine` has 11 documents to draw shots from, expected at least shots=12",
+            "take shots=11 or fewer",
+        ),
+        (
+            f"{_CHOICE}fewshot_config: {{sampler: first_n}}\nnum_fewshot: 999\n",
+            "mine",
+            r"`mine` has \d+ documents to draw shots from, expected at least shots=999",
+            " or fewer",
+        ),
+        (
+            "",
             "t_choice,t_group",
             "cannot load t_choice, t_group: ValueError: Duplicate task 't_choice'",
             "check",
@@ -350,6 +372,40 @@ def test_what_is_refused_before_a_model_is_loaded(
     with pytest.raises((EvaluatorError, UsageError), match=message) as said:
         build(f"lm-eval:{eval},include_path={folder}")
     assert hint in (said.value.hint or "")
+
+
+def test_as_many_shots_as_there_are_documents_for(engine: Any, tasks: Path, tmp_path: Path) -> None:
+    shutil.copytree(tasks, tmp_path / "tasks")
+    (tmp_path / "tasks" / "mine.yaml").write_text(f"{_CHOICE}fewshot_split: test\n")
+    for eval in ("mine,shots=11", "t_rolling,shots=1"):
+        evaluator: Any = build(f"lm-eval:{eval},include_path={tmp_path}/tasks")
+        evaluator.check(engine)
+
+
+@pytest.mark.parametrize(
+    "yaml",
+    [
+        "doc_to_text: !function broken.f\n",
+        "num_fewshot: 1\nfewshot_config: {sampler: !function broken.Sampler}\n",
+    ],
+)
+def test_a_task_that_cannot_write_its_requests_is_named(
+    engine: Any, tasks: Path, tmp_path: Path, yaml: str
+) -> None:
+    shutil.copytree(tasks, tmp_path / "tasks")
+    (tmp_path / "tasks" / "broken.py").write_text(
+        "calls = []\ndef f(document):\n    calls.append(document)\n"
+        "    if len(calls) > 3: raise KeyError('column')\n    return 'x'\n"
+        "from lm_eval.api.samplers import ContextSampler\n"
+        "class Sampler(ContextSampler):\n    def sample(self, n, **_): raise KeyError('column')\n"
+    )
+    (tmp_path / "tasks" / "mine.yaml").write_text(f"{_CHOICE}{yaml}")
+    evaluator: Any = build(f"lm-eval:mine,include_path={tmp_path}/tasks")
+    with pytest.raises(
+        EvaluatorError, match="`mine` cannot write its requests: KeyError: 'column'"
+    ) as said:
+        evaluator.check(engine)
+    assert "templates" in (said.value.hint or "")
 
 
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pa_fast.errors import EvaluatorError, PaFastError, UsageError
-from pa_fast.evals import build, parse, parse_all
+from pa_fast.evals import build, evaluator, parse, parse_all
 
 
 def suite(path: Path, text: str) -> str:
@@ -74,7 +74,7 @@ def test_paths_begin_beside_the_suite(tmp_path: Path, monkeypatch: pytest.Monkey
         ("- other.yaml", "entry 1: found 'other.yaml'"),
         ("- nothing:a", "entry 1: `nothing:a`: there is no evaluator `nothing`"),
         ("- {eval: nothing, file: a}", "entry 1: `nothing:a`: there is no evaluator `nothing`"),
-        ("- {eval: icl, shots: 5}", "entry 1: `icl:shots=5`: found 0 targets, icl takes one file"),
+        ("- {eval: icl, shots: 5}", "entry 1: `icl:shots=5`: found no file, icl takes one file"),
         ("- {eval: icl, file: [a, b]}", "entry 1: `icl:a,b`: found 2 targets, icl takes one file"),
         ("- {eval: icl, file: a, shot: 5}", "entry 1: icl has no key `shot`"),
         (
@@ -96,6 +96,37 @@ def test_errors_name_file_and_entry(tmp_path: Path, text: str, message: str) -> 
     assert caught.value.message.startswith(path)
     assert message in caught.value.message
     assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("entry", "error", "message"),
+    [
+        ("{eval: icl, file: gone.jsonl}", EvaluatorError, "gone.jsonl cannot be read"),
+        ("icl:gone.jsonl,shots=2", EvaluatorError, "gone.jsonl cannot be read"),
+        ("{eval: icl, file: a.jsonl, pool: gone.jsonl}", EvaluatorError, "gone.jsonl cannot be"),
+        ("{eval: icl, file: a.jsonl, shots: 2.5}", UsageError, "shots=2.5, expected a whole"),
+        ("{eval: generate, file: a.jsonl, chat: 'yes'}", UsageError, "chat=yes is not available"),
+        ("{eval: generate, file: a.jsonl}", EvaluatorError, "a.jsonl:1: found the fields"),
+        ("{eval: perplexity, file: a.jsonl, split: blank}", UsageError, "split=blank is for text"),
+        ("{eval: python, function: no.such:f}", EvaluatorError, "module `no.such` does not import"),
+        ("{eval: python, function: nothing}", UsageError, "is not module:function"),
+        ("{eval: lm-eval, task: a, use_cache: x}", UsageError, "use_cache would give every λ"),
+    ],
+)
+@pytest.mark.parametrize("name", [None, "renamed"])
+def test_errors_of_the_data_name_file_and_entry_too(
+    tmp_path: Path, entry: str, error: type[PaFastError], message: str, name: str | None
+) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "x"}\n')
+    path = suite(tmp_path / "bad.yaml", f"- {entry}\n")
+    with pytest.raises(error) as caught:
+        evaluator(path, name=name)
+    assert caught.value.message.startswith(f"{path}: entry 1: ")
+    assert message in caught.value.message and caught.value.hint
+    (spec,) = parse_all([path])
+    with pytest.raises(error) as other:
+        build(spec)
+    assert other.value.message == caught.value.message
 
 
 def test_a_suite_that_is_not_there(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from pa_fast.base import Engine, Evaluator, Item, Lambda, Score, complete
-from pa_fast.errors import EvaluatorError, UsageError
+from pa_fast.errors import EvaluatorError, PaFastError, UsageError, first_line
 from pa_fast.evals.average import AVERAGES, labelled, weighted
 from pa_fast.evals.kind import EvalSpec, Kind
 from pa_fast.evals.lm_eval.cached_task import SEED
@@ -117,11 +117,9 @@ class LmEval:
             f" {lm.max_length} tokens"
         )
         if self.overflow == "refuse":
-            raise EvaluatorError(
-                message,
-                "take fewer shots=, or overflow=truncate, which cuts them on the left as lm-eval"
-                " does",
-            )
+            cuts = "overflow=truncate cuts them on the left as lm-eval does"
+            shown = any(self.tasks[name].get_config("num_fewshot") for name in self.tasks)
+            raise EvaluatorError(message, f"{cuts}; or take fewer shots=" if shown else cuts)
         return [f"{message}: they lose the beginning of their prompt, as in lm-eval"]
 
     def _build_requests(self, lm: Any) -> list[Any]:
@@ -129,20 +127,29 @@ class LmEval:
         every λ."""
         requests: list[Any] = []
         for name in self.tasks:
-            with contextlib.redirect_stderr(io.StringIO()):  # its bar has no switch
-                self.tasks[name].build_all_requests(
-                    limit=None,
-                    samples=self.samples.get(name),
-                    rank=lm.rank,
-                    world_size=lm.world_size,
-                    cache_requests=False,
-                    rewrite_requests_cache=False,
-                    system_instruction=None,
-                    apply_chat_template=self.chat,
-                    fewshot_as_multiturn=self.chat,
-                    chat_template=lm.apply_chat_template if self.chat else None,
-                    tokenizer_name=lm.tokenizer_name if self.chat else "",
-                )
+            try:
+                with contextlib.redirect_stderr(io.StringIO()):  # its bar has no switch
+                    self.tasks[name].build_all_requests(
+                        limit=None,
+                        samples=self.samples.get(name),
+                        rank=lm.rank,
+                        world_size=lm.world_size,
+                        cache_requests=False,
+                        rewrite_requests_cache=False,
+                        system_instruction=None,
+                        apply_chat_template=self.chat,
+                        fewshot_as_multiturn=self.chat,
+                        chat_template=lm.apply_chat_template if self.chat else None,
+                        tokenizer_name=lm.tokenizer_name if self.chat else "",
+                    )
+            except PaFastError:
+                raise
+            except Exception as error:  # whatever templates, samplers and functions of a task can
+                raise EvaluatorError(
+                    f"lm-eval task `{name}` cannot write its requests: {type(error).__name__}:"
+                    f" {first_line(error)}",
+                    "check the task's templates and functions, and its documents and shots",
+                ) from error
             requests += [
                 instance for instance in self.tasks[name].instances for _ in range(instance.repeats)
             ]

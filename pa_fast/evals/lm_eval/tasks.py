@@ -20,6 +20,7 @@ from typing import Any
 from pa_fast.errors import EvaluatorError, MissingExtra
 from pa_fast.evals.files import limited
 from pa_fast.evals.lm_eval.cached_task import SEED, build_once
+from pa_fast.units import format_count
 
 OLDEST = (0, 4, 13)
 INSTALL = "pip install 'pa_fast[eval]'"
@@ -230,7 +231,33 @@ def _set_shots(name: str, task: Any, shots: int | None) -> None:
             f"lm-eval task `{name}` is fixed at 0 shots by its configuration, found shots={shots}",
             "leave shots out for it: one --eval for each number of shots",
         )
-    task.set_config(key="num_fewshot", value=own or 0 if shots is None else shots)
+    count = own or 0 if shots is None else shots
+    task.set_config(key="num_fewshot", value=count)
+    held = _pool_size(task)
+    if held is not None and count > held:
+        raise EvaluatorError(
+            f"lm-eval task `{name}` has {format_count(held, 'document')} to draw shots from,"
+            f" expected at least shots={count}",
+            f"take shots={held} or fewer" if held else "take shots=0",
+        )
+
+
+def _pool_size(task: Any) -> int | None:
+    """How many documents can be shown before another one; None where a task draws them in a way of
+    its own."""
+    from lm_eval.api.samplers import ContextSampler, FirstNSampler
+    from lm_eval.api.task import ConfigurableTask
+
+    sampler = getattr(task, "sampler", None)
+    if not isinstance(task, ConfigurableTask) or type(sampler) not in (
+        ContextSampler,
+        FirstNSampler,
+        type(None),
+    ):
+        return None
+    held = 0 if sampler is None else len(sampler.fewshot_indices or sampler.df)
+    # drawn from the documents that are scored: none is shown before itself
+    return held - 1 if held and task.fewshot_cfg.split == task.config.test_split else held
 
 
 def _check_usable(name: str, task: Any) -> None:
