@@ -11,7 +11,7 @@ from pa_fast.base import Lambda
 from pa_fast.checkpoint.folder import is_adapter, resolve
 from pa_fast.checkpoint.pair import PairOptions
 from pa_fast.errors import OutputError, PairError, UsageError
-from pa_fast.evals.files import read_file
+from pa_fast.evals.rows import read_file
 from pa_fast.files import check_outside, path_of
 
 if TYPE_CHECKING:

@@ -9,14 +9,18 @@ from typing import Any
 
 from pa_fast.base import Engine, Evaluator, Item, Score, complete
 from pa_fast.errors import EvaluatorError
-from pa_fast.evals.average import AVERAGES, averaged, labelled, weighted
-from pa_fast.evals.files import DataFile, limited, read_file
 from pa_fast.evals.kind import EvalSpec, Kind
-from pa_fast.evals.likelihood import Prepared
-from pa_fast.evals.outputs import figures, generated
-from pa_fast.evals.overflow import POLICIES, each
-from pa_fast.evals.prompts import NewTokens, Prompt, chat, fitted
-from pa_fast.evals.rows import Row, distinct, read_rows
+from pa_fast.evals.prompts import POLICIES, NewTokens, Prompt, chat, each, fitted
+from pa_fast.evals.rows import DataFile, Row, distinct, limited, read_file, read_rows
+from pa_fast.evals.scores import (
+    AVERAGES,
+    Prepared,
+    averaged,
+    figures,
+    generated,
+    labelled,
+    weighted,
+)
 
 
 class Alpaca:

@@ -1,22 +1,103 @@
-"""Generation: prompts that the model answers in its own words, scored by a rule for each."""
+"""Rules: what makes an output right."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from pa_fast.base import Engine, Evaluator, Item, Score
-from pa_fast.errors import UsageError
-from pa_fast.evals.average import AVERAGES, averaged, labelled, weighted
-from pa_fast.evals.files import DataFile, limited, read_file
-from pa_fast.evals.imported import Imported, imported
+from pa_fast.errors import EvaluatorError, UsageError
+from pa_fast.evals.function import Imported, imported
 from pa_fast.evals.kind import EvalSpec, Kind
-from pa_fast.evals.likelihood import Prepared
-from pa_fast.evals.outputs import figures, generated, json_lines, record
-from pa_fast.evals.overflow import POLICIES, each
-from pa_fast.evals.prompts import NewTokens, fitted, read_prompt
-from pa_fast.evals.rows import Row, distinct, read_rows
-from pa_fast.evals.rules import rule_of
+from pa_fast.evals.prompts import POLICIES, NewTokens, each, fitted, read_prompt
+from pa_fast.evals.rows import (
+    DataFile,
+    Row,
+    answers,
+    distinct,
+    limited,
+    matches,
+    read_file,
+    read_rows,
+)
+from pa_fast.evals.scores import (
+    AVERAGES,
+    Prepared,
+    averaged,
+    figures,
+    generated,
+    json_lines,
+    labelled,
+    record,
+    weighted,
+)
+from pa_fast.foreign import one_line
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Output → score of one row, and the unit of its mean."""
+
+    unit: str
+    score: Callable[[str], float]
+
+
+def rule_of(row: Row, check: Imported | None, regex: str | None) -> Rule:
+    """The rule that scores `row`: the checker of the sweep, its own `regex`, that of the sweep, or
+    its `answer`, in this order.
+
+    Raises:
+        EvaluatorError: there is none, or it is no regular expression, no answer.
+    """
+    if check is not None:
+        return Rule(f"mean of {check.name}", lambda output: _checked(row, check, output))
+    if "regex" in row.fields or regex is not None:
+        pattern = _compiled(row.where, row.text("regex") if "regex" in row.fields else str(regex))
+        return Rule("regex match", lambda output: float(pattern.search(output) is not None))
+    if "answer" in row.fields:
+        right = answers(row, "answer")
+        return Rule("exact match", lambda output: float(matches(output, right)))
+    raise EvaluatorError(
+        f"{row.where}: found the fields {sorted(row.fields)}, and no rule that scores its output",
+        "give the row a `regex` or an `answer`, or every row regex=… or check=module:function",
+    )
+
+
+def _compiled(where: str, pattern: str) -> re.Pattern[str]:
+    try:
+        return re.compile(pattern)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise EvaluatorError(
+            f"{where}: `{one_line(pattern, 120)}` is not a regular expression: {error}",
+            "Python's syntax; flags stand in it, such as (?i)",
+        ) from None
+
+
+def _checked(row: Row, check: Imported, output: str) -> float:
+    try:
+        found = check.function(output, row.fields)
+    except Exception as error:
+        raise EvaluatorError(
+            f"{row.where}: {check.target} failed: {type(error).__name__}: {error}",
+            "it is called as function(output, row)",
+        ) from error
+    try:
+        value = float(found)  # numbers of NumPy and torch are numbers too
+    except (TypeError, ValueError):
+        value = math.nan
+    if isinstance(found, str) or not math.isfinite(value):
+        raise EvaluatorError(
+            f"{row.where}: {check.target} returned {found!r}, expected a finite number or a bool"
+        )
+    return value
+
+
+# --- generation
+#
+# Generation: prompts that the model answers in its own words, scored by a rule for each.
 
 FIELDS = ("prompt", "messages", "id", "group", "regex", "answer")
 

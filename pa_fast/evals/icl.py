@@ -8,18 +8,36 @@ from typing import Any
 
 from pa_fast.base import Engine, Evaluator, Item, Score, Tokenizer
 from pa_fast.errors import EvaluatorError, UsageError
-from pa_fast.evals.average import AVERAGES, averaged, labelled, weighted
-from pa_fast.evals.encoding import Encoder
-from pa_fast.evals.examples import Example
-from pa_fast.evals.files import read_file
+from pa_fast.evals.examples import Asked, Example, Shots
 from pa_fast.evals.kind import EvalSpec, Kind
-from pa_fast.evals.likelihood import Pair, Prepared, logprobs, pairs_of
-from pa_fast.evals.matching import matches
-from pa_fast.evals.outputs import ending_tokens, figures, generated, json_lines, record
-from pa_fast.evals.overflow import WITH_SHOTS, Fitted, Overflow, cut_left, each
-from pa_fast.evals.prompts import Fitted as FittedPrompts
-from pa_fast.evals.prompts import NewTokens, Prompt, fitted
-from pa_fast.evals.shots import Asked, Shots
+from pa_fast.evals.prompts import (
+    WITH_SHOTS,
+    Fitted,
+    FittedPrompts,
+    NewTokens,
+    Overflow,
+    Prompt,
+    cut_left,
+    each,
+    fitted,
+)
+from pa_fast.evals.rows import matches, read_file
+from pa_fast.evals.scores import (
+    AVERAGES,
+    Encoder,
+    Pair,
+    Prepared,
+    averaged,
+    ending_tokens,
+    figures,
+    generated,
+    json_lines,
+    labelled,
+    logprobs,
+    pairs_of,
+    record,
+    weighted,
+)
 
 
 class Choice:

@@ -11,12 +11,10 @@ from typing import Any
 
 from pa_fast.base import Engine, Evaluator, Item, Score, Tokenizer
 from pa_fast.errors import EvaluatorError, UsageError
-from pa_fast.evals.average import AVERAGES, labelled
-from pa_fast.evals.files import DataFile, limited, read_file
 from pa_fast.evals.kind import EvalSpec, Kind
-from pa_fast.evals.likelihood import Pair, Prepared, logprobs
-from pa_fast.evals.overflow import POLICIES, Overflow, each
-from pa_fast.evals.rows import Row, read_rows
+from pa_fast.evals.prompts import POLICIES, Overflow, each
+from pa_fast.evals.rows import DataFile, Row, limited, read_file, read_rows
+from pa_fast.evals.scores import AVERAGES, Pair, Prepared, labelled, logprobs
 
 WINDOW = 512
 """Tokens of a window unless told otherwise, or the model has fewer positions."""

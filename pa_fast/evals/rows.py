@@ -1,15 +1,74 @@
-"""Rows of a data file: JSON objects that know where they stand."""
+"""Data files of evaluators: read, checked row by row, and how an output is compared with an
+answer."""
 
 from __future__ import annotations
 
 import difflib
+import hashlib
 import json
-from collections.abc import Iterable, Mapping
+import pathlib
+import random
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from pa_fast.errors import EvaluatorError
-from pa_fast.evals.files import DataFile
+from pa_fast.files import path_of
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """A data file as text, with the SHA-256 of its bytes."""
+
+    path: pathlib.Path
+    text: str
+    sha256: str
+
+
+def read_file(path: str | pathlib.Path) -> DataFile:
+    """Read a UTF-8 file; a byte-order mark is dropped.
+
+    Raises:
+        UsageError: `path` is none.
+        EvaluatorError: it cannot be read, or is not UTF-8.
+    """
+    path = path_of(path, "data file")
+    try:
+        raw = path.read_bytes()
+        return DataFile(path, raw.decode("utf-8-sig"), hashlib.sha256(raw).hexdigest())
+    except OSError as error:
+        raise EvaluatorError(
+            f"{path} cannot be read: {error.strerror or error}", "check the path of the data file"
+        ) from None
+    except ValueError as error:
+        raise EvaluatorError(
+            f"{path} is not UTF-8: {error}", "save the data file as UTF-8"
+        ) from None
+
+
+def limited(rows: Sequence[T], groups: Sequence[str], limit: int | None, seed: int) -> list[T]:
+    """At most `limit` of N `rows` in all, drawn with `seed`, in their own order: from each of the
+    `groups` that the rows belong to as many as from any other, as far as it has them. This is what
+    a limit means to every evaluator.
+    """
+    if limit is None or limit >= len(rows):
+        return list(rows)
+    members: dict[str, list[int]] = {}
+    for index, group in enumerate(groups):
+        members.setdefault(group, []).append(index)
+    kept: list[int] = []
+    for place, indices in enumerate(sorted(members.values(), key=len)):
+        # what a small group lacks the larger ones give
+        share = min(len(indices), (limit - len(kept)) // (len(members) - place))
+        kept += random.Random(f"{seed}:limit").sample(indices, share)
+    return [rows[index] for index in sorted(kept)]
+
+
+# --- rows
+#
+# Rows of a data file: JSON objects that know where they stand.
 
 
 @dataclass(frozen=True)
@@ -119,3 +178,39 @@ def _json(where: str, text: str) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise EvaluatorError(f"{where}: not JSON ({error})", _HOW) from None
+
+
+# --- matching
+#
+# Exact match: when a generated text is the right answer.
+
+
+def normalised(text: str) -> str:
+    """`text` in one case, runs of white space as one space, none at the ends, without the
+    punctuation that ends it.
+
+    What is punctuation alone stays, so that no answer is empty.
+    """
+    text = " ".join(text.casefold().split())
+    return text.rstrip(".,;:!? ") or text
+
+
+def matches(output: str, answers: Iterable[str]) -> bool:
+    """Whether `output` is one of `answers`, both normalised."""
+    return normalised(output) in map(normalised, answers)
+
+
+def answers(row: Row, field: str) -> tuple[str, ...]:
+    """The right answers of a row: a text, or a list of texts of which each is right.
+
+    Raises:
+        EvaluatorError: it is neither, or one is blank.
+    """
+    value = row.fields[field]
+    listed = value if isinstance(value, list) else [value]
+    if not listed or not all(isinstance(one, str) and one.strip() for one in listed):
+        raise EvaluatorError(
+            f"{row.where}: answer {value!r} is not a text, nor a list of texts",
+            "write the right answer as a text",
+        )
+    return tuple(listed)

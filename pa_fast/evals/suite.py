@@ -9,8 +9,8 @@ from typing import Any
 
 from pa_fast.errors import EvaluatorError, UsageError
 from pa_fast.evals import spec
-from pa_fast.evals.files import read_file
 from pa_fast.evals.kind import EvalSpec
+from pa_fast.evals.rows import read_file
 from pa_fast.foreign import YamlError, load_yaml
 
 SUFFIXES = (".yaml", ".yml")

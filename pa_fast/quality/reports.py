@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from pa_fast.base import Lambda
 from pa_fast.engines.transformers import load
 from pa_fast.errors import EngineError, EvaluatorError
-from pa_fast.evals.files import read_file
 from pa_fast.evals.perplexity import check_windows, windows
+from pa_fast.evals.rows import read_file
 from pa_fast.quality.divergence import divergence
 from pa_fast.stores import registry
 from pa_fast.stores.quality import Measured, OnText, QualityReport

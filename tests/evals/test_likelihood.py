@@ -7,8 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pa_fast.errors import EvaluatorError
-from pa_fast.evals.encoding import Encoder
-from pa_fast.evals.likelihood import Prepared, logprobs, pairs_of
+from pa_fast.evals.scores import Encoder, Prepared, logprobs, pairs_of
 from tests.evals.styles import STYLES, tokenizer_of
 from tests.evals.toy import Characters, ToyEngine
 

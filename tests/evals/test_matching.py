@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pa_fast.evals.matching import matches, normalised
+from pa_fast.evals.rows import matches, normalised
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from pa_fast.errors import EvaluatorError
-from pa_fast.evals.files import read_file
-from pa_fast.evals.rows import distinct, read_rows
+from pa_fast.evals.rows import distinct, read_file, read_rows
 
 
 def rows_of(path: Path, text: str) -> list[tuple[str, int, Any]]:

@@ -14,7 +14,6 @@ from typing import Any
 
 from pa_fast.base import Engine, Evaluator, Item, Lambda, Score, complete
 from pa_fast.errors import EvaluatorError, PaFastError, UsageError, first_line
-from pa_fast.evals.average import AVERAGES, labelled, weighted
 from pa_fast.evals.kind import EvalSpec, Kind
 from pa_fast.evals.lm_eval.cached_task import SEED
 from pa_fast.evals.lm_eval.tasks import (
@@ -28,6 +27,7 @@ from pa_fast.evals.lm_eval.tasks import (
     require_lm_eval,
     sample_documents,
 )
+from pa_fast.evals.scores import AVERAGES, labelled, weighted
 
 
 class LmEval:

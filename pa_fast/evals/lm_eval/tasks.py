@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from pa_fast.errors import EvaluatorError, MissingExtra
-from pa_fast.evals.files import limited
 from pa_fast.evals.lm_eval.cached_task import SEED, build_once
+from pa_fast.evals.rows import limited
 from pa_fast.units import format_count
 
 OLDEST = (0, 4, 13)

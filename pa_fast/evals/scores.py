@@ -1,0 +1,280 @@
+"""What evaluators share: averages over groups, outputs as files, requests from texts, and their
+likelihoods.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Generic, TypeVar
+
+from pa_fast.base import Engine, Generation, Item, Tokenizer, complete
+from pa_fast.errors import EvaluatorError
+
+AVERAGES = ("macro", "micro")
+"""`macro`: the mean over groups of each one's mean. `micro`: the mean over items."""
+
+
+def averaged(items: Sequence[Item], kind: str) -> float:
+    """The mean score of `items`, by `kind`."""
+    if kind == "micro":
+        return sum(item.score for item in items) / len(items)
+    groups: dict[str, list[float]] = {}
+    for item in items:
+        groups.setdefault(item.group, []).append(item.score)
+    return sum(sum(scores) / len(scores) for scores in groups.values()) / len(groups)
+
+
+def weighted(items: Sequence[Item], kind: str) -> list[Item]:
+    """`items` with what each counts in their average by `kind`: 1 where all count the same."""
+    sizes = Counter(item.group for item in items)
+    if kind == "micro" or len(set(sizes.values())) == 1:
+        return list(items)
+    mean = len(items) / len(sizes)
+    return [replace(item, weight=mean / sizes[item.group]) for item in items]
+
+
+def labelled(unit: str, groups: Iterable[str], kind: str) -> str:
+    """`unit` with how groups were averaged, where there are several."""
+    return f"{unit}, {kind}" if len(set(groups)) > 1 else unit
+
+
+# --- outputs
+#
+# Outputs: what a model writes after its prompts, and the files that keep it.
+
+
+@dataclass(frozen=True)
+class Output:
+    """A text that a model wrote, its length in tokens, and whether the limit cut it short."""
+
+    text: str
+    tokens: int
+    truncated: bool
+
+
+def generated(
+    engine: Engine,
+    prompts: Sequence[list[int]],
+    max_new_tokens: int,
+    until: str | None = None,
+    ends: tuple[int, ...] = (),
+) -> list[Output]:
+    """Greedy outputs of N prompts, in one call of the engine; they end at a stop token, before
+    `until`, or at the limit.
+
+    An engine leaves the stop token out, so an output of `max_new_tokens` tokens without `until` was
+    cut by the limit.
+
+    Args:
+        ends: `ending_tokens` of `until`.
+
+    Raises:
+        EvaluatorError: the engine answered with another number of outputs.
+    """
+    stops = tuple(complete(engine).stop_tokens)
+    spoken = engine.generate(prompts, Generation(max_new_tokens, stops + ends))
+    if len(spoken) != len(prompts):
+        raise EvaluatorError(f"the engine wrote {len(spoken)} outputs, expected {len(prompts)}")
+    found = []
+    for ids in spoken:
+        text = engine.tokenizer.decode(ids)
+        cut = -1 if until is None else text.find(until)
+        found.append(
+            Output(
+                text if cut < 0 else text[:cut], len(ids), cut < 0 and len(ids) >= max_new_tokens
+            )
+        )
+    return found
+
+
+def ending_tokens(tokenizer: Tokenizer, until: str) -> tuple[int, ...]:
+    """Tokens that are `until`, once or twice, and nothing else: to stop there costs less and
+    changes no output."""
+    encoded = [tokenizer.encode(text, add_special_tokens=False) for text in (until, until * 2)]
+    return tuple(
+        ids[0] for ids in encoded if len(ids) == 1 and tokenizer.decode(ids).startswith(until)
+    )
+
+
+def figures(outputs: Sequence[Output]) -> dict[str, float]:
+    """What every table of outputs should be read with: the share that the limit cut, and the mean
+    length."""
+    return {
+        "truncated": sum(output.truncated for output in outputs) / len(outputs),
+        "mean_output_tokens": sum(output.tokens for output in outputs) / len(outputs),
+    }
+
+
+def record(item: Item, prompt: str, output: Output) -> dict[str, Any]:
+    """One output as `outputs.jsonl` keeps it."""
+    return {
+        "id": item.id,
+        "group": item.group,
+        "prompt": prompt,
+        "output": output.text,
+        "truncated": output.truncated,
+        "score": item.score,
+    }
+
+
+def json_lines(rows: Iterable[Mapping[str, Any]]) -> str:
+    """`rows` as the text of a `.jsonl` file."""
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+# --- encoding
+#
+# Text to token ids: what the tokenizer puts before a text, once, and nothing after it.
+
+_PROBE = "a"
+
+
+class Encoder:
+    """Encodes texts that a model is to go on from.
+
+    `prefix` is what the tokenizer writes before a text, BOS in most cases. A text that begins with
+    it, such as a prompt that was rendered by a chat template beforehand, does not get it again.
+    What the tokenizer writes after a text, such as EOS or `[SEP]`, is left out: it would say that
+    the text has ended.
+    """
+
+    def __init__(self, tokenizer: Tokenizer):
+        self._tokenizer = tokenizer
+        self.prefix = _prefix(tokenizer)
+
+    def __call__(self, text: str) -> list[int]:
+        ids = self._tokenizer.encode(text, add_special_tokens=False)
+        return ids if _begins(ids, self.prefix) else self.prefix + ids
+
+    def rendered(self, text: str) -> list[int]:
+        """Ids of a text that a chat template wrote, with the special tokens that stand in it. A
+        message that brought a prefix of its own right behind the template's does not make two of
+        it."""
+        ids = self._tokenizer.encode(text, add_special_tokens=False)
+        bos = self._tokenizer.bos_token_id
+        prefix = self.prefix or ([] if bos is None else [bos])
+        while prefix and _begins(ids, prefix * 2):
+            ids = ids[len(prefix) :]
+        return ids
+
+
+def _begins(ids: Sequence[int], prefix: Sequence[int]) -> bool:
+    return bool(prefix) and list(ids[: len(prefix)]) == list(prefix)
+
+
+def _prefix(tokenizer: Tokenizer) -> list[int]:
+    """Ids that the tokenizer writes before any text."""
+    alone = tokenizer.encode(_PROBE, add_special_tokens=False)
+    dressed = tokenizer.encode(_PROBE)
+    for start in range(len(dressed) - len(alone) + 1) if alone else ():
+        if dressed[start : start + len(alone)] == alone:
+            return dressed[:start]
+    # the tokenizer knows no such letter: the most that can be told is whether BOS stands first
+    return dressed[:1] if dressed and dressed[0] == tokenizer.bos_token_id else []
+
+
+# --- likelihood
+#
+# Text to log-likelihoods: where a context ends and its continuation begins, and one checked call
+# of the engine.
+
+Pair = tuple[list[int], list[int]]
+T = TypeVar("T")
+
+
+def pairs_of(tokenizer: Tokenizer, context: str, continuations: Sequence[str]) -> list[Pair]:
+    """Context and continuation ids for each continuation of one context.
+
+    All continuations are cut at one place, a token boundary of every whole text: the longest token
+    prefix that the context and all wholes share, after the context's trailing spaces have moved to
+    the continuations. So no continuation gives a part of itself away to its context, where a token
+    lies across the boundary. BOS as the tokenizer says, once.
+
+    Raises:
+        EvaluatorError: a continuation adds no token to its context, or nothing stands before it.
+    Source: lm-eval `TemplateLM._encode_pair`; unlike it, which cuts at the context's number of
+        tokens, the boundary is one of tokens that agree. Where no token lies across it both give
+        the same pairs.
+    """
+    encode = Encoder(tokenizer)
+    stripped = context.rstrip()
+    texts = [context + continuation for continuation in continuations]
+    wholes = [encode(text) for text in texts]
+    size = _shared([encode(stripped), *wholes])
+    while (
+        size
+        and wholes[0][size - 1] == getattr(tokenizer, "unk_token_id", None)
+        and _reaches(tokenizer, texts, wholes, size, len(stripped))
+    ):
+        size -= 1  # one unknown token stands for other characters in the whole than in the context
+    for continuation, whole in zip(continuations, wholes):
+        if size == 0 or len(whole) <= size:
+            raise EvaluatorError(
+                f"`{continuation}` after `{stripped[-40:]}` leaves {size} tokens of context and "
+                f"{len(whole[size:])} of continuation, expected at least one of each",
+                "a prompt may not be empty where the tokenizer has no BOS, and an answer must add"
+                " text to it",
+            )
+    return [(whole[:size], whole[size:]) for whole in wholes]
+
+
+def _shared(rows: Sequence[Sequence[int]]) -> int:
+    """How many tokens all of `rows` begin with alike."""
+    columns = enumerate(zip(*rows))
+    return next((n for n, column in columns if len(set(column)) > 1), min(map(len, rows)))
+
+
+def _reaches(
+    tokenizer: Any, texts: Sequence[str], wholes: Sequence[Sequence[int]], size: int, end: int
+) -> bool:
+    """Whether the token before place `size` covers a character from `end` on in one of `texts`;
+    True where nobody can tell."""
+    if not getattr(tokenizer, "is_fast", False):
+        return True
+    for text, whole in zip(texts, wholes):
+        found = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        before = len(whole) - len(found["input_ids"])  # what the tokenizer writes before the text
+        if size > before and found["offset_mapping"][size - before - 1][1] > end:
+            return True
+    return False
+
+
+def logprobs(engine: Engine, pairs: Sequence[Pair], label: Callable[[int], str]) -> list[float]:
+    """Log-likelihood in nats of each pair's continuation, in one call of the engine; `label` names
+    pair i in errors.
+
+    Raises:
+        EvaluatorError: the engine answered with another number of values, or with one that is not
+            finite.
+    """
+    values = [answer.logprob for answer in engine.loglikelihood(pairs)]
+    if len(values) != len(pairs):
+        raise EvaluatorError(
+            f"the engine scored {len(values)} continuations, expected {len(pairs)}"
+        )
+    for index, value in enumerate(values):
+        if not math.isfinite(value):
+            raise EvaluatorError(
+                f"{label(index)}: log-likelihood is {value}, expected a finite number",
+                "the model overflows at this λ; move the λ range, or use a wider --dtype",
+            )
+    return values
+
+
+class Prepared(Generic[T]):
+    """What an evaluator's items are for one tokenizer and number of positions: made before the
+    first λ, the same object at every one."""
+
+    def __init__(self, make: Callable[[Tokenizer, int | None], T]):
+        self._make = make
+        self._made: tuple[Tokenizer, int | None, T] | None = None
+
+    def __call__(self, engine: Engine) -> T:
+        tokenizer, room = engine.tokenizer, complete(engine).positions
+        if self._made is None or self._made[0] is not tokenizer or self._made[1] != room:
+            self._made = (tokenizer, room, self._make(tokenizer, room))
+        return self._made[2]
