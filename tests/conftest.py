@@ -8,6 +8,11 @@ import signal
 from typing import Any
 
 import pytest
+from hypothesis import settings
+
+# how long an example takes says nothing on a busy machine
+settings.register_profile("no deadline", deadline=None)
+settings.load_profile("no deadline")
 
 if os.environ.pop(
     "PYTEST_XDIST_WORKER", None

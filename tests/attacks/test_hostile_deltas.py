@@ -375,7 +375,7 @@ def test_what_is_no_file_is_refused(base: pairs.Tensors, tmp_path: Path) -> None
     assert "not a regular file" in refused(tmp_path, base)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(st.data())
 def test_a_good_file_with_bytes_changed(data: st.DataObject) -> None:
     content, length = _content()

@@ -253,7 +253,7 @@ def inspect_or_refuse(files: dict[str, bytes]) -> None:
             )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(configs, tokenizers, st.dictionaries(st.text(max_size=8), json_values, max_size=3))
 def test_any_companions(
     config: dict[str, Any], tokenizer: dict[str, Any], chat: dict[str, Any]
@@ -267,7 +267,7 @@ def test_any_companions(
     inspect_or_refuse({name: json.dumps(value).encode() for name, value in files.items()})
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.sampled_from(
         ["config.json", "tokenizer.json", "model.safetensors", "model.safetensors.index.json"]
@@ -278,7 +278,7 @@ def test_any_bytes_in_any_file(name: str, data: bytes) -> None:
     inspect_or_refuse({name: data})
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.dictionaries(st.text(max_size=8), st.text(max_size=12) | json_values, max_size=3))
 def test_any_index(weight_map: dict[str, Any]) -> None:
     inspect_or_refuse(

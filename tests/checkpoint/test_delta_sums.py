@@ -61,7 +61,7 @@ def plain(base: list[float], instruct: list[float], dtype: torch.dtype) -> dict[
 
 
 @pytest.mark.parametrize("dtype", [BF16, FP16, FP32], ids=str)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_equal_to_one_weight_at_a_time(dtype: torch.dtype, data: st.DataObject) -> None:
     kind, span = (torch.int32, 2**31) if dtype == FP32 else (torch.int16, 2**15)

@@ -42,7 +42,7 @@ names = st.text(st.characters(blacklist_categories=("C", "Z")), min_size=1, max_
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.dictionaries(
         names,

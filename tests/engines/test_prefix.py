@@ -73,7 +73,7 @@ def requests(draw: st.DrawFn) -> tuple[list[list[int]], list[int]]:
 
 
 @given(requests())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_every_request_is_put_together_once_and_ends_in_tokens_of_its_own(
     found: tuple[list[list[int]], list[int]],
 ) -> None:
@@ -89,7 +89,7 @@ def test_every_request_is_put_together_once_and_ends_in_tokens_of_its_own(
 
 
 @given(requests())
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_sharing_computes_no_token_more_and_follows_from_the_requests_alone(
     found: tuple[list[list[int]], list[int]],
 ) -> None:

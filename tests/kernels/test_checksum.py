@@ -74,7 +74,7 @@ def test_no_tensors() -> None:
     assert checksum([]) == []
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.binary(max_size=200), max_size=6))
 def test_hypothesis(blobs: list[bytes]) -> None:
     tensors = [torch.tensor(list(blob), dtype=torch.uint8) for blob in blobs]

@@ -132,7 +132,7 @@ def test_launch_reads_the_lambda_table() -> None:
     assert torch.equal(bits(w), bits(reference.lerp(b, i, 0.3)))
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     st.sampled_from(TRIPLES),
     st.lists(st.tuples(st.floats(width=16), st.floats(width=16)), min_size=1, max_size=70),

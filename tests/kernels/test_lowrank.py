@@ -195,7 +195,7 @@ def test_a_merge_aside_needs_no_live_values() -> None:
     assert bool(w.isnan().all())
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(1, 3), st.integers(1, 150), st.integers(1, 40), st.integers(0, 40), st.data())
 def test_any_rows_of_any_shape(
     count: int, height: int, width: int, rank: int, data: st.DataObject

@@ -392,7 +392,7 @@ def test_steps_in_bf16_drift_and_switches_do_not() -> None:
     assert float((naive != i).float().mean()) > 0.8
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     st.lists(st.tuples(*[st.integers(-32768, 32767)] * 2), min_size=1, max_size=40),
     st.floats(0, 1, width=32),

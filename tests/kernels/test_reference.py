@@ -42,7 +42,7 @@ def fp32_bits(value: float) -> int:
     return struct.unpack("<i", struct.pack("<f", value))[0]
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(floats, floats, floats)
 def test_fma_rounds_once(a: float, b: float, c: float) -> None:
     found = reference.fma(torch.tensor(a), torch.tensor(b), torch.tensor(c))
@@ -53,7 +53,7 @@ def test_fma_rounds_once(a: float, b: float, c: float) -> None:
         assert int(bits(found)) == fp32_bits(nearest_fp32(exact))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.integers(-200, 200),
     st.integers(0, 2**23 - 1),

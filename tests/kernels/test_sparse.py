@@ -141,7 +141,7 @@ def test_nothing_is_written_beside_the_tensor(kind: str) -> None:
         )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.sampled_from(TRIPLES),
     st.dictionaries(

@@ -94,7 +94,7 @@ def test_no_elements_and_no_positions(kind: sparse.Kind) -> None:
         assert made.count == 0 and made.positions().numel() == 0 and made.as_index().count == 0
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(1, 3 * BITMAP_TILE), st.sets(st.integers(0, 3 * BITMAP_TILE - 1), max_size=50))
 def test_hypothesis(size: int, places: set[int]) -> None:
     positions = torch.tensor(sorted(p for p in places if p < size), dtype=torch.int64)

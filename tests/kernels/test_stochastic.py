@@ -74,7 +74,7 @@ def exactly(x: float, u: int, dtype: torch.dtype) -> float:
 
 
 @pytest.mark.parametrize("dtype", NARROW, ids=str)
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(
     st.one_of(
         st.floats(width=32), st.floats(-(2**-13), 2**-13, width=32), st.floats(-2, 2, width=32)

@@ -152,7 +152,7 @@ ROWS = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(ROWS, st.fractions(-2, 3, max_denominator=60))
 def test_rows_survive_every_form_and_decide_exactly(
     rows: list[dict[str, str]], lam: Fraction
@@ -258,7 +258,7 @@ def test_what_is_no_rule_is_refused_with_file_and_key(tmp_path: Path, text: str)
     assert str(file) in caught.value.message and caught.value.hint and len(str(caught.value)) < 600
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.text(alphabet="-{}[]:,*&!?'\"# \nmatchgroupl0.1/", max_size=60))
 def test_any_text_is_a_rule_or_refused(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
     file = tmp_path_factory.getbasetemp() / "any.yaml"

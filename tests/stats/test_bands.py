@@ -33,7 +33,7 @@ def test_draws_of_singular_covariances(cov: np.ndarray) -> None:
     assert np.cov(draws(cov)) == pytest.approx(cov, abs=0.05)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 999), st.sampled_from(range(6)))
 def test_a_band_and_its_p_say_the_same(seed: int, ref: int) -> None:
     found = some(seed)
@@ -46,7 +46,7 @@ def test_a_band_and_its_p_say_the_same(seed: int, ref: int) -> None:
     assert np.all((held.p > 0) & (held.p <= 1)) and 1.9 < held.c < 3.5
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(0, 999), st.floats(0.001, 1000))
 def test_the_unit_of_a_score_does_not_matter(seed: int, unit: float) -> None:
     found = some(seed)
@@ -59,7 +59,7 @@ def test_the_unit_of_a_score_does_not_matter(seed: int, unit: float) -> None:
     assert np.array_equal(*sets)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 999))
 def test_the_set_holds_the_best_score_and_grows_with_the_level(seed: int) -> None:
     found = some(seed)

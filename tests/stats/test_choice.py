@@ -51,7 +51,7 @@ def test_the_smoothed_curve_is_the_likeliest_process_s() -> None:
     assert Smoother(LAMS)(s, at) == pytest.approx(mean + far @ inverse @ (s - mean), rel=1e-6)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 999), st.floats(0.01, 100), st.floats(-5, 5))
 def test_the_unit_of_a_score_does_not_change_the_choice(
     seed: int, scale: float, shift: float
@@ -61,7 +61,7 @@ def test_the_unit_of_a_score_does_not_change_the_choice(
     assert choose(found) == choose(other)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 999))
 def test_the_chosen_λ_scores_within_one_standard_error_of_the_best(seed: int) -> None:
     found = curve(some(seed, 100))

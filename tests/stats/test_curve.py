@@ -55,7 +55,7 @@ def test_unequal_weights_within_a_stratum_are_a_weighted_mean_s_linearisation() 
     assert np.mean(variances, 0) == pytest.approx(np.var(values, 0), rel=0.2)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 99), st.floats(0.01, 100), st.floats(-3, 3))
 def test_a_shifted_or_scaled_score_is_a_shifted_or_scaled_curve(
     seed: int, scale: float, shift: float

@@ -139,7 +139,7 @@ def test_finished_points_are_known_and_failed_ones_are_not(tmp_path: Path) -> No
         assert book.finished("0.3", "icl") == DONE
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(entries, min_size=1, max_size=4), st.data())
 def test_a_torn_last_line_is_cut_off_and_the_next_one_stands_alone(
     written: list[Entry], data: st.DataObject
