@@ -37,12 +37,14 @@ if TYPE_CHECKING:
     from pa_fast.live.memory import Memory
     from pa_fast.live.weights import LiveWeights
     from pa_fast.rounding import Rounding
+    from pa_fast.stats.answer import Answer
     from pa_fast.sweep.results import SweepResult
     from pa_fast.sweep.schedule import lambdas
 
 __version__ = "0.1.0"
 
 _LAZY = {
+    "Answer": "pa_fast.stats.answer",
     "LambdaModel": "pa_fast.engines.model",
     "LiveWeights": "pa_fast.live.weights",
     "LowRankStore": "pa_fast.delta.lowrank_store",
@@ -66,6 +68,7 @@ _LAZY = {
 }
 
 __all__ = [
+    "Answer",
     "Continuation",
     "Engine",
     "Evaluator",
