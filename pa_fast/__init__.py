@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from pa_fast.live.memory import Memory
     from pa_fast.live.weights import LiveWeights
     from pa_fast.rounding import Rounding
+    from pa_fast.stats.answer import Answer
     from pa_fast.stores.dense import DenseStore
     from pa_fast.stores.lowrank import LowRankStore
     from pa_fast.stores.packed import PackedStore
@@ -45,6 +46,7 @@ __version__ = "0.1.0"
 
 _LAZY = {
     "DenseStore": "pa_fast.stores.dense",
+    "Answer": "pa_fast.stats.answer",
     "LambdaModel": "pa_fast.engines.model",
     "LiveWeights": "pa_fast.live.weights",
     "LowRankStore": "pa_fast.stores.lowrank",
@@ -68,6 +70,7 @@ _LAZY = {
 }
 
 __all__ = [
+    "Answer",
     "Continuation",
     "DenseStore",
     "Engine",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -77,12 +79,23 @@ def choose(
         allowed: (K,) λ that may be taken; all if not given. The others smooth the curve too.
     """
     smoother = smoother or Smoother(curve.lams)
-    allowed = np.ones(len(curve.s), bool) if allowed is None else allowed
-    best = int(np.argmax(np.where(allowed, curve.s, -np.inf)))
-    allowance = curve.se()[best]
+    return choose_near(curve.s, lambda best: curve.se()[best], smoother, allowed)
+
+
+def choose_near(
+    s: Array,
+    se: Callable[[int], Array],
+    smoother: Smoother,
+    allowed: NDArray[np.bool_] | None = None,
+) -> int:
+    """`choose` from scores `s` (K,) and a function of a place to the (K,) standard errors of
+    differences to it: one row of the covariance is all that the choice needs."""
+    allowed = np.ones(len(s), bool) if allowed is None else allowed
+    best = int(np.argmax(np.where(allowed, s, -np.inf)))
+    allowance = se(best)
     allowance[best] = 0
-    rounding = 1e-9 * max(np.ptp(curve.s), 1e-300)
-    near = allowed & (curve.s[best] - curve.s <= allowance + rounding)
-    smoothed = np.where(near, smoother(curve.s), -np.inf)
+    rounding = 1e-9 * max(np.ptp(s), 1e-300)
+    near = allowed & (s[best] - s <= allowance + rounding)
+    smoothed = np.where(near, smoother(s), -np.inf)
     top = np.flatnonzero(smoothed >= smoothed.max() - rounding)
-    return int(top[np.argmin(np.abs(curve.lams[top] - 1))])
+    return int(top[np.argmin(np.abs(smoother.lams[top] - 1))])

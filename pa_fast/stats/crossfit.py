@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from scipy.special import ndtri
 
 from pa_fast.stats.bands import LEVEL
-from pa_fast.stats.choice import Smoother, choose
-from pa_fast.stats.curve import Curve, curve
+from pa_fast.stats.choice import Smoother, choose, choose_near
+from pa_fast.stats.curve import Curve, curve, spread
 from pa_fast.stats.items import Array, Items
 
 FOLDS, REPEATS = 5, 10
@@ -47,7 +47,7 @@ def crossfit(
             items in four folds, instead of a bootstrap of each.
         allowed: (K,) λ that may be chosen; all if not given.
 
-    Cost: 50 curves of four fifths of the items.
+    Cost: 50 times O(n K), without products of matrices, whose threads would contend.
     """
     rng = np.random.Generator(np.random.PCG64(0))
     whole = whole or curve(items)
@@ -59,8 +59,7 @@ def crossfit(
         for number in range(FOLDS):
             rest = fold != number
             if rest.any() and not rest.all():
-                trained = _trained(items.take(rest), whole, len(fold))
-                columns[~rest] = choose(trained, smoother, allowed)
+                columns[~rest] = _chosen(items.take(rest), whole, len(fold), smoother, allowed)
         gains.append(_gain(items, columns, ref))
     return float(np.mean(gains))
 
@@ -87,10 +86,24 @@ def _folds(items: Items, folds: int, rng: np.random.Generator) -> NDArray[np.int
     return number
 
 
-def _trained(part: Items, whole: Curve, n: int) -> Curve:
-    if part.parts is None:
-        return curve(part)
-    return replace(whole, s=part.values(), cov=whole.cov * (n / len(part.y)))
+def _chosen(
+    part: Items,
+    whole: Curve,
+    n: int,
+    smoother: Smoother,
+    allowed: NDArray[np.bool_] | None,
+) -> int:
+    """The λ that `part` of the `n` items chooses."""
+    if part.parts is not None:
+        scaled = replace(whole, s=part.values(), cov=whole.cov * (n / len(part.y)))
+        return choose(scaled, smoother, allowed)
+    s, deviations = spread(part)
+
+    def se(best: int) -> Array:
+        squared = ((deviations - deviations[:, [best]]) ** 2).sum(0)
+        return np.sqrt(np.maximum(squared, part.floor**2))
+
+    return choose_near(s, se, smoother, allowed)
 
 
 def _gain(items: Items, columns: NDArray[np.int64], ref: int) -> float:

@@ -57,12 +57,18 @@ def curve(items: Items) -> Curve:
     """
     if items.parts is not None:
         return Curve(items.lams, items.values(), _bootstrap(items), items.floor)
+    s, deviations = spread(items)
+    return Curve(items.lams, s, deviations.T @ deviations, items.floor)
+
+
+def spread(items: Items) -> tuple[Array, Array]:
+    """(K,) scores of a mean, and (n, K) deviations D of its items from their stratum's mean, scaled
+    so that S = DᵀD."""
     counts = items.counts
     sums = np.add.reduceat(items.weights[:, None] * items.y, items.starts)
     means = sums / np.add.reduceat(items.weights, items.starts)[:, None]
     scale = items.weights * np.repeat(np.sqrt(counts / np.maximum(counts - 1, 1)), counts)
-    scaled = (items.y - np.repeat(means, counts, axis=0)) * scale[:, None]
-    return Curve(items.lams, sums.sum(0), scaled.T @ scaled, items.floor)
+    return sums.sum(0), (items.y - np.repeat(means, counts, axis=0)) * scale[:, None]
 
 
 def _bootstrap(items: Items) -> Array:
