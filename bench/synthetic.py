@@ -14,7 +14,9 @@ import torch
 from pa_kernels.cores import over_cores
 
 from pa_fast.checkpoint.layout import ShardPlan, plan_shards
+from pa_fast.checkpoint.reader import Checkpoint, torch_dtype
 from pa_fast.checkpoint.shards import INDEX
+from pa_fast.checkpoint.streaming import cuts
 from pa_fast.checkpoint.writer import ShardFile
 
 SIZES = {
@@ -139,3 +141,21 @@ def _side(
         open_files.callback(file.close)
         found |= {slot.name: file for slot in plan.slots}
     return found
+
+
+def read_into_memory(*sides: Checkpoint) -> None:
+    """Read every tensor of `sides` once, over all cores, by the reader that merges use: the floor
+    of what loads, encodes or merges them."""
+    for side in sides:
+        held = {
+            name: torch.empty(info.count, dtype=torch_dtype(info.dtype))
+            for name, info in side.tensors.items()
+        }
+        pieces = [(name, *cut) for name, info in side.tensors.items() for cut in cuts(info.count)]
+        over_cores(
+            lambda at, side=side, held=held: side.chunk(*at, held[at[0]][at[1] : at[2]]), pieces
+        )  # type: ignore[misc]
+
+
+def weight_count(*sides: Checkpoint) -> int:
+    return sum(info.count for side in sides for info in side.tensors.values())

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from bench.table import counted
+from pa_fast.throughput.harness import format_large
 
 LAYER = [
     (2048, 2048),
@@ -44,7 +44,6 @@ class Weights:
         return list(flat.split(self.sizes))
 
     def __str__(self) -> str:
-        return (
-            f"{counted(self.base.numel())} {str(self.base.dtype).removeprefix('torch.')} weights,"
-            f" {len(self.sizes)} tensors"
-        )
+        dtype = str(self.base.dtype).removeprefix("torch.")
+        count = format_large(self.base.numel())
+        return f"{count} {dtype} weights, {len(self.sizes)} tensors"

@@ -19,8 +19,8 @@ from typing import Any
 from unittest import mock
 
 import pa_fast
+from bench.cpu.sweep import Likelihood
 from bench.synthetic import pair_of
-from bench.test_sweep import Likelihood
 
 PARTS = (
     ("transformers makes the two modules", "pa_fast.engines.loading", "_from_pretrained"),

@@ -10,8 +10,8 @@ from pa_kernels import reference
 from pa_kernels.reference import Draw
 from torch import Tensor
 
-from bench.gpu.proof import poison, prove
-from bench.gpu.run import Run
+from bench.gpu.run import GpuRun
+from pa_fast.throughput.harness import check_bits
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Pair:
     sizes: tuple[int, ...]
 
     @classmethod
-    def random(cls, run: Run, sizes: list[int], relative: float | None = None) -> Pair:
+    def random(cls, run: GpuRun, sizes: list[int], relative: float | None = None) -> Pair:
         """Normal weights: two sets that have nothing to do with each other, or a step of `relative`
         apart."""
         b = run.random(sum(sizes))
@@ -34,6 +34,11 @@ class Pair:
     @property
     def count(self) -> int:
         return self.w.numel()
+
+    @property
+    def nbytes(self) -> int:
+        """Of one side."""
+        return self.w.nbytes
 
     @property
     def out(self) -> list[Tensor]:
@@ -48,9 +53,10 @@ class Pair:
         return list(self.i.split(self.sizes))
 
     def poison(self) -> None:
-        poison([self.w])
+        """Fill the live tensors with what no switch writes."""
+        self.w.fill_(9)
 
-    def prove(self, what: str, lam: float, draws: list[Draw] | None = None) -> None:
+    def check(self, what: str, lam: float, draws: list[Draw] | None = None) -> None:
         """Raise WrongBits unless the live tensors are W(λ) wherever one looks."""
         base, inst = self.base, self.inst
 
@@ -58,4 +64,4 @@ class Pair:
             draw = Draw(draws[t].key, draws[t].start + span.start) if draws else None
             return reference.lerp(base[t][span].cpu(), inst[t][span].cpu(), lam, draw=draw)
 
-        prove(what, self.out, expected)
+        check_bits(what, self.out, expected)

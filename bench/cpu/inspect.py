@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import json
 import pathlib
-import subprocess
 import sys
 import time
-from typing import Any
 
 from bench.cases import JOBS
-from bench.table import record, timed
+from bench.process import silently
+from bench.run import Run
 from pa_fast.checkpoint.reader import Checkpoint
+from pa_fast.throughput.harness import Way
 
 CASE = JOBS["inspect"]
 WITHOUT_TORCH = """
@@ -100,36 +100,27 @@ def write_headers(folder: pathlib.Path, shards: int) -> pathlib.Path:
     return folder
 
 
-def test_inspect_of_a_70b_pair(benchmark: Any, tmp_path: pathlib.Path) -> None:
-    base, instruct = write_headers(tmp_path / "base", 30), write_headers(tmp_path / "instruct", 17)
+def inspect(run: Run) -> None:
+    base = write_headers(run.folder / "base", 30)
+    instruct = write_headers(run.folder / "instruct", 17)
     assert sum(file.stat().st_size for file in base.glob("*.safetensors")) > 140e9
     pa_fast = str(pathlib.Path(sys.executable).with_name("pa-fast"))
-    inspect = ["inspect", str(base), str(instruct)]
-    run(sys.executable, "-c", WITHOUT_TORCH, *inspect)
-    ways = {
-        "pa-fast inspect": lambda: run(pa_fast, *inspect),
-        "pa-fast inspect, again": lambda: run(pa_fast, *inspect),
-        "pa-fast --help": lambda: run(pa_fast, "--help"),
-    }
-    whole, again, helped = timed(ways, CASE.rounds_here)
+    command = ["inspect", str(base), str(instruct)]
+    silently(sys.executable, "-c", WITHOUT_TORCH, *command)
+    ours = Way("pa-fast inspect", lambda: silently(pa_fast, *command))
+    ways = CASE.time(ours, ours.again, Way("pa-fast --help", lambda: silently(pa_fast, "--help")))
     with Checkpoint.open(base) as one:
         began = time.perf_counter()
         one.quick_fingerprint()
         fingerprint_s, tensors = time.perf_counter() - began, len(one.tensors)
-    record(
-        benchmark,
+    run.record(
         CASE.target,
         f"inspect, 70B shapes: {tensors} tensors in 30 and 17 files, 2 × {VOCABULARY:,} tokens",
-        [whole, again, helped],
-        against=whole.name,
+        ways.values(),
+        ours.name,
         goal=CASE.goal,
-        noise=(whole.name, again.name),
         headline=(
-            f"{whole.median_s:.2f} s, without torch (a fingerprint would add"
+            f"{ways[ours.name].median_s:.2f} s, without torch (a fingerprint would add"
             f" {fingerprint_s * 1e3:.0f} ms a side)"
         ),
     )
-
-
-def run(*command: str) -> None:
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
