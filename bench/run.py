@@ -98,7 +98,8 @@ def perform(run: Run, stages: Sequence[Stage]) -> list[str]:
         except Exception as error:
             traceback.print_exc(file=sys.stdout)
             failed.append(stage.name)
-            run.note(f"failed: {type(error).__name__}: {error}")
+            reason = " ".join(str(error).partition("\n\nhint: ")[0].split())
+            run.note(f"failed: {type(error).__name__}: {reason}")
             if isinstance(error, WrongBits):
                 run.note("wrong bits: nothing further is timed")
                 break

@@ -1,87 +1,138 @@
-"""bench/table.py: what is timed, how it is compared, and what its JSON keeps."""
+"""How speeds are measured: bits first, ways in turn, ratios of medians, and what is kept."""
 
 from __future__ import annotations
 
+import itertools
 import json
-from types import SimpleNamespace
 
 import pytest
+import torch
 
-from bench.table import KEY, Table, Way, bytes_of, interleaved, record, spelled, timed
+from pa_fast.errors import WeightsError
+from pa_fast.throughput.harness import (
+    SPOT,
+    Sample,
+    Table,
+    Way,
+    WrongBits,
+    by_itself,
+    check_bits,
+    format_seconds,
+    format_size,
+    require_bits,
+    spots,
+    timed,
+)
 
 
 def test_every_way_runs_in_each_round_and_every_other_round_runs_backwards() -> None:
     ran: list[str] = []
-    found = interleaved(
-        {name: lambda name=name: ran.append(name) for name in "abc"},
-        2,
-        after=lambda: ran.append("-"),
-    )
-    assert "".join(ran) == "c-b-a-" + "a-b-c-" + "c-b-a-"
-    assert {name: len(seconds) for name, seconds in found.items()} == {"a": 2, "b": 2, "c": 2}
+    ways = [Way(name, lambda name=name: ran.append(name)) for name in "abc"]
+    found = timed(ways, 2, after=lambda name: ran.append(name.upper()))
+    assert "".join(ran) == "cCbBaA" + "aAbBcC" + "cCbBaA"
+    assert {name: len(way.seconds) for name, way in found.items()} == {"a": 2, "b": 2, "c": 2}
+    ran.clear()
+    timed(ways[:2], 2, turn=False)
+    assert ran == ["a", "b"] * 3
 
 
 def test_processor_seconds_and_bytes_belong_to_their_way() -> None:
-    busy, idle = timed({"busy": lambda: sum(range(300_000)), "idle": lambda: None}, 3, {"busy": 10})
+    found = timed(
+        [Way("busy", lambda: sum(range(300_000)), moved_bytes=10), Way("idle", lambda: None)], 3
+    )
+    busy, idle = found["busy"], found["idle"]
     assert busy.cpu_s is not None and idle.cpu_s is not None and busy.cpu_s > idle.cpu_s
     assert busy.gbps is not None and busy.gbps * busy.median_s * 1e9 == pytest.approx(10)
     assert idle.moved_bytes is None and idle.gbps is None
+    assert busy.work is None, "what is kept holds no tensors"
+
+
+def test_seconds_are_those_of_one_run_of_several() -> None:
+    clock = itertools.count(2.0, 2.0)
+    way = Way("two", lambda: Sample(next(clock), 1.0, peak_bytes=7), runs=2)
+    found = timed([way], 2, measure=by_itself, warm=0)["two"]
+    assert (found.seconds, found.cpu_s, found.peak_bytes) == ((1.0, 2.0), 0.5, 7)
+    assert found.spread == pytest.approx(2 / 3)
 
 
 def table(**changes: object) -> Table:
     ways = (
-        Way("ours", (2.0, 1.0, 9.0), moved_bytes=4),
-        Way("theirs", (8.0,), note="v1"),
-        Way("ours again", (3.0,)),
+        Way("ours", seconds=(2.0, 1.0, 9.0), moved_bytes=4_000_000_000),
+        Way("theirs", seconds=(8.0,), note="v1"),
+        Way("ours, again", seconds=(3.0,)),
     )
-    given = {
-        "target": "P7",
-        "case": "merge",
-        "ways": ways,
-        "against": "ours",
-        "noise": ("ours", "ours again"),
-    }
+    given = {"target": "P7", "case": "merge", "ways": ways, "against": "ours"}
     return Table(**{**given, **changes})  # type: ignore[arg-type]
 
 
 def test_ratios_are_of_medians_to_the_way_they_are_against() -> None:
     assert [table().ratio(way) for way in table().ways] == [1.0, 4.0, 1.5]
-    assert table().noise_ratio == 1.5
-    assert table(noise=None).noise_ratio is None
+    assert table().noise == 1.5
+    assert table(ways=table().ways[:2]).noise is None
 
 
 def test_columns_that_nothing_fills_are_left_out() -> None:
-    header, rows = table().cells()
-    assert header == ["way", "median", "lowest", "× ours", "GB/s", "bytes moved", "note"]
-    assert rows[0][:4] == ["ours", "2.00 s", "1.00 s", "1"] and rows[1][-1] == "v1"
+    columns = table().columns()
+    assert list(columns) == ["way", "median", "lowest", "× ours", "GB/s", "bytes moved", "note"]
+    assert [columns[name][0] for name in list(columns)[:4]] == ["ours", "2.00 s", "1.00 s", "1"]
+    assert columns["note"] == ["", "v1", ""]
     assert "the same version timed twice: 1.500" in table().text()
+    shares = table(ceilings={"copy": 4.0, "stream": 2.5}).columns()
+    assert (shares["of copy"], shares["of stream"][0]) == (["50.0%", "", ""], "80.0%")
 
 
-def test_a_record_survives_json() -> None:
-    benchmark = SimpleNamespace(extra_info={})
-    one = table()
-    record(benchmark, one.target, one.case, one.ways, against=one.against, noise=one.noise)
-    record(benchmark, "P8", "none", one.ways, against="theirs")
-    kept = json.loads(json.dumps(benchmark.extra_info))[KEY]
-    assert [Table.of(found) for found in kept] == [one, Table("P8", "none", one.ways, "theirs")]
+def test_a_goal_that_was_judged_says_whether_it_is_met() -> None:
+    assert table(headline="98 %").verdict == "98 %"
+    assert table(headline="98 %", met=True).verdict == "98 %: met"
+    assert "here: 90 %: NOT MET" in table(headline="90 %", met=False).text()
+
+
+def test_a_table_survives_json() -> None:
+    one = table(met=False, ceilings={"copy": 4.0})
+    assert Table.from_json(json.loads(json.dumps(one.to_json()))) == one
 
 
 @pytest.mark.parametrize(
     "changes",
     [
         {"against": "cp"},
-        {"noise": ("ours", "cp")},
-        {"ways": (Way("ours", (1.0,)), Way("ours", (2.0,)))},
+        {"ways": (Way("ours", seconds=(1.0,)), Way("ours", seconds=(2.0,)))},
+        {"ways": (Way("ours"),)},
     ],
+    ids=["no such way", "two of one name", "not timed"],
 )
-def test_a_name_that_is_not_there_or_is_twice_is_refused(changes: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match="P7, merge: "):
+def test_what_cannot_be_compared_is_refused(changes: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="P7: merge: "):
         table(**changes)
 
 
-def test_what_was_not_timed_is_no_way() -> None:
-    with pytest.raises(ValueError, match="`cp` was not timed"):
-        Way("cp", ())
+def test_wrong_bits_have_no_speed() -> None:
+    live = [torch.ones(10_000), torch.ones(5, dtype=torch.bfloat16)]
+
+    def check() -> None:
+        check_bits("dense", live, lambda t, at: torch.ones_like(live[t][at]))
+
+    check()
+    for t, place in ((0, 0), (0, 9_999), (1, 4)):
+        live[t][place] = 2
+        with pytest.raises(
+            WrongBits, match=rf"dense: tensor {t}, element {place} is 2\.0, .* no speed"
+        ):
+            check()
+        live[t][place] = 1
+    require_bits(True, "dense")
+    with pytest.raises(WeightsError, match="dense: wrong bits, so no speed"):
+        require_bits(False, "dense")
+
+
+def test_spots_reach_every_end() -> None:
+    sizes = [10, 1, 4 * SPOT, 5 * SPOT + 3]
+    found = list(spots(sizes))
+    assert {t for t, _ in found} == {0, 1, 3}
+    for t in (0, 1, 3):
+        assert min(span.start for at, span in found if at == t) == 0
+        assert max(span.stop for at, span in found if at == t) == sizes[t]
+    assert all(span.start % SPOT == 0 and span.stop > span.start for _, span in found)
 
 
 @pytest.mark.parametrize(
@@ -89,11 +140,11 @@ def test_what_was_not_timed_is_no_way() -> None:
     [(12.34, "12.3 s"), (123.4, "123 s"), (0.1, "0.100 s"), (0.0482, "48.2 ms"), (7e-6, "7.00 µs")],
 )
 def test_seconds_have_three_digits(seconds: float, text: str) -> None:
-    assert spelled(seconds) == text
+    assert format_seconds(seconds) == text
 
 
 def test_bytes_have_three_digits() -> None:
-    assert [bytes_of(count) for count in (None, 1500, 164_000_000, 2_118_000_000)] == [
+    assert [format_size(count) for count in (None, 1500, 164_000_000, 2_118_000_000)] == [
         "",
         "1.50 kB",
         "164 MB",

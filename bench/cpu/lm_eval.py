@@ -7,15 +7,16 @@ time less the time inside the model's forward.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
+import io
 import itertools
 import json
 import pathlib
 import random
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 from unittest import mock
@@ -81,6 +82,7 @@ def lm_eval(run: Run) -> None:
         mock.patch.object(datasets.config, "HF_DATASETS_CACHE", run.folder / "datasets"),
         _one_thread(),
         _forward_clock() as forward,
+        contextlib.redirect_stderr(io.StringIO()),  # bars
     ):
         task = write_task(run.folder)
         pair = DEMO / "pair"
@@ -145,7 +147,7 @@ def lm_eval(run: Run) -> None:
     )
 
 
-@contextmanager
+@contextlib.contextmanager
 def _one_thread() -> Iterator[None]:
     """Passes of so small a model on threads that wait for busy cores take ten times as long, and
     are not what is measured."""
@@ -161,7 +163,7 @@ class _Clock:
     spent_s = 0.0
 
 
-@contextmanager
+@contextlib.contextmanager
 def _forward_clock() -> Iterator[_Clock]:
     """Add up seconds inside the model's forward: of its class, for a live model takes no hooks."""
     from transformers import LlamaForCausalLM
