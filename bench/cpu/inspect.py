@@ -4,6 +4,7 @@ fingerprint adds to it."""
 from __future__ import annotations
 
 import json
+import math
 import pathlib
 import sys
 import time
@@ -11,6 +12,7 @@ import time
 from bench.cases import JOBS
 from bench.process import silently
 from bench.run import Run
+from bench.synthetic import SIZES, config, shapes
 from pa_fast.checkpoint.reader import Checkpoint
 from pa_fast.throughput.harness import Way
 
@@ -25,60 +27,24 @@ except SystemExit as end:
     assert not end.code, end.code
 assert "torch" not in sys.modules, "torch was imported"
 """
-HIDDEN, INTERMEDIATE, LAYERS, KEYS, VOCABULARY, MERGES = 8192, 28672, 80, 1024, 128256, 280147
-LAYER = {
-    "self_attn.q_proj": (HIDDEN, HIDDEN),
-    "self_attn.k_proj": (KEYS, HIDDEN),
-    "self_attn.v_proj": (KEYS, HIDDEN),
-    "self_attn.o_proj": (HIDDEN, HIDDEN),
-    "mlp.gate_proj": (INTERMEDIATE, HIDDEN),
-    "mlp.up_proj": (INTERMEDIATE, HIDDEN),
-    "mlp.down_proj": (HIDDEN, INTERMEDIATE),
-    "input_layernorm": (HIDDEN,),
-    "post_attention_layernorm": (HIDDEN,),
-}
-CONFIG = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "hidden_size": HIDDEN,
-    "intermediate_size": INTERMEDIATE,
-    "num_hidden_layers": LAYERS,
-    "num_attention_heads": 64,
-    "num_key_value_heads": 8,
-    "vocab_size": VOCABULARY,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 500000.0,
-    "tie_word_embeddings": False,
-    "torch_dtype": "bfloat16",
-}
+MERGES = 280147
 
 
 def write_headers(folder: pathlib.Path, shards: int) -> pathlib.Path:
     """A folder of Llama-3-70B's shapes: true headers, and holes where the 141 GB of weights would
     be."""
     folder.mkdir()
-    layered = {
-        f"model.layers.{n}.{name}.weight": shape
-        for n in range(LAYERS)
-        for name, shape in LAYER.items()
-    }
-    embedding, norm, head = (VOCABULARY, HIDDEN), (HIDDEN,), (VOCABULARY, HIDDEN)
-    shapes: dict[str, tuple[int, ...]] = {
-        "model.embed_tokens.weight": embedding,
-        **layered,
-        "model.norm.weight": norm,
-    }
-    names = [*shapes, "lm_head.weight"]
-    shapes["lm_head.weight"] = head
+    named = dict(shapes("70b"))
+    names = list(named)
     weight_map: dict[str, str] = {}
     for shard in range(shards):
         file = f"model-{shard + 1:05d}-of-{shards:05d}.safetensors"
         entries, at = {}, 0
         for name in names[shard::shards]:
-            size = 2 * shapes[name][0] * (shapes[name][1] if len(shapes[name]) > 1 else 1)
+            size = 2 * math.prod(named[name])
             entries[name] = {
                 "dtype": "BF16",
-                "shape": list(shapes[name]),
+                "shape": list(named[name]),
                 "data_offsets": [at, at + size],
             }
             weight_map[name] = file
@@ -88,11 +54,11 @@ def write_headers(folder: pathlib.Path, shards: int) -> pathlib.Path:
             out.write(len(text).to_bytes(8, "little") + text)
             out.truncate(8 + len(text) + at)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-    (folder / "config.json").write_text(json.dumps(CONFIG))
+    (folder / "config.json").write_text(json.dumps(config("70b")))
     # as many tokens and merges as the real one, and other bytes on the two sides, so that both are
     # parsed
     model = {
-        "vocab": {f"token {n}": n for n in range(VOCABULARY)},
+        "vocab": {f"token {n}": n for n in range(SIZES["70b"][-1])},
         "merges": [f"token {n}" for n in range(MERGES)],
     }
     document = {"version": folder.name, "added_tokens": [], "model": {"type": "BPE", **model}}
@@ -113,9 +79,10 @@ def inspect(run: Run) -> None:
         began = time.perf_counter()
         one.quick_fingerprint()
         fingerprint_s, tensors = time.perf_counter() - began, len(one.tensors)
+    tokens = SIZES["70b"][-1]
     run.record(
         CASE.target,
-        f"inspect, 70B shapes: {tensors} tensors in 30 and 17 files, 2 × {VOCABULARY:,} tokens",
+        f"inspect, 70B shapes: {tensors} tensors in 30 and 17 files, 2 × {tokens:,} tokens",
         ways.values(),
         ours.name,
         goal=CASE.goal,

@@ -9,8 +9,8 @@ import torch
 from pa_kernels import Lerp, reference
 
 from bench.cases import OPS
+from bench.pairs import Pair
 from bench.run import Run
-from bench.weights import Weights
 from pa_fast.throughput.harness import Way, require_bits
 
 CASE, LAM = OPS["lerp"], 0.3
@@ -22,19 +22,12 @@ def lerp(run: Run) -> None:
 
 
 def _of_dtype(run: Run, dtype: str) -> None:
-    weights = Weights.drawn(CASE.size, dtype)
-    b, i = weights.base, weights.instruct
-    live = torch.zeros_like(b)
-    out, base, inst = (weights.split(side) for side in (live, b, i))
+    pair = Pair.drawn(CASE.size, dtype)
+    live, b, i, out, base, inst = pair.w, pair.b, pair.i, pair.out, pair.base, pair.inst
     switch = Lerp(out, base, inst)
     switch.run_(LAM)
-    expected, sample = live.clone(), slice(0, 1_000_000)
-    require_bits(
-        bool(
-            reference.same_bits(expected[sample], reference.lerp(b[sample], i[sample], LAM)).all()
-        ),
-        "pa_kernels.Lerp",
-    )
+    pair.check("pa_kernels.Lerp", LAM)
+    expected = live.clone()
     three, five = 3 * b.nbytes, 5 * b.nbytes
     flat = Way(
         "one flat torch.lerp(out=)", lambda: torch.lerp(b, i, LAM, out=live), moved_bytes=three
@@ -59,7 +52,7 @@ def _of_dtype(run: Run, dtype: str) -> None:
     ]
     ways = []
     for way in (flat, ours, ours.again, *others):
-        live.fill_(9)
+        pair.poison()
         assert way.work is not None
         way.work()
         wrong = 1 - reference.same_bits(live, expected).float().mean().item()
@@ -70,7 +63,7 @@ def _of_dtype(run: Run, dtype: str) -> None:
     share, gbps = found[flat.name].median_s / found[ours.name].median_s, found[ours.name].gbps
     run.record(
         CASE.target,
-        f"switch of {weights}",
+        f"switch of {pair}",
         found.values(),
         flat.name,
         goal=CASE.goal,

@@ -6,8 +6,8 @@ from __future__ import annotations
 import torch
 from pa_kernels import lerp_triton
 
-from bench.gpu.pairs import Pair
 from bench.gpu.run import GpuRun
+from bench.pairs import Pair
 from pa_fast.throughput.harness import Way, format_large
 
 

@@ -7,8 +7,8 @@ import torch
 from pa_kernels import Lerp, Packed, PackedTensor
 from pa_kernels.switch import Switch
 
-from bench.gpu.pairs import Pair
 from bench.gpu.run import GpuRun
+from bench.pairs import Pair
 from pa_fast.throughput.harness import Way, Work
 
 TIMES = 100

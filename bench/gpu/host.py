@@ -12,8 +12,8 @@ from torch import Tensor
 
 from bench.cases import TARGETS
 from bench.gpu import persistent
-from bench.gpu.pairs import Pair
 from bench.gpu.run import GpuRun
+from bench.pairs import Pair
 from pa_fast.throughput.harness import Way, format_large
 
 LAUNCHES = (

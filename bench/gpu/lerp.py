@@ -8,8 +8,8 @@ from pa_kernels.tiles import Launch
 
 from bench.cases import TARGETS
 from bench.gpu import persistent
-from bench.gpu.pairs import Pair
 from bench.gpu.run import GpuRun
+from bench.pairs import Pair
 from bench.run import Skip
 from pa_fast.throughput.harness import Way, format_large, require_bits
 

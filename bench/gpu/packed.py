@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from pa_kernels import Lerp, Packed, PackedTensor, packed_triton
 
-from bench.gpu.pairs import Pair
 from bench.gpu.run import GpuRun
+from bench.pairs import Pair
 from bench.run import Skip
 from pa_fast.throughput.harness import Way, Work, format_large, require_bits
 

@@ -7,8 +7,8 @@ import torch
 from pa_kernels import Lerp, Sparse, SparseTensor, sparse_triton
 from pa_kernels.sparse_tensor import Kind
 
-from bench.gpu.pairs import Pair
 from bench.gpu.run import GpuRun
+from bench.pairs import Pair
 from bench.run import Skip
 from pa_fast.throughput.harness import Way, Work, format_large
 

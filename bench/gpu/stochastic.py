@@ -5,8 +5,8 @@ from __future__ import annotations
 from pa_kernels import Lerp, drawn_triton, lerp_triton
 from pa_kernels.reference import Draw
 
-from bench.gpu.pairs import Pair
 from bench.gpu.run import GpuRun
+from bench.pairs import Pair
 from bench.run import Skip
 from pa_fast.throughput.harness import Way, format_large
 

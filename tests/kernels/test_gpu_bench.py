@@ -17,11 +17,11 @@ from pa_kernels import Lerp, lerp_triton, offline
 from pa_kernels.tiles import INTERPRETED, Launch
 
 from bench.gpu.__main__ import STAGES
-from bench.gpu.pairs import Pair
 from bench.gpu.run import GpuRun
 from bench.gpu.scale import FULL, TINY
 from bench.gpu.tools import METRICS, counters
 from bench.machine import Machine
+from bench.pairs import Pair
 from bench.report import Report
 from bench.run import Run, Skip, Stage, perform
 from pa_fast.throughput.harness import SPOT, Way, WrongBits
