@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from pa_kernels import Lerp, checksum, lerp_triton
 from pa_kernels.tiles import Launch
@@ -77,7 +79,8 @@ def lerp(run: GpuRun) -> None:
     )
     best = run.choose(ways, ours.name, [*groups], "lerp_triton.NARROW")
     case = f"switch of {format_large(pair.count)} bf16 weights, {len(out)} tensors"
-    stream, copy = run.ceilings["stream"], max(run.ceilings["copy"], ways["device copy"].gbps or 0)
+    stream = run.ceilings.get("stream", math.nan)
+    copy = max(run.ceilings.get("copy", 0), ways["device copy"].gbps or 0)
     tuned, as_is = (ways[name].gbps or 0 for name in (best, ours.name))
     run.record(
         "P1",
