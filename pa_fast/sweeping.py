@@ -68,8 +68,8 @@ def sweep(
         points alone.
 
     Raises:
-        UsageError: `out` is no path, a malformed schedule, a λ outside the range of a packed delta, no evaluator, two
-            of the same name, or a malformed EVAL.
+        UsageError: `out` is no path, a malformed schedule, a λ outside the range of a packed delta,
+            no evaluator, two of the same name, or a malformed EVAL.
         EvaluatorError: a data file or suite is wrong.
         RunError: `out` holds another sweep or foreign files, is in use, its journal is damaged, or
             a switch gives other weights than those recorded for the same λ.

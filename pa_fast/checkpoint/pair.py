@@ -330,9 +330,7 @@ def align(base: Checkpoint, instruct: Checkpoint, policy: str | None) -> Aligned
                 raise PairError(f"{other.folder}: {lacks}, and {why}", hint)
             if kept == "keep":
                 single |= dict.fromkeys(names, side)
-                notes.append(
-                    f"{what}: kept as {are} at every λ (--one-sided drop leaves {it} out)"
-                )
+                notes.append(f"{what}: kept as {are} at every λ (--one-sided drop leaves {it} out)")
             else:
                 dropped |= set(names)
                 notes.append(f"{what}: left out")

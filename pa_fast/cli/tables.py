@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -123,7 +124,7 @@ def _longest_piece(text: Text) -> int:
 def _pieces(line: Text) -> list[Text]:
     """What may stand on a line of its own."""
     ends = [0, *_ends(line)]
-    return [_cut(line, start, end) for start, end in zip(ends, ends[1:])]
+    return [_cut(line, start, end) for start, end in itertools.pairwise(ends)]
 
 
 def _wrapped(text: Text, width: int) -> Text:

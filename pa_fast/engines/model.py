@@ -173,8 +173,8 @@ class LambdaModel:
         Cost: one pass over the live weights, and over both sides for their fingerprints.
 
         Raises:
-            UsageError: `out` is no path, no λ is set, or there is no instruct model whose layout could be taken: of a
-                delta file, or with factors beside the layers.
+            UsageError: `out` is no path, no λ is set, or there is no instruct model whose layout
+                could be taken: of a delta file, or with factors beside the layers.
             OutputError: `out` is not empty, is a source, or cannot be written.
             PairError, DataError: a source changed since it was loaded.
         """

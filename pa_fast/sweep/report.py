@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import pathlib
 from collections.abc import Callable, Sequence
 
 from pa_fast.errors import OutputError, UsageError

@@ -379,9 +379,7 @@ def test_what_can_work_is_said_first(tmp_path: Path) -> None:
     write(path, [*POOL, SHORT, LONG])
     for policy in ("refuse", "fewer-shots"):
         with pytest.raises(EvaluatorError) as caught:
-            check_evaluators(
-                engine(), [build(f"icl:{path},shots=2,sep=;,overflow={policy}")]
-            )
+            check_evaluators(engine(), [build(f"icl:{path},shots=2,sep=;,overflow={policy}")])
         assert ":11, takes 44, and 32 without shots" in caught.value.message
         assert "fewer" not in (caught.value.hint or "")
 

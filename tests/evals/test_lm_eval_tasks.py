@@ -375,9 +375,7 @@ def test_what_is_refused_before_a_model_is_loaded(
     assert hint in (said.value.hint or "")
 
 
-def test_as_many_shots_as_there_are_documents_for(
-    engine: Any, tasks: Path, tmp_path: Path
-) -> None:
+def test_as_many_shots_as_there_are_documents_for(engine: Any, tasks: Path, tmp_path: Path) -> None:
     shutil.copytree(tasks, tmp_path / "tasks")
     (tmp_path / "tasks" / "mine.yaml").write_text(f"{_CHOICE}fewshot_split: test\n")
     for eval in ("mine,shots=11", "t_rolling,shots=1"):

@@ -236,8 +236,8 @@ def _set_shots(name: str, task: Any, shots: int | None) -> None:
     held = _pool_size(task)
     if held is not None and count > held:
         raise EvaluatorError(
-            f"lm-eval task `{name}` has {format_count(held, 'document')} to draw shots from, expected at least"
-            f" shots={count}",
+            f"lm-eval task `{name}` has {format_count(held, 'document')} to draw shots"
+            f" from, expected at least shots={count}",
             f"take shots={held} or fewer" if held else "take shots=0",
         )
 
