@@ -117,16 +117,24 @@ class Overflow(Generic[R]):
                     return shorter
         return None
 
+    def _bare(self, index: int, whole: int) -> int:
+        """How long an item is without its shots; `whole` where it has none, or cannot be asked
+        without."""
+        try:
+            shots = self.shots[index]
+            return self.length(self.make(index, shots)) if shots else whole
+        except EvaluatorError:
+            return whole
+
     def _refused(
         self, made: Sequence[R], lost: Sequence[int], long: int, room: int
     ) -> EvaluatorError:
         """That the items `lost` do not fit, and what would make all fit: nothing is offered that
         was not tried on them. `long` items are too long as they are."""
         whole = {index: self.length(made[index]) for index in lost}
-        bare = {index: self.length(self.make(index, self.shots[index])) for index in lost}
+        bare = {index: self._bare(index, whole[index]) for index in lost}
         least = bare if self.policy == "fewer-shots" else whole
         longest = max(lost, key=lambda index: least[index])
-        with_shots = "fewer-shots" in self.policies and self.shots[longest] > 0
         fits = {
             "skip": long < len(made),
             "truncate": all(
@@ -150,7 +158,7 @@ class Overflow(Generic[R]):
             + (f", even with overflow={self.policy}" if self.policy != "refuse" else "")
             + f": the longest, {self.wheres[longest]}, takes {whole[longest]}"
             + (f" ({self.new} of them new)" if self.new else "")
-            + (f", and {bare[longest]} without shots" if with_shots else ""),
+            + (f", and {bare[longest]} without shots" if bare[longest] < whole[longest] else ""),
             "; or ".join(ways) or f"shorten them: the model sees no more than {room} tokens",
         )
 
