@@ -434,7 +434,7 @@ def resave(checkpoint: Checkpoint) -> str:
 def _components(
     base_side: _Side, instruct_side: _Side
 ) -> Iterator[tuple[list[_Group], list[_Group]]]:
-    """Groups of both sides that share model tensors, directly or through others."""
+    """Yield the groups of both sides that share model tensors, directly or through others."""
     done: set[str] = set()
     for start in [*instruct_side.owner, *base_side.owner]:
         if start in done:

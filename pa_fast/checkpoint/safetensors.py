@@ -55,8 +55,8 @@ def refuse_pointer(path: Path, data: bytes) -> None:
 
 
 def quoted(text: str) -> str:
-    """`text` in backticks, printable and cut to 120 characters, so that a hostile name can neither
-    flood nor colour a terminal."""
+    """Return `text` in backticks, printable and cut to 120 characters, so that a hostile name can
+    neither flood nor colour a terminal."""
     return f"`{one_line(text, 120)}`"
 
 
@@ -80,7 +80,7 @@ def regular_size(path: Path) -> int:
 
 
 def parse_object(data: bytes, where: str) -> dict[str, Any]:
-    """The JSON object in `data`, as UTF-8 and without duplicate keys at any depth.
+    """Return the JSON object in `data`, as UTF-8 and without duplicate keys at any depth.
 
     Args:
         where: the file, and the part of it, for messages.
@@ -111,7 +111,7 @@ def parse_object(data: bytes, where: str) -> dict[str, Any]:
 
 
 def read_object(path: Path, limit_bytes: int = LIMIT_BYTES) -> dict[str, Any]:
-    """The JSON object in the file `path`.
+    """Read the JSON object in the file `path`.
 
     Raises:
         CheckpointError: missing, larger than `limit_bytes`, or not a plain JSON object.
@@ -199,7 +199,7 @@ class TensorInfo:
 
     @property
     def count(self) -> int:
-        """Elements."""
+        """Number of elements."""
         return math.prod(self.shape)
 
 
@@ -340,7 +340,7 @@ _CHANGED_HINT = (
 
 
 def torch_dtype(dtype: str) -> torch.dtype:
-    """The torch dtype of a safetensors dtype string."""
+    """Return the torch dtype of a safetensors dtype string."""
     import torch
 
     names = {
@@ -361,8 +361,8 @@ def memory(tensor: torch.Tensor) -> memoryview:
 
 
 def page_in(view: torch.Tensor) -> None:
-    """Map all pages of `view`, a view of a mapped file, in one call instead of one fault per page
-    (4x faster to stream).
+    """Map all pages of `view`, a view of a mapped file, in one call instead of by one fault per
+    page (4x faster to stream).
 
     Raises:
         OSError: EFAULT if the file no longer has these bytes. To touch them would kill the
