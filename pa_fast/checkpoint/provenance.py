@@ -139,7 +139,7 @@ def read_provenance(folder: Path) -> Provenance | None:
         if not isinstance(lam, str) or not isinstance(dtype, str):
             raise TypeError
         rounding = Rounding(document["rounding"], document.get("seed"))
-        if rounding.drawn and document.get("seed") is None:
+        if rounding.is_stochastic and document.get("seed") is None:
             raise ValueError
         spec = MergeSpec(
             Lambda(lam),
@@ -173,7 +173,11 @@ def model_card(provenance: Provenance, out: str, hub_ids: Sequence[str] = ()) ->
     lam = provenance.spec.lam.key
     rounding, rule = provenance.spec.rounding, provenance.spec.rule
     options = [] if provenance.dtype == "auto" else ["--dtype", provenance.dtype]
-    options += ["--rounding", rounding.mode, "--seed", str(rounding.seed)] if rounding.drawn else []
+    options += (
+        ["--rounding", rounding.mode, "--seed", str(rounding.seed)]
+        if rounding.is_stochastic
+        else []
+    )
     options += ["--rule", "rule.yaml"] if rule else []
     options += provenance.options.arguments()
     rows = (

@@ -209,13 +209,15 @@ class OutputFolder:
 
     def _recover(self) -> None:
         """Undo the leftovers of a killed run. Under the lock no other process works here."""
-        if files.check_own_folder(self._old):
+        files.check_own_folder(self._old)
+        if self._old.exists():
             if self.target.exists() and os.listdir(self.target):
                 check_replaceable(self._old)
                 shutil.rmtree(self._old)
             else:
                 files.rename(self._old, self.target)
-        if not files.check_own_folder(self.path):
+        files.check_own_folder(self.path)
+        if not self.path.exists():
             return
         foreign = [
             name

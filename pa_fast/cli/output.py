@@ -1,4 +1,4 @@
-"""What a verb prints: data on stdout; messages and bars on stderr."""
+"""Output of the verbs: data on stdout; messages and bars on stderr."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
 
 def open_standard_streams() -> None:
-    """Open what of stdin, stdout and stderr the caller closed, as /dev/null: else the next file
-    opened would be it.
+    """Open as /dev/null those of stdin, stdout and stderr that the caller closed, so that no other
+    file gets their descriptors.
 
     Raises:
-        OutputError: stdout was closed, and with it the place of every result.
+        OutputError: stdout was closed, so that no result can be printed.
     """
     for number in range(3):
         try:
@@ -45,25 +45,24 @@ def open_standard_streams() -> None:
 
 
 def drop_output() -> None:
-    """Point stdout at /dev/null, where what is left in its buffer does not fail once more at
-    exit."""
+    """Point stdout at /dev/null, so that data left in its buffer do not fail again at exit."""
     with suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def say_where(result: SweepResult) -> None:
-    """The folder of a sweep, relative to this one where it lies in it."""
-    drawn = " and figure" if (result.out / "trajectory.png").exists() else ""
+    """Print the folder of a sweep, relative to this one if it lies in it."""
+    figure = " and figure" if (result.out / "trajectory.png").exists() else ""
     here = pathlib.Path.cwd()
     say(
-        f"results{drawn}:"
+        f"results{figure}:"
         f" {result.out.relative_to(here) if result.out.is_relative_to(here) else result.out}"
     )
 
 
 def show(table: Table) -> None:
-    """A table, on stdout: in blocks of columns, below one another, where a terminal is too narrow
-    for its figures."""
+    """Print a table on stdout; on a terminal too narrow for its figures as blocks of columns, one
+    below the other."""
     # A pipe has no width: wrapping there would break tables for the programs that read them.
     out = console(width=None if sys.stdout.isatty() else 10_000)
     for block in blocks(table, out):
@@ -71,7 +70,7 @@ def show(table: Table) -> None:
 
 
 def blocks(table: Table, out: Console) -> list[Table]:
-    """`table` in tables that fit `out`, each with its first column; itself where it fits."""
+    """Return `table` as tables that fit `out`, each with its first column; itself if it fits."""
     groups: list[list[Column]] = [[]]
     for column in table.columns[1:]:
         tried = _of_columns(table, [table.columns[0], *groups[-1], column])
@@ -80,14 +79,14 @@ def blocks(table: Table, out: Console) -> list[Table]:
         groups[-1].append(column)
     if len(groups) == 1:
         return [table]
-    made = [_of_columns(table, [table.columns[0], *group]) for group in groups]
-    for block in made[:-1]:
+    tables = [_of_columns(table, [table.columns[0], *group]) for group in groups]
+    for block in tables[:-1]:
         block.caption = None
-    return made
+    return tables
 
 
 def _least_width(table: Table) -> int:
-    """Columns of the terminal that `table` needs, if its headers are wrapped."""
+    """Return the columns of the terminal that `table` needs if its headers are wrapped."""
     return sum((column.min_width or 1) + 3 for column in table.columns) + 1
 
 
@@ -100,18 +99,19 @@ def _of_columns(table: Table, columns: list[Column]) -> Table:
 
 
 def show_json(report: Any) -> None:
-    """A report, as one document on stdout."""
+    """Print a report on stdout as one document."""
     tell_json(json.dumps(dataclasses.asdict(report), indent=1, ensure_ascii=False, default=str))
 
 
 def tell_json(document: str) -> None:
-    """A JSON document on stdout, in JSON's own escapes where characters cannot be printed."""
+    """Print a JSON document on stdout, with JSON's own escapes for characters that cannot be
+    printed."""
     print("".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in document))
 
 
 @contextmanager
 def byte_bar(what: str, *, shown: bool = True) -> Iterator[Callable[[int, int], None] | None]:
-    """A bar of bytes and rate on stderr, if stderr is a terminal."""
+    """Show a bar of bytes and rate on stderr, if stderr is a terminal."""
     if not (shown and sys.stderr.isatty()):
         yield None
         return

@@ -40,9 +40,6 @@ class Touch:
 class LambdaRule:
     """A λ for each tensor, by its name. Immutable; equal rules at equal λ are equal.
 
-        rows = [{"group": "norms", "lambda": 1}, {"group": "mlp", "times": {0: 0.2, 1: 1}}]
-        lm.set_lambda(pa_fast.LambdaRule(rows).at(0.6))
-
     Args:
         rows: mappings with `match` (a shell pattern, or a list of them), `group` (norms,
             embeddings, attention, mlp), or both, and with `lambda` or `times`: a number or
@@ -51,6 +48,10 @@ class LambdaRule:
             last.
         lam: the swept λ: `times` multiplies it, and tensors that no row matches have it.
         where: source of the rows, for messages.
+
+    Example:
+        >>> rows = [{"group": "norms", "lambda": 1}, {"group": "mlp", "times": {0: 0.2, 1: 1}}]
+        >>> lm.set_lambda(pa_fast.LambdaRule(rows).at(0.6))
 
     Numerics: exact rational arithmetic; each tensor's λ is rounded once, to fp32, when it is
     merged.
