@@ -1,10 +1,10 @@
-"""Page one: the protocols that pa_fast's parts meet through, and the values that pass between them.
+"""The protocols between the parts of pa_fast, and the values that pass between them.
 
-An embedder implements `Engine` (a model at some λ that can score and speak) or `Evaluator` (a
-function of an engine that returns a `Score`), and may implement what `CompleteEngine`,
-`CompleteWeights` and `CompleteEvaluator` have beyond that. `complete` and `complete_evaluator` add
-the rest where something of a caller comes in, so that nothing past them asks whether a member is
-there. The driver in `pa_fast.sweep` knows nothing else of either.
+An embedder implements `Engine` (a model at some λ that can score and generate) or `Evaluator` (a
+function of an engine that returns a `Score`), and may implement further members of
+`CompleteEngine`, `CompleteWeights` and `CompleteEvaluator`. `complete` and `complete_evaluator` add
+the rest where an object of a caller comes in, so that no later code asks whether a member exists.
+The driver in `pa_fast.sweep` uses nothing else of either.
 """
 
 from __future__ import annotations
@@ -32,12 +32,16 @@ _MOST_BITS = 1300
 
 
 class Lambda(float):
-    """One λ: a float that remembers its exact value, so that 0.3 is 0.3 and 1/3 is 1/3 in every
-    file.
+    """One λ: a float that keeps its exact value, so that 0.3 is 0.3 and 1/3 is 1/3 in every file.
 
-    Made from text, an integer, a Fraction or anything that `float` takes (its shortest decimal
-    counts as exact). `key` is the normalised decimal (`0.3`, `-0.2`, `1`) or, where no decimal
-    ends, the fraction (`1/3`).
+    It is made from text, an integer, a Fraction or anything that `float` takes (whose shortest
+    decimal counts as exact). `key` is the normalised decimal (`0.3`, `-0.2`, `1`) or, if the
+    decimal does not end, the fraction (`1/3`).
+
+    Example:
+        >>> lam = pa_fast.Lambda("1/3")
+        >>> lam.key, lam.exact
+        ('1/3', Fraction(1, 3))
     """
 
     exact: Fraction
@@ -75,7 +79,7 @@ class Lambda(float):
 
     @functools.cached_property
     def key(self) -> str:
-        """λ as every file spells it."""
+        """λ as it is written in every file."""
         twos = fives = 0
         rest = self.exact.denominator
         while rest % 2 == 0:
@@ -106,8 +110,8 @@ def _shown(value: object) -> str:
 
 @dataclass(frozen=True)
 class Continuation:
-    """What a model thinks of one continuation: its log-likelihood in nats, and whether greedy
-    decoding says it."""
+    """A model's score of one continuation: its log-likelihood in nats, and whether greedy decoding
+    gives it."""
 
     logprob: float
     is_greedy: bool
@@ -115,8 +119,8 @@ class Continuation:
 
 @dataclass(frozen=True)
 class Generation:
-    """How to generate, one configuration for all λ: greedy, at most `max_new_tokens`, ending at any
-    `stop` id."""
+    """Configuration of a generation, the same for all λ: greedy, at most `max_new_tokens`, ending
+    at any `stop` id."""
 
     max_new_tokens: int
     stop: tuple[int, ...] = ()
@@ -126,13 +130,13 @@ class Generation:
 class Item:
     """One scored item; items are the same at every λ.
 
-    Intervals along λ are computed from items, where these make up the reported value: as
-    Σ weight · score / Σ weight, as the mean over groups of each one's mean, or from `parts`.
+    Intervals along λ are computed from items, if these make up the reported value: as
+    Σ weight · score / Σ weight, as the mean over groups of the mean of each, or from `parts`.
 
     Attributes:
         group: the task that it belongs to.
-        weight: what it counts in the value, the same at every λ.
-        parts: of a metric that is no mean of items, the figures whose sums over a group make it:
+        weight: its weight in the value, the same at every λ.
+        parts: for a metric that is not a mean of items, figures whose sums over a group make it:
             `numerator`, `denominator`; `tp`, `fp`, `fn` (F1); with `tn` (Matthews' correlation);
             `nats`, `tokens` (perplexity). Groups are averaged by the sums of their weights.
     """
@@ -146,11 +150,11 @@ class Item:
 
 @dataclass(frozen=True)
 class Score:
-    """An evaluator's answer: `value` in `unit` over `n` items, and the items themselves.
+    """Result of an evaluator: `value` in `unit` over `n` items, and the items themselves.
 
     `details` are further figures of the same evaluation, such as the share of truncated outputs;
-    they go to the journal and to results.json. `files` are texts by file name, such as what the
-    model wrote; they are kept in the run folder.
+    they go to the journal and to results.json. `files` are texts by file name, such as the outputs
+    of the model; they are kept in the run folder.
     """
 
     value: float
@@ -173,7 +177,7 @@ class Tokenizer(Protocol):
 
 
 class Weights(Protocol):
-    """Weights that follow λ in place: what a sweep cannot do without of `pa_fast.LiveWeights`."""
+    """Weights that follow λ in place: the part of `pa_fast.LiveWeights` that a sweep requires."""
 
     @property
     def lam(self) -> float | None: ...
@@ -192,35 +196,36 @@ class Weights(Protocol):
 
 
 class CompleteWeights(Weights, Protocol):
-    """Weights with all that a sweep asks of them; the bodies are what `complete` adds."""
+    """Weights with all members that a sweep uses; the bodies are those that `complete` adds."""
 
     @property
     def rule(self) -> Any:
-        """The `pa_fast.LambdaRule` that says each tensor's λ now; None where all have the same."""
+        """The `pa_fast.LambdaRule` of each tensor's present λ; None if all tensors have the
+        same."""
         return None
 
     @property
     def followed(self) -> Any:
-        """The rule that spreads a plain λ; a run is of one such rule."""
+        """The rule that spreads a plain λ over the tensors. A run has one such rule."""
         return None
 
     def check_lambda(self, lam: float) -> None:
-        """Raise where `set_lambda` would: a schedule past the weights' reach fails before its first
-        point."""
+        """Raise as `set_lambda` would, so that a schedule outside the weights' range fails before
+        its first point."""
         return None
 
     def intended_lambda(self) -> float:
-        """What `effective_lambda` would be without rounding."""
+        """Return what `effective_lambda` would be without rounding."""
         return math.nan if self.lam is None else self.lam
 
 
 @runtime_checkable
 class Engine(Protocol):
-    """A model at some λ that can score and speak: what an embedder implements."""
+    """A model at some λ that can score and generate: the protocol that an embedder implements."""
 
     @property
     def weights(self) -> Weights:
-        """The weights that follow λ, and their proof."""
+        """The weights that follow λ, and their verification."""
         ...
 
     @property
@@ -229,65 +234,63 @@ class Engine(Protocol):
         ...
 
     def loglikelihood(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[Continuation]:
-        """Score each (context ids, continuation ids); an empty context is the engine's to
-        refuse."""
+        """Score each (context ids, continuation ids). The engine may refuse an empty context."""
         ...
 
     def generate(self, prompts: Sequence[list[int]], config: Generation) -> list[list[int]]:
-        """New token ids for each prompt, stop token excluded."""
+        """Return new token ids for each prompt, stop token excluded."""
         ...
 
     def on_weights_changed(self) -> None:
-        """Drop whatever the old weights left behind; raise if that cannot be proven."""
+        """Drop every state that depends on the old weights; raise if that cannot be ensured."""
         ...
 
 
 class CompleteEngine(Engine, Protocol):
-    """An engine with all that sweeps and evaluators ask of it; the bodies are what `complete`
-    adds."""
+    """An engine with all members that sweeps and evaluators use; the bodies are those that
+    `complete` adds."""
 
     @property
     def weights(self) -> CompleteWeights:
-        """The weights that follow λ, and their proof."""
+        """The weights that follow λ, and their verification."""
         ...
 
     on_progress: Callable[[int, int], object] | None = None
-    """Where not None, called with (requests done, requests in all) within `loglikelihood` and
+    """Called, unless None, with (requests done, requests in all) within `loglikelihood` and
     `generate`; a sweep sets it while an evaluator runs."""
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        """JSON values that must be equal for two runs to be one: a sweep refuses to resume over
-        others, and says what differs. Of a rule it asks the weights."""
+        """JSON values that are equal for two runs of one sweep: with others a sweep refuses to
+        resume, and names the difference. The rule is part of the weights."""
         return {}
 
     @property
     def configuration(self) -> Mapping[str, Any]:
-        """JSON values that a run records without being bound to them, such as folders and the
-        device."""
+        """JSON values that a run records but may change, such as folders and the device."""
         return {}
 
     @property
     def notes(self) -> Sequence[str]:
-        """What is worth saying of the model before a sweep."""
+        """Notes on the model, to show before a sweep."""
         return ()
 
     @property
     def model(self) -> Any:
-        """The transformers model that it is, if it is one: what lm-eval computes with."""
+        """The transformers model of the engine, if it has one; lm-eval computes with it."""
         return None
 
     @property
     def positions(self) -> int | None:
-        """The most tokens that the model sees at once, None where nobody knows."""
+        """The maximum number of tokens that the model sees at once; None if unknown."""
         return None
 
     @property
     def stop_tokens(self) -> Sequence[int]:
         """Ids that end a generated text at every λ: the tokenizer's end of sequence.
 
-        An engine of two models stops at the stop tokens of both, so that no λ is cut short or runs
-        on by the other's habits.
+        An engine of two models stops at the stop tokens of both, so that texts end alike at every
+        λ.
         """
         eos = self.tokenizer.eos_token_id
         return () if eos is None else (eos,)
@@ -304,27 +307,27 @@ class Evaluator(Protocol):
 
 
 class CompleteEvaluator(Evaluator, Protocol):
-    """An evaluator with all that a sweep asks of it; the bodies are what `complete_evaluator`
-    adds."""
+    """An evaluator with all members that a sweep uses; the bodies are those that
+    `complete_evaluator` adds."""
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        """JSON values that must be equal for two runs to be one; see `CompleteEngine.identity`."""
+        """JSON values that are equal for two runs of one sweep; see `CompleteEngine.identity`."""
         return {}
 
     def check(self, engine: Engine) -> Iterable[str] | None:
-        """Called before the first λ: raise what would fail at every λ, and else return notes, which
-        are shown once. It must leave the weights alone."""
+        """Called before the first λ: raise errors that would occur at every λ, and return notes,
+        which are shown once. It must not change the weights."""
         return None
 
 
 def complete(engine: Engine) -> CompleteEngine:
-    """`engine` with every member of `CompleteEngine`, and its weights with every one of
-    `CompleteWeights`: itself if it has them all, else around it an object that has the bodies of
-    those that it lacks.
+    """Return `engine` with every member of `CompleteEngine`, and its weights with every member of
+    `CompleteWeights`: itself if it has them all, else a wrapper that adds the bodies of those that
+    it lacks.
 
     Raises:
-        UsageError: it is no `Engine`.
+        UsageError: it is not an `Engine`.
     """
     if not isinstance(engine, Engine):
         raise UsageError(
@@ -337,10 +340,10 @@ def complete(engine: Engine) -> CompleteEngine:
 
 
 def complete_evaluator(evaluator: Evaluator) -> CompleteEvaluator:
-    """`evaluator` with every member of `CompleteEvaluator`; see `complete`.
+    """Return `evaluator` with every member of `CompleteEvaluator`; see `complete`.
 
     Raises:
-        UsageError: it is no `Evaluator`.
+        UsageError: it is not an `Evaluator`.
     """
     if not isinstance(evaluator, Evaluator):
         raise UsageError(
@@ -357,7 +360,8 @@ def _has_all(thing: object, protocol: type) -> bool:
 
 
 class _Around:
-    """All that `inner` is, and the bodies of `protocol` for what it lacks."""
+    """A wrapper with all members of `inner`, and the bodies of `protocol` for those that it
+    lacks."""
 
     def __init__(self, inner: Any, protocol: type):
         vars(self).update(_inner=inner, _defaults=vars(protocol))
@@ -379,13 +383,14 @@ class _Around:
 
     @property  # type: ignore[misc]
     def __class__(self) -> type:
-        """So that an evaluator finds an engine of the caller's own class."""
+        """The class of the inner object, so that an evaluator recognises an engine of the caller's
+        own class."""
         return type(self._inner)
 
 
 def _passed_on(name: str) -> Any:
-    """A member that is the inner object's own. From Python 3.12 on, `isinstance` finds those of a
-    protocol on the class alone."""
+    """Return a property that reads the inner object's member. From Python 3.12 on, `isinstance`
+    finds members of a protocol only on the class."""
     return property(lambda around: getattr(around._inner, name))
 
 

@@ -1,4 +1,4 @@
-"""Which device a name means."""
+"""Devices by name."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def device_of(name: str) -> torch.device:
-    """`cpu`, `cuda`, `cuda:1`, or `auto`: a GPU where there is one.
+    """Return the device `cpu`, `cuda`, `cuda:1`, or `auto`: a GPU if there is one.
 
     Raises:
         UsageError: no such device, or none that weights can live on.

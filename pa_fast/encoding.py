@@ -1,4 +1,5 @@
-"""Two checkpoints → a delta file, and the report of what it loses."""
+"""Encoding of two checkpoints to a delta file, with a report of its loss; and export of a delta as
+a LoRA folder."""
 
 from __future__ import annotations
 
@@ -35,34 +36,34 @@ def encode(
     strip_prefix: str | Iterable[str] = (),
     **options: Any,
 ) -> QualityReport:
-    """Write the delta between two checkpoints to the file `out`; with it `pa_fast.load` needs base
-    alone.
+    """Write the delta between two checkpoints to the file `out`. With it `pa_fast.load` needs only
+    the base.
 
     Args:
         base, instruct: local folders, or hub ids (`org/name@revision`). Instruct may be a LoRA
             folder of peft, whose factors are then kept as they are: format `lowrank` without
             options.
         format: `packed`, `sparse`, `lowrank` or `dense`; or a store with its options.
-        dtype: live dtype of every float tensor; `auto`: the dtype that each has in the instruct
-            files.
+        dtype: live dtype of every float tensor; `auto` takes that of each in the instruct files.
         allow_nonfinite: let NaN and infinity in the weights pass.
-        overwrite: replace a delta file that is there.
+        overwrite: replace an existing delta file.
         one_sided, ignore_config, strip_prefix: see `PairOptions`.
-        text: a UTF-8 file: the report then says how the delta speaks at λ = 0.5 and 1, beside the
-            exact merge.
-        options: of a format that is given by its name: `range` of `packed`, the least and the
-            largest λ that it is for (0 and 1 if not given); `select`, `density`, `scope` and `seed`
-            of `sparse`, see `SparseStore`; `rank`, `energy`, `budget` (bytes) and `seed` of
-            `lowrank`, see `LowRankStore`. None stands for the default.
+        text: a UTF-8 file: the report then compares the delta with the exact merge on it, at
+            λ = 0.5 and 1.
+        options: options of a format that is given by name: `range` of `packed`, the least and the
+            largest λ (0 and 1 by default); `select`, `density`, `scope` and `seed` of `sparse`, see
+            `SparseStore`; `rank`, `energy`, `budget` (bytes) and `seed` of `lowrank`, see
+            `LowRankStore`. None stands for the default.
 
     Example:
-        pa_fast.encode(base, instruct, "delta", "lowrank", rank=16)
-        pa_fast.encode(base, instruct, "delta", pa_fast.LowRankStore(rank=16))
+        >>> report = pa_fast.encode("base", "instruct", "delta", "lowrank", rank=16)
+        >>> report.bytes, report.relative_error
+        >>> pa_fast.encode("base", "instruct", "delta", pa_fast.PackedStore(-0.2, 1.5))
 
-    Cost: tensor by tensor; see the stores, and one more read of both sides for the report.
+    Cost: tensor by tensor; that of the store, and one more read of both sides for the report.
 
     Raises:
-        UsageError: an unknown format, or an option that is not the format's.
+        UsageError: an unknown format, or an option that the format does not have.
         PaFastError: as `pa_fast.load`, and OutputError: the file exists, lies in a source, or
             cannot be written.
     """
@@ -91,7 +92,7 @@ def encode(
             base, folder, out, dtype, allow_nonfinite=allow_nonfinite, overwrite=overwrite
         )
     if text is not None:
-        read_file(text)  # what is wrong with it should not cost an encoding
+        read_file(text)  # fails before the encoding
     measured = Measured(registry.encoding(format, options))
     encoding.encode(
         base,
@@ -132,8 +133,13 @@ def export_lora(
     `lam`.
 
     Args:
-        out: new or empty.
-        partial: leave out what a LoRA cannot hold, such as norms, and say so, instead of refusing.
+        out: the folder to write, new or empty.
+        partial: leave out and report tensors that a LoRA cannot hold, such as norms, instead of
+            refusing.
+
+    Example:
+        >>> exported = pa_fast.export_lora("delta", "base", "lora", 0.6, partial=True)
+        >>> exported.ranks, exported.left_out
 
     Raises:
         PaFastError: see `pa_fast.stores.lora.export`.
@@ -151,10 +157,10 @@ def export_lora(
             f"{out} exists already, and is not an empty folder", "choose another --out"
         )
     with Checkpoint.open(resolve(base)) as checkpoint:
-        if expected not in (None, found := checkpoint.quick_fingerprint()):
+        if expected not in (None, fingerprint := checkpoint.quick_fingerprint()):
             raise PairError(
                 f"{delta} was encoded from a base of quick fingerprint {expected}, {base} has"
-                f" {found}",
+                f" {fingerprint}",
                 "give the base that the delta is for",
             )
         return export(
@@ -165,7 +171,7 @@ def export_lora(
 def _adapter(
     base: str | Path, folder: Path, out: str | Path, dtype: str, **options: Any
 ) -> QualityReport:
-    """A delta of the factors in a LoRA folder, which are all that it has: nothing of it is lost."""
+    """Encode the factors in a LoRA folder, of which nothing is lost."""
     from pa_fast.checkpoint.reader import Checkpoint
     from pa_fast.engines import encoding
     from pa_fast.engines.loading import one_side

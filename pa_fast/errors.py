@@ -7,7 +7,7 @@
     ├── DataError              unusable weights: non-finite, unequal integers, a file that changed
     ├── OutputError            the output cannot be written: not empty, no space, read-only
     ├── WeightsError           live weights: cannot be bound, moved, or are not what they should be
-    ├── EngineError            an engine cannot prove that its model is the one asked for
+    ├── EngineError            an engine cannot verify that its model is the requested one
     ├── EvaluatorError         an evaluator or its data file is wrong
     ├── RunError               a run folder belongs to another sweep, or is in use
     ├── StatisticsError        items do not make up their score: no interval can be given
@@ -42,7 +42,7 @@ class PaFastError(Exception):
 
 
 class UsageError(PaFastError):
-    """An argument is wrong in itself, whatever the files say."""
+    """An argument is wrong in itself, whatever the files hold."""
 
     exit_code = 2
 
@@ -68,7 +68,7 @@ class WeightsError(PaFastError):
 
 
 class EngineError(PaFastError):
-    """An engine cannot prove that its model is the one asked for."""
+    """An engine cannot verify that its model is the requested one."""
 
 
 class EvaluatorError(PaFastError):
@@ -88,11 +88,12 @@ class MissingExtra(PaFastError):
 
 
 def parted(text: str) -> tuple[str, str | None]:
-    """Message and hint of the text that a PaFastError prints; of any other text, it and None."""
+    """Return message and hint of the text that a PaFastError prints; any other text and None."""
     message, mark, hint = text.partition("\n\nhint: ")
     return message, hint if mark else None
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what a library said, or what kind of error it was where it said nothing."""
+    """Return the first line of a library's error message, or the type of the error if there is
+    none."""
     return one_line(next(iter(str(error).strip().splitlines()), type(error).__name__), 500)

@@ -1,13 +1,13 @@
-"""Files of this tool's own: never opened through a link, locked, synced, and whole or absent.
+"""pa_fast's own files: never opened through a link, locked, synced, and complete or absent.
 
-Names of working files can be guessed (`.OUT.pa_fast.partial`, `RUN/journal.jsonl`): whoever may
-write to the folder can put a link there first, and what is written would land elsewhere. Every such
-file is opened by `open_own`, and every such folder checked by `check_own_folder`. Both refuse a
-link and whatever else is no plain file or folder.
+Names of working files can be guessed (`.OUT.pa_fast.partial`, `RUN/journal.jsonl`): anyone who may
+write to the folder can put a link there first, and data would be written elsewhere. Every such file
+is opened by `open_own`, and every such folder checked by `check_own_folder`. Both refuse a link and
+anything else that is not a plain file or folder.
 
 Some file systems (NFS without a lock daemon, Lustre without `-o flock`, some of FUSE) have no
-locks, or cannot sync a folder. Both are said once per file system, in a warning of the logger
-`pa_fast`, and gone without.
+locks, or cannot sync a folder. pa_fast then goes on without, after a warning of the logger
+`pa_fast`, once per file system.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ _noted: set[tuple[str, int]] = set()
 
 
 def path_of(given: object, what: str) -> Path:
-    """`given` as a path; `what` calls it in errors.
+    """Return `given` as a path; `what` names it in errors.
 
     Raises:
-        UsageError: it is no text and no path, empty, or no name that a file can have.
+        UsageError: it is neither text nor a path, is empty, or cannot be the name of a file.
     """
     text = os.fspath(given) if isinstance(given, (str, os.PathLike)) else None
     if not isinstance(text, str) or not text or "\0" in text:
@@ -52,18 +52,21 @@ def check_outside(output: str | os.PathLike[str], sources: Iterable[object]) -> 
     """Refuse an output that is the folder of a source or lies in it.
 
     Args:
-        sources: checkpoints as they were given; what is no folder here, such as a hub id, is passed
-            over.
+        sources: checkpoints as they were given. Those that are not local folders, such as hub ids,
+            are skipped.
 
     Raises:
         OutputError: naming output and source.
     """
-    place = Path(os.path.realpath(Path(output).expanduser()))
+    real_path = Path(os.path.realpath(Path(output).expanduser()))
     for source in sources:
         if not isinstance(source, (str, os.PathLike)):
             continue
         folder = os.path.expanduser(source)
-        if os.path.isdir(folder) and Path(os.path.realpath(folder)) in (place, *place.parents):
+        if os.path.isdir(folder) and Path(os.path.realpath(folder)) in (
+            real_path,
+            *real_path.parents,
+        ):
             raise OutputError(
                 f"{output}: is or lies in the source {source}, which is only read",
                 "choose a place outside of it",
@@ -71,11 +74,11 @@ def check_outside(output: str | os.PathLike[str], sources: Iterable[object]) -> 
 
 
 def open_own(path: Path, flags: int = os.O_RDWR | os.O_CREAT) -> int:
-    """Open a working file and return its descriptor. The caller truncates: nothing is cut off
-    before the checks here.
+    """Open a working file and return its descriptor. It is not truncated, because that must wait
+    for the checks here.
 
     Raises:
-        OutputError: a link, a pipe or anything else that is no plain file is there, or, where
+        OutputError: there is a link, a pipe or anything else that is not a plain file, or, if
             `flags` may write, a file that has another name too.
         OSError: it cannot be opened.
     """
@@ -91,18 +94,18 @@ def open_own(path: Path, flags: int = os.O_RDWR | os.O_CREAT) -> int:
                 f"{path}: found {kind}, expected a file that pa_fast made, or nothing", _PLANTED
             ) from None
         raise
-    found = os.fstat(fd)
-    what = ""
-    if not stat.S_ISREG(found.st_mode):
-        what = f"found {_kind(path)}, expected a file that pa_fast made, or nothing"
-    elif found.st_nlink > 1 and flags & (os.O_WRONLY | os.O_RDWR):
-        what = (
-            f"the file has {found.st_nlink} names (hard links), and writing would change it under"
+    status = os.fstat(fd)
+    defect = ""
+    if not stat.S_ISREG(status.st_mode):
+        defect = f"found {_kind(path)}, expected a file that pa_fast made, or nothing"
+    elif status.st_nlink > 1 and flags & (os.O_WRONLY | os.O_RDWR):
+        defect = (
+            f"the file has {status.st_nlink} names (hard links), and writing would change it under"
             " all of them"
         )
-    if what:
+    if defect:
         os.close(fd)
-        raise OutputError(f"{path}: {what}", _PLANTED)
+        raise OutputError(f"{path}: {defect}", _PLANTED)
     return fd
 
 
@@ -110,29 +113,28 @@ def read_own(path: Path) -> bytes:
     """Read the whole working file `path`.
 
     Raises:
-        OutputError: a link, a pipe or anything else that is no plain file is there.
+        OutputError: there is a link, a pipe or anything else that is not a plain file.
         OSError: it cannot be read.
     """
     with os.fdopen(open_own(path, os.O_RDONLY), "rb") as file:
         return file.read()
 
 
-def check_own_folder(path: Path) -> bool:
-    """Return whether the working folder `path` exists.
+def check_own_folder(path: Path) -> None:
+    """Refuse a link and anything else that is not a folder at the path of a working folder.
 
     Raises:
-        OutputError: a link or anything else that is no folder has its name.
+        OutputError: naming what was found.
     """
     try:
         mode = os.lstat(path).st_mode
     except FileNotFoundError:
-        return False
+        return
     if not stat.S_ISDIR(mode):
         raise OutputError(
             f"{path}: found {_kind(path)}, expected a folder that pa_fast made, or nothing",
             _PLANTED,
         )
-    return True
 
 
 def is_named(fd: int, path: Path) -> bool:
@@ -144,8 +146,8 @@ def is_named(fd: int, path: Path) -> bool:
 
 
 def lock(fd: int, path: Path, *, shared: bool = False, wait: bool = False) -> bool:
-    """Lock the open file `fd`, called `path`, until it is closed; False, with a note, where the
-    file system has no locks.
+    """Lock the open file `fd`, called `path`, until it is closed. Return False, with a warning, if
+    the file system has no locks.
 
     Raises:
         BlockingIOError: another process holds it, and `wait` is not set.
@@ -174,8 +176,8 @@ def lock(fd: int, path: Path, *, shared: bool = False, wait: bool = False) -> bo
 def lock_new(path: Path, target: Path) -> int:
     """Return a descriptor that holds the lock file `path` of the output `target`, under that name.
 
-    Where the file system has no locks, the file is made anew: whoever held it before finds, with
-    `is_named`, that the name is another's now.
+    If the file system has no locks, the file is created anew: a process that held it before sees,
+    by `is_named`, that the name now belongs to another file.
 
     Raises:
         OutputError: another process holds it, or see `open_own`.
@@ -202,8 +204,8 @@ def lock_new(path: Path, target: Path) -> int:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in `folder` durable: a rename is on disk only when its folder is. A note where
-    that cannot be done.
+    """Make the names in `folder` durable: a rename is on disk only once its folder is. Warn if the
+    file system cannot do that.
 
     Raises:
         OSError: the disk failed.
@@ -226,10 +228,10 @@ def sync_folder(folder: Path) -> None:
 
 
 def sync_finished(folder: Path) -> bool:
-    """Sync the folder of an output that has its final name, and return whether that is durable now.
+    """Sync the folder of an output that has its final name, and return whether the name is now
+    durable.
 
-    Whatever fails is a note, not an error: the output is complete, and nothing of it may be taken
-    back.
+    A failure is a warning, not an error: the output is complete, and must stay.
     """
     try:
         sync_folder(folder)
@@ -244,7 +246,7 @@ def sync_finished(folder: Path) -> bool:
 
 
 def rename(source: Path, target: Path) -> None:
-    """`os.rename`, that is believed where it was done though an error came back, as NFS sends for a
+    """Rename as `os.rename`, and ignore an error if the rename was done, as NFS reports for a
     repeated request."""
     before = os.lstat(source)
     try:
@@ -259,11 +261,11 @@ def rename(source: Path, target: Path) -> None:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Put `data` at `path`: a temporary file beside it, fsync, rename, fsync of the folder. A link
-    at `path` is replaced.
+    """Write `data` to `path` by a temporary file beside it, fsync, rename, fsync of the folder. A
+    link at `path` is replaced.
 
     Raises:
-        OSError: it cannot be written; what stood at `path` is as it was.
+        OSError: it cannot be written; `path` is as before.
     """
     # processes of several hosts may write to one folder: their numbers are not enough
     temporary = path.with_name(f".{path.name}.{random.SystemRandom().randrange(10**15)}.tmp")
@@ -285,13 +287,13 @@ def write(
     data: bytes,
     hint: str = "make room or grant access, then run again: finished points are kept",
 ) -> None:
-    """Put `data` at `path`, whole or not at all.
+    """Write `data` to `path`, completely or not at all.
 
     Args:
-        hint: what to do where that fails.
+        hint: hint of the error.
 
     Raises:
-        OutputError: the file cannot be written; what stood at `path` is as it was.
+        OutputError: the file cannot be written; `path` is as before.
     """
     try:
         write_whole(path, data)
@@ -301,10 +303,11 @@ def write(
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold the lock file `path`, made if need be, against other processes that do; waits for them.
+    """Hold the lock file `path`, created if need be, against other processes that do so. Waits for
+    them.
 
     Raises:
-        OutputError: `path` cannot be written, or is no file of a sweep's own.
+        OutputError: `path` cannot be written, or is not a file of a sweep.
     """
     try:
         handle = hold(open_own(path))
@@ -327,14 +330,14 @@ _held: set[int] = set()
 
 
 def hold(handle: int) -> int:
-    """`handle`, from now on closed in every forked child: a lock lasts until the last process with
-    its handle closes it."""
+    """Return `handle`, to be closed from now on in every forked child: a lock lasts until the last
+    process with its handle closes it."""
     _held.add(handle)
     return handle
 
 
 def release(handle: int) -> None:
-    """Close a handle that is held; nothing in a forked child, which does not have it."""
+    """Close a handle that is held. Do nothing in a forked child, which does not have it."""
     if handle in _held:
         _held.remove(handle)
         os.close(handle)
@@ -349,7 +352,7 @@ os.register_at_fork(after_in_child=_release_all)
 
 
 def remove_temporaries(folder: Path) -> None:
-    """Remove what killed writers left in `folder`."""
+    """Remove the files that killed writers left in `folder`."""
     for leftover in folder.glob(".*.tmp"):
         if re.fullmatch(r"\..+\.\d+\.tmp", leftover.name) and (
             leftover.is_symlink() or not leftover.is_dir()
@@ -358,7 +361,7 @@ def remove_temporaries(folder: Path) -> None:
 
 
 def _kind(path: Path) -> str:
-    """The kind of thing at `path`, in words."""
+    """Return the kind of thing at `path`, in words."""
     try:
         mode = os.lstat(path).st_mode
     except OSError:

@@ -1,5 +1,5 @@
-"""Text and documents of others: made printable, shortened, and read without what could exhaust the
-reader."""
+"""Untrusted text and documents: made printable, shortened, and read without exhausting memory or
+time."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections import Counter
 from typing import Any
 
 MESSAGE_CHARACTERS = 4000
-"""The most that a message shows; no honest one comes near it."""
+"""Most characters of a message; no real one comes near it."""
 
 _NUMBER_CHARACTERS = 400  # base 60 has numbers that take a second per 100 kB
 _NUMBERS = {"tag:yaml.org,2002:int", "tag:yaml.org,2002:float"}
@@ -41,8 +41,8 @@ def shortened(text: str, most: int = MESSAGE_CHARACTERS) -> str:
 
 
 def is_deep(document: Any, most: int = 64) -> bool:
-    """Return whether lists and mappings are nested deeper than `most` levels: whoever walks a
-    document recurses."""
+    """Return whether lists and mappings are nested deeper than `most` levels, too deep for code
+    that recurses."""
     level: list[Any] = [document] if isinstance(document, (dict, list)) else []
     for _ in range(most):
         level = [
@@ -55,7 +55,7 @@ def is_deep(document: Any, most: int = 64) -> bool:
 
 
 class YamlError(ValueError):
-    """A YAML text that is not read, and why; `line`, from 1, of what well-formed YAML may not hold
+    """A YAML text is refused, and why. `line`, from 1, is that of valid YAML that is not allowed
     here, else None."""
 
     def __init__(self, message: str, line: int | None = None):
@@ -117,8 +117,8 @@ def _check_nodes(tree: Any) -> None:
             raise YamlError(f"a number of {len(node.value)} characters", line)
 
 
-def _escaped(found: re.Match[str]) -> str:
-    one = found[0]
-    if one.isprintable() or unicodedata.category(one) == "Zs":
-        return one
-    return one.encode("unicode_escape").decode()
+def _escaped(match: re.Match[str]) -> str:
+    character = match[0]
+    if character.isprintable() or unicodedata.category(character) == "Zs":
+        return character
+    return character.encode("unicode_escape").decode()

@@ -1,4 +1,4 @@
-"""lm-eval on one live model, under a short name: what `pa_fast.evals.lm_eval` has for pipelines."""
+"""lm-eval on one live model, under a short name: parts of `pa_fast.evals.lm_eval` for pipelines."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["LmEval", "PaFastLM", "build_once"]
 
 
 def __getattr__(name: str) -> Any:
-    """`PaFastLM` is made when it is first asked for: its base class loads lm-eval."""
+    """Import `PaFastLM` when it is first used: its base class loads lm-eval."""
     if name != "PaFastLM":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return lm_eval.PaFastLM

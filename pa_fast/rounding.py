@@ -1,4 +1,4 @@
-"""How a merge is rounded to its dtype: to nearest, or stochastically with noise that belongs to the
+"""Rounding of a merge to its dtype: to nearest, or stochastic with noise that is a function of the
 element."""
 
 from __future__ import annotations
@@ -13,9 +13,12 @@ MODES = ("nearest", "stochastic")
 
 @dataclass(frozen=True)
 class Rounding:
-    """`nearest`, ties to even; or `stochastic`: up or down by noise of (seed, tensor name, place),
-    so that the weights follow λ on average where nearest swallows updates of less than half a unit
-    in the last place.
+    """`nearest`, ties to even; or `stochastic`: up or down by noise of (seed, tensor name,
+    element), so that the weights follow λ on average where nearest loses updates of less than half
+    a unit in the last place.
+
+    Example:
+        >>> lm = pa_fast.load("base", "instruct", rounding=pa_fast.Rounding("stochastic", seed=1))
 
     Raises:
         UsageError: no such mode, or no such seed.
@@ -29,7 +32,7 @@ class Rounding:
             raise UsageError(
                 f"rounding `{self.mode}` is not available", f"available: {', '.join(MODES)}"
             )
-        if not self.drawn:
+        if not self.is_stochastic:
             if self.seed is not None:
                 raise UsageError(
                     f"seed {self.seed} with rounding `nearest`",
@@ -45,7 +48,7 @@ class Rounding:
 
     @classmethod
     def of(cls, rounding: str | Rounding, seed: int | None = None) -> Rounding:
-        """Return the rounding that `rounding`, a mode or a value of this class, and `seed` say.
+        """Return the rounding of `rounding`, a mode or a value of this class, and `seed`.
 
         Raises:
             UsageError: no such mode or seed, or a seed beside a value that has its own.
@@ -57,13 +60,13 @@ class Rounding:
         return rounding
 
     @property
-    def drawn(self) -> bool:
-        """Whether elements have noise."""
+    def is_stochastic(self) -> bool:
+        """True if elements are rounded with noise."""
         return self.mode == "stochastic"
 
     def key(self, name: str) -> int | None:
-        """The key of the noise of checkpoint tensor `name`, 32 bits: crc32(name) ^ seed; None where
-        none is drawn."""
+        """Return the key of the noise of checkpoint tensor `name`, 32 bits: crc32(name) ^ seed;
+        None if there is no noise."""
         return None if self.seed is None else zlib.crc32(name.encode()) ^ self.seed
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""A specification → engines and evaluators: how a sweep on the command line becomes objects."""
+"""The sweep of a command line: its specification, and the engine and evaluators made of it."""
 
 from __future__ import annotations
 
@@ -74,18 +74,18 @@ _LOADING = (
 
 
 def run_points(job: SweepSpec, points: Iterable[float | str | Lambda]) -> Iterator[Record]:
-    """Run every evaluator of `job` at each of `points`, yielding the journal's lines with what
-    belongs to them.
+    """Run every evaluator of `job` at each of `points`, and yield the journal's lines with their
+    items and texts.
 
-    For launchers of one's own: nothing is written, and no folder is touched;
-    `pa_fast.sweep.recording` writes.
+    For custom launchers: nothing is written, and no folder is touched; `pa_fast.sweep.recording`
+    writes.
     """
     schedule = lambdas(points)
-    model, asked = opened(job)
+    model, requested = opened(job)
     check_reach(model, schedule)
-    check_evaluators(model, asked)
+    check_evaluators(model, requested)
     for lam in schedule:
-        yield from visit(model, lam, asked)
+        yield from visit(model, lam, requested)
 
 
 def run(
@@ -95,28 +95,30 @@ def run(
     from pa_fast.sweep import sweep
 
     points = lambdas(job.lambdas)
-    # whatever the modules of evaluators do when they are imported
+    # absolute: modules of evaluators may change the working folder when they are imported
     out = pathlib.Path(os.path.abspath(path_of(job.out, "--out")))
     check_folder(out, None if shard is None else Shard(*shard))
-    model, asked = opened(job)
+    model, requested = opened(job)
     for note in model.notes:
         listening(progress).noted(note)
-    return sweep(model, points, asked, out, overwrite=job.overwrite, progress=progress, shard=shard)
+    return sweep(
+        model, points, requested, out, overwrite=job.overwrite, progress=progress, shard=shard
+    )
 
 
 def confirm(
-    job: SweepSpec, found: SweepResult, count: int, progress: Progress | None = None
+    job: SweepSpec, result: SweepResult, count: int, progress: Progress | None = None
 ) -> SweepResult:
-    """Evaluate the `count` best points of each column of `found`, which a lossy store gave, once
-    more with an exact one.
+    """Evaluate the `count` best points of each column of `result`, of a lossy store, again with an
+    exact one.
 
-    They are a run of their own, in the folder `confirmed` of the first.
+    They are a run of their own, in the folder `confirmed` of the first run.
 
     Raises:
         UsageError, PairError: see `check_confirm`.
     """
     check_confirm(job)
-    best = {row.lam for name in found.evaluators for row in found.ranked(name)[:count]}
+    best = {row.lam for name in result.evaluators for row in result.ranked(name)[:count]}
     points = ",".join(lam.key for lam in sorted(best, key=lambda lam: lam.exact))
     folder = pathlib.Path(job.out) / "confirmed"
     check_own_folder(folder)
@@ -125,11 +127,11 @@ def confirm(
 
 
 def check_confirm(job: SweepSpec) -> None:
-    """What `confirm` needs, before a sweep of hours.
+    """Check that `confirm` can run, before a sweep of hours.
 
     Raises:
-        UsageError: there is no instruct model, or nothing is lost.
-        PairError: the delta stands for another instruct model.
+        UsageError: there is no instruct model, or the delta is lossless.
+        PairError: the delta is of another instruct model.
     """
     from pa_fast.checkpoint.folder import resolve
     from pa_fast.checkpoint.reader import Checkpoint
@@ -147,27 +149,26 @@ def check_confirm(job: SweepSpec) -> None:
         raise UsageError("nothing to confirm: this delta loses nothing", "leave out --confirm")
     if job.delta is not None:
         with Checkpoint.open(resolve(job.instruct)) as instruct:
-            found, expected = instruct.quick_fingerprint(), held.instruct.quick
-        if found != expected:
+            fingerprint, expected = instruct.quick_fingerprint(), held.instruct.quick
+        if fingerprint != expected:
             raise PairError(
                 f"{job.delta} was encoded from an instruct model of quick fingerprint {expected},"
-                f" {job.instruct} has {found}",
+                f" {job.instruct} has {fingerprint}",
                 "confirm with the instruct model that the delta stands for",
             )
 
 
 def opened(job: SweepSpec) -> tuple[CompleteEngine, list[CompleteEvaluator]]:
-    """The engine and the evaluators of `job`. What is wrong in the data files fails before a model
+    """Return the engine and the evaluators of `job`. Errors in data files are raised before a model
     is loaded.
 
-    The global random generators are seeded, and `visit` puts their state back after each
-    evaluation: an evaluator that draws draws the same at every λ, in every process and after every
-    resume.
+    The global random generators are seeded, and `visit` restores their state after each evaluation,
+    so an evaluator draws the same numbers at every λ, in every process and after every resume.
     """
-    asked = evaluators(job)
+    requested = evaluators(job)
     loaded = engine(job)
     _seed_generators()
-    return loaded, asked
+    return loaded, requested
 
 
 def _seed_generators() -> None:
@@ -180,7 +181,7 @@ def _seed_generators() -> None:
 
 
 def evaluators(job: SweepSpec) -> list[CompleteEvaluator]:
-    """The evaluators of `job`, their data read and checked.
+    """Return the evaluators of `job`, their data read and checked.
 
     Raises:
         UsageError, EvaluatorError: a malformed EVAL, or two columns of the same name.
@@ -191,7 +192,7 @@ def evaluators(job: SweepSpec) -> list[CompleteEvaluator]:
 
 
 def engine(job: SweepSpec) -> CompleteEngine:
-    """The pair of `job`, loaded at λ = 0."""
+    """Load the pair of `job` at λ = 0."""
     load: Callable[..., Any]
     if job.engine == "transformers":
         from pa_fast.engines.transformers import load

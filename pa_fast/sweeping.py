@@ -1,4 +1,4 @@
-"""`pa_fast.sweep`: evaluators as callers give them, swept."""
+"""`pa_fast.sweep`: a sweep of evaluators as callers give them."""
 
 from __future__ import annotations
 
@@ -32,30 +32,30 @@ def sweep(
     limit: int | None = None,
     seed: int = 0,
 ) -> SweepResult:
-    """Evaluate every λ with every evaluator, prove each switch, and record each point as soon as it
-    is known.
+    """Evaluate every λ with every evaluator, verify each switch, and record each point as soon as
+    it is done.
 
     At each λ the weights are switched in place and compared with a fresh merge; their checksum must
     be the same before and after every evaluator. A point whose evaluator fails, or writes to the
     weights, is recorded as failed and the sweep goes on: look at `SweepResult.failures`. The
     weights are left at the last λ that was evaluated.
 
-    A sweep resumes by itself: call it again with the same `out` and finished points are not run
-    again, failed ones are. λ and evaluators may be added. A kill at any moment loses at most the
+    A sweep resumes by itself: call it again with the same `out`, and failed points are run again,
+    finished ones are not. λ and evaluators may be added. A kill at any moment loses at most the
     running point.
 
     Args:
         lm: the model to sweep, `pa_fast.load(...)` or any other `Engine`.
-        lambdas: what `pa_fast.lambdas` takes: `"0:1:0.1"`, `"0,0.25,1/3"`, or numbers.
+        lambdas: as for `pa_fast.lambdas`: `"0:1:0.1"`, `"0,0.25,1/3"`, or numbers.
         evaluators: one or more, whose names differ: EVAL strings as on the command line, YAML
             suites, functions of an engine that return a number, a dict of numbers or a `Score`, and
             `Evaluator` objects.
-        out: the run folder: new, empty, or that of the sweep to go on with.
+        out: the run folder: new, empty, or that of the sweep to continue.
         overwrite: start afresh in a folder that holds another sweep. Files that no sweep writes are
             left alone.
-        progress: told of every step, such as `pa_fast.sweep.progress.TerminalProgress()`, or an
-            object with one or more of the methods of `pa_fast.sweep.progress.Progress`; None is
-            silent.
+        progress: an object that is told of every step, such as
+            `pa_fast.sweep.progress.TerminalProgress()`, with one or more of the methods of
+            `pa_fast.sweep.progress.Progress`; None is silent.
         figure: draw `trajectory.svg`, `.png` and `.pdf` at the end.
         shard: `(rank, world)`: evaluate `lambdas[rank::world]` alone. Processes on one or many
             hosts that are given the same arguments and a shard each fill one run folder together;
@@ -64,12 +64,17 @@ def sweep(
             see `pa_fast.evaluator`.
 
     Returns:
-        All points of the run folder, those of earlier calls included; failures of this call's
-        points alone.
+        All points of the run folder, including those of earlier calls; only the failures of this
+        call.
+
+    Example:
+        >>> lm = pa_fast.load("base", "instruct")
+        >>> result = pa_fast.sweep(lm, "0:1:0.1", "perplexity:notes.txt", "runs/notes")
+        >>> result.answer().sentence
 
     Raises:
-        UsageError: `out` is no path, a malformed schedule, a λ outside the range of a packed delta,
-            no evaluator, two of the same name, or a malformed EVAL.
+        UsageError: `out` is not a path, a malformed schedule, a λ outside the range of a packed
+            delta, no evaluator, two of the same name, or a malformed EVAL.
         EvaluatorError: a data file or suite is wrong.
         RunError: `out` holds another sweep or foreign files, is in use, its journal is damaged, or
             a switch gives other weights than those recorded for the same λ.
@@ -77,15 +82,22 @@ def sweep(
         KeyboardInterrupt: after the journal is whole and `results.csv` and `results.json` hold what
             is finished.
 
-    Cost: per λ one switch, one fresh merge streamed for the proof, and a read of the live weights
+    Cost: per λ one switch, one fresh merge streamed to verify it, and a read of the live weights
     per evaluator.
     """
     from pa_fast import evals
 
     out = path_of(out, "out")
-    about = complete(lm).configuration
-    check_outside(out, [about.get(side) for side in ("base", "instruct", "tokenizer")])
-    asked = evals.evaluators(evaluators, limit=limit, seed=seed)
+    configuration = complete(lm).configuration
+    check_outside(out, [configuration.get(side) for side in ("base", "instruct", "tokenizer")])
+    requested = evals.evaluators(evaluators, limit=limit, seed=seed)
     return _sweep(
-        lm, lambdas, asked, out, overwrite=overwrite, progress=progress, figure=figure, shard=shard
+        lm,
+        lambdas,
+        requested,
+        out,
+        overwrite=overwrite,
+        progress=progress,
+        figure=figure,
+        shard=shard,
     )

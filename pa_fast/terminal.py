@@ -1,4 +1,4 @@
-"""The way to a terminal: what is printed there is printable, and says no more than it shows."""
+"""Output to a terminal: printable text without hidden characters."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def tell(text: str) -> None:
 
 
 def console(*, stderr: bool = False, width: int | None = None) -> Console:
-    """Return a rich console that prints the text of others as text: escaped, and without markup,
+    """Return a rich console that prints untrusted text as plain text: escaped, and without markup,
     links or emoji."""
     return _console_class()(stderr=stderr, width=width, markup=False, emoji=False, highlight=False)
 
@@ -38,8 +38,8 @@ def _console_class() -> type[Console]:
     from rich.segment import Segment
 
     class Printable(Console):
-        """Escapes what is to be shown, and leaves rich's own control segments: colours are no part
-        of the text."""
+        """A console that escapes text and keeps rich's own control segments, because colours are
+        not part of the text."""
 
         def on_broken_pipe(self) -> None:
             """Leave a closed pipe to the caller, where rich would end the process without a
@@ -60,11 +60,13 @@ def _console_class() -> type[Console]:
 
 @contextlib.contextmanager
 def libraries_printable() -> Iterator[None]:
-    """Meanwhile what libraries log and warn of is printable: they quote names and values of
-    checkpoints as they are."""
+    """Make the log messages and warnings of libraries printable inside the block: they quote names
+    and values of checkpoints unescaped."""
     factory, formatted = logging.getLogRecordFactory(), warnings.formatwarning
     logging.setLogRecordFactory(_Record)
-    warnings.formatwarning = lambda *about, **more: printable(formatted(*about, **more))
+    warnings.formatwarning = lambda *arguments, **options: printable(
+        formatted(*arguments, **options)
+    )
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""Bytes, seconds and rates, parsed and printed. The only place that knows 10⁹."""
+"""Bytes, seconds and rates, parsed and printed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _STEPS = {
 
 
 def parse_bytes(text: str) -> int:
-    """Bytes in `text`: `5GB` is 5·10⁹, `5GiB` is 5·2³⁰, a bare number is bytes.
+    """Return the bytes in `text`: `5GB` is 5·10⁹, `5GiB` is 5·2³⁰, a bare number is bytes.
 
     Raises:
         UsageError: not a positive size.
@@ -35,7 +35,7 @@ def parse_bytes(text: str) -> int:
 
 
 def format_bytes(count: float) -> str:
-    """`count` bytes in decimal units with three digits: 1.23 GB."""
+    """Return `count` bytes in decimal units with three digits: 1.23 GB."""
     for unit in ("B", "kB", "MB", "GB"):
         if abs(count) < 999.5:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}"
@@ -44,7 +44,7 @@ def format_bytes(count: float) -> str:
 
 
 def format_seconds(seconds: float) -> str:
-    """`seconds` as a person says them: 3.2 ms, 4.1 s, 5 min 03 s, 2 h 10 min."""
+    """Return `seconds` as a person says them: 3.2 ms, 4.1 s, 5 min 03 s, 2 h 10 min."""
     if seconds < 0.9995:
         return f"{seconds * 1000:.3g} ms"
     if seconds < 59.95:
@@ -56,10 +56,10 @@ def format_seconds(seconds: float) -> str:
 
 
 def format_rate(count: float, seconds: float) -> str:
-    """`count` bytes in `seconds`, per second."""
+    """Return `count` bytes in `seconds`, per second."""
     return f"{format_bytes(count / max(seconds, 1e-9))}/s"
 
 
 def format_count(count: int, noun: str) -> str:
-    """`count` of `noun`: 1 file, 2 files."""
+    """Return `count` of `noun`: 1 file, 2 files."""
     return f"{count:,} {noun}" + ("" if count == 1 else "s")

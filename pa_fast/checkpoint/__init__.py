@@ -1,2 +1,1 @@
-"""Files ↔ tensors: open checkpoints from their headers, pair them, merge them to disk, check a
-merge."""
+"""Checkpoints: open them from their headers, pair them, merge them to disk, and verify a merge."""

@@ -1,10 +1,10 @@
 """Differences between two config.json files, and which of them change what the model computes.
 
-The rule: every key must be equal unless this module names it as harmless. Files of different
-transformers versions spell the same model differently (`rope_theta` beside `rope_scaling`, or
-inside `rope_parameters`; defaults written out, or left out), so where the files differ, both are
-compared as transformers' configuration class reads them. A key that no source file of the model's
-class mentions is not read by it.
+Every key must be equal unless this module lists it as harmless. Files of different transformers
+versions spell the same model differently (`rope_theta` beside `rope_scaling`, or inside
+`rope_parameters`; defaults written out, or left out). So where the files differ, both are compared
+as transformers' configuration class reads them. A key that no source file of the model's class
+mentions is not read by the class.
 """
 
 from __future__ import annotations
@@ -77,10 +77,10 @@ _MAX_EXPANDED_LAYERS = 4096
 
 @dataclass(frozen=True)
 class Difference:
-    """One key (nested keys joined by dots) that differs; `harmless` if it cannot change a forward
-    pass.
+    """One key (nested keys joined by dots) that differs, and whether that is `harmless`: unable to
+    change a forward pass.
 
-    `reason` says why a key that is not known to be harmless is let through; empty for all others.
+    `reason` says why a key that is not known to be harmless is accepted; empty for all others.
     """
 
     key: str
@@ -102,38 +102,46 @@ def differences(
     beside: frozenset[str] = frozenset(),
     ignored: Iterable[str] = (),
 ) -> list[Difference]:
-    """All differences of two configurations, sorted by key.
+    """Return all differences of two configurations, sorted by key.
 
     Args:
-        beside: keys that are harmless in this pair, because their difference is seen to otherwise.
+        beside: keys that are harmless in this pair, because the caller handles their difference.
         ignored: keys, with all that is nested below them, whose difference the user accepts.
 
-    Cost: microseconds while only harmless keys differ; otherwise transformers is imported to tell
+    Cost: microseconds if only harmless keys differ; otherwise transformers is imported to tell
     spelling from meaning. No remote code is run.
     """
-    found = [_accepted(one, ignored) for one in _compare(base, instruct, beside)]
-    if all(difference.harmless for difference in found):
-        return found
-    left, right = _expanded(base), _expanded(instruct)
-    if left is None or right is None or base.get("model_type") != instruct.get("model_type"):
-        return found
-    expanded = [_accepted(one, ignored) for one in _compare(left, right, beside)]
+    differing = [_accepted(one, ignored) for one in _compare(base, instruct, beside)]
+    if all(difference.harmless for difference in differing):
+        return differing
+    base_expanded, instruct_expanded = _expanded(base), _expanded(instruct)
+    if (
+        base_expanded is None
+        or instruct_expanded is None
+        or base.get("model_type") != instruct.get("model_type")
+    ):
+        return differing
+    expanded = [
+        _accepted(one, ignored) for one in _compare(base_expanded, instruct_expanded, beside)
+    ]
     # after expansion a missing key is one that the class does not know; null or false then says
     # "not used"
     real = [
-        d for d in expanded if not d.harmless and {_empty(d.base), _empty(d.instruct)} != {True}
+        d
+        for d in expanded
+        if not d.harmless and {_is_empty(d.base), _is_empty(d.instruct)} != {True}
     ]
     keys = {d.key for d in real}
-    same_meaning = [replace(d, harmless=True) for d in found if d.key not in keys]
-    unread = _unread([d.key for d in real], left, right)
-    why = f"no class of transformers for {quoted(str(base.get('model_type')))} reads it"
-    real = [replace(d, harmless=True, reason=why) if d.key in unread else d for d in real]
+    same_meaning = [replace(d, harmless=True) for d in differing if d.key not in keys]
+    unread = _unread([d.key for d in real], base_expanded, instruct_expanded)
+    reason = f"no class of transformers for {quoted(str(base.get('model_type')))} reads it"
+    real = [replace(d, harmless=True, reason=reason) if d.key in unread else d for d in real]
     return sorted(same_meaning + real, key=lambda difference: difference.key)
 
 
 def model_class(*configs: Mapping[str, Any]) -> str | None:
-    """The class that the first of `configs` which has `architectures` names; None where none
-    does."""
+    """Return the class that the first of `configs` with `architectures` names; None if none has
+    it."""
     for config in configs:
         named = config.get("architectures")
         if isinstance(named, list) and named and isinstance(named[0], str):
@@ -141,50 +149,53 @@ def model_class(*configs: Mapping[str, Any]) -> str | None:
     return None
 
 
-def tied(config: Mapping[str, Any]) -> bool | None:
-    """`tie_word_embeddings`, of the model or of the text model that it nests; None where neither
-    says, or they disagree."""
+def is_tied_in_config(config: Mapping[str, Any]) -> bool | None:
+    """Return `tie_word_embeddings` of the model or of the text model nested in it; None if neither
+    states it, or they disagree."""
     text = config.get("text_config")
     parts = (text if isinstance(text, Mapping) else {}, config)
-    said = {
+    stated = {
         part["tie_word_embeddings"]
         for part in parts
         if isinstance(part.get("tie_word_embeddings"), bool)
     }
-    return said.pop() if len(said) == 1 else None
+    return stated.pop() if len(stated) == 1 else None
 
 
-def ties(config: Mapping[str, Any]) -> bool | None:
-    """Whether the head is tied: as `tied` says, else as the model's class in transformers does;
-    None where nothing tells."""
-    said = tied(config)
-    return said if said is not None else tied(_expanded(config) or {})
+def is_tied(config: Mapping[str, Any]) -> bool | None:
+    """Return whether the head is tied: as the configuration states, else as the model's class in
+    transformers does; None if neither tells."""
+    stated = is_tied_in_config(config)
+    return stated if stated is not None else is_tied_in_config(_expanded(config) or {})
 
 
 def _compare(
     base: Mapping[str, Any], instruct: Mapping[str, Any], beside: frozenset[str]
 ) -> list[Difference]:
-    left, right = _flat(base), _flat(instruct)
+    base_flat, instruct_flat = _flat(base), _flat(instruct)
     ignored = set(beside)
-    if _rope_types(left) | _rope_types(right) <= _LENGTH_FREE_ROPE:
+    if _rope_types(base_flat) | _rope_types(instruct_flat) <= _LENGTH_FREE_ROPE:
         ignored.add("max_position_embeddings")
-    if left.get("use_sliding_window") is False and right.get("use_sliding_window") is False:
+    if (
+        base_flat.get("use_sliding_window") is False
+        and instruct_flat.get("use_sliding_window") is False
+    ):
         ignored |= {"sliding_window", "max_window_layers"}
-    found = []
-    for key in sorted(left.keys() | right.keys()):
-        b, i = left.get(key, ABSENT), right.get(key, ABSENT)
+    differing = []
+    for key in sorted(base_flat.keys() | instruct_flat.keys()):
+        b, i = base_flat.get(key, ABSENT), instruct_flat.get(key, ABSENT)
         if b != i:
             harmless = bool((HARMLESS | ignored) & set(key.split(".")))
-            found.append(Difference(key, b, i, harmless))
-            if key == "architectures" and _absent(b) != _absent(i):
-                found[-1] = Difference(
+            differing.append(Difference(key, b, i, harmless))
+            if key == "architectures" and _is_absent(b) != _is_absent(i):
+                differing[-1] = Difference(
                     key, b, i, True, "absent on one side: the class that the other names is taken"
                 )
-    return found
+    return differing
 
 
 def _accepted(difference: Difference, ignored: Iterable[str]) -> Difference:
-    """`difference`, harmless if the user accepts it."""
+    """Return `difference`, made harmless if the user accepts it."""
     if difference.harmless or not any(
         f"{difference.key}.".startswith(f"{key}.") for key in ignored
     ):
@@ -193,10 +204,10 @@ def _accepted(difference: Difference, ignored: Iterable[str]) -> Difference:
 
 
 def _unread(keys: list[str], *configs: Mapping[str, Any]) -> set[str]:
-    """Those of `keys` that no source file of the model that `configs` describe mentions.
+    """Return those of `keys` that no source file of the model that `configs` describe mentions.
 
-    A key inside a plain mapping, which may be passed on whole, counts as read with the key that
-    holds the mapping.
+    A key inside a plain mapping counts as read if the key of the mapping is, because the mapping
+    may be passed on whole.
     """
     if not keys or any(model_class(config) and not _is_own_class(config) for config in configs):
         return set()  # code that is not transformers' own may read any key
@@ -205,17 +216,17 @@ def _unread(keys: list[str], *configs: Mapping[str, Any]) -> set[str]:
     )
     if text is None:
         return set()
-    found = set()
+    unread = set()
     for key in keys:
         heads = {head for config in configs for head in _heads(config, key)}
         if heads and not any(re.search(rf"(?<!\w){re.escape(head)}(?!\w)", text) for head in heads):
-            found.add(key)
-    return found
+            unread.add(key)
+    return unread
 
 
 def _heads(config: Mapping[str, Any], key: str) -> Iterator[str]:
-    """The key of `config`, or of the configuration nested in it, by which the flattened `key` is
-    read."""
+    """Yield the key of `config`, or of a configuration nested in it, by which the flattened `key`
+    is read."""
     for name, value in config.items():
         if key == name or key.startswith(f"{name}."):
             if isinstance(value, Mapping) and "model_type" in value and key != name:
@@ -225,7 +236,7 @@ def _heads(config: Mapping[str, Any], key: str) -> Iterator[str]:
 
 
 def _model_types(config: Mapping[str, Any]) -> Iterator[str]:
-    """The `model_type` of a configuration and of those nested in it."""
+    """Yield the `model_type` of a configuration and of those nested in it."""
     if isinstance(config.get("model_type"), str):
         yield config["model_type"]
     for value in config.values():
@@ -234,7 +245,7 @@ def _model_types(config: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _is_own_class(config: Mapping[str, Any]) -> bool:
-    """Whether transformers itself has the class that `config` names."""
+    """Return whether transformers itself has the class that `config` names."""
     import transformers
 
     return hasattr(transformers, str(model_class(config)))
@@ -242,8 +253,8 @@ def _is_own_class(config: Mapping[str, Any]) -> bool:
 
 @functools.lru_cache(maxsize=8)
 def _source_text(model_types: tuple[str, ...]) -> str | None:
-    """The source files of transformers that a model of `model_types` may run, joined; None where it
-    does not know one."""
+    """Return the source files of transformers that a model of `model_types` may run, joined; None
+    if transformers does not know one of the types."""
     import transformers
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -257,37 +268,38 @@ def _source_text(model_types: tuple[str, ...]) -> str | None:
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    flat: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, Mapping) and value:
-            found |= _flat(value, f"{prefix}{key}.")
+            flat |= _flat(value, f"{prefix}{key}.")
         else:
-            found[prefix + str(key)] = value
-    return found
+            flat[prefix + str(key)] = value
+    return flat
 
 
 def _rope_types(flat: Mapping[str, Any]) -> set[str]:
-    """Rope types that a flattened configuration names, under any of the spellings in use."""
-    found = {str(value) for key, value in flat.items() if key.split(".")[-1] == "rope_type"}
-    found |= {
+    """Return the rope types that a flattened configuration names, under any of the spellings in
+    use."""
+    types = {str(value) for key, value in flat.items() if key.split(".")[-1] == "rope_type"}
+    types |= {
         str(value)
         for key, value in flat.items()
         if key.endswith(("rope_scaling.type", "rope_parameters.type"))
     }
-    return found
+    return types
 
 
-def _absent(value: Any) -> bool:
+def _is_absent(value: Any) -> bool:
     return value in (None, ABSENT, [])
 
 
-def _empty(value: Any) -> bool:
+def _is_empty(value: Any) -> bool:
     return value is None or value is False or value == ABSENT
 
 
 def _expanded(config: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The configuration as transformers' class reads it, defaults filled in; None where it has no
-    class or refuses."""
+    """Return the configuration as transformers' class reads it, defaults filled in; None if there
+    is no class or it refuses."""
     layers = config.get("num_hidden_layers", 0)
     if not isinstance(layers, int) or layers > _MAX_EXPANDED_LAYERS:
         return None

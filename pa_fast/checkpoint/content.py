@@ -1,6 +1,4 @@
-"""What weight files hold, read once more in pieces: the sum of each tensor's bytes, or whatever
-else is asked of them.
-"""
+"""The content of weight files, read in pieces: the checksum of each tensor, or another function."""
 
 from __future__ import annotations
 
@@ -20,22 +18,23 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Read = Callable[[TensorInfo, int, int, "torch.Tensor"], "torch.Tensor"]
-"""(tensor, start, stop, out) → its flattened elements `start` to `stop`, in `out`: as
+"""Function (tensor, start, stop, out) → its flattened elements `start` to `stop`, in `out`, as
 `WeightFile.read`."""
 
 
 def over_tensors(
     read: Read, infos: Iterable[TensorInfo], work: Callable[[TensorInfo, int, torch.Tensor], T]
 ) -> dict[TensorInfo, list[T]]:
-    """`work(tensor, start, piece)` of every piece of each tensor, in order; on every core at once.
+    """Return `work(tensor, start, piece)` of every piece of each tensor, in order, computed on all
+    cores.
 
     Cost: one read of the tensors, into memory of one piece (2^19 elements) per core.
     """
     from pa_kernels.cores import Scratch, over_cores
 
     scratch = Scratch()
-    found: dict[TensorInfo, list[T]] = {info: [] for info in infos}
-    pieces = [(info, *cut) for info in found for cut in cuts(info.count)]
+    results: dict[TensorInfo, list[T]] = {info: [] for info in infos}
+    pieces = [(info, *cut) for info in results for cut in cuts(info.count)]
 
     def one(piece: tuple[TensorInfo, int, int]) -> T:
         info, start, stop = piece
@@ -46,31 +45,32 @@ def over_tensors(
         )
 
     for (info, _, _), value in zip(pieces, over_cores(one, pieces)):
-        found[info].append(value)
-    return found
+        results[info].append(value)
+    return results
 
 
 def content_sums(read: Read, infos: Iterable[TensorInfo]) -> dict[TensorInfo, int]:
-    """`pa_kernels.checksum` of the bytes of each tensor."""
-    found = over_tensors(read, infos, lambda info, start, piece: chunk_sum(piece, start))
-    return {info: sum(parts) % 2**64 for info, parts in found.items()}
+    """Return `pa_kernels.checksum` of the bytes of each tensor."""
+    results = over_tensors(read, infos, lambda info, start, piece: chunk_sum(piece, start))
+    return {info: sum(parts) % 2**64 for info, parts in results.items()}
 
 
-# --- guard
-#
-# Weight files that memory maps of somebody else lie in: held open, to be looked at before their
-# bytes are.
-#
-# A page that a file no longer has ends the process when it is touched, with a signal that Python
-# cannot catch. Looking first is what can be done; what happens between the look and the touch
-# cannot be seen.
+# --- file watcher
 
 
 class FileWatcher:
-    """The weight files of `checkpoints`, and what is added, by descriptors of its own: it outlives
-    them.
+    """Weight files that are memory-mapped elsewhere, held open to be checked before their bytes are
+    read.
 
-    Cost: one descriptor per file, one system call per file and look.
+    A page that a file no longer has ends the process when it is touched, by a signal that Python
+    cannot catch. A check beforehand is all that can be done: changes between check and touch go
+    unseen.
+
+    Args:
+        checkpoints: their weight files are watched, through descriptors of the watcher's own, which
+            outlive them.
+
+    Cost: one descriptor per file, one system call per file and check.
     """
 
     def __init__(self, *checkpoints: Checkpoint):
@@ -81,20 +81,20 @@ class FileWatcher:
         self.close = weakref.finalize(self, _close, self._files)
 
     def know(self, checkpoint: Checkpoint, sums: Mapping[str, int]) -> None:
-        """Take `sums` for what the tensors of `checkpoint` sum to: they decide where a file was
-        touched and looks as it did."""
+        """Take `sums` as the checksums of the tensors of `checkpoint`. They decide where a file was
+        touched but looks the same."""
         for name, info in checkpoint.tensors.items():
             self._known.setdefault(info.file, {})[info] = sums[name]
 
     def add(self, file: WeightFile) -> None:
-        """Look at `file` too, from now on."""
+        """Watch `file` too, from now on."""
         self._files.append(file.duplicate())
 
     def check(self) -> None:
-        """Raise DataError, naming the file, if one of them changed since its header was read.
+        """Raise DataError, naming the file, if a file changed since its header was read.
 
-        Cost: where a ctime alone moved (a link, a permission, or bytes and the mtime put back), one
-            read of that file.
+        Cost: one read of each file whose ctime alone changed (by a link, a permission, or a write
+            after which the mtime was set back).
         """
         for file in self._files:
             known = self._known.get(file.path)
@@ -111,8 +111,8 @@ class FileWatcher:
                 raise
 
     def check_names(self) -> None:
-        """As `check`, and also if a name now belongs to another file: what was mapped by name may
-        be that one."""
+        """Check as `check` does, and that each name still belongs to its file: a map made by name
+        may be of another one."""
         self.check()
         for file in self._files:
             file.check_name()

@@ -1,4 +1,4 @@
-"""A checkpoint folder: where it is, which weight files it has, and which files lie beside them."""
+"""A checkpoint folder: its location, its weight files, and the files beside them."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ _WRITTEN = {"config.json", "README.md", PROVENANCE}
 
 @dataclass(frozen=True)
 class Companion:
-    """A file of a checkpoint folder: `name` in it (of a folder within, with a slash), `path` with
-    links resolved, length."""
+    """A file of a checkpoint folder: its `name` in the folder (with a slash if it lies in a folder
+    within), its `path` with links resolved, and its length."""
 
     name: str
     path: Path
@@ -59,7 +59,7 @@ class Companion:
         """Open the file for reading.
 
         Raises:
-            OSError: it cannot be opened, or is no plain file any more.
+            OSError: it cannot be opened, or is no longer a plain file.
         """
         fd = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         if not stat.S_ISREG(os.fstat(fd).st_mode):
@@ -69,7 +69,7 @@ class Companion:
 
 
 def copied(folder: Path) -> list[Companion]:
-    """The files that a merge copies from the instruct checkpoint `folder`.
+    """Return the files that a merge copies from the instruct checkpoint `folder`.
 
     Raises:
         CheckpointError: see `check_companions`.
@@ -89,14 +89,14 @@ def copied(folder: Path) -> list[Companion]:
 
 
 def check_companions(folder: Path) -> None:
-    """Refuse a checkpoint folder in which a file leads out of it or to nothing, or is a pipe or a
-    device.
+    """Refuse a checkpoint folder in which a file leads out of the folder, leads to nothing, or is a
+    pipe or a device.
 
-    Links within the folder are fine, and those of a hub cache:
+    Links within the folder are fine, and so are those of a hub cache:
     `models--ORG--NAME/snapshots/COMMIT/FILE` → `../../blobs/…`.
 
     Raises:
-        CheckpointError: naming the file; also one that is a git-lfs pointer.
+        CheckpointError: naming the file; also if it is a git-lfs pointer.
     """
     for path in _files(folder):
         regular_size(path)
@@ -117,8 +117,8 @@ def check_companions(folder: Path) -> None:
 
 
 def check_regular(folder: Path) -> None:
-    """Refuse a checkpoint folder in which a file is a pipe or a device: opening or reading it may
-    never end.
+    """Refuse a checkpoint folder in which a file is a pipe or a device, because opening or reading
+    it may never end.
 
     Raises:
         CheckpointError: naming the file.
@@ -129,7 +129,7 @@ def check_regular(folder: Path) -> None:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """Everything but weights, hidden files and folders."""
+    """Yield everything but weights, hidden files and folders."""
     for path in sorted(folder.iterdir()):
         if path.name == TEMPLATES and path.is_dir():
             yield from sorted(path.glob("*.jinja"))
@@ -143,8 +143,8 @@ def _files(folder: Path) -> Iterator[Path]:
 
 # --- quantised
 #
-# Quantised checkpoints, recognised by name: their weights are codes, and interpolating codes means
-# nothing.
+# Quantised checkpoints are recognised by names and dtypes. Their weights are codes, which cannot be
+# interpolated.
 
 _CODE_DTYPES = {"F4": "fp4", "F6_E2M3": "fp6", "F6_E3M2": "fp6"}
 _CODE_NAMES = {
@@ -164,22 +164,23 @@ _CODE_NAMES = {
 def check_not_quantised(
     folder: Path, config: Mapping[str, Any], tensors: Iterable[TensorInfo]
 ) -> None:
-    """Refuse a quantised checkpoint, and one whose config.json says so of weights that are not.
+    """Refuse a quantised checkpoint, and one whose config.json claims a quantisation that its
+    weights do not have.
 
     Raises:
-        CheckpointError: a tensor holds codes; or config.json has a quantisation key, by which a
-            loader would read plain weights as codes, or quantise them.
+        CheckpointError: a tensor holds codes; or config.json has a quantisation key, because of
+            which a loader would read plain weights as codes, or quantise them.
     """
     tensors = list(tensors)
-    coded = next((said for said in map(_codes, tensors) if said), None)
+    coded = next((phrase for phrase in map(_codes, tensors) if phrase), None)
     keys = [
-        (place, key, found)
-        for place, part in (
+        (prefix, key, entry)
+        for prefix, part in (
             ("", config),
             *((f"{k}.", v) for k, v in config.items() if isinstance(v, Mapping)),
         )
         for key in ("quantization_config", "compression_config")
-        if isinstance(found := part.get(key), Mapping)
+        if isinstance(entry := part.get(key), Mapping)
     ]
     if coded:
         raise CheckpointError(
@@ -187,19 +188,19 @@ def check_not_quantised(
             "use the original 16- or 32-bit checkpoint",
         )
     if keys:
-        place, key, found = keys[0]
+        prefix, key, entry = keys[0]
         dtypes = " and ".join(sorted({info.dtype for info in tensors if info.dtype in FLOATS}))
         raise CheckpointError(
-            f"{folder}: config.json has `{place}{key}` of kind"
-            f" {quoted(str(found.get('quant_method', 'unknown')))}, but the weights are not"
+            f"{folder}: config.json has `{prefix}{key}` of kind"
+            f" {quoted(str(entry.get('quant_method', 'unknown')))}, but the weights are not"
             f" quantised: all are plain {dtypes}",
-            f"remove `{place}{key}` from {folder / 'config.json'}; it was left behind when the"
+            f"remove `{prefix}{key}` from {folder / 'config.json'}; it was left behind when the"
             " weights were converted",
         )
 
 
 def _codes(info: TensorInfo) -> str | None:
-    """What says that `info` holds codes, as a phrase for a message; None where nothing does."""
+    """Return a phrase for messages if `info` holds codes; else None."""
     kind = _CODE_DTYPES.get(info.dtype) or ("fp8" if info.dtype.startswith("F8_") else None)
     kind = kind or next(
         (kind for end, kind in _CODE_NAMES.items() if info.name.endswith(end)), None
@@ -210,16 +211,12 @@ def _codes(info: TensorInfo) -> str | None:
 
 
 # --- shards
-#
-# The weight files of a checkpoint folder: found through the index or alone, and every lie of the
-# index refused.
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 ADAPTER = "adapter_config.json"
 _REDIRECTS = {"transformers_weights": "weights", "configuration_files": "a configuration"}
-"""Keys of config.json by which transformers reads other files than those of the standard names, and
-what it reads there."""
+"""Keys of config.json that make transformers read files of other names, and what it reads there."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", re.ASCII)
 _RESAVE = (
     "python -c \"from transformers import AutoModelForCausalLM as M; M.from_pretrained('{0}',"
@@ -233,7 +230,7 @@ _CONVERT = (
 
 
 def read_shards(folder: Path) -> list[Header]:
-    """Headers of all weight files of `folder`, in file order.
+    """Read the headers of all weight files of `folder`, in file order.
 
     Raises:
         CheckpointError: no weights, weights of another kind, a shard that is missing or damaged, or
@@ -243,9 +240,10 @@ def read_shards(folder: Path) -> list[Header]:
     if single.exists() and index.exists():
         named = set(_weight_map(index).values())
         if named != {SINGLE}:
-            found = f"both {SINGLE} and {INDEX}, which names {len(named)} other files"
+            actual = f"both {SINGLE} and {INDEX}, which names {len(named)} other files"
             raise CheckpointError(
-                f"{folder}: found {found}, expected one of them", "remove the one that is left over"
+                f"{folder}: found {actual}, expected one of them",
+                "remove the one that is left over",
             )
     if index.exists() or index.is_symlink():
         return _indexed(folder, _weight_map(index))
@@ -255,15 +253,15 @@ def read_shards(folder: Path) -> list[Header]:
 
 
 def is_adapter(folder: Path) -> bool:
-    """Whether `folder` holds an adapter and no weights that it could be beside."""
+    """Return whether `folder` holds an adapter and no weights beside it."""
     return (folder / ADAPTER).exists() and not any(
         (folder / name).exists() for name in (SINGLE, INDEX)
     )
 
 
 def check_redirects(folder: Path, config: Mapping[str, Any]) -> None:
-    """Refuse a checkpoint of which transformers would read other weights, or more, than
-    `read_shards` finds.
+    """Refuse a checkpoint of which transformers would read other weights than `read_shards`, or
+    more.
 
     Raises:
         CheckpointError: a key of config.json names other files, or an adapter lies beside the
@@ -272,13 +270,13 @@ def check_redirects(folder: Path, config: Mapping[str, Any]) -> None:
     for part in (config, *(value for value in config.values() if isinstance(value, Mapping))):
         for key, what in _REDIRECTS.items():
             if part.get(key) is not None:
-                found = (
+                actual = (
                     f"`{key}` is {quoted(str(part[key]))}, from which transformers would read"
                     f" {what}"
                 )
                 standard = f"expected {SINGLE} or {INDEX}, and config.json itself"
                 hint = f"make those files the standard ones, and remove `{key}` from config.json"
-                raise CheckpointError(f"{folder / 'config.json'}: {found}, {standard}", hint)
+                raise CheckpointError(f"{folder / 'config.json'}: {actual}, {standard}", hint)
     if (folder / ADAPTER).exists():
         raise CheckpointError(
             f"{folder / ADAPTER}: found an adapter, which transformers would add to the weights"
@@ -288,17 +286,17 @@ def check_redirects(folder: Path, config: Mapping[str, Any]) -> None:
 
 
 def _weight_map(index: Path) -> dict[str, str]:
-    found: Any = read_object(index).get("weight_map")
+    weight_map: Any = read_object(index).get("weight_map")
     if (
-        not isinstance(found, dict)
-        or not found
-        or not all(isinstance(file, str) for file in found.values())
+        not isinstance(weight_map, dict)
+        or not weight_map
+        or not all(isinstance(file, str) for file in weight_map.values())
     ):
         raise CheckpointError(
             f"{index}: `weight_map` is not an object of tensor and file names",
             "download the index again",
         )
-    for name, file in found.items():
+    for name, file in weight_map.items():
         if (
             "/" in file
             or "\\" in file
@@ -310,50 +308,52 @@ def _weight_map(index: Path) -> dict[str, str]:
                 f"{index}: tensor {quoted(name)} is in {quoted(file)}, {expected}",
                 "do not trust this index",
             )
-    return found
+    return weight_map
 
 
 def _indexed(folder: Path, weight_map: dict[str, str]) -> list[Header]:
     index = folder / INDEX
     missing = [file for file in sorted(set(weight_map.values())) if not (folder / file).exists()]
     if missing:
-        found = (
+        defect = (
             f"{len(missing)} of {len(set(weight_map.values()))} shards are missing:"
             f" {', '.join(missing[:3])}"
         )
-        raise CheckpointError(f"{folder}: {found}, which {INDEX} names", "complete the download")
+        raise CheckpointError(f"{folder}: {defect}, which {INDEX} names", "complete the download")
     headers = {file: read_header(folder / file) for file in sorted(set(weight_map.values()))}
     for name, file in weight_map.items():
         if name not in headers[file].tensors:
-            found = f"tensor {quoted(name)} should be in {file}, which does not hold it"
+            defect = f"tensor {quoted(name)} should be in {file}, which does not hold it"
             raise CheckpointError(
-                f"{index}: {found}", "index and shards are of different downloads: fetch both again"
+                f"{index}: {defect}",
+                "index and shards are of different downloads: fetch both again",
             )
     for file, header in headers.items():
         for name in header.tensors:
-            placed = weight_map.get(name)
-            if placed is not None and placed != file:
+            listed = weight_map.get(name)
+            if listed is not None and listed != file:
                 raise CheckpointError(
-                    f"{folder}: tensor {quoted(name)} is in two shards, {placed} and {file};"
+                    f"{folder}: tensor {quoted(name)} is in two shards, {listed} and {file};"
                     f" {INDEX} names the first",
                     "loaders differ in which they take: load the folder and save it again"
                     f" ({_RESAVE.format(folder)})",
                 )
-            if placed is None:
-                found = (
+            if listed is None:
+                defect = (
                     f"shard {file} holds tensor {quoted(name)}, which the index does not place"
                     " there"
                 )
                 raise CheckpointError(
-                    f"{index}: {found}",
+                    f"{index}: {defect}",
                     "index and shards are of different downloads: fetch both again",
                 )
     return list(headers.values())
 
 
 def _cached(folder: Path) -> tuple[str, list[Path]]:
-    """What `folder` is in a hub cache (`hub/models--ORG--NAME/snapshots/COMMIT`), and the
-    checkpoints there, those of one repository oldest first; none where it is in no cache."""
+    """Return what `folder` is in a hub cache (`hub/models--ORG--NAME/snapshots/COMMIT`), as a
+    phrase, and the checkpoints there, those of one repository oldest first. There are none outside
+    of a cache."""
     repository = "the cache folder of a hub repository"
     if folder.name.startswith("models--"):
         what, pattern = f"{repository}, whose checkpoints are in its snapshots", "snapshots/*"
@@ -364,13 +364,15 @@ def _cached(folder: Path) -> tuple[str, list[Path]]:
         what, pattern = "a cache of hub repositories, not a checkpoint", "models--*/snapshots/*"
         if not any(folder.glob("models--*")):
             folder = folder / "hub"
-    found = [path for path in folder.glob(pattern) if path.is_dir()]
-    order = {path: (path.parent.parent.name, path.stat().st_mtime_ns, path.name) for path in found}
-    return what, sorted(found, key=order.__getitem__)
+    checkpoints = [path for path in folder.glob(pattern) if path.is_dir()]
+    order = {
+        path: (path.parent.parent.name, path.stat().st_mtime_ns, path.name) for path in checkpoints
+    }
+    return what, sorted(checkpoints, key=order.__getitem__)
 
 
 def _checkpoints_in(folder: Path) -> list[Path]:
-    """The folders right below `folder` that hold weights."""
+    """Return the folders directly below `folder` that hold weights."""
     return [
         path
         for path in sorted(folder.iterdir())
@@ -379,17 +381,17 @@ def _checkpoints_in(folder: Path) -> list[Path]:
 
 
 def hub_id(folder: Path) -> str | None:
-    """The hub id of a checkpoint that lies in a hub cache (`models--ORG--NAME/snapshots/COMMIT`);
-    None of any other folder.
+    """Return the hub id of a checkpoint in a hub cache (`models--ORG--NAME/snapshots/COMMIT`); None
+    for any other folder.
 
     Source: `huggingface_hub`'s cache layout,
     https://huggingface.co/docs/huggingface_hub/guides/manage-cache
     """
     kind, *name = folder.parent.parent.name.split("--")
-    found = "/".join(name)
+    full_name = "/".join(name)
     return (
-        found
-        if kind == "models" and folder.parent.name == "snapshots" and _HUB_ID.fullmatch(found)
+        full_name
+        if kind == "models" and folder.parent.name == "snapshots" and _HUB_ID.fullmatch(full_name)
         else None
     )
 
@@ -425,17 +427,17 @@ def _no_weights(folder: Path) -> CheckpointError:
             "merge the adapter into its base model first",
         )
     if parts:
-        found = f"found {', '.join(parts[:3])} but neither {SINGLE} nor {INDEX}"
+        defect = f"found {', '.join(parts[:3])} but neither {SINGLE} nor {INDEX}"
         return CheckpointError(
-            f"{folder}: {found}",
+            f"{folder}: {defect}",
             "complete the download: without the index a missing shard goes unseen",
         )
     if pickles:
-        found = (
+        defect = (
             f"weights are pickle files only ({', '.join(pickles[:3])}), which can run code when"
             " loaded"
         )
-        return CheckpointError(f"{folder}: {found}, expected safetensors", _CONVERT.format(folder))
+        return CheckpointError(f"{folder}: {defect}, expected safetensors", _CONVERT.format(folder))
     gguf = next((name for name in names if name.endswith(".gguf")), None)
     if gguf:
         return CheckpointError(
@@ -451,8 +453,6 @@ def _no_weights(folder: Path) -> CheckpointError:
 
 
 # --- source
-#
-# Where a checkpoint is: a local folder, or a hub id that `huggingface_hub` downloads.
 
 # everything that a merge reads or copies; pickle weights and other exports stay on the hub
 _WANTED = [
@@ -476,10 +476,10 @@ _ORG_AND_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 def resolve(spec: str | Path) -> Path:
-    """The local folder of `spec`: an existing folder, or a hub id `org/name[@revision]` (downloaded
-    once, then cached).
+    """Return the local folder of `spec`: an existing folder, or a hub id `org/name[@revision]`,
+    which is downloaded once, then cached.
 
-    Offline mode is `huggingface_hub`'s own (HF_HUB_OFFLINE=1): then only what is cached is found.
+    Offline mode is `huggingface_hub`'s own (HF_HUB_OFFLINE=1): only cached checkpoints are found.
 
     Raises:
         UsageError: `spec` is no path.
@@ -500,11 +500,11 @@ def resolve(spec: str | Path) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        found = snapshot_download(
+        downloaded = snapshot_download(
             name, revision=revision or None, allow_patterns=_WANTED, ignore_patterns=_UNWANTED
         )
         # patterns know no folders: what is unwanted would leave these out too
-        snapshot_download(name, revision=Path(found).name, allow_patterns=[_TEMPLATES])
+        snapshot_download(name, revision=Path(downloaded).name, allow_patterns=[_TEMPLATES])
     except Exception as error:
         # the hub client raises its own, requests', httpx' and plain OS errors
         reason = " ".join(str(error).split()) or type(error).__name__
@@ -515,18 +515,19 @@ def resolve(spec: str | Path) -> Path:
         raise CheckpointError(
             f"{spec}: cannot be fetched from the hub: {reason[:300]}", hint
         ) from error
-    return Path(found)
+    return Path(downloaded)
 
 
 def located(spec: str | Path) -> str:
-    """`spec` as another process in another folder would find it: an absolute path, or the hub id as
-    it is."""
+    """Return `spec` as another process in another folder would find it: an absolute path, or the
+    hub id unchanged."""
     path = Path(spec).expanduser()
     return os.path.abspath(path) if path.exists() else str(spec)
 
 
 def revision(folder: Path) -> str | None:
-    """The commit of a folder inside a hub cache (`snapshots/COMMIT`); None for any other folder."""
+    """Return the commit of a folder inside a hub cache (`snapshots/COMMIT`); None for any other
+    folder."""
     return (
         folder.name
         if folder.parent.name == "snapshots" and re.fullmatch(r"[0-9a-f]{40}", folder.name)

@@ -1,4 +1,4 @@
-"""What a pair is: the answer of `pa-fast inspect`, from headers alone or from the weights."""
+"""A pair as `pa-fast inspect` reports it, from headers alone or from the weights."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pa_fast.base import Lambda
-from pa_fast.checkpoint.config import Difference, tied
+from pa_fast.checkpoint.config import Difference, is_tied_in_config
 from pa_fast.checkpoint.folder import resolve
 from pa_fast.checkpoint.pair import Pair, PairOptions, pair
 from pa_fast.checkpoint.reader import Checkpoint
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class SideReport:
     """One checkpoint: its folder, weight bytes, shards and tensors per dtype; `quick_fingerprint`
-    where weights were read."""
+    if weights were read."""
 
     folder: str
     bytes: int
@@ -38,7 +38,7 @@ class SideReport:
 @dataclass(frozen=True)
 class PairReport:
     """A pair that can be merged. `parameters` counts elements that follow λ; `live_dtypes` counts
-    tensors by live dtype; `measured` is how far apart the sides are, where weights were read."""
+    tensors by live dtype; `measured` is the difference of the sides, if weights were read."""
 
     model_type: str
     tensors: int
@@ -52,7 +52,7 @@ class PairReport:
     measured: Measured | None = None
 
     def to_json(self) -> str:
-        """One JSON document with the fields of this class."""
+        """Return the fields of this class as one JSON document."""
         return json.dumps(asdict(self), indent=1, ensure_ascii=False, default=str)
 
 
@@ -73,30 +73,34 @@ def inspect(
     strip_prefix: str | Iterable[str] = (),
     progress: Callable[[int, int], None] | None = None,
 ) -> PairReport:
-    """Pair two checkpoints and report what they are; on request, how far apart.
+    """Pair two checkpoints and report what they are and, on request, how far apart they are.
 
     Args:
         base, instruct: folders or hub ids `org/name[@revision]`.
         sample: also measure 65,536 evenly placed weights of every tensor; see
             `pa_fast.checkpoint.measure`.
         full: also measure all weights.
-        fidelity: a grid of λ (`pa_fast.lambdas("0:1:0.1")`): which λ each really is at the live
-            dtype; a sample unless full.
-        dtype: the live dtype, as for a merge.
-        rounding, seed, rule: of the λ of `fidelity`, as for a merge.
+        fidelity: a grid of λ (`pa_fast.lambdas("0:1:0.1")`): measure the effective λ of each at the
+            live dtype, on a sample unless `full`.
+        dtype: the live dtype, as for `merge`.
+        rounding, seed, rule: for the λ of `fidelity`, as for `merge`.
         extra_rows, one_sided, ignore_config, strip_prefix: see `PairOptions`.
         progress: called with (bytes read, bytes in all) while weights are measured.
 
-    Cost: headers and JSON files; no weights are read, and torch is not imported unless the two
-    config.json differ in a key that could change the model. With `sample` or `full` what they say,
-    and 4 KiB per tensor.
+    Example:
+        >>> report = pa_fast.inspect("base", "instruct", sample=True)
+        >>> report.parameters, report.measured.total.relative_norm
+
+    Cost: headers and JSON files. No weights are read, and torch is not imported unless the two
+    config.json differ in a key that could change the model. With `sample` or `full` also those
+    weights, and 4 KiB per tensor.
 
     Raises:
-        CheckpointError: a folder is no readable checkpoint.
+        CheckpointError: a folder is not a readable checkpoint.
         PairError: the two are not one model.
         DataError: measured weights are not finite, or a file changed meanwhile.
-        UsageError: `sample` and `full` together; rounding or rule without `fidelity`; no such
-            dtype, λ, rounding, seed or policy; or a rule that is none or does not fit the names.
+        UsageError: `sample` and `full` together; rounding or rule without `fidelity`; dtype, λ,
+            rounding, seed, policy or rule is not valid; or the rule does not fit the names.
     """
     grid = [MergeSpec.of(lam, rounding, seed, rule) for lam in fidelity]
     options = PairOptions.of(extra_rows, one_sided, ignore_config, strip_prefix)
@@ -112,26 +116,26 @@ def inspect(
         Checkpoint.open(resolve(base)) as b,
         Checkpoint.open(resolve(instruct)) as i,
     ):
-        found = pair(b, i, options)
-        more: dict[str, Any] = {"notes": found.notes}
+        paired = pair(b, i, options)
+        more: dict[str, Any] = {"notes": paired.notes}
         weights = sample or full or bool(grid)
         if weights:
             from pa_fast.checkpoint.measure import measure
             from pa_fast.checkpoint.vocabulary import untrained_rows
 
             more["notes"] += untrained_rows(b, i)
-            more["measured"] = measure(found, dtype, grid, sample=not full, progress=progress)
-        said = tied(i.config)
+            more["measured"] = measure(paired, dtype, grid, sample=not full, progress=progress)
+        stated = is_tied_in_config(i.config)
         return PairReport(
             model_type=str(i.config.get("model_type", "unknown")),
-            tensors=len(found.names),
-            parameters=sum(found.count(name) for name in found.names if found.is_lerped(name)),
-            tied=not found.is_untied
-            and (said if said is not None and not found.tied else not _has_head(found)),
-            live_dtypes=dict(Counter(live_dtype(found, name, dtype) for name in found.names)),
+            tensors=len(paired.names),
+            parameters=sum(paired.count(name) for name in paired.names if paired.is_lerped(name)),
+            tied=not paired.is_untied
+            and (stated if stated is not None and not paired.tied else not _has_head(paired)),
+            live_dtypes=dict(Counter(live_dtype(paired, name, dtype) for name in paired.names)),
             base=_side(b, weights),
             instruct=_side(i, weights),
-            differences=found.differences,
+            differences=paired.differences,
             **more,
         )
 

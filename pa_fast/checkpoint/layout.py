@@ -1,5 +1,5 @@
-"""Weight files that a merge writes: how tensors are cut into them, which of an unfinished folder
-are complete, and which folder they may replace.
+"""The weight files that a merge writes: their layout, the log of complete files in an unfinished
+folder, and checks of a folder that they may replace.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _ALIGNMENT = 64
 
 @dataclass(frozen=True)
 class Slot:
-    """The place of one tensor in an output file: bytes `start` to `stop` from the beginning of the
+    """Position of one tensor in an output file: bytes `start` to `stop` from the beginning of the
     file."""
 
     name: str
@@ -66,11 +66,11 @@ Row = tuple[str, str, tuple[int, ...], int]
 
 
 def plan_shards(tensors: Iterable[Row], max_shard_bytes: int) -> list[ShardPlan]:
-    """Cut (name, dtype, shape, elements) into files of at most `max_shard_bytes` of data, keeping
-    the order.
+    """Cut (name, dtype, shape, elements) into files of at most `max_shard_bytes` of data, in the
+    given order.
 
-    A tensor larger than that gets a file of its own. Inside a file wider dtypes come first, so that
-    all are aligned.
+    A larger tensor gets a file of its own. Inside a file wider dtypes come first, so that all are
+    aligned.
     """
     groups: list[list[Row]] = [[]]
     filled = 0
@@ -85,17 +85,17 @@ def plan_shards(tensors: Iterable[Row], max_shard_bytes: int) -> list[ShardPlan]
 
 
 def plan_shards_like(tensors: Iterable[Row], files: Mapping[str, int]) -> list[ShardPlan]:
-    """Cut tensors as another checkpoint is: `files` has the place of each tensor's file in it. One
-    that it lacks goes last.
+    """Cut tensors as another checkpoint is: `files` has the index of each tensor's file in it. A
+    tensor that it lacks goes into the last file.
 
-    Inside a file wider dtypes come first, so that all are aligned; then the order is that of
+    Inside a file wider dtypes come first, so that all are aligned; otherwise the order is that of
     `tensors`.
     """
     last = max(files.values())
     groups: dict[int, list[Row]] = {}
     for row in tensors:
         groups.setdefault(files.get(row[0], last), []).append(row)
-    return _numbered([groups[place] for place in sorted(groups)])
+    return _numbered([groups[index] for index in sorted(groups)])
 
 
 def _size(row: Row) -> int:
@@ -115,28 +115,30 @@ def _numbered(groups: list[list[Row]]) -> list[ShardPlan]:
 def _plan(file: str, group: list[Row]) -> ShardPlan:
     entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
     ordered = sorted(group, key=lambda tensor: -DTYPE_BITS[tensor[1]])
-    at = 0
+    offset = 0
     for name, dtype, shape, count in ordered:
         size = count * DTYPE_BITS[dtype] // 8
-        entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, at + size]}
-        at += size
+        entries[name] = {
+            "dtype": dtype,
+            "shape": list(shape),
+            "data_offsets": [offset, offset + size],
+        }
+        offset += size
     text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-(8 + len(text)) % _ALIGNMENT)
     header = len(text).to_bytes(8, "little") + text
-    slots, at = [], len(header)
+    slots, offset = [], len(header)
     for name, dtype, shape, count in ordered:
         size = count * DTYPE_BITS[dtype] // 8
-        slots.append(Slot(name, dtype, shape, at, at + size))
-        at += size
+        slots.append(Slot(name, dtype, shape, offset, offset + size))
+        offset += size
     return ShardPlan(file, header, tuple(slots))
 
 
 # --- replacing
-#
-# What an output may replace: checkpoints alone, and never a source that is being read.
 
-# what save_pretrained of models, tokenizers and processors, the end of a Trainer, and the hub leave
-# in a model's folder
+# files that save_pretrained of models, tokenizers and processors, the end of a Trainer, and the hub
+# leave in a model's folder
 _KNOWN = (
     "config.json",
     "generation_config.json",
@@ -180,15 +182,14 @@ _KNOWN_FOLDERS = {TEMPLATES: "*.jinja"}
 
 
 def check_replaceable(folder: Path) -> None:
-    """Refuse to replace `folder` unless it is a checkpoint, and all that it holds is a
-    checkpoint's.
+    """Refuse to replace `folder` unless it is a checkpoint and holds only files of a checkpoint.
 
-    Known by name are the files that `save_pretrained`, the end of a Trainer and the hub write, and
-    those that the folder's own pa_fast.json lists. What a training could go on from
-    (`optimizer.pt`, `checkpoint-500/`) is not among them.
+    Files of a checkpoint are those that `save_pretrained`, the end of a Trainer and the hub write,
+    and those that the folder's own pa_fast.json lists. The state of a training (`optimizer.pt`,
+    `checkpoint-500/`) is not among them.
 
     Raises:
-        OutputError: it is no checkpoint, or it holds something else, which is named.
+        OutputError: it is not a checkpoint, or holds something else, which is named.
     """
     names = sorted(os.listdir(folder))
     listed = _listed(folder)
@@ -208,33 +209,33 @@ def check_replaceable(folder: Path) -> None:
 
 
 def foreign_names(folder: Path) -> list[str]:
-    """Return the names in `folder` that no checkpoint consists of."""
+    """Return the names in `folder` that are not of a checkpoint."""
     listed = _listed(folder) or frozenset()
     return [name for name in sorted(os.listdir(folder)) if not _is_known(folder / name, listed)]
 
 
 def check_apart(outputs: Iterable[Path], sources: Iterable[Path]) -> None:
-    """Refuse outputs that are, hold or lie in a source folder, or hold a file that one of its links
-    leads to.
+    """Refuse outputs that are, hold or lie in a source folder, or hold the target of one of its
+    links.
 
     Args:
-        outputs: the folder that is written, and its working names.
+        outputs: the folder that is written, and its working folders.
         sources: checkpoint folders and files that are read.
 
     Raises:
         OutputError: naming output and source.
     """
-    places = [(output, Path(os.path.realpath(output))) for output in outputs]
+    real_paths = [(output, Path(os.path.realpath(output))) for output in outputs]
     for source in sources:
         root = Path(os.path.realpath(source))
         entries = sorted(source.iterdir()) if source.is_dir() else []
-        for output, place in places:
-            if place == root or place in root.parents or root in place.parents:
+        for output, real_path in real_paths:
+            if real_path == root or real_path in root.parents or root in real_path.parents:
                 raise OutputError(
                     f"{output}: is, holds or lies in the source {source}", "choose another --out"
                 )
             for entry in entries:
-                if place in Path(os.path.realpath(entry)).parents:
+                if real_path in Path(os.path.realpath(entry)).parents:
                     raise OutputError(
                         f"{output}: holds what {entry} of a source is a link to",
                         "choose another --out",
@@ -242,8 +243,8 @@ def check_apart(outputs: Iterable[Path], sources: Iterable[Path]) -> None:
 
 
 def _listed(folder: Path) -> frozenset[str] | None:
-    """The file names that the pa_fast.json of `folder` lists; None where there is none of a
-    merge."""
+    """Return the file names that the pa_fast.json of `folder` lists; None if it has no such file of
+    a merge."""
     document = _object(folder / PROVENANCE)
     if not document.keys() >= {"format", "lambda", "base", "instruct"}:
         return None
@@ -282,22 +283,12 @@ def _is_known(path: Path, listed: frozenset[str]) -> bool:
 
 
 # --- resume
-#
-# Which shards of an unfinished folder are complete, so that another run of the same job need not
-# write them again.
-#
-#     .pa_fast.shards.jsonl in the partial folder, one line per complete shard, synced after it:
-#     {"job": "…", "file": "model-00001-of-00003.safetensors",
-#      "tensors": {name: [written, base, instruct]}}
-#
-# The three numbers are checksums (`pa_kernels.checksum`) as hex: of the bytes written, by which the
-# shard is verified, and of both sources, from which the content fingerprints are made without
-# reading them again.
 
 
 @dataclass(frozen=True)
 class Sums:
-    """Checksums of one tensor: as written, and of what either side holds."""
+    """Checksums of one tensor (`pa_kernels.checksum`): of the bytes written, and of both
+    sources."""
 
     written: int
     base: int
@@ -305,39 +296,50 @@ class Sums:
 
 
 class ShardLog:
-    """The complete shards in `folder` of the job `job`, whatever its form: only equal ones go on
-    from each other."""
+    """Log of the complete shards in the unfinished `folder` of a job, so that another run of the
+    same job need not write them again.
+
+    The file `.pa_fast.shards.jsonl` has one line per complete shard, synced after the shard. The
+    three numbers are `Sums` in hex: the shard is verified by the first, and content fingerprints
+    are computed from the others.
+
+        {"job": "…", "file": "model-00001-of-00003.safetensors",
+         "tensors": {name: [written, base, instruct]}}
+
+    Args:
+        job: any text; only runs with equal ones continue each other.
+    """
 
     def __init__(self, folder: Path, job: str):
         self.file = folder / ".pa_fast.shards.jsonl"
         self._job = job
 
     def begin(self) -> None:
-        """Create the file, empty: by it the next run knows the folder as one of this tool's."""
+        """Create the file, empty: the next run knows by it that pa_fast made the folder."""
         os.close(files.open_own(self.file, os.O_WRONLY | os.O_CREAT))
 
     def read(self) -> dict[str, dict[str, Sums]]:
-        """File → checksums by tensor. A line that a kill tore, or of another job, counts for
-        nothing."""
+        """Return file → checksums by tensor. Lines that a kill tore, or of another job, are
+        skipped."""
         try:
             lines = files.read_own(self.file).splitlines()
         except (OSError, OutputError):
             return {}
-        found = {}
+        shards = {}
         for line in lines:
             try:
                 entry = json.loads(line)
                 if entry["job"] == self._job:
-                    found[str(entry["file"])] = {
+                    shards[str(entry["file"])] = {
                         str(name): Sums(*(int(value, 16) for value in sums))
                         for name, sums in entry["tensors"].items()
                     }
             except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
                 continue
-        return found
+        return shards
 
     def add(self, shard: str, sums: Mapping[str, Sums]) -> None:
-        """Say that `shard`, which is on the disk under its name, is complete."""
+        """Record that `shard`, which is on the disk under its final name, is complete."""
         tensors = {
             name: [as_hex(one.written), as_hex(one.base), as_hex(one.instruct)]
             for name, one in sums.items()
@@ -346,7 +348,7 @@ class ShardLog:
         with os.fdopen(
             files.open_own(self.file, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "ab"
         ) as file:
-            # begins with a line break: a torn line before it must not swallow it
+            # begins with a line break, in case the line before is torn
             file.write(f"\n{line}\n".encode())
             file.flush()
             os.fsync(file.fileno())
@@ -358,7 +360,8 @@ class ShardLog:
 def is_complete(
     pool: ThreadPoolExecutor, path: Path, plan: ShardPlan, sums: Mapping[str, Sums]
 ) -> bool:
-    """Whether `path` has the size, the header and every byte that `plan` and `sums` say.
+    """Return whether `path` has the size, the header and every byte that `plan` and `sums`
+    describe.
 
     Cost: one pass over the file.
     """
@@ -381,19 +384,19 @@ def is_complete(
 
             if file.sample(0, len(plan.header)) != plan.header:
                 return False
-            found = dict.fromkeys(infos, 0)
+            totals = dict.fromkeys(infos, 0)
             pieces = ((name, *cut) for name, info in infos.items() for cut in cuts(info.count))
             for name, value in in_order(pool, one, pieces):
-                found[name] += value
+                totals[name] += value
         finally:
             file.close()
     except PaFastError:
         return False
-    return all(found[name] % 2**64 == one.written for name, one in sums.items())
+    return all(totals[name] % 2**64 == one.written for name, one in sums.items())
 
 
 def chunk_sum(chunk: torch.Tensor, start: int) -> int:
-    """What elements from `start` on add to the checksum of their tensor, mod 2^64."""
+    """Return what elements from `start` on add to the checksum of their tensor, mod 2^64."""
     from pa_kernels.checksum import CHUNK_BYTES, piece_checksum
 
     return piece_checksum(chunk, start * chunk.element_size() // CHUNK_BYTES)

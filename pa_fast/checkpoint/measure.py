@@ -1,4 +1,4 @@
-"""What the delta of a pair is like, measured chunk by chunk."""
+"""Measurements of the delta of a pair, chunk by chunk."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 
 
 Merge = Callable[["torch.Tensor", "torch.Tensor", "torch.Tensor", TensorMerge], None]
-"""`merge(out, base, instruct, blend)` writes W(λ) of flat tensors [N] into `out` [N], rounded to
-its dtype."""
+"""Function `merge(out, base, instruct, tensor_merge)` that writes W(λ) of flat
+tensors [N] into `out` [N], rounded to its dtype."""
 
 
 @dataclass(frozen=True)
 class Moved:
-    """Sums over some weights at one λ: `along` is ⟨W − B, I − B⟩, `weights` how many have other
-    bits than at λ = 0."""
+    """Sums over some weights at one λ: `along` is ⟨W − B, I − B⟩, `weights` the number of those
+    with other bits than at λ = 0."""
 
     along: float
     weights: int
@@ -44,21 +44,21 @@ class Moved:
 def fidelity(
     base: torch.Tensor,
     instruct: torch.Tensor,
-    blends: Sequence[TensorMerge],
+    merges: Sequence[TensorMerge],
     dtype: torch.dtype,
     merge: Merge = merge_chunk_,
 ) -> list[Moved]:
-    """What each λ of a grid does to flat tensors [N] of one pair, held in `dtype`.
+    """Measure the effect of each λ of a grid on flat tensors [N] of one pair, held in `dtype`.
 
     Args:
         base, instruct: [N], bf16, fp16 or fp32, any mix.
         dtype: the live dtype, which W(λ) is rounded to.
-        blends: the λ of each point, all with the same noise or none.
-        merge: how W(λ) is computed and rounded; the contract by default, of tensors from their
-            first element on.
+        merges: the λ of each point, all with the same noise or none.
+        merge: function that computes and rounds W(λ); by default the contract, for tensors from
+            their first element on.
 
-    Numerics: W − B and I − B in fp32, dot products in fp32: call it on pieces of about a million,
-    and add the sums.
+    Numerics: W − B and I − B in fp32, dot products in fp32: call it on pieces of about a million
+    elements, and add the sums.
     Cost: three passes per λ over scratch of 10 bytes per element.
     """
     import torch
@@ -66,22 +66,19 @@ def fidelity(
     wide = base.float()
     delta = instruct.float() - wide
     out, start = torch.empty(base.numel(), dtype=dtype), base.to(dtype)
-    if blends and blends[0].key is not None:
+    if merges and merges[0].key is not None:
         start = torch.empty_like(out)
-        merge(start, base, instruct, TensorMerge(0.0, blends[0].key))
+        merge(start, base, instruct, TensorMerge(0.0, merges[0].key))
     kind = torch.int16 if dtype.itemsize == 2 else torch.int32
-    found = []
-    for blend in blends:
-        merge(out, base, instruct, blend)
-        moved = int(torch.count_nonzero(out.view(kind) != start.view(kind)))
-        found.append(Moved(float(torch.dot(out.float() - wide, delta)), moved))
-    return found
+    moved_at = []
+    for tensor_merge in merges:
+        merge(out, base, instruct, tensor_merge)
+        count = int(torch.count_nonzero(out.view(kind) != start.view(kind)))
+        moved_at.append(Moved(float(torch.dot(out.float() - wide, delta)), count))
+    return moved_at
 
 
 # --- delta sums
-#
-# What can be added up over the weights of a pair: norms, counts and a histogram, chunk by chunk in
-# any order.
 #
 # k is the distance of two weights of one sign on the grid of the live dtype: the difference of
 # their bit patterns as integers, so |k| = 1 means neighbours.
@@ -95,7 +92,7 @@ SMALL_CODE, LARGE_CODE = 63, 8191
 
 @dataclass(frozen=True)
 class DeltaSums:
-    """Sums over `weights` elements of a pair.
+    """Sums over `weights` elements of a pair. They can be added in any order.
 
     Attributes:
         base_square, delta_square: ‖B‖² and ‖I − B‖².
@@ -104,9 +101,9 @@ class DeltaSums:
             dtype.
         histogram: elements of equal sign by |k|; see `BUCKETS`.
         no_small_code, no_large_code: elements that 8-bit, or 16-bit, codes of a packed store cannot
-            stand for.
+            represent.
         inexact: elements that the live dtype cannot hold exactly on some side.
-        moved: for each λ of a grid.
+        moved: sums for each λ of a grid.
     """
 
     weights: int = 0
@@ -129,8 +126,8 @@ class DeltaSums:
         return DeltaSums(*(_added(a, b) for a, b in pairs))
 
     def scaled(self, weights: int) -> DeltaSums:
-        """These sums as an estimate over `weights` elements, of which they are a sample; itself
-        where they are all."""
+        """Return these sums, of a sample, as an estimate over `weights` elements; unchanged if they
+        are of all elements."""
         if weights == self.weights or not self.weights:
             return self
         share = weights / self.weights
@@ -157,13 +154,13 @@ def delta_sums(
     base: torch.Tensor,
     instruct: torch.Tensor,
     dtype: torch.dtype,
-    blends: Sequence[TensorMerge] = (),
+    merges: Sequence[TensorMerge] = (),
     merge: Merge = merge_chunk_,
 ) -> DeltaSums:
-    """The sums of flat tensors [N], bf16, fp16 or fp32, that are held in `dtype`, and `fidelity` of
-    each of `blends`.
+    """Return the sums of flat tensors [N], bf16, fp16 or fp32, that are held in `dtype`, with
+    `fidelity` of each of `merges`.
 
-    Numerics: fp32 dot products: call it on pieces of about a million, and add.
+    Numerics: fp32 dot products: call it on pieces of about a million elements, and add.
     Cost: about thirty passes over scratch of the size of the piece in fp32, and three per λ.
     """
     import torch
@@ -198,7 +195,7 @@ def delta_sums(
         no_large_code=base.numel() - _count(coded & (distance <= LARGE_CODE)),
         inexact=inexact,
         histogram=_histogram(distance, crossed),
-        moved=tuple(fidelity(base, instruct, blends, dtype, merge)) if blends else (),
+        moved=tuple(fidelity(base, instruct, merges, dtype, merge)) if merges else (),
     )
 
 
@@ -209,8 +206,8 @@ def _count(flags: torch.Tensor) -> int:
 
 
 def _histogram(distance: torch.Tensor, left_out: torch.Tensor) -> tuple[int, ...]:
-    """How many of int32 or int64 [N] numbers have each number of binary digits, those `left_out`
-    apart."""
+    """Return how many int32 or int64 numbers [N] have each number of binary digits; those
+    `left_out` are not counted."""
     import torch
 
     # the exponent of a float is the number of digits: int32 ones have 16 at most, which fp32 holds
@@ -224,14 +221,12 @@ def _histogram(distance: torch.Tensor, left_out: torch.Tensor) -> tuple[int, ...
 
 
 # --- store size
-#
-# Bytes that each store would take beside the live copy of one tensor, from counts alone.
 
 
 @dataclass(frozen=True)
 class StoreSize:
-    """Bytes beside the live copy. `packed` is as `dense` where a tensor cannot be packed, or
-    packing does not pay."""
+    """Bytes beside the live copy, by store. `packed` equals `dense` if a tensor cannot be packed,
+    or packing does not pay."""
 
     dense: int = 0
     sparse: int = 0
@@ -244,7 +239,7 @@ class StoreSize:
 
 
 def store_size(sums: DeltaSums, item_bytes: tuple[int, int], live: str) -> StoreSize:
-    """What a tensor would take in each store.
+    """Return the bytes that a tensor would take in each store, from counts alone.
 
     Args:
         sums: over all of its elements, or scaled to as many.
@@ -266,14 +261,12 @@ def store_size(sums: DeltaSums, item_bytes: tuple[int, int], live: str) -> Store
     return StoreSize(numel * both, where + changed * both, min(packed))
 
 
-# --- place
-#
-# Where in a model a tensor sits, read from its name: no table of architectures.
+# --- module path
 
 
 @dataclass(frozen=True)
-class Place:
-    """The layer, None outside all layers, and the module, which is the same text in every layer.
+class ModulePath:
+    """The layer of a tensor, None outside all layers, and its module, the same text in every layer.
 
     `model.layers.12.mlp.experts.3.up_proj.weight` is module `model.layers.mlp.experts.*.up_proj` of
     layer 12.
@@ -283,22 +276,24 @@ class Place:
     module: str
 
 
-def place(name: str) -> Place:
-    """The place of tensor `name`: its first number is the layer, every further one (an expert)
-    stands for all of its kind."""
+def module_path(name: str) -> ModulePath:
+    """Return the path of tensor `name`, read from the name alone: its first number is the layer;
+    every further one (an expert) is written `*`."""
     parts = name.removesuffix(".weight").split(".")
     numbers = [
-        at for at, part in enumerate(parts) if part.isascii() and part.isdigit() and len(part) < 10
+        index
+        for index, part in enumerate(parts)
+        if part.isascii() and part.isdigit() and len(part) < 10
     ]
     if not numbers:
-        return Place(None, ".".join(parts))
+        return ModulePath(None, ".".join(parts))
     first, *others = numbers
-    kept = ["*" if at in others else part for at, part in enumerate(parts) if at != first]
-    return Place(int(parts[first]), ".".join(kept))
+    kept = ["*" if index in others else part for index, part in enumerate(parts) if index != first]
+    return ModulePath(int(parts[first]), ".".join(kept))
 
 
 def short_names(modules: Iterable[str], layered: Iterable[str]) -> dict[str, str]:
-    """`modules` as people call them: those in `layered` without the beginning that all of these
+    """Return short names of `modules`: those in `layered` without the beginning that they all
     share."""
     inside = list(layered)
     split = [module.split(".")[:-1] for module in inside]
@@ -314,25 +309,22 @@ def short_names(modules: Iterable[str], layered: Iterable[str]) -> dict[str, str
 
 
 # --- measure
-#
-# How far apart the two sides of a pair are, tensor by tensor: what `pa-fast inspect --sample` and
-# `--full` read.
 
 BLOCKS, BLOCK_ELEMENTS = 16, 4096
-"""A sample of a tensor: so many blocks of so many elements, evenly placed; a smaller tensor is read
+"""Blocks and elements of each in a sample of a tensor, evenly spaced; a smaller tensor is read
 whole."""
 
 
 @dataclass(frozen=True)
 class Fidelity:
-    """What one λ does to a part.
+    """The effect of one λ on a part.
 
     Attributes:
-        effective_lambda: what it acts like, None where nothing differs.
+        effective_lambda: the λ that it acts like; None if base and instruct do not differ.
         moved: the share of weights that it moves.
-        intended_lambda: what it would act like without rounding: itself, or under a rule the mean
-            of the tensors' λ, each weighted by its ‖I − B‖²; None where these λ differ and nothing
-            else does.
+        intended_lambda: the λ that it would act like without rounding: itself, or under a rule the
+            mean of the tensors' λ, weighted by ‖I − B‖²; None if these λ differ, but base and
+            instruct do not.
     """
 
     lam: str
@@ -347,10 +339,10 @@ class Part:
     that both sides have.
 
     Attributes:
-        name: of the tensor or module; `layer` is None outside layers, and of modules.
-        parameters, measured: weights, and how many of them were read; shares and sums stand for all
-            of them.
-        relative_norm: ‖I − B‖ / ‖B‖, None where B is zero.
+        name: of the tensor or module; `layer` is None outside layers, and for modules.
+        parameters, measured: number of weights, and of those that were read; shares and sums are
+            for all weights.
+        relative_norm: ‖I − B‖ / ‖B‖, None if B is zero.
         unchanged, sign_crossings, binade_crossings: shares of the weights that are equal on both
             sides, and whose sign or exponent differs at the live dtype.
         histogram: weights of equal sign by |k|, k = bits(I) − bits(B): 0, 1, 2–3, 4–7, …
@@ -374,7 +366,8 @@ class Part:
 
 @dataclass(frozen=True)
 class Measured:
-    """All of a pair: `total`, one part per module in the order of the files, one per tensor."""
+    """Measurements of a pair: `total`, one part per module in the order of the files, and one per
+    tensor."""
 
     total: Part
     modules: tuple[Part, ...]
@@ -382,7 +375,7 @@ class Measured:
 
     @property
     def is_sampled(self) -> bool:
-        """Whether some weights were not read."""
+        """True if some weights were not read."""
         return self.total.measured < self.total.parameters
 
 
@@ -403,7 +396,7 @@ def measure(
     sample: bool,
     progress: Callable[[int, int], None] | None = None,
 ) -> Measured:
-    """Read all of a pair, or a sample of every tensor, and add up how far apart the sides are.
+    """Read all of a pair, or a sample of every tensor, and sum up the difference of the two sides.
 
     Args:
         dtype: the live dtype, as for a merge.
@@ -425,44 +418,46 @@ def measure(
         name: sum(b - a for piece in plans[name] for a, b in piece) * _both_bytes(pair, name)
         for name in names
     }
-    blends = [recipe.blends(pair) for recipe in grid]
-    lams = [recipe.lam for recipe in grid]
+    merges_by_lam = [spec.tensor_merges(pair) for spec in grid]
+    lams = [spec.lam for spec in grid]
     done, total = 0, sum(read_bytes.values())
-    found = []
+    tensors = []
     with cores() as pool:
         for name in names:
             live = live_dtype(pair, name, dtype)
-            here = [at[name] for at in blends]
+            tensor_merges = [merges[name] for merges in merges_by_lam]
             sums = DeltaSums()
             for part in pool.map(
-                lambda piece, name=name, live=live, here=here: _sums(pair, name, piece, live, here),
+                lambda piece, name=name, live=live, tensor_merges=tensor_merges: _sums(
+                    pair, name, piece, live, tensor_merges
+                ),
                 plans[name],
             ):
                 sums += part
             pair.check_unchanged(name)
             pair.release(name)
             every = sums.scaled(_common(pair, name))
-            found.append(
+            tensors.append(
                 _Tensor(
                     name,
                     sums.weights,
                     every,
                     store_size(every, _item_bytes(pair, name), live),
-                    tuple(at.lam for at in here),
+                    tuple(one.lam for one in tensor_merges),
                 )
             )
             done += read_bytes[name]
             if progress:
                 progress(done, total)
     modules: dict[str, list[_Tensor]] = {}
-    for one in found:
-        modules.setdefault(place(one.name).module, []).append(one)
+    for one in tensors:
+        modules.setdefault(module_path(one.name).module, []).append(one)
     return Measured(
-        _part("all", None, "", found, lams),
+        _part("all", None, "", tensors, lams),
         tuple(_part(module, None, module, members, lams) for module, members in modules.items()),
         tuple(
-            _part(one.name, place(one.name).layer, place(one.name).module, [one], lams)
-            for one in found
+            _part(one.name, module_path(one.name).layer, module_path(one.name).module, [one], lams)
+            for one in tensors
         ),
     )
 
@@ -481,20 +476,20 @@ def _pieces(count: int, sample: bool) -> Iterator[Piece]:
 
 
 def _sums(
-    pair: Pair, name: str, piece: Piece, live: str, blends: Sequence[TensorMerge]
+    pair: Pair, name: str, piece: Piece, live: str, merges: Sequence[TensorMerge]
 ) -> DeltaSums:
     def merge(
-        out: torch.Tensor, base: torch.Tensor, instruct: torch.Tensor, blend: TensorMerge
+        out: torch.Tensor, base: torch.Tensor, instruct: torch.Tensor, tensor_merge: TensorMerge
     ) -> None:
-        # a sample, which begins at 0, has the noise of the tensor's first places: as good as that
-        # of its own
-        merge_chunk_(out, base, instruct, blend, piece[0][0])
+        # a sample, which begins at 0, has the noise of the tensor's first elements: as good as its
+        # own
+        merge_chunk_(out, base, instruct, tensor_merge, piece[0][0])
 
     base, instruct = (_read(pair, side, name, piece) for side in ("base", "instruct"))
-    found = delta_sums(base, instruct, torch_dtype(live), blends, merge)
-    if not math.isfinite(found.base_square + found.delta_square):
+    sums = delta_sums(base, instruct, torch_dtype(live), merges, merge)
+    if not math.isfinite(sums.base_square + sums.delta_square):
         check_finite(pair, name, 0.0, base, base, instruct)
-    return found
+    return sums
 
 
 def _read(pair: Pair, side: str, name: str, piece: Piece) -> torch.Tensor:
@@ -505,8 +500,8 @@ def _read(pair: Pair, side: str, name: str, piece: Piece) -> torch.Tensor:
 
 
 def _common(pair: Pair, name: str) -> int:
-    """Elements of tensor `name` that both sides have: further vocabulary rows of one side have no
-    delta."""
+    """Return the number of elements of tensor `name` that both sides have. Further vocabulary rows
+    of one side have no delta."""
     return min(pair.stored(side, name).count for side in ("base", "instruct"))
 
 
@@ -551,11 +546,11 @@ def _part(
                 moved.along / sums.delta_square if sums.delta_square else None,
                 moved.weights / whole,
                 _intended(
-                    [member.lams[at] for member in members],
+                    [member.lams[index] for member in members],
                     [member.sums.delta_square for member in members],
                 ),
             )
-            for at, (lam, moved) in enumerate(zip(lams, sums.moved))
+            for index, (lam, moved) in enumerate(zip(lams, sums.moved))
         ),
     )
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pa_fast.base import Lambda
-from pa_fast.checkpoint.config import ties
+from pa_fast.checkpoint.config import is_tied
 from pa_fast.checkpoint.content import content_sums
 from pa_fast.checkpoint.folder import (
     INDEX,
@@ -77,29 +77,29 @@ def parallel_files(
     at_once: int,
     ended: threading.Event,
 ) -> list[T]:
-    """`work(pool, item)` of every item, in order; `at_once` of them at a time, each with its share
-    of the cores.
+    """Return `work(pool, item)` of every item, in order. `at_once` items run at a time, each with
+    its share of the cores.
 
     Args:
-        ended: set when an item fails or the caller is interrupted. Work that goes on must look at
-            it, and raise.
+        ended: set when an item fails or the caller is interrupted. Running work must check it, and
+            raise if it is set.
 
     Raises:
-        what the first item that failed by itself raised, once all have ended.
+        BaseException: the error of the first item that failed, once all have ended.
     """
     from pa_kernels.cores import cores, threads
 
     if at_once < 2:
         with cores() as pool:
             return [work(pool, item) for item in items]
-    left, done = deque(enumerate(items)), dict[int, T]()
+    queue, done = deque(enumerate(items)), dict[int, T]()
     failed: list[BaseException] = []
 
     def fill(pool: ThreadPoolExecutor) -> None:
-        while left and not ended.is_set():
+        while queue and not ended.is_set():
             try:
-                k, item = left.popleft()
-                done[k] = work(pool, item)
+                index, item = queue.popleft()
+                done[index] = work(pool, item)
             except BaseException as error:
                 failed.append(error)
                 ended.set()
@@ -111,73 +111,69 @@ def parallel_files(
         wait([fillers.submit(fill, pool) for pool in pools])
     if failed:
         raise failed[0]
-    return [done[k] for k in range(len(items))]
+    return [done[index] for index in range(len(items))]
 
 
 # --- live tensors
-#
-# The weights of a live transformers model under the names and in the layout of a pair's merge.
 
 
 class LiveTensors:
-    """What `model` holds for each tensor of the merge of `pair`.
+    """The weights of a live transformers model under the names and in the layout of the merge of
+    `pair`.
 
     Raises:
-        EngineError: a tensor of the merge that follows λ has no place in the model, or another
+        EngineError: a tensor of the merge that follows λ is missing in the model, or has another
             shape there.
     """
 
     def __init__(self, model: Any, pair: Pair):
         skeleton = Skeleton(model)
         self._direct: dict[str, torch.Tensor] = {}
-        self._made: dict[str, Conversion] = {}
+        self._converted: dict[str, Conversion] = {}
         for conversion in undone(pair.instruct, skeleton, self):
-            self._made |= dict.fromkeys(conversion.names, conversion)
-        placed = skeleton.trace(name for name in pair.names if name not in self._made).placed
+            self._converted |= dict.fromkeys(conversion.names, conversion)
+        placed = skeleton.trace(name for name in pair.names if name not in self._converted).placed
         for target, parts in placed.items():
             self._direct[parts[0].key] = skeleton.tensors[target].detach()
         self._tensors = skeleton.tensors
         unplaced = self._without_place(pair)
         for name in pair.names:
-            if pair.is_lerped(name) and name not in self._made and name not in unplaced:
+            if pair.is_lerped(name) and name not in self._converted and name not in unplaced:
                 own = self._direct.get(name)
                 if own is None or tuple(own.shape) != pair.shapes[name]:
-                    found = "no tensor" if own is None else f"shape {list(own.shape)}"
+                    actual = "no tensor" if own is None else f"shape {list(own.shape)}"
                     raise EngineError(
-                        f"tensor {quoted(name)} of the merge: {found} in the model, expected shape"
+                        f"tensor {quoted(name)} of the merge: {actual} in the model, expected shape"
                         f" {list(pair.shapes[name])}",
                         "save a model that pa_fast.load made of this pair",
                     )
 
     @staticmethod
     def _without_place(pair: Pair) -> frozenset[str]:
-        """Tensors of the merge that no model of this pair holds, by its own class and not by the
-        model at hand."""
+        """Return the tensors of the merge that no model of this pair holds, according to its class,
+        not to the given model."""
         described = Skeleton.of(pair.instruct.config, pair.base.config)
         if described is None:
             return frozenset()
         return frozenset(described.trace(pair.names).unplaced)
 
     def tensor_in_memory(self, name: str) -> torch.Tensor:
-        """The model's tensor `name`, in host memory."""
+        """Return the model's tensor `name`, in host memory."""
         return self._tensors[name].detach().cpu()
 
     def chunk(self, name: str, start: int, stop: int) -> torch.Tensor | None:
-        """Elements `start` to `stop` of the flattened tensor `name` of the merge; None where the
-        model has none.
+        """Return elements `start` to `stop` of the flattened tensor `name` of the merge; None if
+        the model has no such tensor.
 
         Numerics: exact.
         """
-        if name in self._made:
-            return self._made[name].elements(name, start, stop)
-        found = self._direct.get(name)
-        return None if found is None else found.view(-1)[start:stop].cpu()
+        if name in self._converted:
+            return self._converted[name].elements(name, start, stop)
+        tensor = self._direct.get(name)
+        return None if tensor is None else tensor.view(-1)[start:stop].cpu()
 
 
 # --- merge
-#
-# `pa-fast merge`: W(λ) of a pair as a Hugging Face folder, streamed from files to files chunk by
-# chunk.
 
 _LARGE_BYTES = 64 * 2**20  # smaller files are filled one after another: a kill then loses the least
 _AT_ONCE = 8
@@ -185,10 +181,9 @@ _AT_ONCE = 8
 
 @dataclass(frozen=True)
 class MergeReport:
-    """A finished merge. `bytes` are what its weight files hold, `seconds` how long all of it took,
-    syncing included.
+    """A finished merge: `bytes` of its weight files, and `seconds` for all of it, syncing included.
 
-    `resumed` of its `shards` were complete already, from an unfinished run of the same merge.
+    `resumed` of its `shards` were already complete, from an unfinished run of the same merge.
     """
 
     out: str
@@ -226,52 +221,58 @@ def merge(
     model: Any = None,
     store: str | None = None,
 ) -> MergeReport:
-    """Write W(λ) = B + λ (I − B) as a checkpoint folder `out`, which appears whole or not at all.
+    """Write W(λ) = B + λ (I − B) as a checkpoint folder `out`, which appears complete or not at
+    all.
 
-    A run that was killed leaves its complete weight files hidden beside `out`. The next run with
-    the same arguments and sources verifies them and goes on from there; any other starts afresh.
+    A killed run leaves its complete weight files hidden beside `out`. The next run with the same
+    arguments and sources verifies them and goes on from there; any other run starts afresh.
 
     Args:
         base, instruct: folders or hub ids `org/name[@revision]`.
         lam: any finite λ; a string may be a fraction (`1/3`).
-        dtype: of all merged tensors: bfloat16, float16, float32, or `auto`: each tensor's in the
-            instruct checkpoint.
-        rounding: `nearest`, or `stochastic`: by noise of (seed, tensor name, place), so that the
-            weights follow λ on average where nearest swallows updates of less than half a unit in
-            the last place.
-        seed: of stochastic rounding, 0 to 2³² − 1; 0 unless given.
-        rule: which λ each tensor has, of which `lam` is the swept one: a `LambdaRule`, its rows, or
+        dtype: dtype of all merged tensors: bfloat16, float16, float32, or `auto` for that of each
+            tensor in the instruct checkpoint.
+        rounding: `nearest`, or `stochastic`: by noise of (seed, tensor name, element), so that the
+            weights follow λ on average where nearest loses updates of less than half a unit in the
+            last place.
+        seed: seed of stochastic rounding, 0 to 2³² − 1; 0 by default.
+        rule: rule for the λ of each tensor, with `lam` as the swept λ: a `LambdaRule`, its rows, or
             a YAML file of them.
-        max_shard_size: of a weight file, bytes or text such as 5GB; None: files are cut as the
+        max_shard_size: largest weight file, bytes or text such as 5GB; None cuts files as the
             base's are.
         extra_rows, one_sided, ignore_config, strip_prefix: see `PairOptions`.
         allow_nonfinite: let NaN and infinite weights pass.
         overwrite: replace a checkpoint folder at `out`, if it holds nothing else, once the new one
             is complete.
-        progress: called with (bytes written, bytes in all) as data stream.
-        model: a transformers model of this pair: its weights are written as they are, `lam` and the
-            others say what they are; see `LambdaModel.save`. A tensor that it has in a narrower
-            dtype than the merge is written as the merge, if what it holds is that, rounded.
-        store: how the delta of `model` is held, where that loses some of it: said in pa_fast.json
-            and in the model card.
+        progress: called with (bytes written, bytes in all) during the merge.
+        model: a transformers model of this pair. Its weights are written as they are; `lam` and the
+            others describe them; see `LambdaModel.save`. A tensor that the model has in a narrower
+            dtype than the merge is written as the merge, if it holds the merge rounded to that.
+        store: the store of the delta of `model`, if it is lossy: recorded in pa_fast.json and in
+            the model card.
 
-    Numerics: the contract of `pa_kernels.lerp_`: fp32 arithmetic, one rounding; λ = 0 and 1 are the
-        sources' bits where their dtype is the output's. The bits of live weights with the same λ,
-        rule, rounding and seed.
+    Example:
+        >>> report = pa_fast.merge("base", "instruct", 0.6, "merged")
+        >>> report.tensors, report.bytes
+        >>> pa_fast.merge("base", "instruct", "1/3", "third", dtype="bfloat16")
+
+    Numerics: the contract of `pa_kernels.lerp_`: fp32 arithmetic, one rounding. λ = 0 and 1 give
+        the sources' bits if their dtype is the output's. Live weights with the same λ, rule,
+        rounding and seed have the same bits.
     Cost: one pass over both checkpoints, fingerprints included; memory of a few chunks (2^19
     elements each) per core.
 
     Raises:
-        UsageError: λ, dtype, rounding, seed, shard size or policy is no such thing, or the rule is
-            none or does not fit the names.
+        UsageError: λ, dtype, rounding, seed, shard size, policy or rule is not valid, or the rule
+            does not fit the names.
         CheckpointError, PairError: before any output exists.
         DataError: non-finite or unequal integer weights, or a file that changed or cannot be read;
             nothing is left behind.
-        OutputError: `out` is not empty, being written, a source or what one links to, or does not
-            fit on the disk.
+        OutputError: `out` is not empty, is being written, is a source or the target of a link in
+            one, or does not fit on the disk.
     """
     began = time.perf_counter()
-    recipe = MergeSpec.of(lam, rounding, seed, rule)
+    spec = MergeSpec.of(lam, rounding, seed, rule)
     options = PairOptions.of(extra_rows, one_sided, ignore_config, strip_prefix)
     check_dtype(dtype)
     shard_bytes = None if max_shard_size is None else parse_bytes(str(max_shard_size))
@@ -280,20 +281,20 @@ def merge(
         Checkpoint.open(resolve(instruct)) as i,
     ):
         companions = copied(i.folder)
-        found = pair(b, i, options)
-        blends = recipe.blends(found)
-        notes = found.notes + untrained_rows(b, i) + recipe.notes(found)
-        shards = _plan(found, dtype, shard_bytes)
-        live = None if model is None else LiveTensors(model, found)
+        paired = pair(b, i, options)
+        merges = spec.tensor_merges(paired)
+        notes = paired.notes + untrained_rows(b, i) + spec.notes(paired)
+        shards = _plan(paired, dtype, shard_bytes)
+        live = None if model is None else LiveTensors(model, paired)
         total = sum(slot.stop - slot.start for plan in shards for slot in plan.slots)
-        stream = _Stream(found, blends, not allow_nonfinite, total, progress, live)
+        stream = _Stream(paired, merges, not allow_nonfinite, total, progress, live)
         weight_bytes = sum(plan.size_bytes for plan in shards)
         need_bytes = weight_bytes + sum(companion.size_bytes for companion in companions)
-        sides = _source(base, found.base), _source(instruct, found.instruct)
+        sides = _source(base, paired.base), _source(instruct, paired.instruct)
         provenance = Provenance(
-            *sides, recipe, dtype, options, found.tied, found.kept, found.notes, store
+            *sides, spec, dtype, options, paired.tied, paired.kept, paired.notes, store
         )
-        job = None if live is not None else _job(found, shards, provenance, allow_nonfinite)
+        job = None if live is not None else _job(paired, shards, provenance, allow_nonfinite)
         read = (b.folder, i.folder)
         with OutputFolder(out, need_bytes, overwrite=overwrite, job=job, sources=read) as folder:
             sums, resumed = _fill_all(folder, shards, stream)
@@ -302,22 +303,22 @@ def merge(
             provenance = dataclasses.replace(
                 provenance,
                 base=_summed(
-                    provenance.base, found.base, {name: one.base for name, one in sums.items()}
+                    provenance.base, paired.base, {name: one.base for name, one in sums.items()}
                 ),
                 instruct=_summed(
                     provenance.instruct,
-                    found.instruct,
+                    paired.instruct,
                     {name: one.instruct for name, one in sums.items()},
                 ),
             )
-            _write_companions(folder, found, companions, shards, provenance, str(out))
+            _write_companions(folder, paired, companions, shards, provenance, str(out))
             folder.commit()
     return MergeReport(
         out=str(out),
-        lam=recipe.lam.key,
+        lam=spec.lam.key,
         dtype=dtype,
-        tensors=len(found.names),
-        parameters=sum(found.count(name) for name in found.names if found.is_lerped(name)),
+        tensors=len(paired.names),
+        parameters=sum(paired.count(name) for name in paired.names if paired.is_lerped(name)),
         shards=len(shards),
         bytes=weight_bytes,
         base_fingerprint=provenance.base.content_fingerprint,
@@ -331,44 +332,46 @@ def merge(
 def _fill_all(
     folder: OutputFolder, shards: Sequence[ShardPlan], stream: _Stream
 ) -> tuple[dict[str, Sums], int]:
-    """Fill what is not complete; checksums of all tensors, and how many files were complete
-    already."""
+    """Fill the weight files that are not complete. Return the checksums of all tensors, and the
+    number of files that were already complete."""
     import torch  # only once nothing in the headers speaks against it
 
     resumed: list[str] = []
 
     def one(pool: ThreadPoolExecutor, plan: ShardPlan) -> dict[str, Sums]:
-        left = folder.complete.get(plan.file)
-        if left is not None and is_complete(pool, folder.path / plan.file, plan, left):
+        logged = folder.complete.get(plan.file)
+        if logged is not None and is_complete(pool, folder.path / plan.file, plan, logged):
             stream.skip(plan)
             resumed.append(plan.file)
-            return left
+            return logged
         with folder.shard(plan) as file:
             return stream.fill(pool, plan, file)
 
     large = sum(plan.size_bytes >= _LARGE_BYTES for plan in shards)
-    found = parallel_files(one, shards, min(large, torch.get_num_threads(), _AT_ONCE), stream.ended)
-    return {name: part for sums in found for name, part in sums.items()}, len(resumed)
+    filled = parallel_files(
+        one, shards, min(large, torch.get_num_threads(), _AT_ONCE), stream.ended
+    )
+    return {name: part for sums in filled for name, part in sums.items()}, len(resumed)
 
 
 class _Stream:
-    """Merges tensors into open output files, and sums the checksums of all three while their bytes
-    are in cache.
+    """Merge of tensors into open output files. Checksums of the output and of both sources are
+    summed while their bytes are in cache.
 
-    Several files may be filled at once. After `ended` is set, each ends at its next chunk.
+    Several files may be filled at once. Once `ended` is set, each stops at its next chunk.
     """
 
     def __init__(
         self,
         pair: Pair,
-        blends: Mapping[str, TensorMerge],
+        merges: Mapping[str, TensorMerge],
         finite: bool,
         total: int,
         progress: Callable[[int, int], None] | None,
         live: LiveTensors | None,
     ):
         self._pair = pair
-        self._blends = blends
+        self._merges = merges
         self._finite = finite
         self._total = total
         self._live = live
@@ -378,7 +381,8 @@ class _Stream:
         self.ended = threading.Event()
 
     def fill(self, pool: ThreadPoolExecutor, plan: ShardPlan, file: ShardFile) -> dict[str, Sums]:
-        """Merge the tensors of `plan` into `file`; their checksums, which are `file.sums` too."""
+        """Merge the tensors of `plan` into `file`, and return their checksums, which are also set
+        as `file.sums`."""
         import torch
         from pa_kernels.cores import Scratch
 
@@ -390,20 +394,22 @@ class _Stream:
             name: str, start: int, stop: int, base: torch.Tensor, instruct: torch.Tensor
         ) -> tuple[int, list[int]]:
             out = scratch.take("out", stop - start, dtypes[name])
-            blend = self._blends.get(name)
+            tensor_merge = self._merges.get(name)
             held = (
-                None if self._live is None or blend is None else self._live.chunk(name, start, stop)
+                None
+                if self._live is None or tensor_merge is None
+                else self._live.chunk(name, start, stop)
             )
             if held is None:
-                merge_chunk_(out, base, instruct, blend, start)
+                merge_chunk_(out, base, instruct, tensor_merge, start)
             elif held.dtype in (out.dtype, torch.float32):
                 # a wider live tensor holds what is already rounded to this dtype
                 out.copy_(held)
             else:
-                merge_chunk_(out, base, instruct, blend, start)
+                merge_chunk_(out, base, instruct, tensor_merge, start)
                 _check_held(name, held, out)
-            if self._finite and blend is not None:
-                check_finite(self._pair, name, blend.lam, out, base, instruct, start)
+            if self._finite and tensor_merge is not None:
+                check_finite(self._pair, name, tensor_merge.lam, out, base, instruct, start)
             file.write(name, start, out)
             own = [
                 self._pair.own_part(side, name, start, part)
@@ -434,8 +440,8 @@ class _Stream:
 
 
 def _check_held(name: str, held: torch.Tensor, merged: torch.Tensor) -> None:
-    """Refuse a model that holds, of a tensor that it has in a narrower dtype than the merge,
-    anything but the merge rounded to that.
+    """Refuse a live tensor of a narrower dtype than the merge that is not the merge rounded to that
+    dtype.
 
     Raises:
         EngineError: naming the tensor.
@@ -455,34 +461,34 @@ def _plan(pair: Pair, dtype: str, shard_bytes: int | None) -> list[ShardPlan]:
     rows = [(n, live_dtype(pair, n, dtype), pair.shapes[n], pair.count(n)) for n in pair.names]
     if shard_bytes is not None:
         return plan_shards(rows, shard_bytes)
-    places = {
-        file: place
-        for place, file in enumerate(sorted({info.file for info in pair.base.tensors.values()}))
+    positions = {
+        file: position
+        for position, file in enumerate(sorted({info.file for info in pair.base.tensors.values()}))
     }
     files = {name: pair.stored("base", name).file for name in pair.names}
     return plan_shards_like(
-        rows, {name: places[file] for name, file in files.items() if file in places}
+        rows, {name: positions[file] for name, file in files.items() if file in positions}
     )
 
 
 def _job(pair: Pair, shards: list[ShardPlan], provenance: Provenance, allow_nonfinite: bool) -> str:
-    """16 hex digits over everything that decides the bytes of the weight files, and over the
-    sources' file times."""
+    """Return 16 hex digits over everything that decides the bytes of the weight files, and over the
+    file times of the sources."""
     plans = [(plan.file, plan.header) for plan in shards]
     parts = (provenance.to_json(), pair.base.state(), pair.instruct.state(), plans, allow_nonfinite)
     return hashlib.blake2b(repr(parts).encode(), digest_size=8).hexdigest()
 
 
 def _source(spec: str | Path, checkpoint: Checkpoint) -> Source:
-    """What a side is, but for its content fingerprint: that takes a pass over its bytes."""
+    """Describe one side, without its content fingerprint, which takes a pass over its bytes."""
     return Source(str(spec), revision(checkpoint.folder), checkpoint.quick_fingerprint(), "")
 
 
 def _summed(source: Source, seen: Checkpoint, sums: Mapping[str, int]) -> Source:
-    """`source` with the fingerprint of its files, of which `seen` gave tensors to the merge, whose
+    """Return `source` with the fingerprint of its files. `seen` gave tensors to the merge, whose
     checksums are `sums`.
 
-    Cost: reads what did not go into the merge as it is: converted tensors, and those left out.
+    Cost: reads the tensors that did not go into the merge unchanged: those converted or left out.
     """
     known = {key: value for name, value in sums.items() if (key := seen.own_name(name)) is not None}
     rest = [info for name, info in seen.own.tensors.items() if name not in known]
@@ -501,7 +507,8 @@ def _write_companions(
     provenance: Provenance,
     out: str,
 ) -> None:
-    """Everything but weights; config.json last, so that an unfinished folder loads nowhere."""
+    """Write all files but the weights; config.json last, so that no loader accepts an unfinished
+    folder."""
     source = pair.instruct.folder
     for companion in companions:
         folder.copy(companion)
@@ -524,10 +531,10 @@ def _write_companions(
 
 
 def _config(pair: Pair) -> dict[str, Any]:
-    """Instruct's configuration, true of the merged tensors: with a head of its own and as many rows
-    as they have."""
+    """Return instruct's configuration, corrected for the merged tensors: a head of its own, and
+    their number of vocabulary rows."""
     config = pair.instruct.config
-    if pair.is_untied and ties(config) is not False:
+    if pair.is_untied and is_tied(config) is not False:
         config = untied_config(config)
     if not config.get("architectures") and pair.base.config.get("architectures"):
         config = {**config, "architectures": pair.base.config["architectures"]}

@@ -1,8 +1,8 @@
 """The model class of a checkpoint without weights, and the names that checkpoint tensors have in
 it.
 
-transformers renames, stacks, splits and transposes tensors while it loads. Its own tables say how;
-nothing here knows an architecture.
+transformers renames, stacks, splits and transposes tensors while it loads. Its own tables say how:
+there is no table of architectures here.
 """
 
 from __future__ import annotations
@@ -28,14 +28,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Placed:
-    """The place of a checkpoint tensor in a model.
+    """A checkpoint tensor and the model tensor that it becomes.
 
     Attributes:
         key: its name in the checkpoint.
         target: the model tensor that it becomes, or the first of those that it is split into.
-        pattern: the pattern of the conversion that makes `target` of it; None where it is only
-            renamed.
-        order: its place among the tensors of this `target` and `pattern`.
+        pattern: pattern of the conversion that makes `target` of it; None if it is only renamed.
+        order: its position among the tensors of this `target` and `pattern`.
     """
 
     key: str
@@ -46,12 +45,11 @@ class Placed:
 
 @dataclass(frozen=True)
 class Traced:
-    """Where the tensors of a model come from.
+    """Origins of the tensors of a model.
 
     Attributes:
-        placed: model name → checkpoint tensors that it is made of, in the order in which
-            transformers takes them.
-        unplaced: checkpoint names that have no place in the model.
+        placed: model name → checkpoint tensors that it is made of, in transformers' order.
+        unplaced: checkpoint names that become no tensor of the model.
     """
 
     placed: Mapping[str, Sequence[Placed]]
@@ -72,8 +70,8 @@ class Skeleton:
 
     @classmethod
     def of(cls, config: Mapping[str, Any], other: Mapping[str, Any]) -> Skeleton | None:
-        """The model that `config` describes; None where transformers has no class for it, or the
-        class refuses.
+        """Return the model that `config` describes; None if transformers has no class for it, or
+        the class refuses.
 
         Args:
             other: the configuration that names the class where `config` does not.
@@ -86,17 +84,21 @@ class Skeleton:
         named = model_class(config, other)
         safe = getattr(initialization, "meta_device_safe_creation_ops", contextlib.nullcontext)
         try:
-            made = CONFIG_MAPPING[config["model_type"]].from_dict(copy.deepcopy(dict(config)))
+            configuration = CONFIG_MAPPING[config["model_type"]].from_dict(
+                copy.deepcopy(dict(config))
+            )
             with torch.device("meta"), initialization.no_init_weights(), safe(), _quiet():
                 if named is None:
                     return cls(
-                        transformers.AutoModelForCausalLM.from_config(made, trust_remote_code=False)
+                        transformers.AutoModelForCausalLM.from_config(
+                            configuration, trust_remote_code=False
+                        )
                     )
                 kind = getattr(transformers, named)
                 # a configuration may name anything that transformers has, and only a model's class
                 # is to be called
                 return (
-                    cls(kind(made))
+                    cls(kind(configuration))
                     if isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)
                     else None
                 )
@@ -105,7 +107,7 @@ class Skeleton:
             return None
 
     def trace(self, keys: Iterable[str]) -> Traced:
-        """Where each of the checkpoint's `keys` goes."""
+        """Return the model tensor that each of the checkpoint's `keys` becomes."""
         from transformers.core_model_loading import dot_natural_key
 
         renamings, converters = self._rules()
@@ -123,8 +125,8 @@ class Skeleton:
         return Traced(placed, tuple(unplaced))
 
     def is_ignored(self, name: str) -> bool:
-        """Whether the model class says that a checkpoint may hold `name`, and that it does not use
-        it."""
+        """Return whether the model class says that a checkpoint may hold `name` and that it does
+        not use it."""
         renamed = self._renamed(name, *self._rules())[0]
         return any(re.search(pattern, renamed) for pattern in self._ignored)
 
@@ -136,14 +138,15 @@ class Skeleton:
     def convert(
         self, converter: Any, target: str, parts: Iterable[tuple[str, str, torch.Tensor]]
     ) -> dict[str, torch.Tensor]:
-        """The tensors that `converter` makes of `parts` (name, pattern, tensor), by name; its first
-        one is `target`."""
+        """Return the tensors that `converter` makes of `parts` (name, pattern, tensor), by name.
+        The first one is `target`."""
         own = copy.deepcopy(converter)
         for name, pattern, tensor in parts:
             own.add_tensor(target, name, pattern, tensor)
-        made = own.convert(target, model=self.model, config=self.model.config)
+        tensors = own.convert(target, model=self.model, config=self.model.config)
         return {
-            name: tensor[0] if isinstance(tensor, list) else tensor for name, tensor in made.items()
+            name: tensor[0] if isinstance(tensor, list) else tensor
+            for name, tensor in tensors.items()
         }
 
     @functools.cached_property
@@ -181,7 +184,7 @@ class Skeleton:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """No advice from transformers on stderr about a model that is never run."""
+    """Silence transformers' advice on stderr about a model that is never run."""
     from transformers.utils import logging
 
     level = logging.get_verbosity()
@@ -194,13 +197,9 @@ def _quiet() -> Iterator[None]:
 
 # --- counterpart
 #
-# The tensors of base that belong to those of instruct, where the two sides name or lay them out
-# differently.
-#
-# Both sides are traced through transformers' own tables to the tensors of the model class. Tensors
-# that end up in one place belong together: renamed ones as they are; where one side stacks, splits
-# or transposes, base's are converted to the model's layout and back to instruct's, one group at a
-# time.
+# Both sides are traced through transformers' own tables to the tensors of the model class. Those
+# that become one model tensor belong together. Where one side stacks, splits or transposes, base's
+# are converted to the model's layout and back to instruct's, one group at a time.
 
 
 @dataclass(frozen=True)
@@ -208,12 +207,12 @@ class Counterpart:
     """Base as instruct is laid out.
 
     Attributes:
-        base: base under instruct's names; tensors of a place in the model that instruct lacks under
-            that place's name.
-        unused: name → side, of tensors that one side alone has and that have no place in the model.
+        base: base under instruct's names; tensors that instruct lacks have their names in the
+            model.
+        unused: name → side, of tensors that one side alone has and that the model has no use for.
         ignored: those of `unused` that the model class says it ignores.
         kind: the model class.
-        notes: what was paired otherwise than by its own name.
+        notes: notes on tensors that were not paired by their own names.
     """
 
     base: Checkpoint
@@ -225,19 +224,19 @@ class Counterpart:
 
 @dataclass(frozen=True)
 class _Group:
-    """Checkpoint tensors that become `makes` together; `converts` is False where the one tensor is
-    only renamed."""
+    """Checkpoint tensors that become `makes` together; not `is_converted` if the one tensor is only
+    renamed."""
 
     target: str
     parts: tuple[Placed, ...]
     makes: dict[str, torch.Tensor]
 
     @property
-    def converts(self) -> bool:
+    def is_converted(self) -> bool:
         return self.parts[0].pattern is not None
 
     @property
-    def places(self) -> set[tuple[str | None, int]]:
+    def positions(self) -> set[tuple[str | None, int]]:
         return {(part.pattern, part.order) for part in self.parts}
 
 
@@ -254,8 +253,9 @@ class _Side:
         self.owner = {name: group for group in self.groups for name in group.makes}
 
     def forward(self, group: _Group, tensors: Tensors) -> Tensors:
-        """The model tensors of `group`, made of `tensors` by their names in the checkpoint."""
-        if not group.converts:
+        """Return the model tensors of `group`, made of `tensors`, which are named as in the
+        checkpoint."""
+        if not group.is_converted:
             return {group.target: tensors[group.parts[0].key]}
         converter = self.skeleton.converters[str(group.parts[0].pattern)]
         return self.skeleton.convert(
@@ -264,22 +264,22 @@ class _Side:
             [(part.key, str(part.pattern), tensors[part.key]) for part in group.parts],
         )
 
-    def backward(self, group: _Group, made: Tensors) -> Tensors:
-        """The checkpoint tensors that `forward` would make `made` of, bit for bit.
+    def backward(self, group: _Group, tensors: Tensors) -> Tensors:
+        """Return the checkpoint tensors of which `forward` makes `tensors`, bit for bit.
 
         Raises:
             PairError: there are none.
         """
-        if not group.converts:
-            return {group.parts[0].key: made[group.target]}
+        if not group.is_converted:
+            return {group.parts[0].key: tensors[group.target]}
         for undo in (self._reversed, self._scattered):
             try:
-                found = undo(group, made)
-                shapes = {name: tuple(tensor.shape) for name, tensor in found.items()}
+                candidate = undo(group, tensors)
+                shapes = {name: tuple(tensor.shape) for name, tensor in candidate.items()}
                 if shapes == {
                     part.key: self.checkpoint.tensors[part.key].shape for part in group.parts
-                } and _equal(self.forward(group, found), made):
-                    return found
+                } and _equal(self.forward(group, candidate), tensors):
+                    return candidate
             except (
                 ValueError,
                 KeyError,
@@ -296,25 +296,25 @@ class _Side:
             resave(self.checkpoint),
         )
 
-    def _reversed(self, group: _Group, made: Tensors) -> Tensors:
-        """By transformers' own reverse of the conversion."""
+    def _reversed(self, group: _Group, tensors: Tensors) -> Tensors:
+        """Undo the conversion by transformers' own reverse of it."""
         converter = self.skeleton.converters[str(group.parts[0].pattern)]
         back = converter.reverse_transform()
-        renamed = {name: back.rename_source_key(name) for name in made}
-        found = self.skeleton.convert(
+        renamed = {name: back.rename_source_key(name) for name in tensors}
+        pieces = self.skeleton.convert(
             back,
             next(iter(renamed.values()))[0],
-            [(name, str(renamed[name][1]), made[name]) for name in made],
+            [(name, str(renamed[name][1]), tensors[name]) for name in tensors],
         )
-        traced = self.skeleton.trace(found)
+        traced = self.skeleton.trace(pieces)
         keys = {(part.pattern, part.order): part.key for part in group.parts}
         return {
-            keys[part.pattern, part.order]: found[part.key] for part in traced.placed[group.target]
+            keys[part.pattern, part.order]: pieces[part.key] for part in traced.placed[group.target]
         }
 
-    def _scattered(self, group: _Group, made: Tensors) -> Tensors:
-        """By where each element goes: for conversions whose reverse does not know the layout of the
-        files."""
+    def _scattered(self, group: _Group, tensors: Tensors) -> Tensors:
+        """Undo the conversion by tracing where each element goes, for conversions whose reverse
+        does not know the layout of the files."""
         import torch
 
         infos = [self.checkpoint.tensors[part.key] for part in group.parts]
@@ -322,11 +322,11 @@ class _Side:
         for info in infos:
             ids[info.name] = torch.arange(first, first + info.count).view(info.shape)
             first += info.count
-        places = self.forward(group, ids)
-        dtype = functools.reduce(torch.promote_types, (tensor.dtype for tensor in made.values()))
+        positions = self.forward(group, ids)
+        dtype = functools.reduce(torch.promote_types, (tensor.dtype for tensor in tensors.values()))
         flat = torch.empty(first, dtype=dtype)
-        for name, tensor in made.items():
-            flat[places[name].reshape(-1)] = tensor.reshape(-1).to(dtype)
+        for name, tensor in tensors.items():
+            flat[positions[name].reshape(-1)] = tensor.reshape(-1).to(dtype)
         parts = flat.split([info.count for info in infos])
         return {info.name: part.view(info.shape) for info, part in zip(infos, parts)}
 
@@ -339,14 +339,14 @@ class _Side:
         }
         group = _Group(target, parts, {target: metas[parts[0].key]})
         if len({part.pattern is None for part in parts}) > 1 or (
-            not group.converts and len(parts) > 1
+            not group.is_converted and len(parts) > 1
         ):
             names = " and ".join(quoted(part.key) for part in parts[:2])
             raise PairError(
                 f"{self.checkpoint.folder}: {names} both become {quoted(target)}",
                 resave(self.checkpoint),
             )
-        if not group.converts:
+        if not group.is_converted:
             return group
         try:
             return _Group(target, parts, self.forward(group, metas))
@@ -359,7 +359,7 @@ class _Side:
 
 
 def counterpart(base: Checkpoint, instruct: Checkpoint) -> Counterpart | None:
-    """Base as instruct is laid out; None where transformers does not know the model class.
+    """Return base as instruct is laid out; None if transformers does not know the model class.
 
     Cost: headers, and the model on the meta device: seconds for the largest. The conversions cost
     memory when they are read, see `Conversion`.
@@ -370,11 +370,12 @@ def counterpart(base: Checkpoint, instruct: Checkpoint) -> Counterpart | None:
     skeletons = Skeleton.of(base.config, instruct.config), Skeleton.of(instruct.config, base.config)
     if skeletons[0] is None or skeletons[1] is None:
         return None
-    left, right = _Side("base", base, skeletons[0]), _Side("instruct", instruct, skeletons[1])
+    base_side = _Side("base", base, skeletons[0])
+    instruct_side = _Side("instruct", instruct, skeletons[1])
     names: dict[str, str] = {}
     conversions: dict[TensorInfo, Conversion] = {}
     alone = []
-    for ours, theirs in _components(left, right):
+    for ours, theirs in _components(base_side, instruct_side):
         if not ours:
             continue
         if not theirs:
@@ -384,19 +385,21 @@ def counterpart(base: Checkpoint, instruct: Checkpoint) -> Counterpart | None:
         if pairs is not None:
             names |= pairs
         else:
-            conversions |= _conversion(left, ours, right, theirs)
+            conversions |= _conversion(base_side, ours, instruct_side, theirs)
     renamed = {name: key for name, key in names.items() if name != key}
     for group in alone:
-        single = not group.converts and renamed
+        single = not group.is_converted and renamed
         names |= {(group.target if single else part.key): part.key for part in group.parts}
-    both = set(left.unplaced) & set(right.unplaced)
-    names |= {name: name for name in left.unplaced}
-    unused = {name: "base" for name in left.unplaced if name not in both}
-    unused |= {name: "instruct" for name in right.unplaced if name not in both}
+    both = set(base_side.unplaced) & set(instruct_side.unplaced)
+    names |= {name: name for name in base_side.unplaced}
+    unused = {name: "base" for name in base_side.unplaced if name not in both}
+    unused |= {name: "instruct" for name in instruct_side.unplaced if name not in both}
     ignored = frozenset(
-        name for name in unused if left.skeleton.is_ignored(name) or right.skeleton.is_ignored(name)
+        name
+        for name in unused
+        if base_side.skeleton.is_ignored(name) or instruct_side.skeleton.is_ignored(name)
     )
-    kind = type(right.skeleton.model).__name__
+    kind = type(instruct_side.skeleton.model).__name__
     return Counterpart(
         View(base, names, conversions),
         unused,
@@ -407,20 +410,20 @@ def counterpart(base: Checkpoint, instruct: Checkpoint) -> Counterpart | None:
 
 
 def undone(checkpoint: Checkpoint, skeleton: Skeleton, tensors: InMemory) -> list[Conversion]:
-    """The tensors of `checkpoint` that transformers stacks, splits or transposes, made of the
-    model's `tensors`."""
+    """Return the tensors of `checkpoint` that transformers stacks, splits or transposes, made of
+    the model's `tensors`."""
     side = _Side("instruct", checkpoint, skeleton)
-    found = []
-    for group in (group for group in side.groups if group.converts):
+    conversions = []
+    for group in (group for group in side.groups if group.is_converted):
         infos = [checkpoint.tensors[part.key] for part in group.parts]
-        found.append(
+        conversions.append(
             Conversion(tensors, list(group.makes), infos, functools.partial(side.backward, group))
         )
-    return found
+    return conversions
 
 
 def resave(checkpoint: Checkpoint) -> str:
-    """The call that writes a checkpoint in the layout of its model class."""
+    """Return the call that writes a checkpoint in the layout of its model class."""
     kind = (checkpoint.config.get("architectures") or ["AutoModelForCausalLM"])[0]
     return (
         f"save both sides anew with one transformers: {kind}.from_pretrained(DIR, dtype='auto')"
@@ -428,37 +431,39 @@ def resave(checkpoint: Checkpoint) -> str:
     )
 
 
-def _components(left: _Side, right: _Side) -> Iterator[tuple[list[_Group], list[_Group]]]:
-    """Groups of both sides that share model tensors, directly or through others."""
+def _components(
+    base_side: _Side, instruct_side: _Side
+) -> Iterator[tuple[list[_Group], list[_Group]]]:
+    """Yield the groups of both sides that share model tensors, directly or through others."""
     done: set[str] = set()
-    for start in [*right.owner, *left.owner]:
+    for start in [*instruct_side.owner, *base_side.owner]:
         if start in done:
             continue
-        names, found = [start], {start}
+        names, seen = [start], {start}
         ours: dict[str, _Group] = {}
         theirs: dict[str, _Group] = {}
         while names:
             name = names.pop()
-            for side, groups in ((left, ours), (right, theirs)):
+            for side, groups in ((base_side, ours), (instruct_side, theirs)):
                 group = side.owner.get(name)
                 if group is not None and group.target not in groups:
                     groups[group.target] = group
-                    names += [more for more in group.makes if more not in found]
-                    found |= group.makes.keys()
-        done |= found
+                    names += [more for more in group.makes if more not in seen]
+                    seen |= group.makes.keys()
+        done |= seen
         yield list(ours.values()), list(theirs.values())
 
 
 def _same_pieces(
     ours: list[_Group], theirs: list[_Group], base: Checkpoint, instruct: Checkpoint
 ) -> dict[str, str] | None:
-    """instruct's name → base's, where both sides store the same pieces; None where one must be
+    """instruct's name → base's if both sides store the same pieces; None if one must be
     converted."""
-    if len(ours) != 1 or len(theirs) != 1 or ours[0].places != theirs[0].places:
+    if len(ours) != 1 or len(theirs) != 1 or ours[0].positions != theirs[0].positions:
         return None
     keys = {(part.pattern, part.order): part.key for part in ours[0].parts}
     pairs = {part.key: keys[part.pattern, part.order] for part in theirs[0].parts}
-    if ours[0].converts and any(
+    if ours[0].is_converted and any(
         base.tensors[b].shape != instruct.tensors[i].shape for i, b in pairs.items()
     ):
         return None
@@ -466,18 +471,18 @@ def _same_pieces(
 
 
 def _conversion(
-    left: _Side, ours: list[_Group], right: _Side, theirs: list[_Group]
+    base_side: _Side, ours: list[_Group], instruct_side: _Side, theirs: list[_Group]
 ) -> dict[TensorInfo, Conversion]:
-    """base's groups `ours` as the groups `theirs` of instruct are laid out.
+    """Convert base's groups `ours` to the layout of instruct's groups `theirs`.
 
     Raises:
         PairError: one side has model tensors that the other lacks, or of another shape.
     """
-    made = {name: meta for group in ours for name, meta in group.makes.items()}
+    from_base = {name: meta for group in ours for name, meta in group.makes.items()}
     wanted = {name: meta for group in theirs for name, meta in group.makes.items()}
-    for name in [*wanted, *made]:
+    for name in [*wanted, *from_base]:
         shapes = [
-            list(side[name].shape) if name in side else "no tensor" for side in (made, wanted)
+            list(side[name].shape) if name in side else "no tensor" for side in (from_base, wanted)
         ]
         if shapes[0] != shapes[1]:
             raise PairError(
@@ -490,43 +495,43 @@ def _conversion(
     def make(tensors: Tensors) -> Tensors:
         model: Tensors = {}
         for group in ours:
-            model |= left.forward(group, tensors)
-        found: Tensors = {}
+            model |= base_side.forward(group, tensors)
+        converted: Tensors = {}
         for group in theirs:
-            found |= right.backward(group, {name: model[name] for name in group.makes})
-        return found
+            converted |= instruct_side.backward(group, {name: model[name] for name in group.makes})
+        return converted
 
     sources = [part.key for group in ours for part in group.parts]
-    file = left.checkpoint.tensors[sources[0]].file
+    file = base_side.checkpoint.tensors[sources[0]].file
     infos = []
     for group in theirs:
-        dtype = _safetensors_dtype(left, ours, group)
+        dtype = _safetensors_dtype(base_side, ours, group)
         for part in group.parts:
-            own = right.checkpoint.tensors[part.key]
+            own = instruct_side.checkpoint.tensors[part.key]
             infos.append(
                 TensorInfo(part.key, dtype, own.shape, file, 0, own.count * DTYPE_BITS[dtype] // 8)
             )
-    conversion = Conversion(left.checkpoint, sources, infos, make)
+    conversion = Conversion(base_side.checkpoint, sources, infos, make)
     return dict.fromkeys(infos, conversion)
 
 
-def _safetensors_dtype(left: _Side, ours: Sequence[_Group], group: _Group) -> str:
-    """The dtype that base's tensors have once they make the model tensors of `group`."""
+def _safetensors_dtype(base_side: _Side, ours: Sequence[_Group], group: _Group) -> str:
+    """Return the dtype that base's tensors have once they make the model tensors of `group`."""
     import torch
 
-    made = {name: meta for one in ours for name, meta in one.makes.items() if name in group.makes}
-    dtype = functools.reduce(torch.promote_types, (meta.dtype for meta in made.values()))
+    metas = {name: meta for one in ours for name, meta in one.makes.items() if name in group.makes}
+    dtype = functools.reduce(torch.promote_types, (meta.dtype for meta in metas.values()))
     known = {
         info.dtype
         for one in ours
         for part in one.parts
-        for info in [left.checkpoint.tensors[part.key]]
+        for info in [base_side.checkpoint.tensors[part.key]]
     } | {"F32"}
     return next(name for name in sorted(known) if torch_dtype(name) == dtype)
 
 
 def _equal(a: Tensors, b: Tensors) -> bool:
-    """Whether two sets of tensors have the same bits."""
+    """Return whether two sets of tensors have the same bits."""
     import torch
 
     return a.keys() == b.keys() and all(

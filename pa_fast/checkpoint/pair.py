@@ -8,7 +8,7 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from pa_fast.checkpoint.config import Difference, differences, tied, ties
+from pa_fast.checkpoint.config import Difference, differences, is_tied, is_tied_in_config
 from pa_fast.checkpoint.names import Skeleton, counterpart, resave
 from pa_fast.checkpoint.reader import Checkpoint
 from pa_fast.checkpoint.safetensors import FLOATS, TensorInfo, quoted, torch_dtype
@@ -34,15 +34,15 @@ ONE_SIDED = ("keep", "drop", "refuse")
 
 @dataclass(frozen=True)
 class PairOptions:
-    """Options of every verb that pairs.
+    """Pairing options, shared by every verb that pairs.
 
     Attributes:
-        extra_rows: vocabulary rows that one side alone has are kept as they are (`instruct`) or not
-            paired (`refuse`).
-        one_sided: tensors that one side alone stores and that its model does not use, such as
-            `mtp.*` or rotary tables, are kept as they are at every λ (`keep`), left out (`drop`) or
-            not paired (`refuse`). None: those that the model class is known to ignore are kept,
-            others refused.
+        extra_rows: keep vocabulary rows that one side alone has as they are (`instruct`), or refuse
+            such a pair (`refuse`).
+        one_sided: keep tensors that one side alone stores and that its model does not use, such as
+            `mtp.*` or rotary tables, as they are at every λ (`keep`), leave them out (`drop`), or
+            refuse such a pair (`refuse`). None: keep those that the model class is known to ignore,
+            refuse others.
         ignore_config: keys of config.json whose difference is accepted, with all that is nested
             below them.
         strip_prefix: prefixes to remove from the beginning of tensor names of either side, such as
@@ -62,7 +62,7 @@ class PairOptions:
         ignore_config: Iterable[str] = (),
         strip_prefix: str | Iterable[str] = (),
     ) -> PairOptions:
-        """The options as a caller gives them, checked.
+        """Check the options as a caller gives them.
 
         Raises:
             UsageError: no such policy.
@@ -85,35 +85,36 @@ class PairOptions:
         return cls(extra_rows, one_sided, keys, tuple(filter(None, prefixes)))
 
     def document(self) -> dict[str, Any]:
-        """The options as JSON values, those that are not as by default."""
+        """Return the options as JSON values; `extra_rows`, and others that are not at their
+        defaults."""
         default = PairOptions()
-        found = {
+        changed = {
             name: value for name, value in vars(self).items() if value != getattr(default, name)
         }
         return {
             "extra_rows": self.extra_rows,
-            **{k: list(v) if isinstance(v, tuple) else v for k, v in found.items()},
+            **{k: list(v) if isinstance(v, tuple) else v for k, v in changed.items()},
         }
 
     @classmethod
     def read(cls, document: Mapping[str, Any]) -> PairOptions:
-        """The options that `document`, which may say more, holds.
+        """Return the options in `document`, which may hold more.
 
         Raises:
             UsageError: no such policy.
             TypeError: a value is of another type.
         """
-        found = {name: document[name] for name in vars(cls()) if name in document}
-        if not all(isinstance(key, str) for key in found.get("ignore_config", ())):
+        fields = {name: document[name] for name in vars(cls()) if name in document}
+        if not all(isinstance(key, str) for key in fields.get("ignore_config", ())):
             raise TypeError
-        return cls.of(**found)
+        return cls.of(**fields)
 
     def arguments(self) -> list[str]:
-        """The options of the command line that say the same."""
-        found = [] if self.extra_rows == "instruct" else ["--extra-rows", self.extra_rows]
-        found += [] if self.one_sided is None else ["--one-sided", self.one_sided]
-        found += [part for key in self.ignore_config for part in ("--ignore-config", key)]
-        return found + [part for one in self.strip_prefix for part in ("--strip-prefix", one)]
+        """Return the command-line options that say the same."""
+        options = [] if self.extra_rows == "instruct" else ["--extra-rows", self.extra_rows]
+        options += [] if self.one_sided is None else ["--one-sided", self.one_sided]
+        options += [part for key in self.ignore_config for part in ("--ignore-config", key)]
+        return options + [part for one in self.strip_prefix for part in ("--strip-prefix", one)]
 
 
 DEFAULTS = PairOptions()
@@ -121,12 +122,9 @@ DEFAULTS = PairOptions()
 
 # --- tying
 #
-# An output head that one side ties to its embedding and the other stores: the merge has a head of
-# its own.
-#
-# The tied side's head is its embedding, so W(λ) of the head is the merge of that embedding with the
-# stored head, and the merged configuration says `tie_word_embeddings: false`. At the tied end the
-# two are equal, and the model is that side's.
+# Where one side ties its output head to its embedding and the other stores a head, the merge has a
+# head of its own: W(λ) of that embedding and the stored head. Its configuration says
+# `tie_word_embeddings: false`. At the tied side's λ head and embedding are equal.
 
 _HEADS = ("lm_head.weight", "embed_out.weight")
 KEY = "tie_word_embeddings"
@@ -135,7 +133,7 @@ OTHER = {"base": "instruct", "instruct": "base"}
 
 @dataclass(frozen=True)
 class TiedHead:
-    """The tensor `name`, which `side` does not store: there it is the tensor `embedding`."""
+    """The head `name`, which `side` does not store: on that side it is the tensor `embedding`."""
 
     name: str
     side: str
@@ -147,8 +145,8 @@ class TiedHead:
 
 @dataclass(frozen=True)
 class StoredTwice:
-    """The tensor `name`, which `side` alone or `both` store, and which has the bits of the
-    embedding that it is tied to."""
+    """The head `name`, stored by `side` alone or by `both`, with the bits of the embedding that it
+    is tied to."""
 
     name: str
     side: str
@@ -164,8 +162,8 @@ class StoredTwice:
 
 @dataclass(frozen=True)
 class StoredApart:
-    """The tensor `name`, which both sides store and say to tie, with other bits than the
-    embedding's on a side."""
+    """The head `name`, which both sides store and tie in config.json, and which differs from the
+    embedding on a side."""
 
     name: str
 
@@ -180,18 +178,18 @@ Head = TiedHead | StoredTwice | StoredApart | None
 
 
 def is_head(name: str) -> bool:
-    """Whether `name` is that of an output head."""
+    """Return whether `name` is that of an output head."""
     return name.endswith(_HEADS)
 
 
 def lone_head(
     base: Checkpoint, instruct: Checkpoint, apart: Container[str] = ()
 ) -> tuple[str, str] | None:
-    """Return the head that one side alone stores and the side that lacks it, if that is the only
-    tensor that this side lacks.
+    """Return the head that one side alone stores and the side that lacks it, if that side lacks no
+    other tensor.
 
     Args:
-        apart: tensors that do not count.
+        apart: tensors to leave out of account.
 
     Raises:
         PairError: the side without a head says that it has one.
@@ -200,7 +198,7 @@ def lone_head(
         only = [n for n in having.tensors if n not in lacking.tensors and n not in apart]
         if len(only) != 1 or not is_head(only[0]):
             continue
-        if ties(lacking.config) is False:
+        if is_tied(lacking.config) is False:
             raise PairError(
                 f"{lacking.folder}: lacks {quoted(only[0])}, and its config.json does not tie it,"
                 " expected one of both",
@@ -211,35 +209,37 @@ def lone_head(
 
 
 def tied_head(base: Checkpoint, instruct: Checkpoint, apart: Container[str] = ()) -> Head:
-    """Return the head that a side ties to its embedding, and what it is in the merge; None where
-    both sides store one and do not tie it.
+    """Return the head that a side ties to its embedding, as the merge holds it; None if both sides
+    store a head and do not tie it.
 
-    A side that ties its head and stores it all the same has one of its own where the two weights
-    differ, as in transformers.
+    A side that ties its head and also stores one has a head of its own if the two weights differ,
+    as in transformers.
 
     Args:
-        apart: tensors that do not count.
+        apart: tensors to leave out of account.
 
-    Cost: headers; reads head and embedding of a side that ties and stores it.
+    Cost: headers; reads head and embedding of a side that both ties and stores its head.
 
     Raises:
-        PairError: the side without a head says that it has one, or its embedding cannot be told.
+        PairError: the side without a head says that it has one, or its embedding is ambiguous.
     """
     alone = lone_head(base, instruct, apart)
     if alone is not None:
         name, side = alone
         lacking, having = (base, instruct) if side == "base" else (instruct, base)
-        if ties(having.config) is True:
+        if is_tied(having.config) is True:
             embedding = _embedding(having, having.tensors[name])
             if having.same_bits(name, embedding):
                 return StoredTwice(name, OTHER[side], embedding)
         return TiedHead(name, side, _embedding(lacking, having.tensors[name]))
     heads = [name for name in instruct.tensors if is_head(name) and name in base.tensors]
-    if len(heads) != 1 or not (tied(base.config) and tied(instruct.config)):
+    if len(heads) != 1 or not (
+        is_tied_in_config(base.config) and is_tied_in_config(instruct.config)
+    ):
         return None
     try:
         embeddings = [_embedding(side, side.tensors[heads[0]]) for side in (base, instruct)]
-    except PairError:  # which tensor it is tied to cannot be told: it stays one of its own
+    except PairError:  # its embedding is ambiguous: the head stays one of its own
         return None
     if all(side.same_bits(heads[0], name) for side, name in zip((base, instruct), embeddings)):
         return StoredTwice(heads[0], "both", embeddings[1])
@@ -247,40 +247,38 @@ def tied_head(base: Checkpoint, instruct: Checkpoint, apart: Container[str] = ()
 
 
 def untied_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """`config` with the head said to be untied, wherever a loader may look."""
-    made = {**config, KEY: False}
+    """Return `config` with `tie_word_embeddings: false` wherever a loader may look for it."""
+    changed = {**config, KEY: False}
     for name, part in config.items():
         if isinstance(part, Mapping) and (KEY in part or name == "text_config"):
-            made[name] = {**part, KEY: False}
-    return made
+            changed[name] = {**part, KEY: False}
+    return changed
 
 
 def _embedding(checkpoint: Checkpoint, head: TensorInfo) -> str:
-    """The one tensor with vocabulary rows as wide as `head`'s."""
+    """Return the one tensor with vocabulary rows as wide as those of `head`."""
     sizes = vocabulary_sizes(checkpoint.config)
     shaped = {name: info.shape for name, info in checkpoint.tensors.items() if len(info.shape) == 2}
-    found = [
+    embeddings = [
         name
         for name, (rows, width) in shaped.items()
         if rows in sizes and width == head.shape[-1] and name != head.name
     ]
-    if len(found) != 1:
-        listed = ", ".join(map(quoted, found[:3])) or "none"
+    if len(embeddings) != 1:
+        names = ", ".join(map(quoted, embeddings[:3])) or "none"
         raise PairError(
             f"{checkpoint.folder}: its head {quoted(head.name)} is tied, expected one embedding of"
-            f" shape {list(head.shape)}, found {listed}",
+            f" shape {list(head.shape)}, found {names}",
             "save this side with a head of its own (tie_word_embeddings: false)",
         )
-    return found[0]
+    return embeddings[0]
 
 
 # --- alignment
-#
-# Both sides of a pair under one set of names, and what to say where that cannot be.
 
 _ATTRIBUTES = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 _WRAPPERS = (*_ATTRIBUTES, "module.", "base_model.model.")
-"""What torch.compile, FSDP, activation checkpointing, data parallelism and peft put before names.
+"""Prefixes of names from torch.compile, FSDP, activation checkpointing, data parallelism and peft.
 The first three are names of attributes that no model has of its own."""
 
 
@@ -291,9 +289,9 @@ class Aligned:
     Attributes:
         single: name → side, of tensors that are kept though only that side has them.
         dropped: tensors of one side that are left out.
-        kind: the model class whose tables were asked; None where transformers has none, or names
+        kind: the model class whose tables were used; None if transformers has no class, or names
             agree.
-        notes: what was paired otherwise than by its own name, kept or left out.
+        notes: notes on tensors that were not paired by their own names, kept or left out.
     """
 
     base: Checkpoint
@@ -305,11 +303,11 @@ class Aligned:
 
     @property
     def apart(self) -> frozenset[str]:
-        """Tensors that one side alone has, and that its model does not use."""
+        """Tensors that one side alone has and that its model does not use."""
         return self.dropped | self.single.keys()
 
     def hint(self, only: Sequence[str], own: Checkpoint, other: Checkpoint) -> str:
-        """What to do about the names `only`, which `other` lacks."""
+        """Return the hint for the names `only`, which `other` lacks."""
         if self.kind is None:
             return (
                 "transformers has no class by which other names could be paired: use base and"
@@ -321,14 +319,14 @@ class Aligned:
 
 
 def align(base: Checkpoint, instruct: Checkpoint, policy: str | None) -> Aligned:
-    """Both sides under instruct's names, by the conversions of transformers where their own names
-    or shapes do not agree.
+    """Return both sides under instruct's names, converted as transformers does if names or shapes
+    do not agree.
 
     Args:
-        policy: what becomes of tensors that one side alone has and that have no place in the model,
-            see `PairOptions`.
+        policy: of tensors that one side alone has and that its model does not use: `one_sided` of
+            `PairOptions`.
 
-    Cost: microseconds while names and shapes agree, else see `counterpart`.
+    Cost: microseconds if names and shapes agree, else see `counterpart`.
 
     Raises:
         PairError: such tensors are refused, or conversions do not fit.
@@ -336,24 +334,24 @@ def align(base: Checkpoint, instruct: Checkpoint, policy: str | None) -> Aligned
     _check_prefixes(base, instruct)
     if _agree(base, instruct):
         return Aligned(base, instruct, notes=tuple(_wrapped(instruct)))
-    found = counterpart(base, instruct)
-    if found is None:
+    mapped = counterpart(base, instruct)
+    if mapped is None:
         return Aligned(base, instruct)
-    notes = list(found.notes)
+    notes = list(mapped.notes)
     single: dict[str, str] = {}
     dropped: set[str] = set()
     for side, own, other in (("base", base, instruct), ("instruct", instruct, base)):
         for ignored in (True, False):
             names = [
                 n
-                for n, of in found.unused.items()
-                if of == side and (n in found.ignored) == ignored
+                for n, of in mapped.unused.items()
+                if of == side and (n in mapped.ignored) == ignored
             ]
             if not names:
                 continue
             it, are = ("it", "it is") if len(names) == 1 else ("them", "they are")
-            why = f"{found.kind} {'ignores' if ignored else 'has no place for'} {it}"
-            what = f"{listed(names)}: in {side} only, and {why}"
+            reason = f"{mapped.kind} {'ignores' if ignored else 'has no place for'} {it}"
+            what = f"{listed(names)}: in {side} only, and {reason}"
             kept = policy or ("keep" if ignored else "refuse")
             if kept == "refuse":
                 prefix = _common_prefix(own, names)
@@ -364,22 +362,22 @@ def align(base: Checkpoint, instruct: Checkpoint, policy: str | None) -> Aligned
                         " without it"
                     )
                 lacks = f"lacks {listed(names)}, which only {side} ({own.folder}) has"
-                raise PairError(f"{other.folder}: {lacks}, and {why}", hint)
+                raise PairError(f"{other.folder}: {lacks}, and {reason}", hint)
             if kept == "keep":
                 single |= dict.fromkeys(names, side)
                 notes.append(f"{what}: kept as {are} at every λ (--one-sided drop leaves {it} out)")
             else:
                 dropped |= set(names)
                 notes.append(f"{what}: left out")
-    return Aligned(found.base, instruct, single, frozenset(dropped), found.kind, tuple(notes))
+    return Aligned(mapped.base, instruct, single, frozenset(dropped), mapped.kind, tuple(notes))
 
 
 def stripped(checkpoint: Checkpoint, prefixes: Iterable[str]) -> Checkpoint:
-    """`checkpoint` with each of `prefixes` removed where names begin with it; wherever it stands,
-    if it is one that no model has itself.
+    """Return `checkpoint` with each of `prefixes` removed from the beginning of names, or from
+    anywhere in them if no model itself has such an attribute.
 
     Raises:
-        UsageError: two names become one, or begin with a dot then.
+        UsageError: two names would become one, or a name would begin with a dot.
     """
     names = {key: key for key in checkpoint.tensors}
     for prefix in prefixes:
@@ -404,20 +402,20 @@ def stripped(checkpoint: Checkpoint, prefixes: Iterable[str]) -> Checkpoint:
 
 
 def is_attribute(prefix: str) -> bool:
-    """Whether `prefix` is the name of an attribute that no model has of its own, so that it is
-    removed wherever it stands."""
+    """Return whether `prefix` is the name of an attribute that no model has of its own, so that it
+    is removed anywhere in a name."""
     return prefix in _ATTRIBUTES
 
 
 def listed(names: Sequence[str]) -> str:
-    """Up to three of `names`, and how many more there are."""
+    """Return up to three of `names`, and the number of the others."""
     return ", ".join(quoted(name) for name in names[:3]) + (
         f" and {len(names) - 3} more" if len(names) > 3 else ""
     )
 
 
 def _agree(base: Checkpoint, instruct: Checkpoint) -> bool:
-    """Whether names and shapes agree, but for one head and vocabulary rows."""
+    """Return whether names and shapes agree, apart from one head and vocabulary rows."""
     odd = base.tensors.keys() ^ instruct.tensors.keys()
     if len(odd) > 1 or not all(map(is_head, odd)):
         return False
@@ -431,7 +429,7 @@ def _agree(base: Checkpoint, instruct: Checkpoint) -> bool:
 
 
 def _prefix(checkpoint: Checkpoint) -> str | None:
-    """The wrapper prefix of all names of `checkpoint`."""
+    """Return the wrapper prefix of all names of `checkpoint`; None if there is none."""
     for prefix in _WRAPPERS:
         if checkpoint.tensors and all(name.startswith(prefix) for name in checkpoint.tensors):
             return prefix
@@ -439,8 +437,8 @@ def _prefix(checkpoint: Checkpoint) -> str | None:
 
 
 def _check_prefixes(base: Checkpoint, instruct: Checkpoint) -> None:
-    """Refuse sides whose names have wrapper prefixes under which they do not pair, or under which
-    transformers loads nothing.
+    """Refuse sides whose names have wrapper prefixes, if they do not pair so or transformers loads
+    nothing under such names.
 
     Raises:
         PairError: naming the prefixes.
@@ -453,22 +451,22 @@ def _check_prefixes(base: Checkpoint, instruct: Checkpoint) -> None:
         if skeleton is None or skeleton.trace(instruct.tensors).placed:
             return  # of a class that transformers does not know, the prefix may be its own
         where = "both sides"
-        why = f"transformers loads nothing into {type(skeleton.model).__name__} under such names"
+        reason = f"transformers loads nothing into {type(skeleton.model).__name__} under such names"
     else:
         where = " and ".join(
             str(side.folder) for side, prefix in zip((base, instruct), prefixes) if prefix
         )
-        why = "the other side has no such names" if None in prefixes else "which differ"
+        reason = "the other side has no such names" if None in prefixes else "which differ"
     options = dict.fromkeys(f"--strip-prefix {prefix}" for prefix in prefixes if prefix)
     named = " and ".join(dict.fromkeys(filter(None, prefixes)))
     raise PairError(
-        f"all names of {where} begin with {named}: {why}",
+        f"all names of {where} begin with {named}: {reason}",
         f"{' '.join(options)} pairs them without",
     )
 
 
 def _common_prefix(own: Checkpoint, names: Sequence[str]) -> str | None:
-    """The first part that all names of `own` have, if none of them has a place in the model."""
+    """Return the first part of all names of `own`, if none of them has a use in the model."""
     if len(names) < len(own.tensors):
         return None
     first = names[0].partition(".")[0] + "."
@@ -482,21 +480,23 @@ def _wrapped(checkpoint: Checkpoint) -> Iterable[str]:
 
 
 # --- pairing
-#
-# Two checkpoints of one model, tensor by tensor, however each is cut into shards.
 
 
 @dataclass(frozen=True)
 class Pair:
     """A base and an instruct checkpoint that describe the same model.
 
-    `base` is seen under the names and in the layout of `instruct`. `names` has every tensor of the
-    merge in instruct's order on disk, those that one conversion makes together; `shapes` their
-    shapes; `differences` are configuration keys that differ without changing the model; `notes` are
-    sentences worth telling the user; `tied` is the head that one side alone stores, `kept` are the
-    vocabulary rows that one side alone has, `single` the tensors, by side, that only that side has
-    and its model does not use. `is_untied` says that the merge has a head of its own, though
-    instruct's config.json ties it.
+    Attributes:
+        base: base under the names and in the layout of instruct.
+        names: every tensor of the merge, in instruct's order on disk; those that one conversion
+            makes are together.
+        shapes: their shapes.
+        differences: configuration keys that differ without changing the model.
+        notes: sentences for the user.
+        tied: the head that one side alone stores.
+        kept: vocabulary rows that one side alone has.
+        single: name → side, of tensors that only that side has and its model does not use.
+        is_untied: whether the merge has a head of its own though instruct's config.json ties it.
     """
 
     base: Checkpoint
@@ -511,23 +511,23 @@ class Pair:
     is_untied: bool = False
 
     def is_lerped(self, name: str) -> bool:
-        """True for tensors that follow λ; of the others, those of both sides (integers, bool, F64)
-        must be equal."""
+        """Return whether tensor `name` follows λ. Of the others, those of both sides (integers,
+        bool, F64) must be equal."""
         return name not in self.single and self.stored("instruct", name).dtype in FLOATS
 
     def count(self, name: str) -> int:
-        """Elements of the merged tensor `name`."""
+        """Return the number of elements of the merged tensor `name`."""
         return math.prod(self.shapes[name])
 
     def checkpoint(self, side: str) -> Checkpoint:
-        """`base` or `instruct`."""
+        """Return `base` or `instruct`."""
         return self.base if side == "base" else self.instruct
 
     def stored(self, side: str, name: str) -> TensorInfo:
-        """The tensor of `side` that feeds tensor `name` of the merge: its embedding where it ties
-        its head.
+        """Return the tensor of `side` that tensor `name` of the merge is made of: the embedding if
+        `side` ties its head.
 
-        Of a tensor that one side alone has, that side's.
+        For a tensor that one side alone has, return that side's.
         """
         tensors = self.checkpoint(self.single.get(name, side)).tensors
         return tensors[self.tied.embedding if self.tied and name not in tensors else name]
@@ -535,16 +535,16 @@ class Pair:
     def chunk(
         self, side: str, name: str, start: int, stop: int, scratch: Scratch | None = None
     ) -> torch.Tensor:
-        """Elements `start` to `stop` of what `side` gives to the flattened tensor `name`, [stop -
+        """Read elements `start` to `stop` of the flattened tensor `name` as `side` has it, [stop -
         start].
 
-        Vocabulary rows that `side` lacks are the other side's, so that they stay as they are at
+        Vocabulary rows that `side` lacks are read from the other side, so that they are the same at
         every λ.
 
         Args:
-            scratch: memory to read into, for the use `side`; new memory without it.
+            scratch: memory to read into, under the key `side`; None for new memory.
 
-        Numerics: exact; a chunk in which both sides' rows meet is of a dtype that holds both.
+        Numerics: exact; a chunk with rows of both sides is of a dtype that holds both.
         Cost: every element is read once.
 
         Raises:
@@ -564,10 +564,13 @@ class Pair:
         )
 
     def own_part(self, side: str, name: str, start: int, chunk: torch.Tensor) -> torch.Tensor:
-        """The part of `chunk`, from `start` on, that is of that very tensor of `side`: none of a
-        tied head, no row it lacks.
+        """Return the part of `chunk` that `side` itself stores as tensor `name`: nothing of a tied
+        head, and no row that it lacks.
 
-        Cost: nothing is read again but where rows of two dtypes meet.
+        Args:
+            start: elements of the tensor before `chunk`.
+
+        Cost: reads again only if the chunk has rows of two dtypes.
         """
         own = self.stored(side, name)
         if own.name != name or start >= own.count or self.single.get(name, side) != side:
@@ -583,7 +586,7 @@ class Pair:
         return self.checkpoint(side).chunk(info.name, start, stop, out)
 
     def check_unchanged(self, name: str) -> None:
-        """Raise DataError if a file that feeds `name` changed since its header was read: call it
+        """Raise DataError if a file that feeds `name` changed since its header was read. Call it
         after reading."""
         for side in ("base", "instruct"):
             self.checkpoint(self.single.get(name, side)).check_unchanged(
@@ -591,21 +594,22 @@ class Pair:
             )
 
     def release(self, name: str) -> None:
-        """Let go of what was kept in memory to read `name`: call it after reading a part of it."""
+        """Free what is held in memory to read `name`. Call it after reading a part of the
+        tensor."""
         self.base.release(name)
 
 
 def pair(base: Checkpoint, instruct: Checkpoint, options: PairOptions = DEFAULTS) -> Pair:
     """Pair two open checkpoints, from headers, config.json and tokenizer.json.
 
-    By tensor names while these agree; else by the places that transformers gives the tensors in the
-    model class.
+    Tensors are paired by name if the names agree; else by the tensors of the model class that
+    transformers makes of them.
 
     Raises:
         PairError: the configurations describe different functions, a name is on one side only,
             shapes differ, a dtype cannot be interpolated, or token ids mean different tokens; each
             message names the key or tensor and both values.
-        CheckpointError: a tokenizer.json is not one.
+        CheckpointError: a tokenizer.json is malformed.
     """
     base, instruct = stripped(base, options.strip_prefix), stripped(instruct, options.strip_prefix)
     aligned = align(base, instruct, options.one_sided)
@@ -615,17 +619,26 @@ def pair(base: Checkpoint, instruct: Checkpoint, options: PairOptions = DEFAULTS
     own_head = one_tied is not None or any(
         is_head(name) and name in base.tensors for name in instruct.tensors
     )
-    found = check_configs(base, instruct, tying=not own_head, ignored=options.ignore_config)
+    differing = check_configs(base, instruct, tying=not own_head, ignored=options.ignore_config)
     check_names(aligned, () if head is None else (head.name,))
     is_untied = isinstance(head, (TiedHead, StoredApart)) or (
-        own_head and any(one.key.split(".")[-1] == KEY for one in found)
+        own_head and any(one.key.split(".")[-1] == KEY for one in differing)
     )
     names = _in_order(base, instruct, head, aligned)
-    made = Pair(
-        base, instruct, tuple(names), {}, tuple(found), (), one_tied, (), aligned.single, is_untied
+    draft = Pair(
+        base,
+        instruct,
+        tuple(names),
+        {},
+        tuple(differing),
+        (),
+        one_tied,
+        (),
+        aligned.single,
+        is_untied,
     )
     sides = {
-        side: {name: made.stored(side, name) for name in names} for side in ("base", "instruct")
+        side: {name: draft.stored(side, name) for name in names} for side in ("base", "instruct")
     }
     rows = extended(sides["base"], sides["instruct"], base.config, instruct.config)
     shapes = {}
@@ -633,7 +646,7 @@ def pair(base: Checkpoint, instruct: Checkpoint, options: PairOptions = DEFAULTS
         b, i = sides["base"][name], sides["instruct"][name]
         _check_tensor(name, b, i, name in rows)
         shapes[name] = max(b.shape, i.shape)
-    fixed = [name for name in names if not made.is_lerped(name) and name not in made.single]
+    fixed = [name for name in names if not draft.is_lerped(name) and name not in draft.single]
     notes = swapped_sides(base, instruct)
     notes += (
         [
@@ -646,27 +659,27 @@ def pair(base: Checkpoint, instruct: Checkpoint, options: PairOptions = DEFAULTS
     notes += aligned.notes
     notes += [str(head)] if head else []
     notes += check_vocabulary(base, instruct, rows, options.extra_rows)
-    notes += config_notes(found)
-    return replace(made, shapes=shapes, notes=tuple(notes), kept=kept_rows(rows))
+    notes += config_notes(differing)
+    return replace(draft, shapes=shapes, notes=tuple(notes), kept=kept_rows(rows))
 
 
 def check_configs(
     base: Checkpoint, instruct: Checkpoint, *, tying: bool = True, ignored: Iterable[str] = ()
 ) -> list[Difference]:
-    """The differences between two config.json that leave the model's function alone, or that the
-    user accepts.
+    """Return the differences between two config.json that do not change the model's function, or
+    that the user accepts.
 
     Args:
-        tying: whether a head that is tied on one side only counts as another function.
+        tying: whether a head that is tied on one side only makes another function.
         ignored: keys whose difference is accepted.
 
     Raises:
         PairError: a key that changes the function differs; the message names it and both values.
     """
-    found = differences(
+    differing = differences(
         base.config, instruct.config, frozenset() if tying else frozenset({KEY}), ignored
     )
-    serious = [difference for difference in found if not difference.harmless]
+    serious = [difference for difference in differing if not difference.harmless]
     if serious:
         more = f" (and {len(serious) - 5} more keys)" if len(serious) > 5 else ""
         keys = " ".join(
@@ -684,14 +697,14 @@ def check_configs(
         raise PairError(
             f"config.json changes the model: {'; '.join(map(str, serious[:5]))}{more}", hint
         )
-    return found
+    return differing
 
 
-def config_notes(found: Iterable[Difference]) -> list[str]:
-    """A sentence for each difference that was let through for a reason of its own."""
+def config_notes(differing: Iterable[Difference]) -> list[str]:
+    """Return a sentence for each difference that was accepted for a stated reason."""
     return [
         f"config.json: {difference}: {difference.reason}"
-        for difference in found
+        for difference in differing
         if difference.reason
     ]
 
@@ -699,28 +712,27 @@ def config_notes(found: Iterable[Difference]) -> list[str]:
 def sides_of_model(
     base: Checkpoint, instruct: Checkpoint, options: PairOptions
 ) -> tuple[Checkpoint, Checkpoint, Aligned, list[Difference]]:
-    """Check two open checkpoints that a loader is to read as one model: for whoever pairs the
-    tensors of models and not of files.
+    """Check two open checkpoints that a loader reads as one model, to pair the tensors of models
+    instead of files.
 
-    Returns: both without prefixes, as they are aligned, and the differences of config.json that
-        were let through.
+    Returns: both without prefixes, their alignment, and the accepted differences of config.json.
 
     Raises:
         PairError: as `pair`, but for shapes, dtypes and token ids.
     """
-    found = check_configs(base, instruct, tying=False, ignored=options.ignore_config)
+    differing = check_configs(base, instruct, tying=False, ignored=options.ignore_config)
     base, instruct = stripped(base, options.strip_prefix), stripped(instruct, options.strip_prefix)
     aligned = align(base, instruct, options.one_sided)
     head = lone_head(aligned.base, aligned.instruct, aligned.apart)
     check_names(aligned, () if head is None else head[:1])
-    return base, instruct, aligned, found
+    return base, instruct, aligned, differing
 
 
 def check_names(aligned: Aligned, excused: Container[str] = ()) -> None:
-    """Refuse two sides of which one has a tensor that the other lacks.
+    """Refuse two sides if one has a tensor that the other lacks.
 
     Args:
-        excused: names that one side may lack: its head, where that is tied.
+        excused: names that one side may lack: its head, if that is tied.
 
     Raises:
         PairError: naming the tensors and the folder that lacks them.
@@ -740,8 +752,8 @@ def check_names(aligned: Aligned, excused: Container[str] = ()) -> None:
 
 
 def _in_order(base: Checkpoint, instruct: Checkpoint, head: Head, aligned: Aligned) -> list[str]:
-    """The tensors of the merge: instruct's, those that are made together one after another, then
-    what base adds."""
+    """Return the tensors of the merge: instruct's, with those that are made together in a row, then
+    those that base adds."""
     names = dict.fromkeys(name for first in instruct.tensors for name in base.made_with(first))
     if isinstance(head, TiedHead) and head.side == "instruct":
         names[head.name] = None
@@ -766,9 +778,9 @@ def _check_tensor(name: str, base: TensorInfo, instruct: TensorInfo, extended: b
         )
     if base.dtype != instruct.dtype and not {base.dtype, instruct.dtype} <= FLOATS:
         merged = ", ".join(sorted(FLOATS))
-        found = f"dtype {base.dtype} in base and {instruct.dtype} in instruct"
+        actual = f"dtype {base.dtype} in base and {instruct.dtype} in instruct"
         raise PairError(
-            f"{where}: {found}, expected equal dtypes or any of {merged}",
+            f"{where}: {actual}, expected equal dtypes or any of {merged}",
             "convert one side to the other's dtype",
         )
 

@@ -1,9 +1,9 @@
-"""The content fingerprint of a checkpoint: one number that every weight enters, however the files
-are cut.
+"""The content fingerprint of a checkpoint, a number over every weight, independent of the sharding;
+and the files that describe a merge.
 
     F = Σ_t odd(name_t) · S_t mod 2^64,   S_t = `pa_kernels.checksum` of tensor t
 
-Live weights sum the same way, so the two are comparable where layouts agree.
+Live weights are summed the same way, so the two can be compared if their layouts agree.
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ from pa_fast.rules import LambdaRule
 
 
 def name_hash(name: str) -> int:
-    """odd(name): an odd 64-bit number from blake2b of the UTF-8 name."""
+    """Return odd(name): an odd 64-bit number from blake2b of the UTF-8 name."""
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little") | 1
 
 
 def combine(sums: Mapping[str, int]) -> int:
-    """Σ odd(name) · S mod 2^64 over checksums by tensor name."""
+    """Return Σ odd(name) · S mod 2^64 over checksums by tensor name."""
     return sum(name_hash(name) * value for name, value in sums.items()) % 2**64
 
 
 def as_hex(value: int) -> str:
-    """A 64-bit number as 16 hex digits, its form in every file."""
+    """Return a 64-bit number as 16 hex digits, its form in every file."""
     return f"{value:016x}"
 
 
 # --- card
 #
-# What a merged checkpoint says about itself: README.md for people, pa_fast.json for programs,
-# config.json for loaders.
+# A merged checkpoint describes itself: README.md for people, pa_fast.json for programs, config.json
+# for loaders.
 
 FORMAT = 1
 _ANOTHER = "it was written by another version of pa_fast, or edited"
@@ -56,7 +56,7 @@ _ANOTHER = "it was written by another version of pa_fast, or edited"
 
 @dataclass(frozen=True)
 class Source:
-    """One side of a merge: what the user named, its hub commit where there is one, and its
+    """One side of a merge: as the user named it, its hub commit if it has one, and its
     fingerprints."""
 
     source: str
@@ -67,13 +67,17 @@ class Source:
 
 @dataclass(frozen=True)
 class Provenance:
-    """Everything that decides the bits of a merge; and what `tied`, `kept` and `notes` of `Pair`
-    were, which follows from the sources and is not read back. `store` is how the live delta was
-    held that the weights were saved from, where that loses some of it."""
+    """Everything that decides the bits of a merge.
+
+    Attributes:
+        spec, dtype, options: of the merge.
+        tied, kept, notes: those of `Pair`. They follow from the sources and are not read back.
+        store: description of the store that the live weights were saved from, if it is lossy.
+    """
 
     base: Source
     instruct: Source
-    recipe: MergeSpec
+    spec: MergeSpec
     dtype: str
     options: PairOptions = DEFAULTS
     tied: TiedHead | None = None
@@ -82,12 +86,12 @@ class Provenance:
     store: str | None = None
 
     def to_json(self, files: Sequence[str] = ()) -> str:
-        """The text of pa_fast.json; by `files`, the names of all files of the merge, another one
-        knows what it may replace."""
+        """Return the text of pa_fast.json. A later merge may replace `files`, the names of all
+        files of this one."""
         sides = {"base": vars(self.base), "instruct": vars(self.instruct)}
-        rounding, rule = self.recipe.rounding, self.recipe.rule
+        rounding, rule = self.spec.rounding, self.spec.rule
         how = {
-            "lambda": self.recipe.lam.key,
+            "lambda": self.spec.lam.key,
             "rounding": rounding.mode,
             "seed": rounding.seed,
             "rule": None if rule is None else rule.document(),
@@ -110,34 +114,34 @@ class Provenance:
 
 
 def read_provenance(folder: Path) -> Provenance | None:
-    """The provenance of a merged folder; None where it has no pa_fast.json.
+    """Read the provenance of a merged folder; None if it has no pa_fast.json.
 
     Raises:
-        CheckpointError: the file is not of a form that this version reads.
+        CheckpointError: the file is of a form that this version does not read.
     """
     file = folder / PROVENANCE
     if not file.exists():
         return None
-    found = read_object(file)
+    document = read_object(file)
     try:
-        if found["format"] != FORMAT:
+        if document["format"] != FORMAT:
             raise ValueError
         base, instruct = (
-            Source(**{key: found[side][key] for key in Source.__annotations__})
+            Source(**{key: document[side][key] for key in Source.__annotations__})
             for side in ("base", "instruct")
         )
         lam, dtype, rule, options = (
-            found["lambda"],
-            found["dtype"],
-            found["rule"],
-            PairOptions.read(found),
+            document["lambda"],
+            document["dtype"],
+            document["rule"],
+            PairOptions.read(document),
         )
         if not isinstance(lam, str) or not isinstance(dtype, str):
             raise TypeError
-        rounding = Rounding(found["rounding"], found.get("seed"))
-        if rounding.drawn and found.get("seed") is None:
+        rounding = Rounding(document["rounding"], document.get("seed"))
+        if rounding.is_stochastic and document.get("seed") is None:
             raise ValueError
-        recipe = MergeSpec(
+        spec = MergeSpec(
             Lambda(lam),
             rounding,
             None if rule is None else LambdaRule(rule, lam, where=f"{file}: rule"),
@@ -147,27 +151,33 @@ def read_provenance(folder: Path) -> Provenance | None:
             f"{file}: expected format {FORMAT}, with λ, dtype, rounding and rule", _ANOTHER
         ) from None
     except UsageError as error:
-        said = error.message if error.message.startswith(str(file)) else f"{file}: {error.message}"
-        raise CheckpointError(said, _ANOTHER) from None
-    store = found.get("store")
+        message = (
+            error.message if error.message.startswith(str(file)) else f"{file}: {error.message}"
+        )
+        raise CheckpointError(message, _ANOTHER) from None
+    store = document.get("store")
     return Provenance(
-        base, instruct, recipe, dtype, options, store=store if isinstance(store, str) else None
+        base, instruct, spec, dtype, options, store=store if isinstance(store, str) else None
     )
 
 
 def model_card(provenance: Provenance, out: str, hub_ids: Sequence[str] = ()) -> str:
-    """README.md of a merged checkpoint: front matter for the hub, the formula, λ and the command
-    that makes it again.
+    """Return README.md of a merged checkpoint: front matter for the hub, the formula, λ and the
+    command to reproduce it.
 
     Args:
-        hub_ids: those of the sources that come from the hub. The hub takes nothing else as
-            `base_model`: it refuses a whole upload for a local path there.
+        hub_ids: those of the sources that come from the hub. The hub accepts nothing else as
+            `base_model`: it refuses a whole upload because of a local path there.
     """
     base, instruct = one_line(provenance.base.source), one_line(provenance.instruct.source)
-    lam = provenance.recipe.lam.key
-    rounding, rule = provenance.recipe.rounding, provenance.recipe.rule
+    lam = provenance.spec.lam.key
+    rounding, rule = provenance.spec.rounding, provenance.spec.rule
     options = [] if provenance.dtype == "auto" else ["--dtype", provenance.dtype]
-    options += ["--rounding", rounding.mode, "--seed", str(rounding.seed)] if rounding.drawn else []
+    options += (
+        ["--rounding", rounding.mode, "--seed", str(rounding.seed)]
+        if rounding.is_stochastic
+        else []
+    )
     options += ["--rule", "rule.yaml"] if rule else []
     options += provenance.options.arguments()
     rows = (
@@ -176,13 +186,13 @@ def model_card(provenance: Provenance, out: str, hub_ids: Sequence[str] = ()) ->
         else ""
     )
     ruled = f"λ of each tensor by the rule\n\n{rows}\n" if rule else ""
-    told = [*([str(provenance.tied)] if provenance.tied else []), *map(str, provenance.kept)]
+    remarks = [*([str(provenance.tied)] if provenance.tied else []), *map(str, provenance.kept)]
     if provenance.store is not None:
-        told.append(
+        remarks.append(
             f"saved from live weights whose delta was held as {one_line(provenance.store)}, which"
             " loses some of it: near to the merge below, and not its bits"
         )
-    apart = "".join(f"- {one}\n" for one in told) + "\n" if told else ""
+    apart = "".join(f"- {one}\n" for one in remarks) + "\n" if remarks else ""
     # = because a negative λ would read as an option
     command = shlex.join(
         ["pa-fast", "merge", base, instruct, f"--lambda={lam}", "--out", one_line(out), *options]
@@ -201,7 +211,7 @@ def model_card(provenance: Provenance, out: str, hub_ids: Sequence[str] = ()) ->
 
 
 def merged_config(text: bytes, config: dict[str, Any], dtype: str) -> bytes:
-    """config.json of the merge: instruct's bytes as they are, or with the dtype keys set where
+    """Return config.json of the merge: instruct's bytes unchanged, or with the dtype keys set if
     `dtype` is not auto."""
     if dtype == "auto":
         return text

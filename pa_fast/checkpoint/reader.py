@@ -1,6 +1,4 @@
-"""A checkpoint folder open for reading: headers at once, tensors as views of memory maps when asked
-for.
-"""
+"""A checkpoint folder open for reading: headers at once, tensors later as views of memory maps."""
 
 from __future__ import annotations
 
@@ -36,7 +34,7 @@ class Checkpoint:
     """One checkpoint: `folder`, `config` (config.json) and `tensors` (by name, in file and byte
     order).
 
-    A context manager. Views that were handed out stay valid after `close`; they are read only, and
+    A context manager. Views that were handed out stay valid after `close`. They are read-only:
     writing to one ends the process, because a source must never change.
     """
 
@@ -54,14 +52,14 @@ class Checkpoint:
 
     @classmethod
     def open(cls, folder: str | Path) -> Checkpoint:
-        """Read config.json, the index and every shard header of the local `folder`. No tensor data,
-        no torch.
+        """Read config.json, the index and every shard header of the local `folder`. Tensor data are
+        not read, and torch is not imported.
 
-        What reads its other files later, here or in transformers, meets no pipe.
+        The folder is checked for pipes and devices, which would block later readers of its files.
 
         Raises:
-            CheckpointError: any defect that headers show, with file, tensor, what was found and
-                expected.
+            CheckpointError: any defect that headers show, naming file, tensor, what was found and
+                what was expected.
         """
         folder = Path(folder)
         if not folder.is_dir():
@@ -92,8 +90,8 @@ class Checkpoint:
         return cls(folder, config, tensors, files)
 
     def tensor(self, name: str) -> torch.Tensor:
-        """The whole tensor `name` in its shape: a read-only view of the file, or a copy where the
-        file misaligns it.
+        """Return the whole tensor `name` in its shape: a read-only view of the file, or a copy if
+        the file misaligns it.
 
         Raises:
             KeyError: no such tensor.
@@ -105,14 +103,13 @@ class Checkpoint:
     def chunk(
         self, name: str, start: int, stop: int, out: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Elements `start` to `stop` of the flattened tensor `name`, [stop - start], read into
+        """Read elements `start` to `stop` of the flattened tensor `name`, [stop - start], into
         `out` or new memory.
 
-        A map would end the process where the file shrinks or the disk fails; a read ends in an
-        error.
+        If the file shrinks or the disk fails, a map ends the process, and a read raises an error.
 
-        Cost: one copy, which stays in cache if `out` does; faster than mapping pages that are
-            looked at once.
+        Cost: one copy, which stays in cache if `out` does; faster than mapping pages that are read
+            only once.
 
         Raises:
             KeyError: no such tensor.
@@ -122,7 +119,7 @@ class Checkpoint:
         return self._files[info.file].read(info, start, stop, out)
 
     def tensor_in_memory(self, name: str) -> torch.Tensor:
-        """The whole tensor `name` in its shape, read into new memory; see `chunk`."""
+        """Read the whole tensor `name` in its shape into new memory; see `chunk`."""
         info = self.tensors[name]
         return self.chunk(name, 0, info.count).view(info.shape)
 
@@ -132,26 +129,25 @@ class Checkpoint:
         return self
 
     def own_name(self, name: str) -> str | None:
-        """The tensor in the files that `name` is, element by element; None where it is made of
-        others."""
+        """Return the name in the files of the tensor that `name` is, element by element; None if it
+        is made of others."""
         return name if name in self.tensors else None
 
     def made_with(self, name: str) -> tuple[str, ...]:
-        """The tensors that are read together with `name`, itself among them: those that one
+        """Return the tensors that are read together with `name`, itself included: those that one
         conversion makes."""
         return (name,)
 
     def release(self, name: str) -> None:
-        """Let go of what was kept in memory to read `name`: call it after reading a part of a
-        tensor."""
+        """Free what is held in memory to read `name`. Call it after reading a part of a tensor."""
 
     def check_unchanged(self, name: str) -> None:
-        """Raise DataError if the file of tensor `name` changed since its header was read: call it
+        """Raise DataError if the file of tensor `name` changed since its header was read. Call it
         after reading."""
         self._files[self.tensors[name].file].check()
 
     def same_bits(self, one: str, other: str) -> bool:
-        """Whether two tensors have the same shape, dtype and bits.
+        """Return whether two tensors have the same shape, dtype and bits.
 
         Cost: reads both, up to the first chunk in which they differ.
         """
@@ -160,7 +156,7 @@ class Checkpoint:
         a, b = self.tensors[one], self.tensors[other]
         if (a.shape, a.dtype) != (b.shape, b.dtype):
             return False
-        cuts = [(at, min(at + _COMPARED, a.count)) for at in range(0, a.count, _COMPARED)]
+        cuts = [(start, min(start + _COMPARED, a.count)) for start in range(0, a.count, _COMPARED)]
         return all(
             torch.equal(
                 self.chunk(one, *cut).view(torch.uint8), self.chunk(other, *cut).view(torch.uint8)
@@ -174,20 +170,20 @@ class Checkpoint:
             file.check()
 
     def file(self, name: str) -> WeightFile:
-        """The open weight file that holds tensor `name`."""
+        """Return the open weight file that holds tensor `name`."""
         return self._files[self.tensors[name].file]
 
     def files(self) -> list[WeightFile]:
-        """The open weight files, in file order."""
+        """Return the open weight files, in file order."""
         return [self._files[path] for path in sorted(self._files)]
 
     def state(self) -> list[tuple[str | int, ...]]:
-        """Name, bytes, mtime and ctime (ns) and inode of every weight file, as they were when it
-        was opened."""
+        """Return name, bytes, mtime and ctime (ns) and inode of every weight file, as they were
+        when it was opened."""
         return [(file.path.name, *file.state, file.inode) for file in self.files()]
 
     def duplicate(self) -> Checkpoint:
-        """The same checkpoint with descriptors of its own, to be closed by itself."""
+        """Return the same checkpoint with descriptors of its own, to be closed separately."""
         return Checkpoint(
             self.folder,
             self.config,
@@ -196,16 +192,16 @@ class Checkpoint:
         )
 
     def renamed(self, names: Mapping[str, str]) -> Checkpoint:
-        """The same open files with other names; `names` has the name here of each new one. Close
-        this one, not the other."""
+        """Return the same open files under other names; `names` maps each new name to the name
+        here. Close this one, not the other."""
         tensors = {
             name: dataclasses.replace(self.tensors[key], name=name) for name, key in names.items()
         }
         return Checkpoint(self.folder, self.config, tensors, self._files)
 
     def quick_fingerprint(self) -> str:
-        """16 hex digits over every tensor's name, dtype, shape and 4 KiB of its bytes; how it is
-        sharded does not matter.
+        """Return 16 hex digits over every tensor's name, dtype, shape and 4 KiB of its bytes,
+        independent of the sharding.
 
         Cost: reads at most 4 KiB per tensor.
 
@@ -216,10 +212,12 @@ class Checkpoint:
         for name in sorted(self.tensors):
             info = self.tensors[name]
             digest.update(repr((name, info.dtype, info.shape)).encode())
-            # each tensor is sampled elsewhere: rows of a matrix that fine-tuning never touches sit
-            # in one place
-            place = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
-            skip = place % max(info.nbytes - SAMPLE_BYTES + 1, 1)
+            # each tensor is sampled at another offset: rows that fine-tuning never changes lie
+            # together
+            hashed = int.from_bytes(
+                hashlib.blake2b(name.encode(), digest_size=8).digest(), "little"
+            )
+            skip = hashed % max(info.nbytes - SAMPLE_BYTES + 1, 1)
             digest.update(
                 self._files[info.file].sample(info.start + skip, min(info.nbytes, SAMPLE_BYTES))
             )
@@ -227,7 +225,7 @@ class Checkpoint:
         return digest.hexdigest()
 
     def close(self) -> None:
-        """Close the files. Maps live on while a view of them does."""
+        """Close the files. A map lives on as long as a view of it."""
         for file in self._files.values():
             file.close()
 
@@ -244,13 +242,10 @@ class Checkpoint:
 
 
 # --- view
-#
-# A checkpoint seen under other names, with tensors that transformers' conversions make of its
-# own.
 
 
 class InMemory(Protocol):
-    """What holds tensors by name, such as a checkpoint."""
+    """Any holder of tensors by name, such as a checkpoint."""
 
     def tensor_in_memory(self, name: str) -> torch.Tensor: ...
 
@@ -259,13 +254,13 @@ class Conversion:
     """Tensors that are made together of tensors of a checkpoint, and held in memory while they are
     read.
 
-    They are made when the first element is asked for, and let go when all were read once, or
-    `release` was called for every name; asked again, they are made again.
+    They are made when their first element is read. They are freed when all elements were read once,
+    or when `release` was called for every name; a later read makes them anew.
 
     Args:
-        own: what holds `sources`.
-        infos: what is made: name, dtype and shape.
-        make: the tensors by the names of `infos`, of those by the names of `sources`.
+        own: the holder of `sources`.
+        infos: name, dtype and shape of each tensor to make.
+        make: function from tensors by the names of `sources` to tensors by the names of `infos`.
 
     Cost: memory for `sources` and what is made of them, at most about twice that while it is made.
     """
@@ -280,14 +275,14 @@ class Conversion:
         self._count = sum(info.count for info in infos)
         self._lock = threading.Lock()
         self._held: dict[str, torch.Tensor] = {}
-        self._left = 0
+        self._remaining = 0
         self._released: set[str] = set()
 
     def elements(self, name: str, start: int, stop: int) -> torch.Tensor:
-        """Elements `start` to `stop` of the flattened tensor `name`.
+        """Return elements `start` to `stop` of the flattened tensor `name`.
 
         Raises:
-            PairError: the conversion cannot be undone for the layout that is asked for.
+            PairError: the conversion cannot be undone for the requested layout.
             DataError: a file cannot be read, or changed.
         """
         with self._lock:
@@ -296,15 +291,15 @@ class Conversion:
                 self._held = {
                     key: tensor.contiguous().view(-1) for key, tensor in self._make(tensors).items()
                 }
-                self._left, self._released = self._count, set()
-            found = self._held[name][start:stop]
-            self._left -= stop - start
-            if self._left <= 0:
+                self._remaining, self._released = self._count, set()
+            elements = self._held[name][start:stop]
+            self._remaining -= stop - start
+            if self._remaining <= 0:
                 self._held = {}
-            return found
+            return elements
 
     def release(self, name: str) -> None:
-        """Say that `name` was read as far as it will be."""
+        """Note that no more of `name` will be read."""
         with self._lock:
             self._released.add(name)
             if self._released.issuperset(self.names):
@@ -316,7 +311,7 @@ class View(Checkpoint):
 
     Args:
         names: name in this view → name in `own`.
-        conversions: what is made of tensors of `own`, beside.
+        conversions: tensors that are made of those of `own`, in addition.
     """
 
     def __init__(
@@ -356,8 +351,8 @@ class View(Checkpoint):
     ) -> torch.Tensor:
         if name not in self._conversions:
             return self._own.chunk(self._names[name], start, stop, out)
-        found = self._conversions[name].elements(name, start, stop)
-        return found if out is None else out.copy_(found)
+        elements = self._conversions[name].elements(name, start, stop)
+        return elements if out is None else out.copy_(elements)
 
     def check_unchanged(self, name: str) -> None:
         for key in (

@@ -1,8 +1,8 @@
-"""The files of others that a checkpoint consists of: JSON documents, safetensors headers, and the
-bytes of tensors.
+"""Untrusted files that a checkpoint consists of: JSON documents, safetensors headers, and the bytes
+of tensors.
 
-Nobody has vouched for any of them: each is read whole or refused by name, and a header is checked
-until every tensor's bytes are known to lie in the file.
+Each file is read whole or refused by name. A header is checked until every tensor's bytes are known
+to lie in the file.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 LIMIT_BYTES = 100_000_000  # what safetensors allows for a header; no config or index comes near it
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
-"""How a file begins that git-lfs is to replace by what it stands for."""
+"""Beginning of a git-lfs pointer, which stands for a file that was not downloaded."""
 
 
 def refuse_pointer(path: Path, data: bytes) -> None:
@@ -55,41 +55,42 @@ def refuse_pointer(path: Path, data: bytes) -> None:
 
 
 def quoted(text: str) -> str:
-    """`text` in backticks, printable and at most 120 characters, so that a hostile name cannot
-    flood or colour a terminal."""
+    """Return `text` in backticks, printable and cut to 120 characters, so that a hostile name can
+    neither flood nor colour a terminal."""
     return f"`{one_line(text, 120)}`"
 
 
 def regular_size(path: Path) -> int:
-    """Bytes in the regular file `path` (links are followed: a hub cache is made of them).
+    """Return the size in bytes of the regular file `path`. Links are followed, because a hub cache
+    is made of them.
 
     Raises:
         CheckpointError: missing, a broken link, or not a regular file (a pipe would block for
             ever).
     """
     try:
-        found = os.stat(path)
+        status = os.stat(path)
     except OSError as error:
         raise CheckpointError(
             f"{path}: cannot be opened: {error.strerror}", "complete the download or check the path"
         ) from None
-    if not stat.S_ISREG(found.st_mode):
+    if not stat.S_ISREG(status.st_mode):
         raise CheckpointError(f"{path}: not a regular file", "replace it by the file itself")
-    return found.st_size
+    return status.st_size
 
 
 def parse_object(data: bytes, where: str) -> dict[str, Any]:
-    """The JSON object in `data`, as UTF-8 and without duplicate keys at any depth.
+    """Return the JSON object in `data`, as UTF-8 and without duplicate keys at any depth.
 
     Args:
-        where: file (and place in it) for messages.
+        where: the file, and the part of it, for messages.
 
     Raises:
         CheckpointError: not UTF-8, not JSON, nested too deep, a key twice, or not an object.
     """
     hint = "download the file again"
     try:
-        found = json.loads(data.decode("utf-8"), object_pairs_hook=_without_duplicates)
+        document = json.loads(data.decode("utf-8"), object_pairs_hook=_without_duplicates)
     except UnicodeDecodeError as error:
         raise CheckpointError(f"{where}: not UTF-8 at byte {error.start}", hint) from None
     except RecursionError:
@@ -100,17 +101,17 @@ def parse_object(data: bytes, where: str) -> dict[str, Any]:
         ) from None
     except ValueError as error:
         raise CheckpointError(f"{where}: not JSON: {error}", hint) from None
-    if not isinstance(found, dict):
+    if not isinstance(document, dict):
         raise CheckpointError(
-            f"{where}: found JSON {type(found).__name__}, expected an object", hint
+            f"{where}: found JSON {type(document).__name__}, expected an object", hint
         )
-    if is_deep(found):  # whoever walks or prints it recurses, and the parser goes deeper
+    if is_deep(document):  # whoever walks or prints it recurses, and the parser goes deeper
         raise CheckpointError(f"{where}: JSON nested too deep to be a checkpoint's", hint)
-    return found
+    return document
 
 
 def read_object(path: Path, limit_bytes: int = LIMIT_BYTES) -> dict[str, Any]:
-    """The JSON object in the file `path`.
+    """Read the JSON object in the file `path`.
 
     Raises:
         CheckpointError: missing, larger than `limit_bytes`, or not a plain JSON object.
@@ -136,25 +137,20 @@ class _Duplicate(Exception):
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    entries: dict[str, Any] = {}
     for name, value in pairs:
-        if name in found:
+        if name in entries:
             raise _Duplicate(name)
-        found[name] = value
-    return found
+        entries[name] = value
+    return entries
 
 
 # --- header
 #
-# The header of one safetensors file, checked until every tensor's bytes are known to lie in the
-# file.
-#
 #     8 bytes   little-endian header length H
 #     H bytes   JSON: name -> {"dtype", "shape", "data_offsets": [start, stop]}, "__metadata__"
 #     the rest  tensor data, row-major; offsets count from its first byte, without gap or overlap
-#
-# Source: https://github.com/huggingface/safetensors (format section); the attacks it lists are
-# tests/attacks.
+# Source: https://github.com/huggingface/safetensors (format section)
 
 DTYPE_BITS = {
     "BOOL": 8,
@@ -203,7 +199,7 @@ class TensorInfo:
 
     @property
     def count(self) -> int:
-        """Elements."""
+        """Number of elements."""
         return math.prod(self.shape)
 
 
@@ -219,10 +215,10 @@ class Header:
 
 
 def read_header(path: Path) -> Header:
-    """Read and check the header of `path`; no tensor data are read.
+    """Read and check the header of `path`. No tensor data are read.
 
     Raises:
-        CheckpointError: the file, tensor, what was found and what was expected.
+        CheckpointError: naming the file, the tensor, what was found and what was expected.
     """
     size = regular_size(path)
     if size < 8:
@@ -238,8 +234,8 @@ def read_header(path: Path) -> Header:
                     f"{path}: header length {length}, expected at most {LIMIT_BYTES}", _AGAIN
                 )
             if 8 + length > size:
-                found = f"header of {length} bytes overruns the file of {size} bytes"
-                raise CheckpointError(f"{path}: {found}, expected at least {8 + length}", _AGAIN)
+                defect = f"header of {length} bytes overruns the file of {size} bytes"
+                raise CheckpointError(f"{path}: {defect}, expected at least {8 + length}", _AGAIN)
             data = file.read(length)
     except OSError as error:
         raise CheckpointError(
@@ -264,8 +260,8 @@ def _check_metadata(path: Path, metadata: Any) -> None:
 
 
 def _tensor(path: Path, name: str, entry: Any, data_start: int) -> TensorInfo:
-    def refuse(found: str) -> CheckpointError:
-        return CheckpointError(f"{path}: tensor {quoted(name)}: {found}", _AGAIN)
+    def refuse(defect: str) -> CheckpointError:
+        return CheckpointError(f"{path}: tensor {quoted(name)}: {defect}", _AGAIN)
 
     if not name.isprintable():
         raise refuse("the name has characters that cannot be printed")
@@ -313,27 +309,28 @@ def _is_size(value: Any) -> bool:
 
 
 def _check_tiling(path: Path, infos: list[TensorInfo], data_start: int, size: int) -> None:
-    at = data_start
+    offset = data_start
     for info in infos:
-        if info.start != at:
-            kind = "overlaps the tensor before it" if info.start < at else "leaves a gap before it"
-            found = f"data starts at byte {info.start}, expected {at}: it {kind}"
-            raise CheckpointError(f"{path}: tensor {quoted(info.name)}: {found}", _AGAIN)
-        at = info.stop
-    if at > size:
+        if info.start != offset:
+            kind = (
+                "overlaps the tensor before it" if info.start < offset else "leaves a gap before it"
+            )
+            defect = f"data starts at byte {info.start}, expected {offset}: it {kind}"
+            raise CheckpointError(f"{path}: tensor {quoted(info.name)}: {defect}", _AGAIN)
+        offset = info.stop
+    if offset > size:
         last = quoted(infos[-1].name)
         raise CheckpointError(
-            f"{path}: truncated: {size} bytes, expected {at} (tensor {last} ends there)", _AGAIN
+            f"{path}: truncated: {size} bytes, expected {offset} (tensor {last} ends there)", _AGAIN
         )
-    if at < size:
+    if offset < size:
         raise CheckpointError(
-            f"{path}: {size} bytes, expected {at}: {size - at} bytes belong to no tensor", _AGAIN
+            f"{path}: {size} bytes, expected {offset}: {size - offset} bytes belong to no tensor",
+            _AGAIN,
         )
 
 
 # --- weight file
-#
-# One open weight file: its header is known, its bytes are read or mapped when asked for.
 
 MADV_POPULATE_READ = 22  # Linux 5.14; the mmap module does not name it
 _CHANGED_HINT = (
@@ -343,7 +340,7 @@ _CHANGED_HINT = (
 
 
 def torch_dtype(dtype: str) -> torch.dtype:
-    """The torch dtype of a safetensors dtype string."""
+    """Return the torch dtype of a safetensors dtype string."""
     import torch
 
     names = {
@@ -358,17 +355,17 @@ def torch_dtype(dtype: str) -> torch.dtype:
 
 
 def memory(tensor: torch.Tensor) -> memoryview:
-    """The bytes of a contiguous CPU tensor, for reading into and writing from; valid while the
-    tensor is."""
+    """Return the bytes of a contiguous CPU tensor, to read into and to write from. They are valid
+    as long as the tensor is."""
     return memoryview((ctypes.c_ubyte * tensor.nbytes).from_address(tensor.data_ptr()))
 
 
 def page_in(view: torch.Tensor) -> None:
-    """Map all pages of `view`, a view of a mapped file, in one call instead of one fault per page
-    (4x faster to stream).
+    """Map all pages of `view`, a view of a mapped file, in one call instead of by one fault per
+    page (4x faster to stream).
 
     Raises:
-        OSError: EFAULT where the file no longer has these bytes; touching them would kill the
+        OSError: EFAULT if the file no longer has these bytes. To touch them would kill the
             process.
     """
     if sys.platform != "linux":
@@ -396,8 +393,8 @@ def _libc() -> ctypes.CDLL:
 
 @functools.cache
 def _accept_read_only_views() -> None:
-    """Spend torch's once-per-process warning about read-only buffers here, unseen: reading is all
-    that is done to them."""
+    """Trigger torch's once-per-process warning about read-only buffers here, where it is hidden:
+    these buffers are only read."""
     import torch
 
     with warnings.catch_warnings():
@@ -406,7 +403,7 @@ def _accept_read_only_views() -> None:
 
 
 class WeightFile:
-    """One open weight file: its descriptor pins the bytes even if the name is replaced
+    """One open weight file. Its descriptor pins the bytes even if the name is replaced
     meanwhile."""
 
     def __init__(self, path: Path, size_bytes: int):
@@ -419,25 +416,25 @@ class WeightFile:
             ) from None
         self._map: mmap.mmap | None = None
         self._mapping = threading.Lock()
-        found = os.fstat(self._fd)
-        self.device, self.inode, self._links = found.st_dev, found.st_ino, found.st_nlink
-        self.state = (size_bytes, found.st_mtime_ns, found.st_ctime_ns)
+        status = os.fstat(self._fd)
+        self.device, self.inode, self._links = status.st_dev, status.st_ino, status.st_nlink
+        self.state = (size_bytes, status.st_mtime_ns, status.st_ctime_ns)
         self.check()
 
     def check(self) -> None:
         """Raise DataError if the file changed since its header was read.
 
-        A ctime that moved alone counts: whoever writes can put the mtime back. But it moves, too,
-        when the file loses a name, as it does when another file replaces it: these bytes stay what
-        they are.
+        A changed ctime counts even if the mtime did not change, because a writer can set the mtime
+        back. But a file that loses a name, as when another file replaces it, gets a new ctime too;
+        its bytes are the same, so that is accepted.
         """
-        found = os.fstat(self._fd)
+        status = os.fstat(self._fd)
         size, mtime, ctime = self.state
-        if found.st_size != size:
-            self.refuse(f"{found.st_size} bytes, expected {size}")
-        if found.st_mtime_ns != mtime:
+        if status.st_size != size:
+            self.refuse(f"{status.st_size} bytes, expected {size}")
+        if status.st_mtime_ns != mtime:
             self.refuse("written to")
-        if found.st_ctime_ns != ctime and found.st_nlink >= self._links:
+        if status.st_ctime_ns != ctime and status.st_nlink >= self._links:
             self.refuse(
                 "written to, or given other permissions: its ctime moved, and its mtime did not"
             )
@@ -447,20 +444,20 @@ class WeightFile:
         raise DataError(f"{self.path}: the file changed while it was read: {what}", _CHANGED_HINT)
 
     def is_touched(self) -> bool:
-        """Whether the ctime moved and nothing else that `check` looks at: only the bytes can tell
-        what was done."""
-        found = os.fstat(self._fd)
-        return (found.st_size, found.st_mtime_ns) == self.state[
+        """Return whether the ctime changed, but not the size or the mtime. Only the bytes can then
+        tell whether the file was written to."""
+        status = os.fstat(self._fd)
+        return (status.st_size, status.st_mtime_ns) == self.state[
             :2
-        ] and found.st_ctime_ns != self.state[2]
+        ] and status.st_ctime_ns != self.state[2]
 
     def accept(self) -> None:
-        """Go by the ctime that the file has now."""
-        found = os.fstat(self._fd)
-        self.state, self._links = (*self.state[:2], found.st_ctime_ns), found.st_nlink
+        """Take the file's present ctime as the expected one."""
+        status = os.fstat(self._fd)
+        self.state, self._links = (*self.state[:2], status.st_ctime_ns), status.st_nlink
 
     def check_name(self) -> None:
-        """Raise DataError if `path` is not this file any more."""
+        """Raise DataError if `path` no longer names this file."""
         try:
             same = os.path.samestat(os.fstat(self._fd), os.stat(self.path))
         except OSError:
@@ -469,14 +466,14 @@ class WeightFile:
             raise DataError(f"{self.path}: the file was replaced while it was read", _CHANGED_HINT)
 
     def duplicate(self) -> WeightFile:
-        """The same file with a descriptor of its own, to be closed by itself."""
-        made = copy.copy(self)
-        made._fd, made._map, made._mapping = os.dup(self._fd), None, threading.Lock()
-        return made
+        """Return the same file with a descriptor of its own, to be closed separately."""
+        twin = copy.copy(self)
+        twin._fd, twin._map, twin._mapping = os.dup(self._fd), None, threading.Lock()
+        return twin
 
     def elements(self, info: TensorInfo, start: int, stop: int) -> torch.Tensor:
-        """Elements `start` to `stop` of the flattened tensor `info` of this file, mapped and paged
-        in."""
+        """Return elements `start` to `stop` of the flattened tensor `info` of this file, mapped and
+        paged in."""
         import torch
 
         self.check()
@@ -489,7 +486,7 @@ class WeightFile:
         return raw.clone().view(dtype) if first % size else raw.view(dtype)
 
     def view(self, start: int, count: int) -> torch.Tensor:
-        """`count` bytes from byte `start`, uint8 [count], paged in."""
+        """Return `count` bytes from byte `start` on as uint8 [count], paged in."""
         import torch
 
         with self._mapping:
@@ -497,40 +494,40 @@ class WeightFile:
                 _accept_read_only_views()
                 self._map = mmap.mmap(self._fd, 0, access=mmap.ACCESS_READ)
         try:
-            found = torch.frombuffer(self._map, dtype=torch.uint8, count=count, offset=start)
-            page_in(found)
+            data = torch.frombuffer(self._map, dtype=torch.uint8, count=count, offset=start)
+            page_in(data)
         except (OSError, ValueError) as error:  # ValueError: it shrank before it was mapped
             raise DataError(
                 f"{self.path}: bytes {start} to {start + count} cannot be read: {error}",
                 _CHANGED_HINT,
             ) from None
-        return found
+        return data
 
     def read(
         self, info: TensorInfo, start: int, stop: int, out: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Elements `start` to `stop` of the flattened tensor `info` of this file, in memory; see
-        `Checkpoint.chunk`."""
+        """Read elements `start` to `stop` of the flattened tensor `info` of this file into memory;
+        see `Checkpoint.chunk`."""
         import torch
 
         if out is None:
             out = torch.empty(stop - start, dtype=torch_dtype(info.dtype))
-        at = info.start + start * DTYPE_BITS[info.dtype] // 8
-        left = memory(out)
-        while left:
-            count = self._read(left, at)
-            left, at = left[count:], at + count
+        offset = info.start + start * DTYPE_BITS[info.dtype] // 8
+        remaining = memory(out)
+        while remaining:
+            count = self._read(remaining, offset)
+            remaining, offset = remaining[count:], offset + count
         self.check()
         return out
 
     def sample(self, start: int, count: int) -> bytes:
-        """`count` bytes from byte `start`."""
-        found = bytearray(count)
-        self._read(memoryview(found), start)
-        return bytes(found)
+        """Read `count` bytes from byte `start` on."""
+        data = bytearray(count)
+        self._read(memoryview(data), start)
+        return bytes(data)
 
     def _read(self, into: memoryview, start: int) -> int:
-        """Read once, and something: how many bytes."""
+        """Read at least one byte into `into` by one call, and return the number of bytes."""
         try:
             count = os.preadv(self._fd, [into], start)
         except OSError as error:

@@ -1,5 +1,5 @@
-"""The merge of one pair, chunk by chunk, and what decides its bits: shared by the writer of merged
-files and by the check of them.
+"""The merge of one pair, chunk by chunk, and the values that decide its bits: shared by the writer
+and by the verification of merged files.
 """
 
 from __future__ import annotations
@@ -24,8 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TensorMerge:
-    """How one tensor is merged: its λ, and the key of its noise where its rounding is
-    stochastic."""
+    """The merge of one tensor: its λ, and the key of its noise if its rounding is stochastic."""
 
     lam: float
     key: int | None
@@ -33,8 +32,7 @@ class TensorMerge:
 
 @dataclass(frozen=True)
 class MergeSpec:
-    """One merge of a pair: the λ of all tensors, or the swept λ of `rule`, and how they are
-    rounded."""
+    """One merge of a pair: the λ of all tensors, or the swept λ of `rule`, and the rounding."""
 
     lam: Lambda
     rounding: Rounding
@@ -48,17 +46,17 @@ class MergeSpec:
         seed: int | None = None,
         rule: RuleLike | None = None,
     ) -> MergeSpec:
-        """Return what these arguments of a merge ask for.
+        """Return the merge that these arguments ask for.
 
         Raises:
-            UsageError: one of them is no such thing.
+            UsageError: one of them is not valid.
         """
         exact = Lambda(lam)
         followed = None if rule is None else LambdaRule.of(rule).at(exact)
         return cls(exact, Rounding.of(rounding, seed), followed)
 
-    def blends(self, pair: Pair) -> dict[str, TensorMerge]:
-        """How each tensor of `pair` that follows λ is merged, by name.
+    def tensor_merges(self, pair: Pair) -> dict[str, TensorMerge]:
+        """Return the merge of each tensor of `pair` that follows λ, by name.
 
         Raises:
             UsageError: the rule does not fit the names.
@@ -68,15 +66,12 @@ class MergeSpec:
         return {name: TensorMerge(float(lams[name]), self.rounding.key(name)) for name in names}
 
     def notes(self, pair: Pair) -> tuple[str, ...]:
-        """What each row of the rule decides, a line each."""
+        """Describe the effect of each row of the rule, one line each."""
         names = [name for name in pair.names if pair.is_lerped(name)]
         return tuple(str(touch) for touch in self.rule.touched(names)) if self.rule else ()
 
 
 # --- streaming
-#
-# The merge of one pair, chunk by chunk: shared by the writer of merged files and by the check of
-# them.
 
 T = TypeVar("T")
 
@@ -87,7 +82,7 @@ DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 
 
 def live_dtype(pair: Pair, name: str, dtype: str) -> str:
-    """The safetensors dtype that tensor `name` has after a merge with option `dtype` (`auto`: that
+    """Return the safetensors dtype of tensor `name` after a merge with option `dtype` (`auto`: that
     of instruct)."""
     own = pair.stored("instruct", name).dtype
     return own if dtype == "auto" or not pair.is_lerped(name) else DTYPES[dtype]
@@ -108,10 +103,10 @@ def over_chunks(
     names: Iterable[str],
     work: Callable[[str, int, int, Tensor, Tensor], T],
 ) -> Iterator[tuple[str, T]]:
-    """`work(name, start, stop, base, instruct)` for every chunk of the flattened tensors `names`:
-    (name, result) in order.
+    """Yield (name, `work(name, start, stop, base, instruct)`) for every chunk of the flattened
+    tensors `names`, in order.
 
-    The chunks are in memory that is used again: they hold these elements until `work` returns.
+    The memory of the chunks is reused: they hold these elements until `work` returns.
 
     Raises:
         DataError: a file changed meanwhile, or a tensor that is not merged differs between the
@@ -135,7 +130,7 @@ def over_chunks(
 
 
 def cuts(count: int) -> Iterator[tuple[int, int]]:
-    """Start and stop of every chunk of `count` elements."""
+    """Return start and stop of every chunk of `count` elements."""
     return (
         (start, min(start + CHUNK_ELEMENTS, count)) for start in range(0, count, CHUNK_ELEMENTS)
     )
@@ -146,8 +141,8 @@ def in_order(
     work: Callable[[str, int, int], T],
     pieces: Iterable[tuple[str, int, int]],
 ) -> Iterator[tuple[str, T]]:
-    """`work(name, start, stop)` of every piece on the pool: (name, result) in order, whatever
-    tensor a piece is of."""
+    """Run `work(name, start, stop)` of every piece on the pool, and yield (name, result) in
+    order."""
     waiting: deque[tuple[str, Future[T]]] = deque()
     try:
         for name, start, stop in pieces:
@@ -166,12 +161,12 @@ def in_order(
 
 
 def merge_chunk_(
-    out: Tensor, base: Tensor, instruct: Tensor, blend: TensorMerge | None, start: int = 0
+    out: Tensor, base: Tensor, instruct: Tensor, merge: TensorMerge | None, start: int = 0
 ) -> None:
-    """Write W(λ) of one chunk [n] into `out` [n]; a tensor that is not merged has no blend, and is
-    copied.
+    """Write W(λ) of one chunk [n] into `out` [n].
 
     Args:
+        merge: of the tensor; None copies instruct, for a tensor that is not merged.
         start: elements of the tensor before the chunk.
 
     Numerics: the contract of `pa_kernels.lerp_`, into the dtype of `out`.
@@ -179,26 +174,27 @@ def merge_chunk_(
     from pa_kernels import lerp_
     from pa_kernels.reference import Draw
 
-    if blend is None:
+    if merge is None:
         out.copy_(instruct)
     else:
         lerp_(
             [out],
             [base],
             [instruct],
-            blend.lam,
-            draws=[None if blend.key is None else Draw(blend.key, start)],
+            merge.lam,
+            draws=[None if merge.key is None else Draw(merge.key, start)],
         )
 
 
 def check_finite(
     pair: Pair, name: str, lam: float, out: Tensor, base: Tensor, instruct: Tensor, start: int = 0
 ) -> None:
-    """Refuse a chunk, `start` elements into its tensor, whose sources, or whose merged values, are
-    not all finite.
+    """Refuse a chunk, `start` elements into its tensor, with values that are not finite in the
+    sources or in the merge.
 
-    For λ other than 0 and 1 every non-finite source weight makes its merged value non-finite, so
-    one sum over `out`, which is in cache, clears all three; only a suspicious sum is looked into.
+    For λ other than 0 and 1 every non-finite source weight makes its merged value non-finite. So
+    one sum over `out`, which is in cache, clears all three; details are read only if it is not
+    finite.
 
     Raises:
         DataError: names the tensor and the side.
@@ -215,20 +211,20 @@ def check_finite(
     where = f"tensor {quoted(name)}"
     for side, chunk in (("base", base), ("instruct", instruct)):
         stored = pair.stored(side, name)
-        # vocabulary rows past these are the other side's
+        # later vocabulary rows are the other side's
         own = chunk[: max(0, stored.count - start)]
-        found = int((~torch.isfinite(own)).sum())
-        if found:
+        count = int((~torch.isfinite(own)).sum())
+        if count:
             file = stored.file
             hint = "the checkpoint may be damaged; --allow-nonfinite merges it all the same"
             raise DataError(
-                f"{file}: {where} of {side} has non-finite weights ({found} in one chunk)", hint
+                f"{file}: {where} of {side} has non-finite weights ({count} in one chunk)", hint
             )
-    found = int((~torch.isfinite(out)).sum())
-    if found:
+    count = int((~torch.isfinite(out)).sum())
+    if count:
         hint = "choose a dtype with a larger range, or a λ nearer to [0, 1]"
         raise DataError(
-            f"{where}: {found} merged weights do not fit into"
+            f"{where}: {count} merged weights do not fit into"
             f" {str(out.dtype).removeprefix('torch.')}",
             hint,
         )
@@ -239,8 +235,8 @@ def _check_equal(pair: Pair, name: str, base: Tensor, instruct: Tensor) -> None:
 
     if not torch.equal(base.view(torch.uint8), instruct.view(torch.uint8)):
         dtype = pair.stored("instruct", name).dtype
-        found = f"tensor {quoted(name)} of {dtype} differs between base and instruct"
+        defect = f"tensor {quoted(name)} of {dtype} differs between base and instruct"
         raise DataError(
-            f"{found}, expected equal values: only {', '.join(sorted(DTYPES))} are merged",
+            f"{defect}, expected equal values: only {', '.join(sorted(DTYPES))} are merged",
             "use a pair that agrees",
         )

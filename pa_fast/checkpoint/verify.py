@@ -1,4 +1,4 @@
-"""`pa-fast verify`: is this checkpoint that merge? Bit by bit, against its sources."""
+"""Verification of a merged checkpoint, bit by bit, against its sources: `pa-fast verify`."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TensorDifference:
-    """One tensor that is not the merge: `reason`, and how many of its `count` elements differ where
-    they can be compared."""
+    """One tensor that is not the merge: `reason`, and the number `differing` of its `count`
+    elements, if they can be compared."""
 
     name: str
     reason: str
@@ -43,8 +43,8 @@ class TensorDifference:
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """`ok` if every tensor of `merged` has the bits of the merge and there is no tensor more or
-    less."""
+    """Result of a verification. `ok` if `merged` has the tensors of the merge, no more and no less,
+    with the same bits."""
 
     ok: bool
     merged: str
@@ -69,50 +69,55 @@ def verify(
     """Compare the checkpoint `merged` with W(λ) of a pair, bit by bit, without writing anything.
 
     Args:
-        lam, rounding, seed, rule: as for `merge`; those of pa_fast.json in `merged` where not
-            given. So are the dtype and the policy of extra rows; a folder without that file is
-            compared in its own dtypes.
-        options: how the sides are paired; by default as pa_fast.json says.
+        lam, rounding, seed, rule: as for `merge`; by default those in pa_fast.json of `merged`,
+            which also gives the dtype. A folder without that file is compared in its own dtypes.
+        options: pairing options; by default those in pa_fast.json.
         progress: called with (bytes compared, bytes in all).
+
+    Example:
+        >>> report = pa_fast.verify("merged", "base", "instruct")
+        >>> report.ok, report.differences
+        >>> pa_fast.verify("merged", "base", "instruct", 0.6).ok
 
     Cost: one pass over the three checkpoints; memory of a few chunks (2^19 elements each).
 
     Raises:
-        UsageError: no λ given, and no pa_fast.json says it; or an argument is no such thing.
-        CheckpointError, PairError, DataError: a folder cannot be read, or the pair is none.
+        UsageError: λ is neither given nor in pa_fast.json, or an argument is not valid.
+        CheckpointError, PairError, DataError: a folder cannot be read, or the two do not pair.
     """
     from pa_kernels.cores import cores
 
     with (
-        Checkpoint.open(resolve(merged)) as found,
-        Checkpoint.open(resolve(base)) as left,
-        Checkpoint.open(resolve(instruct)) as right,
+        Checkpoint.open(resolve(merged)) as checkpoint,
+        Checkpoint.open(resolve(base)) as b,
+        Checkpoint.open(resolve(instruct)) as i,
         cores() as pool,
     ):
-        provenance = read_provenance(found.folder)
+        provenance = read_provenance(checkpoint.folder)
         if lam is None and provenance is None:
             raise UsageError(
                 f"{merged}: no {PROVENANCE} says which λ it was merged with",
                 "give it: --lambda 0.6",
             )
-        recipe = _recipe(provenance.recipe if provenance else None, lam, rounding, seed, rule)
+        spec = _spec(provenance.spec if provenance else None, lam, rounding, seed, rule)
         dtype = provenance.dtype if provenance else None
         if dtype is not None:
             check_dtype(dtype)
-        sources = pair(
-            left, right, options or (provenance.options if provenance else PairOptions())
-        )
-        blends = recipe.blends(sources)
-        names = [*sources.names, *(name for name in found.tensors if name not in sources.shapes)]
+        sources = pair(b, i, options or (provenance.options if provenance else PairOptions()))
+        merges = spec.tensor_merges(sources)
+        names = [
+            *sources.names,
+            *(name for name in checkpoint.tensors if name not in sources.shapes),
+        ]
         wrong = {
             name: difference
             for name in names
-            if (difference := _header(found, sources, name, dtype))
+            if (difference := _header_difference(checkpoint, sources, name, dtype))
         }
         compared = [name for name in names if name not in wrong]
-        done, total = 0, sum(found.tensors[name].nbytes for name in compared)
+        done, total = 0, sum(checkpoint.tensors[name].nbytes for name in compared)
         counts = dict.fromkeys(compared, 0)
-        for name, (size, differing) in _compared(pool, found, sources, compared, blends):
+        for name, (size, differing) in _compared(pool, checkpoint, sources, compared, merges):
             counts[name] += differing
             done += size
             if progress:
@@ -120,23 +125,23 @@ def verify(
         for name, differing in counts.items():
             if differing:
                 wrong[name] = TensorDifference(
-                    name, "bits differ", differing, found.tensors[name].count
+                    name, "bits differ", differing, checkpoint.tensors[name].count
                 )
         differences = [wrong[name] for name in names if name in wrong]
-        notes = _notes(provenance, sources, recipe) + sources.notes
+        notes = _notes(provenance, sources, spec) + sources.notes
     return VerifyReport(
-        not differences, str(merged), recipe.lam.key, len(sources.names), tuple(differences), notes
+        not differences, str(merged), spec.lam.key, len(sources.names), tuple(differences), notes
     )
 
 
-def _recipe(
+def _spec(
     recorded: MergeSpec | None,
     lam: Lambda | float | str | None,
     rounding: str | Rounding | None,
     seed: int | None,
     rule: RuleLike | None,
 ) -> MergeSpec:
-    """What was asked for, and of what was not, what the merge says of itself."""
+    """Return the requested merge, completed by the one that the merged folder records."""
     known = recorded or MergeSpec(Lambda(0), Rounding())
     wanted = Lambda(known.lam if lam is None else lam)
     mode = known.rounding.mode if rounding is None else rounding
@@ -144,15 +149,16 @@ def _recipe(
     return MergeSpec.of(wanted, mode, noise, known.rule if rule is None else rule)
 
 
-def _header(
-    found: Checkpoint, sources: Pair, name: str, dtype: str | None
+def _header_difference(
+    checkpoint: Checkpoint, sources: Pair, name: str, dtype: str | None
 ) -> TensorDifference | None:
-    """What speaks against tensor `name` before its bits are read."""
+    """Return the difference of tensor `name` that shows before its bits are read; None if there is
+    none."""
     if name not in sources.shapes:
-        return TensorDifference(name, "not in the pair", 0, found.tensors[name].count)
-    if name not in found.tensors:
+        return TensorDifference(name, "not in the pair", 0, checkpoint.tensors[name].count)
+    if name not in checkpoint.tensors:
         return TensorDifference(name, "missing", 0, sources.count(name))
-    own, expected = found.tensors[name], sources.shapes[name]
+    own, expected = checkpoint.tensors[name], sources.shapes[name]
     if own.shape != expected:
         return TensorDifference(
             name, f"shape {list(own.shape)}, expected {list(expected)}", 0, own.count
@@ -166,13 +172,13 @@ def _header(
 
 def _compared(
     pool: ThreadPoolExecutor,
-    found: Checkpoint,
+    checkpoint: Checkpoint,
     sources: Pair,
     names: list[str],
-    blends: Mapping[str, TensorMerge],
+    merges: Mapping[str, TensorMerge],
 ) -> Iterator[tuple[str, tuple[int, int]]]:
-    """For every chunk of the tensors `names`: its bytes, and how many of its elements have not the
-    bits of the merge."""
+    """For every chunk of the tensors `names`, yield its bytes and the number of its elements that
+    differ from the merge."""
     import torch
     from pa_kernels.cores import Scratch
 
@@ -181,14 +187,14 @@ def _compared(
     def one(
         name: str, start: int, stop: int, base: torch.Tensor, instruct: torch.Tensor
     ) -> tuple[int, int]:
-        dtype = torch_dtype(found.tensors[name].dtype)
+        dtype = torch_dtype(checkpoint.tensors[name].dtype)
         expected, own = (scratch.take(use, stop - start, dtype) for use in ("expected", "found"))
-        merge_chunk_(expected, base, instruct, blends.get(name), start)
-        own = found.chunk(name, start, stop, own)
+        merge_chunk_(expected, base, instruct, merges.get(name), start)
+        own = checkpoint.chunk(name, start, stop, own)
         if torch.equal(_bits(own), _bits(expected)):
             return own.nbytes, 0
         differs = (_bits(own) != _bits(expected)).any(dim=1)
-        if dtype.is_floating_point:  # the contract leaves open what a NaN carries
+        if dtype.is_floating_point:  # the contract leaves the payload of a NaN open
             differs &= ~(own.float().isnan() & expected.float().isnan())
         return own.nbytes, int(differs.sum())
 
@@ -196,14 +202,14 @@ def _compared(
 
 
 def _bits(chunk: torch.Tensor) -> torch.Tensor:
-    """The bytes of a chunk [n, itemsize]: comparing values would take a NaN for different and -0
-    for equal."""
+    """Return the bytes of a chunk [n, itemsize]. Comparing values would take a NaN for different
+    and -0 for equal."""
     import torch
 
     return chunk.view(torch.uint8).view(-1, chunk.element_size())
 
 
-def _notes(provenance: Provenance | None, sources: Pair, recipe: MergeSpec) -> tuple[str, ...]:
+def _notes(provenance: Provenance | None, sources: Pair, spec: MergeSpec) -> tuple[str, ...]:
     if provenance is None:
         return (f"no {PROVENANCE}: compared in the dtypes that the checkpoint has",)
     notes = []
@@ -213,9 +219,9 @@ def _notes(provenance: Provenance | None, sources: Pair, recipe: MergeSpec) -> t
             f" {provenance.store}, which loses some of it: not the bits of the merge"
         )
     for what, recorded, used in (
-        ("λ =", provenance.recipe.lam.key, recipe.lam.key),
-        ("rounding", provenance.recipe.rounding, recipe.rounding),
-        ("the rule", _spelled(provenance.recipe.rule), _spelled(recipe.rule)),
+        ("λ =", provenance.spec.lam.key, spec.lam.key),
+        ("rounding", provenance.spec.rounding, spec.rounding),
+        ("the rule", _spelled(provenance.spec.rule), _spelled(spec.rule)),
     ):
         if recorded != used:
             notes.append(f"{PROVENANCE} says {what} {recorded}, compared with {what} {used}")
@@ -235,10 +241,10 @@ def _notes(provenance: Provenance | None, sources: Pair, recipe: MergeSpec) -> t
         ("base", provenance.base, sources.base),
         ("instruct", provenance.instruct, sources.instruct),
     ):
-        found = checkpoint.quick_fingerprint()
-        if found != source.quick_fingerprint:
+        fingerprint = checkpoint.quick_fingerprint()
+        if fingerprint != source.quick_fingerprint:
             notes.append(
-                f"{side} is not the checkpoint that was merged: fingerprint {found}, recorded"
+                f"{side} is not the checkpoint that was merged: fingerprint {fingerprint}, recorded"
                 f" {source.quick_fingerprint}"
             )
     return tuple(notes)

@@ -1,5 +1,5 @@
-"""What vocabulary rows mean: token ids of both sides, rows that one side alone has, rows that were
-never trained.
+"""Vocabulary rows: token ids of both sides, rows that one side alone has, and rows that were never
+trained.
 """
 
 from __future__ import annotations
@@ -23,34 +23,34 @@ _HINT = "embedding rows are merged by id: use checkpoints that share one vocabul
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Tokens by id; `added` are the ids of added tokens, special ones among them."""
+    """Tokens by id; `added` are the ids of added tokens, including special ones."""
 
     tokens: Mapping[int, str]
     added: frozenset[int]
 
 
 def compare_vocabularies(base: Path, instruct: Path, *, required: bool = False) -> tuple[str, ...]:
-    """Notes on harmless differences between the vocabularies of two checkpoint folders.
+    """Return notes on harmless differences between the vocabularies of two checkpoint folders.
 
-    An added token may be renamed (a reserved token that instruct puts to use): that is a note. A
-    normal token may not, and a token that both sides know must have the same id.
+    An added token may be renamed (a reserved token that instruct uses): that gives a note. A normal
+    token may not, and a token that both sides know must have the same id.
 
     Args:
         required: refuse a pair whose ids cannot be compared, instead of noting it.
 
     Raises:
         PairError: an id means different tokens; the first ids are named.
-        CheckpointError: tokenizer.json is not one.
+        CheckpointError: a tokenizer.json is malformed.
     """
     files = base / "tokenizer.json", instruct / "tokenizer.json"
     missing = [str(file.parent) for file in files if not (file.exists() or file.is_symlink())]
     if missing and required:
-        found = (
+        reason = (
             f"no tokenizer.json in {' and '.join(missing)}: the sides have different vocabularies,"
             " and ids cannot be compared"
         )
         raise PairError(
-            found,
+            reason,
             "save each tokenizer as tokenizer.json:"
             " AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)",
         )
@@ -58,21 +58,25 @@ def compare_vocabularies(base: Path, instruct: Path, *, required: bool = False) 
         return (f"token ids were not compared: no tokenizer.json in {' and '.join(missing)}",)
     if regular_size(files[0]) == regular_size(files[1]) and filecmp.cmp(*files, shallow=False):
         return ()
-    left, right = read_vocabulary(files[0]), read_vocabulary(files[1])
-    if left == right:
+    base_tokens, instruct_tokens = read_vocabulary(files[0]), read_vocabulary(files[1])
+    if base_tokens == instruct_tokens:
         return ()
     renamed = [
-        (i, token, right.tokens[i])
-        for i, token in left.tokens.items()
-        if right.tokens.get(i, token) != token
+        (i, token, instruct_tokens.tokens[i])
+        for i, token in base_tokens.tokens.items()
+        if instruct_tokens.tokens.get(i, token) != token
     ]
-    moved = _moved(left, right)
+    moved = _moved(base_tokens, instruct_tokens)
     if moved:
         shown = "; ".join(
             f"{quoted(token)} is id {b} in base and {i} in instruct" for token, b, i in moved[:3]
         )
         raise PairError(f"{len(moved)} tokens have different ids: {shown}", _HINT)
-    normal = [(i, b, t) for i, b, t in renamed if i not in left.added or i not in right.added]
+    normal = [
+        (i, b, t)
+        for i, b, t in renamed
+        if i not in base_tokens.added or i not in instruct_tokens.added
+    ]
     if normal:
         shown = "; ".join(
             f"id {i} is {quoted(b)} in base and {quoted(t)} in instruct" for i, b, t in normal[:3]
@@ -82,7 +86,10 @@ def compare_vocabularies(base: Path, instruct: Path, *, required: bool = False) 
     if renamed:
         shown = ", ".join(f"{quoted(b)} -> {quoted(t)}" for _, b, t in renamed[:3])
         notes.append(f"{len(renamed)} added tokens are renamed in instruct: {shown}")
-    for side, own, other in (("base", left, right), ("instruct", right, left)):
+    for side, own, other in (
+        ("base", base_tokens, instruct_tokens),
+        ("instruct", instruct_tokens, base_tokens),
+    ):
         only = [token for i, token in own.tokens.items() if i not in other.tokens]
         if only:
             notes.append(
@@ -93,7 +100,7 @@ def compare_vocabularies(base: Path, instruct: Path, *, required: bool = False) 
 
 
 def read_vocabulary(file: Path) -> Vocabulary:
-    """The vocabulary of a tokenizer.json (BPE, WordPiece, WordLevel or Unigram) with its added
+    """Read the vocabulary of a tokenizer.json (BPE, WordPiece, WordLevel or Unigram) with its added
     tokens.
 
     Raises:
@@ -131,24 +138,21 @@ def _text(value: Any) -> str:
     return value
 
 
-def _moved(left: Vocabulary, right: Vocabulary) -> list[tuple[str, int, int]]:
-    """Tokens known to both sides under different ids."""
-    ids = {token: i for i, token in right.tokens.items()}
+def _moved(base: Vocabulary, instruct: Vocabulary) -> list[tuple[str, int, int]]:
+    """Return the tokens that both sides know under different ids."""
+    ids = {token: i for i, token in instruct.tokens.items()}
     return [
         (token, i, ids[token])
-        for i, token in left.tokens.items()
-        if ids.get(token, i) != i and right.tokens.get(i) != token
+        for i, token in base.tokens.items()
+        if ids.get(token, i) != i and instruct.tokens.get(i) != token
     ]
 
 
 # --- rows
 #
-# Vocabulary rows that one side alone has: which tensors have them, and whether they may be kept.
-#
 # A row of an embedding or output head belongs to a token id. Where one side has more rows, the ids
-# that both have are merged and the rest is kept as it is, from the side that has it, at every λ.
-# Nothing here knows an architecture: a tensor has vocabulary rows if its first size is a
-# `vocab_size` of its own config.json.
+# that both have are merged, and the rest is kept as it is, from the side that has it, at every λ.
+# A tensor has vocabulary rows if its first size is a `vocab_size` of its own config.json.
 
 Rows = dict[str, tuple[int, int]]
 """Tensor name → vocabulary rows in base and in instruct."""
@@ -156,8 +160,7 @@ Rows = dict[str, tuple[int, int]]
 
 @dataclass(frozen=True)
 class KeptRows:
-    """Rows `first` to `last` of `tensors`, which `side` alone has, and which are its own at every
-    λ."""
+    """Rows `first` to `last` of `tensors`, which `side` alone has. They are the same at every λ."""
 
     side: str
     first: int
@@ -175,9 +178,9 @@ class KeptRows:
 
 
 def vocabulary_sizes(config: Mapping[str, Any]) -> frozenset[int]:
-    """Every `vocab_size` that a configuration states, those of nested models too."""
-    found = {value for key, value in config.items() if key == "vocab_size" and type(value) is int}
-    return frozenset(found).union(
+    """Return every `vocab_size` that a configuration states, including those of nested models."""
+    sizes = {value for key, value in config.items() if key == "vocab_size" and type(value) is int}
+    return frozenset(sizes).union(
         *(vocabulary_sizes(part) for part in config.values() if isinstance(part, Mapping))
     )
 
@@ -185,8 +188,8 @@ def vocabulary_sizes(config: Mapping[str, Any]) -> frozenset[int]:
 def may_be_extended(
     base: tuple[int, ...], instruct: tuple[int, ...], sizes: tuple[frozenset[int], frozenset[int]]
 ) -> bool:
-    """Whether two shapes differ in vocabulary rows alone; `sizes` are the vocabulary sizes of base
-    and instruct."""
+    """Return whether two shapes differ in vocabulary rows alone; `sizes` are the vocabulary sizes
+    of base and instruct."""
     return (
         bool(base and instruct)
         and base[1:] == instruct[1:]
@@ -196,22 +199,24 @@ def may_be_extended(
 
 
 def with_vocabulary_sizes(config: Mapping[str, Any], sizes: Mapping[int, int]) -> dict[str, Any]:
-    """`config` with every `vocab_size` that is a key of `sizes` replaced by its value."""
-    made = {
+    """Return `config` with every `vocab_size` that is a key of `sizes` replaced by its value."""
+    changed = {
         key: with_vocabulary_sizes(value, sizes) if isinstance(value, Mapping) else value
         for key, value in config.items()
     }
-    stated = made.get("vocab_size")
+    stated = changed.get("vocab_size")
     return (
-        {**made, "vocab_size": sizes[stated]} if type(stated) is int and stated in sizes else made
+        {**changed, "vocab_size": sizes[stated]}
+        if type(stated) is int and stated in sizes
+        else changed
     )
 
 
 def extended(
     base: Mapping[str, TensorInfo], instruct: Mapping[str, TensorInfo], *configs: Mapping[str, Any]
 ) -> Rows:
-    """Float tensors on both sides whose shapes differ in vocabulary rows alone; `configs` are
-    base's and instruct's."""
+    """Return the float tensors on both sides whose shapes differ in vocabulary rows alone;
+    `configs` are base's and instruct's."""
     sizes = vocabulary_sizes(configs[0]), vocabulary_sizes(configs[1])
     return {
         name: (base[name].shape[0], info.shape[0])
@@ -226,32 +231,32 @@ def extended(
 def check_vocabulary(
     base: Checkpoint, instruct: Checkpoint, rows: Rows, extra_rows: str
 ) -> tuple[str, ...]:
-    """Compare what token ids mean, and apply the policy to vocabulary rows that one side alone has.
+    """Compare the meaning of token ids, and apply the policy for vocabulary rows that one side
+    alone has.
 
     Args:
         rows: tensors that have such rows, see `extended`.
-        extra_rows: `instruct` keeps such rows as they are, `refuse` does not pair.
+        extra_rows: `instruct` keeps such rows as they are, `refuse` refuses the pair.
 
-    Returns: sentences worth telling the user.
+    Returns: sentences for the user.
 
     Raises:
-        PairError: an id means different tokens; rows are refused, or nothing proves that their ids
-            mean the same.
-        CheckpointError: a tokenizer.json is not one.
+        PairError: an id means different tokens; or rows are refused, or cannot be compared by id.
+        CheckpointError: a tokenizer.json is malformed.
     """
     notes = compare_vocabularies(base.folder, instruct.folder, required=bool(rows))
     if rows and extra_rows == "refuse":
         name, (b, i) = next(iter(rows.items()))
-        found = f"{b} vocabulary rows in base and {i} in instruct, expected as many"
+        actual = f"{b} vocabulary rows in base and {i} in instruct, expected as many"
         raise PairError(
-            f"tensor {quoted(name)}: {found}",
+            f"tensor {quoted(name)}: {actual}",
             "--extra-rows instruct keeps rows that one side alone has",
         )
     return notes + tuple(map(str, kept_rows(rows)))
 
 
 def kept_rows(rows: Rows) -> tuple[KeptRows, ...]:
-    """What of `rows` one side alone has, tensors of equal rows together."""
+    """Return the rows that one side alone has, with tensors of equal rows together."""
     groups: dict[tuple[int, int], list[str]] = {}
     for name, sizes in rows.items():
         groups.setdefault(sizes, []).append(name)
@@ -263,13 +268,11 @@ def kept_rows(rows: Rows) -> tuple[KeptRows, ...]:
 
 # --- untrained
 #
-# Token rows that were never trained: near zero on one side, used by the chats of the other.
-#
-# Some base models never saw the tokens that end a turn or name a speaker: their rows of the
-# embedding are about zero. Instruct trained them, and at small λ the merge pulls them back towards
-# zero: chats may then not stop. The merge is right all the same, so this is a note.
+# Some base models were never trained on the tokens that end a turn or name a speaker: those rows of
+# the embedding are near zero. At small λ the merge pulls instruct's rows towards zero too, and a
+# chat may not stop. The merge is still correct, so this is a note.
 
-# of the median row's norm; trained rows lie within a factor of a few of it, untrained ones under
+# share of the median row's norm; trained rows lie within a small factor of it, untrained ones below
 # 1e-6
 NEAR_ZERO = 0.01
 _SAMPLED = 32
@@ -277,8 +280,8 @@ _MOST = 64
 
 
 def untrained_rows(base: Checkpoint, instruct: Checkpoint) -> tuple[str, ...]:
-    """A note for each embedding or head of either side in which rows of instruct's chat tokens are
-    near zero.
+    """Return a note for each embedding or head of either side in which rows of instruct's chat
+    tokens are near zero.
 
     Cost: reads the rows of up to 64 chat tokens and of 32 others, per tensor with vocabulary rows.
 
@@ -293,10 +296,10 @@ def untrained_rows(base: Checkpoint, instruct: Checkpoint) -> tuple[str, ...]:
         sizes = vocabulary_sizes(checkpoint.config)
         for info in checkpoint.tensors.values():
             if len(info.shape) == 2 and info.shape[0] in sizes and info.dtype in FLOATS:
-                found = _near_zero(checkpoint, info, tokens)
-                if found:
-                    shown = ", ".join(quoted(tokens[i]) for i in found[:3]) + (
-                        f" and {len(found) - 3} more" if found[3:] else ""
+                ids = _near_zero(checkpoint, info, tokens)
+                if ids:
+                    shown = ", ".join(quoted(tokens[i]) for i in ids[:3]) + (
+                        f" and {len(ids) - 3} more" if ids[3:] else ""
                     )
                     notes.append(
                         f"{quoted(info.name)} of {side} was never trained for {shown}, which chats"
@@ -307,10 +310,10 @@ def untrained_rows(base: Checkpoint, instruct: Checkpoint) -> tuple[str, ...]:
 
 
 def chat_tokens(folder: Path, config: Mapping[str, Any]) -> dict[int, str]:
-    """Tokens that chats of the checkpoint in `folder` are made of, by id: added tokens of its
-    template, and stop tokens.
+    """Return the tokens that chats of the checkpoint in `folder` consist of, by id: the added
+    tokens in its template, and stop tokens.
 
-    At most 64; what is missing or unreadable counts as empty.
+    At most 64; missing and unreadable files count as empty.
     """
     try:
         vocabulary = read_vocabulary(folder / "tokenizer.json")
@@ -329,8 +332,8 @@ def chat_tokens(folder: Path, config: Mapping[str, Any]) -> dict[int, str]:
 
 
 def swapped_sides(base: Checkpoint, instruct: Checkpoint) -> list[str]:
-    """A note where the base alone has a chat template: most likely the two stand in each other's
-    place."""
+    """Return a note if the base alone has a chat template: the two sides are then probably
+    swapped."""
     if any(_templates(base.folder)) and not any(_templates(instruct.folder)):
         return [
             f"only the base has a chat template: are the sides swapped? λ = 0 is {base.folder}, λ ="
@@ -360,14 +363,14 @@ def _norm(checkpoint: Checkpoint, info: TensorInfo, row: int) -> float:
 
 
 def _templates(folder: Path) -> Iterator[str]:
-    """Every chat template of a folder, in any of the places where one can be."""
+    """Yield every chat template of a folder, from all the files that can hold one."""
     for path in (folder / "chat_template.jinja", *sorted((folder / TEMPLATES).glob("*.jinja"))):
         with contextlib.suppress(OSError, UnicodeDecodeError):
             if path.is_file():  # a pipe would block
                 yield path.read_text(encoding="utf-8")
     for file in ("tokenizer_config.json", "chat_template.json"):
-        found = _read(folder / file).get("chat_template")
-        for one in found if isinstance(found, list) else [found]:
+        templates = _read(folder / file).get("chat_template")
+        for one in templates if isinstance(templates, list) else [templates]:
             text = one.get("template") if isinstance(one, Mapping) else one
             if isinstance(text, str):
                 yield text

@@ -1,14 +1,14 @@
-"""An output folder that appears whole or not at all.
+"""An output folder that appears complete or not at all.
 
     .NAME.pa_fast.partial   filled beside the target, renamed to NAME at the end
     .NAME.pa_fast.lock      held (flock) by the one process that may touch the others
     .NAME.pa_fast.old       the replaced folder, between the two renames of an overwrite
 
-A killed run leaves the partial folder, in which nothing loads: shards carry a `.partial` suffix
-until they are complete, and config.json comes last. The next run into the same target keeps what
-`ShardLog` says is complete, if it is the same job, and removes everything else; or it moves the old
-folder back, if the killed run was between the renames. A folder of that name that holds neither the
-log nor only files of a checkpoint is not a killed run's, and is refused.
+A killed run leaves the partial folder, which no loader accepts: shards carry a `.partial` suffix
+until they are complete, and config.json comes last. The next run into the same target keeps the
+shards that `ShardLog` lists as complete, if it is the same job, and removes everything else. If the
+killed run was between the two renames, the old folder is moved back. A folder of that name that has
+no log, and files that are not of a checkpoint, is not a killed run's, and is refused.
 """
 
 from __future__ import annotations
@@ -50,28 +50,27 @@ _SPARE_BYTES = 64 * 2**20  # tokenizer, configuration, file system overhead
 
 
 class OutputFolder:
-    """The target folder in the making: write into `path`, then `commit`.
+    """The target folder while it is written: write into `path`, then `commit`.
 
-    Left by an error, nothing remains; left by an interrupt, the complete shards of a job that can
-    go on do.
+    An error leaves nothing behind. An interrupt leaves the complete shards of a job that can be
+    continued.
 
     Args:
         target: the folder to create; its parents are created.
-        need_bytes: what will be in it, checked against the free space first.
-        overwrite: replace a checkpoint folder that is already there, if it holds nothing else; it
-            stays in place until the new one is complete.
-        job: what decides every byte of the shards, so that another run of the same job can go on
-            from them; without it every run starts afresh.
-        sources: folders and files that are read meanwhile: nothing that is written may replace
-            them.
+        need_bytes: bytes that it will hold, checked against the free space first.
+        overwrite: replace an existing checkpoint folder, if it holds nothing else; it stays in
+            place until the new one is complete.
+        job: text over everything that decides the bytes of the shards, so that another run of the
+            same job can continue from them; None starts every run afresh.
+        sources: folders and files that are read meanwhile, and must not be replaced.
 
     Attributes:
         complete: file → checksums of the shards that an unfinished run of this job left. Verify
             before use.
 
     Raises:
-        OutputError: the target is not empty, is no folder, holds a source, is being written by
-            another process, cannot be written, or the disk is too small (with the figures); or a
+        OutputError: the target is not empty, is not a folder, holds a source, is being written by
+            another process, or cannot be written; the disk is too small (with the figures); or a
             link has one of the hidden names.
     """
 
@@ -133,10 +132,10 @@ class OutputFolder:
 
     @contextmanager
     def shard(self, plan: ShardPlan) -> Iterator[ShardFile]:
-        """The weight file of `plan`, open for filling; synced and given its final name when the
-        block ends well.
+        """Open the weight file of `plan` for filling. It is synced and gets its final name when the
+        block ends without an error.
 
-        The checksums in `file.sums` by then are what another run of the job verifies it by.
+        Another run of the job verifies the file by the checksums that `file.sums` then has.
         """
         partial = self.path / f"{plan.file}{_UNFINISHED}"
         with output_errors(self.path):
@@ -163,17 +162,17 @@ class OutputFolder:
         """Copy `companion` and sync the copy.
 
         Raises:
-            DataError: it has another length than when it was looked at.
+            DataError: its length changed since it was listed.
         """
         target = self.path / companion.name
         with output_errors(target):
             target.parent.mkdir(exist_ok=True)
         with output_errors(target), open(target, "xb") as file:
             with companion.open() as source:
-                left = companion.size_bytes
-                while left and (data := source.read(min(left, 2**20))):
-                    left -= file.write(data)
-                if left or source.read(1):
+                remaining = companion.size_bytes
+                while remaining and (data := source.read(min(remaining, 2**20))):
+                    remaining -= file.write(data)
+                if remaining or source.read(1):
                     raise DataError(
                         f"{companion.path}: the file changed while it was read: found another"
                         f" length than {companion.size_bytes} bytes",
@@ -185,7 +184,7 @@ class OutputFolder:
             files.sync_folder(target.parent)
 
     def commit(self) -> None:
-        """Give the folder its name. From here on it is complete, whatever happens."""
+        """Give the folder its name. After this it is complete, whatever happens."""
         with output_errors(self.target):
             try:
                 files.sync_folder(self.path)
@@ -209,14 +208,16 @@ class OutputFolder:
             shutil.rmtree(self._old, ignore_errors=True)
 
     def _recover(self) -> None:
-        """Undo what a killed run left. Holding the lock means that no other process works here."""
-        if files.check_own_folder(self._old):
+        """Undo the leftovers of a killed run. Under the lock no other process works here."""
+        files.check_own_folder(self._old)
+        if self._old.exists():
             if self.target.exists() and os.listdir(self.target):
                 check_replaceable(self._old)
                 shutil.rmtree(self._old)
             else:
                 files.rename(self._old, self.target)
-        if not files.check_own_folder(self.path):
+        files.check_own_folder(self.path)
+        if not self.path.exists():
             return
         foreign = [
             name
@@ -229,9 +230,9 @@ class OutputFolder:
                 "the name is one of pa_fast's own: move the folder elsewhere, or choose another"
                 " --out",
             )
-        left = self._log.read() if self._can_resume else {}
+        logged = self._log.read() if self._can_resume else {}
         self.complete = {
-            file: sums for file, sums in left.items() if _is_own_file(self.path / file)
+            file: sums for file, sums in logged.items() if _is_own_file(self.path / file)
         }
         for path in list(self.path.iterdir()):
             if path.name not in self.complete and not (self.complete and path == self._log.file):
@@ -247,14 +248,14 @@ class OutputFolder:
         names = sorted(os.listdir(self.target))
         if not names:
             return
-        found = f"{self.target}: not empty: found {', '.join(names[:3])}"
+        message = f"{self.target}: not empty: found {', '.join(names[:3])}"
         if not self._overwrite:
-            raise OutputError(found, "choose another --out, or replace it with --overwrite")
+            raise OutputError(message, "choose another --out, or replace it with --overwrite")
         check_replaceable(self.target)
 
     def _check_held(self) -> None:
-        """Without locks, the process that came last has the lock file: this one must not touch its
-        files."""
+        """Refuse to go on if another process has taken the lock file, which can happen on a file
+        system without locks."""
         if not files.is_named(self._fd, self._lock):
             raise OutputError(
                 f"{self.target}: another process began to write it", "run one at a time"
@@ -269,12 +270,14 @@ class OutputFolder:
         )
         if free < bytes_:
             need = format_bytes(bytes_)
-            found = f"needs {need}, {format_bytes(free)} are free on its disk"
-            raise OutputError(f"{self.target}: {found}", "free some space or choose another disk")
+            shortage = f"needs {need}, {format_bytes(free)} are free on its disk"
+            raise OutputError(
+                f"{self.target}: {shortage}", "free some space or choose another disk"
+            )
 
     def _unlock(self) -> None:
-        # unlinked while held: whoever opened the old file meanwhile sees that its name is gone, and
-        # tries again
+        # unlinked while held: a process that opened the old file meanwhile sees that its name is
+        # gone, and tries again
         if files.is_named(self._fd, self._lock):
             self._lock.unlink(missing_ok=True)
         os.close(self._fd)
@@ -282,11 +285,11 @@ class OutputFolder:
 
 
 class ShardFile:
-    """One weight file of known layout, open for writing. Its header is written first; its space is
-    reserved.
+    """One weight file of known layout, open for writing. Its header is written first, and its space
+    is reserved.
 
     Attributes:
-        sums: checksums by tensor, for whoever fills the file to leave here.
+        sums: checksums by tensor, set by the code that fills the file.
     """
 
     def __init__(self, path: Path, plan: ShardPlan):
@@ -305,13 +308,13 @@ class ShardFile:
 
     def write(self, name: str, start: int, data: torch.Tensor) -> None:
         """Write `data` [n], contiguous, as elements `start` to `start + n` of the flattened tensor
-        `name`; from any thread."""
+        `name`. Threads may call this at once."""
         slot = self._slots[name]
         _write(self._fd, memory(data), slot.start + start * DTYPE_BITS[slot.dtype] // 8)
 
     def written(self, count: int) -> None:
-        """Say that `count` more bytes are final: the disk starts on them while the next are
-        computed."""
+        """Note that `count` more bytes are final, so that the disk can write them while the next
+        are computed."""
         self._waiting_bytes += count
         if self._waiting_bytes < _SYNC_BYTES or (
             self._syncing is not None and not self._syncing.done()
@@ -323,7 +326,7 @@ class ShardFile:
         self._syncing = self._syncer.submit(os.fsync, self._fd)
 
     def sync(self) -> None:
-        """Bring everything written to the disk."""
+        """Flush everything written to the disk."""
         if self._syncing is not None:
             self._syncing.result()
         os.fsync(self._fd)
@@ -350,15 +353,15 @@ def output_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _write(fd: int, data: memoryview, at: int) -> None:
+def _write(fd: int, data: memoryview, offset: int) -> None:
     while data:
-        count = os.pwrite(fd, data, at)
-        data, at = data[count:], at + count
+        count = os.pwrite(fd, data, offset)
+        data, offset = data[count:], offset + count
 
 
 def _reserve(fd: int, size_bytes: int) -> None:
-    """Give the file its size and, where the file system can, its blocks: a disk that is too small
-    says so at once."""
+    """Give the file its size and, if the file system can, its blocks, so that a disk that is too
+    small fails at once."""
     try:
         os.posix_fallocate(fd, 0, size_bytes)
     except (AttributeError, OSError) as error:
@@ -368,9 +371,10 @@ def _reserve(fd: int, size_bytes: int) -> None:
 
 
 def _is_own_file(path: Path) -> bool:
-    """Whether `path` is a plain file, and no link to one or second name of one."""
+    """Return whether `path` is a plain file, and neither a link nor a second name of another
+    file."""
     try:
-        found = os.lstat(path)
+        status = os.lstat(path)
     except OSError:
         return False
-    return stat.S_ISREG(found.st_mode) and found.st_nlink == 1
+    return stat.S_ISREG(status.st_mode) and status.st_nlink == 1

@@ -1,4 +1,4 @@
-"""The command line: parse, build, call the library, print. Data goes to stdout, progress and
+"""The command line: parse arguments, call the library, print. Data go to stdout, progress and
 messages to stderr."""
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ def _options(
 
 
 def _verb(function: Callable[..., None], **options: Any) -> None:
-    """Register a command; an interrupt inside it ends with exit code 130 instead of typer's 1, and
-    output that nobody reads with a message instead of none."""
+    """Register a command. An interrupt ends it with exit code 130 instead of typer's 1, and output
+    that nobody reads with a message instead of none."""
 
     @functools.wraps(function)
     def interruptible(*args: Any, **kwargs: Any) -> None:
@@ -97,8 +97,7 @@ for _function in (merge, encode, lora, verify, inspect, report, bench):
 
 
 def main() -> NoReturn:
-    """Entry point of `pa-fast`: every failure is one message and an exit code, a traceback only
-    with --debug."""
+    """Run `pa-fast`: every failure is one message and an exit code; --debug adds the traceback."""
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
     gc.set_threshold(
@@ -121,9 +120,9 @@ def main() -> NoReturn:
         sys.exit(130)
     except _UsageError as error:
         # typer's own way prints arguments as they are, and a file's name may be one
-        with io.StringIO() as said:
-            error.show(file=said)
-            say(said.getvalue().rstrip())
+        with io.StringIO() as text:
+            error.show(file=text)
+            say(text.getvalue().rstrip())
         sys.exit(error.exit_code)
     except Exception as error:
         if debug:
@@ -138,9 +137,9 @@ def main() -> NoReturn:
                 " permissions, then run again"
             )
             sys.exit(1)
-        said_by = shortened(f"{type(error).__name__}: {error}")
+        shown = shortened(f"{type(error).__name__}: {error}")
         say(
-            f"error: unexpected {said_by}\n\nhint: a bug in pa_fast; run again with --debug to see"
+            f"error: unexpected {shown}\n\nhint: a bug in pa_fast; run again with --debug to see"
             " where"
         )
         sys.exit(1)

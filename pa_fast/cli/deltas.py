@@ -1,4 +1,4 @@
-"""The verbs of deltas: `encode` writes a file of one, `lora` makes a LoRA folder of that."""
+"""The verbs of deltas: `encode` writes a delta file, `lora` converts one to a LoRA folder."""
 
 from __future__ import annotations
 
@@ -148,13 +148,13 @@ def lora(
     """Write a low-rank delta as a LoRA folder that peft loads."""
     from pa_fast.encoding import export_lora
 
-    made = export_lora(delta, base, out, lam, partial=partial)
+    exported = export_lora(delta, base, out, lam, partial=partial)
     tell(
-        f"{out}: {format_count(len(made.ranks), 'layer')}, rank {max(made.ranks.values())}, λ ="
-        f" {lam}"
+        f"{out}: {format_count(len(exported.ranks), 'layer')}, rank"
+        f" {max(exported.ranks.values())}, λ = {lam}"
     )
-    if made.left_out:
+    if exported.left_out:
         say(
-            f"note: left out {format_count(len(made.left_out), 'tensor')}, such as"
-            f" `{made.left_out[0]}`"
+            f"note: left out {format_count(len(exported.left_out), 'tensor')}, such as"
+            f" `{exported.left_out[0]}`"
         )

@@ -76,7 +76,7 @@ def merge(
     """
     from pa_fast.checkpoint.merge import merge as run
 
-    alike: dict[str, Any] = {
+    options: dict[str, Any] = {
         "dtype": dtype,
         "rounding": rounding,
         "seed": seed,
@@ -87,19 +87,19 @@ def merge(
         "ignore_config": ignore_config or (),
         "strip_prefix": strip_prefix or (),
     }
-    how: dict[str, Any] = {"max_shard_size": max_shard_size, "overwrite": overwrite}
+    output: dict[str, Any] = {"max_shard_size": max_shard_size, "overwrite": overwrite}
     if from_model:
         from pa_fast.engines.transformers import load
 
         exact = Lambda(lam)
-        live = load(base, instruct, shared_prefix=False, **alike)
+        live = load(base, instruct, shared_prefix=False, **options)
         live.set_lambda(float(exact))
         with byte_bar("writing") as bar:
-            report = live.save(out, progress=bar, **how)
+            report = live.save(out, progress=bar, **output)
         return _merged(report, as_json)
     try:
         with byte_bar("merging") as bar:
-            report = run(base, instruct, lam, out, progress=bar, **alike, **how)
+            report = run(base, instruct, lam, out, progress=bar, **options, **output)
     except KeyboardInterrupt:
         say(
             "\ninterrupted; complete weight files are kept. Go on with:\n "
@@ -147,7 +147,7 @@ def verify(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Is this checkpoint that merge, bit by bit?"""
+    """Check that a checkpoint is a merge of BASE and INSTRUCT, bit by bit."""
     from pa_fast.checkpoint.verify import verify as run
 
     with byte_bar("verifying") as bar:

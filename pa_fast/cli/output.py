@@ -1,4 +1,4 @@
-"""What a verb prints: data on stdout; messages and bars on stderr."""
+"""Output of the verbs: data on stdout; messages and bars on stderr."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
 
 def open_standard_streams() -> None:
-    """Open what of stdin, stdout and stderr the caller closed, as /dev/null: else the next file
-    opened would be it.
+    """Open as /dev/null those of stdin, stdout and stderr that the caller closed, so that no other
+    file gets their descriptors.
 
     Raises:
-        OutputError: stdout was closed, and with it the place of every result.
+        OutputError: stdout was closed, so that no result can be printed.
     """
     for number in range(3):
         try:
@@ -44,18 +44,17 @@ def open_standard_streams() -> None:
 
 
 def drop_output() -> None:
-    """Point stdout at /dev/null, where what is left in its buffer does not fail once more at
-    exit."""
+    """Point stdout at /dev/null, so that data left in its buffer do not fail again at exit."""
     with suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def say_where(result: SweepResult) -> None:
-    """The folder of a sweep, relative to this one where it lies in it."""
-    drawn = " and figure" if (result.out / "trajectory.png").exists() else ""
+    """Print the folder of a sweep, relative to this one if it lies in it."""
+    figure = " and figure" if (result.out / "trajectory.png").exists() else ""
     here = pathlib.Path.cwd()
     say(
-        f"results{drawn}:"
+        f"results{figure}:"
         f" {result.out.relative_to(here) if result.out.is_relative_to(here) else result.out}"
     )
 
@@ -96,18 +95,19 @@ def _columns() -> int:
 
 
 def show_json(report: Any) -> None:
-    """A report, as one document on stdout."""
+    """Print a report on stdout as one document."""
     tell_json(json.dumps(dataclasses.asdict(report), indent=1, ensure_ascii=False, default=str))
 
 
 def tell_json(document: str) -> None:
-    """A JSON document on stdout, in JSON's own escapes where characters cannot be printed."""
+    """Print a JSON document on stdout, with JSON's own escapes for characters that cannot be
+    printed."""
     print("".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in document))
 
 
 @contextmanager
 def byte_bar(what: str, *, shown: bool = True) -> Iterator[Callable[[int, int], None] | None]:
-    """A bar of bytes and rate on stderr, if stderr is a terminal."""
+    """Show a bar of bytes and rate on stderr, if stderr is a terminal."""
     if not (shown and sys.stderr.isatty()):
         yield None
         return

@@ -52,8 +52,8 @@ def inspect(
     strip_prefix: StripPrefix = None,
     as_json: Json = False,
 ) -> None:
-    """Do these two checkpoints pair? Answered from headers alone, in a second; how far apart they
-    are from the weights.
+    """Check whether two checkpoints pair, from headers alone, in a second; and measure from the
+    weights how far apart they are.
 
     Without --full, --fidelity and --figure measure a sample.
     """

@@ -204,14 +204,14 @@ def sweep(
     try:
         result = _launch(swept, workers, shard, TerminalProgress())
     except KeyboardInterrupt:
-        again = [part for part in sys.argv[1:] if part != "--overwrite"]
+        arguments = [part for part in sys.argv[1:] if part != "--overwrite"]
         say(
             "\ninterrupted; finished points are kept. Go on with:\n "
-            f" {shlex.join(['pa-fast', *again])}"
+            f" {shlex.join(['pa-fast', *arguments])}"
         )
         raise typer.Exit(130) from None
     if result is None:
-        return  # a rank whose first one tells
+        return  # on this rank; the first one prints
     show(result.table())
     say_where(result)
     if confirm:
@@ -222,13 +222,13 @@ def sweep(
         result = dataclasses.replace(result, failures=result.failures + confirmed.failures)
     if result.failures:
         say_failures(result.failures)
-        alike = failing_alike(result)
+        failing = failing_alike(result)
         raise PaFastError(
             f"{len(result.failures)} of"
             f" {format_count(len(result.failures) + len(result.rows), 'point')} failed",
             (
                 "run the same command again to try the failed points once more"
-                if any(failure.evaluator not in alike for failure in result.failures)
+                if any(failure.evaluator not in failing for failure in result.failures)
                 else (
                     "they fail alike at every λ: mend what the message names; finished points are"
                     " kept"
@@ -240,7 +240,7 @@ def sweep(
 def _launch(
     job: SweepSpec, workers: int, shard: str | None, progress: Progress
 ) -> SweepResult | None:
-    """Run `job` in as many processes as asked for; None on ranks that leave the telling to the
+    """Run `job` in the requested number of processes; None on ranks that leave the output to the
     first."""
     if shard is not None and workers > 1:
         raise UsageError(
@@ -271,7 +271,7 @@ def _launch(
 
 
 def say_failures(failures: Iterable[Failure]) -> None:
-    """One line a point; a hint below the first point that it is for."""
+    """Print one line per failed point, with a hint below the first point that it is for."""
     known: set[str | None] = {None}
     for failure in failures:
         message, hint = parted(failure.error)

@@ -30,34 +30,34 @@ def bench(
     ] = 5,
     as_json: Json = False,
 ) -> None:
-    """Time switches of synthetic weights on this machine, beside what it can do at all, and count
-    the bytes of each store.
+    """Time switches of synthetic weights on this machine, beside its measured limits, and count the
+    bytes of each store.
 
     Bits are compared with the contract before any speed is given; dense and sparse switches are
     timed twice to show the noise.
     """
     from pa_fast.throughput import measure
 
-    found = measure(device, shape, rounds, say)
+    result = measure(device, shape, rounds, say)
     if as_json:
-        tell_json(found.to_json())
+        tell_json(result.to_json())
     else:
-        show(_throughput_table(found))
+        show(_throughput_table(result))
 
 
-def _throughput_table(found: Throughput) -> Table:
+def _throughput_table(result: Throughput) -> Table:
     from rich import box
     from rich.table import Table
 
     title = (
-        f"{found.machine}, torch {found.torch}: {found.weights / 1e9:.2f} G bf16 weights in"
-        f" {found.tensors} tensors"
+        f"{result.machine}, torch {result.torch}: {result.weights / 1e9:.2f} G bf16 weights in"
+        f" {result.tensors} tensors"
     )
     table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
     for column in ("", "‖I − B‖ / ‖B‖", "bytes per weight", "ms", "GB/s", "× dense", "encoded in"):
         table.add_column(column, justify="left" if not column else "right", overflow="fold")
-    dense = {row["relative_delta"]: row["seconds"] for row in found.rows if row["what"] == "dense"}
-    for row in found.rows:
+    dense = {row["relative_delta"]: row["seconds"] for row in result.rows if row["what"] == "dense"}
+    for row in result.rows:
         relative, seconds, kept = row["relative_delta"], row["seconds"], row["bytes_per_weight"]
         if row["what"] == "dense" or relative is None:
             table.add_section()

@@ -135,7 +135,7 @@ def check_end(floats: Sequence[Binding], file: DeltaFile, lam: float) -> None:
     were at encoding."""
     for binding, total in zip(floats, pa_kernels.checksum([binding.live for binding in floats])):
         name = own_name(binding, file)
-        expected = file.description.tensors[name].ends[int(lam)]
+        expected = file.description.tensors[name].endpoint_sums[int(lam)]
         if expected is not None and as_hex(total) != expected:
             raise CheckpointError(
                 f"{file.path}: `{name}` at λ = {lam:g} has checksum {as_hex(total)}, expected"

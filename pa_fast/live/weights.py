@@ -117,7 +117,9 @@ class LiveWeights:
         self.plan: Plan | None = None
         self.apart: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         draws = (
-            [Draw(key) for key in self._names.keys(self.rounding)] if self.rounding.drawn else None
+            [Draw(key) for key in self._names.keys(self.rounding)]
+            if self.rounding.is_stochastic
+            else None
         )
         with _writing(floats):
             held = [self._put_apart(b, entry, apart) for b, entry in zip(floats, entries)]
@@ -752,7 +754,7 @@ def _form(tensor: torch.Tensor) -> tuple[torch.Size, tuple[int, ...], torch.dtyp
 
 
 def _check_store(store: Store, rounding: Rounding) -> None:
-    if rounding.drawn and not store.stochastic:
+    if rounding.is_stochastic and not store.stochastic:
         raise UsageError(
             f"stochastic rounding of a delta that is held as `{store.describe()}`",
             "use the dense store",

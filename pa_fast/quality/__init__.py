@@ -1,2 +1,2 @@
-"""What lossy deltas do to a model: reports over stores, beside the exact merge on a text, and their
-figure."""
+"""The effect of lossy deltas on a model: reports over stores, compared with the exact merge on a
+text, and their figure."""

@@ -1,4 +1,4 @@
-"""The figure of a pair: how large its delta is, by layer and module."""
+"""The figure of a pair: the size of its delta, by layer and module."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def write(report: PairReport, path: str | pathlib.Path) -> None:
 
 
 def draw(report: PairReport) -> Figure:
-    """‖I − B‖ / ‖B‖ as colours on a log scale: modules down, layers across, and what is outside all
-    layers below.
+    """Draw ‖I − B‖ / ‖B‖ as colours on a log scale: modules down, layers across, and modules
+    outside all layers below.
 
     Raises:
         UsageError: the report has no measured weights, or nothing differs.
@@ -50,8 +50,8 @@ def draw(report: PairReport) -> Figure:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     parts = report.measured.tensors if report.measured else ()
-    seen = sorted(part.relative_norm for part in parts if part.relative_norm)
-    if not seen:
+    norms = sorted(part.relative_norm for part in parts if part.relative_norm)
+    if not norms:
         raise UsageError(
             "nothing to draw: no difference was measured", "measure one: --sample or --full"
         )
@@ -62,11 +62,11 @@ def draw(report: PairReport) -> Figure:
     outside = [part for part in parts if part.layer is None]
     modules = list(dict.fromkeys(module for module, _ in inside))
     layers = sorted({layer for _, layer in inside})
-    norm = LogNorm(seen[0], max(seen[-1], seen[0] * 1.01))
+    norm = LogNorm(norms[0], max(norms[-1], norms[0] * 1.01))
     heights = [height for height in (len(modules), len(outside)) if height]
     size = (figure.WIDTH_INCHES, 1.5 + _ROW_INCHES * sum(heights) + 0.4 * len(heights))
-    made = Figure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08))
-    panels = list(made.subplots(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0])
+    drawing = Figure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08))
+    panels = list(drawing.subplots(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0])
     if modules:
         names = short_names(modules, modules)
         cells = [
@@ -87,27 +87,27 @@ def draw(report: PairReport) -> Figure:
     sampled = "   from a sample" if report.measured and report.measured.is_sampled else ""
     unchanged = "" if all(part.relative_norm for part in parts) else "   white: no difference"
     panels[0].set_title(f"size of the delta   ‖I − B‖ / ‖B‖{sampled}{unchanged}", pad=10)
-    bar = made.colorbar(panels[0].images[0], ax=panels, aspect=30, pad=0.02)
+    bar = drawing.colorbar(panels[0].images[0], ax=panels, aspect=30, pad=0.02)
     bar.outline.set_visible(False)
     bar.ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     bar.ax.yaxis.set_minor_locator(NullLocator())
     bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     bar.ax.tick_params(length=3)
-    return made
+    return drawing
 
 
 def _norm_of(parts: Sequence[Part]) -> float:
-    """‖I − B‖ / ‖B‖ of several tensors of about one size (experts) together: the root of the mean
-    of squares."""
-    found = [part.relative_norm for part in parts if part.relative_norm is not None]
-    return math.sqrt(sum(norm**2 for norm in found) / len(found)) if found else math.nan
+    """Return ‖I − B‖ / ‖B‖ of several tensors of about one size (experts) together: the root of the
+    mean of squares."""
+    norms = [part.relative_norm for part in parts if part.relative_norm is not None]
+    return math.sqrt(sum(norm**2 for norm in norms) / len(norms)) if norms else math.nan
 
 
 def _panel(
     axes: Axes, cells: Sequence[Sequence[float]], names: Sequence[str], norm: LogNorm
 ) -> None:
-    """One block of the map; where there are few columns, with the numbers in it. What did not
-    change is left white."""
+    """Draw one block of the map, with numbers in it if it has few columns. What did not change is
+    left white."""
     from matplotlib import colormaps
 
     axes.imshow(cells, cmap="YlGnBu", norm=norm, aspect="auto", interpolation="nearest")

@@ -1,4 +1,4 @@
-"""How far a lossy model speaks from the exact merge: KL and agreement on given tokens, batch by
+"""Divergence of a lossy model from the exact merge: KL and agreement on given tokens, batch by
 batch."""
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from pa_fast.engines.model import LambdaModel
 
-_PAD = 0  # on the right, where causal models do not look from the tokens before it
+_PAD = 0  # on the right, where earlier tokens of a causal model do not attend to it
 
 
 def divergence(
@@ -25,7 +25,7 @@ def divergence(
     lam: Lambda,
     batch_size: int,
 ) -> Divergence:
-    """KL(exact ‖ lossy) and top-1 agreement before each continuation token, both models at λ.
+    """Return KL(exact ‖ lossy) and top-1 agreement for each continuation token, both models at λ.
 
     Args:
         exact, lossy: models of one pair, both left at λ.
@@ -50,10 +50,10 @@ def divergence(
         width = max(len(rows[k]) for k in batch)
         ids = torch.tensor([rows[k] + [_PAD] * (width - len(rows[k])) for k in batch])
         logits = [endpoints.logits(one.model, ids.to(one.model.device)) for one in (exact, lossy)]
-        for place, k in enumerate(batch):
+        for index, k in enumerate(batch):
             scored = slice(len(pairs[k][0]) - 1, len(rows[k]))
             p, q = (
-                torch.log_softmax(some[place, scored].to(logits[0].device).float(), dim=-1)
+                torch.log_softmax(some[index, scored].to(logits[0].device).float(), dim=-1)
                 for some in logits
             )
             kl += float(_terms(p, q).sum())
@@ -63,7 +63,7 @@ def divergence(
 
 
 def _terms(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
-    """e^p (p − q) in fp64, 0 where p = −∞: what a model excludes adds nothing."""
+    """Return e^p (p − q) in fp64, 0 where p = −∞: tokens that a model excludes add nothing."""
     import torch
 
     terms = p.double().exp() * (p.double() - q.double())

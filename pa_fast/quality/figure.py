@@ -1,5 +1,4 @@
-"""The figure to choose a store by: what is lost against the bytes that it takes, for every store in
-one picture."""
+"""A figure to choose a store by: loss against bytes, for several stores in one picture."""
 
 from __future__ import annotations
 
@@ -20,10 +19,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Curve:
-    """One way to hold a delta, at several settings: reports by their labels, in the order in which
-    they are joined.
+    """One way to hold a delta, at several settings: reports by label, in the order in which they
+    are joined.
 
-    A report that loses nothing has no place on a log axis and is left out.
+    A report without loss cannot be drawn on a log axis and is left out.
     """
 
     name: str
@@ -37,11 +36,11 @@ def write(curves: Sequence[Curve], dense: QualityReport, path: str | pathlib.Pat
 
 
 def draw(curves: Sequence[Curve], dense: QualityReport) -> Figure:
-    """Relative error against bytes, and where dense lies; beside it KL at the last λ, if all
+    """Draw relative error against bytes, with a line for dense; beside it KL at the last λ, if all
     reports have a text.
 
     Raises:
-        UsageError: no report has lost anything.
+        UsageError: no report has a loss.
     """
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -51,21 +50,23 @@ def draw(curves: Sequence[Curve], dense: QualityReport) -> Figure:
         raise UsageError(
             "nothing to draw: none of these stores loses anything", "add a lossy store"
         )
-    said = [report.text.points[-1] for report in every if report.text and report.text.points]
-    spoken = len(said) == len(every) and any(point.kl > 0 for point in said)
-    made = Figure(
+    text_points = [report.text.points[-1] for report in every if report.text and report.text.points]
+    has_text = len(text_points) == len(every) and any(point.kl > 0 for point in text_points)
+    drawing = Figure(
         figsize=(figure.WIDTH_INCHES, 4.6), layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.08)
     )
-    axes = made.subplots(1, 1 + spoken, squeeze=False)[0]
+    axes = drawing.subplots(1, 1 + has_text, squeeze=False)[0]
     _panel(axes[0], curves, dense, lambda report: report.relative_error)
     axes[0].set_title("relative error   ‖D − D′‖ / ‖D‖", pad=10)
     axes[0].legend(loc="lower left", frameon=False)
-    if spoken:
+    if has_text:
         _panel(
             axes[1], curves, dense, lambda report: report.text.points[-1].kl if report.text else 0.0
         )
-        axes[1].set_title(f"KL to the exact merge, λ = {said[0].lam}   (nats per token)", pad=10)
-    return made
+        axes[1].set_title(
+            f"KL to the exact merge, λ = {text_points[0].lam}   (nats per token)", pad=10
+        )
+    return drawing
 
 
 def _panel(
@@ -75,14 +76,14 @@ def _panel(
     height: Callable[[QualityReport], float],
 ) -> None:
     for curve, colour in zip(curves, figure.COLOURS):
-        drawn = [
+        points = [
             (report.bytes_per_parameter, height(report), label)
             for label, report in curve.points
             if height(report) > 0
         ]
         axes.plot(
-            [x for x, _, _ in drawn],
-            [y for _, y, _ in drawn],
+            [x for x, _, _ in points],
+            [y for _, y, _ in points],
             "o-",
             color=colour,
             lw=2,
@@ -90,19 +91,19 @@ def _panel(
             zorder=3,
             label=curve.name,
         )
-        # what costs more loses less: there is room below a curve, and above the last one
+        # a store that costs more loses less: labels fit below a curve, and above the last one
         above = len(curves) > 1 and curve is curves[-1]
-        for x, y, label in drawn:
+        for x, y, label in points:
             offset, ha, va = ((5, 4), "left", "bottom") if above else ((-5, -4), "right", "top")
             note(axes, label, (x, y), offset, colour, ha=ha, va=va, fontsize=8.5)
     _scales(axes)
-    at = dense.bytes_per_parameter
-    axes.axvline(at, color=INK, lw=1.4, ls=(0, (4, 3)), zorder=2)
+    dense_bytes = dense.bytes_per_parameter
+    axes.axvline(dense_bytes, color=INK, lw=1.4, ls=(0, (4, 3)), zorder=2)
     along = axes.get_xaxis_transform()
     note(
         axes,
         "dense, exact",
-        (at, 0),
+        (dense_bytes, 0),
         (4, 4),
         INK,
         ha="left",
@@ -115,8 +116,8 @@ def _panel(
 
 
 def _scales(axes: Axes) -> None:
-    """Log axes with a number at 1, 2 and 5 of each decade, as far as there is room; at 1 alone past
-    two decades."""
+    """Set log axes with a number at 1, 2 and 5 of each decade if they fit, or at 1 alone past two
+    decades."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     axes.margins(0.12, 0.08)

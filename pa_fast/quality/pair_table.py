@@ -1,4 +1,4 @@
-"""What `pa-fast inspect` found, as tables for people."""
+"""The result of `pa-fast inspect` as tables for people."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def _figures(part: Part) -> tuple[str, ...]:
 
 
 def _median(histogram: tuple[int, ...]) -> str:
-    """The bucket that holds the median of |k|."""
+    """Return the bucket that holds the median of |k|."""
     seen, total = 0, sum(histogram)
     for bucket, count in enumerate(histogram):
         seen += count
@@ -102,7 +102,7 @@ def _median(histogram: tuple[int, ...]) -> str:
 
 
 def bucket_name(bucket: int) -> str:
-    """The |k| of a histogram's bucket: `0`, `1`, `2–3`, `4–7`, …"""
+    """Return the |k| of a histogram's bucket: `0`, `1`, `2–3`, `4–7`, …"""
     return str(bucket) if bucket < 2 else f"{2 ** (bucket - 1)}–{2**bucket - 1}"
 
 
@@ -121,15 +121,15 @@ def _distances(measured: Measured) -> Table:
         "weights",
         "share",
     )
-    found = measured.total.histogram
-    for bucket, count in enumerate(found):
+    histogram = measured.total.histogram
+    for bucket, count in enumerate(histogram):
         if count:
-            table.add_row(bucket_name(bucket), f"{count:,}", f"{count / sum(found):.2%}")
+            table.add_row(bucket_name(bucket), f"{count:,}", f"{count / sum(histogram):.2%}")
     return table
 
 
 def _fidelity(measured: Measured) -> Table:
-    ruled = any(_aims_elsewhere(part) for part in measured.tensors)
+    ruled = any(_has_other_lambda(part) for part in measured.tensors)
     intended = ("intended λ",) if ruled else ()
     table = _table(
         "λ fidelity",
@@ -144,11 +144,11 @@ def _fidelity(measured: Measured) -> Table:
         (part.name for part in measured.modules),
         {p.module for p in measured.tensors if p.layer is not None},
     )
-    for at, whole in enumerate(measured.total.fidelity):
-        found = [
-            (part.fidelity[at].effective_lambda, names[part.name]) for part in measured.modules
+    for index, whole in enumerate(measured.total.fidelity):
+        effective = [
+            (part.fidelity[index].effective_lambda, names[part.name]) for part in measured.modules
         ]
-        known = sorted((value, name) for value, name in found if value is not None)
+        known = sorted((value, name) for value, name in effective if value is not None)
         ends = [f"{value:.4g}  {name}" for value, name in known[:1] + known[-1:]] or ["", ""]
         figures = [*([whole.intended_lambda] if ruled else []), whole.effective_lambda]
         table.add_row(
@@ -160,8 +160,8 @@ def _fidelity(measured: Measured) -> Table:
     return table
 
 
-def _aims_elsewhere(part: Part) -> bool:
-    """Whether a rule gives this part another λ than the swept one."""
+def _has_other_lambda(part: Part) -> bool:
+    """Return whether a rule gives this part another λ than the swept one."""
     return any(one.intended_lambda != float(Lambda(one.lam)) for one in part.fidelity)
 
 

@@ -1,5 +1,5 @@
-"""Stores tried on a pair, one after another: what each loses, and what that does to the model on a
-text."""
+"""Reports of several stores on one pair, one after another: their loss, and its effect on the model
+on a text."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ def reports(
     dtype: str = "auto",
     allow_nonfinite: bool = False,
 ) -> Iterator[QualityReport]:
-    """The report of each store on a pair of checkpoints; with a text also KL and agreement with the
-    exact merge.
+    """Yield the report of each store on a pair of checkpoints; with a text also KL and agreement
+    with the exact merge.
 
     Args:
         base, instruct: local folders, or hub ids (`org/name@revision`).
         stores: names, or stores with their options.
         text: a UTF-8 file, taken as one document.
-        lambdas: where the models are compared.
+        lambdas: λ at which the models are compared.
         window, stride, batch_size: tokens that a model sees at once, tokens that each window after
             the first adds, windows per forward pass.
 
@@ -54,7 +54,7 @@ def reports(
     Raises:
         EvaluatorError: the text cannot be read, or has no token to score.
         UsageError: unknown store, λ, or window and stride that do not fit.
-        as `pa_fast.load`.
+        PaFastError: as `pa_fast.load`.
     """
     points = [Lambda(lam) for lam in lambdas]
     check_windows(window, stride)
@@ -81,15 +81,15 @@ def reports(
             batch_size=batch_size,
             allow_nonfinite=allow_nonfinite,
         )
-        found = measured.report()
+        report = measured.report()
         if exact is not None and text is not None:
-            said = on_text(
+            divergences = on_text(
                 exact, with_store, text, points, window=window, stride=stride, batch_size=batch_size
             )
-            found = replace(found, text=said)
+            report = replace(report, text=divergences)
         with_store.close()
         del with_store  # before the next one is loaded
-        yield found
+        yield report
 
 
 def on_text(
@@ -102,7 +102,7 @@ def on_text(
     stride: int = 256,
     batch_size: int = 8,
 ) -> OnText:
-    """What `lossy` makes of a text beside `exact`, at each λ; both are left at the last one.
+    """Compare `lossy` with `exact` on a text at each λ. Both models are left at the last λ.
 
     Args:
         exact, lossy: models of one pair; the exact one's tokenizer splits the text.

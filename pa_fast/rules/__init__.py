@@ -4,7 +4,7 @@
     - {match: "*.layers.0.*", times: 0.5}          # half of the swept λ
     - {group: mlp, times: {0: 0.2, 1: 1}}          # first layer to last, linear in between
 
-The first row that matches a tensor's name decides; a tensor that no row matches has the swept λ.
+The first row that matches a tensor's name decides. A tensor that no row matches has the swept λ.
 """
 
 from __future__ import annotations

@@ -14,10 +14,10 @@ LIMIT_BYTES = 200_000  # PyYAML reads some 30 kB a second
 
 
 def read(path: str | Path) -> list[Any]:
-    """The rows in a YAML file, every scalar as the text that it is written as.
+    """Read the rows in a YAML file, every scalar as the text that it is written as.
 
     Raises:
-        UsageError: the file cannot be read, is no YAML, or has a key twice.
+        UsageError: the file cannot be read, is not YAML, or has a key twice.
     """
     import yaml
 

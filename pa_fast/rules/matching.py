@@ -1,5 +1,5 @@
-"""Which row of a λ rule decides each tensor of a model; rows that match or decide nothing are
-refused."""
+"""Decide which row of a λ rule gives each tensor of a model its λ. Rows that match or decide
+nothing are refused."""
 
 from __future__ import annotations
 
@@ -19,45 +19,45 @@ from pa_fast.rules.row import Row
 def decided(
     where: str, rows: tuple[Row, ...], names: tuple[str, ...]
 ) -> tuple[tuple[int, Fraction], ...]:
-    """For each name the place of the row that decides it, −1 for none, and the depth at which its
-    value is taken."""
-    last: dict[str, int] = {}
-    places = [layer(name) for name in names]
-    for place in places:
-        if place is not None:
-            last[place[0]] = max(last.get(place[0], 0), place[1])
+    """Return for each name the index of the row that decides it, −1 for none, and the depth at
+    which the row's value is taken."""
+    last_layer: dict[str, int] = {}
+    layers = [layer(name) for name in names]
+    for position in layers:
+        if position is not None:
+            last_layer[position[0]] = max(last_layer.get(position[0], 0), position[1])
     groups = [group(name) for name in names]
-    left = set(range(len(names)))
-    found: list[tuple[int, Fraction]] = [(-1, Fraction(0))] * len(names)
-    for at, row in enumerate(rows):
-        here = f"{where}: row {at + 1} ({row})"
+    undecided = set(range(len(names)))
+    decisions: list[tuple[int, Fraction]] = [(-1, Fraction(0))] * len(names)
+    for index, row in enumerate(rows):
+        here = f"{where}: row {index + 1} ({row})"
         mine = _matched(here, row, names, groups)
-        if not left & mine:
+        if not undecided & mine:
             raise UsageError(
                 f"{here} decides nothing: rows before it match all {len(mine)} of its tensors",
                 "move it up",
             )
-        for t in sorted(left & mine):
-            place = places[t]
-            if row.by_depth and place is None:
+        for t in sorted(undecided & mine):
+            position = layers[t]
+            if row.is_schedule and position is None:
                 raise UsageError(
                     f"{here} is a schedule over the layers, and `{names[t]}` has no layer number",
                     "put a row for that tensor before it, or narrow the match, such as to"
                     " *.layers.*",
                 )
             depth = (
-                Fraction(place[1], last[place[0]])
-                if row.by_depth and place is not None and last[place[0]]
+                Fraction(position[1], last_layer[position[0]])
+                if row.is_schedule and position is not None and last_layer[position[0]]
                 else Fraction(0)
             )
-            found[t] = (at, depth)
-        left -= mine
-    return tuple(found)
+            decisions[t] = (index, depth)
+        undecided -= mine
+    return tuple(decisions)
 
 
 def _matched(here: str, row: Row, names: Sequence[str], groups: Sequence[str | None]) -> set[int]:
-    """Places of the names that the row matches."""
-    mine = set(range(len(names)))
+    """Return the indices of the names that the row matches."""
+    matched = set(range(len(names)))
     if row.match:
         fitting = []
         for pattern in row.match:
@@ -67,19 +67,21 @@ def _matched(here: str, row: Row, names: Sequence[str], groups: Sequence[str | N
                 raise UsageError(
                     f"{here}: no tensor has a name like `{pattern}`", _meant(pattern, names)
                 )
-        mine = set().union(*fitting)
+        matched = set().union(*fitting)
     if row.group is not None:
-        mine &= {t for t, known in enumerate(groups) if known == row.group}
-        if not mine:
+        matched &= {t for t, known in enumerate(groups) if known == row.group}
+        if not matched:
             counted = {known: groups.count(known) for known in GROUPS if known in groups}
-            found = ", ".join(f"{known} {count}" for known, count in counted.items()) or "none"
-            what = f"no tensor of group `{row.group}`" + (" has such a name" if row.match else "")
-            raise UsageError(f"{here}: {what}", f"tensors by group: {found}; or match by name")
-    return mine
+            counts = ", ".join(f"{known} {count}" for known, count in counted.items()) or "none"
+            mismatch = f"no tensor of group `{row.group}`" + (
+                " has such a name" if row.match else ""
+            )
+            raise UsageError(f"{here}: {mismatch}", f"tensors by group: {counts}; or match by name")
+    return matched
 
 
 def _meant(pattern: str, names: Sequence[str]) -> str:
-    """The names that a pattern which fits none could have meant, one for all layers."""
+    """Return a hint with the names that a pattern without a match may mean, one for all layers."""
     kinds = list(dict.fromkeys(re.sub(r"(?<=\.)\d+(?=\.)", "*", name) for name in names))
     near = difflib.get_close_matches(pattern, kinds, n=3, cutoff=0.4)
     for kind in kinds if len(near) < 3 else ():

@@ -1,5 +1,4 @@
-"""What tensor names say, without tables for architectures: the group that a tensor belongs to, and
-its layer."""
+"""The group and the layer of a tensor, read from its name, without tables of architectures."""
 
 from __future__ import annotations
 
@@ -17,22 +16,22 @@ tied and an own head are alike."""
 
 
 def group(name: str) -> str | None:
-    """The group of GROUPS that a tensor name belongs to, or None."""
+    """Return the group of GROUPS that a tensor name belongs to, or None."""
     return next(
         (known for known, part in GROUPS.items() if any(map(part.search, name.split(".")))), None
     )
 
 
 def layer(name: str) -> tuple[str, int] | None:
-    """The stack of layers that a tensor stands in, and the number of its layer: what is before the
-    first number in its name, and that number."""
+    """Return the stack of layers of a tensor and the number of its layer: the part of its name
+    before the first number, and that number."""
     parts = name.split(".")
-    at = next(
+    index = next(
         (
-            at
-            for at, part in enumerate(parts)
+            index
+            for index, part in enumerate(parts)
             if part.isascii() and part.isdigit() and len(part) < 9
         ),
         None,
     )
-    return None if at is None else (".".join(parts[:at]), int(parts[at]))
+    return None if index is None else (".".join(parts[:index]), int(parts[index]))

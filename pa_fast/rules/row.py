@@ -1,4 +1,4 @@
-"""One row of a λ rule: which tensors, and which value."""
+"""One row of a λ rule: which tensors it is for, and their value."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class Row:
     """One row of a rule.
 
     Attributes:
-        match: shell patterns (`*`, `?`, `[…]`) of which a whole name must fit one; none: any name
-            does.
+        match: shell patterns (`*`, `?`, `[…]`), of which one must fit the whole name; none fits any
+            name.
         group: one of GROUPS, or None.
-        times: whether the value is a multiplier of the swept λ, or λ itself.
+        times: whether the value is a multiplier of the swept λ, instead of λ itself.
         points: (depth, value) by rising depth, linear in between and constant outside; one point is
             one value for all.
     """
@@ -39,12 +39,12 @@ class Row:
     points: Points
 
     @property
-    def by_depth(self) -> bool:
-        """Whether the value depends on the layer."""
+    def is_schedule(self) -> bool:
+        """True if the value depends on the layer."""
         return len(self.points) > 1
 
     def value(self, depth: Fraction) -> Fraction:
-        """The value at a depth from 0, the first layer, to 1, the last."""
+        """Return the value at a depth from 0, the first layer, to 1, the last."""
         below = [point for point in self.points if point[0] <= depth]
         above = [point for point in self.points if point[0] > depth]
         if not below or not above:
@@ -53,17 +53,17 @@ class Row:
         return y0 + (y1 - y0) * (depth - x0) / (x1 - x0)
 
     def document(self) -> dict[str, Any]:
-        """The row as plain JSON values, numbers as exact texts."""
-        made: dict[str, Any] = {}
+        """Return the row as plain JSON values, numbers as exact texts."""
+        document: dict[str, Any] = {}
         if self.match:
-            made["match"] = self.match[0] if len(self.match) == 1 else list(self.match)
+            document["match"] = self.match[0] if len(self.match) == 1 else list(self.match)
         if self.group:
-            made["group"] = self.group
+            document["group"] = self.group
         spelled = {Lambda(depth).key: Lambda(value).key for depth, value in self.points}
-        made["times" if self.times else "lambda"] = (
-            spelled if self.by_depth else spelled[Lambda(self.points[0][0]).key]
+        document["times" if self.times else "lambda"] = (
+            spelled if self.is_schedule else spelled[Lambda(self.points[0][0]).key]
         )
-        return made
+        return document
 
     def __str__(self) -> str:
         return ", ".join(
@@ -86,9 +86,9 @@ def parse(here: str, row: Any) -> Row:
                 f"{meant}the keys are {', '.join(KEYS)}",
             )
     if ("lambda" in row) == ("times" in row):
-        found = "both `lambda` and `times`" if "lambda" in row else "neither `lambda` nor `times`"
+        actual = "both `lambda` and `times`" if "lambda" in row else "neither `lambda` nor `times`"
         raise UsageError(
-            f"{here}: found {found}, expected one of them",
+            f"{here}: found {actual}, expected one of them",
             "lambda: λ itself; times: a multiplier of the swept λ",
         )
     if "match" not in row and "group" not in row:
@@ -132,9 +132,9 @@ def _points(here: str, value: Any) -> Points:
         )
     depths = [depth for depth, _ in points]
     if len(set(depths)) < len(depths) or not 0 <= depths[0] <= depths[-1] <= 1:
-        found = ", ".join(Lambda(depth).key for depth in depths)
+        listed = ", ".join(Lambda(depth).key for depth in depths)
         raise UsageError(
-            f"{here}: depths {found}, expected different ones from 0 to 1",
+            f"{here}: depths {listed}, expected different ones from 0 to 1",
             "0 is the first layer, 1 the last",
         )
     return tuple(points)

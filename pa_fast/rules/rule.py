@@ -1,4 +1,4 @@
-"""LambdaRule: rows in order, and what they make of the names of a model."""
+"""LambdaRule: ordered rows, and the λ that they give to the names of a model."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from pa_fast.rules.row import EXAMPLE, Row, parse, shown
 
 @dataclass(frozen=True)
 class Touch:
-    """What one row of a rule decides: its text, how many tensors, the first of them, and the range
-    of their λ."""
+    """The effect of one row of a rule: its text, the number of tensors that it decides, the first
+    of them, and the range of their λ."""
 
     row: str
     tensors: int
@@ -40,23 +40,24 @@ class Touch:
 class LambdaRule:
     """A λ for each tensor, by its name. Immutable; equal rules at equal λ are equal.
 
-        rows = [{"group": "norms", "lambda": 1}, {"group": "mlp", "times": {0: 0.2, 1: 1}}]
-        lm.set_lambda(pa_fast.LambdaRule(rows).at(0.6))
-
     Args:
         rows: mappings with `match` (a shell pattern, or a list of them), `group` (norms,
             embeddings, attention, mlp), or both, and with `lambda` or `times`: a number or
             fraction, or a depth schedule {depth: value}. Depth is the first number in a name over
             the highest such number that any name of the same stack has: 0 is the first layer, 1 the
             last.
-        lam: the swept λ, which `times` multiplies and which tensors have that no row matches.
-        where: where the rows come from, for messages.
+        lam: the swept λ: `times` multiplies it, and tensors that no row matches have it.
+        where: source of the rows, for messages.
+
+    Example:
+        >>> rows = [{"group": "norms", "lambda": 1}, {"group": "mlp", "times": {0: 0.2, 1: 1}}]
+        >>> lm.set_lambda(pa_fast.LambdaRule(rows).at(0.6))
 
     Numerics: exact rational arithmetic; each tensor's λ is rounded once, to fp32, when it is
     merged.
 
     Raises:
-        UsageError: a row is none; the message names it and its key.
+        UsageError: a row is not valid; the message names it and its key.
     """
 
     def __init__(
@@ -81,32 +82,32 @@ class LambdaRule:
 
     @classmethod
     def of(cls, rule: RuleLike) -> LambdaRule:
-        """`rule` itself, or the one that these rows, or the YAML file of that name, hold."""
+        """Return `rule` itself, or the rule of these rows or of the YAML file of that name."""
         if isinstance(rule, LambdaRule):
             return rule
         return cls.load(rule) if isinstance(rule, (str, Path)) else cls(rule)
 
     @classmethod
     def load(cls, path: str | Path) -> LambdaRule:
-        """The rule in a YAML file: a list of rows.
+        """Read the rule in a YAML file: a list of rows.
 
         Raises:
-            UsageError: the file cannot be read, is no YAML, or a row is none; the message names
-                file, row and key.
+            UsageError: the file cannot be read, is not YAML, or a row is not valid; the message
+                names file, row and key.
         """
         return cls(file.read(path), where=str(path))
 
     def at(self, lam: Lambda | float | str) -> LambdaRule:
-        """The same rule at another swept λ."""
+        """Return the same rule at another swept λ."""
         return LambdaRule(self.rows, lam, where=self.where)  # type: ignore[arg-type]
 
     def document(self) -> list[dict[str, Any]]:
-        """The rows as plain JSON values, numbers as exact texts: what files record, and what
-        `LambdaRule` takes again."""
+        """Return the rows as plain JSON values, numbers as exact texts, which `LambdaRule` takes
+        again."""
         return [row.document() for row in self.rows]
 
     def resolve(self, names: Iterable[str]) -> dict[str, Lambda]:
-        """The λ of each of `names`, all tensors of a model that follow λ.
+        """Return the λ of each of `names`, which are all tensors of a model that follow λ.
 
         Raises:
             UsageError: a row matches or decides nothing, or gives a depth schedule to a name
@@ -114,29 +115,31 @@ class LambdaRule:
         """
         names = tuple(names)
         values: dict[tuple[int, Fraction], Lambda] = {}
-        found = {}
-        for name, (at, depth) in zip(names, decided(self.where, self.rows, names)):
-            if (at, depth) not in values:
-                values[at, depth] = self.lam if at < 0 else self._value(self.rows[at], depth)
-            found[name] = values[at, depth]
-        return found
+        lams = {}
+        for name, (index, depth) in zip(names, decided(self.where, self.rows, names)):
+            if (index, depth) not in values:
+                values[index, depth] = (
+                    self.lam if index < 0 else self._value(self.rows[index], depth)
+                )
+            lams[name] = values[index, depth]
+        return lams
 
     def touched(self, names: Iterable[str]) -> list[Touch]:
-        """What each row decides, and what is left at the swept λ.
+        """Return the effect of each row, and the tensors that keep the swept λ.
 
         Raises:
             UsageError: as for `resolve`.
         """
         names = tuple(names)
         lams = self.resolve(names)
-        takers: dict[int, list[str]] = {}
-        for name, (at, _) in zip(names, decided(self.where, self.rows, names)):
-            takers.setdefault(at, []).append(name)
-        rows = [(at, str(row)) for at, row in enumerate(self.rows)] + [(-1, "no row")]
+        decided_by: dict[int, list[str]] = {}
+        for name, (index, _) in zip(names, decided(self.where, self.rows, names)):
+            decided_by.setdefault(index, []).append(name)
+        rows = [(index, str(row)) for index, row in enumerate(self.rows)] + [(-1, "no row")]
         return [
-            Touch(text, len(mine), mine[0], min(chosen).key, max(chosen).key)
-            for at, text in rows
-            if (mine := takers.get(at)) and (chosen := [lams[name] for name in mine])
+            Touch(text, len(members), members[0], min(chosen).key, max(chosen).key)
+            for index, text in rows
+            if (members := decided_by.get(index)) and (chosen := [lams[name] for name in members])
         ]
 
     def _value(self, row: Row, depth: Fraction) -> Lambda:

@@ -1,1 +1,1 @@
-"""How the difference between two checkpoints is held beside the live copy: one class per store."""
+"""Stores of the difference between two checkpoints beside the live copy: one class per store."""

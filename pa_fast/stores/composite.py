@@ -1,4 +1,4 @@
-"""What live weights hold: every entry of a delta, each with the store that it belongs to, switched
+"""The entries of a delta behind live weights, each with the store that it belongs to, switched
 together."""
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ _scratch = Scratch()
 
 
 class CompositeStore:
-    """T live float tensors, their bases and their entries, bound each to its own store. Methods do
-    what those of `Store` do, with tensors numbered through.
+    """T live float tensors with their bases and entries, each bound to its own store. Methods are
+    those of `Store`, with tensors numbered over all stores.
 
     Args:
         live, base, entries, intermediate_dtypes, draws: as for `Store.bind`.
@@ -40,14 +40,14 @@ class CompositeStore:
         for t, entry in enumerate(entries):
             owned.setdefault(registry.owner(entry), []).append(t)
         self._parts: list[tuple[Store, list[int]]] = []
-        self._places: dict[int, tuple[Store, int]] = {}
+        self._located: dict[int, tuple[Store, int]] = {}
         for kind, members in owned.items():
             store = kind()
             columns: list[Sequence[Any]] = [live, base, entries, intermediate_dtypes]
             columns += [] if draws is None else [draws]
             store.bind(*([column[t] for t in members] for column in columns))
             self._parts.append((store, members))
-            self._places.update((t, (store, k)) for k, t in enumerate(members))
+            self._located.update((t, (store, k)) for k, t in enumerate(members))
 
     def check(self, lam: float | Sequence[float]) -> None:
         """Raise UsageError, before anything is written, if λ is outside the range of a store."""
@@ -55,12 +55,11 @@ class CompositeStore:
             store.check(_own(lam, members))
 
     def set_(self, lam: float | Sequence[float]) -> None:
-        """Write W(λ), of one λ for all or of one for each, as far as another λ would give something
-        else.
+        """Write W(λ), of one λ for all or of one for each, to the elements that depend on λ.
 
         Raises:
-            Overwritten: somebody else wrote to tensors that are switched from what they hold; all
-                have been tried.
+            Overwritten: something else wrote to tensors whose switch starts from what they hold;
+                all stores have been tried.
         """
         wrong: list[int] = []
         for store, members in self._parts:
@@ -76,48 +75,48 @@ class CompositeStore:
             store.restore_(lambda k, members=members: base_of(members[k]))  # type: ignore[misc]
 
     def rewrite_(self, written: Container[int]) -> None:
-        """Write what `set_` leaves alone of the tensors `written`, which something else has written
-        to.
+        """Write the elements that `set_` does not write of the tensors `written`, to which
+        something else has written.
 
-        Packed ones say by their sums whether what was written are other bits; if so, `set_` refuses
+        Packed tensors detect by their sums whether other bits were written; `set_` then refuses
         them.
         """
         for store, members in self._parts:
             store.rewrite_({k for k, t in enumerate(members) if t in written})
 
     def known_sum(self, t: int) -> int | None:
-        store, k = self._places[t]
+        store, k = self._located[t]
         return store.known_sum(k)
 
     def spans(self, t: int) -> Iterator[slice]:
-        store, k = self._places[t]
+        store, k = self._located[t]
         return store.spans(k)
 
     def merged(self, t: int, span: slice, lam: float) -> Tensor:
-        store, k = self._places[t]
+        store, k = self._located[t]
         return store.merged(k, span, lam)
 
     def write_(self, t: int, span: slice, lam: float) -> None:
-        store, k = self._places[t]
+        store, k = self._located[t]
         store.write_(k, span, lam)
 
-    def ends(self, t: int, span: slice) -> tuple[Tensor, Tensor]:
-        store, k = self._places[t]
-        return store.ends(k, span)
+    def endpoints(self, t: int, span: slice) -> tuple[Tensor, Tensor]:
+        store, k = self._located[t]
+        return store.endpoints(k, span)
 
     def products(self, t: int, span: slice) -> tuple[float, float]:
-        """⟨W − B, D − B⟩ and ‖D − B‖² over the elements `span` of tensor t, D being the delta's own
-        end; fp32."""
-        return _products(self._live[t].view(-1)[span], *self.ends(t, span))
+        """Return ⟨W − B, D − B⟩ and ‖D − B‖² over the elements `span` of tensor t, where D is the
+        delta's own endpoint W(1); fp32."""
+        return _products(self._live[t].view(-1)[span], *self.endpoints(t, span))
 
     def beside(self) -> list[Tensor]:
-        """Every tensor that is kept beside the live copy."""
+        """Return every tensor that is kept beside the live copy."""
         return [tensor for store, _ in self._parts for tensor in store.beside()]
 
 
 def _products(live: Tensor, base: Tensor, end: Tensor) -> tuple[float, float]:
-    """The same of flat tensors [N] of any float dtypes: on a CPU piece by piece, in memory that
-    each thread keeps."""
+    """Return those products of flat tensors [N] of any float dtypes; on a CPU piece by piece, in
+    memory that each thread keeps."""
     step = _IN_CACHE if live.device.type == "cpu" else live.numel()
     moved = distance = 0.0
     for start in range(0, live.numel(), step):
@@ -138,6 +137,6 @@ def _products(live: Tensor, base: Tensor, end: Tensor) -> tuple[float, float]:
 
 
 def _own(lam: float | Sequence[float], members: Sequence[int]) -> float | list[float]:
-    """What of one λ for each tensor is for these; one number where it is one."""
+    """Return those of one λ per tensor that are for `members`; one number if they are equal."""
     own = [lam[t] for t in members] if isinstance(lam, Sequence) else [lam]
     return own[0] if len(set(own)) == 1 else own

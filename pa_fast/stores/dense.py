@@ -1,4 +1,4 @@
-"""The dense store: both sides stay beside the live copy, every λ is computed from them."""
+"""The dense store: both sides stay beside the live copy, and every λ is computed from them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from pa_fast.stores.store import (
 
 @dataclass
 class DenseStore(Store):
-    """Every tensor whole.
+    """Every tensor in full.
 
     Numerics: the contract, `pa_kernels.reference.lerp`.
     Cost: |base| + |instruct| bytes per weight beside the live copy, 4 beside 2 in bf16; a switch
@@ -38,12 +38,12 @@ class DenseStore(Store):
     reads_base = keeps_sources = stochastic = True
 
     def encode(self, sources: Sequence[Source]) -> Iterator[DenseEntry]:
-        """Instruct as it is; copied only to reach the live tensor's device."""
+        """Yield instruct as it is, copied only to reach the live tensor's device."""
         for source in sources:
             yield DenseEntry(source.instruct.to(source.device))
 
     def estimate(self, sizes: Sequence[TensorSize]) -> int:
-        """Bytes of both sides."""
+        """Return the bytes of both sides."""
         return sum(size.beside_bytes for size in sizes)
 
     def prepare(self) -> None:
@@ -65,7 +65,7 @@ class DenseStore(Store):
         self._merge_(self.live[k].detach().view(-1)[span], k, span, lam)
 
     def _merge_(self, out: Tensor, k: int, span: slice, lam: float) -> None:
-        base, target = ([side] for side in self.ends(k, span))
+        base, target = ([side] for side in self.endpoints(k, span))
         draw = self.draws[k]
         shifted = draw and Draw(draw.key, draw.start + span.start)
         pa_kernels.lerp_(
@@ -77,8 +77,8 @@ class DenseStore(Store):
             draws=[shifted],
         )
 
-    def ends(self, k: int, span: slice) -> tuple[Tensor, Tensor]:
-        """See `Store.ends`: slices of the two sides, in their own dtypes."""
+    def endpoints(self, k: int, span: slice) -> tuple[Tensor, Tensor]:
+        """Return slices of the two sides, in their own dtypes; see `Store.endpoints`."""
         device = self.live[k].device
         base, target = self.base[k].view(-1)[span], self.entries[k].target.view(-1)[span]
         return base.to(device), target.to(device)

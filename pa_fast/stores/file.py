@@ -1,19 +1,19 @@
-"""A delta file: a safetensors file of one entry per live tensor, and what it says of itself.
+"""A delta file: a safetensors file of one entry per live tensor, with a description of itself.
 
 `__metadata__` of the header holds
 
     format      "2"; "1" is without sum
-    sum         64 bits of BLAKE2b over all other metadata, 16 hex digits: nobody edited them
-    store       how the delta is held: dense, packed, sparse or lowrank
+    sum         64 bits of BLAKE2b over all other metadata, 16 hex digits: detects edits
+    store       the store of the delta: dense, packed, sparse or lowrank
     options     the store's options in one line
     exact, lossless     "true" or "false", see `Store`
     base, instruct      JSON {"content", "quick"}: fingerprints of the two sides
     pa_fast     version that wrote it
     tensors     JSON, live tensor -> {"kind", "shape", "base", "live", "via", "data", "ends"}
 
-Every field can lie. What the header says is checked before any tensor is read, and each entry
-before it is handed out. A file is encoded, proven and written tensor by tensor, and appears whole
-or not at all.
+No field is trusted: the header is checked before any tensor is read, and each entry before it is
+returned. A file is encoded, checked and written tensor by tensor, and appears complete or not at
+all.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ from pa_fast.stores.store import Entry, Source, Store, TensorDescription
 
 FORMAT = "2"
 _UNSUMMED = "1"
-"""The format before, which is read still: its free texts are what it says they are."""
+"""The previous format, which can still be read. Its texts are not protected by a sum."""
 
 _DTYPES = {
     torch.bfloat16: "BF16",
@@ -76,8 +76,8 @@ _KEYS = ("kind", "shape", "base", "live", "via", "data", "ends")
 
 @dataclass(frozen=True)
 class Side:
-    """A side of the pair: the fingerprint of its tensors by their names in the model, and of its
-    files where it had files."""
+    """One side of the pair: the fingerprint of its tensors by their names in the model, and of its
+    files if it had files."""
 
     content: str
     quick: str | None = None
@@ -85,7 +85,7 @@ class Side:
 
 @dataclass(frozen=True)
 class Description:
-    """Everything that a delta file says of itself."""
+    """The description of a delta file."""
 
     store: str
     options: str
@@ -97,14 +97,14 @@ class Description:
     tensors: Mapping[str, TensorDescription]
 
     attached: ClassVar[bool] = False
-    """What a file holds is merged, unless whoever loads it asks otherwise."""
+    """The delta of a file is merged, unless the caller that loads it asks otherwise."""
 
     def fingerprint(self) -> str:
-        """One number that every entry enters, in hex."""
+        """Return one number over every entry, in hex."""
         return as_hex(combine({name: int(one.data, 16) for name, one in self.tensors.items()}))
 
     def metadata(self) -> dict[str, str]:
-        """What stands in the header."""
+        """Return the metadata of the header."""
         tensors = {
             name: dict(zip(_KEYS, asdict(one).values())) for name, one in self.tensors.items()
         }
@@ -123,7 +123,7 @@ class Description:
 
 
 def sum_of(metadata: Mapping[str, str]) -> str:
-    """The `sum` of everything else in `metadata`, in hex."""
+    """Return the `sum` of all other entries of `metadata`, in hex."""
     rest = sorted((key, value) for key, value in metadata.items() if key != "sum")
     return hashlib.blake2b(json.dumps(rest).encode(), digest_size=8).hexdigest()
 
@@ -131,12 +131,12 @@ def sum_of(metadata: Mapping[str, str]) -> str:
 class DeltaFile:
     """A delta file open for reading. Make one with `DeltaFile.open`; a context manager.
 
-    What it hands out for a CPU are views of a memory map of the file, read only, apart from what
-    the file misaligns.
+    Tensors on a CPU are read-only views of a memory map of the file, or copies if the file
+    misaligns them.
 
     Attributes:
-        description: what the file says of itself.
-        file: the file itself, to be watched where its maps are kept.
+        description: the description in the file.
+        file: the file itself, to be watched as long as its maps are kept.
     """
 
     def __init__(
@@ -151,11 +151,11 @@ class DeltaFile:
 
     @classmethod
     def open(cls, path: str | Path) -> DeltaFile:
-        """Read and check the header and all that it says; no tensor data.
+        """Read and check the header and the description in it; no tensor data are read.
 
         Raises:
-            CheckpointError: missing, no delta file, of another format, or inconsistent in any way
-                that the header shows.
+            CheckpointError: the file is missing, is not a delta file, is of another format, or is
+                inconsistent in any way that the header shows.
         """
         path, kinds = Path(path), registry.kinds()
         header = read_header(path)
@@ -188,9 +188,9 @@ class DeltaFile:
         return sum(info.nbytes for info in self._infos.values())
 
     def entry(self, name: str, device: torch.device | str = "cpu") -> Entry:
-        """The entry of tensor `name` on `device`, every byte of it checked.
+        """Return the entry of tensor `name` on `device`, every byte of it checked.
 
-        Cost: one read of the entry's bytes for their sum, one for its positions.
+        Cost: one read of the entry's bytes for their sum, and one of its positions.
 
         Raises:
             KeyError: no such tensor.
@@ -214,7 +214,7 @@ class DeltaFile:
             raise CheckpointError(f"{self.path}: tensor {quoted(name)}: {error}", _AGAIN) from None
 
     def close(self) -> None:
-        """Close the file. Maps live on while a view of them does."""
+        """Close the file. A map lives on as long as a view of it."""
         self.file.close()
 
     def __enter__(self) -> DeltaFile:
@@ -234,11 +234,10 @@ class DeltaFile:
 
 
 def _described(metadata: Mapping[str, str], where: str) -> Description:
-    """The description in the metadata of the file `where`.
+    """Return the description in the metadata of the file `where`.
 
     Raises:
-        CheckpointError: it is not a delta file, of another format, or anything in it is not what it
-            must be.
+        CheckpointError: it is not a delta file, is of another format, or has a malformed field.
     """
 
     def refuse(what: str, hint: str = _AGAIN) -> CheckpointError:
@@ -301,7 +300,7 @@ def _side(text: str, where: str) -> Side:
 def _tensor(fields: Any, where: str) -> TensorDescription:
     if not isinstance(fields, dict) or fields.keys() != set(_KEYS):
         raise CheckpointError(f"{where}: expected an object of {', '.join(_KEYS)}", _AGAIN)
-    kind, shape, base, live, via, data, ends = (fields[key] for key in _KEYS)
+    kind, shape, base, live, intermediate_dtype, data, ends = (fields[key] for key in _KEYS)
     kinds, floats = registry.kinds(), ", ".join(sorted(FLOATS))
     sizes = isinstance(shape, list) and all(type(n) is int and 0 <= n < 2**63 for n in shape)
     pair = isinstance(ends, list) and len(ends) == 2
@@ -311,7 +310,12 @@ def _tensor(fields: Any, where: str) -> TensorDescription:
         ("shape", sizes and _count(shape) < 2**63, "fewer elements than 2^63"),
         ("base", isinstance(base, str) and base in FLOATS, f"one of {floats}"),
         ("live", isinstance(live, str) and live in FLOATS, f"one of {floats}"),
-        ("via", via is None or (isinstance(via, str) and via in FLOATS), f"one of {floats}"),
+        (
+            "via",
+            intermediate_dtype is None
+            or (isinstance(intermediate_dtype, str) and intermediate_dtype in FLOATS),
+            f"one of {floats}",
+        ),
         ("data", _is_sum(data), "16 hex digits"),
         (
             "ends",
@@ -323,12 +327,14 @@ def _tensor(fields: Any, where: str) -> TensorDescription:
             raise CheckpointError(
                 f"{where}: `{key}` is {quoted(str(fields[key]))}, expected {expected}", _AGAIN
             )
-    return TensorDescription(kind, tuple(shape), base, live, via, data, (ends[0], ends[1]))
+    return TensorDescription(
+        kind, tuple(shape), base, live, intermediate_dtype, data, (ends[0], ends[1])
+    )
 
 
 def _count(shape: Sequence[int]) -> int:
-    """Elements of a tensor, an empty dimension taken for one: they are multiplied before they are
-    looked at."""
+    """Return the number of elements of a tensor, with empty dimensions counted as one, because
+    sizes are multiplied before they are checked."""
     return math.prod(max(n, 1) for n in shape[:MAX_DIMENSIONS])
 
 
@@ -337,7 +343,7 @@ def _is_sum(value: Any) -> bool:
 
 
 def _content(parts: Mapping[str, Tensor]) -> str:
-    """The fingerprint of an entry's tensors, in hex."""
+    """Return the fingerprint of an entry's tensors, in hex."""
     return as_hex(combine(dict(zip(parts, pa_kernels.checksum(list(parts.values()))))))
 
 
@@ -353,12 +359,12 @@ def write(
 
     Args:
         sources: one for each live float tensor, names distinct.
-        store: what the delta keeps and how.
-        quick: fingerprints of the files of base and instruct, where there are files.
-        overwrite: replace a delta file that is there; it stays until the new one is complete.
+        store: the store that encodes the delta.
+        quick: fingerprints of the files of base and instruct, if there are files.
+        overwrite: replace an existing delta file; it stays until the new one is complete.
 
-    Cost: what the store says, and one more read of the sources for their fingerprints. Beside the
-        sources, memory for one tensor: its entry, two live copies, and what encoding it takes.
+    Cost: that of the store, and one more read of the sources for their fingerprints. Beside the
+        sources, memory for one tensor: its entry, two live copies, and the scratch of its encoding.
 
     Raises:
         OutputError: the file exists or cannot be written.
@@ -388,16 +394,16 @@ def write(
 
 
 def output_path(path: str | Path, overwrite: bool = False, sources: Iterable[Path] = ()) -> Path:
-    """Where a delta file for `path` goes, links followed.
+    """Return the path to write the delta file `path` to, links followed.
 
     Args:
-        overwrite: replace a delta file that is there, and nothing else.
-        sources: checkpoint folders that are read: none of them gets a file that readers would take
-            for its weights.
+        overwrite: replace an existing delta file, and nothing else.
+        sources: checkpoint folders that are read: no file is written to them that readers would
+            take for weights.
 
     Raises:
-        OutputError: a folder or something else that is no delta file is there, or one that is not
-            to be overwritten.
+        OutputError: there is a folder or another thing that is not a delta file, or a delta file
+            that must not be overwritten.
     """
     target = Path(os.path.realpath(Path(path).expanduser()))
     if target.is_dir():
@@ -427,7 +433,7 @@ def output_path(path: str | Path, overwrite: bool = False, sources: Iterable[Pat
 
 
 def _is_delta(path: Path) -> bool:
-    """Whether `path` is a delta file, of whatever format."""
+    """Return whether `path` is a delta file, of any format."""
     keys = {"format", "tensors", "store", "base", "instruct"}
     try:
         return read_header(path).metadata.keys() >= keys
@@ -435,8 +441,9 @@ def _is_delta(path: Path) -> bool:
         return False
 
 
-def _ends(source: Source, entry: Entry) -> tuple[str, str | None]:
-    """Checksums of the live tensor at both ends, written as live weights will write them."""
+def _endpoint_sums(source: Source, entry: Entry) -> tuple[str, str | None]:
+    """Return the checksums of the live tensor at λ = 0 and 1, written as live weights will write
+    them."""
     with inference():
         live = torch.empty(source.base.shape, dtype=source.dtype, device=source.device)
         base = source.base.to(source.device)
@@ -445,14 +452,14 @@ def _ends(source: Source, entry: Entry) -> tuple[str, str | None]:
         store.set_(1.0)
         end = as_hex(pa_kernels.checksum([live])[0])
         store.set_(0.0)
-        exact = registry.owner(entry).exact  # else the last bits are a device's own affair
+        exact = registry.owner(entry).exact  # else the last bits depend on the device
         return as_hex(pa_kernels.checksum([live])[0]), end if exact else None
 
 
 @dataclass
 class _Data:
-    """The tensors of a file in the making. Bytes for the header are kept free before them, since
-    sizes are not known yet."""
+    """The tensors of a file while it is written. Bytes for the header are reserved before them,
+    because sizes are not known yet."""
 
     file: BinaryIO
     header_bytes: int
@@ -465,7 +472,7 @@ class _Data:
         self.file.seek(8 + self.header_bytes)
 
     def append(self, source: Source, entry: Entry) -> TensorDescription:
-        """Write the parts of an entry, and return what the file says of them."""
+        """Write the parts of an entry, and return their description."""
         store = registry.owner(entry)
         parts = store.parts(entry)
         for part, tensor in parts.items():
@@ -486,7 +493,7 @@ class _Data:
             _DTYPES[source.dtype],
             None if between is None else _DTYPES[between],
             _content(parts),
-            _ends(source, entry),
+            _endpoint_sums(source, entry),
         )
 
     def finish(self, description: Description) -> None:
@@ -499,14 +506,15 @@ class _Data:
 
 
 def _header_bytes(source: Source) -> int:
-    """More bytes than one tensor can take in the header: its name five times, once quoted twice,
-    and some numbers."""
+    """Return a bound for the bytes of one tensor in the header: its name five times, once quoted
+    twice, and some numbers."""
     return 5 * len(json.dumps(json.dumps(source.name))) + 60 * source.base.dim() + 1000
 
 
 @contextmanager
 def _new_file(target: Path) -> Iterator[BinaryIO]:
-    """A file to be filled, which becomes `target` when the block ends well, and is gone otherwise.
+    """Open a file to be filled, which becomes `target` if the block ends without an error, and is
+    removed otherwise.
 
     Raises:
         OutputError: it cannot be written, or another process is writing it.

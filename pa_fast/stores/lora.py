@@ -1,11 +1,11 @@
 """LoRA folders of the peft library: the factors of a delta, read from one and written to one.
 
-How peft names and turns the factors beside a weight [M, N], layer by layer:
+Names and transpositions of the factors beside a weight [M, N] in peft, layer by layer:
 
     linear      LAYER.lora_A.weight [R, N] = V      LAYER.lora_B.weight [M, R] = U
     embedding   LAYER.lora_embedding_A [R, M] = Uᵀ  LAYER.lora_embedding_B [N, R] = Vᵀ
 
-before which stands `base_model.model.`. Every layer has factors of its own: a tied weight has them
+with the prefix `base_model.model.`. Every layer has factors of its own: a tied weight has them
 twice.
 
 Source: https://github.com/huggingface/peft, src/peft/tuners/lora/layer.py.
@@ -58,7 +58,7 @@ class Layer:
         path: of the module in the model.
         weight: the first name of its weight, which other layers may share.
         shape: [M, N] of that weight.
-        embedding: whether it looks rows up; else it is linear.
+        embedding: whether it is an embedding; else it is linear.
     """
 
     path: str
@@ -77,25 +77,25 @@ class Layer:
         return f"{PREFIX}{self.path}.{a}", f"{PREFIX}{self.path}.{b}"
 
     def shapes(self, rank: int) -> tuple[tuple[int, int], tuple[int, int]]:
-        """The shapes of A and B."""
+        """Return the shapes of A and B."""
         height, width = self.shape
         return (
             ((rank, height), (width, rank)) if self.embedding else ((rank, width), (height, rank))
         )
 
     def adapter(self, factors: Factors) -> tuple[torch.Tensor, torch.Tensor]:
-        """A and B; possibly the factors themselves."""
+        """Return A and B; possibly the factors themselves."""
         u, v = factors.u, factors.v
         return (u.T.contiguous(), v.T.contiguous()) if self.embedding else (v, u)
 
     def factors(self, a: torch.Tensor, b: torch.Tensor) -> Factors:
-        """The factors; possibly A and B themselves."""
+        """Return the factors; possibly A and B themselves."""
         return Factors(a.T.contiguous(), b.T.contiguous()) if self.embedding else Factors(b, a)
 
 
 def layers(model: torch.nn.Module) -> dict[str, Layer]:
-    """The layers that can be adapted, by path: plain linear and embedding layers, all of whose
-    weight's users are such.
+    """Return the layers that can be adapted, by path: plain linear and embedding layers whose
+    weight has no other users.
 
     Args:
         model: may be on the meta device.
@@ -107,7 +107,7 @@ def layers(model: torch.nn.Module) -> dict[str, Layer]:
     adaptable = {}
     for names in users.values():
         modules = {name: model.get_submodule(name.rpartition(".")[0]) for name in names}
-        if all(name.endswith(".weight") and _plain(module) for name, module in modules.items()):
+        if all(name.endswith(".weight") and _is_plain(module) for name, module in modules.items()):
             height, width = weights[names[0]].shape
             for name, module in modules.items():
                 path = name.removesuffix(".weight")
@@ -117,9 +117,9 @@ def layers(model: torch.nn.Module) -> dict[str, Layer]:
     return adaptable
 
 
-def _plain(module: torch.nn.Module) -> bool:
-    # subclasses may scale or gate what they return, and a delta of their weight is then no delta of
-    # their output
+def _is_plain(module: torch.nn.Module) -> bool:
+    # subclasses may scale or gate their output: the delta of their weight is then not that of the
+    # output
     return type(module) is torch.nn.Linear or (
         type(module) is torch.nn.Embedding and module.max_norm is None
     )
@@ -128,9 +128,9 @@ def _plain(module: torch.nn.Module) -> bool:
 @dataclass(eq=False)
 class LoraStore(Store):
     """The store of a delta that is given by its factors, as an adapter is: W(λ) = B + λUV for the
-    weights in `adapted`, and B for all others, whatever stands on the instruct side.
+    weights in `adapted`, and B for all others, whatever the instruct side holds.
 
-    The adapted model is the instruct model: nothing of the delta is lost, and the base stands on
+    The adapted model is the instruct model, so nothing of the delta is lost. The base is given as
     both sides.
 
     Args:
@@ -143,15 +143,15 @@ class LoraStore(Store):
     exact = False
 
     def describe(self) -> str:
-        """All options in one line."""
+        """Return all options in one line."""
         ranks = [factors.u.shape[-1] for factors in self.adapted.values()]
         return f"{self.name}, adapter of {len(ranks)} weights, rank {max(ranks, default=0)}"
 
     def encode(self, sources: Sequence[Source]) -> Iterator[Entry]:
-        """The entry of each source, in order and one at a time.
+        """Yield the entry of each source, in order and one at a time.
 
         Raises:
-            PairError: factors of a weight that is no source, or of another shape.
+            PairError: factors of a weight that is not a source, or of another shape.
         """
         missing = self.adapted.keys() - {source.name for source in sources}
         if missing:
@@ -175,21 +175,22 @@ class LoraStore(Store):
 
 
 def read(folder: str | Path, model: torch.nn.Module) -> dict[str, Factors]:
-    """First name of each weight that the adapter changes → U [M, R] and V [R, N] with W = B + UV.
+    """Read first name of each weight that the adapter changes → U [M, R] and V [R, N] with W = B +
+    UV.
 
     Args:
-        folder: `adapter_config.json` and `adapter_model.safetensors`. Which layers are adapted is
-            what the latter holds.
-        model: of the architecture that the adapter is for, with the weights of the base: the file
-            may hold copies of embeddings, which must be those. It may be on the meta device if
-            there are none.
+        folder: holds `adapter_config.json` and `adapter_model.safetensors`. The latter decides
+            which layers are adapted.
+        model: of the architecture that the adapter is for, with the weights of the base: copies of
+            embeddings in the file must equal them. It may be on the meta device if there are no
+            copies.
 
-    Numerics: alpha / r (or alpha / √r) is multiplied into U, which keeps its dtype where that is
+    Numerics: alpha / r (or alpha / √r) is multiplied into U, which keeps its dtype if that is
         exact, as for a power of two; else both factors become fp32, and U is rounded once.
     Cost: reads the weight file once.
 
     Raises:
-        CheckpointError: a file is missing or damaged, or the adapter is no plain LoRA.
+        CheckpointError: a file is missing or damaged, or the adapter is not a plain LoRA.
         PairError: the adapter is for another model, or treats the layers of one tied weight
             differently.
         DataError: factors that are not finite.
@@ -220,7 +221,7 @@ def read(folder: str | Path, model: torch.nn.Module) -> dict[str, Factors]:
 def _pairs(
     header: Header, known: Mapping[str, Layer], scaling: Scaling
 ) -> dict[Layer, tuple[TensorInfo, TensorInfo]]:
-    """A and B of each adapted layer, as far as the header proves them right."""
+    """Return A and B of each adapted layer, as far as the header allows to check them."""
     owners = {key: layer for layer in known.values() for key in layer.keys}
     for key in header.tensors:
         if key not in owners and not (key.startswith(PREFIX) and _copied(key) in known):
@@ -256,15 +257,15 @@ def _pairs(
 
 
 def _copied(key: str) -> str | None:
-    """The layer whose own weight the tensor `key` is a copy of: peft saves it where an embedding is
-    adapted."""
+    """Return the layer whose own weight the tensor `key` is a copy of. peft saves such copies of
+    adapted embeddings."""
     return key[len(PREFIX) : -len(_COPY)] if key.endswith(_COPY) else None
 
 
 def _check_copies(
     header: Header, weights: WeightFile, known: Mapping[str, Layer], model: torch.nn.Module
 ) -> None:
-    """Raise PairError unless every copy of a layer's weight is the base's own."""
+    """Raise PairError unless every copy of a layer's weight equals the base's."""
     for key, info in header.tensors.items():
         path = _copied(key)
         if path not in known or path is None:
@@ -314,7 +315,7 @@ def _tensor(weights: WeightFile, info: TensorInfo) -> torch.Tensor:
 def _by_weight(
     path: Path, adapted: Mapping[Layer, Factors], known: Mapping[str, Layer]
 ) -> dict[str, Factors]:
-    """One entry for each weight, if all layers that use it say the same."""
+    """Return one entry for each weight, if all layers that use it have the same factors."""
     by_weight: dict[str, Factors] = {}
     for layer, factors in adapted.items():
         for twin in known.values():
@@ -337,12 +338,12 @@ def _by_weight(
 
 @dataclass(frozen=True)
 class Exported:
-    """What became of a delta.
+    """Result of an export.
 
     Attributes:
         ranks: path of each adapted layer → rank.
         left_out: names of tensors that the delta changes and a LoRA cannot; the adapter leaves them
-            at the base.
+            as in the base.
     """
 
     ranks: Mapping[str, int]
@@ -364,17 +365,17 @@ def export(
         delta: a delta file; of its tensors only matrices of linear and embedding layers, held as
             factors, fit into a LoRA.
         model: of the architecture that the delta is for. Only names, shapes, and kinds of layers
-            are looked at: it may be on the meta device.
+            are read: it may be on the meta device.
         folder: new or empty.
         base_model: the folder or hub id that the adapter names as its base.
-        partial: leave out what does not fit, and say so, instead of refusing.
+        partial: leave out and report tensors that do not fit, instead of refusing.
 
-    Numerics: the factors as they are; W(λ) = B + λUV as the library computes it, which rounds
-    otherwise than a merge.
+    Numerics: the factors as they are; W(λ) = B + λUV as the library computes it, with other
+    rounding than a merge.
 
     Raises:
         UsageError: λ is not a finite number.
-        CheckpointError: the file is no delta, or is damaged.
+        CheckpointError: the file is not a delta, or is damaged.
         PairError: the delta is for another model.
         DataError: the delta changes what a LoRA cannot hold, or there is nothing to export.
         OutputError: the folder is not empty, or cannot be written.
@@ -421,13 +422,16 @@ def _check_model(file: DeltaFile, model: torch.nn.Module) -> None:
 
 
 def _fitting(file: DeltaFile, known: Mapping[str, Layer]) -> tuple[dict[Layer, Factors], list[str]]:
-    """The factors of each layer, and the names of changed tensors that no layer can take."""
+    """Return the factors of each layer, and the names of changed tensors that no layer can take."""
     adapted: dict[Layer, Factors] = {}
     unfit = []
     for name, tensor in file.description.tensors.items():
         entry = file.entry(name) if tensor.kind == "factors" else None
         rank = entry.u.shape[-1] if isinstance(entry, Factors) else None
-        if rank == 0 or (tensor.ends[1] is not None and tensor.ends[0] == tensor.ends[1]):
+        if rank == 0 or (
+            tensor.endpoint_sums[1] is not None
+            and tensor.endpoint_sums[0] == tensor.endpoint_sums[1]
+        ):
             continue  # the same at every λ
         users = _users(name, file, known)
         if not isinstance(entry, Factors) or not users:
@@ -437,8 +441,8 @@ def _fitting(file: DeltaFile, known: Mapping[str, Layer]) -> tuple[dict[Layer, F
 
 
 def _users(name: str, file: DeltaFile, known: Mapping[str, Layer]) -> list[Layer]:
-    """The layers whose weight is the tensor `name`. A tied one that the delta tells apart has a
-    name of its own."""
+    """Return the layers whose weight is the tensor `name`. A tied layer that the delta treats
+    separately has a name of its own."""
     layer = known.get(name.removesuffix(".weight"))
     if layer is None or not name.endswith(".weight"):
         return []

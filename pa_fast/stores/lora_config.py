@@ -1,7 +1,7 @@
-"""How much an adapter adds, layer by layer: what `adapter_config.json` says of ranks and scales.
+"""Ranks and scales of an adapter, layer by layer, from `adapter_config.json`.
 
-Whatever else a configuration can ask for makes another function of the factors, so everything
-unknown is refused.
+Other options of a configuration change the function of the factors, so every unknown option is
+refused.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _HARMLESS = {
     "qalora_group_size",
 }
 _INITIAL = (True, False, None, "gaussian", "eva", "orthogonal")
-"""Ways to begin that leave the base as it is; `pissa` and others put a part of it into the
+"""Initialisations that leave the base as it is; `pissa` and others move a part of it into the
 factors."""
 
 _ANOTHER = (
@@ -57,7 +57,7 @@ _ANOTHER = (
 
 @dataclass(frozen=True)
 class Scaling:
-    """W = B + s·BA for each layer: the rank that it must have, and s."""
+    """Ranks and scales: W = B + s·BA for each layer, with the rank that it must have, and s."""
 
     rank: int
     alpha: float
@@ -67,10 +67,10 @@ class Scaling:
 
     @classmethod
     def read(cls, path: Path) -> Scaling:
-        """What the file `path` says, if it describes a plain LoRA.
+        """Read the file `path`, if it describes a plain LoRA.
 
         Raises:
-            CheckpointError: it is no configuration of one, naming the option and its value.
+            CheckpointError: it is not the configuration of one; naming the option and its value.
         """
         config = read_object(path, _LIMIT_BYTES)
         kind = config.get("peft_type")
@@ -109,8 +109,8 @@ class Scaling:
         )
 
     def of(self, layer: str) -> tuple[int, float]:
-        """Rank and scale of the layer of that path; of several patterns that fit, the first one
-        counts."""
+        """Return rank and scale of the layer of that path. Of several patterns that match, the
+        first one counts."""
         rank = next((value for key, value in self.ranks if key.match(layer)), self.rank)
         alpha = next((value for key, value in self.alphas if key.match(layer)), self.alpha)
         return rank, alpha / (math.sqrt(rank) if self.stabilised else rank)

@@ -1,5 +1,5 @@
-"""The low-rank store: the leading singular directions of I − B, matrix by matrix, and W(λ) = B +
-λ·UV written from the base and two thin factors."""
+"""The low-rank store: the leading singular directions of I − B, matrix by matrix. W(λ) = B + λ·UV
+is written from the base and two thin factors."""
 
 from __future__ import annotations
 
@@ -41,21 +41,21 @@ class Factors:
 
 @dataclass
 class LowRankStore(Store):
-    """I − B cut to a rank, for each matrix and for each matrix of a stack (experts). It is an
+    """I − B cut to a rank, for each matrix and for each matrix of a stack (experts). This is an
     approximation: the weights of a full fine-tune are not of low rank. All other tensors, and those
-    that factors would make larger, are held whole.
+    for which factors would take more bytes, are held in full.
 
     Args:
-        rank: of every matrix; 64 where nothing is said.
-        energy: instead: for each matrix the lowest rank that holds this share of ‖I − B‖², in (0,
-            1].
-        budget_bytes: instead: bytes of the whole delta. Ranks go to the matrix where a byte gains
-            the most of ‖I − B‖².
-        seed: of the random start of the decomposition.
-        attached: leave the factors beside the weights of linear and embedding layers, λ a scalar of
-            their forward pass (`pa_fast.load` alone can), instead of merging them.
+        rank: rank of every matrix; 64 by default.
+        energy: instead of `rank`: for each matrix the lowest rank that holds this share of
+            ‖I − B‖², in (0, 1].
+        budget_bytes: instead of `rank`: bytes of the whole delta. Each step of rank goes to the
+            matrix where a byte gains the most of ‖I − B‖².
+        seed: seed of the random start of the decomposition.
+        attached: leave the factors beside the weights of linear and embedding layers, with λ as a
+            scalar of their forward pass, instead of merging them. Only `pa_fast.load` supports it.
 
-    Ranks are multiples of 16, rounded up, which is what the matrix units of a GPU take at a time.
+    Ranks are rounded up to multiples of 16, the step of a GPU's matrix units.
 
     Numerics: factors are U·√S and √S·V, rounded to the live dtype. A merge is
         `pa_kernels.reference.lowrank`, UV summed in fp32: one order, and so one result, per device.
@@ -66,7 +66,7 @@ class LowRankStore(Store):
         first of the largest rank that it could pay for.
 
     Raises:
-        UsageError: more than one of rank, energy and budget, or one that cannot be.
+        UsageError: more than one of rank, energy and budget, or one that is not valid.
     """
 
     rank: int | None = None
@@ -100,11 +100,11 @@ class LowRankStore(Store):
 
     @classmethod
     def of_options(cls, budget: int | None = None, **options: Any) -> Store:
-        """See `Store.of_options`; `budget` in bytes."""
+        """Return the store of these options, `budget` in bytes; see `Store.of_options`."""
         return cls(budget_bytes=budget, **options)
 
     def describe(self) -> str:
-        """All options in one line."""
+        """Return all options in one line."""
         size = f"rank {self.rank}"
         if self.energy is not None:
             size = f"energy {self.energy:g}"
@@ -113,10 +113,10 @@ class LowRankStore(Store):
         return f"{self.name}{' attached' if self.attached else ''}, {size}, seed {self.seed}"
 
     def encode(self, sources: Sequence[Source]) -> Iterator[Entry]:
-        """The entry of each source, in order and one at a time.
+        """Yield the entry of each source, in order and one at a time.
 
         Raises:
-            UsageError: the budget does not even hold the tensors that have no rank.
+            UsageError: the budget is too small for the tensors that have no rank.
             DataError: a difference is not finite.
         """
         paid = None if self.budget_bytes is None else self._paid(sources, self.budget_bytes)
@@ -131,8 +131,8 @@ class LowRankStore(Store):
             yield DenseEntry(source.instruct.to(source.device)) if cut is None else cut.factors()
 
     def _enough(self, source: Source, most: int, share: float) -> _Decomposition | None:
-        """As many directions as hold `share` of the energy; None where they would cost more than
-        the whole."""
+        """Return as many directions as hold `share` of the energy; None if they would cost more
+        than the tensor in full."""
         rank = 0
         while rank < most:
             rank = min(max(2 * rank, 2 * RANK_STEP), most)
@@ -144,7 +144,7 @@ class LowRankStore(Store):
         return None
 
     def _paid(self, sources: Sequence[Source], budget: int) -> list[int]:
-        """The rank of each source that the budget pays for."""
+        """Return the rank of each source that the budget pays for."""
         most = [largest_rank(source) for source in sources]
         whole = sum(source.instruct.nbytes for source, top in zip(sources, most) if not top)
         rest = budget - whole
@@ -167,7 +167,8 @@ class LowRankStore(Store):
         self._merge.run_(lam)
 
     def spans(self, k: int) -> Iterator[slice]:
-        """See `Store.spans`: whole rows, and as far as it goes whole tiles of them."""
+        """Yield pieces of whole rows and, where possible, of whole tiles of rows; see
+        `Store.spans`."""
         live = self.live[k]
         width = max(live.shape[-1], 1)
         largest = max((span.stop - span.start for span in spans(live)), default=0)
@@ -180,8 +181,8 @@ class LowRankStore(Store):
         rows = slice(span.start // width, span.stop // width)
         return self._merge.merged(k, rows, lam).reshape(-1)
 
-    def ends(self, k: int, span: slice) -> tuple[Tensor, Tensor]:
-        """See `Store.ends`: the base, and W(1)."""
+    def endpoints(self, k: int, span: slice) -> tuple[Tensor, Tensor]:
+        """Return the base and W(1); see `Store.endpoints`."""
         return self.base[k].view(-1)[span], self.merged(k, span, 1.0)
 
     @classmethod
@@ -199,7 +200,8 @@ class LowRankStore(Store):
 
     @classmethod
     def pinned(cls, entry: Factors, copy_of: Callable[[Tensor], Tensor]) -> Factors:
-        """See `Store.pinned`: factors are small, and stay where they are."""
+        """Return `entry` unchanged: factors are small, and stay on the device; see
+        `Store.pinned`."""
         return entry
 
     @classmethod
@@ -208,8 +210,8 @@ class LowRankStore(Store):
 
 
 def largest_rank(source: Source) -> int:
-    """The largest rank at which factors are smaller than the whole tensor; 0 for what has no rank,
-    or is not finite."""
+    """Return the largest rank at which factors are smaller than the tensor in full; 0 for tensors
+    without a rank, or not finite."""
     shape = source.base.shape
     if len(shape) not in (2, 3) or not source.base.numel():
         return 0
@@ -221,17 +223,17 @@ def largest_rank(source: Source) -> int:
 
 
 def rank_bytes(source: Source) -> int:
-    """What one more rank of a matrix, or of every matrix of a stack, costs."""
+    """Return the bytes of one more rank of a matrix, or of every matrix of a stack."""
     stack, (height, width) = math.prod(source.base.shape[:-2]), source.base.shape[-2:]
     return stack * (height + width) * source.dtype.itemsize
 
 
 def spend(gains: Sequence[Sequence[float]], costs: Sequence[int], budget: int) -> list[int]:
-    """How many steps each tensor gets: always the next one with the largest gain per byte, as long
-    as it can be paid.
+    """Return the number of steps for each tensor: a step always goes to the tensor with the largest
+    gain per byte, as long as the budget pays for it.
 
     Args:
-        gains: for each tensor what each further step gains, descending.
+        gains: for each tensor the gain of each further step, descending.
         costs: for each tensor the bytes of a step.
     """
     steps = [0] * len(gains)
@@ -260,11 +262,11 @@ class _Decomposition:
 
     @property
     def energy(self) -> float:
-        """‖I − B‖² of all."""
+        """‖I − B‖² of all matrices."""
         return math.fsum(matrix.energy for matrix in self.matrices)
 
     def gains(self) -> Tensor:
-        """What each rank holds of it, fp64 [R] on the host."""
+        """Return the share of the energy of each rank, fp64 [R] on the host."""
         return torch.stack([matrix.s.double().square() for matrix in self.matrices]).sum(0).cpu()
 
     def cut(self, rank: int) -> _Decomposition:

@@ -1,5 +1,5 @@
-"""The packed store: for every weight the code from which W(λ′) follows W(λ), and nothing of base
-and instruct beside it: the live copy itself is all that is known of them."""
+"""The packed store: for every weight a code from which W(λ′) follows W(λ). Base and instruct are
+not kept: the live copy and the codes determine them."""
 
 from __future__ import annotations
 
@@ -34,29 +34,28 @@ _SAMPLES, _SAMPLE = 24, 1 << 16
 
 @dataclass
 class PackedStore(Store):
-    """Codes of 8 or 16 bits for each tensor, whichever take fewer bytes; a tensor that would cost
-    more so is held whole.
+    """Codes of 8 or 16 bits for each tensor, whichever take fewer bytes. A tensor for which codes
+    would take more is held in full.
 
-    Whole is also what does not fit the codes: tensors of fp32, sides that the live dtype does not
-    hold exactly, and merges that are rounded to another dtype first. A switch starts from what the
-    live tensors hold. So what it reads is summed, and a foreign write, or a switch that did not
-    finish, makes them stale: to be written again from the base.
+    Tensors that codes cannot represent are held in full too: tensors of fp32, sides that the live
+    dtype does not hold exactly, and merges that are rounded to another dtype first. A switch starts
+    from what the live tensors hold. So it sums what it reads: a foreign write, or a switch that did
+    not finish, makes the tensors stale, and they must be written again from the base.
 
     Args:
-        lo, hi: the λ that it is for, [0, 1] among them. Wider ones cost: past [0, 1] a code stands
-            only for weights that stay in one power of two all the way, the others are kept with
-            both their values.
+        lo, hi: the range of λ, which includes [0, 1]. A wider range costs more: past [0, 1] a code
+            represents only weights that stay within one power of two over the whole range; for the
+            others both values are kept.
 
-    Numerics: bit for bit the contract between base and instruct, within the range; no switch rounds
-    anything away.
+    Numerics: bit for bit the contract between base and instruct, within the range; switches lose
+    nothing to rounding.
     Cost: 1 to 1.5 bytes per bf16 weight where I − B is up to 4 % of the weights, 2.5 at 23 %,
-        beside the live 2; 6 of them per exception. A switch reads and writes the live copy and
-        reads the codes. Encoding reads the sources once or twice and proves each tensor by two
-        switches, and two more where the range is wider than [0, 1]; scratch for two copies of the
-        largest.
+        beside the live 2; 6 bytes per exception. A switch reads and writes the live copy and reads
+        the codes. Encoding reads the sources once or twice and checks each tensor by two switches,
+        and two more if the range is wider than [0, 1]; scratch for two copies of the largest.
 
     Raises:
-        UsageError: the range leaves out 0 or 1, or is not finite.
+        UsageError: the range does not include 0 and 1, or is not finite.
     """
 
     lo: float = 0.0
@@ -87,15 +86,15 @@ class PackedStore(Store):
         return cls(*options.get("range", ()))
 
     def describe(self) -> str:
-        """All options in one line."""
+        """Return all options in one line."""
         usual = (self.lo, self.hi) == (0.0, 1.0)
         return self.name if usual else f"{self.name}, λ from {self.lo:g} to {self.hi:g}"
 
     def encode(self, sources: Sequence[Source]) -> Iterator[Entry]:
-        """The entry of each source, in order and one at a time.
+        """Yield the entry of each source, in order and one at a time.
 
         Raises:
-            DataError: codes do not give back what they were made of.
+            DataError: codes do not reproduce the weights that they were made of.
         """
         for source in sources:
             base, instruct = source.on_device()
@@ -111,12 +110,12 @@ class PackedStore(Store):
         entry = PackedTensor.encode(b, i, (self.lo, self.hi))
         if entry is None or entry.nbytes >= base.nbytes + instruct.nbytes:
             return None
-        _prove(source.name, entry, b, i)
+        _check_codes(source.name, entry, b, i)
         return entry
 
     def estimate(self, sizes: Sequence[TensorSize]) -> int:
-        """Bytes of the codes, by pieces of the largest tensors; as many as dense where nothing is
-        at hand."""
+        """Return the bytes of the codes, estimated from pieces of the largest tensors; those of
+        dense if no tensors are at hand."""
         largest = sorted(sizes, key=lambda size: -size.beside_bytes)
         sampled = [size.sides for size in largest if size.sides is not None][:_SAMPLES]
         taken = whole = 0
@@ -140,7 +139,7 @@ class PackedStore(Store):
 
     def set_(self, lam: float | Sequence[float]) -> None:
         assert not self._stale, "what these tensors hold is not known: restore_ them first"
-        self._stale = True  # until the last byte is written, and was right before
+        self._stale = True  # until the last byte is written, and the bytes before it were right
         self._switch.run_(lam)
         wrong = self._switch.wrong()
         if wrong:
@@ -151,7 +150,7 @@ class PackedStore(Store):
         """Write W(0) into every live tensor, whatever it held, from its base; see `Store.restore_`.
 
         Raises:
-            WeightsError: a base is gone, or is not the one that these tensors began with.
+            WeightsError: a base is gone, or is not the one that these tensors were bound to.
         """
         self._stale = True
         for k, live in enumerate(self.live):
@@ -175,11 +174,12 @@ class PackedStore(Store):
         self._stale = False
 
     def known_sum(self, k: int) -> int | None:
-        """See `Store.known_sum`: without its base, a tensor is known by its sum alone."""
+        """Return the sum of a tensor whose base is gone, by which alone it is known; see
+        `Store.known_sum`."""
         return self._switch.sums()[k] if self._kept(k) is None else None
 
     def merged(self, k: int, span: slice, lam: float) -> Tensor:
-        """See `Store.merged`; from base and codes."""
+        """Merge from base and codes; see `Store.merged`."""
         base = self._kept(k)
         assert base is not None, "ask `known_sum` first"
         start, end = self._from_base(k, span, base)
@@ -187,8 +187,9 @@ class PackedStore(Store):
         pa_kernels.lerp_([out], [start], [end], lam)
         return out
 
-    def ends(self, k: int, span: slice) -> tuple[Tensor, Tensor]:
-        """See `Store.ends`: from the base, or else from the live weights themselves."""
+    def endpoints(self, k: int, span: slice) -> tuple[Tensor, Tensor]:
+        """Return the endpoints from the base or, without one, from the live weights; see
+        `Store.endpoints`."""
         base = self._kept(k)
         if base is not None:
             return self._from_base(k, span, base)
@@ -201,7 +202,7 @@ class PackedStore(Store):
         return start, packed_target(start, self.entries[k], span)
 
     def _kept(self, k: int) -> Tensor | None:
-        """The base of tensor k, if it is at hand."""
+        """Return the base of tensor k, if it still exists."""
         base = self.base[k]
         return base if isinstance(base, Tensor) else base()
 
@@ -246,16 +247,16 @@ class PackedStore(Store):
 
 
 def _exactly(side: Tensor, dtype: torch.dtype) -> Tensor | None:
-    """`side` in `dtype`, or None if that would change it."""
+    """Return `side` in `dtype`; None if that would change it."""
     if side.dtype == dtype:
         return side
     narrowed = side.to(dtype)
     return narrowed if bool(same_bits(narrowed.to(side.dtype), side).all()) else None
 
 
-def _prove(name: str, entry: PackedTensor, base: Tensor, instruct: Tensor) -> None:
-    """Switch a copy of the base to λ = 1, to the ends of the range and back, as live weights will,
-    and compare bit for bit."""
+def _check_codes(name: str, entry: PackedTensor, base: Tensor, instruct: Tensor) -> None:
+    """Switch a copy of the base to λ = 1, to the limits of the range and back, as live weights will
+    be, and compare bit for bit."""
     live = base.clone()
     packed = pa_kernels.Packed([live], [entry])
     packed.holds(0.0)

@@ -1,5 +1,5 @@
-"""How far a delta is from the difference that it stands for: error, energy and bytes, tensor by
-tensor, as it is encoded."""
+"""Quality of a delta: error, energy and bytes, compared with the difference that it approximates,
+tensor by tensor, as it is encoded."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ from pa_fast.stores.store import Entry, Source, Store, tapped
 
 @dataclass(frozen=True)
 class TensorQuality:
-    """One tensor of a delta; D = I − B is what it stands for, D′ = W(1) − B what it gives.
+    """Quality of one tensor of a delta, where D = I − B is the exact difference and D′ = W(1) − B
+    that of the delta.
 
     Attributes:
         kind: of its entry: whole, index, bitmap, packed8, packed16 or factors.
         parameters, bytes: of the tensor; of its entry.
         norm: ‖D‖_F.
-        relative_error: ‖D − D′‖_F / ‖D‖_F; 0 where nothing is lost, NaN where D = 0 and D′ is not,
-            or D is not finite.
-        energy: ‖D′‖_F² / ‖D‖_F²; 1 where nothing is lost. A cut keeps 1 − error² of it, rescaled
+        relative_error: ‖D − D′‖_F / ‖D‖_F; 0 if nothing is lost, NaN if D = 0 and D′ ≠ 0, or D is
+            not finite.
+        energy: ‖D′‖_F² / ‖D‖_F²; 1 if nothing is lost. A cut keeps 1 − error² of it; rescaled
             weights have more than D.
     """
 
@@ -41,12 +42,12 @@ class TensorQuality:
 
 @dataclass(frozen=True)
 class Divergence:
-    """How a lossy model speaks at one λ, beside the exact merge.
+    """Divergence of a lossy model from the exact merge at one λ.
 
     Attributes:
         lam: key of λ.
         kl: KL(exact ‖ lossy), nats per token.
-        agreement: share of the tokens before which both expect the same one most.
+        agreement: share of the tokens for which both models have the same most likely token.
     """
 
     lam: str
@@ -56,8 +57,8 @@ class Divergence:
 
 @dataclass(frozen=True)
 class OnText:
-    """Divergences over the tokens of a text, cut into windows as perplexity cuts them; `sha256` is
-    that of the file."""
+    """Divergences over the tokens of a text, cut into windows as for perplexity; `sha256` is that
+    of the file."""
 
     sha256: str
     tokens: int
@@ -68,17 +69,17 @@ class OnText:
 
 @dataclass(frozen=True)
 class QualityReport:
-    """What a delta loses and what it costs.
+    """Loss and cost of a delta.
 
     Attributes:
-        name, options: of the store; the latter are all of them, in one line.
-        lossless: whether the delta's end is the instruct model.
+        name, options: of the store; all options, in one line.
+        lossless: whether the delta's endpoint W(1) is the instruct model.
         parameters, bytes, bytes_per_parameter: of the model's tensors that follow λ, and of the
             delta's entries, as in a file.
         relative_error, energy: of all tensors as one vector.
         mean_error, mean_energy: means over tensors, weighted by their parameters.
         tensors: one row for each live tensor.
-        text: what it does to the model, where a text was given.
+        text: divergence of the model from the exact merge, if a text was given.
     """
 
     name: str
@@ -95,12 +96,13 @@ class QualityReport:
     text: OnText | None = None
 
     def to_json(self) -> str:
-        """One JSON document with the fields of this class; null for what is not finite."""
+        """Return the fields of this class as one JSON document; null for values that are not
+        finite."""
         return json.dumps(_nulled(asdict(self)), indent=1, ensure_ascii=False, allow_nan=False)
 
     @classmethod
     def from_json(cls, document: str) -> QualityReport:
-        """The report that `to_json` wrote; null becomes NaN."""
+        """Return the report that `to_json` wrote; null becomes NaN."""
         fields = json.loads(document)
         rows = tuple(TensorQuality(**_filled(row)) for row in fields.pop("tensors"))
         text = fields.pop("text")
@@ -131,8 +133,8 @@ class Sums:
 
 
 class Measured:
-    """Measures what a store encodes: give `store` where that one is wanted, and ask for the report
-    afterwards.
+    """Measurement of the entries that a store encodes: use the attribute `store` in its place, then
+    call `report`.
 
     Cost: one more read of the sources, and of a low-rank delta one merge.
     """
@@ -150,7 +152,7 @@ class Measured:
         return entry
 
     def report(self) -> QualityReport:
-        """The report of what was encoded last."""
+        """Return the report of the last encoding."""
         rows = tuple(row for row, _ in self._rows.values())
         parameters, size = sum(row.parameters for row in rows), sum(row.bytes for row in rows)
         total = sum((part for _, part in self._rows.values()), Sums())
@@ -175,7 +177,7 @@ class Measured:
 
 
 def report(store: Store, sources: Sequence[Source]) -> QualityReport:
-    """What `store` makes of the sources, one entry at a time."""
+    """Return the report of `store` on the sources, one entry at a time."""
     measured = Measured(store)
     for _ in measured.store.encode(sources):
         pass
@@ -183,20 +185,20 @@ def report(store: Store, sources: Sequence[Source]) -> QualityReport:
 
 
 def sums(source: Source, entry: Entry) -> Sums:
-    """How the end that live weights reach with `entry` lies to the source's, span by span."""
+    """Compare the endpoint that live weights reach with `entry` with the source's, span by span."""
     base, instruct = source.on_device()
-    # never written: a dtype and a place
+    # never written: it gives the dtype and the device
     live = torch.empty(source.base.shape, dtype=source.dtype, device=source.device)
     store = registry.owner(entry)()
     store.bind([live], [base], [entry], [source.intermediate_dtype])
 
-    def over(span: slice) -> Sums:
-        start, end = (side.float() for side in store.ends(0, span))
+    def span_sums(span: slice) -> Sums:
+        start, end = (side.float() for side in store.endpoints(0, span))
         delta, kept = instruct.view(-1)[span].float() - start, end - start
         return Sums(*(float(part.double().square().sum()) for part in (delta, delta - kept, kept)))
 
     run = over_cores if source.device.type == "cpu" else map
-    return sum(run(over, store.spans(0)), Sums())
+    return sum(run(span_sums, store.spans(0)), Sums())
 
 
 def _nulled(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Which stores there are: the one place that knows them by name and by type. A new store is one
+"""The registry of stores, the one module that knows them by name and by type. A new store is one
 class and one line here."""
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ STORES = {store.name: store for store in _CLASSES}
 
 
 def automatic() -> tuple[Store, ...]:
-    """What `auto` takes: the first of them that fits the device."""
+    """Return the stores that `auto` tries, in order: it takes the first that fits the device."""
     return DenseStore(), PackedStore()
 
 
 def named(store: str | Store) -> Store:
-    """The store of that name with its default options, or the one given; `auto` is the first that
-    it would take.
+    """Return the store of that name with its default options, or the one given. `auto` is the first
+    store that it would try.
 
     Raises:
         UsageError: there is no such store.
@@ -44,10 +44,10 @@ def named(store: str | Store) -> Store:
 
 
 def encoding(format: str | Store, options: Mapping[str, Any]) -> Store:
-    """The store that a delta is encoded with: of that name with `options`, or the one given.
+    """Return the store to encode a delta with: that of the name with `options`, or the one given.
 
     Raises:
-        UsageError: there is no such store, or an option is not one of its.
+        UsageError: there is no such store, or it has no such option.
     """
     if isinstance(format, str) and format not in STORES:
         raise UsageError(f"format `{format}` is not available", f"available: {', '.join(STORES)}")
@@ -63,10 +63,10 @@ def encoding(format: str | Store, options: Mapping[str, Any]) -> Store:
 
 
 def owner(entry: Entry) -> type[Store]:
-    """The store whose entry this is."""
+    """Return the store that an entry belongs to."""
     return next(store for store in STORES.values() if isinstance(entry, store.entry))
 
 
 def kinds() -> dict[str, type[Store]]:
-    """What delta files call entries → the store that they belong to."""
+    """Return kind of entry in delta files → the store that it belongs to."""
     return {kind: store for store in STORES.values() for kind in store.kinds}

@@ -1,8 +1,8 @@
-"""Which weights a sparse delta moves: masks over the flat elements of a tensor, made piece by
+"""Masks of the weights that a sparse delta moves, over the flat elements of a tensor, made piece by
 piece.
 
-All of them are functions of values, names and places alone, so that no order and no cutting of the
-work changes them.
+They are functions of values, names and element numbers alone, so they do not depend on the order or
+the cutting of the work.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from pa_kernels.reference import mix, same_bits
 from torch import Tensor
 
 SPAN = 1 << 20
-"""Elements per unit of work: scratch of some 30 MB per core where places are hashed in int64, a
-third of it elsewhere."""
+"""Elements per unit of work: scratch of some 30 MB per core where element numbers are hashed in
+int64, a third of it elsewhere."""
 
 _ROUND = 64  # pieces whose results may wait to be taken
 # a magnitude's bits are counted by their high part first, then by the low 16 within one high part
@@ -26,8 +26,8 @@ _HIGH = 16
 
 
 def changed(base: Tensor, instruct: Tensor) -> Tensor:
-    """Where some λ changes the merge: base and instruct, in fp32 where their dtypes differ, have
-    different bits. Bool [N]."""
+    """Return where some λ changes the merge: where base and instruct have different bits, in fp32
+    if their dtypes differ. Bool [N]."""
 
     def differ(b: Tensor, i: Tensor, _: int) -> Tensor:
         return ~(same_bits(b, i) if b.dtype == i.dtype else same_bits(b.float(), i.float()))
@@ -35,8 +35,9 @@ def changed(base: Tensor, instruct: Tensor) -> Tensor:
     return _mask(differ, base, instruct)
 
 
-def drawn(name: str, base: Tensor, instruct: Tensor, density: float, seed: int) -> Tensor:
-    """DARE's draw among the changed weights: each is kept with probability `density`. Bool [N].
+def dare_mask(name: str, base: Tensor, instruct: Tensor, density: float, seed: int) -> Tensor:
+    """Return DARE's draw among the changed weights: each is kept with probability `density`. Bool
+    [N].
 
     Element j is kept where mix(lo32(j) ^ mix(hi32(j) ^ crc32(name) ^ seed)) < density · 2³².
 
@@ -45,8 +46,8 @@ def drawn(name: str, base: Tensor, instruct: Tensor, density: float, seed: int) 
     limit, key = int(density * 2**32), zlib.crc32(name.encode()) ^ seed
 
     def keep(b: Tensor, i: Tensor, start: int) -> Tensor:
-        place = torch.arange(start, start + b.numel(), device=b.device)
-        noise = mix((place & 0xFFFFFFFF) ^ mix((place >> 32) ^ key))
+        element = torch.arange(start, start + b.numel(), device=b.device)
+        noise = mix((element & 0xFFFFFFFF) ^ mix((element >> 32) ^ key))
         return (noise < limit) & changed(b, i)
 
     return _mask(keep, base, instruct)
@@ -54,16 +55,16 @@ def drawn(name: str, base: Tensor, instruct: Tensor, density: float, seed: int) 
 
 @dataclass(frozen=True)
 class Cut:
-    """The K largest of many |I − B|: all whose fp32 bits are above `bits`, and the first `ties` of
-    those equal to it."""
+    """A threshold that selects the K largest of many |I − B|: all whose fp32 bits are above `bits`,
+    and the first `ties` of those equal to it."""
 
     bits: int
     ties: int
 
 
 def largest(pairs: Callable[[], Iterable[tuple[Tensor, Tensor]]], count: int) -> Cut:
-    """The cut above which lie `count` of the changed weights of all (base, instruct) that `pairs()`
-    goes over, twice.
+    """Return the cut that selects `count` of the changed weights of all (base, instruct) in
+    `pairs()`, which is called twice.
 
     Cost: two reads of the pairs; nothing is sorted, and nothing of their size is kept.
     """
@@ -92,8 +93,8 @@ def largest(pairs: Callable[[], Iterable[tuple[Tensor, Tensor]]], count: int) ->
 
 
 def above(cut: Cut, base: Tensor, instruct: Tensor) -> tuple[Tensor, Cut]:
-    """Which elements `cut` selects, bool [N], and the cut that is left for what comes after
-    them."""
+    """Return the elements that `cut` selects, bool [N], and the cut that remains for the tensors
+    after them."""
     mask = _mask(lambda b, i, _: magnitude(b, i) > cut.bits, base, instruct)
     rest = cut.ties
     for start in range(0, base.numel(), SPAN) if rest else ():
@@ -107,14 +108,14 @@ def above(cut: Cut, base: Tensor, instruct: Tensor) -> tuple[Tensor, Cut]:
 
 
 def magnitude(base: Tensor, instruct: Tensor) -> Tensor:
-    """The bits of |I − B| in fp32 as int32, which order as the magnitudes do; NaN stands above
+    """Return the bits of |I − B| in fp32 as int32, which order as the magnitudes do, with NaN above
     all."""
     return (instruct.float() - base.float()).abs().view(torch.int32)
 
 
 def _crossing(counts: Tensor, wanted: int) -> tuple[int, int]:
-    """The highest bin down to which `wanted` are counted (bin 0 if there are fewer), and how many
-    lie above it."""
+    """Return the highest bin down to which `wanted` are counted (bin 0 if there are fewer), and the
+    number above that bin."""
     down = counts.flip(0).cumsum(0)
     step = min(int((down < wanted).sum()), counts.numel() - 1)
     return counts.numel() - 1 - step, int(down[step] - counts.flip(0)[step])
@@ -130,8 +131,8 @@ def _mask(work: Callable[[Tensor, Tensor, int], Tensor], base: Tensor, instruct:
 def _over(
     work: Callable[[Tensor, Tensor, int], Tensor], base: Tensor, instruct: Tensor
 ) -> Iterator[Tensor]:
-    """`work(base, instruct, start)` of every piece of two flat tensors, in order; on a CPU one core
-    per piece."""
+    """Yield `work(base, instruct, start)` of every piece of two flat tensors, in order; on a CPU
+    one core per piece."""
 
     def one(start: int) -> Tensor:
         return work(base[start : start + SPAN], instruct[start : start + SPAN], start)

@@ -1,5 +1,5 @@
-"""The sparse store: base and target values at the positions that the delta moves; everything else
-holds the base for good."""
+"""The sparse store: base and target values at the positions that the delta changes; all other
+elements always hold the base."""
 
 from __future__ import annotations
 
@@ -30,44 +30,44 @@ from pa_fast.stores.store import (
 )
 
 SELECTIONS = {"exact": None, "topk": None, "ties": 0.2, "dare": None}
-"""What can be selected, and the density that goes without saying."""
+"""Selections, with their default density."""
 
 SCOPES = ("tensor", "global")
 
 ROW_BYTES = 512
-"""Bytes that are summed as they are, before their sum is multiplied by an odd number of its own:
-rows much shorter cost more than reading them."""
+"""Bytes per row of a sum: the sum of each row is multiplied by an odd number of its own. With much
+shorter rows that costs more than reading them."""
 
 
 @dataclass
 class SparseStore(Store):
-    """A delta at positions only, and which those are. A tensor that would cost more so than whole
-    is held whole.
+    """The values of a delta at selected positions, and the positions. A tensor that would cost more
+    so than in full is held in full.
 
-    Elsewhere λ changes nothing, so a switch writes nothing there. Its sum over those elements,
-    which no λ changes either, says whether somebody else did: a tensor with another one is written
-    anew from the base, which is read for that and to verify alone.
+    At other positions λ changes nothing, so a switch writes nothing there. The sum of those
+    elements shows whether something else wrote to them: then the tensor is written anew from the
+    base. The base is read for that, and to verify, and for nothing else.
 
     Args:
-        select: `exact`: all weights that differ, so nothing is lost (for pairs that differ in few,
-            as after RL or DPO); `topk`: the largest |I − B|; `ties`: the same for each tensor, a
-            fifth unless told (TIES-merging's trim); `dare`: each differing weight with probability
-            `density`, its difference divided by it.
+        select: `exact`: all weights that differ, so nothing is lost (for pairs that differ in few
+            weights, as after RL or DPO); `topk`: the largest |I − B|; `ties`: the same for each
+            tensor, a fifth of it by default (TIES-merging's trim); `dare`: each differing weight
+            with probability `density`, its difference divided by `density`.
         density: share of the weights that is kept, in (0, 1].
-        scope: whether `topk` takes that share of each `tensor` or of all, `global`.
-        seed: of `dare`: the draw belongs to (seed, name, place), whatever the order or the cutting
-            of the work.
+        scope: whether `topk` takes that share of each `tensor`, or of all weights (`global`).
+        seed: seed of `dare`. The draw is a function of (seed, name, element), whatever the order or
+            the cutting of the work.
 
-    Numerics: W(λ) is the contract between B and D, D being B where nothing is selected; ties of
-    magnitude go by position.
+    Numerics: W(λ) is the contract between B and D, where D is B at positions that are not selected.
+    Of equal magnitudes the first are selected.
     Cost: per moved bf16 weight 4 bytes and its position: 2 bytes, or 1 bit per weight of the tensor
-        where more than 1/16 move. A switch writes at the positions alone, and reads everything else
-        once, to see that nobody else has written there. Encoding takes 3 reads of the sources for
+        if more than 1/16 move. A switch writes only at the positions, and reads everything else
+        once, to see that nothing else has written there. Encoding takes 3 reads of the sources for
         `topk` and `ties`, else 1; scratch of 2 bytes per weight of the largest tensor.
     Source: TIES: Yadav et al., arXiv 2306.01708. DARE: Yu et al., arXiv 2311.03099.
 
     Raises:
-        UsageError: an option that does not exist, or that the selection does not take.
+        UsageError: an option that does not exist, or that the selection does not accept.
     """
 
     select: str = "exact"
@@ -109,7 +109,7 @@ class SparseStore(Store):
             raise UsageError(f"seed {self.seed}", "give a number from 0 to 4294967295")
 
     def describe(self) -> str:
-        """All options in one line."""
+        """Return all options in one line."""
         options = [f"{self.name} {self.select}"]
         if self.density is not None:
             scope = f" {self.scope}" if self.select == "topk" else ""
@@ -119,7 +119,7 @@ class SparseStore(Store):
         return ", ".join(options)
 
     def encode(self, sources: Sequence[Source]) -> Iterator[Entry]:
-        """The entry of each source, in order and one at a time.
+        """Yield the entry of each source, in order and one at a time.
 
         Raises:
             DataError: a rescaled weight does not fit into the live dtype.
@@ -130,7 +130,9 @@ class SparseStore(Store):
             if self.select == "exact":
                 mask = selection.changed(base, instruct)
             elif self.select == "dare":
-                mask = selection.drawn(source.name, base, instruct, self.density or 0, self.seed)
+                mask = selection.dare_mask(
+                    source.name, base, instruct, self.density or 0, self.seed
+                )
             elif cut is not None:
                 mask, cut = selection.above(cut, base, instruct)
             else:
@@ -193,15 +195,15 @@ class SparseStore(Store):
         self._base_sums: list[int] | None = None
 
     def set_(self, lam: float | Sequence[float]) -> None:
-        """Write W(λ) at the positions, and where something else has written elsewhere, all of
-        it."""
+        """Write W(λ) at the positions, and rewrite tensors to which something else has written
+        elsewhere."""
         expected = self._base_sums
         assert expected is not None, "what these tensors hold is not known: restore_ them first"
         self.rewrite_({k for k, total in enumerate(self._sums()) if total != expected[k]})
         self._setting.run_(lam)
 
     def restore_(self, base_of: Callable[[int], Tensor | None] = lambda k: None) -> None:
-        """Write the base, everywhere; see `Store.restore_`."""
+        """Write the base everywhere; see `Store.restore_`."""
         self.rewrite_(range(len(self.live)))
         if self._base_sums is None:
             self._base_sums = self._sums()
@@ -225,8 +227,8 @@ class SparseStore(Store):
             out.view(bits)[piece.positions()] = values.view(bits)
         return out
 
-    def ends(self, k: int, span: slice) -> tuple[Tensor, Tensor]:
-        """See `Store.ends`; in fp32."""
+    def endpoints(self, k: int, span: slice) -> tuple[Tensor, Tensor]:
+        """Return the endpoints in fp32; see `Store.endpoints`."""
         piece = cut(self.entries[k], span)
         base = self.base[k].view(-1)[span].to(self.live[k].device).float()
         target = base.clone()
@@ -234,8 +236,8 @@ class SparseStore(Store):
         return base, target
 
     def _sums(self) -> list[int]:
-        """For each entry a sum of the live elements that no λ changes, mod 2⁶⁴. One read, and one
-        wait for the device."""
+        """Return for each entry a sum of the live elements that no λ changes, mod 2⁶⁴. One read,
+        and one wait for the device."""
         totals: list[int] = [0] * len(self.live)
         if self._pieces:
             parts = over(lambda piece: self._sum(*piece), self._pieces, self.live[0])
@@ -244,8 +246,8 @@ class SparseStore(Store):
         return [total % 2**64 for total in totals]
 
     def _sum(self, k: int, span: slice, piece: SparseTensor) -> Tensor:
-        """What the elements `span` add to that sum: Σ over rows of odd(row) · Σ of their 64-bit
-        words, int64 []."""
+        """Return what the elements `span` add to that sum: Σ over rows of odd(row) · Σ of their
+        64-bit words, int64 []."""
         with inference():
             live = self.live[k].view(-1)[span]
             data = live.view(torch.uint8)
@@ -259,10 +261,12 @@ class SparseStore(Store):
             factors = _row_factors(rows.numel(), live.device)
             total = (rows * factors).sum()
             if piece.count:
-                places, per_word = piece.positions(), 8 // live.itemsize
-                values = live.view(BITS[live.dtype])[places].long() & ((1 << 8 * live.itemsize) - 1)
-                values <<= (places % per_word) * (8 * live.itemsize)
-                total -= (values * factors[places // (ROW_BYTES // live.itemsize)]).sum()
+                positions, per_word = piece.positions(), 8 // live.itemsize
+                values = live.view(BITS[live.dtype])[positions].long() & (
+                    (1 << 8 * live.itemsize) - 1
+                )
+                values <<= (positions % per_word) * (8 * live.itemsize)
+                total -= (values * factors[positions // (ROW_BYTES // live.itemsize)]).sum()
             return total * (2 * span.start + 1)
 
     def _rounded_base(self, k: int, span: slice) -> Tensor:
@@ -293,13 +297,14 @@ class SparseStore(Store):
 
 
 def unchanged(base: Tensor) -> SparseTensor:
-    """A delta of nothing, by which a tensor is its base at every λ."""
+    """Return an empty delta, with which a tensor is its base at every λ."""
     none, where = base.reshape(-1)[:0], torch.zeros(0, dtype=torch.int64, device=base.device)
     return SparseTensor.encode(where, none, none, base.numel())
 
 
 def cut(entry: SparseTensor, span: slice) -> SparseTensor:
-    """The part of `entry` within `span`, which begins with a tile; views, but for `starts`."""
+    """Return the part of `entry` within `span`, which begins with a tile; views, except for
+    `starts`."""
     tile = TILE[entry.kind]
     starts = entry.starts[span.start // tile : -(-span.stop // tile) + 1]
     first, last = starts[[0, -1]].tolist()

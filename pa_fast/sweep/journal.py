@@ -170,8 +170,8 @@ class Journal:
     def _make_folder(self, name: str) -> None:
         try:
             for folder in ((self.folder / name).parent, self.folder / name):
-                if not files.check_own_folder(folder):
-                    folder.mkdir(exist_ok=True)
+                files.check_own_folder(folder)
+                folder.mkdir(exist_ok=True)
                 files.sync_folder(folder.parent)
         except OSError as error:
             raise OutputError(

@@ -16,7 +16,7 @@ from pa_fast.checkpoint.measure import (
     StoreSize,
     delta_sums,
     fidelity,
-    place,
+    module_path,
     short_names,
     store_size,
 )
@@ -192,7 +192,7 @@ def test_store_sizes() -> None:
     ],
 )
 def test_places(name: str, layer: int | None, module: str) -> None:
-    assert (place(name).layer, place(name).module) == (layer, module)
+    assert (module_path(name).layer, module_path(name).module) == (layer, module)
 
 
 def test_short_names_drop_what_all_layers_share() -> None:

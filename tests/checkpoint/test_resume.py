@@ -181,7 +181,7 @@ def test_everything_at_once_goes_on_after_kills(tmp_path: Path) -> None:
     with children(tmp_path, **ALL) as run:
         check_kills(tmp_path, pair, run, 4)
     said = read_provenance(tmp_path / "out")
-    assert said and (said.options.extra_rows, str(said.recipe.rounding)) == (
+    assert said and (said.options.extra_rows, str(said.spec.rounding)) == (
         "instruct",
         "stochastic, seed 3",
     )
@@ -216,7 +216,7 @@ def test_everything_at_once_goes_on_after_kills(tmp_path: Path) -> None:
     "changed",
     [{"seed": 4}, {"rule": None}, {"rounding": "nearest", "seed": None}, {"dtype": "float16"}],
 )
-def test_only_the_same_recipe_goes_on(tmp_path: Path, changed: dict[str, Any]) -> None:
+def test_only_the_same_merge_goes_on(tmp_path: Path, changed: dict[str, Any]) -> None:
     pair = uneven(tmp_path)
     for options, resumed in ((ALL | changed, 0), (ALL, 2)):
         with pytest.raises(KeyboardInterrupt):

@@ -128,7 +128,7 @@ def test_every_switch_gives_the_fresh_merge(store: Store, sources: list[Source])
         for t, span in each(composite, live):
             piece = live[t].view(-1)[span]
             assert equal(piece, composite.merged(t, span, lams[t])), (sources[t].name, lams[t])
-            base, end = composite.ends(t, span)
+            base, end = composite.endpoints(t, span)
             if store.exact:
                 expected = torch.empty_like(piece)
                 pa_kernels.lerp_([expected], [base], [end], lams[t])

@@ -87,17 +87,21 @@ def test_the_draw_is_the_hash_of_name_place_and_seed(span: int) -> None:
     place, seed = np.arange(20_000, dtype=np.uint64), 12345
     noise = mix(place ^ mix(np.array([zlib.crc32(b"w") ^ seed], np.uint64)))
     expected = (noise < int(0.3 * 2**32)) & (i.numpy() != 0)
-    found = selection.drawn("w", b, i, 0.3, seed).numpy()
+    found = selection.dare_mask("w", b, i, 0.3, seed).numpy()
     assert np.array_equal(found, expected)
     assert abs(found.sum() / (i != 0).sum().item() - 0.3) < 0.02
-    assert not np.array_equal(found, selection.drawn("v", b, i, 0.3, seed).numpy())
-    assert not np.array_equal(found, selection.drawn("w", b, i, 0.3, seed + 1).numpy())
+    assert not np.array_equal(found, selection.dare_mask("v", b, i, 0.3, seed).numpy())
+    assert not np.array_equal(found, selection.dare_mask("w", b, i, 0.3, seed + 1).numpy())
 
 
 def test_the_draw_of_neighbours_and_of_seeds_is_independent() -> None:
     b, i = torch.zeros(1 << 18), torch.ones(1 << 18)
-    one = selection.drawn("w", b, i, 0.5, 0).double() - 0.5
-    for other in (one.roll(1), one.roll(4096), selection.drawn("w", b, i, 0.5, 1).double() - 0.5):
+    one = selection.dare_mask("w", b, i, 0.5, 0).double() - 0.5
+    for other in (
+        one.roll(1),
+        one.roll(4096),
+        selection.dare_mask("w", b, i, 0.5, 1).double() - 0.5,
+    ):
         # of independent fair coins this is a standard normal number
         assert abs(float((4 * one * other).sum()) / (1 << 9)) < 4
 

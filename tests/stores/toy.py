@@ -54,14 +54,14 @@ class ToyStore(Store):
             live.copy_(self.merged(k, slice(0, live.numel()), lams[k]).view(live.shape))
 
     def merged(self, k: int, span: slice, lam: float) -> Tensor:
-        base, target = self.ends(k, span)
+        base, target = self.endpoints(k, span)
         out = torch.empty(base.shape, dtype=self.live[k].dtype, device=base.device)
         pa_kernels.lerp_(
             [out], [base], [target], lam, intermediate_dtypes=[self.intermediate_dtypes[k]]
         )
         return out
 
-    def ends(self, k: int, span: slice) -> tuple[Tensor, Tensor]:
+    def endpoints(self, k: int, span: slice) -> tuple[Tensor, Tensor]:
         base = self.base[k].view(-1)[span]
         steps = self.entries[k].steps.view(-1)[span]
         return base, (base.view(torch.int16) + steps).view(base.dtype)
