@@ -27,7 +27,7 @@ PARTS = (
     (
         "first write: sources checked, both ends written and compared",
         "pa_fast.live.endpoints",
-        "FirstWrite.write_",
+        "InitialWrite.write_",
     ),
     ("switch", "pa_fast.stores.composite", "CompositeStore.set_"),
     ("proof: a fresh merge beside the live copy", "pa_fast.live.weights", "LiveWeights.changed"),

@@ -13,9 +13,13 @@ MODES = ("nearest", "stochastic")
 
 @dataclass(frozen=True)
 class Rounding:
-    """`nearest`, ties to even; or `stochastic`: up or down by noise of (seed, tensor name, place),
-    so that the weights follow λ on average where nearest swallows updates of less than half a unit
-    in the last place.
+    """`nearest`, ties to even; or `stochastic`: up or down by noise of (seed, tensor name, index),
+    so that the weights follow λ on average where nearest drops updates of less than half a unit in
+    the last place.
+
+    Example:
+        rounding = pa_fast.Rounding("stochastic", seed=0)
+        lm = pa_fast.load(base, instruct, rounding=rounding)
 
     Raises:
         UsageError: no such mode, or no such seed.
@@ -29,7 +33,7 @@ class Rounding:
             raise UsageError(
                 f"rounding `{self.mode}` is not available", f"available: {', '.join(MODES)}"
             )
-        if not self.drawn:
+        if not self.is_stochastic:
             if self.seed is not None:
                 raise UsageError(
                     f"seed {self.seed} with rounding `nearest`",
@@ -57,13 +61,13 @@ class Rounding:
         return rounding
 
     @property
-    def drawn(self) -> bool:
-        """Whether elements have noise."""
+    def is_stochastic(self) -> bool:
+        """True if each element is rounded by its own noise."""
         return self.mode == "stochastic"
 
     def key(self, name: str) -> int | None:
-        """The key of the noise of checkpoint tensor `name`, 32 bits: crc32(name) ^ seed; None where
-        none is drawn."""
+        """Return the 32-bit key of the noise of checkpoint tensor `name`, crc32(name) ^ seed; None
+        where rounding is to nearest."""
         return None if self.seed is None else zlib.crc32(name.encode()) ^ self.seed
 
     def __str__(self) -> str:

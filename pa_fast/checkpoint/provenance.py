@@ -135,7 +135,7 @@ def read_provenance(folder: Path) -> Provenance | None:
         if not isinstance(lam, str) or not isinstance(dtype, str):
             raise TypeError
         rounding = Rounding(found["rounding"], found.get("seed"))
-        if rounding.drawn and found.get("seed") is None:
+        if rounding.is_stochastic and found.get("seed") is None:
             raise ValueError
         recipe = MergeSpec(
             Lambda(lam),
@@ -167,7 +167,11 @@ def model_card(provenance: Provenance, out: str, hub_ids: Sequence[str] = ()) ->
     lam = provenance.recipe.lam.key
     rounding, rule = provenance.recipe.rounding, provenance.recipe.rule
     options = [] if provenance.dtype == "auto" else ["--dtype", provenance.dtype]
-    options += ["--rounding", rounding.mode, "--seed", str(rounding.seed)] if rounding.drawn else []
+    options += (
+        ["--rounding", rounding.mode, "--seed", str(rounding.seed)]
+        if rounding.is_stochastic
+        else []
+    )
     options += ["--rule", "rule.yaml"] if rule else []
     options += provenance.options.arguments()
     rows = (

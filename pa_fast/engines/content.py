@@ -195,7 +195,9 @@ class Content:
         """Whether a tensor is a map of the only tensor in the files that it may be made of."""
         tensor = one.tensor
         place = (
-            maps.place(tensor) if tensor.device.type == "cpu" and tensor.is_contiguous() else None
+            maps.position(tensor)
+            if tensor.device.type == "cpu" and tensor.is_contiguous()
+            else None
         )
         for key in (keys[0] for keys in one.sources if len(keys) == 1):
             info = self.checkpoint.tensors[key]

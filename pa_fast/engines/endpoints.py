@@ -127,7 +127,7 @@ class Proof:
         ends: dict[float, Mapping[str, torch.Tensor | FirstRows]] = {}
         notes = []
         for lam, side in ((0.0, "base"), (1.0, "instruct")):
-            if options.rounding.drawn and _is_drawn(loaded, side):
+            if options.rounding.is_stochastic and _is_drawn(loaded, side):
                 notes.append(
                     f"the {side} model is rounded stochastically: the live tensors were not"
                     " compared with it as loaded"

@@ -173,7 +173,7 @@ class LoadOptions:
                 raise UsageError(
                     f"{option} `{value}` is not available", f"available: {', '.join(known)}"
                 )
-        if self.rounding.drawn and self.description is not None:
+        if self.rounding.is_stochastic and self.description is not None:
             raise UsageError("stochastic rounding of a delta file", _NEAREST)
         if self.attached and self.rule is not None:
             raise UsageError(
@@ -184,7 +184,7 @@ class LoadOptions:
 
     def check_split(self) -> None:
         """Raise UsageError for what a model that is split over processes cannot be."""
-        if self.rounding.drawn:
+        if self.rounding.is_stochastic:
             raise UsageError(
                 "stochastic rounding of a model that is split over processes", _NEAREST
             )

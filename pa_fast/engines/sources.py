@@ -93,7 +93,7 @@ class FolderSources(Sources):
             self.identity = identity(options, b, i, self.store, self.tokenizer)
         for content in self._contents.values():
             content.check_source(ranks)
-        if options.rounding.drawn:
+        if options.rounding.is_stochastic:
             traced.check_elementwise(
                 {name: tensor for name, tensor in loaded.live.items() if tensor.is_floating_point()}
             )
@@ -169,7 +169,7 @@ def _planned(options: LoadOptions, loaded: Loaded) -> Plan | None:
     """Store and residency for a pair that is about to be allocated."""
     if options.description is not None or options.attached:
         return None
-    drawn = options.auto and options.rounding.drawn
+    drawn = options.auto and options.rounding.is_stochastic
     store = options.store if drawn or not options.auto else "auto"
     reason = {"reason": "stochastic rounding is of dense deltas alone"} if drawn else {}
     return planner.plan(

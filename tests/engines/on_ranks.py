@@ -161,7 +161,9 @@ def a_rank_holds_its_shards_and_no_more(world: World) -> None:
     )  # transformers 5.24 maps shards of rows, 5.17 copies all
     part, maps = lm.weights._part, FileMaps()
     for tensor in (*(binding.live for binding in part._bindings), *part._store.beside()):
-        assert maps.place(tensor) is not None or tensor.untyped_storage().nbytes() == nbytes(tensor)
+        assert maps.position(tensor) is not None or tensor.untyped_storage().nbytes() == nbytes(
+            tensor
+        )
 
 
 def proofs_are_the_same_on_all_ranks(world: World) -> None:
