@@ -391,7 +391,7 @@ def partial_sums_are_refused(world: World) -> None:
             DTensor.from_local(torch.ones(4), mesh, [Partial()], run_check=False)
         )
         sides.append(side)
-    world.refused(EngineError, "`bias` is a partial sum", lambda: layout.check(*sides))  # type: ignore[arg-type]
+    world.refused(EngineError, "`bias` is a partial sum", lambda: layout.check_split(*sides))  # type: ignore[arg-type]
 
 
 class Likelihood:
