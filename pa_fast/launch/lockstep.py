@@ -78,7 +78,9 @@ def sweep(
         for lam, names, checksum in ranks.broadcast("the missing points", missing):
             queue = [
                 in_step[name]
-                for name in ranks.broadcast("the evaluators that are left", repeats.left(names))
+                for name in ranks.broadcast(
+                    "the evaluators that are left", repeats.remaining(names)
+                )
             ]
             for record in visit(
                 lm, lam, queue, checksum, recording.progress if recording else None

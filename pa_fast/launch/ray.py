@@ -200,7 +200,7 @@ class _Pool:
             self._bury(place, error, recording)
             return True
         self._queue = deque(
-            (lam, left) for lam, names in self._queue if (left := self._repeats.left(names))
+            (lam, left) for lam, names in self._queue if (left := self._repeats.remaining(names))
         )
         if not self._queue:
             return False
