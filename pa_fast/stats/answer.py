@@ -151,6 +151,10 @@ def analyse(
             `{"ifeval": 0.98}`: λ that do not keep it significantly are not chosen.
         level: of bands and of the set of λ*.
 
+    Example:
+        scores = {lam: evaluate(lam) for lam in pa_fast.lambdas("0:1:0.1")}  # λ → pa_fast.Score
+        print(analyse([Evaluation.of("accuracy", scores)]).sentence)
+
     Raises:
         UsageError: no evaluator of that name, no score, or a share that is not in (0, 1].
         StatisticsError: an evaluator in `keep` has no intervals.
