@@ -309,7 +309,7 @@ class LiveWeights:
 
         Example:
             live = dict(model.named_parameters())
-            weights = pa_fast.LiveWeights.open(live, base, "delta/delta.safetensors")
+            weights = pa_fast.LiveWeights.open(live, base, "delta")
 
         Cost: reads the base three times and the file twice, of packed tensors once more each. On a
             CPU what the file holds stays a memory map of it.
