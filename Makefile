@@ -2,7 +2,7 @@
 #   VENV=path    virtual environment to use or make (default .venv)
 #   COMPAT=path  environment of the newest packages (default .venv-compat); COMPAT_TESTS=tests/engines runs a part there
 #   WORKERS=n    processes that tests are shared by (default: one a core; 0: none but pytest's own)
-#   BENCH=args   further arguments of `make bench` for pytest, e.g. BENCH="-k load"
+#   BENCH=args   further arguments of `make bench`, e.g. BENCH="-k load"
 #   TORCH=spec   what to install where torch is missing, e.g. TORCH="torch --index-url https://download.pytorch.org/whl/cpu"
 VENV ?= .venv
 PYTHON ?= python3

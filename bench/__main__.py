@@ -1,24 +1,40 @@
 """`make bench`, or `python -m bench`: correctness first, then every benchmark that this machine can
 run, then the report.
 
-Where a test of the ops fails nothing is timed and no speed is printed. Further arguments go to
-pytest: `python -m bench -k load`. Results go to bench/results; docs/benchmarks.md and its figure
+Where a test of the ops fails nothing is timed and no speed is printed. `-k load` runs the
+benchmarks whose names hold `load`. Results go to bench/results; docs/benchmarks.md and its figure
 are brought up to date by a whole run of `PA_FAST_BENCH_SIZE=1b`.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import pathlib
-import re
-import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from bench import report
-from bench.cases import asked_size
-from bench.machine import ROOT
+from bench.cases import requested_size
+from bench.suite import tests_passed
+
+NAMES = (
+    "lerp",
+    "per_lambda",
+    "sweep",
+    "merge",
+    "inspect",
+    "load",
+    "lm_eval",
+    "shared_prefix",
+    "encode",
+    "start",
+    "checksum",
+    "packed",
+    "sparse",
+    "lowrank",
+    "workers",
+)
+"""Modules of bench.cpu, each with a stage of the same name."""
 
 CHECKS = (
     *(
@@ -42,6 +58,11 @@ QUOTED = "1b"
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument(
+        "-k",
+        metavar="NAMES",
+        help=f"parts of names, with `or` between: of {', '.join(NAMES)}",
+    )
+    parser.add_argument(
         "--check",
         action="append",
         metavar="TESTS",
@@ -51,74 +72,47 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--out", type=pathlib.Path, default=report.RESULTS, help="folder of the results"
     )
     parser.add_argument(
-        "--json",
-        type=pathlib.Path,
-        default=ROOT / ".benchmarks" / "last.json",
-        help="pytest-benchmark's file",
+        "--json", type=pathlib.Path, default=report.LAST, help="the run, for bench.report"
     )
-    options, asked = parser.parse_known_args(arguments)
+    options = parser.parse_args(arguments)
     try:
-        size = asked_size()
+        size = requested_size()
     except ValueError as wrong:
         parser.error(str(wrong))
-    if not tests_pass(options.check or CHECKS):
+    parts = (options.k or "").split(" or ")
+    names = [name for name in NAMES if any(part.strip() in name for part in parts)]
+    if not names:
+        parser.error(f"no benchmark is called {options.k}; there are: {', '.join(NAMES)}")
+    checks = options.check or CHECKS
+    marks = ("-m", "not slow and not gpu and not triton")
+    tests = tests_passed(*checks, "-x", *marks, PA_FAST_TEST_WALK="8")
+    if not tests:
         print("\na correctness test failed: nothing is timed, no speed is printed", file=sys.stderr)
         return 1
-    kept = options.json.absolute()
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    kept.unlink(missing_ok=True)
-    told = (
-        "-rs",
-        "--durations=8",
-        "--benchmark-enable",
-        "--benchmark-only",
-        f"--benchmark-json={kept}",
+    return time_all(names, options, size, tests)
+
+
+def time_all(names: Sequence[str], options: argparse.Namespace, size: str, tests: str) -> int:
+    """Run the benchmarks and report. Returns the exit code."""
+    from transformers.utils import logging
+
+    from bench.machine import Machine
+    from bench.run import Run, Stage, perform
+
+    logging.disable_progress_bar()
+    measured = report.Report(
+        Machine.here(tests=tests), size, folder=options.out, json=options.json.absolute()
     )
-    # a pair of checkpoints is deleted once its benchmark has passed
-    status = pytest("bench", "-o", "tmp_path_retention_policy=failed", *told, *asked).returncode
-    if not kept.exists():
+    failed = perform(Run(measured), [Stage.at(name, f"bench.cpu.{name}:{name}") for name in names])
+    if not measured.tables:
         print("\nno benchmark finished: there is nothing to report", file=sys.stderr)
-        return status or 1
-    found = report.Report.read([kept])
-    print(f"\n{found.summary()}\n")
-    print(*found.write(options.out), sep="\n")
-    if size == QUOTED and not asked and not status:
-        report.update(found, report.PAGE)
+        return 1
+    print(f"\n{measured.summary()}\n")
+    print(*measured.write(), sep="\n")
+    if size == QUOTED and not options.k and not failed:
+        report.update(measured, report.PAGE)
         print(report.PAGE)
-    return status
-
-
-def tests_pass(tests: Sequence[str]) -> bool:
-    """Run `tests`; nothing passed is not a pass."""
-    print("correctness first …", flush=True)
-    shorter = {"PA_FAST_TEST_WALK": "8", **os.environ}
-    done = pytest(
-        *tests,
-        "-x",
-        "-m",
-        "not slow and not gpu and not triton",
-        stdout=subprocess.PIPE,
-        env=shorter,
-    )
-    passed = re.search(r"(\d+) passed", done.stdout)
-    print(
-        done.stdout if done.returncode else f"{passed[0] if passed else 'nothing passed'}\n",
-        flush=True,
-    )
-    return done.returncode == 0 and passed is not None
-
-
-def pytest(
-    *arguments: str, stdout: int | None = None, env: Mapping[str, str] | None = None
-) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "pytest", *arguments],
-        cwd=ROOT,
-        env=env,
-        stdout=stdout,
-        text=True,
-        check=False,
-    )
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

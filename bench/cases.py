@@ -7,6 +7,8 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
+from pa_fast.throughput.harness import Way, timed
+
 SIZES = ("tiny", "100m", "300m", "1b", "3b")
 """`PA_FAST_BENCH_SIZE`: tiny tries every benchmark out in seconds, 300m is the default, 1b is what
 the README quotes."""
@@ -89,11 +91,15 @@ class Case:
     @property
     def size(self) -> Any:
         """Of this run."""
-        return self.sizes[SIZES.index(asked_size())]
+        return self.sizes[SIZES.index(requested_size())]
 
     @property
     def goal(self) -> str:
         return TARGETS[self.target].goal if self.target else ""
+
+    def time(self, *ways: Way, **options: Any) -> dict[str, Way]:
+        """Time `ways` in turn, in the rounds of this run."""
+        return timed(ways, self.rounds_here, **options)
 
     @property
     def rounds_here(self) -> int:
@@ -124,7 +130,7 @@ JOBS = {
 }
 
 
-def asked_size() -> str:
+def requested_size() -> str:
     """`PA_FAST_BENCH_SIZE`, or 300m."""
     size = os.environ.get("PA_FAST_BENCH_SIZE", "300m")
     if size not in SIZES:

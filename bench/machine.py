@@ -1,4 +1,4 @@
-"""Where figures come from: processor, cores, versions, commit, day."""
+"""Where figures come from: processor or GPU, versions, commit, day, and how the tests went."""
 
 from __future__ import annotations
 
@@ -7,8 +7,13 @@ import importlib.metadata
 import os
 import pathlib
 import platform
+import re
 import subprocess
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGES = ("torch", "triton", "transformers", "safetensors", "numpy", "lm_eval", "ray")
@@ -19,11 +24,13 @@ class Machine:
     """One machine on one day.
 
     Attributes:
-        kind: for file names: "cpu-2-cores".
-        model: the processor, cores that this process may use, vector width and torch's threads.
+        kind: for file names: "cpu-2-cores", "nvidia-h200".
+        model: the processor, cores that this process may use, vector width and torch's threads; or
+            the GPU and its driver.
         versions: "torch 2.13.0, …", Python's first.
         commit: of this tree, with a + where it holds changes that are not committed; empty outside
             git.
+        tests: how those of what is timed went: "93 passed".
     """
 
     kind: str
@@ -31,19 +38,30 @@ class Machine:
     versions: str
     commit: str
     date: str
+    tests: str = ""
 
     @classmethod
-    def here(cls) -> Machine:
+    def here(cls, device: torch.device | None = None, tests: str = "") -> Machine:
+        """This machine, or the GPU `device` of it."""
         import torch
 
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        kind = f"cpu-{cores}-cores"
-        model = (
-            f"{_processor()}, {cores} cores, {torch.backends.cpu.get_cpu_capability()},"
-            f" {torch.get_num_threads()} threads"
-        )
+        if device is not None and device.type == "cuda":
+            name = torch.cuda.get_device_name(device)
+            kind = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+            driver = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+            model = f"{name}, driver {driver.splitlines()[0]}" if driver else name
+        else:
+            has_affinity = hasattr(os, "sched_getaffinity")
+            cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count()
+            kind = f"cpu-{cores}-cores"
+            model = (
+                f"{_processor()}, {cores} cores, {torch.backends.cpu.get_cpu_capability()},"
+                f" {torch.get_num_threads()} threads"
+            )
+        changed = _output("git", "status", "--porcelain", "--untracked-files=no")
+        commit = _output("git", "rev-parse", "--short", "HEAD") + "+" * bool(changed)
         now = datetime.datetime.now(datetime.timezone.utc)
-        return cls(kind, model, _versions(), _commit(), now.date().isoformat())
+        return cls(kind, model, _versions(), commit, now.date().isoformat(), tests)
 
 
 def _processor() -> str:
@@ -57,24 +75,19 @@ def _processor() -> str:
 
 
 def _versions() -> str:
-    found = [f"Python {platform.python_version()}"]
+    versions = [f"Python {platform.python_version()}"]
     for name in PACKAGES:
         try:
-            found.append(f"{name} {importlib.metadata.version(name)}")
+            versions.append(f"{name} {importlib.metadata.version(name)}")
         except importlib.metadata.PackageNotFoundError:
             continue
-    return ", ".join(found)
+    return ", ".join(versions)
 
 
-def _commit() -> str:
-    def git(*command: str) -> str:
-        return subprocess.run(
-            ["git", *command], cwd=ROOT, capture_output=True, text=True, check=True
-        ).stdout.strip()
-
+def _output(*command: str) -> str:
+    """What `command` prints, or nothing where it fails."""
     try:
-        return git("rev-parse", "--short", "HEAD") + "+" * bool(
-            git("status", "--porcelain", "--untracked-files=no")
-        )
-    except (OSError, subprocess.CalledProcessError):
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
         return ""
+    return done.stdout.strip() if done.returncode == 0 else ""

@@ -3,17 +3,19 @@ or rank."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from pa_kernels import Lerp
 
 from bench.cases import Case
-from bench.table import counted, record, timed
+from bench.run import Run
+from pa_fast.throughput.harness import Way, format_large, require_bits
 
 SHAPE = (2048, 5632)
+Switch = Callable[[float], object]
 
 
 @dataclass(frozen=True)
@@ -37,48 +39,35 @@ class Matrices:
         return sum(b.numel() for b in self.base)
 
     def beside_dense(
-        self,
-        benchmark: Any,
-        case: Case,
-        switches: Mapping[str, tuple[int, Callable[[float], object]]],
+        self, run: Run, case: Case, name: str, switches: Mapping[str, tuple[int, Switch]]
     ) -> None:
-        """Time `switches`, each with the bytes that it keeps, beside dense ones, and record them
-        under the name of their op.
+        """Time `switches`, each with the bytes that it keeps, beside dense ones, and record them as
+        switches of `name`.
 
         Low rank and chosen sparse deltas are deltas of their own: each op's file compares the bits
         of its switches first.
         """
         dense = Lerp(self.live, self.base, self.instruct).run_
         dense(0.3)
-        assert torch.equal(self.live[0], torch.lerp(self.base[0], self.instruct[0], 0.3)), (
-            "wrong bits: no speed"
+        require_bits(
+            torch.equal(self.live[0], torch.lerp(self.base[0], self.instruct[0], 0.3)), "dense"
         )
-        kept = {
-            "dense": 4 * self.count,
-            **{name: bytes_ for name, (bytes_, _) in switches.items()},
-            "dense, again": 4 * self.count,
-        }
-        runs = {
-            "dense": dense,
-            **{name: run for name, (_, run) in switches.items()},
-            "dense, again": dense,
-        }
-        lams = iter([k / 1000 for k in range(1, 1000)] * 99)
+        lams = itertools.cycle(k / 1000 for k in range(1, 1000))
 
-        def at_next(run: Callable[[float], object]) -> Callable[[], object]:
-            return lambda: run(next(lams))
+        def way(name: str, kept_bytes: int, switch: Switch) -> Way:
+            return Way(name, lambda: switch(next(lams)), kept_bytes=kept_bytes)
 
-        ways = timed({name: at_next(run) for name, run in runs.items()}, case.rounds_here)
-        name = next(iter(switches)).rsplit(" ", 1)[0]
-        record(
-            benchmark,
+        first = way("dense", 4 * self.count, dense)
+        others = [way(name, *switch) for name, switch in switches.items()]
+        ways = case.time(first, *others, first.again)
+        run.record(
             case.target,
-            f"{name} switches of {counted(self.count)} bf16 weights",
-            [replace(way, kept_bytes=kept[way.name]) for way in ways],
-            against="dense",
-            noise=("dense", "dense, again"),
+            f"{name} switches of {format_large(self.count)} bf16 weights",
+            ways.values(),
+            "dense",
             headline=", ".join(
-                f"{way.name} {ways[0].median_s / way.median_s:.1f} × as fast" for way in ways[1:-1]
+                f"{name} {ways['dense'].median_s / ways[name].median_s:.1f} × as fast"
+                for name in switches
             ),
         )
 

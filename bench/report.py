@@ -1,4 +1,4 @@
-"""From pytest-benchmark's JSON to what people read: a CSV, a Markdown table, and the block of
+"""From tables to what people read: a CSV, a Markdown table, and the block of
 docs/benchmarks.md with its figure.
 
 `python -m bench.report FILE.json …` writes them again from runs of one machine; `--page` also
@@ -10,18 +10,21 @@ from __future__ import annotations
 import argparse
 import csv
 import io
+import itertools
 import json
+import os
 import pathlib
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from bench import figure
 from bench.cases import TARGETS
 from bench.machine import ROOT, Machine
-from bench.table import KEY, Table
+from pa_fast.throughput.harness import Table
 
 RESULTS = ROOT / "bench" / "results"
+LAST = ROOT / ".benchmarks" / "last.json"
 PAGE = ROOT / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 GPU = "needs a GPU: `make gpu`"
@@ -29,51 +32,87 @@ NOISE = "noise"
 """The column of the same version timed twice, the second over the first."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Report:
-    """What one run of the benchmarks found."""
+    """One run of benchmarks: printed and on disk as soon as it is there, so that a kill loses
+    nothing.
+
+    Attributes:
+        folder: where CSV and Markdown go; None keeps the run to itself.
+        json: where the run is kept for `read`.
+        rehearsal: no figure means anything, so none is printed.
+    """
 
     machine: Machine
     size: str
-    tables: tuple[Table, ...]
-    failed: tuple[str, ...] = ()
-    skipped: tuple[str, ...] = ()
+    tables: list[Table] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    folder: pathlib.Path | None = None
+    json: pathlib.Path | None = None
+    rehearsal: bool = False
+    _stem: pathlib.Path | None = field(init=False, default=None, repr=False)
+
+    def add(self, table: Table) -> None:
+        """Print a table and write the run with it; a case that is there already is replaced."""
+        key = (table.target, table.case)
+        self.tables = [one for one in self.tables if (one.target, one.case) != key] + [table]
+        self.tables.sort(key=lambda one: [*TARGETS, one.target].index(one.target))
+        if self.rehearsal:
+            print(*(f"{table.title}: {way.name}" for way in table.ways), sep="\n")
+            if table.goal:
+                print(f"{table.target}: {table.goal}: not judged in a rehearsal", flush=True)
+        else:
+            print(f"\n{table.text()}", flush=True)
+        self.write()
+
+    def note(self, text: str) -> None:
+        """Print a sentence, and write the run with it."""
+        self.notes.append(text)
+        print(f"{text.partition(':')[0]}: a note on what was timed" if self.rehearsal else text)
+        self.write()
 
     @classmethod
     def read(cls, files: Sequence[pathlib.Path]) -> Report:
         """The tables of all `files`; a case that several have is the last one's."""
         runs = [json.loads(file.read_text(encoding="utf-8")) for file in files]
-        found = {}
-        for run in runs:
-            for table in (
-                Table.of(one)
-                for benchmark in run["benchmarks"]
-                for one in benchmark["extra_info"].get(KEY, [])
-            ):
-                found[table.target, table.case] = table
-        order = list(TARGETS)
-        tables = sorted(
-            found.values(),
-            key=lambda table: order.index(table.target) if table.target in order else len(order),
+        tables = {
+            (table.target, table.case): table
+            for run in runs
+            for table in map(Table.from_json, run["tables"])
+        }
+        failed, skipped, notes = (
+            [*itertools.chain.from_iterable(run[name] for run in runs)]
+            for name in ("failed", "skipped", "notes")
         )
-        last = runs[-1]["run"]
-        failed = [name for run in runs for name in run["run"]["failed"]]
-        skipped = [
-            f"{name}: {reason}" for run in runs for name, reason in run["run"]["skipped"].items()
-        ]
-        return cls(
-            Machine(**last["machine"]), last["size"], tuple(tables), tuple(failed), tuple(skipped)
-        )
+        machine = Machine(**runs[-1]["machine"])
+        ordered = sorted(tables.values(), key=lambda one: [*TARGETS, one.target].index(one.target))
+        return cls(machine, runs[-1]["size"], ordered, failed, skipped, notes)
 
-    def write(self, folder: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
-        """The CSV and the Markdown, named by day, machine and size; those of an earlier run that
-        day are replaced."""
-        folder.mkdir(parents=True, exist_ok=True)
-        stem = f"{self.machine.date}-{self.machine.kind}-{self.size}"
-        made = (folder / f"{stem}.csv", folder / f"{stem}.md")
-        for path, text in zip(made, (self.csv(), self.markdown())):
-            path.write_text(text, encoding="utf-8", newline="")
-        return made
+    def write(self) -> list[pathlib.Path]:
+        """Write JSON, CSV and Markdown; the latter are named by day, machine and size, and leave
+        those of an earlier run alone."""
+        texts = {}
+        if self.json is not None:
+            run = {name: vars(self)[name] for name in ("size", "failed", "skipped", "notes")}
+            tables = [table.to_json() for table in self.tables]
+            texts[self.json] = json.dumps({**run, "machine": vars(self.machine), "tables": tables})
+        if self.folder is not None:
+            self._stem = stem = self._stem or self._free_stem(self.folder)
+            texts[stem.with_name(f"{stem.name}.csv")] = self.csv()
+            texts[stem.with_name(f"{stem.name}.md")] = self.markdown()
+        for path, text in texts.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial = path.with_name(f"{path.name}.partial")
+            partial.write_text(text, encoding="utf-8", newline="")
+            os.replace(partial, path)
+        return list(texts)
+
+    def _free_stem(self, folder: pathlib.Path) -> pathlib.Path:
+        name = f"{self.machine.date}-{self.machine.kind}-{self.size}"
+        names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+        return next(folder / name for name in names if not (folder / f"{name}.csv").exists())
 
     def csv(self) -> str:
         """One row for each way of each case."""
@@ -89,26 +128,36 @@ class Report:
         where = {**vars(self.machine), "size": self.size}
         for table in self.tables:
             for way in table.ways:
+                share = {
+                    f"of_{name}": _digits(way.gbps and way.gbps / table.ceilings[name], 4)
+                    if name in table.ceilings
+                    else ""
+                    for name in ("copy", "stream")
+                }
                 yield {
                     **where,
                     "target": table.target,
                     "case": table.case,
                     "way": way.name,
                     "rounds": len(way.seconds),
-                    "median_s": f"{way.median_s:.6g}",
-                    "lowest_s": f"{min(way.seconds):.6g}",
-                    "cpu_s": "" if way.cpu_s is None else f"{way.cpu_s:.6g}",
+                    "median_s": _digits(way.median_s),
+                    "lowest_s": _digits(min(way.seconds)),
+                    "spread": _digits(way.spread, 3),
+                    "cpu_s": _digits(way.cpu_s),
                     "moved_bytes": way.moved_bytes,
-                    "gbps": "" if way.gbps is None else f"{way.gbps:.4g}",
+                    "gbps": _digits(way.gbps, 4),
+                    **share,
                     "peak_bytes": way.peak_bytes,
                     "kept_bytes": way.kept_bytes,
+                    "bytes_per_weight": _digits(way.bytes_per_weight),
                     "wrong_share": way.wrong_share,
                     "effective_lambda": way.effective_lambda,
                     "against": table.against,
-                    "ratio": f"{table.ratio(way):.4g}",
-                    "noise_ratio": table.noise_said,
+                    "ratio": _digits(table.ratio(way), 4),
+                    "noise_ratio": table.noise_text,
                     "goal": table.goal,
                     "headline": table.headline,
+                    "met": "" if table.met is None else table.met,
                     "note": way.note,
                 }
 
@@ -120,25 +169,34 @@ class Report:
             self.promises(),
         ]
         for table in self.tables:
-            about = [
+            words = [
                 f"{table.rounds.capitalize()}; ratios are seconds over those of `{table.against}`."
             ]
-            about += [f"Goal: {table.goal}."] * bool(table.goal) + [
-                f"Here: {table.headline}."
-            ] * bool(table.headline)
-            about += [f"The same version timed twice: {table.noise_said}."] * bool(table.noise)
-            parts += [f"## {table.title}", " ".join(about), _table(*table.cells())]
-        for what, names in (("Failed, so without a speed", self.failed), ("Skipped", self.skipped)):
-            if names:
-                parts.append("\n".join([f"{what}:", *(f"- {name}" for name in names)]))
+            words += [f"Goal: {table.goal}."] * bool(table.goal)
+            words += [f"Here: {table.verdict}."] * bool(table.headline)
+            words += [f"The same version timed twice: {table.noise_text}."] * bool(table.noise_text)
+            columns = table.columns()
+            parts += [
+                f"## {table.title}",
+                " ".join(words),
+                _table(list(columns), list(zip(*columns.values()))),
+            ]
+        for what, lines in (
+            ("Notes", self.notes),
+            ("Failed, so without a speed", self.failed),
+            ("Skipped", self.skipped),
+        ):
+            if lines:
+                parts.append("\n".join([f"{what}:", *(f"- {line}" for line in lines)]))
         return "\n\n".join(parts) + "\n"
 
     def where(self) -> str:
         """The machine, in a sentence."""
         commit = f", commit {self.machine.commit}" if self.machine.commit else ""
+        tests = f", {self.machine.tests}" if self.machine.tests else ""
         return (
-            f"{self.machine.model}; {self.machine.versions}; {self.machine.date}{commit}, size"
-            f" {self.size}."
+            f"{self.machine.model}; {self.machine.versions}; {self.machine.date}{commit}{tests},"
+            f" size {self.size}."
         )
 
     def promises(self) -> str:
@@ -155,15 +213,16 @@ class Report:
 
     def _promised(self) -> list[list[str]]:
         rows = []
+        on_gpu = not self.machine.kind.startswith("cpu")
         for name, target in TARGETS.items():
-            found = [table for table in self.tables if table.target == name and table.headline]
-            for table in found:
-                rows.append(
-                    [name, table.case, table.goal or target.goal, table.headline, table.noise_said]
-                )
-            if target.goal and not found:
-                rows.append([name, target.what, target.goal, "not measured in this run", ""])
-            if target.gpu_goal:
+            measured = [one for one in self.tables if one.target == name and one.headline]
+            goal = target.gpu_goal if on_gpu else target.goal
+            rows += [
+                [name, one.case, one.goal or goal, one.verdict, one.noise_text] for one in measured
+            ]
+            if goal and not measured:
+                rows.append([name, target.what, goal, "not measured in this run", ""])
+            if target.gpu_goal and not on_gpu:
                 rows.append([name, f"{target.what}, on a GPU", target.gpu_goal, GPU, ""])
         return rows
 
@@ -192,7 +251,11 @@ def put(text: str, block: str) -> str:
     return f"{text[: text.index(BEGIN)]}{BEGIN}\n{block}\n{text[text.index(END) :]}"
 
 
-def _table(header: list[str], rows: list[list[str]]) -> str:
+def _digits(value: float | None, digits: int = 6) -> str:
+    return "" if value is None else f"{value:.{digits}g}"
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(
         "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in lines
@@ -213,7 +276,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--page", action="store_true")
     options = parser.parse_args(arguments)
     report = Report.read(options.files)
-    print(*report.write(options.out), sep="\n")
+    report.folder = options.out
+    print(*report.write(), sep="\n")
     if options.page:
         update(report, PAGE)
         print(PAGE)

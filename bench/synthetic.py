@@ -15,6 +15,9 @@ from pa_kernels.cores import over_cores
 
 from pa_fast.checkpoint.folder import INDEX
 from pa_fast.checkpoint.layout import ShardPlan, plan_shards
+from pa_fast.checkpoint.reader import Checkpoint
+from pa_fast.checkpoint.safetensors import torch_dtype
+from pa_fast.checkpoint.streaming import cuts
 from pa_fast.checkpoint.writer import ShardFile
 
 SIZES = {
@@ -23,6 +26,7 @@ SIZES = {
     "300m": (1024, 2816, 18, 16, 16, 32000),
     "1b": (2048, 5632, 18, 32, 8, 32000),
     "3b": (3072, 8192, 26, 24, 8, 64000),
+    "70b": (8192, 28672, 80, 64, 8, 128256),
 }
 """hidden, intermediate, layers, heads, key-value heads, vocabulary."""
 SHARD_BYTES = {"base": 500 * 2**20, "instruct": 700 * 2**20}
@@ -41,29 +45,10 @@ def write_pair(
 
     Cost: 30 bytes of scratch for 2^20 weights on each core.
     """
-    hidden, intermediate, layers, heads, kv_heads, vocabulary = SIZES[size]
-    config = {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "hidden_size": hidden,
-        "intermediate_size": intermediate,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "num_key_value_heads": kv_heads,
-        "vocab_size": vocabulary,
-        "max_position_embeddings": 4096,
-        "rms_norm_eps": 1e-5,
-        "hidden_act": "silu",
-        "tie_word_embeddings": False,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        "dtype": "bfloat16",
-        "rope_theta": 10000.0,
-    }
     rows = [(name, "BF16", shape, math.prod(shape)) for name, shape in shapes(size)]
     with ExitStack() as open_files:
         sides = [
-            _side(folder / side, config, plan_shards(rows, limit), open_files)
+            _side(folder / side, config(size), plan_shards(rows, limit), open_files)
             for side, limit in SHARD_BYTES.items()
         ]
 
@@ -99,6 +84,29 @@ def pair_of(
         yield write_pair(folder, size, relative_delta)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def config(size: str) -> dict[str, object]:
+    """config.json of a Llama of that size."""
+    hidden, intermediate, layers, heads, kv_heads, vocabulary = SIZES[size]
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": hidden,
+        "intermediate_size": intermediate,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "vocab_size": vocabulary,
+        "max_position_embeddings": 4096,
+        "rms_norm_eps": 1e-5,
+        "hidden_act": "silu",
+        "tie_word_embeddings": False,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "dtype": "bfloat16",
+        "rope_theta": 10000.0,
+    }
 
 
 def shapes(size: str) -> list[tuple[str, tuple[int, ...]]]:
@@ -139,3 +147,21 @@ def _side(
         open_files.callback(file.close)
         found |= {slot.name: file for slot in plan.slots}
     return found
+
+
+def read_into_memory(*sides: Checkpoint) -> None:
+    """Read every tensor of `sides` once, over all cores, by the reader that merges use: the floor
+    of what loads, encodes or merges them."""
+    for side in sides:
+        held = {
+            name: torch.empty(info.count, dtype=torch_dtype(info.dtype))
+            for name, info in side.tensors.items()
+        }
+        pieces = [(name, *cut) for name, info in side.tensors.items() for cut in cuts(info.count)]
+        over_cores(
+            lambda at, side=side, held=held: side.chunk(*at, held[at[0]][at[1] : at[2]]), pieces
+        )  # type: ignore[misc]
+
+
+def weight_count(*sides: Checkpoint) -> int:
+    return sum(info.count for side in sides for info in side.tensors.values())

@@ -57,6 +57,21 @@ class SweepSpec:
     ignore_config: tuple[str, ...] = ()
     strip_prefix: tuple[str, ...] = ()
 
+    def load_options(self) -> dict[str, Any]:
+        """The keyword arguments of `load`; those of another engine lack what is not asked for."""
+        options = {name: getattr(self, name) for name in _LOADING}
+        if self.rounding != "nearest":
+            options["seed"] = self.seed
+        if self.residency != "auto":
+            options["residency"] = self.residency
+        return options
+
+
+_LOADING = (
+    *("device", "dtype", "store", "tokenizer", "batch_size", "allow_nonfinite", "delta"),
+    *("rounding", "rule", "extra_rows", "one_sided", "ignore_config", "strip_prefix"),
+)
+
 
 def run_points(job: SweepSpec, points: Iterable[float | str | Lambda]) -> Iterator[Record]:
     """Run every evaluator of `job` at each of `points`, yielding the journal's lines with what
@@ -184,25 +199,7 @@ def engine(job: SweepSpec) -> CompleteEngine:
         from pa_fast.engines.tensor_parallel import load
     else:
         raise UsageError(f"there is no engine `{job.engine}`", f"engines: {', '.join(ENGINES)}")
-    loaded = load(
-        job.base,
-        job.instruct,
-        device=job.device,
-        dtype=job.dtype,
-        store=job.store,
-        tokenizer=job.tokenizer,
-        batch_size=job.batch_size,
-        allow_nonfinite=job.allow_nonfinite,
-        delta=job.delta,
-        rounding=job.rounding,
-        seed=job.seed if job.rounding != "nearest" else None,
-        rule=job.rule,
-        **({} if job.residency == "auto" else {"residency": job.residency}),
-        extra_rows=job.extra_rows,
-        one_sided=job.one_sided,
-        ignore_config=job.ignore_config,
-        strip_prefix=job.strip_prefix,
-    )
+    loaded = load(job.base, job.instruct, **job.load_options())
     if loaded.tokenizer is None:
         looked = job.tokenizer or job.instruct or job.base
         raise EngineError(

@@ -1,5 +1,4 @@
-"""What `pa-fast bench` reports, of a folder's own shapes, and that it gives no speed of wrong
-bits."""
+"""What `pa-fast bench` reports, of a folder's own shapes."""
 
 from __future__ import annotations
 
@@ -9,11 +8,9 @@ import pathlib
 import pytest
 import torch
 
-from pa_fast.errors import UsageError, WeightsError
+from pa_fast.errors import UsageError
 from pa_fast.throughput import RELATIVE, measure
 from pa_fast.throughput.shapes import fitting, shapes
-from pa_fast.throughput.switches import prove
-from pa_fast.throughput.turns import seconds
 from tests.checkpoint.pairs import write_checkpoint
 
 
@@ -45,22 +42,6 @@ def test_all_stores_and_ceilings_of_a_folders_shapes(tmp_path: pathlib.Path) -> 
         "low rank 64, its matrices",
     ):
         assert rows[0.017, what]["gbps"] > 0
-
-
-def test_wrong_bits_have_no_speed() -> None:
-    live = {"w": torch.ones(10_000)}
-    prove("dense", live, lambda name, at: torch.ones(at.stop - at.start))
-    for place in (0, 9_999):
-        live["w"][place] = 2
-        with pytest.raises(WeightsError, match=r"dense: tensor w .* no speed"):
-            prove("dense", live, lambda name, at: torch.ones(at.stop - at.start))
-        live["w"][place] = 1
-
-
-def test_ways_take_turns() -> None:
-    order: list[str] = []
-    seconds({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 2)
-    assert order == ["a", "b"] * 3
 
 
 def test_shapes_that_do_not_exist_or_fit(tmp_path: pathlib.Path) -> None:

@@ -3,52 +3,48 @@ makes it."""
 
 from __future__ import annotations
 
-import math
-
 import torch
 from pa_kernels import checksum as checksum_of
 from pa_kernels import checksum_triton, reference, tiles
 
-from bench.gpu.proof import WrongBits
-from bench.gpu.run import Contender, Run
+from bench.gpu.run import GpuRun
+from bench.run import Skip
+from pa_fast.throughput.harness import Way, format_large, require_bits
 
 
-def checksum(run: Run) -> None:
+def checksum(run: GpuRun) -> None:
     layers = run.scale.layers_for(run.room(), 2)
     sizes = run.scale.sizes(layers)
     if not layers:
-        run.ledger.say(
-            "checksum", "left out: not one layer of an 8B model fits the device memory that is free"
-        )
-        return
+        raise Skip("not one layer of an 8B model fits the device memory that is free")
     live = list(run.random(sum(sizes)).split(sizes))
     flat = [tensor.view(torch.uint8) for tensor in live]
-    count, moved = sum(sizes), sum(tensor.nbytes for tensor in live)
+    moved = sum(tensor.nbytes for tensor in live)
     smallest = min(range(len(live)), key=lambda t: sizes[t])
     expected = checksum_of(live)
-    if expected[smallest] != reference.checksum(live[smallest].cpu()):
-        raise WrongBits(f"checksum: of tensor {smallest}")
-    contenders = {"whole call": Contender(moved, lambda: checksum_of(live))}
-    for launch in (checksum_triton.LAUNCH, *run.some(checksum_triton.CANDIDATES)):
-        if checksum_triton.sums(flat, launch) != [_signed(total) for total in expected]:
-            raise WrongBits(f"checksum with {launch}")
+    wanted = reference.checksum(live[smallest].cpu())
+    require_bits(expected[smallest] == wanted, f"checksum of tensor {smallest}")
+
+    def way(name: str, launch: tiles.Launch) -> Way:
+        sums = checksum_triton.sums(flat, launch)
+        require_bits(sums == [_signed(total) for total in expected], f"checksum with {launch}")
         table = tiles.build([flat], [data.numel() for data in flat], 8 * launch.block)
         totals = torch.zeros(len(flat), dtype=torch.int64, device=run.device)
-        name = (
-            "as shipped" if "as shipped" not in contenders else f"{launch.block}/{launch.threads}"
-        )
-        contenders[name] = Contender(
-            moved,
-            lambda totals=totals, table=table, launch=launch: checksum_triton.add_(
-                totals, table, launch
-            ),
-        )
-    contenders["as shipped, again"] = contenders["as shipped"]
-    rows = run.time("checksum", contenders, count, "as shipped")
-    names = [f"{launch.block}/{launch.threads}" for launch in run.some(checksum_triton.CANDIDATES)]
-    run.choose("checksum", rows, "as shipped", names, "checksum_triton.LAUNCH")
-    spent = (rows["whole call"].ms or math.nan) - (rows["as shipped"].ms or math.nan)
-    run.ledger.say("checksum", f"tables and waiting take {spent:.2f} ms of a whole call")
+        return Way(name, lambda: checksum_triton.add_(totals, table, launch), moved_bytes=moved)
+
+    shipped = way("as shipped", checksum_triton.LAUNCH)
+    candidates = [
+        way(f"{launch.block}/{launch.threads}", launch)
+        for launch in run.some(checksum_triton.CANDIDATES)
+    ]
+    whole = Way("whole call", lambda: checksum_of(live), moved_bytes=moved)
+    ways = run.time(whole, shipped, *candidates, shipped.again)
+    case = f"checksum of {format_large(sum(sizes))} bf16 weights"
+    run.record("", case, ways.values(), shipped.name)
+    names = [candidate.name for candidate in candidates]
+    run.choose(ways, shipped.name, names, "checksum_triton.LAUNCH")
+    spent_s = ways[whole.name].median_s - ways[shipped.name].median_s
+    run.note(f"tables and waiting take {1000 * spent_s:.2f} ms of a whole call")
 
 
 def _signed(total: int) -> int:

@@ -5,18 +5,17 @@ from __future__ import annotations
 
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 
-from bench.gpu.ledger import Row
-from bench.gpu.machine import ROOT
-from bench.gpu.run import Run
+from bench.gpu.run import GpuRun
+from bench.machine import ROOT
+from pa_fast.throughput.harness import Way, by_wall
 
 
-def first_switch(run: Run) -> None:
+def first_switch(run: GpuRun) -> None:
     took: dict[str, list[float]] = {"empty cache": [], "filled cache": [], "second switch": []}
     for _ in range(1 if run.rehearsal else 3):
         with tempfile.TemporaryDirectory() as cache:
@@ -24,17 +23,11 @@ def first_switch(run: Run) -> None:
                 first, second = _process(cache, str(run.device))
                 took[name].append(first)
                 took["second switch"].append(second)
-    for name, seconds in took.items():
-        middle = statistics.median(seconds)
-        spread = (max(seconds) - min(seconds)) / middle
-        run.ledger.add(
-            Row(
-                "first",
-                f"first switch, {name}" if "cache" in name else name,
-                ms=1000 * middle,
-                spread=spread,
-            )
-        )
+    ways = [
+        Way(f"first switch, {name}" if "cache" in name else name, seconds=tuple(seconds))
+        for name, seconds in took.items()
+    ]
+    run.record("", "first switch of a process", ways, "second switch")
 
 
 def _process(cache: str, device: str) -> tuple[float, float]:
@@ -59,12 +52,10 @@ def main(device: str) -> None:
     import torch
     from pa_kernels import Lerp
 
-    from bench.gpu.clock import wall_seconds
-
     b, i = (torch.randn(8192, device=device).bfloat16() for _ in range(2))
     lerp = Lerp([torch.empty_like(b)], [b], [i])
     time.sleep(0.1)
-    print(json.dumps([wall_seconds(lambda: lerp.run_(0.25)) for _ in range(2)]))
+    print(json.dumps([by_wall(lambda: lerp.run_(0.25)).wall_s for _ in range(2)]))
 
 
 if __name__ == "__main__":

@@ -8,26 +8,31 @@ import torch
 from pa_kernels import Lerp, checksum, dense_triton
 from pa_kernels.tiles import Launch
 
+from bench.cases import TARGETS
 from bench.gpu import persistent
-from bench.gpu.pairs import Pair
-from bench.gpu.proof import WrongBits
-from bench.gpu.run import Contender, Run
+from bench.gpu.run import GpuRun
+from bench.pairs import Pair
+from bench.run import Skip
+from pa_fast.throughput.harness import Way, format_large, require_bits
 
 PROGRAMS = (4, 8, 16)
 """Programs a multiprocessor of the persistent candidates."""
 
+LIMITS = {
+    "copy_ + _foreach_lerp_": 1.3,
+    "copy_(torch.lerp()) per tensor": 1.5,
+    "torch.lerp(out=) per tensor": 1.0,
+}
+"""How many times the time of ours each of PyTorch's ways is to take."""
 
-def lerp(run: Run) -> None:
+
+def lerp(run: GpuRun) -> None:
     layers = run.scale.layers_for(run.room(), 6)
     if not layers:
-        run.ledger.say(
-            "lerp", "left out: not one layer of an 8B model fits the device memory that is free"
-        )
-        return
+        raise Skip("not one layer of an 8B model fits the device memory that is free")
     pair = Pair.random(run, run.scale.sizes(layers))
-    lam = run.scale.lams[0]
+    lam, three, five = run.scale.lams[0], 3 * pair.nbytes, 5 * pair.nbytes
     out, base, inst = pair.out, pair.base, pair.inst
-    ours, theirs = 3 * pair.w.nbytes, 5 * pair.w.nbytes
     torch.lerp(pair.b, pair.i, lam, out=pair.w)
     # normal weights of two draws are nowhere −0 on both sides, which is all that torch.lerp does
     # otherwise
@@ -47,56 +52,55 @@ def lerp(run: Run) -> None:
         group.lams.fill_(lam)
         pair.poison()
         group.launch_()
-        pair.prove(name, lam)
-        if checksum([pair.w]) != whole:
-            raise WrongBits(
-                f"{name}: not the bits of torch.lerp, somewhere between the places that were"
-                " looked at"
-            )
-    contenders = {
-        "ours as shipped": Contender(ours, shipped.launch_),
-        **{name: Contender(ours, group.launch_) for name, group in groups.items()},
-        "torch.lerp(out=) per tensor": Contender(
-            ours, lambda: [torch.lerp(b, i, lam, out=w) for w, b, i in zip(out, base, inst)]
+        pair.check(name, lam)
+        require_bits(checksum([pair.w]) == whole, f"{name}, between the places looked at")
+    ours = Way("ours as shipped", shipped.launch_, moved_bytes=three)
+    ways = run.time(
+        ours,
+        *(Way(name, group.launch_, moved_bytes=three) for name, group in groups.items()),
+        Way(
+            "torch.lerp(out=) per tensor",
+            lambda: [torch.lerp(b, i, lam, out=w) for w, b, i in zip(out, base, inst)],
+            moved_bytes=three,
         ),
-        "copy_(torch.lerp()) per tensor": Contender(
-            theirs, lambda: [w.copy_(torch.lerp(b, i, lam)) for w, b, i in zip(out, base, inst)]
+        Way(
+            "copy_(torch.lerp()) per tensor",
+            lambda: [w.copy_(torch.lerp(b, i, lam)) for w, b, i in zip(out, base, inst)],
+            moved_bytes=five,
         ),
-        "copy_ + _foreach_lerp_": Contender(
-            theirs, lambda: (torch._foreach_copy_(out, base), torch._foreach_lerp_(out, inst, lam))
+        Way(
+            "copy_ + _foreach_lerp_",
+            lambda: (torch._foreach_copy_(out, base), torch._foreach_lerp_(out, inst, lam)),
+            moved_bytes=five,
         ),
-        "device copy": Contender(2 * pair.w.nbytes, lambda: pair.w.copy_(pair.b)),
-        "ours as shipped, again": Contender(ours, shipped.launch_),
-    }
-    rows = run.time("lerp", contenders, pair.count, "ours as shipped")
-    best = run.choose("lerp", rows, "ours as shipped", [*groups], "dense_triton.NARROW")
-    tuned = rows[best].gbps or math.nan
-    stream, copy = (
-        tuned / run.stream_gbps,
-        tuned / max(run.copy_gbps, rows["device copy"].gbps or 0),
+        Way("device copy", lambda: pair.w.copy_(pair.b), moved_bytes=2 * pair.nbytes),
+        ours.again,
     )
-    as_is = rows["ours as shipped"].gbps or math.nan
-    run.ledger.verdict(
-        "lerp",
+    best = run.choose(ways, ours.name, [*groups], "dense_triton.NARROW")
+    case = f"switch of {format_large(pair.count)} bf16 weights, {len(out)} tensors"
+    stream = run.ceilings.get("stream", math.nan)
+    copy = max(run.ceilings.get("copy", 0), ways["device copy"].gbps or 0)
+    tuned, as_is = (ways[name].gbps or 0 for name in (best, ours.name))
+    run.record(
         "P1",
-        "≥ 97 % of a flat 2-read-1-write stream, ≥ 100 % of device copy",
-        f"{best}: {stream:.1%} and {copy:.1%}; as shipped {as_is / run.stream_gbps:.1%}",
-        stream >= 0.97 and copy >= 1,
+        case,
+        ways.values(),
+        ours.name,
+        goal=TARGETS["P1"].gpu_goal,
+        headline=(
+            f"{best}: {tuned / stream:.1%} and {tuned / copy:.1%}; as shipped {as_is / stream:.1%}"
+        ),
+        met=tuned >= 0.97 * stream and tuned >= copy,
     )
-    limits = {
-        "copy_ + _foreach_lerp_": 1.3,
-        "copy_(torch.lerp()) per tensor": 1.5,
-        "torch.lerp(out=) per tensor": 1.0,
-    }
-    times = {
-        name: (rows[name].ms or 0) / (rows["ours as shipped"].ms or math.nan) for name in limits
-    }
-    run.ledger.verdict(
-        "lerp",
+    times = {name: ways[name].median_s / ways[ours.name].median_s for name in LIMITS}
+    run.record(
         "P2",
-        "≥ " + ", ".join(f"{limit} × {name}" for name, limit in limits.items()),
-        ", ".join(f"{ratio:.2f} ×" for ratio in times.values()),
-        all(times[name] >= limits[name] for name in limits),
+        case,
+        [ways[name] for name in (ours.name, ours.again.name, *LIMITS)],
+        ours.name,
+        goal=TARGETS["P2"].gpu_goal,
+        headline=", ".join(f"{ratio:.2f} ×" for ratio in times.values()),
+        met=all(times[name] >= limit for name, limit in LIMITS.items()),
     )
 
 

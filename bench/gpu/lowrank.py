@@ -6,25 +6,24 @@ from __future__ import annotations
 import torch
 from pa_kernels import Lerp, LowRank, lowrank_triton, reference
 
-from bench.gpu.proof import WrongBits, poison, spots
-from bench.gpu.run import Contender, Run
+from bench.gpu.run import GpuRun
+from bench.run import Skip
+from pa_fast.throughput.harness import Way, Work, format_large, require_bits, spots
 
 
-def lowrank(run: Run) -> None:
+def lowrank(run: GpuRun) -> None:
     for rank in run.some(run.scale.ranks):
         _of_rank(run, rank)
 
 
-def _of_rank(run: Run, rank: int) -> None:
-    stage = f"lowrank {rank}"
+def _of_rank(run: GpuRun, rank: int) -> None:
     shapes = [
         shape
         for shape in run.scale.matrices
         if shape[0] * shape[1] * 10 * len(run.scale.matrices) <= run.room()
     ]
     if not shapes:
-        run.ledger.say(stage, "left out: too little device memory is free")
-        return
+        raise Skip("too little device memory is free")
     lam = run.scale.lams[0]
     base = [run.random(*shape) for shape in shapes]
     inst, live = [run.random(*shape) for shape in shapes], [torch.empty_like(b) for b in base]
@@ -45,32 +44,34 @@ def _of_rank(run: Run, rank: int) -> None:
     }
     for name, group in groups.items():
         group.lams.fill_(lam)
-        poison(live)
+        for w in live:
+            w.fill_(9)
         group.launch_()
-        _prove(f"low rank {rank}, {name}", live, base, u, v, lam)
+        _check(f"low rank {rank}, {name}", live, base, u, v, lam)
     count, factors = sum(w.numel() for w in live), sum(x.nbytes for x in (*u, *v))
-    moved, kept = 4 * count + factors, 4 + factors / count
-    contenders = {
-        "dense": Contender(6 * count, dense.launch_, 1, 6.0),
-        "low rank as shipped": Contender(
-            moved, shipped.launch_, 1, kept, f"{2 * rank} operations a weight"
-        ),
-        **{name: Contender(moved, group.launch_, 1, kept) for name, group in groups.items()},
-        "torch.addmm(out=) per matrix": Contender(
-            moved,
+
+    def way(name: str, work: Work, note: str = "") -> Way:
+        kept = 4 + factors / count
+        return Way(name, work, 1, 4 * count + factors, kept, note=note)
+
+    ours = way("low rank as shipped", shipped.launch_, f"{2 * rank} operations a weight")
+    ways = run.time(
+        Way("dense", dense.launch_, 1, 6 * count, 6.0),
+        ours,
+        *(way(name, group.launch_) for name, group in groups.items()),
+        way(
+            "torch.addmm(out=) per matrix",
             lambda: [
                 torch.addmm(b, x, y, alpha=lam, out=w) for w, b, x, y in zip(live, base, u, v)
             ],
-            1,
-            kept,
         ),
-        "low rank as shipped, again": Contender(moved, shipped.launch_, 1, kept),
-    }
-    rows = run.time(stage, contenders, count, "dense")
-    run.choose(stage, rows, "low rank as shipped", [*groups], "lowrank_triton.LAUNCH")
+        ours.again,
+    )
+    run.record("", f"low rank {rank} of {format_large(count)} weights", ways.values(), "dense")
+    run.choose(ways, ours.name, [*groups], "lowrank_triton.LAUNCH")
 
 
-def _prove(
+def _check(
     what: str,
     live: list[torch.Tensor],
     base: list[torch.Tensor],
@@ -87,8 +88,5 @@ def _prove(
             found = live[t][at].cpu().float()
             # where base and delta cancel it is 2⁻⁷ of the base that counts
             most = 2**-7 * torch.maximum(wanted.abs(), base[t][at].cpu().float().abs()) + 1e-6
-            if not bool(((found - wanted).abs() <= most).all()):
-                raise WrongBits(
-                    f"{what}: matrix {t}, rows {at.start} to {at.stop} differ by more than 2⁻⁷ from"
-                    " the reference"
-                )
+            near = bool(((found - wanted).abs() <= most).all())
+            require_bits(near, f"{what}: matrix {t}, rows {at.start} to {at.stop}")

@@ -3,53 +3,48 @@ same weights (P3)."""
 
 from __future__ import annotations
 
-import math
-
 from pa_kernels import Lerp, Packed, PackedTensor
 from pa_kernels.packed import triton as packed_triton
 
-from bench.gpu.pairs import Pair
-from bench.gpu.proof import WrongBits
-from bench.gpu.run import Contender, Run
+from bench.gpu.run import GpuRun
+from bench.pairs import Pair
+from bench.run import Skip
+from pa_fast.throughput.harness import Way, Work, format_large, require_bits
 
 GOALS = {0.017: 3.2, 0.044: 3.52}
 """Bytes per weight in all that a delta of so many times the base's norm may take."""
 
 
-def packed(run: Run) -> None:
+def packed(run: GpuRun) -> None:
     for relative, most in run.some(GOALS.items()):
         _of_pair(run, relative, most)
 
 
-def _of_pair(run: Run, relative: float, most: float) -> None:
-    stage = f"packed {relative:g}"
+def _of_pair(run: GpuRun, relative: float, most: float) -> None:
     sizes = _fitting(run)
     if not sizes:
-        run.ledger.say(stage, "left out: not one tensor fits the device memory that is free")
-        return
+        raise Skip("not one tensor fits the device memory that is free")
     pair = Pair.random(run, sizes, relative)
     out, aside = pair.out, run.random(pair.count)
     first, second = run.scale.lams
-    dense = Lerp(out, pair.base, pair.inst)
 
-    def there_and_back(switch: Lerp | Packed) -> None:
+    def there_and_back(switch: Lerp | Packed) -> Work:
         # ends where it began, so that all of them can take turns on the same live tensors
-        switch.run_(second)
-        switch.run_(first)
+        return lambda: (switch.run_(second), switch.run_(first))
 
-    kept = {"dense": 6.0}
-    contenders = {"dense": Contender(3 * pair.w.nbytes, lambda: there_and_back(dense), 2, 6.0)}
+    dense = Way("dense", there_and_back(Lerp(out, pair.base, pair.inst)), 2, 3 * pair.nbytes, 6.0)
+    ways: list[Way] = []
     switches: dict[str, Packed] = {}
     for width in (8, 16):
         entries = [PackedTensor.encode(b, i, width=width) for b, i in zip(pair.base, pair.inst)]
         made = [entry for entry in entries if entry is not None]
         if len(made) < len(entries):
-            run.ledger.say(stage, f"codes of {width} bits left out: exceptions outnumber a tensor")
+            run.note(f"codes of {width} bits left out: exceptions outnumber a tensor")
             continue
         held = sum(entry.nbytes for entry in made)
         for launch in run.some(packed_triton.CANDIDATES):
             name = f"packed {width}-bit, {launch.threads} threads"
-            switch = Packed(out, made)
+            switches[name] = switch = Packed(out, made)
             switch.groups = tuple(
                 packed_triton.Group(group.entries, group.rows, launch) for group in switch.groups
             )
@@ -57,39 +52,35 @@ def _of_pair(run: Run, relative: float, most: float) -> None:
             switch.holds(0.0)
             for lam in (second, first):
                 switch.run_(lam)
-                pair.prove(name, lam)
-            kept[name] = 2 + held / pair.count
-            switches[name] = switch
-            contenders[name] = Contender(
-                2 * pair.w.nbytes + held,
-                lambda switch=switch: there_and_back(switch),
-                2,
-                kept[name],
-            )
-    contenders["device copy"] = Contender(2 * pair.w.nbytes, lambda: aside.copy_(pair.b))
-    contenders["dense, again"] = contenders["dense"]
-    rows = run.time(stage, contenders, pair.count, "dense")
+                pair.check(name, lam)
+            kept = 2 + held / pair.count
+            ways.append(Way(name, there_and_back(switch), 2, 2 * pair.nbytes + held, kept))
+    copy = Way("device copy", lambda: aside.copy_(pair.b), moved_bytes=2 * pair.nbytes)
+    found = run.time(dense, *ways, copy, dense.again)
     for name, switch in switches.items():
         # its own sums, of every switch that was timed: nobody found what another had not left
-        if switch.wrong():
-            raise WrongBits(f"{name}: sums differ from those of the switch before")
-    pair.prove(stage, first)
-    if not switches:
+        require_bits(not switch.wrong(), f"{name}: sums of the switch before")
+    pair.check(f"packed {relative:g}", first)
+    if not ways:
         return
-    smallest = min(kept[name] for name in switches)
-    names = [name for name in switches if kept[name] == smallest]
-    best = min(names, key=lambda name: rows[name].ms or math.inf)
-    ratio = rows[best].ratio or math.nan
-    run.ledger.verdict(
-        stage,
+    smallest = min(way.bytes_per_weight or 0 for way in ways)
+    best = min(
+        (found[way.name] for way in ways if way.bytes_per_weight == smallest),
+        key=lambda way: way.median_s,
+    )
+    ratio = best.median_s / found[dense.name].median_s
+    run.record(
         "P3",
-        f"r = {relative:g}, checksums included: ≤ 1.25 × dense at ≤ {most:g} bytes per weight",
-        f"{best}: {ratio:.2f} × at {smallest:.3f}",
-        ratio <= 1.25 and smallest <= most,
+        f"packed {relative:g}: {format_large(pair.count)} bf16 weights",
+        found.values(),
+        dense.name,
+        goal=f"checksums included: ≤ 1.25 × dense at ≤ {most:g} bytes per weight",
+        headline=f"{best.name}: {ratio:.2f} × at {smallest:.3f}",
+        met=ratio <= 1.25 and smallest <= most,
     )
 
 
-def _fitting(run: Run) -> list[int]:
+def _fitting(run: GpuRun) -> list[int]:
     """As many of the tensors as fit: live, two sides and a spare, codes of both widths, and what
     encoding takes for a while."""
     room, sizes = run.room() // 16, []

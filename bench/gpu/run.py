@@ -1,19 +1,16 @@
-"""One run of stages: where, with which clock and sizes, and what may be compared with what."""
+"""A run of stages on a GPU: its device and sizes, and when a default is to change."""
 
 from __future__ import annotations
 
-import math
-import statistics
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 import torch
 
-from bench.gpu.clock import Clock, Work, clock_of
-from bench.gpu.ledger import Ledger, Row
 from bench.gpu.scale import FULL, Scale, free_bytes
+from bench.run import Run
+from pa_fast.throughput.harness import Way, by_events, by_wall, timed
 
 T = TypeVar("T")
 
@@ -21,52 +18,17 @@ WARM = 2
 """Rounds before those that count: compilation, first touch, clocks."""
 
 
-@dataclass(frozen=True)
-class Contender:
-    """One thing to time.
-
-    Attributes:
-        moved_bytes: read and written by one switch.
-        work: does `switches` of them.
-        bytes_per_weight: kept in all, the live copy included.
-    """
-
-    moved_bytes: int
-    work: Work
-    switches: int = 1
-    bytes_per_weight: float | None = None
-    note: str = ""
-
-
 @dataclass
-class Run:
-    """Device, sizes, ledger and time of a run, and its two ceilings once they are known.
+class GpuRun(Run):
+    """In a rehearsal, without a GPU, every stage walks through the same code at tiny sizes."""
 
-    Attributes:
-        until: `time.monotonic()` at which no further stage starts.
-        copy_gbps, stream_gbps: a device copy; the best known stream of two reads and a write over
-            flat buffers.
-    """
-
-    device: torch.device
-    ledger: Ledger
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     scale: Scale = FULL
     rounds: int = 9
-    until: float = math.inf
-    clock: Clock = field(init=False)
-    copy_gbps: float = math.nan
-    stream_gbps: float = math.nan
-
-    def __post_init__(self) -> None:
-        self.clock = clock_of(self.device)
 
     @property
     def rehearsal(self) -> bool:
         return self.device.type != "cuda"
-
-    @property
-    def left_s(self) -> float:
-        return self.until - time.monotonic()
 
     @property
     def multiprocessors(self) -> int:
@@ -77,7 +39,7 @@ class Run:
         )
 
     def some(self, items: Iterable[T]) -> list[T]:
-        """All of them; in a rehearsal the first, which walks through the same code."""
+        """All of them; in a rehearsal the first."""
         return list(items)[: 1 if self.rehearsal else None]
 
     def room(self) -> int:
@@ -99,53 +61,18 @@ class Run:
             )
         return made
 
-    def medians(
-        self, contenders: Mapping[str, Contender], clock: Clock | None = None
-    ) -> dict[str, list[float]]:
-        """Seconds per switch of each, in turn, round by round, after rounds to warm up."""
-        seconds: dict[str, list[float]] = {name: [] for name in contenders}
-        rounds = self.rounds if not self.rehearsal else 1
-        for round_ in range(rounds + (0 if self.rehearsal else WARM)):
-            for name, contender in contenders.items():
-                took = (clock or self.clock)(contender.work) / contender.switches
-                if self.rehearsal or round_ >= WARM:
-                    seconds[name].append(took)
-        return seconds
-
-    def time(
-        self,
-        stage: str,
-        contenders: Mapping[str, Contender],
-        weights: int,
-        against: str = "",
-        clock: Clock | None = None,
-    ) -> dict[str, Row]:
-        """Time all of them in turn and record a row for each."""
-        seconds = self.medians(contenders, clock)
-        middle = {name: statistics.median(values) for name, values in seconds.items()}
-        return {
-            name: self.ledger.add(
-                Row(
-                    stage,
-                    name,
-                    weights=weights,
-                    moved_bytes=contender.moved_bytes,
-                    bytes_per_weight=contender.bytes_per_weight,
-                    ms=middle[name] * 1000,
-                    spread=(max(seconds[name]) - min(seconds[name])) / middle[name],
-                    gbps=(gbps := contender.moved_bytes / middle[name] / 1e9),
-                    of_copy=gbps / self.copy_gbps,
-                    of_stream=gbps / self.stream_gbps,
-                    ratio=middle[name] / middle[against] if against else None,
-                    against=against,
-                    note=contender.note,
-                )
-            )
-            for name, contender in contenders.items()
-        }
+    def time(self, *ways: Way, whole: bool = False) -> dict[str, Way]:
+        """Time `ways` in turn, by events of the device; `whole` calls as their caller sees them."""
+        return timed(
+            ways,
+            1 if self.rehearsal else self.rounds,
+            measure=by_wall if whole or self.rehearsal else by_events,
+            warm=0 if self.rehearsal else WARM,
+            turn=False,
+        )
 
     def choose(
-        self, stage: str, rows: Mapping[str, Row], shipped: str, names: Sequence[str], setting: str
+        self, ways: Mapping[str, Way], shipped: str, names: Sequence[str], setting: str
     ) -> str:
         """Record which of `names` is fastest, and whether that is reason to change `setting`: by
         more than twice the noise.
@@ -153,13 +80,12 @@ class Run:
         The noise is what `<shipped>, again` differs from `shipped` by, 0.5 % at least. Returns the
         fastest.
         """
-        took = {name: rows[name].ms or math.nan for name in [shipped, f"{shipped}, again", *names]}
+        took = {name: ways[name].median_s for name in (shipped, f"{shipped}, again", *names)}
         noise = max(abs(took[f"{shipped}, again"] / took[shipped] - 1), 0.005)
         best = min(names, key=lambda name: took[name])
         gain = took[shipped] / took[best] - 1
         change = "change" if gain > 2 * noise else "keep"
-        self.ledger.say(
-            stage,
-            f"{change} {setting}: {best} is {gain:+.1%} faster than {shipped} (noise {noise:.1%})",
+        self.note(
+            f"{change} {setting}: {best} is {gain:+.1%} faster than {shipped} (noise {noise:.1%})"
         )
         return best

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-Shape = tuple[int, ...]
+from pa_fast.throughput.shapes import Shape, shapes
 
 
 @dataclass(frozen=True)
@@ -60,18 +60,11 @@ class Scale:
         return max(min(self.layers, (int(room_bytes / bytes_per_weight) - fixed) // each), 0)
 
 
+_8B = shapes("8b")
+
 FULL = Scale(
-    layer=(
-        (4096, 4096),
-        (1024, 4096),
-        (1024, 4096),
-        (4096, 4096),
-        *((14336, 4096),) * 2,
-        (4096, 14336),
-        (4096,),
-        (4096,),
-    ),
-    outside=((128256, 4096), (128256, 4096), (4096,)),
+    layer=tuple(_8B[:9]),
+    outside=tuple(_8B[-3:]),
     layers=32,
     packed=(1 << 26,) * 32,
     sparse=(1 << 26,) * 32,

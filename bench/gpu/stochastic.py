@@ -5,17 +5,18 @@ from __future__ import annotations
 from pa_kernels import Lerp, dense_triton
 from pa_kernels.reference import Draw
 
-from bench.gpu.pairs import Pair
-from bench.gpu.run import Contender, Run
+from bench.gpu.run import GpuRun
+from bench.pairs import Pair
+from bench.run import Skip
+from pa_fast.throughput.harness import Way, format_large
 
 
-def stochastic(run: Run) -> None:
+def stochastic(run: GpuRun) -> None:
     sizes = [size for size in run.scale.packed if size * 6 * len(run.scale.packed) <= run.room()]
     if not sizes:
-        run.ledger.say("stochastic", "left out: too little device memory is free")
-        return
+        raise Skip("too little device memory is free")
     pair = Pair.random(run, sizes)
-    lam, moved = run.scale.lams[0], 3 * pair.w.nbytes
+    lam, moved = run.scale.lams[0], 3 * pair.nbytes
     draws = [Draw(1000 + t) for t in range(len(sizes))]
     nearest = Lerp(pair.out, pair.base, pair.inst)
     shipped = Lerp(pair.out, pair.base, pair.inst, draws=draws)
@@ -31,18 +32,14 @@ def stochastic(run: Run) -> None:
         group.lams.fill_(lam)
         pair.poison()
         group.launch_()
-        pair.prove(name, lam, draws)
-    contenders = {
-        "nearest": Contender(moved, nearest.launch_),
-        "stochastic as shipped": Contender(moved, shipped.launch_),
-        **{name: Contender(moved, group.launch_) for name, group in groups.items()},
-        "stochastic as shipped, again": Contender(moved, shipped.launch_),
-    }
-    rows = run.time("stochastic", contenders, pair.count, "nearest")
-    run.choose(
-        "stochastic",
-        rows,
-        "stochastic as shipped",
-        [*groups],
-        "the stochastic launch of dense_triton",
+        pair.check(name, lam, draws)
+    ours = Way("stochastic as shipped", shipped.launch_, moved_bytes=moved)
+    ways = run.time(
+        Way("nearest", nearest.launch_, moved_bytes=moved),
+        ours,
+        *(Way(name, group.launch_, moved_bytes=moved) for name, group in groups.items()),
+        ours.again,
     )
+    case = f"stochastic rounding of {format_large(pair.count)} bf16 weights"
+    run.record("", case, ways.values(), "nearest")
+    run.choose(ways, ours.name, [*groups], "the stochastic launch of dense_triton")

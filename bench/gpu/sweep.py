@@ -5,30 +5,25 @@ from __future__ import annotations
 import cProfile
 import io
 import pstats
-import tempfile
 import time
 from dataclasses import dataclass, field
 
 import torch
 
 import pa_fast
-from bench.gpu.clock import settle
-from bench.gpu.ledger import Row
-from bench.gpu.run import Run
+from bench.cases import TARGETS
+from bench.gpu.run import GpuRun
+from bench.run import Skip
 from pa_fast.base import Engine, Score
 from pa_fast.engines.transformers import LambdaModel
+from pa_fast.throughput.harness import Way, format_large, wait
 
-GOAL = "11 λ, all but the forward passes: ≤ 1 % of the run"
 
-
-def sweep(run: Run) -> None:
+def sweep(run: GpuRun) -> None:
     scale = run.scale
     layers = scale.layers_for(run.room() * 3 // 4, 6)
     if not layers:
-        run.ledger.say(
-            "sweep", "left out: not one layer of an 8B model fits the device memory that is free"
-        )
-        return
+        raise Skip("not one layer of an 8B model fits the device memory that is free")
     model = _model(run, layers)
     live = {name: parameter.data for name, parameter in model.named_parameters()}
     base = {name: tensor.clone() for name, tensor in live.items()}
@@ -36,41 +31,50 @@ def sweep(run: Run) -> None:
     count = sum(tensor.numel() for tensor in live.values())
     began = time.perf_counter()
     weights = pa_fast.LiveWeights.bind(live, base, instruct, "dense")
-    settle()
-    run.ledger.add(Row("sweep", "bind", weights=count, ms=1000 * (time.perf_counter() - began)))
+    wait()
+    bound_s = time.perf_counter() - began
     engine = LambdaModel(
         model, None, weights, {"engine": "made on the device"}, {}, scale.tokens[0]
     )
     ids = torch.randint(0, scale.vocabulary, scale.tokens, device=run.device)
     Forward(ids, 1)(engine)  # the first pass chooses its kernels
     forward = Forward(ids, scale.batches)
-    with tempfile.TemporaryDirectory() as folder:
-        began = time.perf_counter()
-        pa_fast.sweep(engine, scale.lambdas, [forward], f"{folder}/run")
-        whole = time.perf_counter() - began
-        profile = cProfile.Profile()
-        profile.runcall(
-            pa_fast.sweep,
-            engine,
-            scale.lambdas,
-            [Forward(ids, 1)],
-            f"{folder}/profiled",
-            figure=False,
-        )
+    began = time.perf_counter()
+    pa_fast.sweep(engine, scale.lambdas, [forward], run.folder / "run")
+    whole = time.perf_counter() - began
+    profile = cProfile.Profile()
+    profile.runcall(
+        pa_fast.sweep,
+        engine,
+        scale.lambdas,
+        [Forward(ids, 1)],
+        run.folder / "profiled",
+        figure=False,
+    )
     weights.close()
     rest, visited = whole - forward.seconds, len(pa_fast.lambdas(scale.lambdas))
     note = (
         f"{layers} layers; {scale.batches} batches of {ids.shape[0]} × {ids.shape[1]} tokens at"
         " each λ"
     )
-    run.ledger.add(
-        Row("sweep", "whole sweep, figure included", weights=count, ms=1000 * whole, note=note)
+    run.note("where the rest goes: " + _hottest(profile))
+    run.record(
+        "P6",
+        f"sweep of {visited} λ, {format_large(count)} bf16 weights",
+        [
+            Way("whole sweep, figure included", seconds=(whole,), note=note),
+            Way("forward passes", seconds=(forward.seconds,)),
+            Way("all else, per λ", seconds=(rest / visited,)),
+            Way("bind", seconds=(bound_s,)),
+        ],
+        "whole sweep, figure included",
+        goal=TARGETS["P6"].gpu_goal,
+        headline=(
+            f"{rest / whole:.2%}: {rest / visited:.3f} s beside"
+            f" {forward.seconds / visited:.2f} s per λ, without loading"
+        ),
+        met=rest <= 0.01 * whole,
     )
-    run.ledger.add(Row("sweep", "forward passes", weights=count, ms=1000 * forward.seconds))
-    run.ledger.add(Row("sweep", "all else, per λ", weights=count, ms=1000 * rest / visited))
-    run.ledger.say("sweep", "where the rest goes: " + _hottest(profile))
-    each = f"{rest / visited:.3f} s beside {forward.seconds / visited:.2f} s per λ, without loading"
-    run.ledger.verdict("sweep", "P6", GOAL, f"{rest / whole:.2%}: {each}", rest <= 0.01 * whole)
 
 
 @dataclass
@@ -85,19 +89,19 @@ class Forward:
 
     def __call__(self, engine: Engine) -> Score:
         assert isinstance(engine, LambdaModel)
-        settle()
+        wait()
         began = time.perf_counter()
         with torch.inference_mode():
             logits = [
                 engine.model(self.ids, use_cache=False, logits_to_keep=1).logits
                 for _ in range(self.batches)
             ]
-        settle()
+        wait()
         self.seconds += time.perf_counter() - began
         return Score(float(logits[-1].float().logsumexp(-1).mean()), "nats", self.batches)
 
 
-def _model(run: Run, layers: int) -> torch.nn.Module:
+def _model(run: GpuRun, layers: int) -> torch.nn.Module:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     scale = run.scale

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 import torch
 
 from bench.gpu.exercise import exercise
-from bench.gpu.ledger import Row
-from bench.gpu.machine import ROOT
 from bench.gpu.profiled import KERNELS, LAUNCHES, profiled
-from bench.gpu.run import Run
+from bench.gpu.run import GpuRun
+from bench.machine import ROOT
+from bench.run import Skip
 
 METRICS = {
     "gpu__time_duration.sum": "time",
@@ -32,17 +32,16 @@ METRICS = {
 PATH = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
 
 
-def ncu(run: Run) -> None:
+def ncu(run: GpuRun) -> None:
     """Key counters of the three main kernels, and of reads from the host, as notes of the rows."""
     tool = shutil.which("ncu")
     for what, kernel in KERNELS.items():
         if run.rehearsal:
             profiled(what, "cpu", run.scale.host)
-            run.ledger.add(Row("ncu", what, note="ran without ncu"))
+            run.note(f"{what} ran without ncu")
             continue
         if tool is None:
-            run.ledger.say("ncu", "left out: ncu is not on PATH")
-            return
+            raise Skip("ncu is not on PATH")
         options = [
             "--csv",
             "--clock-control",
@@ -57,13 +56,8 @@ def ncu(run: Run) -> None:
         found = counters(done.stdout)
         if not found:
             said = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
-            run.ledger.say(
-                "ncu", f"left out: ncu gave no counters: {said[-1] if said else 'and said nothing'}"
-            )
-            return
-        run.ledger.add(
-            Row("ncu", what, note=", ".join(f"{name} {value}" for name, value in found.items()))
-        )
+            raise Skip(f"ncu gave no counters: {said[-1] if said else 'and said nothing'}")
+        run.note(f"{what}: " + ", ".join(f"{name} {value}" for name, value in found.items()))
 
 
 def counters(printed: str) -> dict[str, str]:
@@ -79,20 +73,19 @@ def counters(printed: str) -> dict[str, str]:
     }
 
 
-def sanitize(run: Run) -> None:
+def sanitize(run: GpuRun) -> None:
     """memcheck and racecheck over every kernel at small sizes; what they find is an error of the
     run."""
     tool = shutil.which("compute-sanitizer")
     if run.rehearsal:
         exercise("cpu", torch.bfloat16)
-        run.ledger.add(Row("sanitize", "every kernel", note="ran without compute-sanitizer"))
+        run.note("every kernel ran without compute-sanitizer")
         return
     if tool is None:
-        run.ledger.say("sanitize", "left out: compute-sanitizer is not on PATH")
-        return
+        raise Skip("compute-sanitizer is not on PATH")
     for check in ("memcheck", "racecheck"):
         fault = sanitized(tool, check)
-        run.ledger.add(Row("sanitize", check, note=fault or "nothing found"))
+        run.note(f"{check}: {fault or 'nothing found'}")
         if fault:
             raise RuntimeError(f"compute-sanitizer {check}: {fault}")
 

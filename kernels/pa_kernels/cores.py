@@ -53,7 +53,7 @@ class _Job:
         self.done: dict[int, Any] = {}
         self.errors: list[BaseException] = []
         self._work, self._pieces = work, pieces
-        self._left = deque(range(len(pieces)))
+        self._remaining = deque(range(len(pieces)))
         self._active: list[None] = []
 
     def drain(self) -> None:
@@ -62,7 +62,7 @@ class _Job:
         try:
             while not self.closed:
                 try:
-                    k = self._left.popleft()
+                    k = self._remaining.popleft()
                 except IndexError:
                     return
                 self.done[k] = self._work(self._pieces[k])

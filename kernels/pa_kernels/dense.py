@@ -189,15 +189,15 @@ def lerp_piece_(
     if draw is None and _is_direct(w, b, i, intermediate_dtype):
         torch.lerp(b, i, lam, out=w)
     else:
-        x, wide_b, wide_i = noise.scratch(w.numel()).view(torch.float32)[:3]
         if is_endpoint:
-            x.copy_(source)
+            x = source.float()
         elif torch_lerp_is_exact(torch.float32):
-            torch.lerp(wide_b.copy_(b), wide_i.copy_(i), lam, out=x)
+            wide_b, wide_i = b.float(), i.float()
+            x = torch.lerp(wide_b, wide_i, lam)
             if _is_suspect(wide_b):
                 _keep_equal_bits_(x, wide_b, wide_i)
         else:
-            x.copy_(reference.lerp(b, i, lam, torch.float32))
+            x = reference.lerp(b, i, lam, torch.float32)
         narrow = w if first == w.dtype else torch.empty(w.numel(), dtype=first, device="cpu")
         if draw is None:
             narrow.copy_(x)

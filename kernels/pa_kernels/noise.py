@@ -19,14 +19,7 @@ from pa_kernels.reference import Draw
 _SPAN = 1 << 32
 _TINY = 0x38800000  # bits of 2⁻¹⁴
 
-
 _scratch = Scratch()
-
-
-def scratch(count: int) -> Tensor:
-    """Five rows of `count` int32 that are this thread's own; what is written there lasts until
-    somebody asks again."""
-    return _scratch.take("rows", 5 * count, torch.int32).view(5, count)
 
 
 def noise_(out: Tensor, draw: Draw, shifted: Tensor) -> None:
@@ -48,15 +41,15 @@ def noise_(out: Tensor, draw: Draw, shifted: Tensor) -> None:
 
 def stochastic_(out: Tensor, x: Tensor, draw: Draw) -> None:
     """Write `reference.stochastic` of fp32 x with the noise of `draw` into `out`, flat CPU tensors.
-    x may be row 0 of `scratch`.
 
-    Cost: about 20 passes over pieces that stay in cache; no memory beyond `scratch`.
+    Cost: about 20 passes over pieces that stay in cache; this thread's scratch of 4 times their
+        size.
     """
     if out.dtype == torch.float32 or not x.numel():
         out.copy_(x)
         return
     word = x.view(torch.int32)
-    _, u, m, spare, below = scratch(x.numel())
+    u, m, spare, below = _scratch.take("rows", 4 * x.numel(), torch.int32).view(4, -1)
     noise_(u, draw, spare)
     torch.bitwise_and(word, 0x7FFFFFFF, out=m)
     if int(m.amax()) >= _limit(out.dtype):

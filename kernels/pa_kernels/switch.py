@@ -180,11 +180,11 @@ def columns(lists: Mapping[str, Sequence[Any] | None]) -> list[tuple[Any, ...]]:
         ValueError: their lengths differ, with what each is a list of.
     """
     count = len(next(iter(lists.values())) or ())
-    filled = {name: [None] * count if x is None else x for name, x in lists.items()}
-    if {len(x) for x in filled.values()} != {count}:
-        counted = ", ".join(f"{len(x)} {name}" for name, x in filled.items())
+    filled = [[None] * count if x is None else x for x in lists.values()]
+    if any(len(x) != count for x in filled):
+        counted = ", ".join(f"{len(x)} {name}" for name, x in zip(lists, filled))
         raise ValueError(f"{counted}: expected as many of each")
-    return list(zip(*filled.values()))
+    return list(zip(*filled))
 
 
 def check_tensor(
@@ -204,13 +204,13 @@ def check_tensor(
 def check_place(t: int, side: str, tensor: Tensor, live: Tensor, *, may_be_pinned: bool) -> None:
     """Raise unless `tensor`, the `side` of entry t, is where the live tensor is, on a CPU or a GPU,
     or for a GPU in pinned host memory where that is allowed."""
-    if live.device.type not in ("cpu", "cuda"):
-        raise ValueError(f"entry {t}: on {live.device}, expected cpu or cuda")
-    pinned = may_be_pinned and live.device.type == "cuda" and tensor.is_pinned()
-    if tensor.device != live.device and not pinned:
-        raise ValueError(
-            f"entry {t}: {side} is on {tensor.device}, the live tensor on {live.device}"
-        )
+    device = live.device
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"entry {t}: on {device}, expected cpu or cuda")
+    if tensor.device != device and not (
+        may_be_pinned and device.type == "cuda" and tensor.is_pinned()
+    ):
+        raise ValueError(f"entry {t}: {side} is on {tensor.device}, the live tensor on {device}")
 
 
 def checked_intermediate(t: int, dtype: torch.dtype | None, live: Tensor) -> torch.dtype | None:

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import json
 import os
 import pathlib
 import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from pa_fast.errors import OutputError
-from pa_fast.terminal import console, say
+from pa_fast.terminal import console, say, tell
 
 if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Column, Table
+    from rich.table import Table
 
     from pa_fast.sweep.results import SweepResult
 
@@ -61,42 +60,39 @@ def say_where(result: SweepResult) -> None:
     )
 
 
-def show(table: Table) -> None:
-    """A table, on stdout: in blocks of columns, below one another, where a terminal is too narrow
-    for its figures."""
-    # A pipe has no width: wrapping there would break tables for the programs that read them.
-    out = console(width=None if sys.stdout.isatty() else 10_000)
-    for block in blocks(table, out):
+def show(part: Table | str) -> None:
+    """A table or a line of text, on stdout: in blocks of columns, below one another, where a
+    terminal is too narrow for a table."""
+    width = _columns()
+    if isinstance(part, str):
+        tell(_wrapped(part, width))
+        return
+    from pa_fast.cli.tables import blocks
+
+    out = console(width=10_000)  # what is wider than the terminal all the same stays whole
+    if part.title:
+        out.print(_wrapped(str(part.title), width), style="table.title")
+    for number, block in enumerate(blocks(part, width)):
+        if number and not part.show_edge:
+            out.print()
+        block.title = None
         out.print(block)
 
 
-def blocks(table: Table, out: Console) -> list[Table]:
-    """`table` in tables that fit `out`, each with its first column; itself where it fits."""
-    groups: list[list[Column]] = [[]]
-    for column in table.columns[1:]:
-        tried = _of_columns(table, [table.columns[0], *groups[-1], column])
-        if groups[-1] and _least_width(tried) > out.width:
-            groups.append([])
-        groups[-1].append(column)
-    if len(groups) == 1:
-        return [table]
-    made = [_of_columns(table, [table.columns[0], *group]) for group in groups]
-    for block in made[:-1]:
-        block.caption = None
-    return made
+def _wrapped(line: str, width: int) -> str:
+    """`line` on several, the later ones indented; words stay whole."""
+    return textwrap.fill(
+        line, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+    )
 
 
-def _least_width(table: Table) -> int:
-    """Columns of the terminal that `table` needs, if its headers are wrapped."""
-    return sum((column.min_width or 1) + 3 for column in table.columns) + 1
-
-
-def _of_columns(table: Table, columns: list[Column]) -> Table:
-    part = copy.copy(table)
-    part.columns = [dataclasses.replace(column) for column in columns]
-    for index, column in enumerate(part.columns):
-        column._index, column._cells = index, columns[index]._cells
-    return part
+def _columns() -> int:
+    """How wide the lines on stdout may be: as COLUMNS says, else as the terminal is."""
+    asked = os.environ.get("COLUMNS", "")
+    if asked.isdecimal() and int(asked):
+        return int(asked)
+    # A pipe has no width: wrapping there would break tables for the programs that read them.
+    return console().width if sys.stdout.isatty() else 10_000
 
 
 def show_json(report: Any) -> None:

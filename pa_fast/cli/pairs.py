@@ -94,10 +94,10 @@ def inspect(
     if as_json:
         show_json(report)
     else:
-        from pa_fast.quality.pair_table import tables
+        from pa_fast.quality.pair_table import parts
 
-        for table in tables(report):
-            show(table)
+        for part in parts(report):
+            show(part)
     if drawing is not None:
         from pa_fast.quality import delta_map
 

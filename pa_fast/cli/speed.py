@@ -56,17 +56,18 @@ def _throughput_table(found: Throughput) -> Table:
     table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
     for column in ("", "‖I − B‖ / ‖B‖", "bytes per weight", "ms", "GB/s", "× dense", "encoded in"):
         table.add_column(column, justify="left" if not column else "right", overflow="fold")
-    dense = {row.relative_delta: row.seconds for row in found.rows if row.what == "dense"}
+    dense = {row["relative_delta"]: row["seconds"] for row in found.rows if row["what"] == "dense"}
     for row in found.rows:
-        if row.what == "dense" or row.relative_delta is None:
+        relative, seconds, kept = row["relative_delta"], row["seconds"], row["bytes_per_weight"]
+        if row["what"] == "dense" or relative is None:
             table.add_section()
         table.add_row(
-            row.what,
-            "" if row.relative_delta is None else f"{row.relative_delta:g}",
-            "" if row.bytes_per_weight is None else f"{row.bytes_per_weight:.3f}",
-            f"{row.seconds * 1000:.4g}",
-            f"{row.gbps:.4g}",
-            "" if row.relative_delta is None else f"{row.seconds / dense[row.relative_delta]:.2f}",
-            "" if row.encode_s is None else format_seconds(row.encode_s),
+            row["what"],
+            "" if relative is None else f"{relative:g}",
+            "" if kept is None else f"{kept:.3f}",
+            f"{seconds * 1000:.4g}",
+            f"{row['gbps']:.4g}",
+            "" if relative is None else f"{seconds / dense[relative]:.2f}",
+            "" if row["encode_s"] is None else format_seconds(row["encode_s"]),
         )
     return table

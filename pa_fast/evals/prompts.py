@@ -120,16 +120,24 @@ class Overflow(Generic[R]):
                     return shorter
         return None
 
+    def _bare(self, index: int, whole: int) -> int:
+        """Return the length of an item without its shots; `whole` where it has none, or needs
+        them."""
+        try:
+            shots = self.shots[index]
+            return self.length(self.make(index, shots)) if shots else whole
+        except EvaluatorError:
+            return whole
+
     def _refused(
         self, requests: Sequence[R], lost: Sequence[int], long: int, positions: int
     ) -> EvaluatorError:
         """Return the error that the items `lost` do not fit, with hints that were tried on them.
         `long` is the number of items that are too long without a policy."""
         whole = {index: self.length(requests[index]) for index in lost}
-        bare = {index: self.length(self.make(index, self.shots[index])) for index in lost}
+        bare = {index: self._bare(index, whole[index]) for index in lost}
         least = bare if self.policy == "fewer-shots" else whole
         longest = max(lost, key=lambda index: least[index])
-        with_shots = "fewer-shots" in self.policies and self.shots[longest] > 0
         fits = {
             "skip": long < len(requests),
             "truncate": all(
@@ -154,7 +162,7 @@ class Overflow(Generic[R]):
             + (f", even with overflow={self.policy}" if self.policy != "refuse" else "")
             + f": the longest, {self.wheres[longest]}, takes {whole[longest]}"
             + (f" ({self.new} of them new)" if self.new else "")
-            + (f", and {bare[longest]} without shots" if with_shots else ""),
+            + (f", and {bare[longest]} without shots" if bare[longest] < whole[longest] else ""),
             "; or ".join(ways) or f"shorten them: the model sees no more than {positions} tokens",
         )
 

@@ -16,22 +16,34 @@ if TYPE_CHECKING:
     from pa_fast.checkpoint.measure import Measured, Part
 
 
-def tables(report: PairReport) -> Iterator[Table]:
+def parts(report: PairReport) -> Iterator[Table | str]:
     """The pair; and where weights were measured, its modules, its stores and the fidelity of each
-    λ."""
+    λ. What can be long, such as folders and notes, is a line of its own."""
+    yield f"{report.model_type}: these two pair"
+    for name, side in (("base", report.base), ("instruct", report.instruct)):
+        yield f"{name + ':':10} {side.folder}"
+    yield ""
     yield _pair(report)
+    yield ""
+    head = "tied head" if report.tied else "own head"
+    yield f"merged: {report.parameters:,} parameters, {_counts(report.live_dtypes)}, {head}"
+    for difference in report.differences:
+        if not difference.reason:  # what was let through for a reason is among the notes
+            yield f"config differs: {difference}: harmless"
+    for note in report.notes:
+        yield f"note: {note}"
     if report.measured:
-        yield _modules(report.measured)
-        yield _stores(report.measured)
-        yield _distances(report.measured)
+        for table in (_modules, _stores, _distances):
+            yield ""
+            yield table(report.measured)
         if report.measured.total.fidelity:
+            yield ""
             yield _fidelity(report.measured)
 
 
 def _pair(report: PairReport) -> Table:
     sides = (report.base, report.instruct)
-    table = _table(f"{report.model_type}: these two pair", "", "base", "instruct", numbers=False)
-    table.add_row("folder", *(side.folder for side in sides))
+    table = _table("", "", "base", "instruct", numbers=False)
     table.add_row(
         "weights",
         *(f"{format_bytes(side.bytes)} in {format_count(side.shards, 'file')}" for side in sides),
@@ -39,15 +51,6 @@ def _pair(report: PairReport) -> Table:
     table.add_row("dtypes", *(_counts(side.dtypes) for side in sides))
     if report.measured:
         table.add_row("quick fingerprint", *(str(side.quick_fingerprint) for side in sides))
-    table.add_section()
-    head = "tied head" if report.tied else "own head"
-    table.add_row(
-        "merged", f"{report.parameters:,} parameters", f"{_counts(report.live_dtypes)}, {head}"
-    )
-    for difference in report.differences:
-        table.add_row("config differs", str(difference), "harmless" if difference.harmless else "")
-    for note in report.notes:
-        table.add_row("note", note)
     return table
 
 
@@ -166,9 +169,16 @@ def _table(title: str, *columns: str, numbers: bool = True) -> Table:
     from rich import box
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        title=title,
+        title_justify="left",
+        show_edge=False,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
     for at, column in enumerate(columns):
-        table.add_column(column, justify="right" if at and numbers else "left", overflow="fold")
+        table.add_column(column, justify="right" if at and numbers else "left")
     return table
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,12 +37,14 @@ class Evaluation:
 
     @classmethod
     def of(
-        cls, name: str, scores: Mapping[Lambda, Score], higher_is_better: bool = True
+        cls, name: str, scores: Mapping[Any, Score], higher_is_better: bool = True
     ) -> Evaluation:
-        """Return the evaluation of scores by λ, as the evaluator returned them."""
-        values = {lam: score.value for lam, score in scores.items()}
-        unit = next((score.unit for score in scores.values()), "")
-        return cls(name, higher_is_better, values, lambda lam: Column.of(scores[lam]), unit)
+        """Return the evaluation of scores by λ (a `Lambda`, a number or text), as the evaluator
+        returned them."""
+        exact = {Lambda(lam): score for lam, score in scores.items()}
+        values = {lam: score.value for lam, score in exact.items()}
+        unit = next((score.unit for score in exact.values()), "")
+        return cls(name, higher_is_better, values, lambda lam: Column.of(exact[lam]), unit)
 
 
 @dataclass(frozen=True)

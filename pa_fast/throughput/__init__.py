@@ -1,60 +1,68 @@
 """How fast switches are here, for a model's shapes, beside what the machine can do at all, measured
-in the same run."""
+in the same run: `pa-fast bench`. `harness` is also what `make bench` and `make gpu` time with."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from pa_fast.device import device_of
+
+if TYPE_CHECKING:
+    from pa_fast.throughput.harness import Table
 
 RELATIVE = (0.0018, 0.017, 0.044, 0.14, 0.23)
 """‖I − B‖ / ‖B‖: a DPO stage, Qwen2.5-7B, Llama-3.1-8B, Llama-3.2-3B, Gemma-2-9B."""
 
 
 @dataclass(frozen=True)
-class Timing:
-    """One thing that was timed.
+class Throughput:
+    """Everything of one run.
 
     Attributes:
-        what: a ceiling, or a switch with its store.
-        relative_delta: ‖I − B‖ / ‖B‖ of the synthetic pair, or None where it does not matter.
-        bytes_per_weight: kept in all, the live copy included, or None for a ceiling.
-        moved_bytes: read and written per run.
-        seconds: median of `rounds` runs, in turn with all others of the same pair.
-        encode_s: making the delta, proofs of both ends included, or None.
+        machine, torch: where.
+        weights, tensors: of the synthetic pairs.
+        ceilings: what the machine can do at all.
+        pairs: switches with every store, by ‖I − B‖ / ‖B‖ of the pair.
+        encode_s: seconds that packed encoding took, proofs of both ends included, by the same.
     """
-
-    what: str
-    relative_delta: float | None
-    bytes_per_weight: float | None
-    moved_bytes: int
-    seconds: float
-    rounds: int
-    encode_s: float | None = None
-
-    @property
-    def gbps(self) -> float:
-        return self.moved_bytes / self.seconds / 1e9
-
-
-@dataclass(frozen=True)
-class Throughput:
-    """Everything of one run: where, of how many weights, and its rows."""
 
     machine: str
     torch: str
     weights: int
     tensors: int
-    rows: tuple[Timing, ...]
+    ceilings: Table
+    pairs: Mapping[float, Table]
+    encode_s: Mapping[float, float]
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """A JSON object for each way, ceilings first.
+
+        `seconds` is the median of `rounds` runs, `bytes_per_weight` what is kept in all, the live
+        copy included, `moved_bytes` what a run reads and writes.
+        """
+        return [
+            {
+                "what": way.name,
+                "relative_delta": relative,
+                "bytes_per_weight": way.bytes_per_weight,
+                "moved_bytes": way.moved_bytes,
+                "seconds": way.median_s,
+                "rounds": len(way.seconds),
+                "encode_s": self.encode_s.get(relative or 0) if way.name == "packed" else None,
+                "gbps": way.gbps,
+            }
+            for relative, table in [(None, self.ceilings), *self.pairs.items()]
+            for way in table.ways
+        ]
 
     def to_json(self) -> str:
-        """One JSON document with the fields of this class."""
-        return json.dumps(
-            {**asdict(self), "rows": [{**asdict(row), "gbps": row.gbps} for row in self.rows]},
-            indent=1,
-        )
+        """Return one JSON document with where it was measured, and `rows`."""
+        where = {name: getattr(self, name) for name in ("machine", "torch", "weights", "tensors")}
+        return json.dumps({**where, "rows": self.rows}, indent=1)
 
 
 def measure(
@@ -98,9 +106,11 @@ def measure(
     }
     live = {name: torch.empty_like(tensor) for name, tensor in base.items()}
     progress("what the machine can do")
-    rows = list(ceilings(live, base, rounds))
-    for relative in RELATIVE:
-        rows += switches(live, base, relative, rounds, generator, progress)
+    most = ceilings(live, base, rounds)
+    measured = {
+        relative: switches(live, base, relative, rounds, generator, progress)
+        for relative in RELATIVE
+    }
     name = (
         torch.cuda.get_device_name(where)
         if where.type == "cuda"
@@ -111,5 +121,7 @@ def measure(
         torch.__version__,
         sum(tensor.numel() for tensor in base.values()),
         len(base),
-        tuple(rows),
+        most,
+        {relative: table for relative, (table, _) in measured.items()},
+        {relative: encode_s for relative, (_, encode_s) in measured.items()},
     )

@@ -1,13 +1,11 @@
-"""bench/report.py: from pytest-benchmark's JSON to CSV, Markdown, the block of
-docs/benchmarks.md and the figure."""
+"""bench/report.py: from tables to CSV, Markdown, the block of docs/benchmarks.md and the figure."""
 
 from __future__ import annotations
 
 import csv
 import io
-import json
 import pathlib
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,7 +14,7 @@ from bench import figure
 from bench.cases import JOBS, OPS, SIZES, TARGETS
 from bench.machine import Machine
 from bench.report import BEGIN, END, GPU, PAGE, Report, put, update
-from bench.table import KEY, Table, Way
+from pa_fast.throughput.harness import Table, Way
 
 MACHINE = Machine(
     "cpu-2-cores", "A CPU | with a bar", "Python 3.12, torch 2.13.0", "abc1234", "2026-11-21"
@@ -24,17 +22,20 @@ MACHINE = Machine(
 MERGE = Table(
     "P7",
     "merge, 1.06 G weights",
-    (Way("cp", (1.0, 3.0), 0.5, 4_000_000_000), Way("merge", (4.0,)), Way("merge, again", (5.0,))),
+    (
+        Way("cp", seconds=(1.0, 3.0), cpu_s=0.5, moved_bytes=4_000_000_000),
+        Way("merge", seconds=(4.0,)),
+        Way("merge, again", seconds=(5.0,)),
+    ),
     "cp",
     JOBS["merge"].goal,
     "2 × `cp`",
-    ("merge", "merge, again"),
 )
 SWEEP = Table(
     "P6",
     "sweep of 11 λ, 1.06 G bf16 weights",
     tuple(
-        Way(name, seconds)
+        Way(name, seconds=seconds)
         for name, seconds in zip(
             figure.WAYS, ((0.3, 0.31, 0.29), (2.9, 2.7, 2.8), (12.1, 11.4, 12.6))
         )
@@ -43,18 +44,14 @@ SWEEP = Table(
     JOBS["sweep"].goal,
     "1/40",
 )
-FOUND = Report(
-    MACHINE, "1b", (SWEEP, MERGE), ("bench/test_lerp.py::test_lerp",), ("bench/test_x.py: no ray",)
-)
+FOUND = Report(MACHINE, "1b", [SWEEP, MERGE], ["lerp"], ["workers: ray is not installed"])
 
 
 def write_run(path: pathlib.Path, *tables: Table, **changes: Any) -> pathlib.Path:
-    run = {"machine": asdict(MACHINE), "size": "1b", "failed": [], "skipped": {}, **changes}
-    benchmarks = [
-        {"name": "one", "extra_info": {KEY: [asdict(table) for table in tables]}},
-        {"name": "two", "extra_info": {}},
-    ]
-    path.write_text(json.dumps({"benchmarks": benchmarks, "run": run}))
+    run = Report(MACHINE, "1b", list(tables), json=path)
+    for name, value in changes.items():
+        setattr(run, name, value)
+    run.write()
     return path
 
 
@@ -67,14 +64,14 @@ def test_runs_are_read_in_the_order_of_the_promises_and_the_last_of_a_case_count
         Table("", "checksum", MERGE.ways, "cp"),
         failed=["t"],
     )
-    second = write_run(tmp_path / "b.json", MERGE, SWEEP, skipped={"u": "no ray"})
+    second = write_run(tmp_path / "b.json", MERGE, SWEEP, skipped=["u: no ray"])
     found = Report.read([first, second])
     assert [(table.target, table.headline) for table in found.tables] == [
         ("P6", "1/40"),
         ("P7", "2 × `cp`"),
         ("", ""),
     ]
-    assert found.failed == ("t",) and found.skipped == ("u: no ray",) and found.machine == MACHINE
+    assert found.failed == ["t"] and found.skipped == ["u: no ray"] and found.machine == MACHINE
 
 
 def test_the_csv_has_a_row_for_each_way_with_its_ratio_and_the_noise() -> None:
@@ -108,17 +105,59 @@ def test_every_promise_has_a_row_and_what_needs_a_gpu_says_so() -> None:
 
 
 def test_the_markdown_names_what_failed_and_gives_it_no_speed(tmp_path: pathlib.Path) -> None:
-    table, text = FOUND.write(tmp_path)
+    table, text = replace(FOUND, folder=tmp_path).write()
     assert (
         table.name == "2026-11-21-cpu-2-cores-1b.csv"
         and text.name == "2026-11-21-cpu-2-cores-1b.md"
     )
     said = text.read_text()
     assert (
-        "Failed, so without a speed:\n- bench/test_lerp.py::test_lerp" in said
-        and "Skipped:\n- bench/test_x.py" in said
+        "Failed, so without a speed:\n- lerp" in said
+        and "Skipped:\n- workers: ray is not installed" in said
     )
     assert "| merge | 4.00 s | 4.00 s | 2 |" in said
+
+
+def test_tables_are_on_disk_when_they_are_there_and_an_earlier_run_stays(
+    tmp_path: pathlib.Path,
+) -> None:
+    for number, name in enumerate(("2026-11-21-cpu-2-cores-1b", "2026-11-21-cpu-2-cores-1b-2")):
+        run = Report(MACHINE, "1b", folder=tmp_path, json=tmp_path / "run.json")
+        for count, table in enumerate((MERGE, SWEEP, replace(MERGE, headline="3 × `cp`"))):
+            run.add(table)
+            rows = list(csv.DictReader((tmp_path / f"{name}.csv").open(encoding="utf-8")))
+            assert len(rows) == (3, 6, 6)[count]
+        assert {row["headline"] for row in rows} == {"1/40", "3 × `cp`"}
+        run.note("merge: a sentence")
+        assert "Notes:\n- merge: a sentence" in (tmp_path / f"{name}.md").read_text()
+        assert len(list(tmp_path.iterdir())) == 2 * number + 3, "no half-written file is left"
+
+
+def test_a_rehearsal_shows_no_figure_and_writes_nothing(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Report(MACHINE, "tiny", rehearsal=True)
+    run.add(MERGE)
+    run.note("merge: 3 × as fast")
+    printed = capsys.readouterr().out
+    assert "P7: merge, 1.06 G weights: merge, again" in printed
+    assert "not judged in a rehearsal" in printed and "merge: a note on what was timed" in printed
+    assert "4.00 s" not in printed and "as fast" not in printed and run.write() == []
+
+
+def test_a_gpus_run_judges_the_goals_of_a_gpu() -> None:
+    gpu = replace(MACHINE, kind="nvidia-h200", tests="93 passed")
+    copy = Table(
+        "P1", "switch", MERGE.ways, "cp", "≥ 97 %", "98 %", met=True, ceilings={"copy": 4.0}
+    )
+    run = Report(gpu, "8b", [copy])
+    assert "| P1 | switch | ≥ 97 % | 98 %: met | 1.250 |" in run.promises()
+    assert (
+        "| P4 | switch from host memory | ≥ 90 %" in run.promises() and "P13" not in run.promises()
+    )
+    assert GPU not in run.promises() and "93 passed" in run.where()
+    first = next(csv.DictReader(io.StringIO(run.csv())))
+    assert (first["of_copy"], first["of_stream"], first["met"]) == ("0.5", "", "True")
 
 
 def test_the_block_is_put_between_its_markers_and_again_in_place(tmp_path: pathlib.Path) -> None:

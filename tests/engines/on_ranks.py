@@ -28,7 +28,7 @@ from transformers import AutoModelForCausalLM
 import pa_fast
 from pa_fast.base import Generation, Score
 from pa_fast.checkpoint.provenance import combine
-from pa_fast.engines import layout, loading, transformers
+from pa_fast.engines import layout, loading, sources
 from pa_fast.engines.tensor_parallel import ShardedModel, load
 from pa_fast.errors import (
     CheckpointError,
@@ -317,16 +317,16 @@ def an_endpoint_that_is_wrong_on_one_rank_fails_on_all(world: World) -> None:
     def spoilt(*args: Any, **options: Any) -> Any:
         loaded = pair(*args, **options)
         if world.rank == 1:
-            loaded.ends["instruct"]["lm_head.weight"] = (
-                loaded.ends["instruct"]["lm_head.weight"] * 2
+            loaded.endpoints["instruct"]["lm_head.weight"] = (
+                loaded.endpoints["instruct"]["lm_head.weight"] * 2
             )
         return loaded
 
-    transformers.load_pair = spoilt
+    sources.load_pair = spoilt
     try:
         world.refused(WeightsError, "endpoint check failed", lambda: load(base, instruct))
     finally:
-        transformers.load_pair = pair
+        sources.load_pair = pair
 
 
 def what_one_rank_cannot_load_no_rank_loads(world: World) -> None:

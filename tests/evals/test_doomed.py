@@ -384,6 +384,15 @@ def test_what_can_work_is_said_first(tmp_path: Path) -> None:
         assert "fewer" not in (caught.value.hint or "")
 
 
+def test_items_that_only_shots_make_askable_are_too_long_all_the_same(tmp_path: Path) -> None:
+    rows = [{"prompt": "a", "choices": ["b", "c"], "answer": 0}]
+    path = write(tmp_path / "a.jsonl", [*POOL, *rows])
+    on = engine(8, Characters(bos=False, merges=["ab"]))
+    with pytest.raises(EvaluatorError, match=r"1 of 1 items do not fit .* takes 10\n") as caught:
+        check_evaluators(on, [build(f"icl:{path},shots=1,sep=;;;;")])
+    assert "shots" not in (caught.value.hint or "") and "truncate" in (caught.value.hint or "")
+
+
 def test_windows_that_are_truncated_are_called_what_they_are(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", [{"text": "x" * 99}])
     with pytest.raises(EvaluatorError) as caught:

@@ -3,7 +3,6 @@ read and write text."""
 
 from __future__ import annotations
 
-import csv
 import os
 import pathlib
 import re
@@ -17,14 +16,15 @@ import torch
 from pa_kernels import Lerp, dense_triton, offline
 from pa_kernels.tiles import INTERPRETED, Launch
 
-from bench.gpu.__main__ import NAMES
-from bench.gpu.ledger import Ledger, Row
-from bench.gpu.pairs import Pair
-from bench.gpu.proof import SAMPLE, WrongBits, spots
-from bench.gpu.run import Contender, Run
+from bench.gpu.__main__ import STAGES
+from bench.gpu.run import GpuRun
 from bench.gpu.scale import FULL, TINY
-from bench.gpu.stages import STAGES, Stage, perform
 from bench.gpu.tools import METRICS, counters
+from bench.machine import Machine
+from bench.pairs import Pair
+from bench.report import Report
+from bench.run import Run, Skip, Stage, perform
+from pa_fast.throughput.harness import SPOT, Way, WrongBits
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -38,7 +38,10 @@ test-slow`."""
 
 @pytest.mark.parametrize(
     "names",
-    [[name for name in NAMES if name not in SLOW], pytest.param(NAMES, marks=pytest.mark.slow)],
+    [
+        [name for name in STAGES if name not in SLOW],
+        pytest.param([*STAGES], marks=pytest.mark.slow),
+    ],
     ids=["quick", "all"],
 )
 def test_a_rehearsal_walks_through_every_stage_and_writes_nothing(names: list[str]) -> None:
@@ -66,40 +69,17 @@ def test_a_rehearsal_walks_through_every_stage_and_writes_nothing(names: list[st
     assert sorted(results.glob("*")) == before
 
 
-def test_every_stage_can_be_named() -> None:
-    assert [stage.name for stage in STAGES] == list(NAMES)
+def test_every_stage_is_there() -> None:
+    for name, (place, needs_s) in STAGES.items():
+        module, function = place.split(":")
+        source = (ROOT / "bench" / "gpu" / f"{module}.py").read_text(encoding="utf-8")
+        assert f"def {function}(run: GpuRun)" in source and needs_s > 0, name
 
 
-def run_of(folder: pathlib.Path) -> Run:
-    return Run(torch.device("cpu"), Ledger(folder / "made" / "rows.csv", {"gpu": "none"}), TINY)
-
-
-def test_rows_are_on_disk_when_they_are_there(tmp_path: pathlib.Path) -> None:
-    run = run_of(tmp_path)
-    run.copy_gbps, run.stream_gbps = 10.0, 20.0
-    seconds = iter([0.002, 0.004])
-    run.time(
-        "lerp",
-        {"a": Contender(8_000_000, lambda: None, switches=2)},
-        1,
-        "a",
-        clock=lambda work: next(seconds),
-    )
-    with run.ledger.path.open(encoding="utf-8") as file:
-        (row,) = csv.DictReader(file)
-    # 2 ms for 2 switches of 8 MB
-    assert (row["gpu"], row["stage"], row["what"]) == ("none", "lerp", "a")
-    assert [float(row[name]) for name in ("ms", "gbps", "of_copy", "of_stream", "ratio")] == [
-        1.0,
-        8.0,
-        0.8,
-        0.4,
-        1.0,
-    ]
-    run.ledger.verdict("lerp", "P1", "≥ 97 %", "98 %", True)
-    assert "| P1: ≥ 97 % | 98 % | yes |" in run.ledger.write_markdown().read_text(encoding="utf-8")
-    Ledger(run.ledger.path, {"gpu": "none"}).say("lerp", "another run")
-    assert run.ledger.path.read_text(encoding="utf-8").count("moved_bytes") == 1
+@pytest.fixture
+def run() -> GpuRun:
+    report = Report(Machine("none", "none", "", "", "2026-11-21"), "tiny")
+    return GpuRun(report, scale=TINY)
 
 
 @pytest.mark.parametrize(
@@ -107,27 +87,24 @@ def test_rows_are_on_disk_when_they_are_there(tmp_path: pathlib.Path) -> None:
     [(1.001, 0.98, "change"), (1.02, 0.98, "keep"), (1.001, 0.995, "keep")],
 )
 def test_a_default_changes_only_for_more_than_the_noise(
-    tmp_path: pathlib.Path, again: float, best: float, verdict: str
+    run: GpuRun, again: float, best: float, verdict: str
 ) -> None:
-    run = run_of(tmp_path)
-    rows = {
-        name: Row("s", name, ms=ms)
-        for name, ms in {"now": 1.0, "now, again": again, "x": best, "y": 1.5}.items()
-    }
-    assert run.choose("s", rows, "now", ["x", "y"], "SETTING") == "x"
-    assert run.ledger.rows[-1].note.startswith(f"{verdict} SETTING: x is")
+    seconds = {"now": 1.0, "now, again": again, "x": best, "y": 1.5}
+    ways = {name: Way(name, seconds=(value,)) for name, value in seconds.items()}
+    run.stage = "s"
+    assert run.choose(ways, "now", ["x", "y"], "SETTING") == "x"
+    assert run.report.notes[-1].startswith(f"s: {verdict} SETTING: x is")
 
 
-def test_wrong_bits_are_found_and_end_the_run(tmp_path: pathlib.Path) -> None:
-    run = run_of(tmp_path)
-    pair = Pair.random(run, [5, 3 * SAMPLE + 7])
+def test_wrong_bits_are_found_and_end_the_run(run: GpuRun) -> None:
+    pair = Pair.random(run, [5, 3 * SPOT + 7])
     Lerp(pair.out, pair.base, pair.inst).run_(0.25)
-    pair.prove("right", 0.25)
+    pair.check("right", 0.25)
     for at in (0, 4, 5, pair.count - 1):
         kept = pair.w[at].clone()
         pair.w[at] = 9
         with pytest.raises(WrongBits, match=r"element \d+ is 9\.0"):
-            pair.prove("wrong", 0.25)
+            pair.check("wrong", 0.25)
         pair.w[at] = kept
 
     def wrong(run: Run) -> None:
@@ -136,32 +113,26 @@ def test_wrong_bits_are_found_and_end_the_run(tmp_path: pathlib.Path) -> None:
     def fails(run: Run) -> None:
         raise ValueError("no room")
 
+    def skips(run: Run) -> None:
+        raise Skip("no tool")
+
     ran: list[str] = []
-    stages = (
-        Stage("ceilings", lambda run: ran.append("ceilings"), 0),
-        Stage("a", fails, 0),
-        Stage("b", wrong, 0),
-    )
-    stages += (Stage("c", lambda run: ran.append("c"), 0),)
-    assert perform(run, ["a", "b", "c"], stages) == ["a", "b"] and ran == ["ceilings"]
-    assert perform(run, ["a", "c"], stages) == ["a"] and ran == ["ceilings", "ceilings", "c"]
+    stages = [Stage("ceilings", lambda run: ran.append("ceilings")), Stage("a", fails)]
+    stages += [Stage("s", skips), Stage("b", wrong), Stage("c", lambda run: ran.append("c"))]
+    assert perform(run, stages) == ["a", "b"] and ran == ["ceilings"]
+    assert run.report.skipped == ["s: no tool"]
+    assert run.report.notes == [
+        "a: failed: ValueError: no room",
+        "b: failed: WrongBits: x",
+        "b: wrong bits: nothing further is timed",
+    ]
 
 
-def test_a_stage_begins_only_if_it_can_be_done(tmp_path: pathlib.Path) -> None:
-    run, ran = run_of(tmp_path), []
+def test_a_stage_begins_only_if_it_can_be_done(run: GpuRun) -> None:
+    ran: list[str] = []
     run.until = 0.0
-    assert perform(run, ["a"], (Stage("a", lambda run: ran.append("a"), 5),)) == [] and not ran
-    assert "left out: it takes about 5 s" in run.ledger.rows[-1].note
-
-
-def test_spots_reach_every_end() -> None:
-    sizes = [10, 1, 4 * SAMPLE, 5 * SAMPLE + 3]
-    found = list(spots(sizes))
-    assert {t for t, _ in found} == {0, 1, 3}
-    for t in (0, 1, 3):
-        assert min(span.start for at, span in found if at == t) == 0
-        assert max(span.stop for at, span in found if at == t) == sizes[t]
-    assert all(span.start % SAMPLE == 0 and span.stop > span.start for _, span in found)
+    assert perform(run, [Stage("a", lambda run: ran.append("a"), 5)]) == [] and not ran
+    assert "a: left out: it takes about 5 s" in run.report.notes[-1]
 
 
 def test_the_model_is_llama_8b() -> None:

@@ -460,6 +460,8 @@ def test_a_lambda_outside_the_range_changes_nothing() -> None:
         {"starts": torch.tensor([1, 0], dtype=torch.int32)},
         {"where": "beyond"},
         {"where": "twice"},
+        {"where": "past its tile"},
+        {"starts": torch.tensor([0, 1], dtype=torch.int32, device="meta")},
         {"span": torch.tensor([0.5, 1.0])},
         {"span": torch.tensor([0.0, math.nan])},
         {"base": torch.zeros(2, dtype=torch.bfloat16)},
@@ -472,7 +474,8 @@ def test_a_tensor_that_would_lead_a_switch_astray_is_refused(changes: dict[str, 
     assert entry is not None
     if isinstance(changes.get("where"), str):
         where = entry.where.clone().int()
-        where[-1] = 5000 if changes["where"] == "beyond" else where[-2]
+        last = {"beyond": 5000, "twice": where[-2], "past its tile": PACKED_TILE + 1}
+        where[-1] = last[changes["where"]]
         changes = {"where": where.to(torch.uint16)}
     with pytest.raises(ValueError):
         replace(entry, **changes).check()

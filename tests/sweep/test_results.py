@@ -17,7 +17,7 @@ from rich.console import Console
 
 from pa_fast import cli, files
 from pa_fast.base import Engine
-from pa_fast.cli.output import blocks
+from pa_fast.cli.tables import blocks
 from pa_fast.errors import OutputError, PaFastError, RunError, UsageError
 from pa_fast.sweep import journal, results, sweep
 from pa_fast.sweep.entry import Entry
@@ -278,7 +278,7 @@ def test_a_narrow_terminal_cuts_no_name_and_no_figure(count: int, tmp_path: Path
     )
     table = results.SweepResult(tmp_path, points, names, (True,) * count, rows, ()).table()
     out = Console(width=80, file=io.StringIO())
-    for block in blocks(table, out):
+    for block in blocks(table, 80):
         out.print(block)
     text = out.file.getvalue()  # type: ignore[attr-defined]
     assert "…" not in text and max(map(len, text.splitlines())) <= 80

@@ -3,7 +3,7 @@ device.
 
 There is no table and no branch here: in nearly every warp some weight crosses a binade, so both
 ways would be walked. The way that solves for the lower pattern holds for all coded weights, and is
-what every lane does. Each merge is made and rounded at its own exponent, so that a pair near the
+what every weight takes. Each merge is made and rounded at its own exponent, so that a pair near the
 smallest normal number, which is scaled to no other one, is like any other here.
 """
 

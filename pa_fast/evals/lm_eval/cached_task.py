@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import functools
 import hashlib
 import pickle
@@ -154,7 +153,7 @@ def _cached_copy(task: Any) -> Any:
     worker._config = config = copy.copy(task.config)
     if config.process_docs is not None:
         config.process_docs = _cached_process(config.process_docs)
-    worker.fewshot_cfg = shots = dataclasses.replace(task.fewshot_cfg)
+    worker.fewshot_cfg = shots = copy.copy(task.fewshot_cfg)
     for field in ("doc_to_text", "doc_to_target", "doc_to_choice"):
         # of the class that reads the template: one that extends it would be applied twice
         render = functools.partial(getattr(ConfigurableTask, field), task)

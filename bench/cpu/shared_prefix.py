@@ -6,21 +6,20 @@ Answers have 2 to 5 tokens: those of one token cost HFLM one pass per prompt, to
 
 from __future__ import annotations
 
-import pathlib
 import random
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import pa_fast
-from bench.cases import JOBS, asked_size
+from bench.cases import JOBS, requested_size
+from bench.run import Run
 from bench.synthetic import SIZES, write_pair
-from bench.table import counted, record, timed
 from pa_fast.engines import scoring
+from pa_fast.throughput.harness import Way, format_large, require_bits, timed
 
 CASE, SHOTS, ANSWERS, BATCH = JOBS["icl"], 8, 4, 8
-PAIR = "tiny" if asked_size() == "tiny" else "100m"
+PAIR = "tiny" if requested_size() == "tiny" else "100m"
 Pairs = list[tuple[list[int], list[int]]]
 
 
@@ -36,56 +35,42 @@ def items(vocabulary: int) -> Pairs:
     return [(prompt, ids(2, 5)) for prompt in prompts for _ in range(ANSWERS)]
 
 
-def test_shared_prefix(benchmark: Any, tmp_path: pathlib.Path) -> None:
+def shared_prefix(run: Run) -> None:
     lm = pa_fast.load(
-        *write_pair(tmp_path, PAIR), device="cpu", dtype=CASE.dtypes[0], batch_size=BATCH
+        *write_pair(run.folder, PAIR), device="cpu", dtype=CASE.dtypes[0], batch_size=BATCH
     )
     lm.set_lambda(0.5)
     pairs = items(SIZES[PAIR][-1])
-    runs: dict[str, Callable[[], list[Any]]] = {
-        "plain path": lambda: scoring.loglikelihood(lm.model, pairs, BATCH),
-        "shared prefix": lambda: lm.loglikelihood(pairs),
-        "shared prefix, again": lambda: lm.loglikelihood(pairs),
-    }
-    found: dict[str, list[float]] = {}
+    scores: dict[str, list[float]] = {}
 
-    def kept(name: str) -> Callable[[], None]:
-        def run() -> None:
-            found[name] = [float(getattr(x, "logprob", None) or x[0]) for x in runs[name]()]
+    def way(name: str, score: Callable[[], list[Any]], note: str = "") -> Way:
+        def work() -> None:
+            scores[name] = [float(getattr(x, "logprob", None) or x[0]) for x in score()]
 
-        return run
+        return Way(name, work, note=note)
 
-    ways = timed({name: kept(name) for name in runs}, CASE.rounds_here, warm=False)
-    peer = harness(lm, pairs)
-    if peer is not None:  # four times as long as ours, and no part of the goal
-        runs["lm-eval HFLM"] = peer
-        (once,) = timed({"lm-eval HFLM": kept("lm-eval HFLM")}, 1, warm=False)
-        ways.append(replace(once, note="one round"))
-    best = chosen(found["shared prefix"], pairs)
-    assert all(chosen(values, pairs) == best for values in found.values()), (
-        "other answers: no speed"
-    )
-    worst = max(
-        abs(a - b) for values in found.values() for a, b in zip(found["shared prefix"], values)
-    )
+    ours = way("shared prefix", lambda: lm.loglikelihood(pairs))
+    plain = way("plain path", lambda: scoring.loglikelihood(lm.model, pairs, BATCH))
+    ways = CASE.time(plain, ours, ours.again, warm=0)
+    theirs = harness(lm, pairs)
+    if theirs is not None:  # four times as long as ours, and no part of the goal
+        ways |= timed([way("lm-eval HFLM", theirs, "one round")], 1, warm=0)
+    best = chosen(scores[ours.name], pairs)
+    require_bits(all(chosen(values, pairs) == best for values in scores.values()), "other answers")
+    worst = max(abs(a - b) for values in scores.values() for a, b in zip(scores[ours.name], values))
     assert worst < 1e-4, worst  # another context moves them by 1e-3 to 1e-2
-    plain, ours, again, *theirs = ways
-    count, prompt = (
-        lm.weights.memory().live_bytes // 4,
-        statistics.mean(len(context) for context, _ in pairs),
-    )
-    beside = "".join(f", {way.median_s / ours.median_s:.1f} × {way.name}" for way in theirs)
-    record(
-        benchmark,
+    count = lm.weights.memory().live_bytes // 4
+    prompt = statistics.mean(len(context) for context, _ in pairs)
+    ratios = {name: one.median_s / ways[ours.name].median_s for name, one in ways.items()}
+    beside = f", {ratios['lm-eval HFLM']:.1f} × lm-eval HFLM" if theirs else ""
+    run.record(
         CASE.target,
-        f"icl, {CASE.size} items of {prompt:.0f} tokens, {counted(count)} fp32 weights",
-        ways,
-        against=ours.name,
+        f"icl, {CASE.size} items of {prompt:.0f} tokens, {format_large(count)} fp32 weights",
+        ways.values(),
+        ours.name,
         goal=CASE.goal,
-        noise=(ours.name, again.name),
         headline=(
-            f"{plain.median_s / ours.median_s:.1f} × the plain path{beside}; scores within"
-            f" {worst:.0e} nats"
+            f"{ratios[plain.name]:.1f} × the plain path{beside}; scores within {worst:.0e} nats"
         ),
     )
 
@@ -115,5 +100,5 @@ def harness(lm: pa_fast.LambdaModel, pairs: Pairs) -> Callable[[], list[Any]] | 
         pad_token="w0",
     )
     hflm = HFLM(pretrained=lm.model, tokenizer=tokenizer, batch_size=BATCH, max_length=4096)
-    asked = [(("", str(n)), context, answer) for n, (context, answer) in enumerate(pairs)]
-    return lambda: hflm._loglikelihood_tokens(asked, disable_tqdm=True)
+    requests = [(("", str(n)), context, answer) for n, (context, answer) in enumerate(pairs)]
+    return lambda: hflm._loglikelihood_tokens(requests, disable_tqdm=True)

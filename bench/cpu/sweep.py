@@ -15,8 +15,8 @@ import shutil
 import statistics
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
-import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
@@ -24,9 +24,10 @@ import pa_fast
 from bench import merges, peers
 from bench.cases import JOBS
 from bench.merges import Contender
-from bench.process import Run, here, process, removed, way
+from bench.process import process, removed
+from bench.run import Run
 from bench.synthetic import pair_of
-from bench.table import record
+from pa_fast.throughput.harness import Sample, Way, by_itself, by_wall
 
 CASE = JOBS["sweep"]
 BY_DISK = (0.3, 0.6)
@@ -48,8 +49,8 @@ class Likelihood:
         self.wall_s = self.cpu_s = 0.0
 
     def __call__(self, engine: pa_fast.Engine) -> pa_fast.Score:
-        with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(LlamaForCausalLM, "forward", self._timed(LlamaForCausalLM.forward))
+        timed = self._timed(LlamaForCausalLM.forward)
+        with mock.patch.object(LlamaForCausalLM, "forward", timed):
             found = engine.loglikelihood([([k + 1, 2, 3], list(range(4, 36))) for k in range(8)])
         items = tuple(pa_fast.Item(str(k), "", one.logprob) for k, one in enumerate(found))
         return pa_fast.Score(
@@ -59,49 +60,40 @@ class Likelihood:
     def _timed(self, forward: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(forward)
         def timed(*args: Any, **kwargs: Any) -> Any:
-            found = []
-            run = here(lambda: found.append(forward(*args, **kwargs)))
-            self.wall_s, self.cpu_s = self.wall_s + run.wall_s, self.cpu_s + run.cpu_s
-            return found[0]
+            results: list[Any] = []
+            sample = by_wall(lambda: results.append(forward(*args, **kwargs)))
+            self.wall_s, self.cpu_s = self.wall_s + sample.wall_s, self.cpu_s + (sample.cpu_s or 0)
+            return results[0]
 
         return timed
 
 
-def test_sweep(benchmark: Any, tmp_path: pathlib.Path) -> None:
-    with pair_of(tmp_path / "pair", CASE.size) as (base, instruct):
-        out = tmp_path / "out"
-        ways: dict[str, Callable[[], Run]] = {
-            "pa_fast sweep, per λ": lambda: _swept(base, instruct, out),
-            "pa_fast sweep, per λ, again": lambda: _swept(base, instruct, out),
-            "pa-fast merge + from_pretrained, per λ": lambda: _by_disk(
-                merges.ours, base, instruct, out
-            ),
-        }
+def sweep(run: Run) -> None:
+    with pair_of(run.folder / "pair", CASE.size) as (base, instruct):
+        out = run.folder / "out"
+        ours = Way("pa_fast sweep, per λ", lambda: _swept(base, instruct, out))
+        ways = [ours, ours.again]
+        by_disk = {"pa-fast merge": merges.ours}
         if peers.MERGEKIT.is_here:
-            ways["mergekit + from_pretrained, per λ"] = lambda: _by_disk(
-                merges.mergekit, base, instruct, out
-            )
-        runs: dict[str, list[Run]] = {name: [] for name in ways}
-        for round_ in range(CASE.rounds_here):
-            for name in list(ways)[:: -1 if round_ % 2 else 1]:
-                runs[name].append(ways[name]())
-        sweep, *_, slowest = (statistics.median(run.wall_s for run in of) for of in runs.values())
-        against = list(ways)[-1]
+            by_disk["mergekit"] = merges.mergekit
+        for tool, merge in by_disk.items():
+            name = f"{tool} + from_pretrained, per λ"
+            ways.append(Way(name, functools.partial(_by_disk, merge, base, instruct, out)))
+        found = CASE.time(*ways, measure=by_itself, warm=0)
         weights = pa_fast.inspect(base, instruct).parameters
-        record(
-            benchmark,
-            "P6",
-            f"sweep of {len(GRID)} λ without its forward passes, {weights / 1e9:.3g} G bf16"
-            " weights",
-            [way(name, of) for name, of in runs.items()],
-            against="pa_fast sweep, per λ",
-            goal="≤ 1/20 of mergekit + from_pretrained",
-            headline=f"1/{slowest / sweep:.1f} of {against.removesuffix(', per λ')}",
-            noise=("pa_fast sweep, per λ", "pa_fast sweep, per λ, again"),
-        )
+    slowest = ways[-1].name
+    ratio = found[slowest].median_s / found[ours.name].median_s
+    run.record(
+        CASE.target,
+        f"sweep of {len(GRID)} λ without its forward passes, {weights / 1e9:.3g} G bf16 weights",
+        found.values(),
+        ours.name,
+        goal="≤ 1/20 of mergekit + from_pretrained",
+        headline=f"1/{ratio:.1f} of {slowest.removesuffix(', per λ')}",
+    )
 
 
-def _swept(base: pathlib.Path, instruct: pathlib.Path, out: pathlib.Path) -> Run:
+def _swept(base: pathlib.Path, instruct: pathlib.Path, out: pathlib.Path) -> Sample:
     """Load and sweep, less the forward passes, divided by the number of λ."""
     evaluator = Likelihood()
 
@@ -111,24 +103,26 @@ def _swept(base: pathlib.Path, instruct: pathlib.Path, out: pathlib.Path) -> Run
         assert not result.failures, result.failures
         lm.weights.close()
 
-    run = here(work)
+    whole = by_wall(work)
     assert evaluator.cpu_s, "no forward pass was timed"
     shutil.rmtree(out)
-    return Run(
-        (run.wall_s - evaluator.wall_s) / len(GRID), (run.cpu_s - evaluator.cpu_s) / len(GRID)
+    return Sample(
+        (whole.wall_s - evaluator.wall_s) / len(GRID),
+        ((whole.cpu_s or 0) - evaluator.cpu_s) / len(GRID),
     )
 
 
 def _by_disk(
     merge: Callable[..., Contender], base: pathlib.Path, instruct: pathlib.Path, out: pathlib.Path
-) -> Run:
+) -> Sample:
     """The tool's whole process, then the model in this one, per λ."""
     wall = cpu = 0.0
     for lam in BY_DISK:
-        for run in (process(*merge(base, instruct, lam, out).command), here(lambda: _loaded(out))):
-            wall, cpu = wall + run.wall_s, cpu + run.cpu_s
+        contender = merge(base, instruct, lam, out)
+        for part in (process(*contender.command), by_wall(lambda: _loaded(out))):
+            wall, cpu = wall + part.wall_s, cpu + (part.cpu_s or 0)
         removed(out)
-    return Run(wall / len(BY_DISK), cpu / len(BY_DISK))
+    return Sample(wall / len(BY_DISK), cpu / len(BY_DISK))
 
 
 def _loaded(folder: pathlib.Path) -> None:

@@ -4,19 +4,18 @@ alone and of the whole."""
 from __future__ import annotations
 
 import functools
+import importlib.util
 import itertools
-import pathlib
 import time
 from typing import Any
 
-import pytest
-
 import pa_fast
 from bench.cases import JOBS
-from bench.table import Way, record
+from bench.run import Run, Skip
 from pa_fast.launch import ray as launcher
 from pa_fast.sweep import journal
 from pa_fast.sweep.progress import Silent
+from pa_fast.throughput.harness import Sample, Way, by_itself
 from tests.launch import made
 
 CASE, LAMBDAS = JOBS["workers"], "0:1:0.05"
@@ -35,34 +34,31 @@ class Clock(Silent):
         self.ended = time.perf_counter()
 
 
-def test_workers(benchmark: Any, tmp_path: pathlib.Path) -> None:
-    pytest.importorskip("ray")
+def workers(run: Run) -> None:
+    if importlib.util.find_spec("ray") is None:
+        raise Skip("ray is not installed")
     make = functools.partial(made.busy, CASE.size * 1_000_000)
     number = itertools.count()
 
-    def run(workers: int) -> float:
-        out, clock = tmp_path / str(next(number)), Clock()
-        if workers == 1:
+    def swept(count: int) -> Sample:
+        out, clock = run.folder / str(next(number)), Clock()
+        if count == 1:
             pa_fast.sweep(*_swapped(make), out, progress=clock, figure=False)
         else:
-            launcher.sweep(make, LAMBDAS, out, workers, progress=clock, figure=False)
+            launcher.sweep(make, LAMBDAS, out, count, progress=clock, figure=False)
         assert len(journal.read(out)) == 21
-        return clock.ended - clock.began
+        return Sample(clock.ended - clock.began)
 
-    ways = {"one process": 1, "2 workers": 2, "one process, again": 1}
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(CASE.rounds_here):
-        for name, workers in ways.items():
-            seconds[name].append(run(workers))
-    one, two, again = found = [Way(name, tuple(values)) for name, values in seconds.items()]
-    record(
-        benchmark,
+    one = Way("one process", lambda: swept(1))
+    two = Way("2 workers", lambda: swept(2))
+    ways = CASE.time(one, two, one.again, measure=by_itself, warm=0, turn=False)
+    ratio = ways[one.name].median_s / ways[two.name].median_s
+    run.record(
         CASE.target,
         "21 λ with a single-threaded evaluator, first worker's start to last point",
-        found,
-        against=one.name,
-        noise=(one.name, again.name),
-        headline=f"2 workers are {one.median_s / two.median_s:.2f} × as fast",
+        ways.values(),
+        one.name,
+        headline=f"2 workers are {ratio:.2f} × as fast",
     )
 
 

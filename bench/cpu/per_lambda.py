@@ -8,25 +8,23 @@ default.
 from __future__ import annotations
 
 import itertools
-import pathlib
 import shutil
-from collections.abc import Callable
-from typing import Any
 
 import torch
 
 import pa_fast
 from bench.cases import JOBS
+from bench.run import Run
 from bench.synthetic import write_pair
-from bench.table import record, timed
+from pa_fast.throughput.harness import Way
 
 CASE = JOBS["sweep"]
 
 
-def test_per_lambda(benchmark: Any, tmp_path: pathlib.Path) -> None:
+def per_lambda(run: Run) -> None:
     from transformers import AutoModelForCausalLM
 
-    base, instruct = write_pair(tmp_path, CASE.size)
+    base, instruct = write_pair(run.folder, CASE.size)
     lm = pa_fast.load(base, instruct)
     sides = [
         dict(
@@ -36,7 +34,7 @@ def test_per_lambda(benchmark: Any, tmp_path: pathlib.Path) -> None:
         )
         for side in (base, instruct)
     ]
-    merged = tmp_path / "merged"
+    merged = run.folder / "merged"
     grid = itertools.cycle(0.1 * k + 0.05 for k in range(10))
 
     def plain(lam: float) -> None:
@@ -56,30 +54,20 @@ def test_per_lambda(benchmark: Any, tmp_path: pathlib.Path) -> None:
     plain(0.4)
     assert lm.weights.changed(), "the check must see that somebody else wrote"
     lm.set_lambda(0.4)
-    assert lm.weights.verify(), "wrong bits: no speed is printed"
-    ways: dict[str, Callable[[], object]] = {
-        name: lambda run=run: run(next(grid))
-        for name, run in {
-            "switch": lm.set_lambda,
-            "copy_(torch.lerp)": plain,
-            "merge and reload": by_disk,
-            "switch again": lm.set_lambda,
-        }.items()
-    }
+    lm.weights.verify()
     weights = lm.weights.memory().live_bytes // 2
-    found = timed(
-        ways,
-        CASE.rounds_here,
-        {"switch": 6 * weights, "switch again": 6 * weights, "copy_(torch.lerp)": 10 * weights},
+    ours = Way("switch", lambda: lm.set_lambda(next(grid)), moved_bytes=6 * weights)
+    ways = CASE.time(
+        ours,
+        Way("copy_(torch.lerp)", lambda: plain(next(grid)), moved_bytes=10 * weights),
+        Way("merge and reload", lambda: by_disk(next(grid))),
+        ours.again,
     )
-    ratio = found[2].median_s / found[0].median_s
-    record(
-        benchmark,
+    ratio = ways["merge and reload"].median_s / ways[ours.name].median_s
+    run.record(
         "P6",
         f"one λ in place, {weights / 1e9:.3g} G bf16 weights",
-        found,
-        against="switch",
+        ways.values(),
+        ours.name,
         headline=f"a switch is 1/{ratio:.1f} of merge and reload",
-        noise=("switch", "switch again"),
     )
-    shutil.rmtree(tmp_path)

@@ -3,24 +3,23 @@ weights switch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import pa_kernels
 import torch
 from pa_kernels import SparseTensor
 
 from bench.cases import OPS
-from bench.matrices import Matrices
-from pa_fast.stores.sparse import SparseStore
+from bench.matrices import Matrices, Switch
+from bench.run import Run
+from pa_fast.stores.sparse import Sparse
+from pa_fast.throughput.harness import require_bits
 
 DENSITIES = (0.001, 0.01, 0.02, 0.05, 0.1, 0.2)
 
 
-def test_sparse(benchmark: Any) -> None:
+def sparse(run: Run) -> None:
     case = OPS["sparse"]
     m = Matrices.drawn(case.size)
-    switches: dict[str, tuple[int, Callable[[float], object]]] = {}
+    switches: dict[str, tuple[int, Switch]] = {}
     for density in DENSITIES:
         masks = [torch.rand(b.numel(), generator=m.generator) < density for b in m.base]
         entries = [
@@ -30,16 +29,14 @@ def test_sparse(benchmark: Any) -> None:
         # a live copy of its own: what somebody else wrote to is written anew, which is not to be
         # timed
         live = [b.clone() for b in m.base]
-        switch = SparseStore()
-        switch.bind(live, m.base, entries, [None] * len(live))
+        switch = Sparse(live, m.base, entries, [None] * len(live))
         switch.restore_()
         switch.set_(0.3)
         for w, b, i, mask in zip(live, m.base, m.instruct, masks):
             expected = torch.where(mask.view(b.shape), torch.lerp(b, i, 0.3), b)
-            assert torch.equal(w.view(torch.int16), expected.view(torch.int16)), (
-                "wrong bits: no speed"
-            )
+            same = torch.equal(w.view(torch.int16), expected.view(torch.int16))
+            require_bits(same, f"sparse {density:.1%}")
         kept = sum(entry.nbytes for entry in entries)
         switches[f"sparse {density:.1%}"] = (kept, switch.set_)
         switches[f"sparse {density:.1%}, unchecked"] = (kept, pa_kernels.Sparse(live, entries).run_)
-    m.beside_dense(benchmark, case, switches)
+    m.beside_dense(run, case, "sparse", switches)

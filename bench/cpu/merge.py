@@ -9,71 +9,66 @@ that `python -m bench.peers` makes; one without its environment is missing in th
 from __future__ import annotations
 
 import pathlib
-import statistics
-from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pa_fast
 from bench import merges, peers
 from bench.cases import JOBS
 from bench.merges import Contender
-from bench.process import Run, here, process, removed, way
+from bench.process import process, removed
 from bench.rightness import rightness
+from bench.run import Run
 from bench.synthetic import pair_of
-from bench.table import record
+from pa_fast.throughput.harness import Way, by_itself, by_wall, require_bits
 
 LAM = 0.6
 CASE = JOBS["merge"]
 
 
-def test_merge(benchmark: Any, tmp_path: pathlib.Path) -> None:
-    with pair_of(tmp_path / "pair", CASE.size) as (base, instruct):
-        out = tmp_path / "out"
+def merge(run: Run) -> None:
+    with pair_of(run.folder / "pair", CASE.size) as (base, instruct):
+        out = run.folder / "out"
         contenders = _contenders(base, instruct, out)
-        ways: dict[str, Callable[[], Run]] = {
-            "cp": lambda: process("cp", "-r", base, out),
-            "merge": lambda: here(lambda: pa_fast.merge(base, instruct, LAM, out)),
-            "merge again": lambda: here(lambda: pa_fast.merge(base, instruct, LAM, out)),
-            "pa-fast --version": lambda: process(
-                merges.ours(base, instruct, LAM, out).command[0], "--version"
+        ours = Way("merge", lambda: by_wall(lambda: pa_fast.merge(base, instruct, LAM, out)))
+        program = merges.ours(base, instruct, LAM, out).command[0]
+        ways = [
+            Way("cp", lambda: process("cp", "-r", base, out)),
+            ours,
+            ours.again,
+            Way("pa-fast --version", lambda: process(program, "--version")),
+            *(
+                Way(name, lambda one=one: process(*one.command), note=one.note)
+                for name, one in contenders.items()
             ),
-        }
-        ways |= {name: lambda one=one: process(*one.command) for name, one in contenders.items()}
-        runs: dict[str, list[Run]] = {name: [] for name in ways}
-        right: dict[str, Any] = {}
-        for round_ in range(CASE.rounds_here):
-            for name in list(ways)[:: -1 if round_ % 2 else 1]:
-                runs[name].append(ways[name]())
-                if name not in right and name in {*contenders, "merge"}:
-                    right[name] = rightness(out, base, instruct, LAM)
-                removed(out)
-        for name in ("merge", "pa-fast merge"):
-            assert right[name]["wrong_share"] == 0, "wrong bits: no speed is printed"
-        weights = pa_fast.inspect(base, instruct).parameters
-        rows = [
-            way(n, of, contenders[n].note if n in contenders else "", **right.get(n, {}))
-            for n, of in runs.items()
         ]
-        wall = {name: statistics.median(run.wall_s for run in of) for name, of in runs.items()}
-        found = f"{wall['merge'] / wall['cp']:.2f} × cp"
-        if peers.MERGEKIT.is_here:
-            found += (
-                f"; whole process {wall['mergekit linear, bf16'] / wall['pa-fast merge']:.2f} ×"
-                " mergekit"
-            )
-        record(
-            benchmark,
-            "P7",
-            f"merge to disk, {weights / 1e9:.3g} G bf16 weights",
-            rows,
-            against="cp",
-            headline=found,
-            goal=(
-                f"≤ 3 × cp; whole process ≥ {5 if CASE.size == '3b' else 4} × mergekit; anonymous"
-                " memory ≤ 300 MB"
-            ),
-            noise=("merge", "merge again"),
-        )
+        right: dict[str, Any] = {}
+
+        def after(name: str) -> None:
+            if name not in right and name in {*contenders, ours.name}:
+                right[name] = rightness(out, base, instruct, LAM)
+            removed(out)
+
+        found = CASE.time(*ways, measure=by_itself, warm=0, after=after)
+        for name in (ours.name, "pa-fast merge"):
+            require_bits(right[name]["wrong_share"] == 0, name)
+        weights = pa_fast.inspect(base, instruct).parameters
+    wall = {name: way.median_s for name, way in found.items()}
+    headline = f"{wall['merge'] / wall['cp']:.2f} × cp"
+    if peers.MERGEKIT.is_here:
+        ratio = wall["mergekit linear, bf16"] / wall["pa-fast merge"]
+        headline += f"; whole process {ratio:.2f} × mergekit"
+    run.record(
+        CASE.target,
+        f"merge to disk, {weights / 1e9:.3g} G bf16 weights",
+        [replace(way, **right.get(name, {})) for name, way in found.items()],
+        "cp",
+        headline=headline,
+        goal=(
+            f"≤ 3 × cp; whole process ≥ {5 if CASE.size == '3b' else 4} × mergekit; anonymous"
+            " memory ≤ 300 MB"
+        ),
+    )
 
 
 def _contenders(

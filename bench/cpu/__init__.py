@@ -1,0 +1,1 @@
+"""What `python -m bench` times: a stage in each module, of the same name."""
