@@ -199,7 +199,7 @@ def pairs_of(tokenizer: Tokenizer, context: str, continuations: Sequence[str]) -
         and wholes[0][size - 1] == getattr(tokenizer, "unk_token_id", None)
         and _reaches(tokenizer, texts, wholes, size, len(stripped))
     ):
-        size -= 1  # one unknown token stands for other characters in the whole than in the context
+        size -= 1  # an unknown token may have other characters in the whole than in the context
     for continuation, whole in zip(continuations, wholes):
         if size == 0 or len(whole) <= size:
             raise EvaluatorError(

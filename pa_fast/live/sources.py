@@ -15,11 +15,11 @@ class Sources:
 
     Attributes:
         base: name → tensor, of the live names.
-        instruct: likewise; None where a delta file stands for it.
+        instruct: likewise; None where a delta file takes its place.
         intermediate_dtype: for names whose live tensor is wider than the dtype that a saved merge
             would have, that dtype.
         checkpoint_names: live name → names of the checkpoint's tensors whose elements it holds,
-            which λ rules and noise go by; None: every tensor's own name.
+            which λ rules and noise use; None: every tensor's own name.
     """
 
     def __init__(

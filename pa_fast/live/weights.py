@@ -207,10 +207,10 @@ class LiveWeights:
                 merge would have, that dtype.
             allow_nonfinite: let NaN and infinity in the sources pass.
             checkpoint_names: live name → names of the checkpoint's tensors whose elements it holds:
-                what λ rules and noise go by. Its own name where not given, and so wherever live
-                tensors are those of a checkpoint.
-            endpoints: what the live tensors must be at these λ; see `check_endpoints`. With it
-                `live` need not be kept: a source that is refused may leave it written in part.
+                the names that λ rules and noise use. By default its own name, which is right where
+                live tensors are those of a checkpoint.
+            endpoints: what the live tensors must be at these λ; see `check_endpoints`. With it, a
+                source that is refused may leave `live` written in part.
 
         Example:
             live = dict(model.named_parameters())
