@@ -63,6 +63,11 @@ def sweep(
         limit, seed: at most `limit` items, drawn with `seed`, for each EVAL string and suite entry;
             see `pa_fast.evaluator`.
 
+    Example:
+        lm = pa_fast.load("base_dir", "instruct_dir")
+        result = pa_fast.sweep(lm, "0:1:0.1", "icl:tasks.jsonl,shots=5", "runs/x")
+        print(result.answer().sentence)
+
     Returns:
         All points of the run folder, including those of earlier calls; only the failures of this
         call.

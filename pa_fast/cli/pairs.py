@@ -68,10 +68,10 @@ def inspect(
     )
     if drawing is not None:
         from pa_fast.files import check_outside
-        from pa_fast.sweep.figure import check_place
+        from pa_fast.sweep.figure import check_output_path
 
         check_outside(drawing, (base, instruct))
-        check_place(drawing)
+        check_output_path(drawing)
     with byte_bar(
         "measuring", shown=sample or full or fidelity is not None or figure is not None
     ) as bar:

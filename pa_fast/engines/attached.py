@@ -39,7 +39,7 @@ class _Beside(torch.nn.Module):
             self.register_buffer(name, tensor, persistent=False)
 
     def scaled(self, inner: torch.Tensor) -> torch.Tensor:
-        """λ times `inner`, in its dtype."""
+        """Return λ times `inner`, in its dtype."""
         return (inner.float() * self.lam).to(inner.dtype)
 
 
@@ -86,21 +86,19 @@ class AttachedEmbedding(_Beside, torch.nn.Embedding):
 
 
 def attachable(model: torch.nn.Module) -> dict[str, list[str]]:
-    """Names of weights that `attach` can serve → the modules that use each: two where a head is
-    tied.
+    """Return the names of weights that `attach` can serve → the paths of the modules that use each,
+    two where a head is tied.
 
-    Only layers that use their weight in no other way than by their own forward pass: exact
-    subclasses may differ.
+    These are layers that use their weight in their own forward pass alone. Subclasses may differ.
     """
-    found: dict[str, list[str]] = {}
+    paths: dict[str, list[str]] = {}
     for layer in layers(model).values():
-        found.setdefault(layer.weight, []).append(layer.path)
-    return found
+        paths.setdefault(layer.weight, []).append(layer.path)
+    return paths
 
 
 def attach(model: torch.nn.Module, factors: Mapping[str, Factors]) -> torch.Tensor:
-    """Replace the layers that use the weights named in `factors` by ones with the factors beside
-    them.
+    """Replace the layers that use the weights named in `factors` by ones that hold the factors.
 
     Args:
         model: its weights hold the base model, and are left where they are.
@@ -108,13 +106,13 @@ def attach(model: torch.nn.Module, factors: Mapping[str, Factors]) -> torch.Tens
 
     Returns:
         λ: fp32 scalar on the model's device, 0 at first, read by every forward pass; a CUDA graph
-        sees what it holds when it is replayed.
+        reads it at each replay.
 
     Cost: R (M + N) numbers per layer; a forward pass costs R (M + N) multiplications more per token
     and layer.
 
     Raises:
-        EngineError: a weight that is used otherwise than by linear and embedding layers.
+        EngineError: a weight that is not of a linear or embedding layer alone.
     """
     known = attachable(model)
     device = next(model.parameters()).device
@@ -135,15 +133,13 @@ def attach(model: torch.nn.Module, factors: Mapping[str, Factors]) -> torch.Tens
 
 
 # --- attached weights
-#
-# Live weights of which some stay at base, while factors beside them follow λ in the forward
-# pass.
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 
 
 class AttachedWeights:
-    """The weights of a model with attached factors; implements `pa_fast.base.Weights`.
+    """The weights of a model with attached factors: some stay at base, and factors beside them
+    follow λ in the forward pass. Implements `pa_fast.base.Weights`.
 
     Args:
         part: the live weights; those of attached layers hold base at every λ.
@@ -161,11 +157,11 @@ class AttachedWeights:
             (u.double().T @ u.double(), v.double() @ v.double().T)
             for u, v in self._factors.values()
         ]
-        self._norm = sum(float((left * right.T).sum()) for left, right in grams)
+        self._norm = sum(float((uu * vv.T).sum()) for uu, vv in grams)
         self.store, self.exact, self.lossless = part.store, False, False
 
     rule = followed = None
-    """The factors share one λ."""
+    """None: the factors share one λ."""
 
     @property
     def lam(self) -> float | None:
@@ -173,8 +169,8 @@ class AttachedWeights:
         return self._held
 
     def set_lambda(self, lam: float) -> None:
-        """Store λ where the forward passes read it, and write W(λ) into what nothing is attached
-        to."""
+        """Store λ where the forward passes read it, and write W(λ) into the tensors without
+        attached factors."""
         if isinstance(lam, LambdaRule):
             raise UsageError(
                 "a λ rule for attached factors, which share one λ", "use another store"
@@ -193,7 +189,7 @@ class AttachedWeights:
         self._part.check_lambda(float(Lambda(lam)))
 
     def checksum(self) -> int:
-        """The proof of switch: that of the live weights, of λ and of the factors."""
+        """Return one checksum of the live weights, λ and the factors."""
         with self._lock:
             return combine(
                 {
@@ -217,8 +213,8 @@ class AttachedWeights:
         return True
 
     def changed(self) -> list[str]:
-        """Names of live tensors that are not what they should be, and `the attached λ`, `the
-        attached factors`."""
+        """Return the names of live tensors that are not what they should be, and `the attached λ`
+        and `the attached factors` where these are not."""
         with self._lock:
             return self._part.changed() + self._foreign()
 
@@ -229,7 +225,7 @@ class AttachedWeights:
         return moved / distance if distance else float("nan")
 
     def intended_lambda(self) -> float:
-        """λ itself; NaN where none is set."""
+        """Return λ; NaN where none is set."""
         return float("nan") if self._held is None else self._held
 
     def memory(self) -> Memory:
@@ -240,7 +236,7 @@ class AttachedWeights:
         return replace(known, **{where: getattr(known, where) + size})
 
     def close(self) -> None:
-        """Let go of the sources; the model keeps the λ it has."""
+        """Release the sources; the model keeps the λ it has."""
         self._part.close()
 
     def __repr__(self) -> str:
@@ -267,5 +263,5 @@ class AttachedWeights:
 
 
 def attached(model: Any, part: LiveWeights) -> AttachedWeights:
-    """Attach to `model` the factors that its live weights `part` have put apart."""
+    """Attach to `model` the factors in `part.apart`, and return its weights."""
     return AttachedWeights(part, attach(model, part.apart), part.apart)

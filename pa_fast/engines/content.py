@@ -1,6 +1,5 @@
-"""Which tensors in the files of one side each tensor of its model is made of, and the proof that
-transformers made it of these and no others.
-"""
+"""Checkpoint tensors that each tensor of a model is made of, and the check that transformers made
+it of these and no others."""
 
 from __future__ import annotations
 
@@ -26,8 +25,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Traced:
-    """Where the tensors of a model come from.
+class TracedNames:
+    """Checkpoint names of the tensors of a model.
 
     Attributes:
         names: live name → checkpoint names that it is made of, in the order of the checkpoint.
@@ -39,31 +38,32 @@ class Traced:
     converted: frozenset[str]
 
     def check_elementwise(self, live: Mapping[str, object]) -> None:
-        """Refuse live tensors, of which a tied one has several names, whose elements do not lie as
-        in the checkpoint: noise goes by their places there.
+        """Check that the elements of the live tensors lie as in the checkpoint, whose indices key
+        the noise of stochastic rounding.
 
         Raises:
-            UsageError: a tensor is converted, or comes from nowhere.
+            UsageError: a tensor is converted, or no checkpoint tensor is known for it.
         """
         known = {id(tensor) for name, tensor in live.items() if name in self.names}
         for name, tensor in live.items():
             parts = self.names.get(name, ())
             if name in self.converted or id(tensor) not in known:
                 more = f" and {len(parts) - 1} more" if len(parts) > 1 else ""
-                made = f"makes of `{parts[0]}`{more}" if parts else "makes of other tensors"
+                origin = f"makes of `{parts[0]}`{more}" if parts else "makes of other tensors"
                 raise UsageError(
-                    f"stochastic rounding of `{name}`, which transformers {made}: its elements lie"
-                    " otherwise",
+                    f"stochastic rounding of `{name}`, which transformers {origin}: its"
+                    " elements lie otherwise",
                     "use rounding nearest, or merge to disk with stochastic rounding",
                 )
 
 
-def trace(module: Any, keys: Iterable[str]) -> Traced:
-    """Where each of the checkpoint's `keys` goes in `module`, a transformers model."""
+def trace(module: Any, keys: Iterable[str]) -> TracedNames:
+    """Return the checkpoint's `keys` that each tensor of `module`, a transformers model, is made
+    of."""
     keys = tuple(keys)
-    order = {key: place for place, key in enumerate(keys)}
+    order = {key: index for index, key in enumerate(keys)}
     placed = Skeleton(module).trace(keys).placed
-    return Traced(
+    return TracedNames(
         {
             name: tuple(sorted((part.key for part in parts), key=order.__getitem__))
             for name, parts in placed.items()
@@ -74,40 +74,36 @@ def trace(module: Any, keys: Iterable[str]) -> Traced:
     )
 
 
-def of_pair(module: Any, base: Iterable[str], instruct: Iterable[str]) -> Traced:
-    """Where each tensor of `module` comes from, in instruct's names; in base's where instruct's
-    files have nothing for it.
+def of_pair(module: Any, base: Iterable[str], instruct: Iterable[str]) -> TracedNames:
+    """Return the checkpoint names of each tensor of `module`: instruct's, or base's where
+    instruct's files have nothing for it.
 
-    A merge has instruct's names and layout, and rules and noise go by these.
+    A merge has instruct's names and layout, and rules and noise use these.
     """
-    left, right = trace(module, base), trace(module, instruct)
-    return Traced(
-        {**left.names, **right.names}, right.converted | (left.converted - right.names.keys())
+    of_base, of_instruct = trace(module, base), trace(module, instruct)
+    return TracedNames(
+        {**of_base.names, **of_instruct.names},
+        of_instruct.converted | (of_base.converted - of_instruct.names.keys()),
     )
 
 
 # --- content
-#
-# What the files of one side hold, and the proof that transformers made its tensors of these files
-# and no others.
-#
-# A tensor that is a memory map of the very bytes of the checkpoint tensor it is named after needs
-# no more proof. Any other (converted, upcast, a shard, or on a system that does not list its maps)
-# is compared by its elements: transformers only moves and widens them, so the tensor and what it is
-# made of must have the same ones, in whatever order.
-#
-#     digest = (Σ x mod 2^64, Σ x² mod 2^32), x the elements' bits as integers
 
 Digest = tuple[int, int]
+"""(Σ x mod 2^64, Σ x² mod 2^32), x the elements' bits as integers: the same in any order."""
 _PIECE = 1 << 19
 
 
 class Content:
-    """The sum of every tensor in the files of a checkpoint, of which transformers made `module`, in
-    the dtypes of the files or wider ones.
+    """The checksum of every tensor in the files of a checkpoint, and the check that transformers
+    made `module` of them, in the dtypes of the files or wider ones.
 
-    Ask for `check_source` first. Whoever reads the mapped tensors anyway passes each piece to
-    `on_read`; `finish` reads what nobody has read.
+    A tensor that is a memory map of its checkpoint tensor needs no further check. Any other one
+    (converted, upcast, a shard) is compared by digest, since transformers only moves and widens
+    elements.
+
+    Call `check_source` first. Pass each piece of a mapped tensor that is read anyway to `on_read`;
+    `finish` reads the rest.
 
     Attributes:
         sums: name → `pa_kernels.checksum` of a tensor's bytes; all of them after `finish`.
@@ -119,7 +115,7 @@ class Content:
         self.sums: dict[str, int] = {}
         self._mapped: dict[int, TensorInfo] = {}
         self._pieces: dict[str, dict[int, tuple[int, int]]] = {}
-        self._made, self._split = _made(checkpoint, module), layout.split(module)
+        self._tensors, self._split = _model_tensors(checkpoint, module), layout.split(module)
 
     def check_source(self, ranks: Ranks | Alone = ALONE) -> None:
         """Raise unless transformers made the module of these files.
@@ -134,19 +130,19 @@ class Content:
             EngineError: a tensor is not made of these files, or see `Ranks.gather`.
             DataError: a file changed since its header was read.
         """
-        made, self._made = self._made, []
+        tensors, self._tensors = self._tensors, []
         if ranks.world == 1:
             maps = FileMaps()
-            made = [one for one in made if not self._is_map(one, maps)]
-        wanted = {key: one.tensor.dtype for one in made for keys in one.sources for key in keys}
+            tensors = [one for one in tensors if not self._is_map(one, maps)]
+        wanted = {key: one.tensor.dtype for one in tensors for keys in one.sources for key in keys}
         mine = sorted(wanted if ranks.world == 1 else self.checkpoint.tensors)[
             ranks.rank :: ranks.world
         ]
-        found = ranks.gather(
+        gathered = ranks.gather(
             "comparing with the files",
-            lambda: (self._digests(mine, wanted), [_digest(one.tensor) for one in made]),
+            lambda: (self._digests(mine, wanted), [_digest(one.tensor) for one in tensors]),
         )
-        files = {key: digest for part, _ in found for key, digest in part.items()}
+        files = {key: digest for part, _ in gathered for key, digest in part.items()}
         self.sums |= {key: total for key, (total, _) in files.items()}
         digests = [
             (
@@ -156,15 +152,15 @@ class Content:
                 if len(set(column)) == 1
                 else None
             )
-            for one, column in zip(made, zip(*(loaded for _, loaded in found)))
+            for one, column in zip(tensors, zip(*(loaded for _, loaded in gathered)))
         ]
-        _compare(
-            self.checkpoint, made, digests, {key: digest for key, (_, digest) in files.items()}
+        _check_digests(
+            self.checkpoint, tensors, digests, {key: digest for key, (_, digest) in files.items()}
         )
 
     def on_read(self, tensor: torch.Tensor, start: int, piece: torch.Tensor) -> None:
-        """Note the elements of `tensor` from `start` on, which are in cache; from any thread.
-        Nothing, where it is no map."""
+        """Add up `piece`, the elements of `tensor` from `start` on, while it is in cache; from any
+        thread. Does nothing for a tensor that is no memory map of the files."""
         info = self._mapped.get(tensor.data_ptr())
         if info is not None and info.nbytes == tensor.nbytes and start % _PIECE == 0:
             self._pieces.setdefault(info.name, {})[start] = (
@@ -173,10 +169,9 @@ class Content:
             )
 
     def finish(self) -> str:
-        """The content fingerprint of the checkpoint, 16 hex digits; how it is sharded does not
-        matter.
+        """Return the content fingerprint of the checkpoint, 16 hex digits, whatever its shards.
 
-        Cost: one read of what `on_read` was not told of.
+        Cost: one read of the tensors that `on_read` was not called with.
 
         Raises:
             DataError: a file changed since its header was read.
@@ -191,23 +186,26 @@ class Content:
         self.checkpoint.check_all_unchanged()
         return as_hex(combine(self.sums))
 
-    def _is_map(self, one: _Made, maps: FileMaps) -> bool:
-        """Whether a tensor is a map of the only tensor in the files that it may be made of."""
+    def _is_map(self, one: _ModelTensor, maps: FileMaps) -> bool:
+        """Return whether a tensor is a memory map of the one tensor in the files that it is made
+        of."""
         tensor = one.tensor
-        place = (
-            maps.place(tensor) if tensor.device.type == "cpu" and tensor.is_contiguous() else None
+        position = (
+            maps.position(tensor)
+            if tensor.device.type == "cpu" and tensor.is_contiguous()
+            else None
         )
         for key in (keys[0] for keys in one.sources if len(keys) == 1):
             info = self.checkpoint.tensors[key]
             if (
-                place is None
-                or place.offset != info.start
+                position is None
+                or position.offset != info.start
                 or tensor.dtype != torch_dtype(info.dtype)
             ):
                 continue
             file = self.checkpoint.file(key)
-            same = place.inode == file.inode and (
-                place.device == file.device or place.path == os.path.realpath(file.path)
+            same = position.inode == file.inode and (
+                position.device == file.device or position.path == os.path.realpath(file.path)
             )
             if same and tensor.nbytes == info.nbytes:
                 self._mapped[tensor.data_ptr()] = info
@@ -217,8 +215,8 @@ class Content:
     def _digests(
         self, keys: Iterable[str], dtypes: Mapping[str, torch.dtype]
     ) -> dict[str, tuple[int, Digest]]:
-        """Sum of the bytes, and digest of the elements at `dtypes`, of each of the checkpoint's
-        tensors `keys`."""
+        """Return the sum of the bytes, and the digest of the elements at `dtypes`, of each of the
+        checkpoint's tensors `keys`."""
 
         def work(info: TensorInfo, start: int, piece: torch.Tensor) -> tuple[int, Digest]:
             dtype = dtypes.get(info.name)
@@ -227,7 +225,7 @@ class Content:
             )
 
         infos = [self.checkpoint.tensors[key] for key in keys]
-        found = over_tensors(
+        sums = over_tensors(
             lambda info, start, stop, out: self.checkpoint.chunk(info.name, start, stop, out),
             infos,
             work,
@@ -237,13 +235,13 @@ class Content:
                 sum(total for total, _ in parts) % 2**64,
                 _added(digest for _, digest in parts),
             )
-            for info, parts in found.items()
+            for info, parts in sums.items()
         }
 
 
-class _Made:
-    """A tensor of the model by all of its names, and for each name that the files feed, the tensors
-    there that do."""
+class _ModelTensor:
+    """A tensor of the model with all its names, and for each name that the files have a source of,
+    the names of these sources."""
 
     def __init__(
         self, names: Sequence[str], tensor: torch.Tensor, sources: Sequence[Sequence[str]]
@@ -251,53 +249,53 @@ class _Made:
         self.names, self.tensor, self.sources = names, tensor, sources
 
 
-def _made(checkpoint: Checkpoint, module: Any) -> list[_Made]:
-    """The parameters of `module`, and those buffers that the files feed."""
-    feeds = trace(module, checkpoint.tensors).names
+def _model_tensors(checkpoint: Checkpoint, module: Any) -> list[_ModelTensor]:
+    """Return the parameters of `module`, and the buffers that the files have a source of."""
+    sources = trace(module, checkpoint.tensors).names
     names: dict[int, list[str]] = {}
     tensors: dict[int, torch.Tensor] = {}
     for name, tensor in layout.named(module):
         names.setdefault(id(tensor), []).append(name)
         tensors[id(tensor)] = tensor
     parameters = {id(layout.local(parameter)) for parameter in module.parameters()}
-    made = [
-        _Made(own, tensors[k], [feeds[name] for name in own if name in feeds])
+    all_tensors = [
+        _ModelTensor(own, tensors[k], [sources[name] for name in own if name in sources])
         for k, own in names.items()
     ]
-    return [one for one in made if one.sources or id(one.tensor) in parameters]
+    return [one for one in all_tensors if one.sources or id(one.tensor) in parameters]
 
 
-def _compare(
+def _check_digests(
     checkpoint: Checkpoint,
-    made: Sequence[_Made],
+    tensors: Sequence[_ModelTensor],
     digests: Sequence[Digest | None],
     files: Mapping[str, Digest],
 ) -> None:
-    """Refuse tensors whose elements are not those of the files.
+    """Raise EngineError if a tensor's elements are not those of the files.
 
-    Where one tensor of the files becomes several of the model, only the first of these is known to:
-    they count together.
+    Where one tensor of the files becomes several of the model, sources are known for the first
+    alone, so all of them are compared together.
     """
-    left = [
+    differing = [
         (one, digest)
-        for one, digest in zip(made, digests)
+        for one, digest in zip(tensors, digests)
         if digest is None
         or all(digest != _added(files[key] for key in keys) for keys in one.sources)
     ]
-    if not left:
+    if not differing:
         return
-    keys = {key for one, _ in left for keys in one.sources for key in keys}
+    keys = {key for one, _ in differing for keys in one.sources for key in keys}
     split = (
-        any(not one.sources for one, _ in left)
+        any(not one.sources for one, _ in differing)
         and keys
-        and all(digest is not None for _, digest in left)
+        and all(digest is not None for _, digest in differing)
     )
-    if split and _added(digest for _, digest in left if digest) == _added(
+    if split and _added(digest for _, digest in differing if digest) == _added(
         files[key] for key in keys
     ):
         return
-    name = left[0][0].names[0]
-    more = f" and {len(left) - 1} more" if len(left) > 1 else ""
+    name = differing[0][0].names[0]
+    more = f" and {len(differing) - 1} more" if len(differing) > 1 else ""
     raise EngineError(
         f"{checkpoint.folder}: transformers made {quoted(name)}{more} of other data than the files"
         f" that pa_fast reads hold, such as {checkpoint.files()[0].path.name}",
@@ -307,7 +305,7 @@ def _compare(
 
 
 def _digest(tensor: torch.Tensor) -> Digest:
-    """The digest of all elements of a tensor; on a CPU one core per piece."""
+    """Return the digest of all elements of a tensor; on a CPU one core per piece."""
     from pa_kernels.cores import over
 
     pieces = tensor.detach().reshape(-1).split(_PIECE)

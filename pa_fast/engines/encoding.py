@@ -1,4 +1,5 @@
-"""Two checkpoint folders → a delta file for the model that transformers builds of them."""
+"""Delta files encoded from two checkpoint folders, for the model that transformers builds of
+them."""
 
 from __future__ import annotations
 
@@ -27,11 +28,10 @@ def encode(
     overwrite: bool = False,
     options: PairOptions = DEFAULTS,
 ) -> Description:
-    """Write the delta between two checkpoints to the file `out`; with it `pa_fast.load` needs base
+    """Write the delta between two checkpoints to the file `out`, so that `pa_fast.load` needs base
     alone.
 
-    Names and shapes in the file are those of the model, after whatever transformers converts while
-    it loads.
+    Names and shapes in the file are those of the model, after transformers' conversions.
 
     Args:
         base, instruct: local folders, or hub ids (`org/name@revision`).

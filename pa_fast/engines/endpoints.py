@@ -2,11 +2,11 @@
 last bit.
 
 A model is a function of its tensors and of its configuration. So every tensor of the live model, by
-each of its own names, is held against the one of that name in the side's own module, as
-transformers made it from the side's files and before any pairing; `loading` has refused a pair
-whose modules differ in anything else. Equal bits give equal logits, which needs no forward pass.
-Only of a model whose layers compute with factors beside the tensors are logits compared, at λ = 0:
-with those of the base's own module, whose tensors are moved into the same memory by plain copies.
+each of its names, is compared with the one of that name in the side's own module, as transformers
+made it from the side's files and before any pairing; `loading` refuses a pair whose modules differ
+in anything else. Equal bits give equal logits, so no forward pass is needed. Only a model whose
+layers compute with factors beside the tensors has its logits compared, at λ = 0, with those of the
+base's own module, whose tensors are copied into the same memory.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _ONE_CORE_BYTES = 4 * 2**30
 
 
 def prompts(vocabulary: int, device: torch.device) -> torch.Tensor:
-    """Two fixed sequences of 16 token ids below `vocabulary`, spread over all of it."""
+    """Return two fixed sequences of 16 token ids below `vocabulary`, spread over all of it."""
     import torch
 
     count = _PROMPTS * _LENGTH
@@ -53,12 +53,13 @@ def logits(module: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
 
 
 def try_out(module: PreTrainedModel) -> None:
-    """One short forward pass, for models of which only that shows whether they run."""
+    """Run one short forward pass, for models that fail only there."""
     _probed(module, prompts(module.get_input_embeddings().weight.shape[0], module.device))
 
 
 def base_logits(loaded: Loaded, ids: torch.Tensor) -> torch.Tensor:
-    """Logits of the base as loaded, at the live dtype. Leaves the live tensors holding it."""
+    """Return the logits of the base as loaded, at the live dtype. Leaves the live tensors holding
+    the base."""
     _fill_(loaded, loaded.base)
     for name, tensor in layout.named(loaded.reference):
         if name in loaded.live:
@@ -67,11 +68,11 @@ def base_logits(loaded: Loaded, ids: torch.Tensor) -> torch.Tensor:
 
 
 def _fill_(loaded: Loaded, sources: Mapping[str, torch.Tensor]) -> None:
-    """Plain copies of `sources` into the live tensors; on a CPU one core per piece."""
+    """Copy `sources` into the live tensors; on a CPU one core per piece."""
     import torch
 
-    def copy(at: tuple[torch.Tensor, torch.Tensor, torch.dtype]) -> None:
-        live, source, between = at
+    def copy(piece: tuple[torch.Tensor, torch.Tensor, torch.dtype]) -> None:
+        live, source, between = piece
         with torch.no_grad():
             live.copy_(source.to(between))
 
@@ -85,8 +86,8 @@ def _fill_(loaded: Loaded, sources: Mapping[str, torch.Tensor]) -> None:
 
 
 def _probed(module: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
-    """Logits of the check's few tokens: a small model's on one core, where no thread waits for
-    another at every layer."""
+    """Return the logits of the check's few tokens; of a small model on one core, where no thread
+    waits for another at every layer."""
     if ids.device.type == "cpu" and sum(p.nbytes for p in module.parameters()) <= _ONE_CORE_BYTES:
         with one_core():
             return logits(module, ids)
@@ -94,14 +95,14 @@ def _probed(module: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
 
 
 @dataclass(frozen=True)
-class Proof:
-    """What a live model is held against.
+class EndpointCheck:
+    """The tensors or logits that a live model must have at its endpoints.
 
     Attributes:
         endpoints: what the live tensors must be at λ = 0 and, where the store is lossless, 1. None
-            where that is not asked of tensors: of a model with attached factors.
-        logits: what they must give instead at λ = 0 on `ids`.
-        notes: what is left out, in words.
+            for a model with attached factors.
+        logits: for such a model, its logits at λ = 0 on `ids`.
+        notes: which checks are left out, in words.
     """
 
     endpoints: Endpoints | None = None
@@ -110,10 +111,12 @@ class Proof:
     notes: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, loaded: Loaded, options: LoadOptions) -> Proof:
-        """That of a pair that is loaded and allocated. Stochastic rounding moves a side whose dtype
-        a merge cannot represent: nothing is asked of it. With attached factors it leaves the live
-        tensors holding the base.
+    def of(cls, loaded: Loaded, options: LoadOptions) -> EndpointCheck:
+        """Return the check of a pair that is loaded and allocated. With attached factors it leaves
+        the live tensors holding the base.
+
+        A side with weights that the dtype of a merge cannot represent is left out under stochastic
+        rounding, which moves them.
         """
         if options.attached:
             ids = prompts(
@@ -124,23 +127,25 @@ class Proof:
                 options.device,
             )
             return cls(None, base_logits(loaded, ids), ids)
-        ends: dict[float, Mapping[str, torch.Tensor | FirstRows]] = {}
+        endpoints: dict[float, Mapping[str, torch.Tensor | FirstRows]] = {}
         notes = []
         for lam, side in ((0.0, "base"), (1.0, "instruct")):
-            if options.rounding.is_stochastic and _is_drawn(loaded, side):
+            if options.rounding.is_stochastic and _is_rounded(loaded, side):
                 notes.append(
                     f"the {side} model is rounded stochastically: the live tensors were not"
                     " compared with it as loaded"
                 )
             elif options.lossless or side == "base":
-                ends[lam] = {
-                    name: end if end.shape == loaded.live[name].shape else FirstRows(end)
-                    for name, end in loaded.endpoints[side].items()
+                endpoints[lam] = {
+                    name: endpoint
+                    if endpoint.shape == loaded.live[name].shape
+                    else FirstRows(endpoint)
+                    for name, endpoint in loaded.endpoints[side].items()
                 }
-        return cls(ends, notes=tuple(notes))
+        return cls(endpoints, notes=tuple(notes))
 
     def check_logits(self, module: PreTrainedModel) -> None:
-        """Compare logits at λ = 0, bit for bit, where they are to be.
+        """Compare the logits at λ = 0, bit for bit; does nothing where `logits` is None.
 
         Raises:
             EngineError: they differ.
@@ -149,9 +154,9 @@ class Proof:
 
         if self.logits is None or self.ids is None:
             return
-        found = _probed(module, self.ids)
-        if not torch.equal(found, self.logits) and not _same_nan(found, self.logits):
-            worst = float((found.float() - self.logits.float()).abs().max())
+        actual = _probed(module, self.ids)
+        if not torch.equal(actual, self.logits) and not _is_same_but_nan(actual, self.logits):
+            worst = float((actual.float() - self.logits.float()).abs().max())
             raise EngineError(
                 "endpoint check failed: at λ = 0 the logits are not those of the base model (off"
                 f" by up to {worst:.3g})",
@@ -160,9 +165,9 @@ class Proof:
             )
 
 
-def _is_drawn(loaded: Loaded, side: str) -> bool:
-    """Whether stochastic rounding moves a weight of `side`: one that the dtype of a merge cannot
-    represent."""
+def _is_rounded(loaded: Loaded, side: str) -> bool:
+    """Return whether stochastic rounding moves a weight of `side`: whether it has one that the
+    dtype of a merge cannot represent."""
     import torch
 
     sources = {"base": loaded.base, "instruct": loaded.instruct}[side]
@@ -173,9 +178,8 @@ def _is_drawn(loaded: Loaded, side: str) -> bool:
     return False
 
 
-def _same_nan(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Equal where finite, and non-finite in the same places: what can be asked of checkpoints with
-    NaN weights."""
+def _is_same_but_nan(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Return whether `a` and `b` are equal apart from NaN, which both have at the same indices."""
     import torch
 
     return bool(torch.equal(a.isnan(), b.isnan())) and bool(

@@ -1,5 +1,5 @@
-"""How a model's tensors lie over processes: what of each is in this one, and what cannot be merged
-shard by shard."""
+"""Shards: the part of each of a model's tensors that lies in this process, and the check that a
+pair can be merged shard by shard."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ if TYPE_CHECKING:
 
 
 def local(tensor: torch.Tensor) -> torch.Tensor:
-    """What of `tensor` lies in this process: the shard of a DTensor, else the tensor itself.
+    """Return the part of `tensor` in this process: the shard of a DTensor, else the tensor itself.
 
-    The object that the DTensor computes with, where `to_local` of a parameter makes a new one at
-    each call: giving it other memory by `.data` moves the DTensor along.
+    It is the object that the DTensor computes with, so that assigning to its `.data` moves the
+    DTensor too; `to_local` of a parameter makes a new one at each call.
     """
     shard: torch.Tensor = getattr(tensor, "_local_tensor", tensor)
     return shard
 
 
 def named(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every parameter and buffer of `module` by each of its names, as far as it lies in this
-    process."""
-    for found in (
+    """Yield every parameter and buffer of `module`, or its shard in this process, by each of its
+    names."""
+    for of_kind in (
         module.named_parameters(remove_duplicate=False),
         module.named_buffers(remove_duplicate=False),
     ):
-        for name, tensor in found:
+        for name, tensor in of_kind:
             yield name, local(tensor)
 
 
 def distributed(module: torch.nn.Module) -> dict[str, Any]:
-    """The DTensors among `module`'s parameters, by each of their names."""
+    """Return the DTensors among `module`'s parameters, by each of their names."""
     return {
         name: p
         for name, p in module.named_parameters(remove_duplicate=False)
@@ -44,7 +44,8 @@ def distributed(module: torch.nn.Module) -> dict[str, Any]:
 
 
 def split(module: torch.nn.Module) -> set[str]:
-    """Names of the parameters of which this process has a part; it has all of every other."""
+    """Return the names of the parameters of which this process has a shard; it has all of every
+    other."""
     return {
         name
         for name, p in distributed(module).items()
@@ -52,8 +53,8 @@ def split(module: torch.nn.Module) -> set[str]:
     }
 
 
-def check(base: PreTrainedModel, instruct: PreTrainedModel) -> None:
-    """Refuse a pair that is not split into equal parts of the same kind on both sides.
+def check_split(base: PreTrainedModel, instruct: PreTrainedModel) -> None:
+    """Check that a pair is split into equal parts in the same way on both sides.
 
     Raises:
         PairError: a tensor is split differently in the two models, such as a head that is tied in
@@ -81,7 +82,7 @@ def check(base: PreTrainedModel, instruct: PreTrainedModel) -> None:
 
 
 def no_plan(kind: str) -> EngineError:
-    """The refusal of a model class that transformers splits nowhere."""
+    """Return the error for a model class that transformers cannot split."""
     return EngineError(
         f"transformers splits no weight of {kind}: it has no tensor-parallel plan for it",
         "use the transformers engine: every rank would hold the whole model",

@@ -1,9 +1,10 @@
-"""Two checkpoint folders → one module whose tensors can follow λ, and the sources of each tensor.
+"""Two checkpoint folders loaded as one module whose tensors can follow λ, with the sources of each
+tensor.
 
-Names on disk are not names in the model: transformers renames, fuses and transposes while it loads,
-by rules of its own. So both sides are loaded through it, and tensors are paired by the names that
-the two modules have afterwards. The conversions only move elements, so merging converted tensors
-equals converting merged ones, bit for bit.
+Names on disk are not names in the model: transformers renames, fuses and transposes while it loads.
+So both sides are loaded through it, and tensors are paired by the names that the two modules then
+have. The conversions only move elements, so merging converted tensors equals converting merged
+ones, bit for bit.
 """
 
 from __future__ import annotations
@@ -33,18 +34,18 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _MOST_PLANNED = 1000
-"""Tensors whose dtypes transformers is told one by one: it searches all of these names for each of
-its own."""
+"""Most tensors whose dtypes are given to transformers by name: it searches all of these names for
+each of its own."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """How transformers is to read both sides.
+    """Options by which transformers reads both sides.
 
     Attributes:
         kind: the model class; None: the one for causal language models of that kind.
-        strip_prefix: what to remove from the beginning of tensor names, in this order.
-        unused: tensors that may be in the files though the model has no place for them.
+        strip_prefix: prefixes to remove from tensor names, in this order.
+        unused: tensors that may be in the files though the model does not use them.
     """
 
     kind: str | None = None
@@ -59,8 +60,8 @@ class Reading:
         strip_prefix: tuple[str, ...] = (),
         unused: Iterable[str] = (),
     ) -> Reading:
-        """How to read a pair; a side that does not name its class is of the other's. What both
-        sides store may have no place in the model, as when transformers loads one alone."""
+        """Return the options for a pair. A side that does not name its class has the other's; the
+        model need not use tensors that both sides store."""
         both = frozenset(base.tensors.keys() & instruct.tensors.keys())
         return cls(model_class(instruct.config, base.config), strip_prefix, both.union(unused))
 
@@ -78,10 +79,9 @@ class Loaded:
         base, instruct: name → source at the dtype of its file, or an exact upcast of it.
         intermediate_dtype: name → the dtype that a saved merge would have, where the live tensor
             is another.
-        endpoints: side → name → tensor as transformers made it, before any pairing: what the
-            endpoint check goes by.
-        contents: side → the content of its files, which is to prove that the sources are made of
-            it.
+        endpoints: side → name → tensor as transformers made it, before any pairing, for the
+            endpoint check.
+        contents: side → the content of its files, which checks that the sources are made of it.
         notes: what a user should know: converted tensors, untied heads.
     """
 
@@ -111,11 +111,11 @@ def load_pair(
     Args:
         base, instruct: opened checkpoints whose configurations are known to fit each other.
         dtype: live dtype of all float tensors; None: the dtype that each has in the instruct files.
-        sharding: what `from_pretrained` takes to split a model over processes.
+        sharding: arguments of `from_pretrained` that split a model over processes.
         apart: names that need storage of their own, however the models tie them.
-        reading: how the files are read; as they are without it.
         extra_rows: keep vocabulary rows that one side alone has, as they are; else they are
             refused.
+        reading: how the files are read; by default as they are.
 
     Raises:
         EngineError: transformers cannot load a side completely, does not know the architecture, or
@@ -130,41 +130,41 @@ def load_pair(
         side: _file_dtypes(checkpoint)
         for side, checkpoint in (("base", base), ("instruct", instruct))
     }
-    how = reading or Reading.of(base, instruct)
-    source_b, source_i = _as_filed(base, sharding, how), _as_filed(instruct, sharding, how)
+    reading = reading or Reading.of(base, instruct)
+    source_b, source_i = _as_filed(base, sharding, reading), _as_filed(instruct, sharding, reading)
     contents = {"base": Content(base, source_b), "instruct": Content(instruct, source_i)}
     wanted = dtype or (_exact(files["instruct"]) if len(files["instruct"]) == 1 else None)
     one_b, one_i = (len(files[side]) == 1 for side in ("base", "instruct"))
     module = (
         source_i
         if one_i and wanted == source_i.dtype
-        else _from_pretrained(instruct, wanted, sharding, how)
+        else _from_pretrained(instruct, wanted, sharding, reading)
     )
     reference = (
         source_b
         if one_b and source_b.dtype == module.dtype
-        else _from_pretrained(base, module.dtype, sharding, how)
+        else _from_pretrained(base, module.dtype, sharding, reading)
     )
-    named = {"base": _tensors(source_b), "instruct": _tensors(source_i)}
-    if named["base"].keys() != named["instruct"].keys():
-        odd = sorted(named["base"].keys() ^ named["instruct"].keys())
-        side = "base" if odd[0] in named["base"] else "instruct"
+    tensors_of = {"base": _tensors(source_b), "instruct": _tensors(source_i)}
+    if tensors_of["base"].keys() != tensors_of["instruct"].keys():
+        odd = sorted(tensors_of["base"].keys() ^ tensors_of["instruct"].keys())
+        side = "base" if odd[0] in tensors_of["base"] else "instruct"
         raise PairError(
             f"`{odd[0]}` exists only in the {side} model",
             "the two checkpoints must be of one architecture",
         )
     if sharding:
-        layout.check(source_b, source_i)
+        layout.check_split(source_b, source_i)
     _check_derived(reference, module)
-    # `module` may be the very model that holds the sources: keep the memory, its parameters will
-    # point elsewhere.
-    ends = {
+    # `module` may be the model that holds the sources: keep their memory, since its parameters will
+    # point elsewhere
+    endpoints = {
         side: {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-        for side, tensors in named.items()
+        for side, tensors in tensors_of.items()
     }
-    sources = {side: dict(tensors) for side, tensors in ends.items()}
+    sources = {side: dict(tensors) for side, tensors in endpoints.items()}
     _grow(module, sources, (base.config, instruct.config), extra_rows and not sharding)
-    untied = _untie(module, named, apart)
+    untied = _untie(module, tensors_of, apart)
     live = _tensors(module)
     saved = _saved_dtypes(live, dtype, instruct, module, files["instruct"])
     return Loaded(
@@ -175,7 +175,7 @@ def load_pair(
         sources["instruct"],
         # fp32 rounds nothing: the merge is computed in it
         {n: d for n, d in saved.items() if d not in (live[n].dtype, torch.float32)},
-        ends,
+        endpoints,
         contents,
         [
             *_unplaced(base, instruct, module),
@@ -189,8 +189,8 @@ def load_pair(
 
 
 def _unplaced(base: Checkpoint, instruct: Checkpoint, module: PreTrainedModel) -> list[str]:
-    """A note on tensors that both sides store and that have no place in the model, other than
-    those that its class is known to ignore."""
+    """Return a note on tensors that both sides store and the model does not use, apart from those
+    that its class is known to ignore."""
     skeleton = Skeleton(module)
     names = [
         name
@@ -206,8 +206,8 @@ def _unplaced(base: Checkpoint, instruct: Checkpoint, module: PreTrainedModel) -
 
 
 def one_side(checkpoint: Checkpoint, reading: Reading | None = None) -> PreTrainedModel:
-    """The model of one checkpoint, at the dtypes of its files; on a CPU its tensors stay memory
-    maps.
+    """Return the model of one checkpoint, at the dtypes of its files; on a CPU its tensors stay
+    memory maps.
 
     Raises:
         EngineError: transformers cannot load it completely, or from these files.
@@ -222,7 +222,7 @@ def one_side(checkpoint: Checkpoint, reading: Reading | None = None) -> PreTrain
 def base_tensors(
     base: Path, instruct: Path, live: Mapping[str, torch.Tensor], reading: Reading
 ) -> dict[str, torch.Tensor]:
-    """The base tensors of `live`, read once more from the checkpoints; rows that base lacks are
+    """Return the base tensors of `live`, read again from the checkpoints; rows that base lacks are
     instruct's."""
     with Checkpoint.open(base) as opened_b, Checkpoint.open(instruct) as opened_i:
         b, i = (stripped(one, reading.strip_prefix) for one in (opened_b, opened_i))
@@ -244,8 +244,7 @@ def base_tensors(
 
 
 def allocate(loaded: Loaded, device: torch.device) -> None:
-    """Give `loaded.module` fresh memory on `device`: one tensor per storage, aligned, allocated
-    once and for all."""
+    """Give `loaded.module` new memory on `device`: one aligned tensor per storage, which stays."""
     import torch
 
     for tensor in {id(tensor): tensor for tensor in loaded.live.values()}.values():
@@ -259,9 +258,9 @@ def allocate(loaded: Loaded, device: torch.device) -> None:
 def _as_filed(
     checkpoint: Checkpoint, sharding: Mapping[str, Any] | None, reading: Reading
 ) -> PreTrainedModel:
-    """The model of `checkpoint`, each tensor at the dtype that it has in its file, so that maps of
-    files stay maps; where the files have several dtypes, what is not of the commonest one in fp32,
-    which holds every other."""
+    """Return the model of `checkpoint`, each tensor at the dtype of its file, so that maps of files
+    stay maps. Where the files have several dtypes, tensors that are not of the most common one are
+    in fp32, which holds every other dtype."""
     import torch
 
     sizes: Counter[str] = Counter()
@@ -283,12 +282,12 @@ def _as_filed(
 
 @contextlib.contextmanager
 def _in_fp32(keys: set[str]) -> Iterator[bool]:
-    """Meanwhile transformers loads what it makes of the checkpoint tensors `keys` in fp32, whatever
-    dtype it is told; yields whether it does: where it has no plan of dtypes by name, or `keys` are
-    too many for one, nothing is changed.
+    """Make transformers load what it makes of the checkpoint tensors `keys` in fp32, whatever dtype
+    it is given. Yields whether it will: nothing changes where this release has no plan of dtypes by
+    name, or `keys` are too many for one.
 
-    One dtype for all would be fp32 for all, copies of twice the size instead of maps, for the sake
-    of one small tensor.
+    Without it one small fp32 tensor would put the whole model in fp32: copies of twice the size
+    instead of maps.
     """
     import torch
     from transformers import PreTrainedModel
@@ -302,8 +301,8 @@ def _in_fp32(keys: set[str]) -> Iterator[bool]:
     def planned(model: Any, dtype: torch.dtype) -> dict[str, torch.dtype]:
         plan = dict(original(model, dtype))
         if threading.get_ident() == loader:
-            # what it makes of none of the keys is at the dtype of the call; patterns are searched
-            # for, so they say both ends
+            # tensors of other keys keep the dtype of the call; transformers searches for these
+            # patterns, hence `^` and `$`
             plan |= {
                 f"^{re.escape(name)}$": torch.float32 for name in trace(model, sorted(keys)).names
             }
@@ -344,7 +343,7 @@ def _from_pretrained(
             if refused is not None:
                 raise refused from error
         if sharding and "has no `tp_plan`" in str(error):
-            # since transformers 5.24; `layout.check` says it before
+            # since transformers 5.24; `layout.check_split` raises it before
             raise layout.no_plan(kind.__name__) from error
         raise EngineError(
             f"transformers cannot load {checkpoint.folder}: {first_line(error)}",
@@ -371,7 +370,8 @@ def _from_pretrained(
 
 
 def _key_mapping(prefixes: Iterable[str]) -> dict[str, Any]:
-    """What makes `from_pretrained` read names without `prefixes`, as `pair.stripped` does."""
+    """Return the argument that makes `from_pretrained` read names without `prefixes`, as
+    `pair.stripped` does."""
     patterns = {
         re.escape(prefix) if is_attribute(prefix) else f"^{re.escape(prefix)}": ""
         for prefix in prefixes
@@ -381,8 +381,8 @@ def _key_mapping(prefixes: Iterable[str]) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """No bars and no reports from transformers on stderr: this library draws its own, and refuses
-    what is not whole."""
+    """Suppress transformers' progress bars and reports on stderr: this library has its own bar, and
+    refuses incomplete models."""
     from transformers.utils import logging
 
     shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
@@ -401,22 +401,25 @@ def _file_dtypes(checkpoint: Checkpoint) -> set[str]:
 
 
 def _exact(dtypes: set[str]) -> torch.dtype:
-    """The narrowest dtype that holds every one of `dtypes` exactly."""
+    """Return the narrowest dtype that holds every one of `dtypes` exactly."""
     import torch
 
     return torch_dtype(next(iter(dtypes))) if len(dtypes) == 1 else torch.float32
 
 
 def _tensors(module: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """Parameters and persistent buffers by name, every name of a tied one, as far as they lie in
-    this process."""
+    """Return parameters and persistent buffers, or their shards in this process, by name, every
+    name of a tied one included."""
     kept = module.state_dict(keep_vars=True).keys()
     return {name: tensor for name, tensor in layout.named(module) if name in kept}
 
 
 def _check_derived(reference: PreTrainedModel, module: PreTrainedModel) -> None:
-    """Tensors that no file holds are computed from the configuration: equal ones are the proof that
-    it agrees, and that none was computed from weights, which would not follow λ."""
+    """Raise PairError if a tensor that no file holds differs between the sides.
+
+    Such tensors are computed from the configuration. Where they are equal, the configurations agree
+    on them, and none was computed from weights, which would not follow λ.
+    """
     import torch
 
     ours, theirs = _derived(module), _derived(reference)
@@ -431,7 +434,8 @@ def _check_derived(reference: PreTrainedModel, module: PreTrainedModel) -> None:
 
 
 def _derived(module: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """Buffers and plain attributes of `module` that no file holds, by name."""
+    """Return tensors among the buffers and plain attributes of `module` that no file holds, by
+    name."""
     import torch
 
     kept = module.state_dict(keep_vars=True)
@@ -489,8 +493,8 @@ def _grow(
 
 
 def _with_rows(own: torch.Tensor, longer: torch.Tensor) -> torch.Tensor:
-    """`own`, with the rows of `longer` that it lacks; in fp32 where the two dtypes differ, which
-    holds both."""
+    """Return `own` with the rows of `longer` that it lacks; where the two dtypes differ in fp32,
+    which holds both."""
     import torch
 
     if own is longer:
@@ -502,8 +506,8 @@ def _with_rows(own: torch.Tensor, longer: torch.Tensor) -> torch.Tensor:
 def _untie(
     module: PreTrainedModel, named: dict[str, dict[str, torch.Tensor]], apart: Container[str]
 ) -> list[str]:
-    """Give tensors of `module` that are tied on one side only, or to be apart, storage of their
-    own; names of those."""
+    """Give tensors of `module` that are tied on one side only, or are in `apart`, storage of their
+    own; return their names."""
     import torch
 
     tied_on = {side: _tied(tensors) for side, tensors in named.items()}
@@ -533,7 +537,7 @@ def _untie(
 
 
 def _tied(tensors: dict[str, torch.Tensor]) -> dict[str, str]:
-    """name → the first name of the same tensor, for names that are not first."""
+    """Return name → the first name of the same tensor, for names that are not first."""
     first: dict[int, str] = {}
     return {
         name: first[id(tensor)]
@@ -549,7 +553,7 @@ def _saved_dtypes(
     module: Any,
     dtypes: set[str],
 ) -> dict[str, torch.dtype]:
-    """The dtype that each float tensor has in a saved merge."""
+    """Return the dtype that each float tensor has in a saved merge."""
     names = [name for name, tensor in live.items() if tensor.dtype.is_floating_point]
     if dtype is not None or len(dtypes) == 1:
         return dict.fromkeys(names, dtype or _exact(dtypes))
@@ -557,7 +561,7 @@ def _saved_dtypes(
 
 
 def _narrower(live: dict[str, torch.Tensor], saved: Mapping[str, torch.dtype]) -> list[str]:
-    """A note on tensors that the live model has in a narrower dtype than their files."""
+    """Return a note on tensors that the live model has in a narrower dtype than their files."""
     names = [name for name, dtype in saved.items() if dtype.itemsize > live[name].dtype.itemsize]
     if not names:
         return []
@@ -573,19 +577,19 @@ def _spelled(dtype: torch.dtype) -> str:
 
 
 def _traced(names: list[str], instruct: Checkpoint, module: Any) -> dict[str, torch.dtype]:
-    """File dtypes by module name, for files of mixed dtypes: ask transformers where each key
-    goes."""
-    found: dict[str, set[str]] = {}
+    """Return the file dtype of each of `names`, tensors of the module, for files of mixed
+    dtypes."""
+    dtypes: dict[str, set[str]] = {}
     for name, keys in trace(module, instruct.tensors).names.items():
-        found[name] = {instruct.tensors[key].dtype for key in keys}
+        dtypes[name] = {instruct.tensors[key].dtype for key in keys}
     for tied, first in _tied(_tensors(module)).items():
-        found.setdefault(tied, found.get(first, set()))
-        found.setdefault(first, found.get(tied, set()))
+        dtypes.setdefault(tied, dtypes.get(first, set()))
+        dtypes.setdefault(first, dtypes.get(tied, set()))
     for name in names:
-        if len(found.get(name, ())) != 1:
+        if len(dtypes.get(name, ())) != 1:
             raise EngineError(
                 f"cannot tell which file dtype feeds `{name}`: the instruct files mix"
-                f" {sorted(found.get(name, ()))}",
+                f" {sorted(dtypes.get(name, ()))}",
                 "pass a dtype for all tensors (dtype=, --dtype)",
             )
-    return {name: torch_dtype(next(iter(found[name]))) for name in names}
+    return {name: torch_dtype(next(iter(dtypes[name]))) for name in names}

@@ -1,5 +1,5 @@
-"""A model pair as one object: λ, scoring and generation; and the inventory by which it proves that
-nothing but the live tensors holds weights."""
+"""A model pair as one object with λ, scoring and generation, and the inventory by which it checks
+that nothing but the live tensors holds weights."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Inventory:
-    """Every tensor, key-value cache and module that hangs on a model, wherever: parameters,
-    buffers, plain attributes of any submodule, and what lies in their lists, tuples, deques, sets
-    and dicts; and the settings by which it computes.
+    """Every tensor, key-value cache and module of a model (parameters, buffers, plain attributes of
+    any submodule, and items of their lists, tuples, deques, sets and dicts), and the settings by
+    which it computes.
 
     Attributes:
         held: name → the object, and its address if it is a tensor.
-        fixed: name → how often a tensor that follows no λ, such as a rotary table, was written.
+        fixed: name → version counter of a tensor that follows no λ, such as a rotary table.
         settings: name → number, flag, text, hook or patched method of any submodule and of the
             configuration.
         rotary: rotary embeddings, which swap tables by the length of a text; their attributes and
@@ -53,7 +53,7 @@ class Inventory:
 
     @classmethod
     def of(cls, model: torch.nn.Module) -> Inventory:
-        """The inventory of `model` as it stands."""
+        """Return the inventory of `model` as it is."""
         rotary = [m for m in model.modules() if hasattr(m, "rope_type") and not m._parameters]
         own = {
             id(table): table.clone()
@@ -81,8 +81,8 @@ class Inventory:
         )
 
     def check(self, model: torch.nn.Module) -> None:
-        """Bring back the rotary tables of the inventory, drop transformers' own cache, and compare
-        the rest.
+        """Restore the rotary tables of the inventory, drop transformers' own cache, and compare the
+        rest.
 
         Cost: a few ms for 300 modules; reads no tensor.
 
@@ -101,21 +101,20 @@ class Inventory:
                 if id(table) in self.tables:
                     table.copy_(self.tables[id(table)])
         if "_cache" not in self.held and isinstance(vars(model).get("_cache"), Cache):
-            del vars(model)["_cache"]  # where generation keeps a static cache, which it makes anew
-        found = dict(tensors_and_modules(model))
+            del vars(model)["_cache"]  # the static cache of generation, which makes a new one
+        current = dict(tensors_and_modules(model))
         for name, (thing, address) in self.held.items():
-            now = found.pop(name, None)
+            now = current.pop(name, None)
             if now is not thing or _address(now) != address:
                 _refuse(name, "is gone" if now is None else "was replaced or moved", thing)
             if name in self.fixed and _version(now) != self.fixed[name]:
                 _refuse(name, "was written to", thing)
-        for name, thing in found.items():
+        for name, thing in current.items():
             _refuse(name, "was added", thing)
         settings = dict(_settings(model))
         for name in settings.keys() | self.settings.keys():
             before, after = self.settings.get(name), settings.get(name)
-            # a plain value that is new is a note to oneself; a hook or a method that is new
-            # computes
+            # a new plain value changes no result; a new hook or method may
             new = before is None and isinstance(after, (bool, int, float, str))
             if before is not after and before != after and not new:
                 raise EngineError(
@@ -127,7 +126,7 @@ class Inventory:
 
 
 def _rewrites(rotary: torch.nn.Module) -> bool:
-    """Whether the tables of `rotary` depend on the length of the text."""
+    """Return whether the tables of `rotary` depend on the length of the text."""
     return any(kind in str(rotary.rope_type) for kind in ("dynamic", "longrope"))
 
 
@@ -141,7 +140,7 @@ def _refuse(name: str, what: str, thing: object) -> None:
 
 
 def tensors_and_modules(model: torch.nn.Module) -> Iterator[tuple[str, object]]:
-    """Names and objects in the order of the model; a tied one by each of its names."""
+    """Yield names and objects in the order of the model; a tied one by each of its names."""
     import torch
 
     common = vars(torch.nn.Module()).keys()
@@ -162,8 +161,8 @@ def tensors_and_modules(model: torch.nn.Module) -> Iterator[tuple[str, object]]:
 
 
 def _settings(model: torch.nn.Module) -> Iterator[tuple[str, object]]:
-    """What shapes the function beside tensors: plain values, hooks and methods on instances, by
-    name."""
+    """Yield by name what shapes the function beside tensors: plain values, hooks, and methods set
+    on instances."""
     for path, module in model.named_modules():
         prefix = path + "." if path else ""
         for key, value in vars(module).items():
@@ -196,8 +195,8 @@ def _version(thing: object) -> int:
 
 @functools.cache
 def _kind(kind: type) -> str | None:
-    """`weight` for classes whose objects can hold weights or what was computed from them, and two
-    kinds of containers."""
+    """Return `weight` for classes whose objects can hold weights or what was computed from them,
+    `mapping` or `sequence` for containers, else None."""
     import torch
     from transformers import Cache
 
@@ -219,25 +218,29 @@ def _address(thing: object) -> int:
 
 
 # --- model
-#
-# A model pair as one live transformers model.
 
 
 class LambdaModel:
     """A transformers model whose weights follow λ. Make one with `pa_fast.load`; implements
     `pa_fast.Engine`.
 
+    Warns once, through the logger `pa_fast`, where prefixes were to be shared and are not
+    (`not_shared` says why), with what it costs: at the first requests that begin alike.
+
+    Example:
+        lm = pa_fast.load("base_dir", "instruct_dir")
+        for lam in pa_fast.lambdas("0:1:0.1"):
+            lm.set_lambda(lam)
+            ids = lm.model.generate(**lm.tokenizer("1 + 1 =", return_tensors="pt"))
+
     Attributes:
         model: the transformers model; its parameters are the live tensors.
         tokenizer: the tokenizer used at every λ, or None if neither folder ships one.
         weights: the `LiveWeights` behind it.
         stop_tokens: ids that end a text for either model or for the tokenizer, in order.
-        notes: what loading found worth saying.
-        on_progress: told (requests done, requests in all) within `loglikelihood` and `generate`;
-            None, or set by a sweep.
-
-    Warns once, through the logger `pa_fast`, where prefixes were to be shared and are not
-    (`not_shared` says why), with what it costs: at the first requests that begin alike.
+        notes: what a user should know of the loaded pair.
+        on_progress: called with (requests done, requests in all) within `loglikelihood` and
+            `generate`; None, or set by a sweep.
     """
 
     def __init__(
@@ -274,12 +277,12 @@ class LambdaModel:
 
     @property
     def shared_prefix(self) -> bool:
-        """Whether tokens that requests begin alike with are computed once per call."""
+        """True if a prefix that requests have in common is computed once per call."""
         return bool(self.identity["shared_prefix"])
 
     @property
     def positions(self) -> int | None:
-        """The most tokens that the model has positions for, None where its configuration does not
+        """The most tokens that the model has positions for; None where its configuration does not
         say."""
         return scoring.positions(self.model)
 
@@ -289,24 +292,37 @@ class LambdaModel:
         return self.weights.lam
 
     def set_lambda(self, lam: float | LambdaRule) -> None:
-        """Rewrite the model's weights in place to W(λ), and prove that the model still uses them.
+        """Write W(λ) into the model's weights in place, and check that the model still uses them.
 
         Args:
             lam: one λ for all tensors, or of the rule that was given to `load`; or a rule at its λ,
                 such as `rule.at(0.6)`.
+
+        Example:
+            lm.set_lambda(0.6)
+            scores = evaluate(lm.model)
+
+        Raises:
+            UsageError, WeightsError: see `LiveWeights.set_lambda`.
+            EngineError: see `on_weights_changed`.
         """
         self.weights.set_lambda(lam)
         self.on_weights_changed()
 
     def resync(self) -> None:
-        """Write every weight anew from the base, read again from its files where that is needed;
-        see `LiveWeights.resync`."""
+        """Write every weight anew from the base, which is read again from its files if needed; see
+        `LiveWeights.resync`."""
         self.weights.resync()
         self.on_weights_changed()
 
     @contextlib.contextmanager
     def at(self, lam: float | LambdaRule) -> Iterator[LambdaModel]:
-        """`with lm.at(0.3): …` runs at λ = 0.3 and restores the previous λ, or rule."""
+        """Set λ within a `with` block, and restore the previous λ, or rule, after it.
+
+        Example:
+            with lm.at(0.3):
+                scores = evaluate(lm.model)
+        """
         before = self.weights.lam if self.weights.rule is None else self.weights.rule
         self.set_lambda(lam)
         try:
@@ -337,14 +353,14 @@ class LambdaModel:
             self._not_shared = None
 
     def generate(self, prompts: Sequence[list[int]], config: Generation) -> list[list[int]]:
-        """Greedy continuations of N prompts; see `pa_fast.Engine`."""
+        """Return greedy continuations of N prompts; see `pa_fast.Engine`."""
         return scoring.generate(self.model, prompts, config, self._batch_size, self.on_progress)
 
     def on_weights_changed(self) -> None:
-        """Prove that the model is made of what it was made of at `load`, and of nothing else that
-        could hold old weights.
+        """Check that the model consists of the tensors and modules that it had at `load`, and of
+        nothing else that could hold old weights.
 
-        No key-value cache of `loglikelihood` or `generate` outlives the call. Waits for the device,
+        No key-value cache of `loglikelihood` or `generate` outlives its call. Waits for the device,
         so that a switch is timed whole.
 
         Raises:
@@ -366,10 +382,15 @@ class LambdaModel:
         progress: Callable[[int, int], None] | None = None,
     ) -> MergeReport:
         """Write the live weights as a checkpoint folder `out`, as `pa_fast.merge` does at this λ:
-        in instruct's names and layout, whole or not at all, with what `pa_fast.verify` goes by.
+        in instruct's names and layout, whole or not at all, with the record that `pa_fast.verify`
+        reads.
 
         Args:
             max_shard_size, overwrite, progress: see `pa_fast.merge`.
+
+        Example:
+            lm.set_lambda(0.6)
+            lm.save("merged")
 
         Cost: one pass over the live weights, and over both sides for their fingerprints.
 
@@ -412,5 +433,5 @@ class LambdaModel:
         return f"<LambdaModel {type(self.model).__name__} at λ = {self.lam} on {self.model.device}>"
 
     def close(self) -> None:
-        """Let go of the sources; the model keeps the λ it has."""
+        """Release the sources; the model keeps the λ it has."""
         self.weights.close()

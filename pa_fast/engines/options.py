@@ -1,4 +1,4 @@
-"""The options of `load`, and what makes a loaded pair the same one again."""
+"""The options of `load`, and the values by which a loaded pair is recognised."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ _NEAREST = "use rounding nearest, or the whole pair in one process"
 
 @dataclass(frozen=True)
 class LoadOptions:
-    """How a pair is loaded. Make one with `LoadOptions.of`, which takes and checks what `load`
-    does.
+    """Options by which a pair is loaded. Make one with `LoadOptions.of`, which takes and checks the
+    arguments of `load`.
 
     Attributes:
         device: of the live tensors.
         dtype: `auto`, or the live dtype of every float tensor.
-        store: how the delta is to be held; `auto`: whether that was left open.
+        store: how the delta is held; chosen at loading if `auto` is true.
         residency: where, or `auto`.
         rounding, rule: as for `LiveWeights.bind` and `follow`.
-        delta, description: the delta file that stands for instruct, and what it says of itself;
+        delta, description: the delta file that takes the place of instruct, and its description;
             None without one.
         pairing: how the sides are paired.
         tokenizer, batch_size, endpoint_check, allow_nonfinite, shared_prefix: as for `load`.
@@ -87,7 +87,7 @@ class LoadOptions:
         ignore_config: Iterable[str] = (),
         strip_prefix: str | Iterable[str] = (),
     ) -> LoadOptions:
-        """The options as given, checked; reads the header of `delta`.
+        """Return the options, checked; reads the header of `delta`.
 
         Raises:
             UsageError: an option is unknown, or excludes another.
@@ -122,17 +122,17 @@ class LoadOptions:
 
     @property
     def attached(self) -> bool:
-        """Whether factors are left beside the layers."""
+        """True if factors are left beside the layers."""
         return self.store.attached
 
     @property
     def lossless(self) -> bool:
-        """Whether λ = 1 is to be the instruct model that is loaded."""
+        """True if λ = 1 is the instruct model that is loaded."""
         return self.description is None and self.store.lossless
 
     @property
     def described(self) -> str:
-        """How the delta is to be held, in one line, as far as it is known before the pair is."""
+        """The store of the delta in one line, as far as it is known before the pair is loaded."""
         if self.description is None:
             return self.store.describe()
         return (
@@ -140,7 +140,7 @@ class LoadOptions:
         )
 
     def live_dtype(self) -> torch.dtype | None:
-        """That of all float tensors, or None where it follows from the files.
+        """Return the live dtype of all float tensors, or None where it follows from the files.
 
         Raises:
             EngineError: the delta is for several, and transformers loads a model in one.
@@ -150,7 +150,7 @@ class LoadOptions:
         if self.description is None:
             return None if self.dtype == "auto" else getattr(torch, self.dtype)
         live = {one.live for one in self.description.tensors.values()}
-        narrow = live - {"F32"} or live  # what transformers keeps in fp32 beside it, it keeps again
+        narrow = live - {"F32"} or live  # transformers keeps the same tensors in fp32 again
         if len(narrow) != 1:
             raise EngineError(
                 f"the delta is for live tensors of {', '.join(sorted(live)) or 'no dtype'}",
@@ -159,8 +159,8 @@ class LoadOptions:
         return torch_dtype(narrow.pop())
 
     def _checked(self) -> LoadOptions:
-        """Itself; raises UsageError where the options exclude one another."""
-        said = self.described
+        """Return these options; raises UsageError where they exclude one another."""
+        described = self.described
         for option, value, known in (
             (
                 "residency",
@@ -177,13 +177,13 @@ class LoadOptions:
             raise UsageError("stochastic rounding of a delta file", _NEAREST)
         if self.attached and self.rule is not None:
             raise UsageError(
-                f"a λ rule for a delta that is held as `{said}`: its factors share one λ",
+                f"a λ rule for a delta that is held as `{described}`: its factors share one λ",
                 "use another store",
             )
         return self
 
     def check_split(self) -> None:
-        """Raise UsageError for what a model that is split over processes cannot be."""
+        """Raise UsageError for options that a model split over processes cannot have."""
         if self.rounding.is_stochastic:
             raise UsageError(
                 "stochastic rounding of a model that is split over processes", _NEAREST
@@ -202,7 +202,7 @@ def identity(
     store: str,
     tokenizer: PreTrainedTokenizerBase | None,
 ) -> dict[str, Any]:
-    """Names and values that must be equal for a sweep to go on.
+    """Return names and values that must be equal for a sweep to be resumed.
 
     Args:
         store: how the delta is held in the end.
@@ -229,7 +229,7 @@ def identity(
 
 
 def _configuration(checkpoint: Checkpoint) -> str:
-    """Digest of what config.json says about the function that the model computes."""
+    """Return a digest of what config.json says about the function that the model computes."""
     return _digest(
         json.dumps(
             {k: v for k, v in checkpoint.config.items() if k not in HARMLESS}, sort_keys=True

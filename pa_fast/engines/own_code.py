@@ -1,5 +1,5 @@
-"""Code that a checkpoint names as its own: it is never run, and here is what to say where a model
-or tokenizer needs it."""
+"""Code that a checkpoint brings along, which is never run: the errors where a model or tokenizer
+needs it."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _HINT = (
 
 
 def refused(folder: Path, file: str, auto_class: str, error: Exception) -> PaFastError | None:
-    """The error to raise where transformers gave up with `error` because `auto_class` needs code;
-    None where that was not why.
+    """Return the error to raise if transformers failed with `error` because `auto_class` needs the
+    checkpoint's code; else None.
 
     Args:
         file: the configuration in `folder` that may map `auto_class` to a module of its own.
@@ -35,8 +35,8 @@ def refused(folder: Path, file: str, auto_class: str, error: Exception) -> PaFas
 
 
 def model_class(folder: Path, config: dict[str, Any]) -> Any:
-    """The transformers class of the model in `folder`: the one that `architectures` names, an Auto
-    class where it names none.
+    """Return the transformers class of the model in `folder`: the one that `architectures` names,
+    an Auto class where it names none.
 
     Raises:
         EngineError: transformers has no model of that name; attention kernels would be fetched from
@@ -54,34 +54,35 @@ def model_class(folder: Path, config: dict[str, Any]) -> Any:
     if not names:
         return transformers.AutoModelForCausalLM
     name = names[0] if isinstance(names, list) else names
-    found = getattr(transformers, name, None) if isinstance(name, str) else None
-    if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
-        return found
-    said = (
+    cls = getattr(transformers, name, None) if isinstance(name, str) else None
+    if isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel):
+        return cls
+    message = (
         f"transformers {transformers.__version__} has no model class {quoted(str(name))}"
         f" (config.json of {folder})"
     )
     own = _named(folder, "config.json")
     if own:
-        said += (
+        message += (
             f"; `auto_map` there names code of its own, such as {quoted(next(iter(own.values())))},"
             " which is not run"
         )
     raise EngineError(
-        said,
+        message,
         _HINT if own else "upgrade transformers for new architectures, or correct `architectures`",
     )
 
 
 def _named(folder: Path, file: str) -> dict[str, str]:
-    """Auto class → module and class of its own, as `file` names them; the last of several."""
+    """Return auto class → module and class of the checkpoint's own, as `file` names them; the last
+    of several."""
     try:
-        found = read_object(folder / file).get("auto_map")
+        auto_map = read_object(folder / file).get("auto_map")
     except CheckpointError:
         return {}
-    if isinstance(found, list):  # the older form, of tokenizers alone
-        found = {"AutoTokenizer": found}
-    if not isinstance(found, dict):
+    if isinstance(auto_map, list):  # the older form, of tokenizers alone
+        auto_map = {"AutoTokenizer": auto_map}
+    if not isinstance(auto_map, dict):
         return {}
     return {
         key: (
@@ -89,12 +90,12 @@ def _named(folder: Path, file: str) -> dict[str, str]:
             if isinstance(value, list)
             else str(value)
         )
-        for key, value in found.items()
+        for key, value in auto_map.items()
     }
 
 
 def _kernels(config: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Each key that names kernels of a hub repository, and the name."""
+    """Yield each key that names kernels of a hub repository, and the name."""
     for key, value in config.items():
         if key in _KERNELS:
             for name in value.values() if isinstance(value, dict) else (value,):

@@ -1,8 +1,8 @@
-"""Which tokens of many requests are computed once: requests as a small forest of shared prefixes.
+"""Shared prefixes: requests as a forest of segments, of which each is computed once.
 
-A request is a list of token ids. Requests that begin alike hang under one segment, which holds the
-tokens that they share; the rest of each is a segment of its own below it. Two levels are enough for
-what evaluations ask: examples that all items show, the prompt that all answers of an item follow.
+A request is a list of token ids. Requests that begin alike are children of one segment, which holds
+the tokens that they share; the rest of each is a segment of its own. Two levels are enough for
+evaluations: examples that all items show, and the prompt that all answers of an item follow.
 """
 
 from __future__ import annotations
@@ -25,17 +25,16 @@ if TYPE_CHECKING:
 LEVELS = 2
 
 _WORTH = 4
-"""Share where it saves one token in so many: a segment more costs a pass more, and smaller batches
-below it."""
+"""Share a prefix if that saves at least one token in four: another segment costs another pass, and
+smaller batches below it."""
 
 
 @dataclass(frozen=True)
 class Segment:
     """Tokens `start` to `stop` of request `row`, to be computed after those of the segment above.
 
-    `under` are the segments that go on from here; a segment without any is the end of its request.
-    The requests below all begin with the same `stop` tokens, so that any of them can stand for the
-    others.
+    `under` are the segments that continue this one; a segment without any ends its request. All
+    requests below begin with the same `stop` tokens, so `row` may be any of them.
     """
 
     row: int
@@ -48,14 +47,14 @@ class Segment:
 
 
 def forest(rows: Sequence[Sequence[int]], most: Sequence[int]) -> list[Segment]:
-    """Segments that together compute N requests, each to its end, once.
+    """Return segments that together compute N requests, each token that is shared once.
 
     Args:
         rows: token ids of each request, at least one.
-        most: how many leading tokens of each request may be computed for others, too: fewer than it
-            has.
+        most: how many leading tokens of each request may be shared: fewer than it has.
 
-    A function of the requests alone. Cost: a sort, and one comparison of neighbours.
+    Numerics: a function of the requests alone, so the same at every λ.
+    Cost: a sort, and one comparison of neighbours.
     """
     order = sorted(range(len(rows)), key=lambda k: (rows[k], k))
     shared = [min(_common(rows[a], rows[b]), most[a], most[b]) for a, b in pairwise(order)]
@@ -65,8 +64,8 @@ def forest(rows: Sequence[Sequence[int]], most: Sequence[int]) -> list[Segment]:
 def _grown(
     rows: Sequence[Sequence[int]], order: list[int], shared: list[int], start: int, levels: int
 ) -> Iterator[Segment]:
-    """Segments of requests `order`, sorted; of their neighbours each two share `shared` tokens, all
-    of them `start`."""
+    """Yield the segments of the requests `order`, which are sorted. Neighbours share `shared`
+    tokens, and all of them the first `start`."""
     pending = [(0, len(order))] if order else []
     while pending:
         low, high = pending.pop()
@@ -86,28 +85,26 @@ def _grown(
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many tokens `a` and `b` begin with alike."""
+    """Return the length of the common prefix of `a` and `b`."""
     return next((n for n, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
 
 
 # --- past
 #
-# Keys and values of a batch of prefixes, lent to the requests that go on from them, within one
-# call of an engine.
-#
-# What a request borrows lies in its row as batched generation would have it: zeros on the left,
-# then the tokens, without a gap. So distances along the cache are distances between tokens,
-# whatever a model measures: windows, masks, biases.
+# A borrowed prefix lies in its row as batched generation would have it: zeros on the left, then the
+# tokens without a gap. So distances along the cache are distances between tokens, for windows,
+# masks and biases.
 
 
 @dataclass(frozen=True)
 class Past:
-    """Keys and values of R rows: the tokens of R segments and of all that stands above them.
+    """Keys and values of R prefixes, lent to the requests that continue them within one call of an
+    engine: the tokens of R segments and of all segments above them.
 
     Attributes:
         layers: of each layer keys and values, R × heads × tokens × size.
-        ends: in which column the tokens of each row end; what follows is padding.
-        rows: request of a segment that goes on from here → its row.
+        ends: the column where the tokens of each row end; padding follows.
+        rows: request of a segment that continues one of these → its row.
     """
 
     layers: Sequence[tuple[torch.Tensor, torch.Tensor]] = ()
@@ -128,7 +125,7 @@ class Past:
 
         width, before = max(map(len, batch)), max(segment.start for segment in batch)
         if not self.layers:
-            # Right padding stands where a causal model never looks, so there is nothing to mask.
+            # a causal model never looks at padding on the right, so there is nothing to mask
             mask = torch.ones(len(batch), width, dtype=torch.long, device=device)
             return DynamicCache() if keep else None, {"attention_mask": mask, "use_cache": keep}
         spans = [
@@ -141,14 +138,14 @@ class Past:
         last = torch.tensor([[segment.stop - 1] for segment in batch], device=device)
         return Cache(layers=lent), {
             "attention_mask": (columns >= before - starts).long(),
-            # A padded token repeats the last position: one after it may not exist.
+            # a padded token repeats the last position: the model may have none after it
             "position_ids": (starts + columns[:width]).minimum(last),
             "use_cache": True,
         }
 
     @classmethod
     def of(cls, cache: Cache, batch: Sequence[Segment], layers: int) -> Past:
-        """What a pass over `batch` left in `cache`.
+        """Return the keys and values that a pass over `batch` left in `cache`.
 
         Raises:
             EngineError: not the keys and values of every token in every layer.
@@ -174,9 +171,8 @@ def cache_argument(model: PreTrainedModel) -> str | None:
     """Return the name of the argument by which `model`'s forward pass takes a `Cache`; None where
     it takes none.
 
-    It is found by its type, since its name differs: `past_key_values` up to transformers 5.23,
-    `cache` from 5.24 on. Code that a checkpoint brings along may leave types out, so these two
-    names do without one.
+    It is recognised by its type, since its name differs: `past_key_values` up to transformers 5.23,
+    `cache` from 5.24 on. These two names need no type, which a caller's own model may leave out.
     """
     parameters = inspect.signature(model.forward).parameters
     typed = [
@@ -189,11 +185,12 @@ def cache_argument(model: PreTrainedModel) -> str | None:
 
 
 def obstacle(model: PreTrainedModel) -> str | None:
-    """Why keys and values of a prefix may not serve for what follows it in `model`; None: they may.
+    """Return the reason why the keys and values of a prefix cannot be shared in `model`; None where
+    they can.
 
-    They may where a layer's whole memory of a token is its keys and values, computed from the
-    tokens before it alone. Sliding windows are masks over that memory: it is kept in full here, so
-    that they cut where they always do.
+    They can where a layer's whole memory of a token is its keys and values, computed from the
+    tokens before it alone. Sliding windows are masks over that memory, which is kept in full here,
+    so that they cut where they always do.
     """
     from transformers import DynamicCache
 
@@ -241,11 +238,11 @@ def _lent_layer() -> Any:
     from transformers.cache_utils import DynamicLayer
 
     class Lent(DynamicLayer):
-        """Rows of another layer's keys and values, copied when this layer is computed and not
-        before: one layer at a time.
+        """Rows of another layer's keys and values, copied only when this layer is computed: one
+        layer at a time.
 
-        `spans`: for each row, which row to copy, the column where its tokens end, and how many they
-            are.
+        Args:
+            spans: for each row, the row to copy, the column where its tokens end, and their number.
         """
 
         def __init__(

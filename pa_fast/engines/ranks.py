@@ -1,8 +1,7 @@
-"""The processes that hold one model together. One rule keeps them in step: all do the same, or all
-fail.
+"""Ranks: the processes that hold one model together, kept in step: all succeed, or all fail.
 
 Each step is announced to all ranks before one of them enters the model, whose own collectives would
-wait for ever for a rank that went another way. Announcements have a process group to themselves and
+wait forever for a rank that took another path. Announcements have a process group of their own and
 never mix with those of the model.
 """
 
@@ -33,7 +32,7 @@ class _Failure:
 
 @dataclass(frozen=True)
 class _Report:
-    """Where one rank is, and what came of it there."""
+    """The step that one rank is in, and its value or failure there."""
 
     step: str
     value: Any = None
@@ -41,7 +40,7 @@ class _Report:
 
 
 class Alone:
-    """One process that holds a whole model: nobody to wait for."""
+    """One process that holds a whole model, and waits for no other."""
 
     rank, world = 0, 1
 
@@ -131,20 +130,20 @@ class Ranks:
         )
 
     def sharding(self) -> dict[str, Any]:
-        """What `from_pretrained` takes to split a model over these ranks by the plan that
-        transformers has for it."""
+        """Return the arguments of `from_pretrained` that split a model over these ranks by the plan
+        that transformers has for it."""
         from torch.distributed.device_mesh import init_device_mesh
         from transformers.distributed import DistributedConfig
 
         mesh = init_device_mesh(self.device.partition(":")[0], (self.world,))
         config = DistributedConfig(tp_size=self.world)
-        _make_meshes_once(config)
+        _cache_meshes(config)
         return {"distributed_config": config, "device_mesh": mesh}
 
     @contextlib.contextmanager
     def step(self, name: str, *, wait: bool = False) -> Iterator[None]:
-        """A block that ends on all ranks together, or fails on all of them. `name` is the same on
-        all ranks.
+        """Run a `with` block that ends on all ranks together, or fails on all of them. `name` is
+        the same on all ranks.
 
         Args:
             wait: for ranks that are still in another step; each of them fails there.
@@ -159,45 +158,47 @@ class Ranks:
         except (Exception, SystemExit) as error:
             self._confess(name, error, wait)
             raise
-        _check(self._meet(_Report(name), wait))
+        _check_reports(self._meet(_Report(name), wait))
 
     def gather(self, name: str, work: Callable[[], T]) -> list[T]:
-        """What `work` gives on each rank, by rank; fails like `step`."""
+        """Return what `work` returns on each rank, by rank; fails like `step`."""
         try:
             mine = _Report(name, work())
         except Exception as error:
             self._confess(name, error)
             raise
         reports = self._meet(mine)
-        _check(reports)
+        _check_reports(reports)
         return [report.value for report in reports]
 
     def agree(self, name: str, value: object) -> None:
-        """Go on only if `value` is the same on all ranks.
+        """Check that `value` is the same on all ranks.
 
         Raises:
             EngineError: it is not, or see `step`.
         """
         values = self.gather(name, lambda: value)
         if any(other != values[0] for other in values):
-            found = ", ".join(f"rank {rank} has {other}" for rank, other in enumerate(values))
+            values_by_rank = ", ".join(
+                f"rank {rank} has {other}" for rank, other in enumerate(values)
+            )
             raise EngineError(
-                f"the ranks differ in {name}: {found}",
+                f"the ranks differ in {name}: {values_by_rank}",
                 "give every rank the same arguments and files",
             )
 
     def broadcast(self, name: str, value: T | None) -> T:
-        """`value` of rank 0, on every rank; fails like `step`."""
+        """Return `value` of rank 0 on every rank; fails like `step`."""
         first: Any = self.gather(name, lambda: value if self.rank == 0 else None)[0]
         return first
 
     def _confess(self, name: str, error: BaseException, wait: bool = False) -> None:
-        """Tell the others of `error`; that they are gone too is no news then."""
+        """Report `error` to the others; if they are gone too, that error is not raised."""
         with contextlib.suppress(EngineError):
             self._meet(_Report(name, failure=_failure(error)), wait)
 
     def _meet(self, mine: _Report, wait: bool = False) -> list[_Report]:
-        """Every rank's report, by rank."""
+        """Return every rank's report, by rank."""
         import torch.distributed as dist
 
         reports: list[Any] = [None] * self.world
@@ -212,12 +213,11 @@ class Ranks:
         return reports
 
 
-def _make_meshes_once(config: Any) -> None:
-    """Make transformers' device meshes for `config` here, where all ranks are, and hand them out
-    afterwards.
+def _cache_meshes(config: Any) -> None:
+    """Make transformers' device meshes for `config` here, where all ranks are, and cache them.
 
-    From 5.24 on every `from_pretrained` makes meshes of its own, which is a collective: a rank that
-    failed before it would be waited for. Earlier releases take the mesh that they are given.
+    From 5.24 on every `from_pretrained` makes meshes of its own, which is a collective: all would
+    wait for a rank that failed before it. Earlier releases take the mesh that they are given.
     """
     import torch.distributed as dist
     from transformers.distributed import mixin
@@ -226,25 +226,29 @@ def _make_meshes_once(config: Any) -> None:
     if make is None:
         return
     make = getattr(make, "__wrapped__", make)
-    made, of = make(config), dist.group.WORLD
+    mesh, world_group = make(config), dist.group.WORLD
 
     @functools.wraps(make)
-    def handed_out(asked: Any) -> Any:
-        return made if dist.group.WORLD is of and asked.tp_size == config.tp_size else make(asked)
+    def cached(given: Any) -> Any:
+        return (
+            mesh
+            if dist.group.WORLD is world_group and given.tp_size == config.tp_size
+            else make(given)
+        )
 
-    mixin.initialize_distributed_mesh = handed_out
+    mixin.initialize_distributed_mesh = cached
 
 
-def _check(reports: list[_Report]) -> None:
+def _check_reports(reports: list[_Report]) -> None:
     for rank, report in enumerate(reports):
         if report.failure is not None:
             raise report.failure.kind(
                 f"on rank {rank}: {report.failure.message}", report.failure.hint
             )
     if len({report.step for report in reports}) > 1:
-        found = ", ".join(f"rank {rank} in {report.step}" for rank, report in enumerate(reports))
+        steps = ", ".join(f"rank {rank} in {report.step}" for rank, report in enumerate(reports))
         raise EngineError(
-            f"the ranks are out of step: {found}",
+            f"the ranks are out of step: {steps}",
             "every rank must make the same calls in the same order",
         )
 

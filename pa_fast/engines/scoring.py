@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 
 _PAD = 0
-"""Stands where no score looks: every vocabulary has it, and nothing attends to it."""
+"""The id of padding: every vocabulary has it, nothing attends to it, and no score reads it."""
 
 
 def batches(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
-    """Indices in batches of at most `size`, longest first, ties in the given order."""
+    """Yield indices in batches of at most `size`, longest first, ties in the given order."""
     order = sorted(range(len(lengths)), key=lambda k: (-lengths[k], k))
     for start in range(0, len(order), size):
         yield order[start : start + size]
@@ -41,9 +41,10 @@ def loglikelihood(
     """Score N (context ids, continuation ids); log-likelihoods in nats, from fp32 log-softmax of
     the model's logits.
 
-    With `shared_prefix`, tokens that requests begin alike with are computed once; what was kept of
-    them is gone when the call returns. The model must allow it, see `past.obstacle`. `progress` is
-    told (requests done, requests in all).
+    Args:
+        shared_prefix: compute prefixes that requests have in common once; their keys and values
+            are dropped when the call returns. The model must allow it, see `prefix.obstacle`.
+        progress: called with (requests done, requests in all).
 
     Raises:
         EngineError: an empty context or continuation, or more tokens than the model has positions
@@ -98,8 +99,8 @@ def _scored(
     size: int,
     past: Past,
 ) -> Iterator[tuple[int, torch.Tensor]]:
-    """Each request that ends in `segments` or below them, with its logits from position `first` on:
-    tokens × vocabulary."""
+    """Yield each request that ends in `segments` or below them, with its logits from position
+    `first` on, tokens × vocabulary."""
     last = [segment for segment in segments if not segment.under]
     for chosen in batches([len(segment) for segment in last], size):
         batch = [last[k] for k in chosen]
@@ -130,8 +131,8 @@ def _logits(
     cache: Cache | None,
     lent: dict[str, Any],
 ) -> torch.Tensor:
-    """Logits of R segments from their token `start` on, R × tokens × vocabulary; rows are padded on
-    the right."""
+    """Return the logits of R segments from their token `start` on, R × tokens × vocabulary; rows
+    are padded on the right."""
     import torch
 
     width = max(map(len, batch))
@@ -147,7 +148,8 @@ def _logits(
 
 
 def _judged(logits: torch.Tensor, continuation: list[int]) -> Continuation:
-    """What `logits`, tokens × vocabulary, make of the tokens that follow."""
+    """Return the log-likelihood of `continuation` under `logits`, tokens × vocabulary, and whether
+    it is the greedy one."""
     import torch
 
     scores = torch.log_softmax(logits.float(), dim=-1)
@@ -164,8 +166,8 @@ def generate(
     batch_size: int,
     progress: Callable[[int, int], object] | None = None,
 ) -> list[list[int]]:
-    """Greedy continuations of N prompts, without the stop token that ended them; `progress` as of
-    `loglikelihood`.
+    """Return greedy continuations of N prompts, without the stop token that ended them; `progress`
+    as for `loglikelihood`.
 
     Raises:
         EngineError: an empty prompt, or more tokens than the model has positions for.
@@ -201,8 +203,8 @@ def generate(
         with torch.no_grad(), _only(model, greedy):
             out = model.generate(input_ids=ids, attention_mask=mask)
         for row, k in zip(out[:, width:].tolist(), batch):
-            ends = [row.index(stop) for stop in config.stop if stop in row]
-            spoken[k] = row[: min(ends)] if ends else row
+            stops = [row.index(stop) for stop in config.stop if stop in row]
+            spoken[k] = row[: min(stops)] if stops else row
         done += len(batch)
         if progress is not None:
             progress(done, len(prompts))
@@ -221,13 +223,13 @@ def _only(model: PreTrainedModel, config: GenerationConfig) -> Iterator[None]:
 
 
 def positions(model: PreTrainedModel) -> int | None:
-    """The most tokens that `model` has positions for, None where it does not say."""
+    """Return the most tokens that `model` has positions for, None where it does not say."""
     count: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     return count
 
 
 def check_length(model: PreTrainedModel, count: int, what: str) -> None:
-    """Refuse what does not fit the model's positions, instead of cutting it in silence."""
+    """Raise EngineError if `count` tokens are more than the model has positions for."""
     limit = positions(model)
     if limit is not None and count > limit:
         raise EngineError(

@@ -1,5 +1,5 @@
-"""Two checkpoint folders as what live weights lie between: read by transformers, proven to be what
-the files hold, watched from then on."""
+"""Sources from two checkpoint folders: read by transformers, compared with the files, and watched
+for changes from then on."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pa_fast.checkpoint.reader import Checkpoint
 from pa_fast.checkpoint.vocabulary import check_vocabulary, extended, swapped_sides, untrained_rows
 from pa_fast.engines.attached import attachable, attached
 from pa_fast.engines.content import of_pair
-from pa_fast.engines.endpoints import Proof
+from pa_fast.engines.endpoints import EndpointCheck
 from pa_fast.engines.loading import Loaded, Reading, allocate, base_tensors, load_pair
 from pa_fast.engines.options import LoadOptions, identity
 from pa_fast.engines.ranks import Alone, Ranks
@@ -32,17 +32,16 @@ if TYPE_CHECKING:
 
 
 class FolderSources(Sources):
-    """A base and an instruct folder; base stands on both sides where a delta file does for
-    instruct.
+    """A base and an instruct folder; with a delta file base is on both sides.
 
-    Both are in memory once this is made, as memory maps of their files where they can be.
-    `allocate` gives the model memory of its own, `bind` makes that follow λ.
+    The constructor loads both, as memory maps of their files where possible. `allocate` gives the
+    model memory of its own, and `bind` makes that follow λ.
 
     Attributes:
         module: the transformers model that is to be live.
         live: its parameters and persistent buffers by name.
         tokenizer, stop_tokens: for all λ.
-        identity: what must be equal for a sweep to go on.
+        identity: what must be equal for a sweep to be resumed.
         plan: store and residency; None where a delta file or the layers decide.
         store: how the delta is held, in one line.
         notes: what a user should know.
@@ -82,7 +81,7 @@ class FolderSources(Sources):
             )
             self._contents = loaded.contents
             if with_delta:
-                self._contents.pop("instruct").close()  # it is the base's once more
+                self._contents.pop("instruct").close()  # it is the base again
             traced = of_pair(loaded.module, b.tensors, i.tensors)
             self.plan = _planned(options, loaded)
             self.store = options.described if self.plan is None else self.plan.store.describe()
@@ -102,53 +101,53 @@ class FolderSources(Sources):
         super().__init__(loaded.base, loaded.instruct, loaded.intermediate_dtype, traced.names)
 
     def allocate(self) -> None:
-        """Give the model fresh memory on its device."""
+        """Give the model new memory on its device."""
         with self._ranks.step("allocating"):
             allocate(self._loaded, self._options.device)
             self._watcher.check()
 
     def bind(self) -> Any:
-        """The live weights of the model, at λ = 0, compared with both sides as they were loaded.
+        """Return the live weights of the model at λ = 0, after the endpoint check.
 
         Raises:
             EngineError, WeightsError: the endpoint check failed.
             DataError: a file changed meanwhile, or a source is not finite.
         """
         options, loaded = self._options, self._loaded
-        proof = Proof.of(loaded, options) if options.endpoint_check else Proof({})
+        check = EndpointCheck.of(loaded, options) if options.endpoint_check else EndpointCheck({})
         self.stop_tokens = stop_tokens(self.tokenizer, loaded.reference, loaded.module)
         del loaded.reference
         with self._ranks.step("binding"):
             self._watcher.check()
-            weights = self._bound(proof)
+            weights = self._bound(check)
             self._is_mapped = bool(weights.memory().mapped_bytes)
         with self._ranks.step("fingerprinting"):
             for side, content in self._contents.items():
                 self.identity[f"{side}_content"] = content.finish()
                 self._watcher.know(content.checkpoint, content.sums)
                 content.close()
-        proof.check_logits(self.module)
+        check.check_logits(self.module)
         self.notes += [] if self.plan is None else [f"the delta is held {self.plan.describe()}"]
-        self.notes += [*loaded.notes, *proof.notes]
+        self.notes += [*loaded.notes, *check.notes]
         del self._loaded
         return weights
 
-    def _bound(self, proof: Proof) -> Any:
+    def _bound(self, check: EndpointCheck) -> Any:
         options = self._options
-        served = attachable(self.module).keys() if options.attached else ()
-        how: dict[str, Any] = {"allow_nonfinite": options.allow_nonfinite, "apart": served}
+        apart = attachable(self.module).keys() if options.attached else ()
+        arguments: dict[str, Any] = {"allow_nonfinite": options.allow_nonfinite, "apart": apart}
         if options.delta is None:
             store = self.plan or options.store
             if options.attached:
                 store = replace(options.store, attached=False)  # type: ignore[type-var]
             weights = LiveWeights.between(
-                self.live, self, store, options.rounding, endpoints=proof.endpoints, **how
+                self.live, self, store, options.rounding, endpoints=check.endpoints, **arguments
             )
         else:
             with opening.reopened(options.delta, options.description) as file:
                 self._watcher.add(file.file)
-                weights = LiveWeights.after(self.live, self, file, **how)
-            weights.check_endpoints(proof.endpoints or {})
+                weights = LiveWeights.after(self.live, self, file, **arguments)
+            weights.check_endpoints(check.endpoints or {})
         return attached(self.module, weights) if options.attached else weights
 
     def check(self) -> None:
@@ -166,12 +165,13 @@ class FolderSources(Sources):
 
 
 def _planned(options: LoadOptions, loaded: Loaded) -> Plan | None:
-    """Store and residency for a pair that is about to be allocated."""
+    """Return the plan of a pair that is not allocated yet; None where a delta file or attached
+    factors decide."""
     if options.description is not None or options.attached:
         return None
-    drawn = options.auto and options.rounding.is_stochastic
-    store = options.store if drawn or not options.auto else "auto"
-    reason = {"reason": "stochastic rounding is of dense deltas alone"} if drawn else {}
+    must_be_dense = options.auto and options.rounding.is_stochastic
+    store = options.store if must_be_dense or not options.auto else "auto"
+    reason = {"reason": "stochastic rounding is of dense deltas alone"} if must_be_dense else {}
     return planner.plan(
         _sizes(loaded),
         store,
@@ -183,7 +183,8 @@ def _planned(options: LoadOptions, loaded: Loaded) -> Plan | None:
 
 
 def _sizes(loaded: Loaded) -> list[TensorSize]:
-    """What each live float tensor takes, by its first name, and a dense delta beside it."""
+    """Return the bytes of each live float tensor, by its first name, and of a dense delta beside
+    it."""
     first = {
         id(tensor): name
         for name, tensor in reversed(loaded.live.items())

@@ -1,10 +1,10 @@
 """The tensor-parallel engine: a model pair as one live transformers model, split over the ranks of
 a torchrun launch.
 
-Each rank holds its shards of the live weights and of both sources, and nothing whole but what the
-plan of transformers leaves whole. A merge is elementwise, so each rank merges its own shards and no
-weight ever travels. Has been run for real with gloo on CPU. The code for GPUs is the same and has
-not been run on one yet.
+Each rank holds its shards of the live weights and of both sources, and whole tensors only where the
+plan of transformers splits none. A merge is elementwise, so each rank merges its own shards and
+sends no weight. Tested with gloo on CPU. The code for GPUs is the same and has not been run on one
+yet.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class ShardedWeights:
 
     @property
     def rule(self) -> LambdaRule | None:
-        """The rule by which each tensor's λ follows from `lam`, or None where all have the same."""
+        """The rule that gives each tensor its λ from `lam`, or None where all have the same."""
         return self._part.rule
 
     @property
@@ -64,7 +64,7 @@ class ShardedWeights:
             self._part.follow(rule)
 
     def set_lambda(self, lam: float | LambdaRule) -> None:
-        """Write W(λ) on all ranks; returns when all have, on a GPU when all have queued it.
+        """Write W(λ) on all ranks; returns when all have written it, on a GPU queued it.
 
         Raises:
             EngineError: the ranks were given different λ; nothing was written.
@@ -76,9 +76,9 @@ class ShardedWeights:
             "set_lambda", lambda: repr(lam) if isinstance(lam, LambdaRule) else Lambda(lam).key
         )
         if len(set(keys)) > 1:
-            found = ", ".join(f"rank {rank} has {key}" for rank, key in enumerate(keys))
+            keys_by_rank = ", ".join(f"rank {rank} has {key}" for rank, key in enumerate(keys))
             raise EngineError(
-                f"the ranks were given different λ: {found}",
+                f"the ranks were given different λ: {keys_by_rank}",
                 "call set_lambda with the same λ on every rank",
             )
         with self._ranks.step("the switch"):
@@ -92,11 +92,10 @@ class ShardedWeights:
             self._part.check_lambda(lam)
 
     def checksum(self) -> int:
-        """The proof of switch: S = Σ_r odd("rank r of R") · S_r mod 2⁶⁴, S_r the checksum of rank
-        r's live tensors.
+        """Return the checksum S = Σ_r odd("rank r of R") · S_r mod 2⁶⁴, S_r that of rank r's live
+        tensors; the same on all ranks.
 
-        Comparable within one layout only, of which the number of ranks is a part. Equal on all
-        ranks.
+        Sums are comparable within one layout only, of which the number of ranks is a part.
         """
         sums = self._ranks.gather("checksum", self._part.checksum)
         return combine(
@@ -121,21 +120,21 @@ class ShardedWeights:
         return True
 
     def changed(self) -> list[str]:
-        """Names of tensors whose bits are not those of a fresh merge on some rank."""
-        found = self._ranks.gather("changed", self._part.changed)
-        return list(dict.fromkeys(name for names in found for name in names))
+        """Return the names of tensors whose bits are not those of a fresh merge on some rank."""
+        by_rank = self._ranks.gather("changed", self._part.changed)
+        return list(dict.fromkeys(name for names in by_rank for name in names))
 
     def effective_lambda(self) -> float:
-        """See `LiveWeights.effective_lambda`; over the whole model, what every rank has a copy of
-        counted once."""
+        """See `LiveWeights.effective_lambda`; over the whole model, tensors that every rank has a
+        copy of counted once."""
         names = None if self._ranks.rank == 0 else self._split
         parts = self._ranks.gather("effective_lambda", lambda: self._part.projection(names))
         moved, distance = (sum(column) for column in zip(*parts))
         return moved / distance if distance else float("nan")
 
     def intended_lambda(self) -> float:
-        """See `LiveWeights.intended_lambda`; over the whole model, what every rank has a copy of
-        counted once."""
+        """See `LiveWeights.intended_lambda`; over the whole model, tensors that every rank has a
+        copy of counted once."""
         if self.lam is None or self.rule is None:
             return float("nan") if self.lam is None else self.lam
         names = None if self._ranks.rank == 0 else self._split
@@ -144,11 +143,11 @@ class ShardedWeights:
         return aimed / distance if distance else float("nan")
 
     def memory(self) -> Memory:
-        """Bytes on this rank; see `LiveWeights.memory`."""
+        """Return the bytes on this rank; see `LiveWeights.memory`."""
         return self._part.memory()
 
     def close(self) -> None:
-        """Let go of this rank's sources."""
+        """Release this rank's sources."""
         self._part.close()
 
     def __repr__(self) -> str:
@@ -159,7 +158,7 @@ class ShardedModel(LambdaModel):
     """A `LambdaModel` split over ranks, all of which make every call with the same arguments.
 
     Attributes:
-        ranks: the ranks; an evaluator that must know is told by `ranks.rank` which of them it is.
+        ranks: the ranks; an evaluator reads its own from `ranks.rank`.
     """
 
     weights: Any
@@ -170,7 +169,7 @@ class ShardedModel(LambdaModel):
             {id(tensor): tensor for tensor in layout.distributed(part.model).values()}.values()
         )
         self.ranks = ranks
-        # warned of once, not once per rank
+        # warn on rank 0 alone
         self._not_shared = part._not_shared if ranks.rank == 0 else None
         self.weights = ShardedWeights(part.weights, ranks, owners, layout.split(part.model))
         self.identity = {**part.identity, "engine": "transformers-tp", "world": ranks.world}
@@ -181,12 +180,12 @@ class ShardedModel(LambdaModel):
         return super().loglikelihood(pairs)
 
     def generate(self, prompts: Sequence[list[int]], config: Generation) -> list[list[int]]:
-        """Greedy continuations of N prompts; see `pa_fast.Engine`."""
+        """Return greedy continuations of N prompts; see `pa_fast.Engine`."""
         self.ranks.agree("generate", (_digest(prompts), config))
         return super().generate(prompts, config)
 
     def on_weights_changed(self) -> None:
-        """Prove on every rank that the model computes with the live tensors; see
+        """Check on every rank that the model computes with the live tensors; see
         `LambdaModel.on_weights_changed`."""
         with self.ranks.step("on_weights_changed"):
             super().on_weights_changed()
@@ -206,8 +205,13 @@ def load(
         device: `cpu`, `cuda` (each rank takes the GPU of its local number), or `auto`.
         options: as for `pa_fast.load`.
 
-    Numerics: every shard is bit for bit that of the merge on one device. Logits are not: their sums
-    are split.
+    Example:
+        # torchrun --nproc-per-node 2 script.py
+        lm = tensor_parallel.load("base_dir", "instruct_dir")
+        lm.set_lambda(0.6)
+
+    Numerics: every shard is bit for bit that of the merge on one device. Logits are not, since
+        their sums are split.
     Cost: each rank reads and keeps its shards of both sides, and one live copy of them.
 
     Raises:
@@ -231,8 +235,8 @@ def load(
 
 
 def _digest(texts: Iterable[Sequence[int]]) -> str:
-    """Stands for token lists where ranks compare what they are about to do."""
-    made = hashlib.blake2b(digest_size=8)
+    """Return a digest of token lists, by which ranks compare their arguments."""
+    digest = hashlib.blake2b(digest_size=8)
     for ids in texts:
-        made.update(array("q", [len(ids), *ids]).tobytes())
-    return made.hexdigest()
+        digest.update(array("q", [len(ids), *ids]).tobytes())
+    return digest.hexdigest()

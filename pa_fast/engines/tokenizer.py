@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def tokenizer_of(folder: Path) -> PreTrainedTokenizerBase | None:
-    """The tokenizer in `folder`, or None where there is none."""
+    """Return the tokenizer in `folder`, or None where there is none."""
     names = (
         "tokenizer.json",
         "tokenizer_config.json",
@@ -40,19 +40,19 @@ def tokenizer_of(folder: Path) -> PreTrainedTokenizerBase | None:
             refused = own_code.refused(folder, file, auto_class, error)
             if refused is not None:
                 raise refused from error
-        said = first_line(error)
+        reason = first_line(error)
         raise EngineError(
-            f"transformers cannot load the tokenizer in {folder}: {said}",
+            f"transformers cannot load the tokenizer in {folder}: {reason}",
             "check tokenizer.json there",
         ) from error
-    # It would warn of long texts, which evaluators cut into windows; what is too long for the model
-    # is refused by the engine.
+    # Its warning of long texts is noise: evaluators cut these into windows, and the engine refuses
+    # what is too long for the model.
     tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
     return tokenizer
 
 
 def stop_tokens(tokenizer: Any, *models: PreTrainedModel) -> list[int]:
-    """Every id that ends a text for one of `models`, by its own configurations, or for
+    """Return every id that ends a text for one of `models`, by its own configurations, or for
     `tokenizer`."""
     speakers = [
         tokenizer,
@@ -62,13 +62,18 @@ def stop_tokens(tokenizer: Any, *models: PreTrainedModel) -> list[int]:
             for c in (m.config.get_text_config(), getattr(m, "generation_config", None))
         ),
     ]
-    found = [getattr(s, "eos_token_id", None) for s in speakers]
+    stop_ids = [getattr(s, "eos_token_id", None) for s in speakers]
     return sorted(
-        {i for ids in found if ids is not None for i in (ids if isinstance(ids, list) else [ids])}
+        {
+            i
+            for ids in stop_ids
+            if ids is not None
+            for i in (ids if isinstance(ids, list) else [ids])
+        }
     )
 
 
 def spelling(tokenizer: Any) -> str:
-    """Everything that decides how `tokenizer` splits text, as text."""
+    """Return everything that decides how `tokenizer` splits text, as one text."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     return str(backend.to_str()) if backend is not None else repr(tokenizer)

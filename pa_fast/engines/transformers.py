@@ -1,6 +1,6 @@
 """The transformers engine: a model pair as one live transformers model.
 
-Has been run for real on CPU. The code for one GPU is the same and has not been run on one yet.
+Tested on CPU. The code for one GPU is the same and has not been run on one yet.
 """
 
 from __future__ import annotations
@@ -61,24 +61,30 @@ def load(
         residency: where what is kept beside the live copy lies: `device`, `host` (pinned memory
             that a GPU reads at every switch), or `auto`: on the device as far as it fits. On a CPU
             it is where it is.
-        delta: a file that `encode` wrote, instead of instruct; it says store and dtype.
+        delta: a file that `encode` wrote, instead of instruct; it has its own store and dtype.
         rounding, seed: see `LiveWeights.bind`; stochastic rounding needs a model whose tensors
             transformers loads as they are.
-        rule: by which a plain λ spreads over the tensors, by their names in the checkpoint: a
-            `LambdaRule`, its rows, or a YAML file of them.
+        rule: gives each tensor its λ from a plain λ, by its name in the checkpoint: a `LambdaRule`,
+            its rows, or a YAML file of them.
         tokenizer: folder or hub id of the tokenizer for all λ; instruct's if not given, base's
             beside a delta.
         batch_size: requests per forward pass; fixed, because batch composition changes rounding.
-        endpoint_check: prove that λ = 0 and 1, without the rule, give every tensor of the two
-            models as loaded, bit for bit; of a lossy store, and of a delta, λ = 0 alone, with
-            attached factors its logits; of a side that is rounded stochastically, neither.
+        endpoint_check: check that λ = 0 and 1, without the rule, give every tensor of the two
+            models as loaded, bit for bit. For a lossy store and for a delta file λ = 0 alone is
+            checked, with attached factors by its logits; a side that is rounded stochastically is
+            not.
         allow_nonfinite: let NaN and infinity in the weights pass.
-        shared_prefix: compute tokens that requests begin alike with once per call, where the
+        shared_prefix: compute prefixes that requests have in common once per call, where the
             architecture allows it.
         extra_rows, one_sided, ignore_config, strip_prefix: how the sides are paired, see
             `PairOptions`.
-        ranks: the processes to split the model over; for `pa_fast.engines.tensor_parallel.load`,
-            which sees to the rest.
+        ranks: the processes to split the model over; `pa_fast.engines.tensor_parallel.load` passes
+            them.
+
+    Example:
+        lm = pa_fast.load("base_dir", "instruct_dir")
+        lm.set_lambda(0.6)
+        ids = lm.model.generate(**lm.tokenizer("1 + 1 =", return_tensors="pt"))
 
     Cost: on CPU the sources stay memory maps of the files, so memory is one live copy and page
     cache; tensors that transformers converts while loading (fused experts) cost copies. The dense
@@ -145,7 +151,7 @@ def load(
 
 
 def _not_shared(module: Any) -> str | None:
-    """Why prefixes cannot be shared by requests of `module`; None where they can."""
+    """Return the reason why requests to `module` cannot share prefixes; None where they can."""
     why = obstacle(module)
     if why is None:
         return None
@@ -155,7 +161,7 @@ def _not_shared(module: Any) -> str | None:
 def _notes(
     sources: FolderSources, weights: Any, options: LoadOptions, why_not: str | None, split: bool
 ) -> list[str]:
-    """What a user should know of the live weights."""
+    """Return what a user should know of the live weights."""
     notes = []
     if not weights.lossless:
         notes.append(
@@ -173,7 +179,8 @@ def _notes(
 def _configuration(
     base: str | Path, other: str | Path, options: LoadOptions, sources: FolderSources
 ) -> dict[str, Any]:
-    """Where and how the model was loaded, which may differ between parts of one sweep."""
+    """Return folders, device and dtypes of the loaded model, which may differ between parts of one
+    sweep."""
     live = {str(tensor.dtype).removeprefix("torch.") for tensor in sources.live.values()}
     return {
         "base": located(base),
@@ -188,7 +195,8 @@ def _configuration(
 def _merge_arguments(
     base: str | Path, instruct: str | Path, options: LoadOptions
 ) -> dict[str, Any] | None:
-    """The arguments of `merge` for what is live; None where that is no merge of two folders."""
+    """Return the arguments of `merge` for the live weights; None where these are no merge of two
+    folders."""
     if options.delta is not None or options.attached:
         return None
     return {
@@ -204,7 +212,7 @@ def _merge_arguments(
 def _of_memory(
     memory: Memory, sources: FolderSources, options: LoadOptions, split: bool
 ) -> list[str]:
-    """What the loaded pair takes, in words."""
+    """Return notes on the memory that the loaded pair takes."""
     notes = []
     if options.device.type == "cpu":
         mapped = (

@@ -1,4 +1,4 @@
-"""AlpacaEval: what the model answers to instructions, in the form that its judges read."""
+"""AlpacaEval: the model's answers to instructions, in the form that its judges read."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pa_fast.base import Engine, Evaluator, Item, Score, complete
 from pa_fast.errors import EvaluatorError
 from pa_fast.evals.kind import EvalSpec, Kind
 from pa_fast.evals.prompts import POLICIES, NewTokens, Prompt, chat, each, fitted
-from pa_fast.evals.rows import DataFile, Row, distinct, limited, read_file, read_rows
+from pa_fast.evals.rows import DataFile, DataRow, check_distinct, limited, read_file, read_rows
 from pa_fast.evals.scores import (
     AVERAGES,
     Prepared,
@@ -24,20 +24,19 @@ from pa_fast.evals.scores import (
 
 
 class Alpaca:
-    """Writes `model_outputs.json` at each λ, ready for a judge, which decides what the answers are
-    worth.
+    """Answers to instructions, written as `model_outputs.json` at each λ for a judge to score.
 
-    Its own score is the share of answers that came to an end by themselves: one that was cut at
-    `max_new_tokens` is judged as it stands. An item is an instruction.
+    Its own score is the share of answers that end before `max_new_tokens`; answers that are cut
+    there are judged as they are. An item is an instruction.
 
     Args:
         data: rows with an `instruction`, and optionally `dataset`, `datasplit` and `id`.
         chat: put each instruction into the tokenizer's chat template, as one message of the user.
         max_new_tokens: at most so many, and no more than the longest prompt leaves of the model's
             positions.
-        overflow: what becomes of prompts that leave too little room, see `NewTokens.least` and
-            `overflow.Overflow`.
-        average: see `average.AVERAGES`.
+        overflow: policy for prompts that leave too few positions for an answer, see
+            `NewTokens.least` and `prompts.Overflow`.
+        average: see `scores.AVERAGES`.
         generator: the name in the outputs, before `@lam=…`; the names of the engine's two folders
             if not given.
 
@@ -66,7 +65,7 @@ class Alpaca:
         self.average = average
         self.generator = generator
         rows = read_rows(data)
-        distinct(rows)
+        check_distinct(rows)
         read = each(rows, lambda row: _fields(row, data.path.stem), "rows")
         kept = limited(list(zip(rows, read)), [fields["dataset"] for fields in read], limit, seed)
         self.ids = [row.id for row, _ in kept]
@@ -84,22 +83,22 @@ class Alpaca:
             "sha256": data.sha256,
         }
         self._prepared = Prepared(
-            lambda tokenizer, room: fitted(
-                tokenizer, room, prompts, NewTokens(max_new_tokens, capped=True), overflow
+            lambda tokenizer, positions: fitted(
+                tokenizer, positions, prompts, NewTokens(max_new_tokens, capped=True), overflow
             )
         )
 
     def check(self, engine: Engine) -> list[str]:
-        """Raise if the tokenizer cannot write the prompts, or the model has no room for them; notes
-        of what is changed."""
+        """Raise if the tokenizer cannot write the prompts, or the model has too few positions for
+        them; return notes on prompts that are changed."""
         return self._prepared(engine).notes
 
     def __call__(self, engine: Engine) -> Score:
-        asked = self._prepared(engine)
-        outputs = generated(engine, asked.ids, asked.new_tokens)
+        prompts = self._prepared(engine)
+        outputs = generated(engine, prompts.ids, prompts.new_tokens)
         rows, names = (
-            [self.rows[index] for index in asked.kept],
-            [self.ids[index] for index in asked.kept],
+            [self.rows[index] for index in prompts.kept],
+            [self.ids[index] for index in prompts.kept],
         )
         generator = f"{self.generator or _pair(engine)}@lam={_spelt(engine.weights.lam)}"
         judged = [
@@ -123,12 +122,12 @@ class Alpaca:
             ),
             len(items),
             weighted(items, self.average),
-            {**figures(outputs), **asked.figures},
+            {**figures(outputs), **prompts.figures},
             {"model_outputs.json": json.dumps(judged, ensure_ascii=False, indent=2) + "\n"},
         )
 
 
-def _fields(row: Row, dataset: str) -> dict[str, str]:
+def _fields(row: DataRow, dataset: str) -> dict[str, str]:
     if "instruction" not in row.fields:
         raise EvaluatorError(
             f"{row.where}: found the fields {sorted(row.fields)}, expected `instruction`",
@@ -146,14 +145,15 @@ def _prompt(where: str, instruction: str, as_chat: bool) -> Prompt:
 
 
 def _pair(engine: Engine) -> str:
-    """`base+instruct`: the last parts of the names that the two checkpoints were loaded by."""
+    """Return `base+instruct`: the last parts of the names that the two checkpoints were loaded
+    by."""
     sides = [complete(engine).configuration.get(side) for side in ("base", "instruct")]
     return "+".join(pathlib.PurePath(str(side)).name for side in sides if side) or "pair"
 
 
 def _spelt(lam: float | None) -> str:
-    """λ in four decimals where they say it exactly, else in all its digits: no two λ are spelt
-    alike."""
+    """Return λ in four decimals where these are exact, else in all its digits, so that no two λ are
+    spelt alike."""
     if lam is None:
         raise EvaluatorError("the weights are at no λ", "set one first")
     short = f"{lam:.4f}"

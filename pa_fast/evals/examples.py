@@ -1,4 +1,4 @@
-"""Labelled examples: what a row of an ICL data file means."""
+"""Labelled examples: the rows of an ICL data file, and the shots before each."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from pa_fast.errors import EvaluatorError
 from pa_fast.evals.prompts import each
-from pa_fast.evals.rows import DataFile, Row, answers, distinct, limited, read_rows
+from pa_fast.evals.rows import DataFile, DataRow, answers, check_distinct, limited, read_rows
 
 QUESTION = ("question", "input", "query", "text")
 CHOICES = ("choices", "options", "endings")
@@ -21,10 +21,10 @@ LETTERS = string.ascii_uppercase
 
 @dataclass(frozen=True)
 class Example:
-    """One row. Shown as a shot it reads `context + lead + answer`; a scored one offers `context +
-    lead + choice` for each.
+    """One row. As a shot it is `context + lead + answer`; as a scored item `context + lead +
+    choice` for each choice.
 
-    `question` is what it asks, without options; `lead` stands before every answer (one space in the
+    `question` is the question without options; `lead` precedes every answer (one space in the
     `Question: …` form) and counts in no length; `answers` are the right ones, of which the first is
     shown.
     """
@@ -48,7 +48,7 @@ class Example:
         return self.context + self.lead + self.answer
 
     def lettered(self) -> Example:
-        """The same question with its choices listed as `A. …`, to be answered with a letter.
+        """Return the same question with its choices listed as `A. …`, to be answered with a letter.
 
         Raises:
             EvaluatorError: no choices, more than 26, or one that is listed twice.
@@ -78,20 +78,20 @@ class Example:
 
 
 def read_examples(data: DataFile, group: str) -> list[Example]:
-    """The examples of a data file, in its order; ids are unique, rows without `group` belong to the
-    one given.
+    """Return the examples of a data file, in its order, with unique ids; rows without `group` are
+    of the given one.
 
     Raises:
         EvaluatorError: a row lacks a field, its answer is not among its choices, or an id repeats.
     """
     rows = read_rows(data)
     examples = each(rows, lambda row: _example(row, group), "rows")
-    distinct(rows)
+    check_distinct(rows)
     return examples
 
 
-def _example(row: Row, group: str) -> Example:
-    row.refuse_misspelt(FIELDS)
+def _example(row: DataRow, group: str) -> Example:
+    row.check_spelling(FIELDS)
     if "prompt" in row.fields and any(name in row.fields for name in QUESTION):
         raise EvaluatorError(
             f"{row.where}: found both a prompt and a question",
@@ -117,7 +117,7 @@ def _example(row: Row, group: str) -> Example:
     )
 
 
-def _choices(row: Row) -> tuple[str, ...]:
+def _choices(row: DataRow) -> tuple[str, ...]:
     if not any(name in row.fields for name in CHOICES):
         return ()
     field = _field(row, CHOICES)
@@ -139,7 +139,7 @@ def _choices(row: Row) -> tuple[str, ...]:
     return tuple(listed)
 
 
-def _answers(row: Row, choices: tuple[str, ...]) -> tuple[str, ...]:
+def _answers(row: DataRow, choices: tuple[str, ...]) -> tuple[str, ...]:
     field = _field(row, ANSWER)
     answer = row.fields[field]
     if not choices:
@@ -155,7 +155,7 @@ def _answers(row: Row, choices: tuple[str, ...]) -> tuple[str, ...]:
     )
 
 
-def _field(row: Row, names: tuple[str, ...], or_else: str = "") -> str:
+def _field(row: DataRow, names: tuple[str, ...], or_else: str = "") -> str:
     for name in names:
         if name in row.fields:
             return name
@@ -167,34 +167,31 @@ def _field(row: Row, names: tuple[str, ...], or_else: str = "") -> str:
 
 
 # --- shots
-#
-# Shots: which examples are shown before which, drawn once for all λ.
 
 
 @dataclass(frozen=True)
-class Asked:
-    """How one item is asked: its shots, each with what separates it from the next, and its own
+class ShownItem:
+    """One item as the model sees it: its shots, each with the separator behind it, and its own
     context."""
 
     shots: tuple[str, ...]
     context: str
 
     def text(self, dropped: int = 0) -> str:
-        """The prompt, without the first `dropped` shots."""
+        """Return the prompt, without the first `dropped` shots."""
         return "".join(self.shots[dropped:]) + self.context
 
 
 @dataclass(frozen=True)
 class Shots:
-    """How items are asked.
+    """Options of the shots before each item. They are chosen once, the same at every λ.
 
     Attributes:
         count: examples before each item.
-        sep: stands after every shot.
+        sep: the text behind every shot.
         pool: a second file to draw shots from; without it rows marked `"split": "pool"`, or without
             those a seeded part of each group, which is then not scored.
-        seed: draws the shots, each item's from its own id: an item is asked in the same words at
-            every λ.
+        seed: draws the shots of each item, together with the item's id.
     """
 
     count: int
@@ -207,9 +204,12 @@ class Shots:
         data: DataFile,
         limit: int | None,
         form: Callable[[Example], Example] = lambda example: example,
-    ) -> tuple[list[Example], list[Asked], list[str]]:
-        """The items to score and how each is asked, at most `limit`; `form` rewrites items and
-        shots alike. And notes of the rows that are not scored.
+    ) -> tuple[list[Example], list[ShownItem], list[str]]:
+        """Return at most `limit` items to score, each with its prompt, and notes on rows that are
+        not scored.
+
+        Args:
+            form: rewrites items and shots alike.
 
         Raises:
             EvaluatorError: a row is wrong, or a group's pool is smaller than `count`.
@@ -220,11 +220,11 @@ class Shots:
             pools.setdefault(example.group, []).append(example)
         scored = limited(scored, [example.group for example in scored], limit, self.seed)
         items = each(scored, form, "rows")
-        return items, each(items, lambda item: self._asked(item, pools), "rows"), notes
+        return items, each(items, lambda item: self._shown_item(item, pools), "rows"), notes
 
     def _divide(self, data: DataFile) -> tuple[list[Example], list[Example], list[str]]:
-        """The examples to score, and those to show; none is both. And notes of those that the file
-        loses by it."""
+        """Return the examples to score, the others to show, and notes on rows of the file that are
+        therefore not scored."""
         examples, why = read_examples(data, data.path.stem), "marked as pool"
         marked = [example for example in examples if example.in_pool]
         if self.pool is not None and marked:
@@ -235,7 +235,7 @@ class Shots:
         if self.pool is not None:
             marked = read_examples(self.pool, data.path.stem)
         elif not marked and self.count > 0:
-            marked, why = self._drawn(examples), "drawn from each group"
+            marked, why = self._own_pool(examples), "drawn from each group"
         shown = {id(example) for example in marked}
         scored = [example for example in examples if id(example) not in shown]
         if not scored:
@@ -252,12 +252,12 @@ class Shots:
         )
         return scored, marked, notes
 
-    def _drawn(self, examples: Sequence[Example]) -> list[Example]:
-        """A pool from the rows themselves: of each group a fifth, and no fewer than `count`."""
+    def _own_pool(self, examples: Sequence[Example]) -> list[Example]:
+        """Return a pool drawn from the rows themselves: a fifth of each group, at least `count`."""
         groups: dict[str, list[Example]] = {}
         for example in examples:
             groups.setdefault(example.group, []).append(example)
-        drawn = []
+        sampled = []
         for group, members in groups.items():
             size = max(self.count, len(members) // 5)
             if size >= len(members):
@@ -266,12 +266,12 @@ class Shots:
                     f" than {size}: {self.count} to show, and some to score",
                     'add rows, mark some as `"split": "pool"`, give pool=FILE, or take fewer shots',
                 )
-            drawn += random.Random(f"{self.seed}:{group}:pool").sample(members, size)
-        return drawn
+            sampled += random.Random(f"{self.seed}:{group}:pool").sample(members, size)
+        return sampled
 
-    def _asked(self, item: Example, pools: Mapping[str, Sequence[Example]]) -> Asked:
-        """`count` examples of the item's group and then its context. An example that asks the same
-        is never shown."""
+    def _shown_item(self, item: Example, pools: Mapping[str, Sequence[Example]]) -> ShownItem:
+        """Return the item after `count` examples of its group, none of them with the same
+        question."""
         pool = [
             example for example in pools.get(item.group, []) if example.question != item.question
         ]
@@ -281,5 +281,5 @@ class Shots:
                 f" at least shots={self.count}",
                 "add examples of that group to the pool, or take fewer shots",
             )
-        drawn = random.Random(f"{self.seed}:{item.id}").sample(pool, self.count)
-        return Asked(tuple(example.shown + self.sep for example in drawn), item.context)
+        sampled = random.Random(f"{self.seed}:{item.id}").sample(pool, self.count)
+        return ShownItem(tuple(example.shown + self.sep for example in sampled), item.context)

@@ -1,4 +1,4 @@
-"""Functions of the user's own, named `module:function`."""
+"""Evaluators that call a function of the user, named `python:module:function` or passed as such."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from pa_fast.foreign import one_line
 
 @dataclass(frozen=True)
 class Imported:
-    """A function, its `module:name`, and the SHA-256 of its module's source (None where there is no
-    file)."""
+    """A function, its `module:name`, and the SHA-256 of its module's source, None where that is no
+    file."""
 
     target: str
     function: Callable[..., Any]
@@ -36,7 +36,7 @@ class Imported:
 
 
 def imported(target: str, option: str, expected: str) -> Imported:
-    """Import `module:function` with the current directory on the path; `option` and `expected` are
+    """Import `module:function` with the current directory on the path. `option` and `expected` are
     for error messages.
 
     Raises:
@@ -60,9 +60,9 @@ def imported(target: str, option: str, expected: str) -> Imported:
         ) from error
     function = getattr(module, attribute, None)
     if not callable(function):
-        found = "nothing" if function is None else f"a {type(function).__name__}"
+        kind = "nothing" if function is None else f"a {type(function).__name__}"
         raise EvaluatorError(
-            f"{option}: `{target}` is {found}, expected {expected}", "check its name"
+            f"{option}: `{target}` is {kind}, expected {expected}", "check its name"
         )
     source = getattr(module, "__file__", None)
     return Imported(
@@ -73,9 +73,6 @@ def imported(target: str, option: str, expected: str) -> Imported:
 
 
 # --- function
-#
-# The user's own evaluator: any function of an engine, named `python:module:function` or given as
-# it is.
 
 
 class Function:
@@ -84,13 +81,13 @@ class Function:
 
     The function may carry `higher_is_better` (default True), `check`, as an `Evaluator` may, and
     `identity`, a mapping of JSON values that must be the same for a sweep to resume; the digest of
-    its source is always part of that. It chooses its own items: a sweep's limit and seed are not
-    its concern.
+    its source is always part of that. It chooses its own items; a sweep's limit and seed do not
+    apply to it.
 
     Args:
         name: the column.
-        target: how errors call the function.
-        kind: where it comes from, the first entry of the identity.
+        target: the function's name in errors.
+        kind: `python` or `function`, the first entry of the identity.
         sha256: of its source, None where there is none to read.
     """
 
@@ -121,8 +118,8 @@ class Function:
 
 
 def of_callable(function: Callable[[Engine], Any], name: str | None = None) -> Function:
-    """`function`, or another callable that is no evaluator yet, as one: by default called as it
-    calls itself.
+    """Return an evaluator that calls `function`, or another callable that is none yet; its own name
+    is the default.
 
     Raises:
         UsageError: it has no name, as a lambda has none.
@@ -139,7 +136,7 @@ def of_callable(function: Callable[[Engine], Any], name: str | None = None) -> F
 
 
 def as_score(returned: Any, target: str) -> Score:
-    """What the function `target` returned as a `Score`.
+    """Return what the function `target` returned as a `Score`.
 
     A number is a score of one item. Of a mapping the entry `score`, else `value`, else the only one
     is the score, and the others are its details. Scalars of NumPy and torch are numbers.
@@ -178,9 +175,9 @@ def _of_mapping(returned: Mapping[Any, Any], target: str) -> Score:
     numbers = {str(key): _number(value) for key, value in returned.items()}
     for name, number in numbers.items():
         if number is None:
-            found = one_line(repr(returned.get(name)), 60)
+            shown = one_line(repr(returned.get(name)), 60)
             raise EvaluatorError(
-                f"{target} returned a dict whose `{name}` is {found}, expected a finite number",
+                f"{target} returned a dict whose `{name}` is {shown}, expected a finite number",
                 _HINT,
             )
     known = {name: number for name, number in numbers.items() if number is not None}
@@ -210,8 +207,8 @@ def _checked(score: Score, target: str) -> Score:
 
 
 def _number(value: Any) -> float | None:
-    """`value` as a float, None where it is no finite number. Tensors and arrays of one element are
-    numbers."""
+    """Return `value` as a float, None where it is no finite number. Tensors and arrays of one
+    element are numbers."""
     try:
         value = value.item() if hasattr(value, "item") else value
         number = (
@@ -225,8 +222,8 @@ def _number(value: Any) -> float | None:
 
 
 def _source_sha256(function: Any) -> str | None:
-    """The digest of the source of `function`, or of its class; None where there is none, as behind
-    `exec`."""
+    """Return the digest of the source of `function`, or of its class; None where there is none, as
+    behind `exec`."""
     while isinstance(function, functools.partial):
         function = function.func
     described = function if inspect.isroutine(function) else type(function)
@@ -238,9 +235,9 @@ def _source_sha256(function: Any) -> str | None:
 
 
 def _build(spec: EvalSpec, limit: int | None, seed: int) -> Evaluator:
-    found = imported(spec.target, "python", "a function of an engine")
+    target = imported(spec.target, "python", "a function of an engine")
     return Function(
-        spec.column, found.function, target=spec.target, kind="python", sha256=found.sha256
+        spec.column, target.function, target=spec.target, kind="python", sha256=target.sha256
     )
 
 

@@ -1,4 +1,4 @@
-"""Rules: what makes an output right."""
+"""Generation: greedy outputs of prompts, each scored by a rule."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from pa_fast.evals.kind import EvalSpec, Kind
 from pa_fast.evals.prompts import POLICIES, NewTokens, each, fitted, read_prompt
 from pa_fast.evals.rows import (
     DataFile,
-    Row,
+    DataRow,
     answers,
-    distinct,
+    check_distinct,
     limited,
     matches,
     read_file,
@@ -39,15 +39,15 @@ from pa_fast.foreign import one_line
 
 @dataclass(frozen=True)
 class Rule:
-    """Output → score of one row, and the unit of its mean."""
+    """The function output → score of one row, and the unit of its mean."""
 
     unit: str
     score: Callable[[str], float]
 
 
-def rule_of(row: Row, check: Imported | None, regex: str | None) -> Rule:
-    """The rule that scores `row`: the checker of the sweep, its own `regex`, that of the sweep, or
-    its `answer`, in this order.
+def rule_of(row: DataRow, check: Imported | None, regex: str | None) -> Rule:
+    """Return the rule that scores `row`: the checker of the sweep, its own `regex`, that of the
+    sweep, or its `answer`, in this order.
 
     Raises:
         EvaluatorError: there is none, or it is no regular expression, no answer.
@@ -76,28 +76,26 @@ def _compiled(where: str, pattern: str) -> re.Pattern[str]:
         ) from None
 
 
-def _checked(row: Row, check: Imported, output: str) -> float:
+def _checked(row: DataRow, check: Imported, output: str) -> float:
     try:
-        found = check.function(output, row.fields)
+        returned = check.function(output, row.fields)
     except Exception as error:
         raise EvaluatorError(
             f"{row.where}: {check.target} failed: {type(error).__name__}: {error}",
             "it is called as function(output, row)",
         ) from error
     try:
-        value = float(found)  # numbers of NumPy and torch are numbers too
+        value = float(returned)  # numbers of NumPy and torch are numbers too
     except (TypeError, ValueError):
         value = math.nan
-    if isinstance(found, str) or not math.isfinite(value):
+    if isinstance(returned, str) or not math.isfinite(value):
         raise EvaluatorError(
-            f"{row.where}: {check.target} returned {found!r}, expected a finite number or a bool"
+            f"{row.where}: {check.target} returned {returned!r}, expected a finite number or a bool"
         )
     return value
 
 
 # --- generation
-#
-# Generation: prompts that the model answers in its own words, scored by a rule for each.
 
 FIELDS = ("prompt", "messages", "id", "group", "regex", "answer")
 
@@ -107,16 +105,15 @@ class Generate:
     wrote.
 
     Args:
-        data: rows with a `prompt`, or with `messages` for the chat template, and what scores them
-            (`rules.rule_of`).
+        data: rows with a `prompt`, or with `messages` for the chat template, and the fields of
+            their rule (`rule_of`).
         chat: wrap each prompt in the tokenizer's chat template, as one message of the user.
         new_tokens: the length of outputs.
-        check: scores every output: called with the output and its row. It is tried at once, on an
-            empty output of the first row, so that a checker that fails does so before a model is
-            loaded.
+        check: scores every output: called with the output and its row. The constructor calls it on
+            an empty output of the first row, so that it fails before a model is loaded.
         regex: scores the rows that have none of their own; searched for in the output.
-        overflow: what becomes of prompts that are too long, see `overflow.Overflow`.
-        average: see `average.AVERAGES`.
+        overflow: policy for prompts that are too long, see `prompts.Overflow`.
+        average: see `scores.AVERAGES`.
 
     Raises:
         EvaluatorError: a row is wrong, or nothing scores it.
@@ -141,10 +138,10 @@ class Generate:
         self.name = name
         self.average = average
         rows = read_rows(data)
-        distinct(rows)
+        check_distinct(rows)
         if check is None:  # a checker may want fields of any name
             for row in rows:
-                row.refuse_misspelt(FIELDS)
+                row.check_spelling(FIELDS)
         read = each(
             rows, lambda row: (row, read_prompt(row, chat), rule_of(row, check, regex)), "rows"
         )
@@ -152,7 +149,7 @@ class Generate:
             read[0][2].score("")
         groups = each(rows, lambda row: row.label("group", data.path.stem), "rows")
         kept = limited(read, groups, limit, seed)
-        self.rows: Sequence[Row] = [row for row, _, _ in kept]
+        self.rows: Sequence[DataRow] = [row for row, _, _ in kept]
         self.groups = [row.label("group", data.path.stem) for row in self.rows]
         self.rules = [rule for _, _, rule in kept]
         prompts = [prompt for _, prompt, _ in kept]
@@ -170,20 +167,20 @@ class Generate:
             "sha256": data.sha256,
         }
         self._prepared = Prepared(
-            lambda tokenizer, room: fitted(tokenizer, room, prompts, new_tokens, overflow)
+            lambda tokenizer, positions: fitted(tokenizer, positions, prompts, new_tokens, overflow)
         )
 
     def check(self, engine: Engine) -> list[str]:
-        """Raise if the tokenizer cannot write the prompts, or the model has no room for them; notes
-        of what is changed."""
+        """Raise if the tokenizer cannot write the prompts, or the model has too few positions for
+        them; return notes on prompts that are changed."""
         return self._prepared(engine).notes
 
     def __call__(self, engine: Engine) -> Score:
-        asked = self._prepared(engine)
-        outputs = generated(engine, asked.ids, asked.new_tokens)
+        prompts = self._prepared(engine)
+        outputs = generated(engine, prompts.ids, prompts.new_tokens)
         items = [
             Item(self.rows[index].id, self.groups[index], self.rules[index].score(output.text))
-            for index, output in zip(asked.kept, outputs)
+            for index, output in zip(prompts.kept, outputs)
         ]
         units = {rule.unit for rule in self.rules}
         unit = units.pop() if len(units) == 1 else "share right"
@@ -192,8 +189,8 @@ class Generate:
             labelled(unit, self.groups, self.average),
             len(items),
             weighted(items, self.average),
-            {**figures(outputs), **asked.figures},
-            {"outputs.jsonl": json_lines(map(record, items, asked.texts, outputs))},
+            {**figures(outputs), **prompts.figures},
+            {"outputs.jsonl": json_lines(map(record, items, prompts.texts, outputs))},
         )
 
 

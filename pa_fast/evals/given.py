@@ -16,13 +16,14 @@ from pa_fast.evals.kind import EvalSpec
 from pa_fast.evals.suite import parse_all, read_suite
 
 Given: TypeAlias = "str | os.PathLike[str] | Evaluator | Callable[[Engine], Any]"
-"""What stands for an evaluator; a suite, a path or a string that ends in .yaml, for several."""
+"""An evaluator as a caller may write it; a suite, a path or a string that ends in .yaml, is
+several."""
 
 
 def evaluators(
     given: Given | Iterable[Given], *, limit: int | None = None, seed: int = 0
 ) -> list[Evaluator]:
-    """The evaluators that `given` is, one or many; see `evaluator`."""
+    """Return the evaluators that `given` names or is, one or many; see `evaluator`."""
     many = (
         [given]
         if isinstance(given, (str, os.PathLike))
@@ -30,37 +31,41 @@ def evaluators(
         or not isinstance(given, Iterable)
         else given
     )
-    return [made for one in many for made in _made(one, None, limit, seed)]
+    return [built for one in many for built in _built(one, None, limit, seed)]
 
 
 def evaluator(
     given: Given, *, name: str | None = None, limit: int | None = None, seed: int = 0
 ) -> Evaluator:
-    """The evaluator that `given` names or is, its data read and checked.
+    """Return the evaluator that `given` names or is, its data read and checked.
 
     Args:
         given: an EVAL string, such as `"icl:tasks.jsonl,shots=5"`; a YAML suite of one; a function
             of an engine that returns a number, a mapping of numbers or a `Score`; or an
             `Evaluator`, which is returned as it is.
-        name: its column in results, in place of the one that `given` has.
-        limit: at most so many items, drawn with `seed`; functions and objects choose their own
-            items.
+        name: its column in results, instead of the one that `given` has.
+        limit: most items, drawn with `seed`; functions and objects choose their own items.
+
+    Example:
+        accuracy = pa_fast.evaluator("icl:tasks.jsonl,shots=5", name="accuracy")
+        lm.set_lambda(0.6)
+        print(accuracy(lm).value)
 
     Raises:
         UsageError: a malformed EVAL, a suite of several, a function without a name, or nothing that
             could evaluate.
         EvaluatorError: a data file or suite is wrong.
     """
-    made = _made(given, name, limit, seed)
-    if len(made) != 1:
+    built = _built(given, name, limit, seed)
+    if len(built) != 1:
         raise UsageError(
-            f"{given} lists {len(made)} evaluators, expected one",
+            f"{given} lists {len(built)} evaluators, expected one",
             "pass the suite itself to pa_fast.sweep",
         )
-    return made[0]
+    return built[0]
 
 
-def _made(given: Any, name: str | None, limit: int | None, seed: int) -> list[Evaluator]:
+def _built(given: Any, name: str | None, limit: int | None, seed: int) -> list[Evaluator]:
     if isinstance(given, (str, os.PathLike)):
         specs = parse_all([given]) if isinstance(given, str) else read_suite(pathlib.Path(given))
         if name is not None and len(specs) == 1:

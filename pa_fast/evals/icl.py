@@ -1,4 +1,4 @@
-"""In-context learning: labelled examples, each asked after k others of its group."""
+"""In-context learning: labelled examples, each scored after k others of its group."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from pa_fast.base import Engine, Evaluator, Item, Score, Tokenizer
 from pa_fast.errors import EvaluatorError, UsageError
-from pa_fast.evals.examples import Asked, Example, Shots
+from pa_fast.evals.examples import Example, Shots, ShownItem
 from pa_fast.evals.kind import EvalSpec, Kind
 from pa_fast.evals.prompts import (
     WITH_SHOTS,
@@ -44,18 +44,18 @@ class Choice:
     """Accuracy by likelihood: the likeliest choice is the model's answer, the first of equally
     likely ones.
 
-    `ties` in the details counts the items of which different choices were equally likely.
+    `ties` in the details is the number of items of which different choices were equally likely.
 
     Modes: `cloze` scores the text of each choice, `letter` the letter under which the prompt lists
     it.
 
     Args:
-        items, asked: the examples, and what stands before each choice.
+        items, shown: the examples, and the prompt before each one's choices.
         per_character: divide each log-likelihood by the length of the choice's text, as lm-eval's
             `acc_norm`; else it is taken as it is, as `acc`.
-        overflow: what becomes of items that are too long, see `overflow.Overflow`.
-        average: see `average.AVERAGES`.
-        notes: said once, before the first λ.
+        overflow: policy for items that are too long, see `prompts.Overflow`.
+        average: see `scores.AVERAGES`.
+        notes: notes of `check`, shown before the first λ.
 
     Raises:
         EvaluatorError: an item has no choices.
@@ -67,7 +67,7 @@ class Choice:
         self,
         name: str,
         items: Sequence[Example],
-        asked: Sequence[Asked],
+        shown: Sequence[ShownItem],
         *,
         unit: str,
         per_character: bool,
@@ -78,7 +78,7 @@ class Choice:
     ):
         each(items, _check_choices, "items")
         self.name = name
-        self.items, self.asked = items, asked
+        self.items, self.shown = items, shown
         self.unit, self.per_character = unit, per_character
         self.overflow, self.average = overflow, average
         self.identity = identity
@@ -86,14 +86,17 @@ class Choice:
         self._prepared = Prepared(self._pairs)
 
     def check(self, engine: Engine) -> list[str]:
-        """Raise if items cannot be asked, or do not fit the model; notes of what is changed."""
+        """Raise if items cannot be encoded, or do not fit the model; return notes on items that are
+        changed."""
         return [*self._notes, *self._prepared(engine).notes]
 
     def __call__(self, engine: Engine) -> Score:
-        asked = self._prepared(engine)
-        scored = [self.items[index] for index in asked.kept]
-        owners = [item.id for item, pairs in zip(scored, asked.requests) for _ in pairs]
-        values = iter(logprobs(engine, list(chain(*asked.requests)), lambda i: f"item {owners[i]}"))
+        prepared = self._prepared(engine)
+        scored = [self.items[index] for index in prepared.kept]
+        owners = [item.id for item, pairs in zip(scored, prepared.requests) for _ in pairs]
+        values = iter(
+            logprobs(engine, list(chain(*prepared.requests)), lambda i: f"item {owners[i]}")
+        )
         items, raw, ties = [], [], 0
         for item in scored:
             whole = [next(values) for _ in item.choices]
@@ -109,11 +112,11 @@ class Choice:
             ties += len(set(_likeliest(item, weighed))) > 1
         details = {"accuracy_raw": averaged(raw, self.average)} if self.per_character else {}
         unit = labelled(self.unit, [item.group for item in self.items], self.average)
-        details |= {"ties": float(ties), **asked.figures}
+        details |= {"ties": float(ties), **prepared.figures}
         counted = weighted(items, self.average)
         return Score(averaged(items, self.average), unit, len(items), counted, details)
 
-    def _pairs(self, tokenizer: Tokenizer, room: int | None) -> Fitted[list[Pair]]:
+    def _pairs(self, tokenizer: Tokenizer, positions: int | None) -> Fitted[list[Pair]]:
         prefix = Encoder(tokenizer).prefix
 
         def make(index: int, dropped: int) -> list[Pair]:
@@ -121,7 +124,7 @@ class Choice:
             try:
                 return pairs_of(
                     tokenizer,
-                    self.asked[index].text(dropped),
+                    self.shown[index].text(dropped),
                     [item.lead + choice for choice in item.choices],
                 )
             except EvaluatorError as error:
@@ -135,18 +138,16 @@ class Choice:
             self.overflow,
             WITH_SHOTS,
             [item.where for item in self.items],
-            [len(asked.shots) for asked in self.asked],
+            [len(shown.shots) for shown in self.shown],
             make,
             lambda pairs: max(len(context) + len(answer) - 1 for context, answer in pairs),
             cut,
-        ).fit(room)
+        ).fit(positions)
 
 
-class Answer:
-    """Exact match: greedy text after the prompt, cut before the first `until`, is a right answer
-    once both are normalised.
-
-    `matching.normalised` says how. `outputs.jsonl` keeps what the model wrote.
+class ExactMatch:
+    """Share of items whose greedy text, cut before the first `until`, is a right answer, after
+    `rows.normalised` of both. `outputs.jsonl` keeps what the model wrote.
     """
 
     higher_is_better = True
@@ -155,7 +156,7 @@ class Answer:
         self,
         name: str,
         items: Sequence[Example],
-        asked: Sequence[Asked],
+        shown: Sequence[ShownItem],
         *,
         until: str,
         new_tokens: NewTokens,
@@ -165,23 +166,26 @@ class Answer:
         notes: Sequence[str] = (),
     ):
         self.name = name
-        self.items, self.asked = items, asked
+        self.items, self.shown = items, shown
         self.until, self.new_tokens = until, new_tokens
         self.overflow, self.average = overflow, average
         self.identity = identity
         self._notes = list(notes)
         self._prepared = Prepared(
-            lambda tokenizer, room: (self._fitted(tokenizer, room), ending_tokens(tokenizer, until))
+            lambda tokenizer, positions: (
+                self._fitted(tokenizer, positions),
+                ending_tokens(tokenizer, until),
+            )
         )
 
     def check(self, engine: Engine) -> list[str]:
-        """Raise if items do not fit the model; notes of what is changed."""
+        """Raise if items do not fit the model; return notes on items that are changed."""
         return [*self._notes, *self._prepared(engine)[0].notes]
 
     def __call__(self, engine: Engine) -> Score:
-        asked, ends = self._prepared(engine)
-        outputs = generated(engine, asked.ids, asked.new_tokens, self.until, ends)
-        scored = [self.items[index] for index in asked.kept]
+        prompts, stops = self._prepared(engine)
+        outputs = generated(engine, prompts.ids, prompts.new_tokens, self.until, stops)
+        scored = [self.items[index] for index in prompts.kept]
         items = [
             Item(item.id, item.group, float(matches(output.text, item.answers)))
             for item, output in zip(scored, outputs)
@@ -192,23 +196,23 @@ class Answer:
             unit,
             len(items),
             weighted(items, self.average),
-            {**figures(outputs), **asked.figures},
-            {"outputs.jsonl": json_lines(map(record, items, asked.texts, outputs))},
+            {**figures(outputs), **prompts.figures},
+            {"outputs.jsonl": json_lines(map(record, items, prompts.texts, outputs))},
         )
 
-    def _fitted(self, tokenizer: Tokenizer, room: int | None) -> FittedPrompts:
+    def _fitted(self, tokenizer: Tokenizer, positions: int | None) -> FittedPrompts:
         def prompt(index: int, dropped: int) -> Prompt:
-            return Prompt(self.items[index].where, self.asked[index].text(dropped))
+            return Prompt(self.items[index].where, self.shown[index].text(dropped))
 
         return fitted(
             tokenizer,
-            room,
+            positions,
             [prompt(index, 0) for index in range(len(self.items))],
             self.new_tokens,
             self.overflow,
             WITH_SHOTS,
             prompt,
-            [len(asked.shots) for asked in self.asked],
+            [len(shown.shots) for shown in self.shown],
         )
 
 
@@ -220,7 +224,7 @@ def _check_choices(item: Example) -> None:
 
 
 def _likeliest(item: Example, values: Sequence[float]) -> list[str]:
-    """The likeliest choices, in the item's order."""
+    """Return the likeliest choices, in the item's order."""
     best = max(values)
     return [choice for choice, value in zip(item.choices, values) if value == best]
 
@@ -237,11 +241,11 @@ def _build(spec: EvalSpec, limit: int | None, seed: int) -> Evaluator:
                 f"it is for mode={_ONLY[option]}",
             )
     overflow, average = spec.word("overflow", WITH_SHOTS), spec.word("average", AVERAGES)
-    how: dict[str, Any] = {"overflow": overflow, "average": average}
+    options: dict[str, Any] = {"overflow": overflow, "average": average}
     data = read_file(spec.path(spec.target))
     pool = read_file(spec.path(spec.options["pool"])) if "pool" in spec.options else None
     shots = Shots(spec.count("shots", 5, least=0), spec.string("sep", "\n\n"), pool, seed)
-    asked = {
+    identity = {
         "evaluator": "icl",
         "mode": mode,
         "shots": shots.count,
@@ -258,38 +262,38 @@ def _build(spec: EvalSpec, limit: int | None, seed: int) -> Evaluator:
         new_tokens = NewTokens(
             spec.count("max_new_tokens", 64, least=1), "max_new_tokens" not in spec.options
         )
-        items, prompts, how["notes"] = shots.ask(data, limit)
-        return Answer(
+        items, prompts, options["notes"] = shots.ask(data, limit)
+        return ExactMatch(
             spec.column,
             items,
             prompts,
             until=until,
             new_tokens=new_tokens,
-            **how,
-            identity={**asked, "until": until, "max_new_tokens": new_tokens.identity},
+            **options,
+            identity={**identity, "until": until, "max_new_tokens": new_tokens.identity},
         )
     if mode == "letter":
-        items, prompts, how["notes"] = shots.ask(data, limit, Example.lettered)
+        items, prompts, options["notes"] = shots.ask(data, limit, Example.lettered)
         return Choice(
             spec.column,
             items,
             prompts,
             unit="accuracy (letter)",
             per_character=False,
-            **how,
-            identity=asked,
+            **options,
+            identity=identity,
         )
     norm = spec.word("norm", ("character", "none"))
     unit = "accuracy (per character)" if norm == "character" else "accuracy"
-    items, prompts, how["notes"] = shots.ask(data, limit)
+    items, prompts, options["notes"] = shots.ask(data, limit)
     return Choice(
         spec.column,
         items,
         prompts,
         unit=unit,
         per_character=norm == "character",
-        **how,
-        identity={**asked, "norm": norm},
+        **options,
+        identity={**identity, "norm": norm},
     )
 
 

@@ -1,4 +1,4 @@
-"""A kind of evaluator, and one use of it: what an EVAL string says once it is parsed."""
+"""Kinds of evaluators, and parsed EVAL strings."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ UNNAMEABLE = re.compile(r"[/\\\x00-\x1f\x7f\u0085\u2028\u2029]")
 
 
 def stem(target: str) -> str:
-    """`data/tasks.jsonl` → `tasks`."""
+    """Return a file's name without folder and ending: `data/tasks.jsonl` → `tasks`."""
     return pathlib.Path(target).stem
 
 
@@ -24,11 +24,11 @@ class Kind:
     """A row of the table of evaluators.
 
     Attributes:
-        takes: what a target is (`file`, `function`, `task`); also its key in a YAML suite.
+        takes: the kind of its targets (`file`, `function`, `task`); also their key in a YAML suite.
         options: names of its options, beside `name`, which every evaluator has.
         build: (parsed EVAL, limit, seed) → evaluator; reads and checks its data, loads no model.
         many: more than one target is allowed.
-        label: how a target is written in the column.
+        label: target → its text in the column.
         paths: options whose values are paths.
     """
 
@@ -44,10 +44,10 @@ class Kind:
 
 @dataclass(frozen=True)
 class EvalSpec:
-    """One evaluator as asked for: its text, its kind, its targets and its options, all still text.
+    """One parsed EVAL: its text, kind, targets and options, all still text.
 
-    `folder` is where relative paths begin: the current one, or that of the suite file; `where` the
-    suite file and the entry in it, for errors, empty where it is from none.
+    `folder` is where relative paths begin: the current one, or that of the suite file. `where` is
+    the suite file and the entry in it, for errors, or empty.
     """
 
     text: str
@@ -67,8 +67,8 @@ class EvalSpec:
 
     @property
     def column(self) -> str:
-        """The name in results. Options that cannot stand in one (`sep=\\n`) are left out; the
-        identity has them."""
+        """The name in results, without options that a name cannot hold (`sep=\\n`); the identity
+        has these too."""
         if "name" in self.options:
             return self.options["name"]
         shown = {
@@ -79,11 +79,11 @@ class EvalSpec:
         return f"{self.name}:{','.join([*map(self.kind.label, self.targets), *options])}"
 
     def path(self, value: str) -> pathlib.Path:
-        """A target or an option as a path."""
+        """Return a target or an option as a path."""
         return self.folder / value
 
     def count(self, key: str, default: int, *, least: int) -> int:
-        """An option that is a whole number from `least`."""
+        """Return an option that is a whole number from `least`."""
         value = self.options.get(key, str(default))
         if not re.fullmatch(r"[0-9]{1,9}", value) or int(value) < least:
             raise UsageError(
@@ -93,7 +93,7 @@ class EvalSpec:
         return int(value)
 
     def word(self, key: str, words: tuple[str, ...]) -> str:
-        """An option that is one of `words`; the first is the default."""
+        """Return an option that is one of `words`; the first is the default."""
         value = self.options.get(key, words[0])
         if value not in words:
             raise UsageError(
@@ -102,12 +102,12 @@ class EvalSpec:
         return value
 
     def flag(self, key: str, default: bool) -> bool:
-        """An option that is `true` or `false`."""
+        """Return an option that is `true` or `false`."""
         return self.word(key, ("true", "false") if default else ("false", "true")) == "true"
 
     def string(self, key: str, default: str) -> str:
-        """An option that is any text; `\\n`, `\\t` and `\\\\` stand for a line break, a tab and a
-        backslash."""
+        """Return an option that is any text; `\\n`, `\\t` and `\\\\` become a line break, a tab and
+        a backslash."""
         return re.sub(
             r"\\([nt\\])", lambda match: _ESCAPES[match[1]], self.options.get(key, default)
         )

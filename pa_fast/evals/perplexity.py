@@ -13,11 +13,11 @@ from pa_fast.base import Engine, Evaluator, Item, Score, Tokenizer
 from pa_fast.errors import EvaluatorError, UsageError
 from pa_fast.evals.kind import EvalSpec, Kind
 from pa_fast.evals.prompts import POLICIES, Overflow, each
-from pa_fast.evals.rows import DataFile, Row, limited, read_file, read_rows
+from pa_fast.evals.rows import DataFile, DataRow, limited, read_file, read_rows
 from pa_fast.evals.scores import AVERAGES, Pair, Prepared, labelled, logprobs
 
 WINDOW = 512
-"""Tokens of a window unless told otherwise, or the model has fewer positions."""
+"""Tokens of a window by default, where the model has as many positions."""
 
 GROUP = "documents"
 
@@ -27,17 +27,16 @@ def windows(ids: list[int], bos: int | None, window: int, stride: int) -> list[P
     once.
 
     The first window starts at BOS, or without one at the first token, which is then context only.
-    Each later one scores the next `stride` tokens with all the context that the window still has
-    room for.
+    Each later one scores the next `stride` tokens, with as much context as the window holds.
     """
     whole = ids if bos is None else [bos, *ids]
-    found = []
+    pairs = []
     done = 1
     while done < len(whole):
         end = min(len(whole), window if done == 1 else done + stride)
-        found.append((whole[max(0, end - window) : done], whole[done:end]))
+        pairs.append((whole[max(0, end - window) : done], whole[done:end]))
         done = end
-    return found
+    return pairs
 
 
 def check_windows(window: int, stride: int) -> None:
@@ -68,7 +67,7 @@ class _Document:
 
 @dataclass(frozen=True)
 class _Windows:
-    """The windows of each document that is scored, all in `pairs`; `owners` are their documents."""
+    """The windows of all documents that are scored; `owners` has the document of each pair."""
 
     window: int
     pairs: list[Pair]
@@ -93,9 +92,9 @@ class Perplexity:
             windows share one token, which is scored in the one and context in the next; None: half
             the window.
         split: `blank` makes one document of each run of lines between blank ones.
-        overflow: what becomes of a document whose windows are too long for the model: `skip` leaves
-            it out, `truncate` makes all windows as long as the model has positions.
-        average: see `average.AVERAGES`.
+        overflow: policy for a document whose windows are too long for the model: `skip` leaves it
+            out, `truncate` makes all windows as long as the model has positions.
+        average: see `scores.AVERAGES`.
 
     Raises:
         EvaluatorError: no document.
@@ -120,8 +119,8 @@ class Perplexity:
         self.name = name
         self.window, self.stride = window, stride
         self.overflow, self.average = overflow, average
-        found = _documents(data, split)
-        self.documents = limited(found, [document.group for document in found], limit, seed)
+        documents = _documents(data, split)
+        self.documents = limited(documents, [document.group for document in documents], limit, seed)
         self.identity: Mapping[str, Any] = {
             "evaluator": "perplexity",
             "window": window or f"{WINDOW} at most",
@@ -136,17 +135,17 @@ class Perplexity:
         self._prepared = Prepared(self._windows)
 
     def check(self, engine: Engine) -> list[str]:
-        """Raise if a document has no token to score, or windows do not fit the model; notes of what
-        is changed."""
+        """Raise if a document has no token to score, or windows do not fit the model; return notes
+        on what is changed."""
         return self._prepared(engine).notes
 
     def __call__(self, engine: Engine) -> Score:
-        asked = self._prepared(engine)
-        nats = {document.id: 0.0 for document in asked.owners}
+        prepared = self._prepared(engine)
+        nats = {document.id: 0.0 for document in prepared.owners}
         tokens = dict.fromkeys(nats, 0)
-        scored = {document.id: document for document in asked.owners}
-        values = logprobs(engine, asked.pairs, lambda i: f"document {asked.owners[i].id}")
-        for owner, pair, logprob in zip(asked.owners, asked.pairs, values):
+        scored = {document.id: document for document in prepared.owners}
+        values = logprobs(engine, prepared.pairs, lambda i: f"document {prepared.owners[i].id}")
+        for owner, pair, logprob in zip(prepared.owners, prepared.pairs, values):
             nats[owner.id] -= logprob
             tokens[owner.id] += len(pair[1])
         mean = self._mean(list(scored.values()), nats, tokens)
@@ -156,11 +155,11 @@ class Perplexity:
             )
         items = self._items(scored.values(), nats, tokens)
         unit = labelled(
-            f"perplexity, window {asked.window}",
+            f"perplexity, window {prepared.window}",
             [document.group for document in self.documents],
             self.average,
         )
-        return Score(math.exp(mean), unit, len(items), items, asked.figures)
+        return Score(math.exp(mean), unit, len(items), items, prepared.figures)
 
     def _items(
         self,
@@ -168,7 +167,8 @@ class Perplexity:
         nats: Mapping[str, float],
         tokens: Mapping[str, int],
     ) -> list[Item]:
-        """A document counts its tokens; where groups count the same, those of its group's share."""
+        """Return an item for each document, weighted by its tokens; where groups count the same, by
+        its share of the tokens of its group."""
         sizes: Counter[str] = Counter()
         for one in documents:
             sizes["" if self.average == "micro" else one.group] += tokens[one.id]
@@ -187,7 +187,8 @@ class Perplexity:
     def _mean(
         self, documents: Sequence[_Document], nats: Mapping[str, float], tokens: Mapping[str, int]
     ) -> float:
-        """Nats per token: over the tokens of all documents, or over groups that count the same."""
+        """Return nats per token: over the tokens of all documents, or over groups that count the
+        same."""
         groups: dict[str, list[str]] = {}
         for document in documents:
             groups.setdefault("" if self.average == "micro" else document.group, []).append(
@@ -198,15 +199,15 @@ class Perplexity:
         ]
         return sum(means) / len(means)
 
-    def _windows(self, tokenizer: Tokenizer, room: int | None) -> _Windows:
-        window = self.window or min(WINDOW, room or WINDOW)
-        if self.overflow == "truncate" and room is not None:
-            window = min(window, room)
+    def _windows(self, tokenizer: Tokenizer, positions: int | None) -> _Windows:
+        window = self.window or min(WINDOW, positions or WINDOW)
+        if self.overflow == "truncate" and positions is not None:
+            window = min(window, positions)
         stride = _stride(window, self.stride)
         try:
             check_windows(window, stride)
         except UsageError as error:  # its own window and stride were checked: they are shorter here
-            message = f"{error.message}: the model has positions for {room} tokens"
+            message = f"{error.message}: the model has positions for {positions} tokens"
             raise UsageError(message, error.hint) from None
 
         def make(index: int, _: int) -> list[Pair]:
@@ -230,8 +231,8 @@ class Perplexity:
                 len(context) + len(continuation) - 1 for context, continuation in pairs
             ),
             lambda pairs, count: None,
-            lambda longest: [] if room is None else _shorter_windows(room, self.stride),
-        ).fit(room)
+            lambda longest: [] if positions is None else _shorter_windows(positions, self.stride),
+        ).fit(positions)
         owners = [
             self.documents[index] for index, cut in zip(fitted.kept, fitted.requests) for _ in cut
         ]
@@ -246,24 +247,24 @@ class Perplexity:
         )
 
 
-def _shorter_windows(room: int, stride: int | None) -> list[str]:
-    """What to do about windows that are too long for `room` positions."""
-    if room < 2:
+def _shorter_windows(positions: int, stride: int | None) -> list[str]:
+    """Return hints for windows that are longer than the model has `positions`."""
+    if positions < 2:
         return []
-    if stride is not None and stride >= room:
-        return [f"take window={room},stride={_stride(room, None)}"]
+    if stride is not None and stride >= positions:
+        return [f"take window={positions},stride={_stride(positions, None)}"]
     return [
-        f"overflow=truncate takes windows of {room} tokens instead",
-        f"take window={room}, which says so in the name of the column",
+        f"overflow=truncate takes windows of {positions} tokens instead",
+        f"take window={positions}, which says so in the name of the column",
     ]
 
 
-def _stride(window: int, asked: int | None) -> int:
-    return max(1, window // 2) if asked is None else asked
+def _stride(window: int, stride: int | None) -> int:
+    return max(1, window // 2) if stride is None else stride
 
 
 def _documents(data: DataFile, split: str) -> list[_Document]:
-    """The documents in file order; ids are row numbers or `0`, `1`, …"""
+    """Return the documents in file order; ids are row numbers or `0`, `1`, …"""
     if data.path.suffix == ".jsonl":
         if split != "none":
             raise UsageError(
@@ -285,7 +286,7 @@ def _documents(data: DataFile, split: str) -> list[_Document]:
     ]
 
 
-def _document(row: Row) -> _Document:
+def _document(row: DataRow) -> _Document:
     text = row.fields.get("text")
     if not isinstance(text, str) or not text:
         raise EvaluatorError(

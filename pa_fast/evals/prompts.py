@@ -1,5 +1,4 @@
-"""Prompts that fit the model: what it is asked to go on from, as a text or as the turns of a
-chat."""
+"""Prompts that fit the model: a text, or the turns of a chat, that the model continues."""
 
 from __future__ import annotations
 
@@ -9,7 +8,7 @@ from typing import Any, Generic, TypeVar
 
 from pa_fast.base import Tokenizer
 from pa_fast.errors import EvaluatorError
-from pa_fast.evals.rows import Row
+from pa_fast.evals.rows import DataRow
 from pa_fast.evals.scores import Encoder
 
 R = TypeVar("R")
@@ -30,13 +29,13 @@ _OFFER = {
 
 @dataclass(frozen=True)
 class Fitted(Generic[R]):
-    """What is asked of the model.
+    """Requests that fit the model.
 
     Attributes:
-        kept: which of the items are asked.
+        kept: indices of the items that are not left out.
         requests: their requests.
-        figures: how many items were changed or left out, for the details of a score; empty where
-            such are refused.
+        figures: numbers of items that were changed or left out, for the details of a score; empty
+            where such are refused.
         notes: the same in words.
     """
 
@@ -48,18 +47,18 @@ class Fitted(Generic[R]):
 
 @dataclass(frozen=True)
 class Overflow(Generic[R]):
-    """How the items of one evaluator are asked, and what becomes of those that do not fit.
+    """The requests of one evaluator's items, and the policy for those that do not fit the model.
 
     Attributes:
-        policies: what the evaluator offers; `policy` is one of them.
+        policies: those that the evaluator has; `policy` is one of them.
         wheres: a name for each item.
-        shots: how many shots each item has.
+        shots: the number of shots of each item.
         make: (item, shots left out) → its request.
-        length: positions that a request takes.
-        cut: a request with so many tokens fewer at the beginning of its prompt, None where that
-            leaves no prompt.
-        advice: what else makes items fit, of which the longest takes so many positions; said first.
-        new: how many of the positions are for what the model writes.
+        length: request → positions that it takes.
+        cut: (request, count) → the request without `count` tokens at the beginning of its prompt,
+            None where that leaves no prompt.
+        advice: positions of the longest item → further hints, shown first.
+        new: how many of the positions are for new tokens.
     """
 
     policy: str
@@ -72,25 +71,29 @@ class Overflow(Generic[R]):
     advice: Callable[[int], Sequence[str]] = lambda longest: ()
     new: int = 0
 
-    def fit(self, room: int | None) -> Fitted[R]:
-        """Every item's request, none longer than `room` positions; None: whatever their length.
+    def fit(self, positions: int | None) -> Fitted[R]:
+        """Return every item's request, none longer than `positions`; None: of any length.
 
         Raises:
             EvaluatorError: items do not fit, with their number and the longest one; or a request
                 cannot be made.
         """
-        made = each(range(len(self.wheres)), lambda index: self.make(index, 0), "items")
-        lengths = list(map(self.length, made))
-        long = {index for index, length in enumerate(lengths) if room is not None and length > room}
+        requests = each(range(len(self.wheres)), lambda index: self.make(index, 0), "items")
+        lengths = list(map(self.length, requests))
+        long = {
+            index
+            for index, length in enumerate(lengths)
+            if positions is not None and length > positions
+        }
         changed = {
-            index: self._changed(index, made[index], room, self.policy)
+            index: self._changed(index, requests[index], positions, self.policy)
             for index in long
-            if room is not None
+            if positions is not None
         }
         lost = [index for index, request in changed.items() if request is None]
-        if room is not None and lost and (self.policy != "skip" or len(lost) == len(made)):
-            raise self._refused(made, lost, len(long), room)
-        final = [(index, changed.get(index, request)) for index, request in enumerate(made)]
+        if positions is not None and lost and (self.policy != "skip" or len(lost) == len(requests)):
+            raise self._refused(requests, lost, len(long), positions)
+        final = [(index, changed.get(index, request)) for index, request in enumerate(requests)]
         kept = [(index, request) for index, request in final if request is not None]
         figures, notes = {}, []
         if self.policy != "refuse":
@@ -98,28 +101,28 @@ class Overflow(Generic[R]):
             figures[key] = float(len(long))
             if long:
                 notes.append(
-                    f"{len(long)} of {len(made)} items are too long for {room} positions and"
-                    f" {words}"
+                    f"{len(long)} of {len(requests)} items are too long for {positions} positions"
+                    f" and {words}"
                 )
         return Fitted(
             [index for index, _ in kept], [request for _, request in kept], figures, notes
         )
 
-    def _changed(self, index: int, request: R, room: int, policy: str) -> R | None:
-        """The request of an item that is too long, as `policy` has it; None where it is not to be
-        asked."""
+    def _changed(self, index: int, request: R, positions: int, policy: str) -> R | None:
+        """Return the request of an item that is too long, changed by `policy`; None where the item
+        is left out."""
         if policy == "truncate":
-            return self.cut(request, self.length(request) - room)
+            return self.cut(request, self.length(request) - positions)
         if policy == "fewer-shots":
             for dropped in range(1, self.shots[index] + 1):
                 shorter = self.make(index, dropped)
-                if self.length(shorter) <= room:
+                if self.length(shorter) <= positions:
                     return shorter
         return None
 
     def _bare(self, index: int, whole: int) -> int:
-        """How long an item is without its shots; `whole` where it has none, or cannot be asked
-        without."""
+        """Return the length of an item without its shots; `whole` where it has none, or needs
+        them."""
         try:
             shots = self.shots[index]
             return self.length(self.make(index, shots)) if shots else whole
@@ -127,20 +130,21 @@ class Overflow(Generic[R]):
             return whole
 
     def _refused(
-        self, made: Sequence[R], lost: Sequence[int], long: int, room: int
+        self, requests: Sequence[R], lost: Sequence[int], long: int, positions: int
     ) -> EvaluatorError:
-        """That the items `lost` do not fit, and what would make all fit: nothing is offered that
-        was not tried on them. `long` items are too long as they are."""
-        whole = {index: self.length(made[index]) for index in lost}
+        """Return the error that the items `lost` do not fit, with hints that were tried on them.
+        `long` is the number of items that are too long without a policy."""
+        whole = {index: self.length(requests[index]) for index in lost}
         bare = {index: self._bare(index, whole[index]) for index in lost}
         least = bare if self.policy == "fewer-shots" else whole
         longest = max(lost, key=lambda index: least[index])
         fits = {
-            "skip": long < len(made),
+            "skip": long < len(requests),
             "truncate": all(
-                self._changed(index, made[index], room, "truncate") is not None for index in lost
+                self._changed(index, requests[index], positions, "truncate") is not None
+                for index in lost
             ),
-            "fewer-shots": any(self.shots) and max(bare.values()) <= room,
+            "fewer-shots": any(self.shots) and max(bare.values()) <= positions,
         }
         ways = [
             *self.advice(least[longest]),
@@ -153,13 +157,13 @@ class Overflow(Generic[R]):
         if "fewer-shots" in self.policies and fits["fewer-shots"]:
             ways.append("take fewer shots=")
         return EvaluatorError(
-            f"{len(lost)} of {len(made)} items do not fit the model, which has positions for"
-            f" {room} tokens"
+            f"{len(lost)} of {len(requests)} items do not fit the model, which has positions for"
+            f" {positions} tokens"
             + (f", even with overflow={self.policy}" if self.policy != "refuse" else "")
             + f": the longest, {self.wheres[longest]}, takes {whole[longest]}"
             + (f" ({self.new} of them new)" if self.new else "")
             + (f", and {bare[longest]} without shots" if bare[longest] < whole[longest] else ""),
-            "; or ".join(ways) or f"shorten them: the model sees no more than {room} tokens",
+            "; or ".join(ways) or f"shorten them: the model sees no more than {positions} tokens",
         )
 
 
@@ -167,16 +171,16 @@ T = TypeVar("T")
 
 
 def each(things: Sequence[T], make: Callable[[T], R], what: str) -> list[R]:
-    """`make` of all `things`.
+    """Return `make` of all `things`.
 
     Raises:
-        EvaluatorError: that of the first one that is refused, with how many are.
+        EvaluatorError: the first one that `make` raises, with the number of all.
     """
-    made: list[R] = []
+    results: list[R] = []
     errors: list[EvaluatorError] = []
     for thing in things:
         try:
-            made.append(make(thing))
+            results.append(make(thing))
         except EvaluatorError as error:
             errors.append(error)
     if errors:
@@ -187,39 +191,37 @@ def each(things: Sequence[T], make: Callable[[T], R], what: str) -> list[R]:
             else ""
         )
         raise EvaluatorError(first.message + more, first.hint) from first.__cause__
-    return made
+    return results
 
 
 def cut_left(ids: list[int], count: int, prefix: list[int]) -> list[int] | None:
-    """`ids` without `count` of the tokens behind `prefix`, which they may begin with; None where no
-    token would be left."""
+    """Return `ids` without `count` tokens at the beginning, but with `prefix` if they have it; None
+    where no token would be left."""
     kept = len(prefix) if ids[: len(prefix)] == prefix else 0
     short = ids[:kept] + ids[kept + count :]
     return short if len(ids) > count + kept or (kept and len(ids) == count + kept) else None
 
 
 # --- prompts
-#
-# Prompts: what a model is asked to go on from, as a text or as the turns of a chat.
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A text that is taken as it is, or messages for the tokenizer's chat template; `where` names
-    it in errors."""
+    """A text as it is, or messages for the tokenizer's chat template; `where` names it in
+    errors."""
 
     where: str
     content: str | Sequence[Mapping[str, str]]
 
 
 def chat(where: str, text: str) -> Prompt:
-    """One message of a user."""
+    """Return a prompt of one message of the user."""
     return Prompt(where, [{"role": "user", "content": text}])
 
 
-def read_prompt(row: Row, as_chat: bool) -> Prompt:
-    """The prompt of a row: its field `prompt`, or `messages`, a list of `{"role": …, "content":
-    …}`.
+def read_prompt(row: DataRow, as_chat: bool) -> Prompt:
+    """Return the prompt of a row: its field `prompt`, or `messages`, a list of `{"role": …,
+    "content": …}`.
 
     Raises:
         EvaluatorError: neither, both, not of that form, or messages without the chat template.
@@ -257,12 +259,12 @@ def _is_message(value: Any) -> bool:
 
 @dataclass(frozen=True)
 class NewTokens:
-    """How much the model may write behind each prompt.
+    """The limit of new tokens behind each prompt.
 
     Attributes:
-        most: so many tokens.
-        capped: no more than the longest prompt leaves of the model's positions; else prompts
-            without room for all of them do not fit.
+        most: the limit.
+        capped: lower it to the positions that the longest prompt leaves; else prompts that leave
+            fewer than `most` do not fit.
     """
 
     most: int
@@ -270,22 +272,32 @@ class NewTokens:
 
     @property
     def identity(self) -> int | str:
-        """As a run records it."""
+        """The limit as a run records it."""
         return f"{self.most} at most" if self.capped else self.most
 
-    def least(self, room: int | None, overflow: str) -> int:
-        """How many must fit behind each prompt: where prompts may be changed or left out, a quarter
-        of the positions, as one that leaves a single token would cap the answers to all."""
+    def least(self, positions: int | None, overflow: str) -> int:
+        """Return how many tokens must fit behind each prompt. Where prompts may be changed or left
+        out, that is a quarter of the positions: a prompt that leaves one token would cap all
+        answers."""
         if not self.capped:
             return self.most
-        return 1 if room is None or overflow == "refuse" else min(self.most, max(1, room // 4))
+        return (
+            1
+            if positions is None or overflow == "refuse"
+            else min(self.most, max(1, positions // 4))
+        )
 
 
 @dataclass(frozen=True)
 class FittedPrompts:
-    """Prompts that fit: which of the given ones, the text of each as the model sees it, and its
-    tokens; and how many new tokens there is room for behind all. `figures` and `notes` are those of
-    `Fitted`, with what is said of a cap."""
+    """Prompts that fit the model.
+
+    Attributes:
+        kept: indices of the prompts that are not left out.
+        texts, ids: each as the model sees it, as text and tokens.
+        new_tokens: the limit behind all of them.
+        figures, notes: those of `Fitted`, and those of a lowered limit.
+    """
 
     kept: list[int]
     texts: list[str]
@@ -296,8 +308,8 @@ class FittedPrompts:
 
 
 def written(tokenizer: Tokenizer, prompt: Prompt) -> tuple[str, list[int]]:
-    """`prompt` for the model. A chat template writes special tokens itself; in other texts BOS is
-    as the tokenizer says, once.
+    """Return text and tokens of `prompt`. A chat template writes special tokens itself; other texts
+    get BOS as the tokenizer has it, once.
 
     Raises:
         EvaluatorError: no chat template, one that refuses the messages, or a prompt of no tokens.
@@ -319,7 +331,7 @@ def written(tokenizer: Tokenizer, prompt: Prompt) -> tuple[str, list[int]]:
 
 def fitted(
     tokenizer: Tokenizer,
-    room: int | None,
+    positions: int | None,
     prompts: Sequence[Prompt],
     new_tokens: NewTokens,
     overflow: str,
@@ -327,17 +339,18 @@ def fitted(
     shorter: Callable[[int, int], Prompt] | None = None,
     shots: Sequence[int] | None = None,
 ) -> FittedPrompts:
-    """`prompts` with room for new tokens behind each.
+    """Return `prompts` that leave positions for new tokens behind each.
 
     Args:
-        overflow: what becomes of those that have none, one of `policies`.
+        positions: of the model; None where it does not say.
+        overflow: policy for prompts that leave too few, one of `policies`.
         shorter: (prompt, shots left out) → prompt, where prompts have `shots`.
 
     Raises:
         EvaluatorError: see `written`, `Overflow.fit`.
     """
     prefix = Encoder(tokenizer).prefix
-    least = new_tokens.least(room, overflow)
+    least = new_tokens.least(positions, overflow)
 
     def make(index: int, dropped: int) -> tuple[str, list[int]]:
         return written(
@@ -350,16 +363,18 @@ def fitted(
         return None if ids is None else (request[0], ids)
 
     def advice(longest: int) -> list[str]:
-        if room is None or new_tokens.capped:
+        if positions is None or new_tokens.capped:
             return []
         shortest = max(1, len(prefix)) if overflow == "truncate" else longest - least
-        if shortest < room:
-            return [f"max_new_tokens={room - shortest} or less leaves room behind every prompt"]
-        # no prompt leaves so much room, however it is cut
-        both = f"max_new_tokens={room // 2},overflow=truncate cuts prompts on the left"
-        return [both] if new_tokens.most >= room else []
+        if shortest < positions:
+            return [
+                f"max_new_tokens={positions - shortest} or less leaves room behind every prompt"
+            ]
+        # no prompt leaves so many positions, however it is cut
+        both = f"max_new_tokens={positions // 2},overflow=truncate cuts prompts on the left"
+        return [both] if new_tokens.most >= positions else []
 
-    found = Overflow(
+    outcome = Overflow(
         overflow,
         policies,
         [prompt.where for prompt in prompts],
@@ -369,24 +384,24 @@ def fitted(
         cut,
         advice,
         least,
-    ).fit(room)
-    texts, ids = zip(*found.requests)
-    longest = max(range(len(ids)), key=lambda place: len(ids[place]))
+    ).fit(positions)
+    texts, ids = zip(*outcome.requests)
+    longest = max(range(len(ids)), key=lambda k: len(ids[k]))
     count = new_tokens.most
-    if new_tokens.capped and room is not None:
-        count = min(count, room - len(ids[longest]))
-    figures, notes = found.figures, found.notes
+    if new_tokens.capped and positions is not None:
+        count = min(count, positions - len(ids[longest]))
+    figures, notes = outcome.figures, outcome.notes
     if count < new_tokens.most:
         figures = {**figures, "max_new_tokens": float(count)}
         notes = [
             *notes,
             (
                 f"answers have at most {count} tokens, not {new_tokens.most}: no more fit the model"
-                f" behind the longest prompt, {prompts[found.kept[longest]].where}, of"
+                f" behind the longest prompt, {prompts[outcome.kept[longest]].where}, of"
                 f" {len(ids[longest])} tokens"
             ),
         ]
-    return FittedPrompts(found.kept, list(texts), list(ids), count, figures, notes)
+    return FittedPrompts(outcome.kept, list(texts), list(ids), count, figures, notes)
 
 
 def _templated(tokenizer: Any, prompt: Prompt) -> str:

@@ -1,5 +1,5 @@
-"""Data files of evaluators: read, checked row by row, and how an output is compared with an
-answer."""
+"""Data files of evaluators, read and checked row by row, and the comparison of outputs with
+answers."""
 
 from __future__ import annotations
 
@@ -49,9 +49,9 @@ def read_file(path: str | pathlib.Path) -> DataFile:
 
 
 def limited(rows: Sequence[T], groups: Sequence[str], limit: int | None, seed: int) -> list[T]:
-    """At most `limit` of N `rows` in all, drawn with `seed`, in their own order: from each of the
-    `groups` that the rows belong to as many as from any other, as far as it has them. This is what
-    a limit means to every evaluator.
+    """Return at most `limit` of N `rows`, drawn with `seed`, in their own order: the same number
+    from each of the `groups` that the rows belong to, as far as it has them. Every evaluator's
+    limit is this one.
     """
     if limit is None or limit >= len(rows):
         return list(rows)
@@ -59,22 +59,20 @@ def limited(rows: Sequence[T], groups: Sequence[str], limit: int | None, seed: i
     for index, group in enumerate(groups):
         members.setdefault(group, []).append(index)
     kept: list[int] = []
-    for place, indices in enumerate(sorted(members.values(), key=len)):
-        # what a small group lacks the larger ones give
-        share = min(len(indices), (limit - len(kept)) // (len(members) - place))
+    for number, indices in enumerate(sorted(members.values(), key=len)):
+        # larger groups make up for smaller ones
+        share = min(len(indices), (limit - len(kept)) // (len(members) - number))
         kept += random.Random(f"{seed}:limit").sample(indices, share)
     return [rows[index] for index in sorted(kept)]
 
 
 # --- rows
-#
-# Rows of a data file: JSON objects that know where they stand.
 
 
 @dataclass(frozen=True)
-class Row:
-    """One row: its place for error messages, its number in the file (of the line, or in a list;
-    from 1) and its fields."""
+class DataRow:
+    """One row, a JSON object: where it is, for error messages; the number of its line or list item,
+    from 1; and its fields."""
 
     where: str
     number: int
@@ -85,7 +83,8 @@ class Row:
         return self.label("id", str(self.number))
 
     def label(self, field: str, default: str) -> str:
-        """A field that names something, such as `id` or `group`: a text or a whole number."""
+        """Return a field that names something, such as `id` or `group`: a text or a whole
+        number."""
         value = self.fields.get(field, default)
         if isinstance(value, bool) or not isinstance(value, (str, int)) or not str(value).strip():
             raise EvaluatorError(
@@ -95,7 +94,7 @@ class Row:
         return str(value)
 
     def text(self, field: str) -> str:
-        """A field that must be a text, and not a blank one."""
+        """Return a field that must be a text, and not a blank one."""
         value = self.fields[field]
         if not isinstance(value, str) or not value.strip():
             raise EvaluatorError(
@@ -103,8 +102,9 @@ class Row:
             )
         return value
 
-    def refuse_misspelt(self, known: Iterable[str]) -> None:
-        """Refuse a field that is nearly one of `known`; others are the user's own."""
+    def check_spelling(self, known: Iterable[str]) -> None:
+        """Raise EvaluatorError for a field that is nearly one of `known`; others are the user's
+        own."""
         for name in self.fields.keys() - set(known):
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
             if near and near[0] not in self.fields:
@@ -113,9 +113,9 @@ class Row:
                 )
 
 
-def read_rows(data: DataFile) -> list[Row]:
-    """The rows of a file, in its order: the objects of one JSON list (`.json`), or one a line,
-    empty lines skipped.
+def read_rows(data: DataFile) -> list[DataRow]:
+    """Return the rows of a file, in its order: the objects of one JSON list (`.json`), or one a
+    line, empty lines skipped.
 
     Raises:
         EvaluatorError: a row is not a JSON object or not Unicode, or there is none.
@@ -142,8 +142,8 @@ def read_rows(data: DataFile) -> list[Row]:
     return rows
 
 
-def distinct(rows: Iterable[Row]) -> None:
-    """Refuse an id that two rows share."""
+def check_distinct(rows: Iterable[DataRow]) -> None:
+    """Raise EvaluatorError if two rows share an id."""
     seen: dict[str, str] = {}
     for row in rows:
         if row.id in seen:
@@ -157,20 +157,20 @@ def distinct(rows: Iterable[Row]) -> None:
 _HOW = "write one JSON object a line, or in a .json file a list of them"
 
 
-def _lines(data: DataFile) -> list[Row]:
+def _lines(data: DataFile) -> list[DataRow]:
     # split at \n alone: str.splitlines also breaks at U+2028 and others, which JSON allows inside a
     # string
     lines = enumerate(data.text.split("\n"), start=1)
     return [
-        Row(f"{data.path}:{number}", number, _json(f"{data.path}:{number}", line))
+        DataRow(f"{data.path}:{number}", number, _json(f"{data.path}:{number}", line))
         for number, line in lines
         if line.strip()
     ]
 
 
-def _listed(data: DataFile) -> list[Row]:
+def _listed(data: DataFile) -> list[DataRow]:
     rows = enumerate(_json(str(data.path), data.text), start=1)
-    return [Row(f"{data.path}: row {number}", number, row) for number, row in rows]
+    return [DataRow(f"{data.path}: row {number}", number, row) for number, row in rows]
 
 
 def _json(where: str, text: str) -> Any:
@@ -181,27 +181,25 @@ def _json(where: str, text: str) -> Any:
 
 
 # --- matching
-#
-# Exact match: when a generated text is the right answer.
 
 
 def normalised(text: str) -> str:
-    """`text` in one case, runs of white space as one space, none at the ends, without the
-    punctuation that ends it.
+    """Return `text` in one case, with runs of white space as one space, none at either end, and
+    without punctuation at its end.
 
-    What is punctuation alone stays, so that no answer is empty.
+    A text of punctuation alone stays, so that no answer is empty.
     """
     text = " ".join(text.casefold().split())
     return text.rstrip(".,;:!? ") or text
 
 
 def matches(output: str, answers: Iterable[str]) -> bool:
-    """Whether `output` is one of `answers`, both normalised."""
+    """Return whether `output` is one of `answers`, both normalised."""
     return normalised(output) in map(normalised, answers)
 
 
-def answers(row: Row, field: str) -> tuple[str, ...]:
-    """The right answers of a row: a text, or a list of texts of which each is right.
+def answers(row: DataRow, field: str) -> tuple[str, ...]:
+    """Return the right answers of a row: a text, or a list of texts of which each is right.
 
     Raises:
         EvaluatorError: it is neither, or one is blank.

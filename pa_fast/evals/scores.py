@@ -1,6 +1,5 @@
-"""What evaluators share: averages over groups, outputs as files, requests from texts, and their
-likelihoods.
-"""
+"""Parts that evaluators share: averages over groups, outputs as files, requests from texts, and
+their likelihoods."""
 
 from __future__ import annotations
 
@@ -19,7 +18,7 @@ AVERAGES = ("macro", "micro")
 
 
 def averaged(items: Sequence[Item], kind: str) -> float:
-    """The mean score of `items`, by `kind`."""
+    """Return the mean score of `items`, by `kind`."""
     if kind == "micro":
         return sum(item.score for item in items) / len(items)
     groups: dict[str, list[float]] = {}
@@ -29,7 +28,7 @@ def averaged(items: Sequence[Item], kind: str) -> float:
 
 
 def weighted(items: Sequence[Item], kind: str) -> list[Item]:
-    """`items` with what each counts in their average by `kind`: 1 where all count the same."""
+    """Return `items` with their weights in the average by `kind`: 1 where all are equal."""
     sizes = Counter(item.group for item in items)
     if kind == "micro" or len(set(sizes.values())) == 1:
         return list(items)
@@ -38,13 +37,11 @@ def weighted(items: Sequence[Item], kind: str) -> list[Item]:
 
 
 def labelled(unit: str, groups: Iterable[str], kind: str) -> str:
-    """`unit` with how groups were averaged, where there are several."""
+    """Return `unit`, with the kind of average where there are several groups."""
     return f"{unit}, {kind}" if len(set(groups)) > 1 else unit
 
 
 # --- outputs
-#
-# Outputs: what a model writes after its prompts, and the files that keep it.
 
 
 @dataclass(frozen=True)
@@ -61,39 +58,39 @@ def generated(
     prompts: Sequence[list[int]],
     max_new_tokens: int,
     until: str | None = None,
-    ends: tuple[int, ...] = (),
+    stop_ids: tuple[int, ...] = (),
 ) -> list[Output]:
-    """Greedy outputs of N prompts, in one call of the engine; they end at a stop token, before
-    `until`, or at the limit.
+    """Return greedy outputs of N prompts, from one call of the engine; they end at a stop token,
+    before `until`, or at the limit.
 
     An engine leaves the stop token out, so an output of `max_new_tokens` tokens without `until` was
     cut by the limit.
 
     Args:
-        ends: `ending_tokens` of `until`.
+        stop_ids: `ending_tokens` of `until`.
 
     Raises:
         EvaluatorError: the engine answered with another number of outputs.
     """
     stops = tuple(complete(engine).stop_tokens)
-    spoken = engine.generate(prompts, Generation(max_new_tokens, stops + ends))
+    spoken = engine.generate(prompts, Generation(max_new_tokens, stops + stop_ids))
     if len(spoken) != len(prompts):
         raise EvaluatorError(f"the engine wrote {len(spoken)} outputs, expected {len(prompts)}")
-    found = []
+    outputs = []
     for ids in spoken:
         text = engine.tokenizer.decode(ids)
         cut = -1 if until is None else text.find(until)
-        found.append(
+        outputs.append(
             Output(
                 text if cut < 0 else text[:cut], len(ids), cut < 0 and len(ids) >= max_new_tokens
             )
         )
-    return found
+    return outputs
 
 
 def ending_tokens(tokenizer: Tokenizer, until: str) -> tuple[int, ...]:
-    """Tokens that are `until`, once or twice, and nothing else: to stop there costs less and
-    changes no output."""
+    """Return tokens that are `until`, once or twice, and nothing else: stopping there saves time
+    and changes no output."""
     encoded = [tokenizer.encode(text, add_special_tokens=False) for text in (until, until * 2)]
     return tuple(
         ids[0] for ids in encoded if len(ids) == 1 and tokenizer.decode(ids).startswith(until)
@@ -101,8 +98,7 @@ def ending_tokens(tokenizer: Tokenizer, until: str) -> tuple[int, ...]:
 
 
 def figures(outputs: Sequence[Output]) -> dict[str, float]:
-    """What every table of outputs should be read with: the share that the limit cut, and the mean
-    length."""
+    """Return the share of outputs that the limit cut, and their mean length in tokens."""
     return {
         "truncated": sum(output.truncated for output in outputs) / len(outputs),
         "mean_output_tokens": sum(output.tokens for output in outputs) / len(outputs),
@@ -110,7 +106,7 @@ def figures(outputs: Sequence[Output]) -> dict[str, float]:
 
 
 def record(item: Item, prompt: str, output: Output) -> dict[str, Any]:
-    """One output as `outputs.jsonl` keeps it."""
+    """Return one output as `outputs.jsonl` keeps it."""
     return {
         "id": item.id,
         "group": item.group,
@@ -122,24 +118,21 @@ def record(item: Item, prompt: str, output: Output) -> dict[str, Any]:
 
 
 def json_lines(rows: Iterable[Mapping[str, Any]]) -> str:
-    """`rows` as the text of a `.jsonl` file."""
+    """Return `rows` as the text of a `.jsonl` file."""
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 # --- encoding
-#
-# Text to token ids: what the tokenizer puts before a text, once, and nothing after it.
 
 _PROBE = "a"
 
 
 class Encoder:
-    """Encodes texts that a model is to go on from.
+    """Encodes texts that the model continues.
 
     `prefix` is what the tokenizer writes before a text, BOS in most cases. A text that begins with
-    it, such as a prompt that was rendered by a chat template beforehand, does not get it again.
-    What the tokenizer writes after a text, such as EOS or `[SEP]`, is left out: it would say that
-    the text has ended.
+    it, such as a prompt rendered by a chat template, does not get it again. What the tokenizer
+    writes after a text, such as EOS or `[SEP]`, is left out: the text goes on.
     """
 
     def __init__(self, tokenizer: Tokenizer):
@@ -151,9 +144,8 @@ class Encoder:
         return ids if _begins(ids, self.prefix) else self.prefix + ids
 
     def rendered(self, text: str) -> list[int]:
-        """Ids of a text that a chat template wrote, with the special tokens that stand in it. A
-        message that brought a prefix of its own right behind the template's does not make two of
-        it."""
+        """Return the ids of a text that a chat template wrote, with its special tokens. A prefix
+        that a message repeats right behind the template's is dropped."""
         ids = self._tokenizer.encode(text, add_special_tokens=False)
         bos = self._tokenizer.bos_token_id
         prefix = self.prefix or ([] if bos is None else [bos])
@@ -167,32 +159,29 @@ def _begins(ids: Sequence[int], prefix: Sequence[int]) -> bool:
 
 
 def _prefix(tokenizer: Tokenizer) -> list[int]:
-    """Ids that the tokenizer writes before any text."""
+    """Return the ids that the tokenizer writes before any text."""
     alone = tokenizer.encode(_PROBE, add_special_tokens=False)
     dressed = tokenizer.encode(_PROBE)
     for start in range(len(dressed) - len(alone) + 1) if alone else ():
         if dressed[start : start + len(alone)] == alone:
             return dressed[:start]
-    # the tokenizer knows no such letter: the most that can be told is whether BOS stands first
+    # the tokenizer does not know the probe: take BOS if it is first
     return dressed[:1] if dressed and dressed[0] == tokenizer.bos_token_id else []
 
 
 # --- likelihood
-#
-# Text to log-likelihoods: where a context ends and its continuation begins, and one checked call
-# of the engine.
 
 Pair = tuple[list[int], list[int]]
 T = TypeVar("T")
 
 
 def pairs_of(tokenizer: Tokenizer, context: str, continuations: Sequence[str]) -> list[Pair]:
-    """Context and continuation ids for each continuation of one context.
+    """Return context and continuation ids for each continuation of one context.
 
-    All continuations are cut at one place, a token boundary of every whole text: the longest token
-    prefix that the context and all wholes share, after the context's trailing spaces have moved to
-    the continuations. So no continuation gives a part of itself away to its context, where a token
-    lies across the boundary. BOS as the tokenizer says, once.
+    All continuations are cut at the same token boundary: behind the longest token prefix that the
+    context and all whole texts share, after the context's trailing spaces have moved to the
+    continuations. So no token of a context contains a part of a continuation. BOS as the tokenizer
+    has it, once.
 
     Raises:
         EvaluatorError: a continuation adds no token to its context, or nothing stands before it.
@@ -210,7 +199,7 @@ def pairs_of(tokenizer: Tokenizer, context: str, continuations: Sequence[str]) -
         and wholes[0][size - 1] == getattr(tokenizer, "unk_token_id", None)
         and _reaches(tokenizer, texts, wholes, size, len(stripped))
     ):
-        size -= 1  # one unknown token stands for other characters in the whole than in the context
+        size -= 1  # an unknown token may have other characters in the whole than in the context
     for continuation, whole in zip(continuations, wholes):
         if size == 0 or len(whole) <= size:
             raise EvaluatorError(
@@ -223,7 +212,7 @@ def pairs_of(tokenizer: Tokenizer, context: str, continuations: Sequence[str]) -
 
 
 def _shared(rows: Sequence[Sequence[int]]) -> int:
-    """How many tokens all of `rows` begin with alike."""
+    """Return the length of the common prefix of all `rows`."""
     columns = enumerate(zip(*rows))
     return next((n for n, column in columns if len(set(column)) > 1), min(map(len, rows)))
 
@@ -231,21 +220,23 @@ def _shared(rows: Sequence[Sequence[int]]) -> int:
 def _reaches(
     tokenizer: Any, texts: Sequence[str], wholes: Sequence[Sequence[int]], size: int, end: int
 ) -> bool:
-    """Whether the token before place `size` covers a character from `end` on in one of `texts`;
-    True where nobody can tell."""
+    """Return whether token `size` − 1 covers a character from `end` on in one of `texts`; True
+    where the tokenizer gives no offsets."""
     if not getattr(tokenizer, "is_fast", False):
         return True
     for text, whole in zip(texts, wholes):
-        found = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        before = len(whole) - len(found["input_ids"])  # what the tokenizer writes before the text
-        if size > before and found["offset_mapping"][size - before - 1][1] > end:
+        encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        before = len(whole) - len(
+            encoding["input_ids"]
+        )  # what the tokenizer writes before the text
+        if size > before and encoding["offset_mapping"][size - before - 1][1] > end:
             return True
     return False
 
 
 def logprobs(engine: Engine, pairs: Sequence[Pair], label: Callable[[int], str]) -> list[float]:
-    """Log-likelihood in nats of each pair's continuation, in one call of the engine; `label` names
-    pair i in errors.
+    """Return the log-likelihood in nats of each pair's continuation, from one call of the engine;
+    `label` names pair i in errors.
 
     Raises:
         EvaluatorError: the engine answered with another number of values, or with one that is not
@@ -266,15 +257,15 @@ def logprobs(engine: Engine, pairs: Sequence[Pair], label: Callable[[int], str])
 
 
 class Prepared(Generic[T]):
-    """What an evaluator's items are for one tokenizer and number of positions: made before the
-    first λ, the same object at every one."""
+    """An evaluator's requests for one tokenizer and number of positions: made before the first λ
+    and cached, so the same at every λ."""
 
     def __init__(self, make: Callable[[Tokenizer, int | None], T]):
         self._make = make
-        self._made: tuple[Tokenizer, int | None, T] | None = None
+        self._cached: tuple[Tokenizer, int | None, T] | None = None
 
     def __call__(self, engine: Engine) -> T:
-        tokenizer, room = engine.tokenizer, complete(engine).positions
-        if self._made is None or self._made[0] is not tokenizer or self._made[1] != room:
-            self._made = (tokenizer, room, self._make(tokenizer, room))
-        return self._made[2]
+        tokenizer, positions = engine.tokenizer, complete(engine).positions
+        if self._cached is None or self._cached[0] is not tokenizer or self._cached[1] != positions:
+            self._cached = (tokenizer, positions, self._make(tokenizer, positions))
+        return self._cached[2]

@@ -68,8 +68,12 @@ def checked(
     options: Mapping[str, str],
     folder: pathlib.Path = pathlib.Path(),
 ) -> EvalSpec:
-    """An EVAL from its parts, if there is such an evaluator and it takes them; `text` is how errors
-    call it."""
+    """Return an EVAL of its parts, after a check that there is such an evaluator and it takes them;
+    `text` is its name in errors.
+
+    Raises:
+        UsageError: as for `parse`.
+    """
     if name not in KINDS:
         raise UsageError(
             f"`{text}`: there is no evaluator `{name}`",
@@ -101,17 +105,17 @@ def checked(
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """The beginning of a hint: which of `known` was probably meant by `word`; empty where none is
-    near."""
+    """Return the beginning of a hint with the one of `known` that is nearest to `word`; empty where
+    none is near."""
     near = difflib.get_close_matches(word.lower(), list(known), n=1)
     return f"did you mean {near[0]}? " if near else ""
 
 
 def build(spec: EvalSpec | str, *, limit: int | None = None, seed: int = 0) -> Evaluator:
-    """The evaluator that `spec` names, its data read and checked.
+    """Return the evaluator that `spec` names, its data read and checked.
 
     Args:
-        limit: at most so many items, drawn with `seed`.
+        limit: most items, drawn with `seed`.
 
     Raises:
         UsageError: an option's value is wrong.

@@ -18,22 +18,22 @@ LIMIT_CHARACTERS = 200_000  # PyYAML reads some 30 kB a second
 
 
 def parse_all(texts: Iterable[str]) -> list[EvalSpec]:
-    """The evaluators that EVAL arguments name, in order; an argument that is a YAML file stands for
-    all in it.
+    """Return the evaluators that EVAL arguments name, in order; for a YAML file all that it lists.
 
     Raises:
         UsageError: an EVAL is wrong; in a suite, file and entry are named.
         EvaluatorError: a suite cannot be read, or is not a list.
     """
-    found: list[EvalSpec] = []
+    specs: list[EvalSpec] = []
     for text in texts:
-        found += read_suite(text) if _is_suite(text) else [spec.parse(text)]
-    return found
+        specs += read_suite(text) if _is_suite(text) else [spec.parse(text)]
+    return specs
 
 
 def read_suite(path: str | pathlib.Path) -> list[EvalSpec]:
-    """The evaluators of a suite file: a list of EVAL strings, or of mappings such as `{eval: icl,
-    file: tasks.jsonl, shots: 5, name: few-shot}`. Relative paths begin in the file's folder.
+    """Return the evaluators of a suite file: a list of EVAL strings, or of mappings such as
+    `{eval: icl, file: tasks.jsonl, shots: 5, name: few-shot}`. Relative paths begin in the file's
+    folder.
     """
     import yaml
 
@@ -57,9 +57,9 @@ def read_suite(path: str | pathlib.Path) -> list[EvalSpec]:
             "write a list of EVAL strings, one a line after a dash",
         ) from None
     if not isinstance(entries, list) or not entries:
-        found = "nothing" if not entries else f"a {type(entries).__name__}"
+        kind = "nothing" if not entries else f"a {type(entries).__name__}"
         raise EvaluatorError(
-            f"{path}: found {found}, expected a list of evaluators",
+            f"{path}: found {kind}, expected a list of evaluators",
             "one a line after a dash, each an EVAL",
         )
     return [_entry(path, number, entry) for number, entry in enumerate(entries, start=1)]
@@ -102,7 +102,7 @@ def _mapped(entry: dict[Any, Any], folder: pathlib.Path) -> EvalSpec:
 
 
 def _text(key: str, value: Any) -> str:
-    """A YAML scalar as an EVAL string would have it."""
+    """Return a YAML scalar as an EVAL string would have it."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, (str, int, float)):

@@ -1,4 +1,4 @@
-"""Which shard of a sweep this process is, where torchrun or SLURM started it."""
+"""The shard of a sweep that torchrun or SLURM started this process for."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ from pa_fast.errors import UsageError
 
 
 def shard(environ: Mapping[str, str] = os.environ) -> tuple[int, int]:
-    """(rank, world) of this process: by torchrun, else as a task of a SLURM job array, else as a
-    task of `srun`.
+    """Return (rank, world) of this process: from torchrun, else as a task of a SLURM job array,
+    else as a task of `srun`.
 
-    Nothing is guessed: a variable alone does not make a shard, the caller does who asks for one.
-    SLURM's variables also stand in jobs whose tasks each do a whole sweep.
+    It is called only where a shard is asked for: SLURM's variables are also set in jobs whose tasks
+    each do a whole sweep.
+
+    Example:
+        pa_fast.sweep(lm, "0:1:0.1", evals, "runs/x", shard=environment.shard())
 
     Raises:
-        UsageError: none of them says, or the array has gaps.
+        UsageError: none of their variables is set, or the array has gaps.
     """
     for rank, world in (
         ("RANK", "WORLD_SIZE"),

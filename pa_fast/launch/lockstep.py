@@ -1,8 +1,8 @@
-"""A sweep by ranks that hold one model together: all run the same evaluators in lockstep, and rank
-0 alone records.
+"""Sweeps by ranks that hold one model together: all run the same evaluators in lockstep, and rank 0
+alone records.
 
-Evaluators may use the model as they like, also past the engine, because every rank does the same at
-the same time.
+Evaluators may use the model in any way, also without the engine, because every rank does the same
+at the same time.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def sweep(
     progress: Progress | None = None,
     figure: bool = True,
 ) -> SweepResult | None:
-    """`pa_fast.sweep` by every rank of `lm`, which all make this call; the result on rank 0, None
-    on the others.
+    """Run `pa_fast.sweep` on the ranks of `lm`, which all make this call; return the result on rank
+    0, None on the others.
 
     A point fails where its evaluator fails on any rank, or scores differently on two. An evaluator
     must use the same requests on all of them.
@@ -50,22 +50,25 @@ def sweep(
 
     Raises:
         EngineError: the ranks were given different evaluators, or one of them is gone.
-        PaFastError: what `pa_fast.sweep` raises; on all ranks, whichever failed.
+        PaFastError: as `pa_fast.sweep`; on all ranks, whichever failed.
     """
     ranks = lm.ranks
     points = schedule.lambdas(lambdas)
-    asked = distinct(evaluators)
+    distinct_evaluators = distinct(evaluators)
     ranks.agree("the schedule", [lam.key for lam in points])
-    ranks.agree("the evaluators", {evaluator.name: dict(evaluator.identity) for evaluator in asked})
+    ranks.agree(
+        "the evaluators",
+        {evaluator.name: dict(evaluator.identity) for evaluator in distinct_evaluators},
+    )
     check_reach(lm, points)
-    notes = check_evaluators(lm, asked)
-    in_step = {evaluator.name: _InStep(evaluator, ranks) for evaluator in asked}
+    notes = check_evaluators(lm, distinct_evaluators)
+    in_step = {evaluator.name: _InStep(evaluator, ranks) for evaluator in distinct_evaluators}
     recording: Recording | None = None
     missing: list[tuple[Lambda, list[str], int | None]] | None = None
     with contextlib.ExitStack() as stack:
         with ranks.step("opening the run folder"):
             if ranks.rank == 0:
-                now = describe(lm, points, asked)
+                now = describe(lm, points, distinct_evaluators)
                 recording = stack.enter_context(
                     Recording(out, points, now, overwrite=overwrite, progress=progress)
                 )
@@ -78,7 +81,9 @@ def sweep(
         for lam, names, checksum in ranks.broadcast("the missing points", missing):
             queue = [
                 in_step[name]
-                for name in ranks.broadcast("the evaluators that are left", repeats.left(names))
+                for name in ranks.broadcast(
+                    "the evaluators that are left", repeats.remaining(names)
+                )
             ]
             for record in visit(
                 lm, lam, queue, checksum, recording.progress if recording else None
@@ -93,12 +98,12 @@ def run(job: SweepSpec, progress: Progress | None = None) -> SweepResult | None:
     """Run `job` on one model that the ranks of torchrun hold together; see `sweep`."""
     out = pathlib.Path(os.path.abspath(job.out))
     check_folder(out)
-    model, asked = opened(job)
-    return sweep(model, job.lambdas, asked, out, overwrite=job.overwrite, progress=progress)
+    model, evaluators = opened(job)
+    return sweep(model, job.lambdas, evaluators, out, overwrite=job.overwrite, progress=progress)
 
 
 class _InStep(CompleteEvaluator):
-    """`evaluator`, which ends on all ranks together or fails on all of them."""
+    """An evaluator that ends on all ranks together or fails on all of them."""
 
     def __init__(self, evaluator: Evaluator, ranks: Any):
         self.name, self.higher_is_better = evaluator.name, evaluator.higher_is_better

@@ -1,8 +1,8 @@
 """λ-parallel sweeps on Ray: workers that load the pair once, each taking the next λ when it is
 free.
 
-Has been run for real on CPU, on a cluster of one machine. A worker on a GPU differs in the
-resources that it asks for, and has not been run yet.
+Tested on CPU, on a cluster of one machine. A worker on a GPU differs in the resources that it asks
+for, and has not been run yet.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from pa_fast.sweep.results import SweepResult
 
 MOST_DEATHS = 5
-"""After so many workers died on it a point counts as failed, or loading as hopeless."""
+"""Deaths of workers after which a point counts as failed, or loading is given up."""
 
 _PATIENCE_S = 60
 _LOOK_S = 5
@@ -56,7 +56,7 @@ def run(job: SweepSpec, workers: int, progress: Progress | None = None) -> Sweep
     points = schedule.lambdas(job.lambdas)
     out = pathlib.Path(os.path.abspath(job.out))
     check_folder(out)
-    evaluators(job)  # what is wrong in them fails here, before anything is started
+    evaluators(job)  # their errors are raised here, before anything is started
     gpus = 0 if job.device == "cpu" else None
     make = functools.partial(opened, job)
     return sweep(make, points, out, workers, gpus=gpus, overwrite=job.overwrite, progress=progress)
@@ -73,25 +73,31 @@ def sweep(
     progress: Progress | None = None,
     figure: bool = True,
 ) -> SweepResult:
-    """`pa_fast.sweep` with `workers` Ray actors, each a process that calls `make` once for an
+    """Run `pa_fast.sweep` with `workers` Ray actors, each a process that calls `make` once for an
     engine and evaluators.
 
-    On the Ray that is running, else on the cluster that RAY_ADDRESS names, else on one of this
-    machine, started and stopped here. Workers share the cores equally, and start in the folder of
+    It uses the Ray that is running, else the cluster that RAY_ADDRESS names, else one on this
+    machine, which it starts and stops. Workers share the cores equally, and start in the folder of
     this process where it exists. Their records come back to this process, which alone writes the
     run folder. A worker that dies loses its running point, which the next one runs; a point that
     five workers died on counts as failed.
 
     Args:
-        make: sent to every worker; must give the same engine and evaluators there.
+        make: sent to every worker; must return the same engine and evaluators there.
         lambdas, out, overwrite, progress, figure: see `pa_fast.sweep`.
         gpus: for each worker; None: one where the cluster has any.
 
+    Example:
+        def make():
+            return pa_fast.load(base, instruct), [pa_fast.evaluator("icl:tasks.jsonl")]
+
+        pa_fast.ray.sweep(make, "0:1:0.1", "runs/x", workers=4)
+
     Raises:
         MissingExtra: Ray is not installed.
-        UsageError: more workers than the cluster has places for.
+        UsageError: more workers than the cluster has cores or GPUs for.
         EngineError: workers die again and again in `make`, or Ray's agent on this machine dies.
-        PaFastError: whatever `make` and `pa_fast.sweep` raise.
+        PaFastError: as `make` and `pa_fast.sweep`.
     """
     if workers < 1:
         raise UsageError(f"{workers} workers", "give at least 1")
@@ -108,8 +114,8 @@ def sweep(
         return finished(recording, figure)
 
 
-class _Seat:
-    """What runs inside an actor."""
+class _Actor:
+    """The code of a worker, which runs inside an actor."""
 
     def open(
         self,
@@ -118,12 +124,12 @@ class _Seat:
         points: Sequence[Lambda],
     ) -> Manifest:
         if os.path.isdir(folder):
-            # paths and modules of the command line are relative to where it was typed
+            # paths and modules on the command line are relative to its folder
             os.chdir(folder)
             sys.path.insert(0, folder)
-        engine, asked = make()
+        engine, given = make()
         self._engine = complete(engine)
-        self._evaluators = distinct(asked)
+        self._evaluators = distinct(given)
         check_reach(self._engine, points)
         check_evaluators(self._engine, self._evaluators)
         return describe(self._engine, points, self._evaluators)
@@ -134,9 +140,9 @@ class _Seat:
         )
 
 
-class _Place:
-    """One of the pool's workers as the pool sees it: an actor, and what it is busy with (`lam` is
-    None while it loads)."""
+class _Worker:
+    """A worker of the pool: an actor, and the task that it is busy with (`lam` is None while it
+    loads)."""
 
     def __init__(self, actor: Any, busy: Any):
         self.actor, self.busy = actor, busy
@@ -145,20 +151,20 @@ class _Place:
 
 
 class _Pool:
-    """`workers` actors on their way through a queue of λ."""
+    """Actors that work through a queue of λ."""
 
     def __init__(self, ray: Any, workers: int, gpus: int | None, *work: Any):
         self._ray = ray
         if gpus is None:
             gpus = 1 if ray.cluster_resources().get("GPU", 0) else 0
-        # Ray tells the numeric libraries of an actor to use as many threads as it has cores.
-        self._actor = ray.remote(_Seat).options(num_cpus=_share(ray, workers, gpus), num_gpus=gpus)
+        # Ray limits the numeric libraries of an actor to as many threads as it has cores
+        self._actor = ray.remote(_Actor).options(num_cpus=_share(ray, workers, gpus), num_gpus=gpus)
         self._node = ray.get_runtime_context().get_node_id()
         self._work = work
         self._deaths: Counter[tuple[str, str] | None] = Counter()
         self._queue: deque[tuple[Lambda, list[str]]] = deque()
         self._repeats = Repeats()
-        self._places = [self._hire() for _ in range(workers)]
+        self._workers = [self._hire() for _ in range(workers)]
 
     def __enter__(self) -> _Pool:
         try:
@@ -169,51 +175,53 @@ class _Pool:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for place in self._places:
-            self._ray.kill(place.actor)
+        for worker in self._workers:
+            self._ray.kill(worker.actor)
 
     def run(self, recording: Recording) -> None:
-        """Bring every missing point of `recording` into it."""
+        """Evaluate and record every missing point of `recording`."""
         self._repeats = Repeats(recording.scored())
         self._queue.extend(recording.missing())
-        waiting = list(self._places)
-        # a worker that still loads when nothing is left to do is not waited for: it may never find
-        # its place on the cluster
-        while waiting and (self._queue or any(place.lam is not None for place in waiting)):
-            place = self._ready(waiting)
-            if not self._step(place, recording):
-                waiting.remove(place)
+        waiting = list(self._workers)
+        # a worker that still loads when no point is missing is not waited for: the cluster may
+        # never have free resources for it
+        while waiting and (self._queue or any(worker.lam is not None for worker in waiting)):
+            worker = self._ready(waiting)
+            if not self._step(worker, recording):
+                waiting.remove(worker)
 
-    def _step(self, place: _Place, recording: Recording) -> bool:
-        """Take what `place` has ready, and give it more to do; False when there is nothing."""
+    def _step(self, worker: _Worker, recording: Recording) -> bool:
+        """Take the result that `worker` has ready, and give it the next λ; return False when there
+        is none."""
         try:
-            if place.lam is None:
-                recording.join(self._got(place.busy))
+            if worker.lam is None:
+                recording.join(self._got(worker.busy))
             else:
-                record = self._got(next(place.busy))
+                record = self._got(next(worker.busy))
                 note_repeat(self._repeats, recording, recording.record(record))
-                place.names.remove(record.entry.evaluator)
+                worker.names.remove(record.entry.evaluator)
                 return True
         except StopIteration:
             pass
         except self._ray.exceptions.RayActorError as error:
-            self._bury(place, error, recording)
+            self._bury(worker, error, recording)
             return True
         self._queue = deque(
-            (lam, left) for lam, names in self._queue if (left := self._repeats.left(names))
+            (lam, remaining)
+            for lam, names in self._queue
+            if (remaining := self._repeats.remaining(names))
         )
         if not self._queue:
             return False
-        place.lam, place.names = self._queue.popleft()
-        visit = place.actor.visit.options(num_returns="streaming")
-        place.busy = visit.remote(place.lam, list(place.names), recording.checksum(place.lam))
+        worker.lam, worker.names = self._queue.popleft()
+        visit = worker.actor.visit.options(num_returns="streaming")
+        worker.busy = visit.remote(worker.lam, list(worker.names), recording.checksum(worker.lam))
         return True
 
-    def _bury(self, place: _Place, error: Exception, recording: Recording) -> None:
-        """Put a new worker in the place of a dead one, and its unfinished points back into the
-        queue."""
-        if place.lam is not None and place.names:
-            point = place.lam.key, place.names[0]
+    def _bury(self, worker: _Worker, error: Exception, recording: Recording) -> None:
+        """Replace a dead worker by a new one, and put its unfinished points back into the queue."""
+        if worker.lam is not None and worker.names:
+            point = worker.lam.key, worker.names[0]
             self._deaths[point] += 1
             if self._deaths[point] >= MOST_DEATHS:
                 message = (
@@ -221,36 +229,36 @@ class _Pool:
                     f" {first_line(error)}"
                 )
                 recording.record(Record(Entry(*point, error=message)))
-                del place.names[0]
-            if place.names:
-                self._queue.append((place.lam, place.names))
-        elif place.lam is None:
+                del worker.names[0]
+            if worker.names:
+                self._queue.append((worker.lam, worker.names))
+        elif worker.lam is None:
             self._count_death_at_load(error)
         fresh = self._hire()
-        place.actor, place.busy, place.lam, place.names = fresh.actor, fresh.busy, None, []
+        worker.actor, worker.busy, worker.lam, worker.names = fresh.actor, fresh.busy, None, []
 
     def _first(self) -> Manifest:
-        """The manifest of the worker that is ready first; the others go on loading."""
+        """Return the manifest of the worker that is ready first; the others go on loading."""
         while True:
-            place = self._ready(self._places)
+            worker = self._ready(self._workers)
             try:
-                manifest: Manifest = self._got(place.busy)
+                manifest: Manifest = self._got(worker.busy)
                 return manifest
             except self._ray.exceptions.RayActorError as error:
                 self._count_death_at_load(error)
-                self._places[self._places.index(place)] = self._hire()
+                self._workers[self._workers.index(worker)] = self._hire()
 
-    def _ready(self, places: Sequence[_Place]) -> _Place:
-        """The first of `places` that has something; Ray itself waits for ever where its agent on
-        this machine is gone."""
+    def _ready(self, workers: Sequence[_Worker]) -> _Worker:
+        """Return the first of `workers` that has a result. Ray itself would wait forever where its
+        agent on this machine is gone."""
         for waited_s in itertools.count(_LOOK_S, _LOOK_S):
             ready, _ = self._ray.wait(
-                [place.busy for place in places], num_returns=1, timeout=_LOOK_S
+                [worker.busy for worker in workers], num_returns=1, timeout=_LOOK_S
             )
             if ready:
-                return next(place for place in places if place.busy == ready[0])
+                return next(worker for worker in workers if worker.busy == ready[0])
             self._check_agent()
-            if waited_s % _PATIENCE_S == 0 and all(place.lam is None for place in self._places):
+            if waited_s % _PATIENCE_S == 0 and all(worker.lam is None for worker in self._workers):
                 logging.getLogger("pa_fast").warning(
                     "no worker is ready yet: they load, or wait for others on the Ray cluster"
                 )
@@ -265,12 +273,12 @@ class _Pool:
                 " kept",
             )
 
-    def _hire(self) -> _Place:
+    def _hire(self) -> _Worker:
         actor = self._actor.remote()
-        return _Place(actor, actor.open.remote(*self._work))
+        return _Worker(actor, actor.open.remote(*self._work))
 
     def _got(self, reference: Any) -> Any:
-        """The value behind `reference`, or the error of pa_fast that stands there, as it was
+        """Return the value of `reference`; raise the error of pa_fast that it may hold as it was
         raised."""
         try:
             return self._ray.get(reference)
@@ -301,8 +309,7 @@ def _ray() -> Any:
 
 @contextlib.contextmanager
 def _cluster(ray: Any) -> Iterator[None]:
-    """A connection to the caller's cluster, or to one of this machine for as long as the block
-    lasts."""
+    """Connect to the caller's cluster, or to one of this machine, for the length of the block."""
     if ray.is_initialized():
         yield
         return
@@ -325,7 +332,7 @@ def _cluster(ray: Any) -> Iterator[None]:
                 include_dashboard=False,
                 **quiet,
             )
-        except Exception as error:  # Ray's own are no more than that
+        except Exception as error:  # Ray's own errors have no narrower class
             raise EngineError(
                 f"Ray cannot be started on this machine: {first_line(error)}",
                 "run again; a busy machine starts it too slowly",
@@ -337,20 +344,19 @@ def _cluster(ray: Any) -> Iterator[None]:
 
 
 def _share(ray: Any, workers: int, gpus: int) -> int:
-    """The most cores that each of `workers` can have, so that all find a place on the cluster's
-    nodes.
+    """Return the most cores that each of `workers` can have on the cluster's nodes.
 
     Raises:
-        UsageError: there are not as many places.
+        UsageError: the cluster does not have the resources for as many.
     """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     most = int(sum(node.get("CPU", 0) for node in nodes)) // workers
     for cores in range(most, 0, -1):
-        places = (
+        slots = (
             min(node.get("CPU", 0) // cores, node.get("GPU", 0) // gpus if gpus else workers)
             for node in nodes
         )
-        if sum(places) >= workers:
+        if sum(slots) >= workers:
             return cores
     have = f"{sum(node.get('CPU', 0) for node in nodes):g} cores" + (
         f" and {sum(node.get('GPU', 0) for node in nodes):g} GPUs" if gpus else ""

@@ -1,4 +1,5 @@
-"""What may be bound: every check that `LiveWeights.bind` makes before it writes the first byte."""
+"""Live tensors paired with their sources, and the checks that `LiveWeights.bind` makes before it
+writes the first byte."""
 
 from __future__ import annotations
 
@@ -20,14 +21,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Binding:
-    """One live storage: its tensor, the sources that feed it by side, and every name it goes by."""
+    """One live storage: its tensor, its source tensor of each side, and all its names."""
 
     names: tuple[str, ...]
     live: torch.Tensor
     sources: Mapping[str, torch.Tensor]
     intermediate_dtype: torch.dtype | None
     origin: ref[torch.Tensor] | None = None
-    """The base tensor as the caller holds it, for as long as that is."""
+    """A weak reference to the base tensor that the caller passed."""
 
     @property
     def name(self) -> str:
@@ -45,15 +46,16 @@ def bindings(
     *,
     written: bool = True,
 ) -> list[Binding]:
-    """Check the live tensors against those of each side, and share storage that has several names.
+    """Check the live tensors against those of each side, and join the names that share storage.
 
     Args:
-        written: whether the live tensors will be; else they may share memory with a source.
-        sides: `base`, and `instruct` unless a delta stands for it; sources may be on another device
-            than the live tensor.
+        sides: `base`, and `instruct` unless a delta file takes its place; sources may be on another
+            device than the live tensor.
+        written: whether the live tensors will be written; if not, they may share memory with a
+            source.
 
     Raises:
-        PairError: names or shapes differ, or one storage would be fed from two different sources.
+        PairError: names or shapes differ, or one storage has two different sources.
         WeightsError: a live tensor cannot be written in place: not contiguous, overlapping,
             aliasing a source, of an unsupported kind.
         DataError: a tensor that is not interpolated differs between base and instruct.
@@ -66,7 +68,7 @@ def bindings(
             "pass name → tensor, such as dict(model.named_parameters())",
         )
     _check_names(live, sides)
-    found: dict[tuple[torch.device, int, int], Binding] = {}
+    by_storage: dict[tuple[torch.device, int, int], Binding] = {}
     for name, tensor in live.items():
         given = {"live": tensor, **{side: tensors[name] for side, tensors in sides.items()}}
         for side, thing in given.items():
@@ -78,17 +80,17 @@ def bindings(
         _check_one(name, tensor.detach(), sources)
         key = (tensor.device, tensor.data_ptr(), tensor.numel() * tensor.element_size())
         if tensor.numel() == 0:
-            key = (tensor.device, -1 - len(found), 0)
-        if key in found:
-            found[key] = _share(found[key], name, tensor, sources)
+            key = (tensor.device, -1 - len(by_storage), 0)
+        if key in by_storage:
+            by_storage[key] = _share(by_storage[key], name, tensor, sources)
         else:
-            found[key] = Binding(
+            by_storage[key] = Binding(
                 (name,), tensor.detach(), sources, intermediate_dtype.get(name), ref(given["base"])
             )
-    made = list(found.values())
+    checked = list(by_storage.values())
     if written:
-        _check_overlap(made)
-    return made
+        _check_overlap(checked)
+    return checked
 
 
 def _check_names(live: Mapping[str, object], sides: Mapping[str, Mapping[str, object]]) -> None:
@@ -159,9 +161,9 @@ def _check_one(name: str, live: torch.Tensor, sources: Mapping[str, torch.Tensor
     if all(tensor.dtype in LIVE_DTYPES for tensor in given.values()):
         return
     if len({tensor.dtype for tensor in given.values()}) > 1:
-        found = ", ".join(f"{side} {tensor.dtype}" for side, tensor in given.items())
+        dtypes = ", ".join(f"{side} {tensor.dtype}" for side, tensor in given.items())
         raise PairError(
-            f"cannot bind `{name}`: {found}",
+            f"cannot bind `{name}`: {dtypes}",
             "bf16, fp16 and fp32 are interpolated in any mix; every other dtype must be the same on"
             " all sides",
         )
@@ -177,7 +179,7 @@ def _check_one(name: str, live: torch.Tensor, sources: Mapping[str, torch.Tensor
 def _share(
     first: Binding, name: str, live: torch.Tensor, sources: Mapping[str, torch.Tensor]
 ) -> Binding:
-    """`first` with one more name, if that name asks for the same bits."""
+    """Return `first` with one more name, after a check that its sources hold the same bits."""
     if live.dtype != first.live.dtype:
         raise WeightsError(
             f"`{name}` ({live.dtype}) and `{first.name}` ({first.live.dtype}) share storage with"
@@ -196,14 +198,14 @@ def _share(
 def _same_bytes(a: torch.Tensor, b: torch.Tensor) -> bool:
     import torch
 
-    left, right = (
+    a_bytes, b_bytes = (
         tensor.contiguous().flatten().view(torch.uint8) for tensor in (a, b.to(a.device))
     )
-    return torch.equal(left, right)
+    return torch.equal(a_bytes, b_bytes)
 
 
 def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Whether two contiguous tensors of any shape hold the same bytes and dtype."""
+    """Return whether two contiguous tensors of any shape have the same dtype and bytes."""
     import torch
 
     if a.dtype != b.dtype or a.numel() != b.numel():
@@ -211,7 +213,7 @@ def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
     if a.data_ptr() == b.data_ptr() and a.device == b.device:
         return True
     x, y = as_integers(a), as_integers(b)
-    # `torch.equal` goes by elements: 64-bit ones take a quarter of the time of 16-bit ones
+    # `torch.equal` compares elements: 64-bit ones take a quarter of the time of 16-bit ones
     if not any(
         z.data_ptr() % 8 or z.nbytes % 8 or z.storage_offset() * z.element_size() % 8
         for z in (x, y)
@@ -220,27 +222,27 @@ def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
     return torch.equal(x, y)
 
 
-def same_merge(found: torch.Tensor, expected: torch.Tensor) -> bool:
-    """Whether two contiguous tensors of one dtype hold the same bits, but for the payload of a NaN.
+def same_merge(merged: torch.Tensor, expected: torch.Tensor) -> bool:
+    """Return whether two contiguous tensors of one dtype hold the same bits, NaN payloads aside.
 
-    No operation promises to keep that: the vector body and the tail of one and the same loop may
-    give NaN different bits.
+    No operation promises to keep a NaN payload: the vector body and the tail of one loop may give
+    NaN different bits.
     """
-    if same_bits(found, expected):
+    if same_bits(merged, expected):
         return True
     if (
         not expected.is_floating_point()
-        or found.dtype != expected.dtype
-        or found.numel() != expected.numel()
+        or merged.dtype != expected.dtype
+        or merged.numel() != expected.numel()
     ):
         return False
-    nan = expected.view(-1).isnan() & found.view(-1).isnan()
-    return bool((nan | (as_integers(found) == as_integers(expected))).all())
+    nan = expected.view(-1).isnan() & merged.view(-1).isnan()
+    return bool((nan | (as_integers(merged) == as_integers(expected))).all())
 
 
 def as_integers(tensor: torch.Tensor) -> torch.Tensor:
-    """The bits of a contiguous tensor as flat integers of the same width, for comparisons that know
-    no NaN."""
+    """Return the bits of a contiguous tensor as flat integers of the same width, so that NaN
+    compares equal to itself."""
     import torch
 
     width = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}.get(
@@ -250,42 +252,42 @@ def as_integers(tensor: torch.Tensor) -> torch.Tensor:
     return flat.view(width) if width is not None else flat
 
 
-Place = tuple[str, str, "torch.Tensor"]
-"""What a tensor is (`live`, or else), its name, and itself."""
+NamedTensor = tuple[str, str, "torch.Tensor"]
+"""(role, name, tensor); the role of live tensors is `live`."""
 
 
-def first_overlap(places: Iterable[Place]) -> tuple[Place, Place] | None:
-    """Two places of which one is live memory that the other would read or write too, the later one
-    first; None if all is well."""
+def first_overlap(named_tensors: Iterable[NamedTensor]) -> tuple[NamedTensor, NamedTensor] | None:
+    """Return the first two tensors that share memory, the later address first, if one of them is
+    live; None if there are none."""
     spans = []
-    for place in places:
-        tensor = place[2]
+    for named in named_tensors:
+        tensor = named[2]
         size = tensor.numel() * tensor.element_size()
         if size:
-            spans.append((str(tensor.device), tensor.data_ptr(), tensor.data_ptr() + size, place))
+            spans.append((str(tensor.device), tensor.data_ptr(), tensor.data_ptr() + size, named))
     reach: dict[
-        tuple[str, bool], tuple[int, Place]
-    ] = {}  # (device, is live) -> furthest byte so far, whose it is
-    for device, start, stop, place in sorted(spans, key=lambda span: (*span[:3], *span[3][:2])):
-        for live in (True, False) if place[0] == "live" else (True,):
+        tuple[str, bool], tuple[int, NamedTensor]
+    ] = {}  # (device, is live) -> furthest byte so far, the tensor that it belongs to
+    for device, start, stop, named in sorted(spans, key=lambda span: (*span[:3], *span[3][:2])):
+        for live in (True, False) if named[0] == "live" else (True,):
             known = reach.get((device, live))
             if known is not None and start < known[0]:
-                return place, known[1]
-        furthest = reach.get((device, place[0] == "live"))
+                return named, known[1]
+        furthest = reach.get((device, named[0] == "live"))
         if furthest is None or stop > furthest[0]:
-            reach[device, place[0] == "live"] = (stop, place)
+            reach[device, named[0] == "live"] = (stop, named)
     return None
 
 
-def _check_overlap(made: Iterable[Binding]) -> None:
-    """Refuse live bytes that another live tensor or a source would read or write too."""
-    found = first_overlap(
+def _check_overlap(bound: Iterable[Binding]) -> None:
+    """Raise WeightsError if a live tensor shares memory with another one or with a source."""
+    overlap = first_overlap(
         (side, binding.name, tensor)
-        for binding in made
+        for binding in bound
         for side, tensor in {"live": binding.live, **binding.sources}.items()
     )
-    if found is not None:
-        (side, name, _), (other_side, other, _) = found
+    if overlap is not None:
+        (side, name, _), (other_side, other, _) = overlap
         what = "overlaps" if other_side == side else "aliases"
         raise WeightsError(
             f"{side} tensor `{name}` {what} {other_side} tensor `{other}` in memory",
@@ -293,26 +295,20 @@ def _check_overlap(made: Iterable[Binding]) -> None:
         )
 
 
-# --- bases
-#
-# Which base tensors live weights keep: all that a store needs, and of others those alone
-# that cost no memory.
-
-
 def kept_bases(floats: Sequence[Binding], entries: Sequence[Entry]) -> list[Any]:
-    """The base of each entry; of one whose store does not need it a memory map of a file, or else a
-    weak reference to what the caller holds."""
+    """Return what live weights keep of each base tensor: the tensor where the store needs it or it
+    is a memory map of a file, else a weak reference to the caller's tensor."""
     spared = [not registry.owner(entry).needs_base for entry in entries]
     maps = FileMaps() if any(spared) else None
     return [
         (
             binding.origin
-            if spare and maps and binding.origin and not _mapped(maps, binding)
+            if spare and maps and binding.origin and not _is_mapped(maps, binding)
             else binding.base
         )
         for binding, spare in zip(floats, spared)
     ]
 
 
-def _mapped(maps: FileMaps, binding: Binding) -> bool:
+def _is_mapped(maps: FileMaps, binding: Binding) -> bool:
     return binding.base.device.type == "cpu" and maps.holds(binding.base)

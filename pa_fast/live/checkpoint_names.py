@@ -1,5 +1,5 @@
-"""Which checkpoint tensors each live tensor is made of: the names that λ rules and the noise of
-rounding go by."""
+"""Names of the checkpoint tensors that each live tensor is made of. λ rules and the noise of
+stochastic rounding use these names."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ class CheckpointNames:
 
     Args:
         names: the names of each live tensor; several where it is tied.
-        checkpoint_names: live name → names in the checkpoint; a name that is missing there is made
-            of nothing else. A tensor of which no name is known there, and each where it is None,
-            goes by its live names.
+        checkpoint_names: live name → names in the checkpoint. A tensor with no name in it, and
+            every tensor where it is None, keeps its live names.
     """
 
     def __init__(
@@ -28,11 +27,11 @@ class CheckpointNames:
         self._live = [own[0] for own in names]
         known = {} if checkpoint_names is None else checkpoint_names
         traced = [tuple(dict.fromkeys(o for n in own for o in known.get(n, ()))) for own in names]
-        self._names = [found or tuple(own) for found, own in zip(traced, names)]
-        self._all = tuple(dict.fromkeys(name for found in self._names for name in found))
+        self._names = [given or tuple(own) for given, own in zip(traced, names)]
+        self._all = tuple(dict.fromkeys(name for given in self._names for name in given))
 
     def lams(self, rule: LambdaRule) -> tuple[float, ...]:
-        """The λ of each live tensor under `rule`.
+        """Return the λ of each live tensor under `rule`.
 
         Raises:
             UsageError: the rule does not fit the names, or gives different λ to checkpoint tensors
@@ -50,15 +49,14 @@ class CheckpointNames:
         return tuple(float(lams[names[0]]) for names in self._names)
 
     def touched(self, rule: LambdaRule) -> list[str]:
-        """What each row of `rule` decides, a line each."""
+        """Return one line for each row of `rule`: the tensors whose λ it sets."""
         return [str(touch) for touch in rule.touched(self._all)]
 
     def keys(self, rounding: Rounding) -> list[int]:
-        """The key of each live tensor's noise under stochastic rounding.
+        """Return the key of each live tensor's noise under stochastic rounding.
 
         Raises:
-            UsageError: a live tensor has several names in the checkpoint, and each would have noise
-                of its own.
+            UsageError: a live tensor has several names in the checkpoint, each with its own noise.
         """
         keys = []
         for live, names in zip(self._live, self._names):

@@ -1,4 +1,4 @@
-"""From live tensors and two sides to what a store encodes, and to a delta file."""
+"""Sources of a store's encoding, checked to be finite, and delta files written from them."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 _PIECE = 1 << 22
 
 OnRead = Callable[["torch.Tensor", int, "torch.Tensor"], None]
-"""(source, start, its elements from `start` on): told of what is read anyway, while it is in cache;
-from several threads."""
+"""(source, start, piece): called, from several threads, with each piece of a source that is read,
+while it is in cache; `piece` begins at element `start`."""
 
 
 def encode(
@@ -43,7 +43,7 @@ def encode(
     `LiveWeights.open`.
 
     Args:
-        live: tells names, ties, dtypes and devices; it is not written, and may be one of the sides.
+        live: gives names, ties, dtypes and devices; it is not written, and may be one of the sides.
         quick: fingerprints of the files of both sides, where there are files.
         overwrite: replace a delta file that is there.
 
@@ -60,15 +60,17 @@ def encode(
 
 
 def sources(
-    made: Iterable[Binding], allow_nonfinite: bool, on_read: OnRead | None = None
+    bound: Iterable[Binding], allow_nonfinite: bool, on_read: OnRead | None = None
 ) -> list[Source]:
-    """What a store encodes: the float tensors among the bindings. `on_read` is told of what is
-    looked at.
+    """Return what a store encodes: a source for each float tensor among the bindings.
+
+    Args:
+        on_read: called with each piece that is checked.
 
     Raises:
         DataError: a source is not finite.
     """
-    floats = [binding for binding in made if binding.live.dtype in LIVE_DTYPES]
+    floats = [binding for binding in bound if binding.live.dtype in LIVE_DTYPES]
     if not allow_nonfinite:
         check_finite(
             ((side, b.name, tensor) for b in floats for side, tensor in b.sources.items()), on_read
@@ -88,7 +90,7 @@ def check_finite(
     infinite.
 
     Args:
-        on_read: told of every piece.
+        on_read: called with every piece.
 
     Cost: one pass; on a CPU one core per piece of any tensor.
     """
@@ -96,22 +98,22 @@ def check_finite(
 
     tensors = list(tensors)
     pieces = []
-    for at, (_, _, tensor) in enumerate(tensors):
+    for t, (_, _, tensor) in enumerate(tensors):
         step = _PIECE if tensor.device.type == "cpu" else max(tensor.numel(), 1)
         pieces += [
-            (at, k * step, piece) for k, piece in enumerate(tensor.detach().reshape(-1).split(step))
+            (t, k * step, piece) for k, piece in enumerate(tensor.detach().reshape(-1).split(step))
         ]
 
     def look(one: tuple[int, int, torch.Tensor]) -> bool:
-        at, start, piece = one
+        t, start, piece = one
         if on_read is not None:
-            on_read(tensors[at][2], start, piece)
+            on_read(tensors[t][2], start, piece)
         return is_finite(piece)
 
     # all tensors at once: torch's own threads, and ours, wait for one another at the end of each
-    for (at, _, _), well in zip(pieces, over_cores(look, pieces)):
-        if not well:
-            side, name, tensor = tensors[at]
+    for (t, _, _), finite in zip(pieces, over_cores(look, pieces)):
+        if not finite:
+            side, name, tensor = tensors[t]
             count = int((~torch.isfinite(tensor)).sum())
             raise DataError(
                 f"{side} tensor `{name}` has {count} non-finite weights of {tensor.numel()}",
@@ -121,10 +123,10 @@ def check_finite(
 
 
 def is_finite(piece: torch.Tensor) -> bool:
-    """Whether no weight is NaN or infinite.
+    """Return whether no weight is NaN or infinite.
 
-    A finite sum proves finite terms, at a third of the cost of looking at each; a sum that
-    overflows proves nothing.
+    Numerics: a finite sum has finite terms, and costs a third of a look at each; only where the sum
+        is not finite are the terms looked at.
     """
     import torch
 

@@ -1,6 +1,5 @@
-"""What the live tensors must be at λ = 0 and 1, by the word of somebody else than the store that
-writes them.
-"""
+"""Endpoints: what the live tensors must be at λ = 0 and 1, known independently of the store that
+writes them."""
 
 from __future__ import annotations
 
@@ -24,83 +23,84 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FirstRows:
-    """An end that speaks for the first rows of its live tensor alone: of vocabulary rows that one
-    side has."""
+    """An endpoint of only the first rows of its live tensor: those of a vocabulary of which the
+    other side has more rows."""
 
     tensor: torch.Tensor
 
 
 Endpoints = Mapping[float, Mapping[str, Union["torch.Tensor", FirstRows]]]
-"""λ → live name → the tensor that it is there, of the live shape: in any of bf16, fp16, fp32 where
-it is interpolated."""
+"""λ → live name → the tensor that the live one must be there, of the same shape. Of interpolated
+tensors the dtype may be any of bf16, fp16, fp32."""
 
 
 class CheckedEndpoints(dict[float, dict[str, "torch.Tensor"]]):
-    """`Endpoints` of which each can be compared: every live name, contiguous."""
+    """`Endpoints` that can be compared: of every live name, each contiguous."""
 
     @classmethod
-    def of(cls, ends: Endpoints, made: Sequence[Binding]) -> CheckedEndpoints:
-        """`ends` for these live tensors.
+    def of(cls, endpoints: Endpoints, bound: Sequence[Binding]) -> CheckedEndpoints:
+        """Return `endpoints`, checked against these live tensors.
 
         Raises:
             UsageError: not λ → name → tensor.
-            WeightsError: an end has other names or another shape or dtype than the live tensors, or
-                is one of them.
+            WeightsError: an endpoint has another name, shape or dtype than the live tensors, or is
+                one of them.
         """
-        if isinstance(ends, CheckedEndpoints):
-            return ends
-        if not isinstance(ends, Mapping) or not all(
-            isinstance(named, Mapping) for named in ends.values()
+        if isinstance(endpoints, CheckedEndpoints):
+            return endpoints
+        if not isinstance(endpoints, Mapping) or not all(
+            isinstance(named, Mapping) for named in endpoints.values()
         ):
             raise UsageError(
-                f"ends are a {type(ends).__name__}",
+                f"endpoints are a {type(endpoints).__name__}",
                 "pass {λ: {name: tensor}}, such as {0.0: base, 1.0: instruct}",
             )
-        by_name = {name: binding for binding in made for name in binding.names}
-        found = cls()
-        for key, named in ends.items():
+        by_name = {name: binding for binding in bound for name in binding.names}
+        checked = cls()
+        for key, named in endpoints.items():
             lam = float(Lambda(key))
             odd = sorted(by_name.keys() ^ named.keys())
             if odd:
                 where = (
-                    "is live, but has no end"
+                    "is live, but has no endpoint"
                     if odd[0] in by_name
-                    else "has an end, but is not live"
+                    else "has an endpoint, but is not live"
                 )
                 raise WeightsError(
                     f"`{odd[0]}` {where} at λ = {lam:g}",
-                    "give an end to every live name, and to no other",
+                    "give an endpoint to every live name, and to no other",
                 )
-            found[lam] = {
-                name: _comparable(name, lam, end, by_name[name]) for name, end in named.items()
+            checked[lam] = {
+                name: _comparable(name, lam, endpoint, by_name[name])
+                for name, endpoint in named.items()
             }
-        places = [("live", binding.name, binding.live) for binding in made]
-        places += [
-            (f"λ = {lam:g}", name, end)
-            for lam, tensors in found.items()
-            for name, end in tensors.items()
+        named_tensors = [("live", binding.name, binding.live) for binding in bound]
+        named_tensors += [
+            (f"λ = {lam:g}", name, endpoint)
+            for lam, tensors in checked.items()
+            for name, endpoint in tensors.items()
         ]
-        overlap = first_overlap(places)
+        overlap = first_overlap(named_tensors)
         if overlap is not None:
-            where, name, _ = next(place for place in overlap if place[0] != "live")
+            where, name, _ = next(one for one in overlap if one[0] != "live")
             raise WeightsError(
-                f"the end of `{name}` at {where} lies in live memory: it would be compared with"
-                " itself",
+                f"the endpoint of `{name}` at {where} lies in live memory: it would be"
+                " compared with itself",
                 "pass the tensors as they were loaded, or copies of them",
             )
-        return found
+        return checked
 
 
-def _comparable(name: str, lam: float, end: object, binding: Binding) -> torch.Tensor:
+def _comparable(name: str, lam: float, endpoint: object, binding: Binding) -> torch.Tensor:
     import torch
 
-    tensor = end.tensor if isinstance(end, FirstRows) else end
-    what = f"the end of `{name}` at λ = {lam:g}"
+    tensor = endpoint.tensor if isinstance(endpoint, FirstRows) else endpoint
+    what = f"the endpoint of `{name}` at λ = {lam:g}"
     if not isinstance(tensor, torch.Tensor):
         raise UsageError(f"{what} is a {type(tensor).__name__}", "pass tensors")
     shape, live = tuple(tensor.shape), tuple(binding.live.shape)
     rows = (
-        isinstance(end, FirstRows)
+        isinstance(endpoint, FirstRows)
         and len(shape) == len(live)
         and shape[1:] == live[1:]
         and 0 < shape[0] <= live[0]
@@ -108,7 +108,7 @@ def _comparable(name: str, lam: float, end: object, binding: Binding) -> torch.T
     if shape != live and not rows:
         raise WeightsError(
             f"{what} is {list(shape)}, the live tensor {list(live)}",
-            "an end has the shape of its live tensor",
+            "an endpoint has the shape of its live tensor",
         )
     if tensor.dtype != binding.live.dtype and not {tensor.dtype, binding.live.dtype} <= set(
         LIVE_DTYPES
@@ -120,32 +120,39 @@ def _comparable(name: str, lam: float, end: object, binding: Binding) -> torch.T
     return tensor.detach().contiguous()
 
 
-def differing(binding: Binding, lam: float, ends: CheckedEndpoints, span: slice) -> str | None:
-    """A name of `binding` whose elements `span` are not those of `ends` at λ, or None where all
-    are."""
+def differing_name(
+    binding: Binding, lam: float, endpoints: CheckedEndpoints, span: slice
+) -> str | None:
+    """Return a name of `binding` whose elements `span` differ from those of `endpoints` at λ, or
+    None if there is none."""
     seen: set[int] = set()
     for name in binding.names:
-        end = ends[lam][name]
-        if end.data_ptr() in seen:
+        endpoint = endpoints[lam][name]
+        if endpoint.data_ptr() in seen:
             continue
-        seen.add(end.data_ptr())
-        flat = end.view(-1)[span]
-        found = binding.live.detach().view(-1)[span][: flat.numel()]
-        if not same_merge(found, _rounded(flat.to(found.device), binding)):
+        seen.add(endpoint.data_ptr())
+        flat = endpoint.view(-1)[span]
+        elements = binding.live.detach().view(-1)[span][: flat.numel()]
+        if not same_merge(elements, _rounded(flat.to(elements.device), binding)):
             return name
     return None
 
 
-def check(made: Sequence[Binding], lam: float, ends: CheckedEndpoints) -> None:
-    """Raise WeightsError unless the live tensors are bit for bit what `ends` has at λ. Cost: reads
-    both once."""
-    at = [(binding, span) for binding in made for span in spans(binding.live)]
-    if at:
-        refuse(over(lambda one: differing(one[0], lam, ends, one[1]), at, made[0].live), lam)
+def check_live(bound: Sequence[Binding], lam: float, endpoints: CheckedEndpoints) -> None:
+    """Raise WeightsError unless the live tensors are, bit for bit, those of `endpoints` at λ.
+
+    Cost: reads both once.
+    """
+    pieces = [(binding, span) for binding in bound for span in spans(binding.live)]
+    if pieces:
+        check_equal(
+            over(lambda one: differing_name(one[0], lam, endpoints, one[1]), pieces, bound[0].live),
+            lam,
+        )
 
 
-def refuse(names: Iterable[str | None], lam: float) -> None:
-    """Raise WeightsError if there is a name among `names`."""
+def check_equal(names: Iterable[str | None], lam: float) -> None:
+    """Raise WeightsError if one of `names`, those that differ at λ, is not None."""
     for name in names:
         if name is not None:
             raise WeightsError(
@@ -156,53 +163,51 @@ def refuse(names: Iterable[str | None], lam: float) -> None:
             )
 
 
-def _rounded(end: torch.Tensor, binding: Binding) -> torch.Tensor:
-    if end.dtype == binding.live.dtype and binding.intermediate_dtype is None:
-        return end
-    return end.to(binding.intermediate_dtype or binding.live.dtype).to(binding.live.dtype)
+def _rounded(endpoint: torch.Tensor, binding: Binding) -> torch.Tensor:
+    if endpoint.dtype == binding.live.dtype and binding.intermediate_dtype is None:
+        return endpoint
+    return endpoint.to(binding.intermediate_dtype or binding.live.dtype).to(binding.live.dtype)
 
 
-# --- first write
-#
-# The first write on a CPU of a store that keeps the sources as they are: all that is asked of a
-# piece of them, while it is in cache.
+# --- initial write
 
 
 @dataclass(frozen=True)
-class FirstWrite:
-    """What the pieces are held against as they are written.
+class InitialWrite:
+    """The initial write, on a CPU, of a store that keeps the sources as they are: each piece is
+    checked and written while it is in cache.
 
     Attributes:
-        ends: what the live tensors must be at which λ.
+        endpoints: what the live tensors must be, by λ.
         allow_nonfinite: let NaN and infinity in the sources pass.
-        on_read: told of each piece of the sources.
+        on_read: called with each piece of the sources.
     """
 
-    ends: CheckedEndpoints
+    endpoints: CheckedEndpoints
     allow_nonfinite: bool
     on_read: OnRead | None = None
 
     @staticmethod
-    def fits(made: Sequence[Binding], store: Store) -> bool:
-        """Whether `store` can write these tensors piece by piece."""
+    def fits(bound: Sequence[Binding], store: Store) -> bool:
+        """Return whether `store` can write these tensors piece by piece."""
         return store.keeps_sources and all(
-            b.live.device.type == "cpu" for b in made if b.live.dtype in LIVE_DTYPES
+            b.live.device.type == "cpu" for b in bound if b.live.dtype in LIVE_DTYPES
         )
 
     def write_(self, store: CompositeStore, floats: Sequence[Binding]) -> None:
-        """Write λ = 0 into every live float tensor, by way of the other λ of `ends`.
+        """Write λ = 0 into every live float tensor, after the other λ of `endpoints`.
 
         Cost: reads both sources once, writes the live tensors once; what is read again lies in
             cache.
 
         Raises:
             DataError: a source is not finite.
-            WeightsError: an end is not what it must be.
+            WeightsError: a live tensor differs from its endpoint.
         """
-        lams = [*sorted(self.ends.keys() - {0.0}), 0.0]
+        lams = [*sorted(self.endpoints.keys() - {0.0}), 0.0]
 
-        def write(at: tuple[int, slice]) -> None:
-            t, span = at
+        def write(piece: tuple[int, slice]) -> None:
+            t, span = piece
             binding = floats[t]
             for side, tensor in binding.sources.items():
                 if not self.allow_nonfinite and not is_finite(tensor.view(-1)[span]):
@@ -211,7 +216,7 @@ class FirstWrite:
                     self.on_read(tensor, span.start, tensor.view(-1)[span])
             for lam in lams:
                 store.write_(t, span, lam)
-                if lam in self.ends:
-                    refuse([differing(binding, lam, self.ends, span)], lam)
+                if lam in self.endpoints:
+                    check_equal([differing_name(binding, lam, self.endpoints, span)], lam)
 
         over_cores(write, [(t, span) for t in range(len(floats)) for span in store.spans(t)])

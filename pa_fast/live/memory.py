@@ -1,4 +1,4 @@
-"""What live weights cost, by where the bytes lie, and how much memory there is."""
+"""Bytes that live weights take, by where they lie, and bytes of memory that are free."""
 
 from __future__ import annotations
 
@@ -20,6 +20,10 @@ class Memory:
     page cache.
 
     Fields can be read as attributes or by name: `memory.live_bytes`, `memory["live_bytes"]`.
+
+    Example:
+        memory = weights.memory()
+        print(f"{memory.total_bytes / 2**30:.1f} GiB, {memory.live_bytes / 2**30:.1f} of them live")
     """
 
     live_bytes: int
@@ -29,12 +33,12 @@ class Memory:
 
     @property
     def total_bytes(self) -> int:
-        """Live + device + host. Memory maps of files are the kernel's to drop, and are counted
-        apart."""
+        """Live + device + host. Memory maps of files are counted apart: the kernel can drop
+        them."""
         return self.live_bytes + self.device_bytes + self.host_bytes
 
     def keys(self) -> list[str]:
-        """The names by which bytes can be asked for."""
+        """Names that `memory[name]` takes."""
         return [*asdict(self), "total_bytes"]
 
     def __getitem__(self, name: str) -> int:
@@ -49,7 +53,7 @@ def nbytes(tensor: torch.Tensor) -> int:
 
 
 @dataclass(frozen=True)
-class Place:
+class FilePosition:
     """A byte of a file: the file's device, inode and path as the kernel lists them, and the byte's
     offset."""
 
@@ -80,7 +84,7 @@ class FileMaps:
                             (
                                 start,
                                 stop,
-                                Place(
+                                FilePosition(
                                     os.makedev(major, minor), int(inode), path[0], int(offset, 16)
                                 ),
                             )
@@ -89,22 +93,22 @@ class FileMaps:
         self._starts = [start for start, _, _ in self._maps]
 
     def holds(self, tensor: torch.Tensor) -> bool:
-        """Whether `tensor`'s first byte lies in a mapped file."""
-        return self.place(tensor) is not None
+        """Return whether `tensor`'s first byte lies in a mapped file."""
+        return self.position(tensor) is not None
 
-    def place(self, tensor: torch.Tensor) -> Place | None:
-        """Where in which file the first byte of `tensor`, on a CPU, lies; None where it lies in
-        none."""
+    def position(self, tensor: torch.Tensor) -> FilePosition | None:
+        """Return the file position of the first byte of `tensor`, which is on a CPU; None where it
+        lies in no file."""
         address = tensor.data_ptr()
-        at = bisect.bisect_right(self._starts, address) - 1
-        if at < 0 or address >= self._maps[at][1]:
+        index = bisect.bisect_right(self._starts, address) - 1
+        if index < 0 or address >= self._maps[index][1]:
             return None
-        start, _, place = self._maps[at]
-        return replace(place, offset=place.offset + address - start)
+        start, _, position = self._maps[index]
+        return replace(position, offset=position.offset + address - start)
 
 
 def measure(live: Iterable[torch.Tensor], beside: Iterable[torch.Tensor]) -> Memory:
-    """Count each tensor of `live` and `beside` once."""
+    """Return the bytes of `live` and `beside`, each tensor of `beside` counted once."""
     maps = FileMaps()
     device = host = mapped = 0
     for tensor in {(t.device, t.data_ptr()): t for t in beside}.values():
@@ -117,18 +121,18 @@ def measure(live: Iterable[torch.Tensor], beside: Iterable[torch.Tensor]) -> Mem
     return Memory(sum(nbytes(t) for t in live), device, host, mapped)
 
 
-# --- room
-#
-# How much memory there is: of a device, and of this process's machine or container.
+# --- free memory
 
 _PROC, _GROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True)
 class FreeMemory:
-    """Memory in which live tensors and deltas lie: free and in all, bytes.
+    """Memory of the device or machine that holds live tensors and deltas.
 
     Attributes:
+        free_bytes: what is free.
+        total_bytes: all of it.
         on_host: whether it is the machine's own, where sources may stay memory maps of files.
     """
 
@@ -138,7 +142,7 @@ class FreeMemory:
 
     @classmethod
     def of(cls, device: torch.device) -> FreeMemory | None:
-        """That of a GPU, or of the machine; None where the system does not say."""
+        """Return that of a GPU, or of the machine; None where the system does not say."""
         import torch
 
         if device.type == "cuda":
@@ -148,10 +152,10 @@ class FreeMemory:
 
 
 def available_bytes() -> int | None:
-    """Memory that this process can still take without swapping: the machine's, or its container's
-    where that is less.
+    """Return the bytes that this process can still take without swapping: the machine's, or its
+    container's where that is less. None elsewhere than on Linux.
 
-    Page cache counts as free, since the kernel drops it. None elsewhere than on Linux.
+    Page cache counts as free, since the kernel can drop it.
     """
     machine = _fields(_PROC / "meminfo").get("MemAvailable:")
     if machine is None:
@@ -160,13 +164,13 @@ def available_bytes() -> int | None:
 
 
 def _container() -> list[int]:
-    """What the memory group of this process, by version 2 or 1 of the interface, leaves it; nothing
-    where there is no limit."""
+    """Return the bytes that are free in this process's control group (version 2 or 1), or an empty
+    list where it has no limit."""
     try:
         groups = (_PROC / "self" / "cgroup").read_text().splitlines()
     except OSError:
         return []
-    left = []
+    free_bytes = []
     for line in groups:
         _, kinds, path = line.split(":", 2)
         if kinds == "":
@@ -184,9 +188,9 @@ def _container() -> list[int]:
             # inside a container the path may be the host's
             most, taken = _number(folder / limit), _number(folder / used)
             if most is not None and taken is not None:
-                left.append(most - taken + _fields(folder / "memory.stat").get(cache, 0))
+                free_bytes.append(most - taken + _fields(folder / "memory.stat").get(cache, 0))
                 break
-    return left
+    return free_bytes
 
 
 def _number(file: Path) -> int | None:
@@ -198,7 +202,7 @@ def _number(file: Path) -> int | None:
 
 
 def _fields(file: Path) -> dict[str, int]:
-    """Name → number of each line that begins with the two."""
+    """Return name → number, of each line that begins with both."""
     try:
         rows = [line.split() for line in file.read_text().splitlines()]
     except OSError:

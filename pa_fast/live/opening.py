@@ -1,5 +1,4 @@
-"""Whether a delta file, a base and live tensors belong together: every check that
-`LiveWeights.open` makes of its own."""
+"""Checks of `LiveWeights.open`: that a delta file, a base and live tensors belong together."""
 
 from __future__ import annotations
 
@@ -22,16 +21,16 @@ _ANOTHER = "encode the delta again, from this base and for this model"
 
 
 def description_of(path: str | Path) -> Description:
-    """What the delta file `path` says of itself; see `DeltaFile.open`."""
+    """Return the description in the delta file `path`; see `DeltaFile.open`."""
     with DeltaFile.open(path) as file:
         return file.description
 
 
 def reopened(path: str | Path, known: Description | None) -> DeltaFile:
-    """The delta file `path`, which said `known` of itself before.
+    """Open the delta file `path` again, whose description was `known` before.
 
     Raises:
-        DataError: it says something else now.
+        DataError: it has another description now.
     """
     file = DeltaFile.open(path)
     if file.description != known:
@@ -44,10 +43,10 @@ def reopened(path: str | Path, known: Description | None) -> DeltaFile:
 
 
 def own_name(binding: Binding, file: DeltaFile) -> str:
-    """The one of a live tensor's names by which the file knows it.
+    """Return the one of a live tensor's names that the file has.
 
     Raises:
-        PairError: it knows none of them, or tells several of them apart.
+        PairError: the file has none of them, or several.
     """
     known = [name for name in binding.names if name in file.description.tensors]
     if not known:
@@ -65,7 +64,7 @@ def own_name(binding: Binding, file: DeltaFile) -> str:
 
 
 def described(binding: Binding, file: DeltaFile) -> Binding:
-    """`binding` as the file describes it: checked, and rounded through what it says.
+    """Check `binding` against the file, and return it with the file's `intermediate_dtype`.
 
     Raises:
         PairError: shape or dtype of the live tensor or of the base are not those that the delta was
@@ -74,25 +73,26 @@ def described(binding: Binding, file: DeltaFile) -> Binding:
     if binding.live.dtype not in LIVE_DTYPES:
         return binding
     name = own_name(binding, file)
-    told = file.description.tensors[name]
-    for what, found, expected in (
-        ("live", list(binding.live.shape), list(told.shape)),
-        ("live", binding.live.dtype, torch_dtype(told.live)),
-        ("base", binding.base.dtype, torch_dtype(told.base)),
+    recorded = file.description.tensors[name]
+    for what, actual, expected in (
+        ("live", list(binding.live.shape), list(recorded.shape)),
+        ("live", binding.live.dtype, torch_dtype(recorded.live)),
+        ("base", binding.base.dtype, torch_dtype(recorded.base)),
     ):
-        if found != expected:
+        if actual != expected:
             raise PairError(
-                f"cannot bind `{name}`: {what} is {found}, the delta {file.path} is for {expected}",
+                f"cannot bind `{name}`: {what} is {actual}, the delta {file.path} is for"
+                f" {expected}",
                 _ANOTHER,
             )
-    between = told.intermediate_dtype
+    between = recorded.intermediate_dtype
     return replace(binding, intermediate_dtype=None if between is None else torch_dtype(between))
 
 
-def check_names(made: Sequence[Binding], file: DeltaFile) -> None:
+def check_names(bound: Sequence[Binding], file: DeltaFile) -> None:
     """Raise PairError if the file has a delta of a tensor that is not live."""
     floats = {
-        name for binding in made if binding.live.dtype in LIVE_DTYPES for name in binding.names
+        name for binding in bound if binding.live.dtype in LIVE_DTYPES for name in binding.names
     }
     odd = [name for name in file.description.tensors if name not in floats]
     if odd:
@@ -107,20 +107,20 @@ def check_base(floats: Sequence[Binding], file: DeltaFile) -> None:
     """Raise PairError unless these are, bit for bit, the base tensors that the delta was encoded
     from."""
     sums = pa_kernels.checksum([binding.base for binding in floats])
-    found = as_hex(
+    content = as_hex(
         combine({own_name(binding, file): total for binding, total in zip(floats, sums)})
     )
-    if found != file.description.base.content:
+    if content != file.description.base.content:
         raise PairError(
             f"{file.path}: encoded from a base of content {file.description.base.content}, this"
-            f" base has {found}",
+            f" base has {content}",
             "a delta is for the one base that it was taken from",
         )
 
 
 def check_entries(floats: Sequence[Binding], entries: Sequence[Entry], file: DeltaFile) -> None:
-    """Raise CheckpointError unless entries hold with their bases, as far as λ = 0 and 1 alone do
-    not show that."""
+    """Raise CheckpointError unless each entry fits its base, where λ = 0 and 1 alone do not show
+    that."""
     for binding, entry in zip(floats, entries):
         misfit = registry.owner(entry).misfit(entry, binding.base)
         if misfit is not None:
@@ -130,7 +130,7 @@ def check_entries(floats: Sequence[Binding], entries: Sequence[Entry], file: Del
             )
 
 
-def check_end(floats: Sequence[Binding], file: DeltaFile, lam: float) -> None:
+def check_endpoint(floats: Sequence[Binding], file: DeltaFile, lam: float) -> None:
     """Raise CheckpointError, naming the tensor, unless the live tensors at λ = 0 or 1 are what they
     were at encoding."""
     for binding, total in zip(floats, pa_kernels.checksum([binding.live for binding in floats])):

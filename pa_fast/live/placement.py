@@ -1,4 +1,4 @@
-"""From bindings and a plan to the entries that live weights hold, each where the plan wants it."""
+"""Entries of live weights, made from bindings and placed in the memory that a plan chose."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ _ALIGNMENT_BYTES = 256
 
 
 class PinnedPool:
-    """Copies of tensors, one after another in chunks of a power of two bytes, kept for as long as a
-    view of them is.
+    """Pinned host memory in chunks of a power of two bytes, for copies of tensors one after
+    another. A chunk lives as long as a view of it does.
 
     Args:
         pinned: whether the memory is pinned, which takes a GPU.
@@ -33,40 +33,42 @@ class PinnedPool:
     def __init__(self, pinned: bool = True):
         self._pinned = pinned
         self._chunk: torch.Tensor | None = None
-        self._at = 0
-        self._made: dict[tuple[int, int], torch.Tensor] = {}
+        self._used_bytes = 0
+        self._copies: dict[tuple[int, int], torch.Tensor] = {}
 
     def copy(self, tensor: torch.Tensor) -> torch.Tensor:
-        """A copy of `tensor` in the arena, contiguous and aligned; the same one for the same
+        """Return a copy of `tensor` in the pool, contiguous and aligned; the same copy for the same
         memory."""
         import torch
 
         key = (tensor.data_ptr(), tensor.nbytes)
-        if tensor.nbytes and key in self._made:
-            return self._made[key].view(tensor.dtype).view(tensor.shape)
-        if self._chunk is None or self._at + tensor.nbytes > self._chunk.numel():
+        if tensor.nbytes and key in self._copies:
+            return self._copies[key].view(tensor.dtype).view(tensor.shape)
+        if self._chunk is None or self._used_bytes + tensor.nbytes > self._chunk.numel():
             size = max(CHUNK_BYTES, 1 << (tensor.nbytes - 1).bit_length() if tensor.nbytes else 1)
-            self._chunk, self._at = torch.empty(size, dtype=torch.uint8, pin_memory=self._pinned), 0
-        room = self._chunk[self._at : self._at + tensor.nbytes]
-        self._at += -(-tensor.nbytes // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES
-        made = room.view(tensor.dtype).view(tensor.shape)
-        made.copy_(tensor)
-        self._made[key] = room
-        return made
+            self._chunk, self._used_bytes = (
+                torch.empty(size, dtype=torch.uint8, pin_memory=self._pinned),
+                0,
+            )
+        target = self._chunk[self._used_bytes : self._used_bytes + tensor.nbytes]
+        self._used_bytes += -(-tensor.nbytes // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES
+        copied = target.view(tensor.dtype).view(tensor.shape)
+        copied.copy_(tensor)
+        self._copies[key] = target
+        return copied
 
 
 # --- placement
-#
-# From bindings and a plan to the entries that live weights hold, each where the plan wants it.
 
 
-def room(made: Sequence[Binding]) -> FreeMemory | None:
-    """Memory of the live float tensors' device; None where there are none."""
-    return next((FreeMemory.of(b.live.device) for b in made if b.live.dtype in LIVE_DTYPES), None)
+def free_memory(bound: Sequence[Binding]) -> FreeMemory | None:
+    """Return the free memory of the live float tensors' device; None where it is not known, or
+    there are no such tensors."""
+    return next((FreeMemory.of(b.live.device) for b in bound if b.live.dtype in LIVE_DTYPES), None)
 
 
-def sizes(made: Sequence[Binding]) -> list[TensorSize]:
-    """What each live float tensor takes, and a dense delta beside it."""
+def sizes(bound: Sequence[Binding]) -> list[TensorSize]:
+    """Return the bytes of each live float tensor, and of a dense delta beside it."""
     return [
         TensorSize(
             b.name,
@@ -74,45 +76,47 @@ def sizes(made: Sequence[Binding]) -> list[TensorSize]:
             sum(nbytes(side) for side in b.sources.values()),
             (b.base, b.sources["instruct"]),
         )
-        for b in made
+        for b in bound
         if b.live.dtype in LIVE_DTYPES
     ]
 
 
 def placed(
-    made: Sequence[Binding],
+    bound: Sequence[Binding],
     store: Store,
     host: Collection[str],
     allow_nonfinite: bool,
     on_read: OnRead | None = None,
 ) -> tuple[list[Binding], Iterator[Entry]]:
-    """The bindings, and the entries that `store` makes of them, in order; of those called `host` in
-    pinned host memory.
+    """Return the bindings, and the entries that `store` encodes of them, in order.
 
-    What is to lie on the host never goes to the device: it is encoded where it is read.
+    Args:
+        host: names of tensors whose entry goes to pinned host memory. It is encoded on the host,
+            and never goes to the device.
+        on_read: called with each piece of the sources that is checked.
 
     Raises:
         DataError: a source is not finite.
     """
-    given = sources(made, allow_nonfinite, on_read)
+    given = sources(bound, allow_nonfinite, on_read)
     if not host:
-        return list(made), store.encode(given)
+        return list(bound), store.encode(given)
     import torch
 
-    arena, cpu = PinnedPool(), torch.device("cpu")
+    pool, cpu = PinnedPool(), torch.device("cpu")
     encoded = store.encode([replace(s, device=cpu) if s.name in host else s for s in given])
     entries = (
-        registry.owner(entry).pinned(entry, arena.copy)
+        registry.owner(entry).pinned(entry, pool.copy)
         if source.name in host and source.device != cpu
         else entry
         for source, entry in zip(given, encoded)
     )
     kept = [
         (
-            replace(b, sources={**b.sources, "base": arena.copy(b.base)})
+            replace(b, sources={**b.sources, "base": pool.copy(b.base)})
             if b.name in host and store.reads_base and b.live.device.type == "cuda"
             else b
         )
-        for b in made
+        for b in bound
     ]
     return kept, entries

@@ -1,5 +1,5 @@
-"""Which store holds a delta and where it lies: as asked for, or what fits the memory that is free,
-with the reason in words."""
+"""The plan of a delta: its store and where that lies, as asked for or as fits the free memory, with
+the reason in words."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def check_residency(residency: str) -> None:
 
 @dataclass(frozen=True)
 class Plan:
-    """What holds a delta.
+    """The store of a delta and where it lies.
 
     Attributes:
-        store: how.
+        store: how the delta is held.
         host: names of the tensors whose part of the delta lies in pinned host memory; all others
             lie on the device.
         reason: why, in one line.
@@ -51,18 +51,18 @@ def plan(
     sizes: Sequence[TensorSize],
     store: str | Store,
     residency: str,
-    room: FreeMemory | None,
+    free_memory: FreeMemory | None,
     *,
     allocated: bool = True,
     reason: str = "as asked for",
 ) -> Plan:
-    """Choose what was left open: dense, else packed, on the device where it fits, else dense in
-    host memory.
+    """Choose the store and residency that are `auto`: dense, else packed, on the device where it
+    fits, else dense in host memory.
 
     Args:
         sizes: one for each live float tensor.
         store, residency: as asked for, or `auto`.
-        room: of the live tensors' device, None where that is not known.
+        free_memory: of the live tensors' device, None where that is not known.
         allocated: whether the live tensors are there already.
         reason: why `store` is not `auto`.
 
@@ -76,23 +76,23 @@ def plan(
     check_residency(residency)
     chosen, auto = registry.named(store), store == "auto"
     live = 0 if allocated else sum(size.live_bytes for size in sizes)
-    if room is None or room.on_host:
+    if free_memory is None or free_memory.on_host:
         held = 0 if chosen.keeps_sources or allocated else chosen.estimate(sizes) or 0
-        if room is not None and live + held > room.free_bytes:
+        if free_memory is not None and live + held > free_memory.free_bytes:
             beside = f" and {chosen.name} codes about {format_bytes(held)}" if held else ""
             raise WeightsError(
                 f"the live copy takes {format_bytes(live)}{beside}, and"
-                f" {format_bytes(room.free_bytes)} of memory are free",
+                f" {format_bytes(free_memory.free_bytes)} of memory are free",
                 "free some, take a larger machine, or split the model (--engine tensor-parallel)",
             )
         return Plan(
             chosen, frozenset(), "on a CPU both sides stay where they are" if auto else reason
         )
-    free_bytes = room.free_bytes - live - int(room.total_bytes * _SPARE)
+    free_bytes = free_memory.free_bytes - live - int(free_memory.total_bytes * _SPARE)
     if free_bytes < 0:
         raise WeightsError(
-            f"the live copy takes {format_bytes(live)}, and {format_bytes(room.free_bytes)} of"
-            " device memory are free",
+            f"the live copy takes {format_bytes(live)}, and"
+            f" {format_bytes(free_memory.free_bytes)} of device memory are free",
             "free some, take a larger device, or split the model (--engine tensor-parallel)",
         )
     if residency == "host":

@@ -1,4 +1,4 @@
-"""What live weights lie between, and how those who made it are asked about it."""
+"""Sources: the tensors that live weights lie between, and hooks for the loader that read them."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ if TYPE_CHECKING:
 
 
 class Sources:
-    """The tensors of both sides. This class is for tensors of which nothing else is known; a loader
-    that knows the files they come from says so in a subclass.
+    """Tensors of both sides. A loader that knows the files they come from overrides the methods in
+    a subclass.
 
     Attributes:
         base: name → tensor, of the live names.
-        instruct: likewise; None where a delta file stands for it.
+        instruct: likewise; None where a delta file takes its place.
         intermediate_dtype: for names whose live tensor is wider than the dtype that a saved merge
             would have, that dtype.
         checkpoint_names: live name → names of the checkpoint's tensors whose elements it holds,
-            which λ rules and noise go by; None: every tensor's own name.
+            which λ rules and noise use; None: every tensor's own name.
     """
 
     def __init__(
@@ -37,14 +37,14 @@ class Sources:
         """Raise DataError if the tensors are not what they were. Called before they are read."""
 
     def reopen(self) -> Mapping[str, torch.Tensor]:
-        """The base tensors, read once more; nothing where they cannot be. For a store that keeps
-        none of them, after a foreign write."""
+        """Read the base tensors again, for a store that keeps none of them, after a foreign write;
+        return none where they cannot be read."""
         return {}
 
     def note_read(self, tensor: torch.Tensor, start: int, piece: torch.Tensor) -> None:
-        """Note that the elements of `tensor` from `start` on were read: `piece`, which is in cache.
-        Called from several threads, for whoever wants them anyway."""
+        """Take note of `piece`, the elements of `tensor` from `start` on, while it is in cache.
+        Called from several threads."""
 
     def release(self) -> None:
-        """Let go of the tensors: what a store needs of them it has."""
+        """Drop the tensors: the store has what it needs of them."""
         self.base, self.instruct = {}, None

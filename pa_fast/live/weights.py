@@ -1,7 +1,7 @@
-"""LiveWeights: tensors somewhere in memory that follow λ in place.
+"""LiveWeights: tensors in memory that follow λ in place.
 
-It knows tensors and names. It must not know files, models or engines: those build the three dicts
-and call `bind`.
+This module knows tensors and names. It must not know files, models or engines: those build the
+three dicts and call `bind`.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from pa_fast.live import opening
 from pa_fast.live.binding import Binding, bindings, kept_bases, same_bits, same_merge
 from pa_fast.live.checkpoint_names import CheckpointNames
 from pa_fast.live.encoding import check_finite
-from pa_fast.live.endpoints import CheckedEndpoints, Endpoints, FirstWrite, check
+from pa_fast.live.endpoints import CheckedEndpoints, Endpoints, InitialWrite, check_live
 from pa_fast.live.memory import Memory, measure
-from pa_fast.live.placement import placed, room, sizes
+from pa_fast.live.placement import free_memory, placed, sizes
 from pa_fast.live.planner import Plan, plan
 from pa_fast.live.sources import Sources
 from pa_fast.rounding import NEAREST, Rounding
@@ -49,12 +49,12 @@ P = ParamSpec("P")
 def _one_thread(
     method: Callable[Concatenate[LiveWeights, P], T],
 ) -> Callable[Concatenate[LiveWeights, P], T]:
-    """`method`, for one thread at a time: others wait. What an interrupt has left at work ends
-    first.
+    """Wrap `method` so that one thread at a time runs it, after work that an interrupt left running
+    has ended; others wait.
 
     Raises:
-        WeightsError: this thread is in such a method already: a signal handler or a callback has
-            called.
+        WeightsError: this thread is in such a method already: a signal handler or a callback called
+            it.
     """
 
     @functools.wraps(method)
@@ -74,42 +74,48 @@ def _one_thread(
 
 
 class LiveWeights:
-    """T live tensors that hold W(λ) for the λ set last, bit for bit, whatever came before.
+    """T live tensors that hold W(λ) of the λ set last, bit for bit, whatever came before.
 
-    Make one with `LiveWeights.bind` or `LiveWeights.open`. A context manager: leaving it closes it.
+    Make one with `LiveWeights.bind` or `LiveWeights.open`. It is a context manager that closes the
+    weights.
 
-    Threads: methods that read or write the live tensors run in one thread at a time; another one
-    waits. A model that computes in one thread while another sets λ computes with a mix all the
-    same: that is for its owner to prevent.
+    Threads: methods that read or write the live tensors run in one thread at a time; others wait.
+    A model that computes in one thread while another sets λ still computes with a mix: its owner
+    has to prevent that.
+
+    Example:
+        with pa_fast.LiveWeights.bind(live, base, instruct) as weights:
+            weights.set_lambda(0.6)
+            assert weights.verify()
 
     Attributes:
-        lam: the λ that the live tensors hold, of a rule its swept one, or None after a switch that
-            did not finish.
-        rule: the rule by which each tensor's λ follows from that, or None where all have the same.
+        lam: the λ that the live tensors hold, of a rule its swept one; None after a switch that did
+            not finish.
+        rule: the rule that gives each tensor its λ from that, or None where all have the same.
         followed: the rule that spreads a plain λ, see `follow`, or None.
         rounding: how a merge is rounded: `nearest`, or `stochastic` with its seed.
         store: how the delta is held, with all options.
-        exact: whether W(λ) is, bit for bit, the contract between base and the delta's own end.
-        lossless: whether that end is the instruct model.
+        exact: whether W(λ) is, bit for bit, the contract between base and the delta's endpoint.
+        lossless: whether that endpoint is the instruct model.
         plan: why the delta is held as it is, or None where it came from a file.
-        apart: name → U, V, of tensors that stay at base for an engine that uses these itself.
+        apart: name → U, V, of tensors that stay at base for an engine that uses the factors itself.
         sources: what the live tensors lie between; None once closed.
     """
 
     def __init__(
         self,
         live: Mapping[str, torch.Tensor],
-        made: Sequence[Binding],
+        bound: Sequence[Binding],
         entries: Iterable[Entry],
         store: str,
         exact: bool,
         lossless: bool,
         sources: Sources,
         rounding: Rounding = NEAREST,
-        first: FirstWrite | None = None,
+        initial_write: InitialWrite | None = None,
         apart: Container[str] = (),
     ):
-        floats = [binding for binding in made if binding.live.dtype in LIVE_DTYPES]
+        floats = [binding for binding in bound if binding.live.dtype in LIVE_DTYPES]
         self._names = CheckpointNames([b.names for b in floats], sources.checkpoint_names)
         self.rounding = rounding
         self.sources: Sources | None = sources
@@ -129,13 +135,13 @@ class LiveWeights:
             )
         # the store keeps what it needs of them
         self._floats = [replace(binding, sources={}) for binding in floats]
-        self._fixed = [binding for binding in made if binding.live.dtype not in LIVE_DTYPES]
+        self._fixed = [binding for binding in bound if binding.live.dtype not in LIVE_DTYPES]
         self._bindings = [*self._floats, *self._fixed]
         self._watched = [
             (name, tensor, tensor.data_ptr(), _form(tensor)) for name, tensor in live.items()
         ]
         self._sums: dict[tuple[float, ...], int] = {}
-        self._foreign = True  # nothing of what no λ changes has been written yet
+        self._foreign = True  # elements that no λ changes have not been written yet
         self._lams: tuple[float, ...] = ()
         self._lock: Any = threading.RLock()
         self._versions: list[int] = []
@@ -143,19 +149,19 @@ class LiveWeights:
         self.lam: float | None = None
         self.rule: LambdaRule | None = None
         self.store, self.exact, self.lossless = store, exact, lossless
-        if first is None:
+        if initial_write is None:
             self._switch(0.0)
         else:
             with _writing(self._floats):
-                first.write_(self._store, floats)
+                initial_write.write_(self._store, floats)
                 self._write_fixed()
             self._written(0.0, None, (0.0,) * len(floats))
-            for lam in first.ends:
-                check(self._fixed, lam, first.ends)
+            for lam in initial_write.endpoints:
+                check_live(self._fixed, lam, initial_write.endpoints)
 
-    def _put_apart(self, binding: Binding, entry: Entry, apart: Container[str]) -> Entry:
-        """What `binding` follows λ by: `entry`, or nothing at all once its factors are apart."""
-        factors = registry.owner(entry).factors(entry) if binding.name in apart else None
+    def _put_apart(self, binding: Binding, entry: Entry, names: Container[str]) -> Entry:
+        """Return `entry`, or one without a delta where the factors are kept apart."""
+        factors = registry.owner(entry).factors(entry) if binding.name in names else None
         if factors is None:
             return entry
         self.apart[binding.name] = factors
@@ -201,21 +207,25 @@ class LiveWeights:
                 merge would have, that dtype.
             allow_nonfinite: let NaN and infinity in the sources pass.
             checkpoint_names: live name → names of the checkpoint's tensors whose elements it holds:
-                what λ rules and noise go by. Its own name where not given, and so wherever live
-                tensors are those of a checkpoint.
-            endpoints: what the live tensors must be at these λ, which they are held against, see
-                `check_endpoints`. It says too that `live` holds nothing worth keeping: a
-                source that is refused may leave it written in part.
+                the names that λ rules and noise use. By default its own name, which is right where
+                live tensors are those of a checkpoint.
+            endpoints: what the live tensors must be at these λ; see `check_endpoints`. With it, a
+                source that is refused may leave `live` written in part.
 
-        Numerics: see `pa_kernels.reference.lerp` for the contract, and the store for the end of its
-            delta.
+        Example:
+            live = dict(model.named_parameters())
+            weights = pa_fast.LiveWeights.bind(live, base, instruct)
+            weights.set_lambda(0.6)
+
+        Numerics: see `pa_kernels.reference.lerp` for the contract, and the store for the endpoint
+            of its delta.
         Cost: reads every source once to check it and as often as the store says, tensor by tensor;
             then one switch. Dense on a CPU and with `endpoints` all of that is one pass: each piece
             of the sources is read once.
 
         Raises:
-            PairError, WeightsError: the dicts do not fit each other, or memory overlaps; an end is
-                not what it must be.
+            PairError, WeightsError: the dicts do not fit each other, or memory overlaps; a live
+                tensor differs from its endpoint.
             DataError: non-finite sources, or unequal tensors of a dtype that is not interpolated.
             UsageError: unknown store or rounding, or stochastic rounding of another store than
                 dense.
@@ -246,32 +256,34 @@ class LiveWeights:
         """Make `live` follow λ between the sides of `sources`; see `bind`.
 
         Args:
-            store: or a plan, which says where it lies too.
-            apart: tensors that stay at base, whatever λ, where their delta is a product: its
-                factors are in the attribute `apart` then, for an engine that uses them itself.
+            store: a store or a plan; a plan has the residency too.
+            apart: tensors that stay at base at every λ, if their delta is a product. Its factors
+                are then in the attribute `apart`, for an engine that uses them itself.
         """
-        asked = store.store if isinstance(store, Plan) else registry.named(store)
-        _check_store(asked, rounding)
+        requested = store.store if isinstance(store, Plan) else registry.named(store)
+        _check_store(requested, rounding)
         sides = {"base": sources.base, "instruct": sources.instruct or {}}
         bound = bindings(live, sides, sources.intermediate_dtype)
-        how = (
-            store if isinstance(store, Plan) else plan(sizes(bound), store, residency, room(bound))
+        planned = (
+            store
+            if isinstance(store, Plan)
+            else plan(sizes(bound), store, residency, free_memory(bound))
         )
-        chosen = how.store
+        chosen = planned.store
         _check_store(chosen, rounding)
-        proof = None if endpoints is None else CheckedEndpoints.of(endpoints, bound)
-        first = (
-            FirstWrite(proof, allow_nonfinite, sources.note_read)
-            if proof is not None and FirstWrite.fits(bound, chosen)
+        checked = None if endpoints is None else CheckedEndpoints.of(endpoints, bound)
+        initial_write = (
+            InitialWrite(checked, allow_nonfinite, sources.note_read)
+            if checked is not None and InitialWrite.fits(bound, chosen)
             else None
         )
-        unchecked = allow_nonfinite or first is not None
-        bound, entries = placed(bound, chosen, how.host, unchecked, sources.note_read)
+        unchecked = allow_nonfinite or initial_write is not None
+        bound, entries = placed(bound, chosen, planned.host, unchecked, sources.note_read)
         flags = chosen.describe(), chosen.exact, chosen.lossless
-        weights = cls(live, bound, entries, *flags, sources, rounding, first, apart)
-        weights.plan = how
-        if proof is not None and first is None:
-            weights.check_endpoints(proof)
+        weights = cls(live, bound, entries, *flags, sources, rounding, initial_write, apart)
+        weights.plan = planned
+        if checked is not None and initial_write is None:
+            weights.check_endpoints(checked)
         sources.release()
         return weights
 
@@ -285,7 +297,7 @@ class LiveWeights:
         allow_nonfinite: bool = False,
         checkpoint_names: Mapping[str, Sequence[str]] | None = None,
     ) -> LiveWeights:
-        """Make `live` follow λ between `base` and the end of a delta file; returns with λ = 0
+        """Make `live` follow λ between `base` and the endpoint of a delta file; returns with λ = 0
         written.
 
         Args:
@@ -295,12 +307,16 @@ class LiveWeights:
             allow_nonfinite: let NaN and infinity in base and delta pass.
             checkpoint_names: as for `bind`.
 
-        Cost: reads the base three times and the file twice, of packed tensors once more each. What
-            the file holds stays a map of it on a CPU.
+        Example:
+            live = dict(model.named_parameters())
+            weights = pa_fast.LiveWeights.open(live, base, "delta")
+
+        Cost: reads the base three times and the file twice, of packed tensors once more each. On a
+            CPU what the file holds stays a memory map of it.
 
         Raises:
-            CheckpointError: the file is no delta, is damaged, or does not give what it was encoded
-                to give.
+            CheckpointError: the file is no delta, is damaged, or does not give the endpoints that
+                it was encoded for.
             PairError: the delta belongs to another base, or to live tensors of another kind.
             WeightsError, DataError: as for `bind`.
         """
@@ -318,8 +334,8 @@ class LiveWeights:
         allow_nonfinite: bool = False,
         apart: Container[str] = (),
     ) -> LiveWeights:
-        """Make `live` follow λ between the base of `sources` and the end of an open delta file; see
-        `open`, and `between` for `apart`."""
+        """Make `live` follow λ between the base of `sources` and the endpoint of an open delta
+        file; see `open`, and `between` for `apart`."""
         bound = bindings(live, {"base": sources.base}, {})
         bound = [opening.described(binding, delta) for binding in bound]
         opening.check_names(bound, delta)
@@ -345,17 +361,17 @@ class LiveWeights:
                 sources.note_read,
             )
         opening.check_entries(floats, entries, delta)
-        told = delta.description
-        flags = told.options, told.exact, told.lossless
+        description = delta.description
+        flags = description.options, description.exact, description.lossless
         weights = cls(live, bound, entries, *flags, sources, apart=apart)
         for lam in (1.0, 0.0):
             weights.set_lambda(lam)
-            opening.check_end(floats, delta, lam)
+            opening.check_endpoint(floats, delta, lam)
         sources.release()
         return weights
 
     def touched(self, rule: LambdaRule) -> list[str]:
-        """What each row of `rule` decides, a line each.
+        """Return one line for each row of `rule`: the tensors whose λ it sets.
 
         Raises:
             UsageError: the rule does not fit the tensors' names.
@@ -364,8 +380,9 @@ class LiveWeights:
 
     @_one_thread
     def follow(self, rule: LambdaRule | None) -> None:
-        """From now on a plain λ is that of `rule`: `set_lambda(0.6)` is `set_lambda(rule.at(0.6))`;
-        None: the same for all again. Sets the λ that is set once more, by the rule.
+        """Spread every plain λ by `rule` from now on: `set_lambda(0.6)` is then
+        `set_lambda(rule.at(0.6))`. None: one λ for all tensors again. Sets the current λ once more,
+        by the rule.
 
         Raises:
             UsageError, WeightsError: as for `set_lambda`; what was followed before still is.
@@ -385,7 +402,11 @@ class LiveWeights:
 
         Args:
             lam: one λ for all tensors, or of the rule that is followed; or a rule at its λ, which
-                says each tensor's by the name that it has in the checkpoint.
+                gives each tensor its own by its name in the checkpoint.
+
+        Example:
+            for lam in pa_fast.lambdas("0:1:0.1"):
+                weights.set_lambda(lam)
 
         Cost: one pass over what the store holds, 6 bytes per bf16 parameter for `dense`; nothing is
             allocated on a GPU. After something else was seen to have written to the weights, one
@@ -395,7 +416,7 @@ class LiveWeights:
             UsageError: λ is not a finite number, or outside the range of a packed delta; or the
                 rule does not fit the tensors' names.
             WeightsError: closed, or a live tensor no longer lies where it was bound; or called by a
-                signal handler or callback while the same thread is at it.
+                signal handler or callback while the same thread is in such a call.
         """
         self._switch(lam)
 
@@ -408,8 +429,7 @@ class LiveWeights:
         written = {
             t for t, (now, then) in enumerate(zip(self._counted(), self._versions)) if now != then
         }
-        # until the last byte is written, this is no λ at all, and nothing that is found can be
-        # trusted
+        # until the last byte is written, the tensors hold no λ, and none of their bytes is trusted
         foreign, self._foreign, self.lam = self._foreign, True, None
         recording = torch.is_grad_enabled()
         try:
@@ -431,15 +451,15 @@ class LiveWeights:
             self._sums.clear()
 
     def check_lambda(self, lam: float | LambdaRule) -> None:
-        """Raise the UsageError that `set_lambda` would for this λ, and write nothing; what sweeps
-        ask before the first point."""
+        """Raise the UsageError that `set_lambda` would for this λ, and write nothing. Sweeps call
+        it before the first point."""
         self._resolved(lam)
 
     def _resolved(
         self, lam: float | LambdaRule
     ) -> tuple[float, LambdaRule | None, tuple[float, ...]]:
-        """The swept λ, the rule if there is one, and the λ of each live tensor, all of them within
-        reach of the store."""
+        """Return the swept λ, the rule if there is one, and the λ of each live tensor, checked to
+        be within the range of the store."""
         store = self._open()
         rule = lam if isinstance(lam, LambdaRule) else self.followed and self.followed.at(lam)
         value = float(Lambda(lam) if rule is None else rule.lam)
@@ -456,15 +476,14 @@ class LiveWeights:
 
     @_one_thread
     def resync(self, base: Mapping[str, torch.Tensor] | None = None) -> None:
-        """Write every byte anew, whatever the live tensors hold: what a packed store needs after a
+        """Write every byte anew, whatever the live tensors hold. A packed store needs it after a
         foreign write.
 
         Args:
             base: the base tensors by name, for packed weights whose base is neither a memory map of
-                a file nor still held by whoever bound it. They are checked to be the ones that were
-                bound.
+                a file nor still held by the caller. They are checked to be those that were bound.
 
-        Endpoints at the λ, and by the rule, that was set; at λ = 0 if a switch did not finish.
+        The λ afterwards is the one that was set, by the same rule; 0 if a switch did not finish.
         Cost: one copy, and one switch.
 
         Raises:
@@ -472,10 +491,10 @@ class LiveWeights:
         """
         self._open()
         self._check_pointers()
-        again = 0.0 if self.lam is None else self.lam if self.rule is None else self.rule
+        lam = 0.0 if self.lam is None else self.lam if self.rule is None else self.rule
         self._given, self._foreign = base, True
         try:
-            self._switch(again)
+            self._switch(lam)
         finally:
             self._given = None
 
@@ -486,17 +505,20 @@ class LiveWeights:
 
         Args:
             endpoints: λ → live name → tensor of the live shape, of its dtype or another of bf16,
-                fp16 and fp32, rounded as a merge would be. Every name that a live tensor goes by is
-                held against its own. None may lie in live memory.
+                fp16 and fp32, rounded as a merge would be. Each name of a live tensor is compared
+                with its own. None may lie in live memory.
+
+        Example:
+            weights.check_endpoints({0.0: base, 1.0: instruct})
 
         Cost: a switch for each λ that is not set, and one read of the live tensors and of
             `endpoints`.
 
         Raises:
-            WeightsError: a tensor differs (named), which leaves that λ set; or an end cannot be
-                compared.
-            UsageError: not λ → name → tensor, or a rule is followed, by which λ = 1 is not the end
-                of every tensor.
+            WeightsError: a tensor differs (named), which leaves that λ set; or an endpoint cannot
+                be compared.
+            UsageError: not λ → name → tensor; or a rule is followed, by which λ = 1 is not the
+                endpoint of every tensor.
         """
         self._open()
         if self.followed is not None:
@@ -505,11 +527,11 @@ class LiveWeights:
                 "check them before `follow`, or follow(None)",
             )
         every = [*self._floats, *self._fixed]
-        checked = CheckedEndpoints.of(endpoints, every)
-        for lam in sorted(checked, reverse=True):
+        by_lambda = CheckedEndpoints.of(endpoints, every)
+        for lam in sorted(by_lambda, reverse=True):
             if self.lam != lam or self.rule is not None:
                 self._switch(lam)
-            check(every, lam, checked)
+            check_live(every, lam, by_lambda)
         if self.lam != 0.0 or self.rule is not None:
             self._switch(0.0)
 
@@ -518,7 +540,7 @@ class LiveWeights:
             binding.live.copy_(binding.base)
 
     def _written(self, lam: float, rule: LambdaRule | None, lams: tuple[float, ...]) -> None:
-        """Every byte is that of λ now."""
+        """Record that every byte is that of λ now."""
         import torch
 
         torch.autograd.graph.increment_version(
@@ -529,32 +551,36 @@ class LiveWeights:
         self._foreign = False
 
     def _counted(self) -> list[int]:
-        """How often torch has seen each interpolated live tensor written to; inference tensors are
-        not counted."""
+        """Return torch's version counter of each interpolated live tensor, 0 for inference tensors,
+        which have none."""
         return [0 if b.live.is_inference() else b.live._version for b in self._floats]
 
     def _base_of(self, t: int) -> torch.Tensor | None:
-        """The base of entry t, for a store that has not kept it."""
+        """Return the base of entry t, for a store that has not kept it."""
         assert self.sources is not None  # `_open` was asked before
         named = self.sources.reopen() if self._given is None else self._given
-        found = next(
-            (named[name].detach() for name in self._floats[t].names if name in named), None
-        )
-        if found is not None and found.shape != self._floats[t].live.shape:
+        base = next((named[name].detach() for name in self._floats[t].names if name in named), None)
+        if base is not None and base.shape != self._floats[t].live.shape:
             raise WeightsError(
-                f"base tensor `{self._floats[t].name}` is {list(found.shape)}, expected"
+                f"base tensor `{self._floats[t].name}` is {list(base.shape)}, expected"
                 f" {list(self._floats[t].live.shape)}",
                 "pass the base tensors that were bound",
             )
-        return found
+        return base
 
     @_one_thread
     def checksum(self) -> int:
-        """The proof of switch: S = Σ_t odd(name_t) · Σ_j word_j · odd(j) mod 2⁶⁴ over the live
+        """Return the checksum S = Σ_t odd(name_t) · Σ_j word_j · odd(j) mod 2⁶⁴ of the live
         tensors.
 
-        word_j are a tensor's bytes as little-endian 64-bit words, zero-padded. Comparable within
-        one layout only.
+        word_j are a tensor's bytes as little-endian 64-bit words, zero-padded. Sums are comparable
+        within one layout only.
+
+        Example:
+            before = weights.checksum()
+            evaluate(model)
+            assert weights.checksum() == before
+
         Cost: one read of the live copy; waits for the device.
 
         Raises:
@@ -564,17 +590,21 @@ class LiveWeights:
         self._check_pointers()
         sums = pa_kernels.checksum([binding.live for binding in self._bindings])
         total = combine({binding.name: part for binding, part in zip(self._bindings, sums)})
-        # one λ for each tensor has one sum: where it has another one, the next switch trusts
-        # nothing that it finds
+        # weights of the same λ have one checksum; if it differs, the next switch writes every byte
         if self.lam is not None and self._sums.setdefault(self._lams, total) != total:
             self._foreign = True
         return total
 
     def verify(self) -> bool:
-        """Merge once more from the sources, aside, and compare every bit with the live tensors, but
-        for what a NaN carries.
+        """Merge again from the sources, into scratch memory, and compare every bit with the live
+        tensors, NaN payloads aside.
 
         Returns True, so that `assert weights.verify()` reads well.
+
+        Example:
+            weights.set_lambda(0.6)
+            assert weights.verify()
+
         Cost: reads live and sources once; scratch of a few MB.
 
         Raises:
@@ -591,7 +621,8 @@ class LiveWeights:
 
     @_one_thread
     def changed(self) -> list[str]:
-        """Names of live tensors whose bits are not those of a fresh merge at the current λ.
+        """Return the names of live tensors whose bits are not those of a fresh merge at the current
+        λ.
 
         Raises:
             WeightsError: closed, or no λ is set because a switch failed.
@@ -601,18 +632,18 @@ class LiveWeights:
         if self.lam is None:
             raise WeightsError("no λ is set: the last switch did not finish", "call set_lambda")
 
-        told = {
+        known_sums = {
             t: total for t in range(len(self._floats)) if (total := store.known_sum(t)) is not None
         }
 
         def holds(t: int, span: slice) -> bool:
-            return t in told or same_merge(
+            return t in known_sums or same_merge(
                 store.merged(t, span, self._lams[t]), self._floats[t].live.view(-1)[span]
             )
 
         differing = {t for t, held in self._over_spans(holds) if not held}
-        sums = pa_kernels.checksum([self._floats[t].live for t in told])
-        differing |= {t for t, total in zip(told, sums) if total != told[t]}
+        sums = pa_kernels.checksum([self._floats[t].live for t in known_sums])
+        differing |= {t for t, total in zip(known_sums, sums) if total != known_sums[t]}
         wrong = [binding.name for t, binding in enumerate(self._floats) if t in differing]
         wrong += [
             binding.name
@@ -623,24 +654,24 @@ class LiveWeights:
         return wrong
 
     def effective_lambda(self) -> float:
-        """Where on the line the rounded weights really are: ⟨W − B, D − B⟩ / ‖D − B‖², over all
-        interpolated weights.
+        """Return the position of the rounded weights on the line: ⟨W − B, D − B⟩ / ‖D − B‖², over
+        all interpolated weights.
 
-        D is the delta's own end, which is instruct where the store is lossless.
+        D is the delta's endpoint, which is instruct where the store is lossless.
 
-        The grid of a 16-bit dtype swallows updates smaller than half a unit in the last place, so
-        this can differ from λ by a factor at small λ. Under a rule it is the mean of what the
-        tensors' λ act like, each weighted by its ‖D − B‖²; `intended_lambda` is that mean of the λ
-        themselves. NaN where base and instruct are equal.
+        Numerics: rounding to a 16-bit dtype drops updates smaller than half a unit in the last
+            place, so this can differ from λ by a factor at small λ. Under a rule it is the mean of
+            the tensors' effective λ, each weighted by its ‖D − B‖²; `intended_lambda` is that mean
+            of the λ themselves. NaN where base and instruct are equal.
         Cost: reads live and sources once; fp32 dot products of pieces, summed in order in fp64.
         """
         moved, distance = self.projection()
         return moved / distance if distance else float("nan")
 
     def intended_lambda(self) -> float:
-        """What `effective_lambda` would be without rounding: λ, or under a rule the mean of the
-        tensors' λ, each weighted by its ‖D − B‖². NaN where base and instruct are equal, or no λ is
-        set.
+        """Return what `effective_lambda` would be without rounding: λ, or under a rule the mean of
+        the tensors' λ, each weighted by its ‖D − B‖². NaN where base and instruct are equal, or no
+        λ is set.
 
         Cost: that of `effective_lambda` under a rule, else nothing.
         """
@@ -651,8 +682,8 @@ class LiveWeights:
 
     @_one_thread
     def aim(self, names: Container[str] | None = None) -> tuple[float, float]:
-        """Σ_t λ_t ‖D_t − B_t‖² and Σ_t ‖D_t − B_t‖² over the interpolated tensors called `names`,
-        all where None."""
+        """Return Σ_t λ_t ‖D_t − B_t‖² and Σ_t ‖D_t − B_t‖² over the interpolated tensors called
+        `names`, over all where None."""
         store = self._open()
         aimed = distance = 0.0
         for t, (_, whole) in self._over_spans(store.products):
@@ -662,8 +693,8 @@ class LiveWeights:
 
     @_one_thread
     def projection(self, names: Container[str] | None = None) -> tuple[float, float]:
-        """⟨W − B, D − B⟩ and ‖D − B‖² over the interpolated weights called `names`, of all where
-        None."""
+        """Return ⟨W − B, D − B⟩ and ‖D − B‖² over the interpolated weights called `names`, over all
+        where None."""
         store = self._open()
 
         def products(t: int, span: slice) -> tuple[float, float]:
@@ -679,9 +710,9 @@ class LiveWeights:
         return moved, distance
 
     def memory(self) -> Memory:
-        """Bytes of the live copy and of what lies beside it: `live_bytes`, `device_bytes`,
-        `host_bytes`, `mapped_bytes` (page cache of mapped files), `total_bytes` (the first
-        three)."""
+        """Return the bytes of the live copy and of what lies beside it: `live_bytes`,
+        `device_bytes`, `host_bytes`, `mapped_bytes` (page cache of mapped files), `total_bytes`
+        (the first three)."""
         beside = [
             *self._open().beside(),
             *(tensor for binding in self._fixed for tensor in binding.sources.values()),
@@ -699,8 +730,8 @@ class LiveWeights:
         )
 
     def close(self) -> None:
-        """Let go of the sources. The live tensors keep the λ they have; nothing else can be asked
-        any more."""
+        """Release the sources. The live tensors keep the λ they have; every other method raises
+        from then on."""
         self._store = self.sources = None
         self._bindings, self._floats, self._fixed, self._watched = [], [], [], []
 
@@ -716,13 +747,13 @@ class LiveWeights:
         self.close()
 
     def _over_spans(self, work: Callable[[int, slice], T]) -> Iterator[tuple[int, T]]:
-        """(t, work(t, span)) for every span of every interpolated tensor, in order; on a CPU one
-        core per span."""
+        """Yield (t, work(t, span)) for every span of every interpolated tensor, in order; on a CPU
+        one core per span."""
         store = self._open()
         spans = [(t, span) for t in range(len(self._floats)) for span in store.spans(t)]
         on_cpu = all(binding.live.device.type == "cpu" for binding in self._floats)
         run = over_cores if on_cpu else map
-        return zip((t for t, _ in spans), run(lambda at: work(*at), spans))
+        return zip((t for t, _ in spans), run(lambda one: work(*one), spans))
 
     def _open(self) -> CompositeStore:
         if self._store is None or self.sources is None:
@@ -749,7 +780,7 @@ class LiveWeights:
 
 
 def _form(tensor: torch.Tensor) -> tuple[torch.Size, tuple[int, ...], torch.dtype]:
-    """How `tensor` reads its memory: the same bytes in another form are another weight."""
+    """Return shape, strides and dtype: the same bytes in another form are another weight."""
     return tensor.shape, tensor.stride(), tensor.dtype
 
 
@@ -776,9 +807,9 @@ def _overwritten(names: Sequence[str]) -> WeightsError:
     )
 
 
-def _writing(made: Iterable[Binding]) -> AbstractContextManager[None]:
-    """The mode in which the live tensors may be written: inference tensors only in inference
+def _writing(bound: Iterable[Binding]) -> AbstractContextManager[None]:
+    """Return the mode in which the live tensors may be written: inference tensors only in inference
     mode."""
     import torch
 
-    return inference() if any(b.live.is_inference() for b in made) else torch.no_grad()
+    return inference() if any(b.live.is_inference() for b in bound) else torch.no_grad()

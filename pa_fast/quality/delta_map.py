@@ -30,10 +30,10 @@ def write(report: PairReport, path: str | pathlib.Path) -> None:
 
     Raises:
         OutputError: `path` lies in a checkpoint of the pair; or see
-            `pa_fast.sweep.figure.check_place`.
+            `pa_fast.sweep.figure.check_output_path`.
     """
     check_outside(path, (report.base.folder, report.instruct.folder))
-    figure.check_place(pathlib.Path(path))
+    figure.check_output_path(pathlib.Path(path))
     figure.save(lambda: draw(report), pathlib.Path(path))
 
 

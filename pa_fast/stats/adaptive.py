@@ -1,4 +1,4 @@
-"""Where to look next: the λ of `--lambdas auto`, a function of what is recorded."""
+"""Adaptive schedules: the next λ of `--lambdas auto`, a function of the recorded scores."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pa_fast.stats.items import Items
 COARSE = tuple(k / 5 for k in range(6))
 STEP = 0.1
 WIDEST = 0.4
-"""Of the set of λ*: over a wider one more λ tell nothing, only more items do."""
+"""Widest set of λ* to refine: in a wider one only more items help, not more λ."""
 LATTICE = 0.02
 NEAR = 0.01
 DRAWS = 4000
@@ -22,40 +22,40 @@ DRAWS = 4000
 
 @dataclass(frozen=True)
 class Next:
-    """λ to evaluate, and why; none where the schedule is done."""
+    """The λ to evaluate, with the reason; none where the schedule is done."""
 
     lams: tuple[float, ...]
     why: str
 
 
 def first() -> Next:
-    """The λ of every adaptive schedule."""
+    """Return the first λ of every adaptive schedule."""
     return Next(COARSE, "coarse grid")
 
 
 def following(items: Items) -> Next:
     """Return the λ to evaluate after `items`, which hold the coarse grid; at most 12 in all.
 
-    A function of the scores at the λ of its own schedule. Others that were evaluated do not change
-    it, but for one beside the peak, which then stands for it; nor does the order.
+    It is a function of the scores at the λ of this schedule, in any order. Other λ that were
+    evaluated change it only where one is beside the peak, which it replaces.
 
     Raises:
         ValueError: a λ of the coarse grid is missing.
     """
-    coarse = [_place(items, lam) for lam in COARSE]
+    coarse = [_index(items, lam) for lam in COARSE]
     if None in coarse:
         raise ValueError("the coarse grid is not complete")
-    found = curve(items.at(np.array(coarse)))
-    inside = found.lams[best_set(found, draws(found.cov, DRAWS))]
+    coarse_curve = curve(items.select(np.array(coarse)))
+    inside = coarse_curve.lams[best_set(coarse_curve, draws(coarse_curve.cov, DRAWS))]
     low, high = float(inside[0]), float(inside[-1])
     if high - low > WIDEST + 1e-9:
         return Next((), f"the best λ lies in {low:g}–{high:g}: more items, not more λ")
     steps = np.arange(max(0.0, low - STEP), min(1.0, high + STEP) + 1e-9, STEP)
     fine = sorted({*COARSE, *(round(float(lam), 6) for lam in steps)})
-    missing = tuple(lam for lam in fine if _place(items, lam) is None)
+    missing = tuple(lam for lam in fine if _index(items, lam) is None)
     if missing:
         return Next(missing, f"the best λ lies in {low:g}–{high:g}")
-    part = items.at(np.array([_place(items, lam) for lam in fine]))
+    part = items.select(np.array([_index(items, lam) for lam in fine]))
     lattice = np.linspace(0.0, 1.0, round(1 / LATTICE) + 1)
     peak = round(float(lattice[np.argmax(Smoother(part.lams)(part.values(), lattice))]), 6)
     if np.abs(items.lams - peak).min() <= NEAR + 1e-9:
@@ -63,6 +63,6 @@ def following(items: Items) -> Next:
     return Next((peak,), "the smoothed curve's peak")
 
 
-def _place(items: Items, lam: float) -> int | None:
-    found = np.flatnonzero(np.abs(items.lams - lam) < 1e-9)
-    return int(found[0]) if len(found) else None
+def _index(items: Items, lam: float) -> int | None:
+    matches = np.flatnonzero(np.abs(items.lams - lam) < 1e-9)
+    return int(matches[0]) if len(matches) else None

@@ -1,4 +1,4 @@
-"""The answer of a sweep: which λ, how much it gains, how sure that is, and what it costs."""
+"""The answer of a sweep: the λ to use, its gain with intervals, and its cost in other scores."""
 
 from __future__ import annotations
 
@@ -18,21 +18,26 @@ from pa_fast.stats.finding import INSTRUCT, Evaluation, Finding, Interval, find
 from pa_fast.stats.frontier import kept, undominated
 
 POWER = 0.8
-"""Gains that are found in fewer sweeps than this share are said to be mostly missed."""
+"""Share of sweeps that find a gain, below which the answer says that it would mostly be missed."""
 
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """Everything that a sweep says, for the terminal, results.json and the report alike.
+    """The result of a sweep's statistics, for the terminal, results.json and the report alike.
+
+    Example:
+        answer = pa_fast.SweepResult.load("runs/x").answer(keep={"ifeval": 0.98})
+        print(answer.sentence)
+        lm.set_lambda(answer.chosen)
 
     Attributes:
         objective: the finding of the evaluator that chooses.
         findings: of all evaluators, in the order of the run.
         chosen: λ̂; the best score's λ where no interval can be given.
         gain: over λ = 1 at λ̂, cross-fitted, in the unit of the score; None without λ = 1 or
-            intervals. Beside it stands `objective.difference(chosen)`.
-        allowed: the λ that keep what was asked to be kept; None where nothing was.
-        keep: shares of the score at λ = 1 by evaluator, as asked for.
+            intervals. Its band is that of `objective.difference(chosen)`.
+        allowed: the λ that keep the shares in `keep`; None where there are none.
+        keep: shares of the score at λ = 1 by evaluator, as given to `analyse`.
     """
 
     objective: Finding
@@ -48,8 +53,8 @@ class Answer:
         return tuple(one for one in self.findings if one is not self.objective)
 
     def frontier(self, other: str) -> dict[Lambda, bool]:
-        """Return, for each λ of the objective and of evaluator `other`, whether it is undominated
-        on the two.
+        """Return λ → whether it is undominated on the objective and evaluator `other`, for each λ
+        that both have.
 
         Raises:
             StatisticsError: one of them has no intervals.
@@ -57,11 +62,11 @@ class Answer:
         """
         two = [self.objective, _named(self.findings, other)]
         lams = [lam for lam in two[0].lams if lam in two[1].lams]
-        curves = [one.measured()[1].at([one.index(lam) for lam in lams]) for one in two]
+        curves = [one.measured()[1].select([one.index(lam) for lam in lams]) for one in two]
         return dict(zip(lams, map(bool, undominated(curves, self.objective.level))))
 
     def rows(self) -> Iterator[dict[str, object]]:
-        """Tidy rows, one for each evaluator, task (empty: all of them), λ and reference."""
+        """Yield tidy rows, one for each evaluator, task (empty: all of them), λ and reference."""
         for finding in self.findings:
             yield from _rows(finding.name, "", finding)
             tasks = finding.tasks() if finding.curve is not None else ()
@@ -70,7 +75,7 @@ class Answer:
 
     @property
     def sentence(self) -> str:
-        """The answer in words: the first line of whatever is printed."""
+        """The answer in words."""
         one = self.objective
         if one.refused is not None:
             best = one.scores[one.index(self.chosen)]
@@ -107,11 +112,11 @@ class Answer:
         one = self.objective
         band = one.bands[INSTRUCT]
         most = float(band.high.max())
-        place = one.index(self.chosen)
-        missed = (band.c + float(ndtri(POWER))) * float(band.se[place])
-        told = "told from" if (band.high >= 0).all() else "told to be better than"
+        index = one.index(self.chosen)
+        missed = (band.c + float(ndtri(POWER))) * float(band.se[index])
+        verb = "told from" if (band.high >= 0).all() else "told to be better than"
         return (
-            f"No λ can be {told} λ = 1 with {one.n:,} items: gains above {_amount(most, one)} "
+            f"No λ can be {verb} λ = 1 with {one.n:,} items: gains above {_amount(most, one)} "
             f"are excluded, gains under about {missed * one.scale:.2g} would mostly be missed"
             f"{self._limits()}."
         )
@@ -143,8 +148,12 @@ def analyse(
         evaluations: of one sweep.
         objective: the evaluator whose best λ is looked for; the first if not given.
         keep: the share of the score at λ = 1 that other evaluators must keep, such as
-            `{"ifeval": 0.98}`: λ that cannot be told to keep it are not chosen.
+            `{"ifeval": 0.98}`: λ that do not keep it significantly are not chosen.
         level: of bands and of the set of λ*.
+
+    Example:
+        scores = {lam: evaluate(lam) for lam in pa_fast.lambdas("0:1:0.1")}  # λ → pa_fast.Score
+        print(analyse([Evaluation.of("accuracy", scores)]).sentence)
 
     Raises:
         UsageError: no evaluator of that name, no score, or a share that is not in (0, 1].
@@ -175,7 +184,7 @@ def _choice(one: Finding, allowed: NDArray[np.bool_]) -> tuple[Lambda, float | N
 def _allowed(
     one: Finding, findings: Sequence[Finding], keep: Mapping[str, float], level: float
 ) -> NDArray[np.bool_]:
-    """(K,) the λ of `one` that keep the shares."""
+    """Return (K,) whether each λ of `one` keeps the shares."""
     allowed = np.ones(len(one.lams), bool)
     for name, share in keep.items():
         if not 0 < share <= 1:
@@ -190,23 +199,23 @@ def _allowed(
 
 
 def _named(findings: Sequence[Finding], name: str) -> Finding:
-    found = next((one for one in findings if one.name == name), None)
-    if found is None:
+    finding = next((one for one in findings if one.name == name), None)
+    if finding is None:
         names = ", ".join(one.name for one in findings)
         raise UsageError(f"no evaluator `{name}` has a score", f"one of: {names}")
-    return found
+    return finding
 
 
 def _rows(evaluator: str, task: str, one: Finding) -> Iterator[dict[str, object]]:
-    for place, lam in enumerate(one.lams):
+    for index, lam in enumerate(one.lams):
         measured = one.curve is not None
         shared = {
             "lambda": lam.key,
             "evaluator": evaluator,
             "task": task,
             "metric": one.unit,
-            "score": float(one.scores[place]),
-            "se": float(np.sqrt(one.measured()[1].cov[place, place])) if measured else None,
+            "score": float(one.scores[index]),
+            "se": float(np.sqrt(one.measured()[1].cov[index, index])) if measured else None,
             "n": one.n,
         }
         for ref in one.bands if measured else (None,):
@@ -217,12 +226,12 @@ def _rows(evaluator: str, task: str, one: Finding) -> Iterator[dict[str, object]
                 "low": None if held is None else held.low,
                 "high": None if held is None else held.high,
                 "p_adj": None if held is None else held.p,
-                "in_set": bool(one.in_set[place]) if measured else None,
+                "in_set": bool(one.in_set[index]) if measured else None,
             }
 
 
 def _amount(value: float, one: Finding, sign: str = "") -> str:
-    """A difference of scores in words: in points to one decimal, else in three digits."""
+    """Return a difference of scores in words: in points to one decimal, else in three digits."""
     if one.scale == 100:
         return f"{100 * value:{sign}.1f} points".replace("-", "−")
     return f"{value:{sign}.3g}".replace("-", "−")

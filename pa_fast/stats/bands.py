@@ -19,7 +19,7 @@ class Band:
     """Differences to the score at one λ, with an interval that holds at all λ at once.
 
     Attributes:
-        ref: which λ.
+        ref: the index of that λ.
         diff: (K,) s − s[ref].
         se: (K,) standard errors of `diff`; 0 at `ref`.
         c: half widths in standard errors.
@@ -42,7 +42,7 @@ class Band:
 
 
 def draws(cov: Array, count: int = DRAWS, seed: int = 0) -> Array:
-    """(K, count) draws of N(0, `cov`), the same on every machine to rounding.
+    """Return (K, count) draws of N(0, `cov`), the same on every machine up to rounding.
 
     Numerics: by Cholesky of S + 1e-10 · mean diagonal; eigenvectors differ between machines.
     """
@@ -54,7 +54,7 @@ def draws(cov: Array, count: int = DRAWS, seed: int = 0) -> Array:
 
 
 def band(curve: Curve, ref: int, z: Array, level: float = LEVEL) -> Band:
-    """The band of differences to λ number `ref`: max-t over the other λ.
+    """Return the band of differences to λ number `ref`: max-t over the other λ.
 
     Args:
         z: (K, M) `draws(curve.cov)`.
@@ -73,7 +73,8 @@ def band(curve: Curve, ref: int, z: Array, level: float = LEVEL) -> Band:
 
 
 def best_set(curve: Curve, z: Array, level: float = LEVEL) -> NDArray[np.bool_]:
-    """(K,) whether λ is in the set of λ*: a test of "no λ is better" at 1 − `level` keeps it.
+    """Return (K,) whether λ is in the set of λ*: a test of "no λ is better" at 1 − `level` keeps
+    it.
 
     λ_k is kept unless max_j (s_j − s_k) / se_jk exceeds the `level` quantile of that maximum.
 
@@ -89,7 +90,7 @@ def best_set(curve: Curve, z: Array, level: float = LEVEL) -> NDArray[np.bool_]:
 
 
 def hull(keep: NDArray[np.bool_]) -> tuple[int, int]:
-    """The places of the range of λ that holds the best one, as it is printed: from the last λ below
-    the set that is not in it to the first one above."""
+    """Return first and last index of the range of λ that holds the best one, as it is printed: from
+    the last λ below the set to the first one above."""
     inside = np.flatnonzero(keep)
     return max(0, int(inside[0]) - 1), min(len(keep) - 1, int(inside[-1]) + 1)

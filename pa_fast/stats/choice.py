@@ -1,4 +1,5 @@
-"""The λ to take: of those that score as well as the best, where the smoothed curve is highest."""
+"""The choice of λ: of those that score as well as the best, the one of the highest smoothed
+score."""
 
 from __future__ import annotations
 
@@ -41,27 +42,28 @@ class Smoother:
         logs = np.log(np.diagonal(root, axis1=-2, axis2=-1)).sum(-1)
         self._penalty = logs + 0.5 * np.log(self._square)
 
-    def __call__(self, s: Array, at: Array | None = None) -> Array:
-        """(M,) the smoothed scores `s` (K,) at the M λ `at`; at the K λ themselves if not given."""
-        at = self.lams if at is None else at
+    def __call__(self, s: Array, lams: Array | None = None) -> Array:
+        """Return (M,) smoothed scores `s` (K,) at the M λ `lams`; at the K λ themselves by
+        default."""
+        lams = self.lams if lams is None else lams
         unit = np.ptp(s)
         if unit == 0:
-            return np.full(len(at), s[0])
+            return np.full(len(lams), s[0])
         white = self._inverse @ (s / unit)
         mean = (self._ones * white).sum(-1) / self._square
         rest = white - mean[:, None] * self._ones
         likelihood = -0.5 * (rest**2).sum(-1) - self._penalty
         best = np.flatnonzero(likelihood >= likelihood.max() - 1e-9)[0]  # the first of equal ones
         weights = rest[best] @ self._inverse[best]
-        found: Array = unit * (mean[best] + self._kernel(at)[best] @ weights)
-        return found
+        smoothed: Array = unit * (mean[best] + self._kernel(lams)[best] @ weights)
+        return smoothed
 
-    def _kernel(self, at: Array) -> Array:
-        """(60, M, K) covariances of the scores at `at` and at the K λ."""
-        found: Array = self._amplitude**2 * np.exp(
-            -((at[:, None] - self.lams) ** 2) / (2 * self._scale**2)
+    def _kernel(self, lams: Array) -> Array:
+        """Return (60, M, K) covariances of the scores at `lams` and at the K λ."""
+        covariance: Array = self._amplitude**2 * np.exp(
+            -((lams[:, None] - self.lams) ** 2) / (2 * self._scale**2)
         )
-        return found
+        return covariance
 
 
 def choose(
@@ -69,14 +71,14 @@ def choose(
     smoother: Smoother | None = None,
     allowed: NDArray[np.bool_] | None = None,
 ) -> int:
-    """Return the place of λ̂, the λ to take, among those of `curve`.
+    """Return the index of λ̂, the λ to use, among those of `curve`.
 
-    The highest smoothed score among the λ whose own score is within one paired standard error of
-    the best score; of equal ones the λ nearest to 1.
+    It has the highest smoothed score among the λ whose own score is within one paired standard
+    error of the best score; of equal ones it is the λ nearest to 1.
 
     Args:
-        smoother: of `curve.lams`, to save making it anew.
-        allowed: (K,) λ that may be taken; all if not given. The others smooth the curve too.
+        smoother: of `curve.lams`, to avoid making it again.
+        allowed: (K,) λ that may be chosen; all if not given. The others smooth the curve too.
     """
     smoother = smoother or Smoother(curve.lams)
     return choose_near(curve.s, lambda best: curve.se()[best], smoother, allowed)
@@ -88,8 +90,8 @@ def choose_near(
     smoother: Smoother,
     allowed: NDArray[np.bool_] | None = None,
 ) -> int:
-    """`choose` from scores `s` (K,) and a function of a place to the (K,) standard errors of
-    differences to it: one row of the covariance is all that the choice needs."""
+    """Return `choose` from scores `s` (K,) and `se`, a function from an index to the (K,) standard
+    errors of differences to it: the choice needs one row of the covariance alone."""
     allowed = np.ones(len(s), bool) if allowed is None else allowed
     best = int(np.argmax(np.where(allowed, s, -np.inf)))
     allowance = se(best)

@@ -1,4 +1,4 @@
-"""Honest gain: chosen on some items, measured on others."""
+"""Cross-fitted gain: λ is chosen on some items, and its gain measured on others."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FOLDS, REPEATS = 5, 10
 
 @dataclass(frozen=True)
 class Half:
-    """λ chosen on one half of the items, its gain over the reference on the other half.
+    """The λ chosen on one half of the items, and its gain over the reference on the other half.
 
     Attributes:
         lam: the λ that was chosen.
@@ -37,14 +37,15 @@ def crossfit(
     whole: Curve | None = None,
     allowed: NDArray[np.bool_] | None = None,
 ) -> float:
-    """Gain over λ number `ref` at the λ that is chosen without the items that measure it.
+    """Return the gain over λ number `ref` at the λ that is chosen without the items that measure
+    it.
 
     Five folds within strata, ten times; seed 0. Each fold is scored at the λ that the other four
     choose, and the items of all folds together give the gain.
 
     Args:
-        whole: `curve(items)`. A metric with parts takes its covariance, scaled to the number of
-            items in four folds, instead of a bootstrap of each.
+        whole: `curve(items)`. For a metric with parts its covariance, scaled to the number of items
+            in four folds, replaces a bootstrap of each.
         allowed: (K,) λ that may be chosen; all if not given.
 
     Cost: 50 times O(n K), without products of matrices, whose threads would contend.
@@ -65,9 +66,10 @@ def crossfit(
 
 
 def half_split(items: Items, ref: int, level: float = LEVEL) -> Half:
-    """The old-fashioned split: choose on a random half of the items, report on the other.
+    """Choose λ on a random half of the items, and return its gain on the other half.
 
-    Stratified, seed 0. As wide as the simultaneous band on all items.
+    The split is stratified, with seed 0. The interval is as wide as the simultaneous band on all
+    items.
     """
     rng = np.random.Generator(np.random.PCG64(0))
     first = _folds(items, 2, rng) == 0
@@ -79,7 +81,8 @@ def half_split(items: Items, ref: int, level: float = LEVEL) -> Half:
 
 
 def _folds(items: Items, folds: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """(n,) a fold for each item: of each stratum as many in each as can be, of all as well."""
+    """Return (n,) the fold of each item; folds have equal shares of each stratum and of all
+    items."""
     number = np.arange(len(items.y)) % folds
     for start, count in zip(items.starts, items.counts):
         number[start : start + count] = rng.permutation(number[start : start + count])
@@ -93,7 +96,7 @@ def _chosen(
     smoother: Smoother,
     allowed: NDArray[np.bool_] | None,
 ) -> int:
-    """The λ that `part` of the `n` items chooses."""
+    """Return the index of the λ that `part` of the `n` items chooses."""
     if part.parts is not None:
         scaled = replace(whole, s=part.values(), cov=whole.cov * (n / len(part.y)))
         return choose(scaled, smoother, allowed)
@@ -107,7 +110,7 @@ def _chosen(
 
 
 def _gain(items: Items, columns: NDArray[np.int64], ref: int) -> float:
-    """The value with each item scored at a λ of its own, less the value at `ref`."""
+    """Return the value with each item scored at a λ of its own, less the value at `ref`."""
     rows = np.arange(len(columns))
     pair = np.stack([columns, np.full(len(columns), ref)], axis=1)
     parts = None if items.parts is None else items.parts[rows[:, None], pair]

@@ -1,4 +1,4 @@
-"""The curve of a score along λ, and the covariance of its errors: all that bands are made of."""
+"""The curve of a score along λ, and the covariance of its errors, from which bands are computed."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Curve:
         lams: (K,) ascending.
         s: (K,) scores.
         cov: (K, K) covariance of their errors.
-        floor: least standard error of a difference: the worth of one item. Without it, λ that
-            differ in few items would seem to differ in none: 85 % coverage at 200 items.
+        floor: least standard error of a difference, that of one item. Without it, λ that differ in
+            few items would seem to differ in none: 85 % coverage at 200 items.
     """
 
     lams: Array
@@ -34,19 +34,19 @@ class Curve:
     floor: float
 
     def se(self) -> Array:
-        """(K, K) standard errors of s_j − s_k, at least `floor`."""
+        """Return (K, K) standard errors of s_j − s_k, at least `floor`."""
         variance = np.diag(self.cov)
         squared = variance[:, None] + variance - 2 * self.cov
         return np.sqrt(np.maximum(squared, self.floor**2))
 
-    def at(self, places: Sequence[int]) -> Curve:
-        """The curve at some of its λ."""
-        cov = self.cov[np.ix_(places, places)]
-        return Curve(self.lams[places], self.s[places], cov, self.floor)
+    def select(self, indices: Sequence[int]) -> Curve:
+        """Return the curve at the λ of these indices."""
+        cov = self.cov[np.ix_(indices, indices)]
+        return Curve(self.lams[indices], self.s[indices], cov, self.floor)
 
 
 def curve(items: Items) -> Curve:
-    """The curve of `items`.
+    """Return the curve of `items`.
 
     Of a mean, S = Σ_g w_g² Cov_g / n_g over strata g of n_g items with divisor n_g − 1; where
     weights differ within a stratum, Cov_g is that of its weighted mean's linearisation, and the
@@ -62,8 +62,8 @@ def curve(items: Items) -> Curve:
 
 
 def spread(items: Items) -> tuple[Array, Array]:
-    """(K,) scores of a mean, and (n, K) deviations D of its items from their stratum's mean, scaled
-    so that S = DᵀD."""
+    """Return (K,) scores of a mean, and (n, K) deviations D of its items from their stratum's mean,
+    scaled so that S = DᵀD."""
     counts = items.counts
     sums = np.add.reduceat(items.weights[:, None] * items.y, items.starts)
     means = sums / np.add.reduceat(items.weights, items.starts)[:, None]
@@ -72,7 +72,8 @@ def spread(items: Items) -> tuple[Array, Array]:
 
 
 def _bootstrap(items: Items) -> Array:
-    """(K, K) covariance of the value over replicates of the items, as many of each stratum."""
+    """Return the (K, K) covariance of the value over replicates of the items, resampled within
+    strata."""
     assert items.parts is not None
     rng = np.random.Generator(np.random.PCG64(0))
     k, p = items.parts.shape[1:]
@@ -82,26 +83,27 @@ def _bootstrap(items: Items) -> Array:
 
 
 def _resampled(rows: Array, rng: np.random.Generator) -> Array:
-    """(2000, …) sums of as many rows as there are, drawn with replacement."""
+    """Return (2000, …) sums of as many rows as there are, drawn with replacement."""
     count = len(rows)
     sums = np.empty((REPLICATES, rows.shape[1]))
     size = max(1, _CHUNK // count)
     for first in range(0, REPLICATES, size):
         times = min(size, REPLICATES - first)
-        drawn = rng.integers(0, count, (times, count)) + count * np.arange(times)[:, None]
-        often = np.bincount(drawn.ravel(), minlength=times * count).reshape(times, count)
+        rows_drawn = rng.integers(0, count, (times, count)) + count * np.arange(times)[:, None]
+        often = np.bincount(rows_drawn.ravel(), minlength=times * count).reshape(times, count)
         sums[first : first + times] = often @ rows
     return sums
 
 
 def percent(whole: Curve, ref: int) -> Curve:
-    """The curve of s(λ) / s(ref): 1 at `ref`.
+    """Return the curve of s(λ) / s(ref): 1 at `ref`.
 
-    An item's value is (y(λ) − r·y(ref)) / s(ref), a linear function of its scores: so is S of S.
-    Of several tasks it is the percentage *of their mean*, not the mean of percentages.
+    An item's value is (y(λ) − r·y(ref)) / s(ref), a linear function of its scores, so the new
+    covariance is linear in S. Of several tasks it is the percentage of their mean, not the mean of
+    percentages.
 
     Raises:
-        UsageError: s(ref) is not told from 0, and nothing is a percentage of it.
+        UsageError: s(ref) is within three standard errors of 0.
     """
     unit = whole.s[ref]
     if abs(unit) < 3 * max(np.sqrt(whole.cov[ref, ref]), whole.floor):

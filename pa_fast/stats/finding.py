@@ -1,4 +1,4 @@
-"""Findings: the curve of one evaluator, its differences, its set of λ*, its tasks."""
+"""Findings: the curve of one evaluator with its differences, its set of λ* and its tasks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pa_fast.stats.items import Array, Column, Items, collect
 
 INSTRUCT, BASE = Lambda(1), Lambda(0)
 MOST_LAMBDAS = 201
-"""Of more λ so many are looked at, evenly spread: the cost grows with their number squared."""
+"""Most λ that are analysed, evenly spread: the cost grows with their number squared."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Evaluation:
 
     Attributes:
         values: the reported scores, in `unit`.
-        column: the items at a λ; called for those λ alone that are looked at.
+        column: λ → its items; called only for the λ that are analysed.
     """
 
     name: str
@@ -39,7 +39,8 @@ class Evaluation:
     def of(
         cls, name: str, scores: Mapping[Any, Score], higher_is_better: bool = True
     ) -> Evaluation:
-        """Scores by λ (a `Lambda`, a number or text) as the evaluator returned them."""
+        """Return the evaluation of scores by λ (a `Lambda`, a number or text), as the evaluator
+        returned them."""
         exact = {Lambda(lam): score for lam, score in scores.items()}
         values = {lam: score.value for lam, score in exact.items()}
         unit = next((score.unit for score in exact.values()), "")
@@ -58,15 +59,15 @@ class Interval:
 
 @dataclass(frozen=True, eq=False)
 class Finding:
-    """The curve of one evaluator, or of one task of it, and what can be told from it.
+    """The curve of one evaluator, or of one task of it, with its statistics.
 
     Attributes:
-        lams: the K λ that were looked at, ascending.
+        lams: the K λ that were analysed, ascending.
         scores: (K,) as reported.
-        left_out: how many more λ have a score.
-        refused: why no interval can be given; the fields after it are then empty.
+        left_out: number of other λ that have a score.
+        refused: the reason why there are no intervals; the fields after it are then empty.
         items, curve: higher is better, costs with their sign changed.
-        in_set: (K,) whether a λ may be the best one.
+        in_set: (K,) True where a λ may be the best one.
         bands: of differences to λ = 1 and λ = 0, where these were evaluated; higher is better.
     """
 
@@ -90,19 +91,19 @@ class Finding:
 
     @property
     def range(self) -> tuple[Lambda, Lambda]:
-        """Where the best λ lies: the set's hull, widened to the λ next to it."""
+        """The range of the best λ: the set's hull, widened to the λ next to it."""
         self.measured()
         low, high = hull(self.in_set)
         return self.lams[low], self.lams[high]
 
     @property
     def scale(self) -> int:
-        """100 where items are right or wrong or between, and differences said in points; else 1."""
+        """100 where item scores are from 0 to 1, so that differences are in points; else 1."""
         y = self.measured()[0].y
         return 100 if np.abs(y).max() <= 1 and y.min() >= 0 else 1
 
     def index(self, lam: Lambda) -> int:
-        """The place of `lam` among `lams`.
+        """Return the index of `lam` in `lams`.
 
         Raises:
             UsageError: it was not evaluated.
@@ -112,7 +113,8 @@ class Finding:
         return self.lams.index(lam)
 
     def difference(self, lam: Lambda, ref: Lambda = INSTRUCT) -> Interval:
-        """The score at `lam` less that at `ref`, λ = 1 or 0, as reported: of costs < 0 is better.
+        """Return the score at `lam` less that at `ref`, λ = 1 or 0, as reported: of costs < 0 is
+        better.
 
         Raises:
             StatisticsError: no interval can be given.
@@ -120,33 +122,34 @@ class Finding:
         """
         self.measured()
         self.index(ref)
-        held, place = self.bands[ref], self.index(lam)
-        ends = held.low[place], held.high[place]
+        held, index = self.bands[ref], self.index(lam)
+        ends = held.low[index], held.high[index]
         if self.higher_is_better:
-            return Interval(*map(float, (held.diff[place], *ends, held.p[place])))
-        return Interval(*map(float, (-held.diff[place], -ends[1], -ends[0], held.p[place])))
+            return Interval(*map(float, (held.diff[index], *ends, held.p[index])))
+        return Interval(*map(float, (-held.diff[index], -ends[1], -ends[0], held.p[index])))
 
     def percent(self, lam: Lambda, ref: Lambda = INSTRUCT) -> Interval:
-        """The score at `lam` as a share of that at `ref`: 1 is all of it.
+        """Return the score at `lam` as a share of that at `ref`: 1 is all of it.
 
         Raises:
             StatisticsError: no interval can be given.
             UsageError: either was not evaluated, or the score at `ref` is about 0.
         """
         whole = percent(self.measured()[1], self.index(ref))
-        held, place = band(whole, self.index(ref), draws(whole.cov), self.level), self.index(lam)
-        figures = 1 + held.diff[place], 1 + held.low[place], 1 + held.high[place], held.p[place]
+        held, index = band(whole, self.index(ref), draws(whole.cov), self.level), self.index(lam)
+        figures = 1 + held.diff[index], 1 + held.low[index], 1 + held.high[index], held.p[index]
         return Interval(*map(float, figures))
 
     def wins(self, lam: Lambda, ref: Lambda = INSTRUCT) -> tuple[int, int]:
-        """Numbers of items that are better at `lam` than at `ref`, and that are worse."""
+        """Return the numbers of items that are better at `lam` than at `ref`, and that are
+        worse."""
         y = self.measured()[0].y
         change = y[:, self.index(lam)] - y[:, self.index(ref)]
         return int((change > 0).sum()), int((change < 0).sum())
 
     def tasks(self) -> tuple[Finding, ...]:
-        """Each task, a group of items, as a finding of its own, by name; bands are those of its own
-        λ, not of all tasks together. A task of one item is refused.
+        """Return a finding for each task, a group of items, by name; its bands hold for this task
+        alone, not for all together. A task of one item is refused.
 
         Cost: that of a finding for each.
         """
@@ -166,10 +169,10 @@ class Finding:
         return _measured(blank, items)
 
     def measured(self) -> tuple[Items, Curve]:
-        """The items and their curve.
+        """Return the items and their curve.
 
         Raises:
-            StatisticsError: there are none: no interval can be given.
+            StatisticsError: there are none, so no interval can be given.
         """
         if self.items is None or self.curve is None:
             raise self.refused or StatisticsError(f"`{self.name}` has no items")
@@ -177,9 +180,10 @@ class Finding:
 
 
 def find(evaluation: Evaluation, level: float = LEVEL) -> Finding:
-    """The finding of one evaluator; refused where its items do not make up its scores.
+    """Return the finding of one evaluator, without intervals where its items do not make up its
+    scores.
 
-    Of more than 201 λ that many are looked at, the best and λ = 0 and 1 among them.
+    Of more than 201 λ that many are analysed, the best and λ = 0 and 1 among them.
 
     Raises:
         UsageError: there is no score at all.
@@ -189,13 +193,13 @@ def find(evaluation: Evaluation, level: float = LEVEL) -> Finding:
         raise UsageError(f"`{evaluation.name}` has no score", "run the sweep first")
     scores = np.array([evaluation.values[lam] for lam in lams])
     sign = 1 if evaluation.higher_is_better else -1
-    places = _thinned(lams, int(np.argmax(sign * scores)))
-    lams, left_out = tuple(lams[place] for place in places), len(lams) - len(places)
+    indices = _thinned(lams, int(np.argmax(sign * scores)))
+    lams, left_out = tuple(lams[index] for index in indices), len(lams) - len(indices)
     blank = Finding(
         evaluation.name,
         evaluation.higher_is_better,
         lams,
-        scores[places],
+        scores[indices],
         evaluation.unit,
         level,
         left_out,
@@ -209,20 +213,20 @@ def find(evaluation: Evaluation, level: float = LEVEL) -> Finding:
 
 
 def _measured(blank: Finding, items: Items) -> Finding:
-    found = curve(items)
-    z = draws(found.cov)
+    points = curve(items)
+    z = draws(points.cov)
     bands = {
-        ref: band(found, blank.lams.index(ref), z, blank.level)
+        ref: band(points, blank.lams.index(ref), z, blank.level)
         for ref in (INSTRUCT, BASE)
         if ref in blank.lams
     }
     return replace(
-        blank, items=items, curve=found, in_set=best_set(found, z, blank.level), bands=bands
+        blank, items=items, curve=points, in_set=best_set(points, z, blank.level), bands=bands
     )
 
 
 def _thinned(lams: tuple[Lambda, ...], best: int) -> list[int]:
-    """Places of the λ that are looked at."""
+    """Return the indices of the λ that are analysed."""
     if len(lams) <= MOST_LAMBDAS:
         return list(range(len(lams)))
     named = {best} | {lams.index(ref) for ref in (INSTRUCT, BASE) if ref in lams}

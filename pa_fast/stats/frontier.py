@@ -14,32 +14,32 @@ from pa_fast.stats.items import Array
 
 
 def kept(curve: Curve, ref: int, share: float, level: float = LEVEL) -> NDArray[np.bool_]:
-    """(K,) the λ at which at least `share` of the score at λ number `ref` is kept, told so.
+    """Return (K,) whether λ significantly keeps at least `share` of the score at λ number `ref`.
 
     From `ref` downwards, a λ is kept while its score less `share` times that of `ref` is above 0 by
-    1.645 standard errors of that difference; the first that fails ends the walk. `ref` itself
-    always is. Of costs, and of other scores < 0, the share is one of the reciprocal: a perplexity
+    1.645 standard errors of that difference; the first that is not ends the walk. `ref` itself
+    always is. Of costs, and of other scores < 0, the share is that of the reciprocal: a perplexity
     is kept to 98 % up to 1/0.98 of it.
     """
     factor = share if curve.s[ref] >= 0 else 1 / share
     variance = np.diag(curve.cov) + factor**2 * curve.cov[ref, ref] - 2 * factor * curve.cov[ref]
     se = np.sqrt(np.maximum(variance, curve.floor**2))
     passed = curve.s - factor * curve.s[ref] - float(ndtri(level)) * se >= 0
-    found = np.zeros(len(passed), bool)
-    found[ref] = True
+    is_kept = np.zeros(len(passed), bool)
+    is_kept[ref] = True
     for k in range(ref - 1, -1, -1):
         if not passed[k]:
             break
-        found[k] = True
-    return found
+        is_kept[k] = True
+    return is_kept
 
 
 def undominated(curves: Sequence[Curve], level: float = LEVEL) -> NDArray[np.bool_]:
-    """(K,) the λ of the Pareto frontier of several metrics, measured at the same λ.
+    """Return (K,) whether λ is on the Pareto frontier of several metrics, measured at the same λ.
 
     A λ is dominated only if another one is better on every metric by a one-sided max-t test of all
-    pairs of λ on all metrics: points alone lose a true member in 80 % of runs. Errors of different
-    metrics are drawn apart.
+    pairs of λ on all metrics: point estimates lose a true member in 80 % of runs. Errors of
+    different metrics are drawn independently.
     """
     errors = [curve.se() for curve in curves]
     size = len(curves[0].s)

@@ -1,4 +1,4 @@
-"""Items that make up a score: the rows that every statistic of a sweep is computed from."""
+"""Items that make up a score: the rows from which every statistic of a sweep is computed."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Column:
 
     @classmethod
     def of(cls, score: Score) -> Column:
-        """The items of `score`."""
+        """Return the items of `score`."""
         items = score.items
         parts = [item.parts for item in items]
         return cls(
@@ -49,17 +49,21 @@ class Column:
         )
 
     def ordered_as(self, other: Column, lam: Lambda) -> Column:
-        """The same items in the order of `other`, which must have the same ones."""
+        """Return the same items in the order of `other`.
+
+        Raises:
+            StatisticsError: `other` has other items.
+        """
         if self.ids == other.ids and self.groups == other.groups:
             return self
-        place = {name: row for row, name in enumerate(zip(self.groups, self.ids))}
+        row_of = {name: row for row, name in enumerate(zip(self.groups, self.ids))}
         names = list(zip(other.groups, other.ids))
-        if len(self.ids) != len(names) or place.keys() != set(names):
+        if len(self.ids) != len(names) or row_of.keys() != set(names):
             raise StatisticsError(
                 f"the items at λ = {lam.key} are not those of the other λ",
                 "score the same items, with the same ids and groups, at each λ",
             )
-        rows = [place[name] for name in names]
+        rows = [row_of[name] for name in names]
         return replace(
             self,
             ids=other.ids,
@@ -77,7 +81,7 @@ class Formula:
     Attributes:
         parts: their names, as an item's `parts` has them.
         inner: (…, P) sums over a stratum to its metric.
-        outer: of the average over strata to what is reported; None: that is the average.
+        outer: average over strata → reported value; None: the average itself.
     """
 
     parts: tuple[str, ...]
@@ -86,7 +90,7 @@ class Formula:
 
 
 def _ratio(above: Array, below: Array) -> Array:
-    """`above / below`, 0 where nothing is below, as scikit-learn has it for F1 and Matthews'."""
+    """Return `above / below`, 0 where `below` is 0, as scikit-learn does for F1 and Matthews'."""
     return np.divide(above, below, out=np.zeros_like(above), where=below != 0)
 
 
@@ -118,12 +122,12 @@ class Items:
     Attributes:
         lams: (K,) ascending.
         y: (n, K) scores of the items, those of costs with their sign changed.
-        weights: (n,) what each counts in the whole; their sum is 1.
+        weights: (n,) of each in the value; their sum is 1.
         starts: (G,) first row of each stratum; rows of one stratum are neighbours.
-        groups: (n,) the task of each item: strata but for those of single items.
+        groups: (n,) the task of each item; a task of several items is a stratum.
         step: the smallest change of one item's score from one λ to another: 1 for right or wrong.
         parts: (n, K, P) of a metric that is no mean of items; None where it is a mean.
-        formulas: of each stratum, how its sums of parts make the metric.
+        formulas: of each stratum, from its sums of parts to the metric.
         sign: −1 where the metric of `parts` is a cost.
     """
 
@@ -144,60 +148,61 @@ class Items:
 
     @property
     def floor(self) -> float:
-        """The change of the value when one item changes, the heaviest one."""
+        """The change of the value when the item of the largest weight changes."""
         return float(self.weights.max()) * self.step
 
     def values(self) -> Array:
-        """(K,) the value at each λ."""
+        """Return (K,) the value at each λ."""
         if self.parts is None:
             return self.weights @ self.y
         return self.combined(np.add.reduceat(self.parts, self.starts, axis=0))
 
     def combined(self, sums: Iterable[Array]) -> Array:
-        """(…, K) the values that sums of parts make, of each stratum an array (…, K, P)."""
+        """Return (…, K) the values of sums of parts, an array (…, K, P) of each stratum."""
         shares = np.add.reduceat(self.weights, self.starts)
         average = sum(
             share * formula.inner(one[..., : len(formula.parts)])
             for share, formula, one in zip(shares, self.formulas, sums, strict=True)
         )
         outer = self.formulas[0].outer
-        found: Array = self.sign * np.asarray(average if outer is None else outer(average))
-        return found
+        values: Array = self.sign * np.asarray(average if outer is None else outer(average))
+        return values
 
     def take(self, rows: NDArray[np.bool_]) -> Items:
-        """The items where `rows` is true; each stratum that keeps any counts what it did."""
+        """Return the items where `rows` is true; each stratum that keeps any keeps its weight."""
         stratum = np.repeat(np.arange(len(self.starts)), self.counts)[rows]
         counts = np.bincount(stratum, minlength=len(self.starts))
         kept = np.bincount(stratum, self.weights[rows], minlength=len(self.starts))
         scale = np.add.reduceat(self.weights, self.starts) / np.where(kept > 0, kept, 1.0)
         weights = self.weights[rows] * scale[stratum]
-        left = counts[counts > 0]
+        remaining = counts[counts > 0]
         return replace(
             self,
             y=self.y[rows],
             weights=weights / weights.sum(),
-            starts=np.cumsum(left) - left,
+            starts=np.cumsum(remaining) - remaining,
             groups=self.groups[rows],
             parts=None if self.parts is None else self.parts[rows],
             formulas=tuple(f for f, count in zip(self.formulas, counts) if count),
         )
 
     def task(self, name: str) -> Items:
-        """The items of one task, as a whole of their own."""
+        """Return the items of one task, with weights that sum to 1."""
         return self.take(self.groups == name)
 
-    def at(self, columns: Sequence[int] | NDArray[Any]) -> Items:
-        """The same items at some of the λ."""
+    def select(self, columns: Sequence[int] | NDArray[Any]) -> Items:
+        """Return the same items at the λ of these indices."""
         parts = None if self.parts is None else self.parts[:, columns]
         return replace(self, lams=self.lams[columns], y=self.y[:, columns], parts=parts)
 
 
 def collect(columns: Mapping[Lambda, Column], higher_is_better: bool) -> Items:
-    """The items of an evaluator at each λ, by group and id, checked against the reported values.
+    """Return the items of an evaluator at each λ, by group and id, checked against the reported
+    values.
 
-    A value is Σ weight · score / Σ weight. Items without weights (all 1) may make it up as the mean
-    over groups of each one's mean, too. Items with `parts` make it up by the formula of those.
-    Groups are strata; those of a single item are merged, or join the smallest where there is one.
+    A value is Σ weight · score / Σ weight. For items without weights (all 1) it may also be the
+    mean over groups of each one's mean, and for items with `parts` it is their formula. Groups are
+    strata; those of a single item are merged, a lone one with the smallest other.
 
     Args:
         columns: of one evaluator, by λ.
@@ -209,8 +214,8 @@ def collect(columns: Mapping[Lambda, Column], higher_is_better: bool) -> Items:
     lams = sorted(columns, key=lambda lam: lam.exact)
     first = columns[lams[0]]
     if len(first.ids) < 2:
-        found = "1 item" if first.ids else "no items"
-        raise StatisticsError(f"the score has {found}", _HINT)
+        count = "1 item" if first.ids else "no items"
+        raise StatisticsError(f"the score has {count}", _HINT)
     ordered = [columns[lam].ordered_as(first, lam) for lam in lams]
     sign = 1 if higher_is_better else -1
     groups = np.unique(np.array(first.groups), return_inverse=True)[1]
@@ -249,14 +254,14 @@ def _same_weights(columns: Sequence[Column], lams: Sequence[Lambda]) -> Array:
 def _with_parts(
     items: Items, columns: Sequence[Column], order: NDArray[np.int64], sign: int
 ) -> Items:
-    """`items` with the parts of `columns`, and the formula of each stratum."""
+    """Return `items` with the parts of `columns`, and the formula of each stratum."""
     known = {frozenset(formula.parts): formula for formula in FORMULAS}
     rows = [column.parts or [None] * len(order) for column in columns]
     names = {frozenset(part or ()) for row in rows for part in row}
     if not names <= known.keys():
-        found = " and ".join(sorted(", ".join(sorted(one)) or "none" for one in names))
+        unknown = " and ".join(sorted(", ".join(sorted(one)) or "none" for one in names))
         listed = "; ".join(", ".join(formula.parts) for formula in FORMULAS)
-        raise StatisticsError(f"items have the parts {found}", f"one of these for all: {listed}")
+        raise StatisticsError(f"items have the parts {unknown}", f"one of these for all: {listed}")
     parts = np.zeros((*items.y.shape, max(map(len, names))))
     formulas = []
     for start, count in zip(items.starts, items.counts):
@@ -276,7 +281,7 @@ def _with_parts(
 
 
 def _merged(groups: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Groups as strata of two items or more, numbered from 0."""
+    """Return groups as strata of two items or more, numbered from 0."""
     counts = np.bincount(groups)
     single = np.flatnonzero(counts == 1)
     if len(single) and len(counts) > 1:
@@ -287,14 +292,14 @@ def _merged(groups: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def _step(y: Array) -> float:
-    """The smallest change along λ; 1 where no item changes. Rounding is none."""
+    """Return the smallest change along λ, rounding aside; 1 where no item changes."""
     gaps = np.diff(np.sort(y, axis=1), axis=1)
     gaps = gaps[gaps > TOLERANCE * np.ptp(y)]
     return float(gaps.min()) if gaps.size else 1.0
 
 
 def _checked(items: Items, macro: Array, reported: Array, lams: Sequence[Lambda]) -> Items:
-    """`items`, or with `macro` for equal weights, whichever makes up the reported values."""
+    """Return `items`, or a copy with weights `macro`, whichever makes up the reported values."""
     candidates = [items]
     if np.ptp(items.weights) == 0 and np.ptp(macro) > 0:
         candidates.insert(0, replace(items, weights=macro))

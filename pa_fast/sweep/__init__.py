@@ -1,7 +1,7 @@
-"""A sweep: every evaluator at every λ, on one live copy of the weights, recorded as it goes.
+"""Sweeps: every evaluator at every λ, on one live copy of the weights, recorded point by point.
 
-`pa_fast.sweep` names the function of `pa_fast.sweeping`, which hides this package; modules are
-reached with `from pa_fast.sweep import driver`.
+`pa_fast.sweep` is the function of `pa_fast.sweeping`, which hides this package; import modules with
+`from pa_fast.sweep import driver`.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ def sweep(
     figure: bool = True,
     shard: tuple[int, int] | None = None,
 ) -> SweepResult:
-    """`pa_fast.sweep` with a list of `Evaluator` objects: the part that knows of no EVAL string;
-    see there."""
+    """Run `pa_fast.sweep` with a list of `Evaluator` objects; see there. This part knows no EVAL
+    strings."""
     from pa_fast.sweep.driver import run
     from pa_fast.sweep.entry import Shard
 

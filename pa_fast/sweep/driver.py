@@ -1,5 +1,5 @@
-"""The sweep: each λ is set, proven and evaluated before the next. What would fail at every λ is
-found before the first one.
+"""The sweep: each λ is set, verified and evaluated before the next. Errors that would occur at
+every λ are raised before the first one.
 """
 
 from __future__ import annotations
@@ -27,9 +27,11 @@ from pa_fast.sweep.recording import Recording
 from pa_fast.sweep.results import SweepResult
 
 
-def proven(engine: CompleteEngine, folder: pathlib.Path, now: Manifest, progress: Progress) -> bool:
-    """Whether `folder` holds such a run of this engine, whose every finished λ has its recorded
-    checksum again.
+def has_recorded_checksums(
+    engine: CompleteEngine, folder: pathlib.Path, now: Manifest, progress: Progress
+) -> bool:
+    """Return whether `folder` holds a run of this engine that was recorded without content sums,
+    and the weights of each finished λ have their recorded checksum again.
 
     Cost: a switch and a checksum for each finished λ of such a run; else the read of one file.
 
@@ -53,15 +55,11 @@ def proven(engine: CompleteEngine, folder: pathlib.Path, now: Manifest, progress
     return True
 
 
-# --- ready
-#
-# Evaluators that would fail at every λ: asked before the first one, and not tried at all of them
-# where nobody could tell.
+# --- evaluators that fail at every λ
 
 
 def check_evaluators(engine: CompleteEngine, evaluators: Sequence[CompleteEvaluator]) -> list[str]:
-    """Ask each of `evaluators` whether it can run on `engine`; returns their
-    notes.
+    """Call the `check` of each of `evaluators` with `engine`; return their notes.
 
     Raises:
         EvaluatorError: some cannot; all of them are named.
@@ -90,8 +88,8 @@ def check_evaluators(engine: CompleteEngine, evaluators: Sequence[CompleteEvalua
 
 
 class Repeats:
-    """Evaluators whose first two attempts of this run failed in the same words. They are not tried
-    at the λ that are left: it would take the same time for the same message.
+    """Evaluators whose first two attempts of this run failed with the same message. They are not
+    tried at the remaining λ.
 
     Args:
         scored: evaluators that have a score already, which are always tried.
@@ -102,10 +100,10 @@ class Repeats:
         self._stuck: set[str] = set()
 
     def note(self, entry: Entry) -> str | None:
-        """Take in what came of an attempt. Returns a note where its evaluator will not be tried
+        """Take note of an attempt. Returns a note for the user if its evaluator will not be tried
         again."""
         if entry.checksum is None:
-            return None  # the switch failed: no evaluator had a part in it
+            return None  # the switch failed, not the evaluator
         name = entry.evaluator
         if name not in self._first:
             self._first[name] = entry.error
@@ -116,29 +114,26 @@ class Repeats:
             self._first[name] = None
         return None
 
-    def left(self, names: Sequence[str]) -> list[str]:
-        """Those of `names` that are worth trying."""
+    def remaining(self, names: Sequence[str]) -> list[str]:
+        """Return those of `names` that are still tried."""
         return [name for name in names if name not in self._stuck]
 
 
 def failing_alike(result: SweepResult) -> set[str]:
-    """Evaluators of `result` without any score, whose failures at two λ or more are all the
-    same."""
+    """Return the evaluators of `result` without any score whose failures, at two λ or more, have
+    the same message."""
     errors: dict[str, list[str]] = {}
     for failure in result.failures:
         errors.setdefault(failure.evaluator, []).append(failure.error)
     scored = {row.evaluator for row in result.rows}
     return {
         name
-        for name, found in errors.items()
-        if len(found) > 1 and len(set(found)) == 1 and name not in scored
+        for name, messages in errors.items()
+        if len(messages) > 1 and len(set(messages)) == 1 and name not in scored
     }
 
 
 # --- driver
-#
-# The loop of a sweep: every missing point of the schedule, in order, recorded before the next one
-# starts.
 
 
 def run(
@@ -152,36 +147,37 @@ def run(
     figure: bool = True,
     shard: Shard | None = None,
 ) -> SweepResult:
-    """`pa_fast.sweep`; see there."""
-    told, points = listening(progress), schedule.lambdas(lambdas)
+    """Run every missing point of the schedule, in order, each recorded before the next one starts;
+    see `pa_fast.sweep`."""
+    events, points = listening(progress), schedule.lambdas(lambdas)
     named = {evaluator.name: evaluator for evaluator in distinct(evaluators)}
     model = complete(engine)
     check_reach(model, points)
     notes = check_evaluators(model, list(named.values()))
     now = manifest.describe(model, points, list(named.values()))
-    is_proven = not overwrite and proven(model, pathlib.Path(out), now, told)
+    is_verified = not overwrite and has_recorded_checksums(model, pathlib.Path(out), now, events)
     with Recording(
-        out, points, now, overwrite=overwrite, progress=told, shard=shard, proven=is_proven
+        out, points, now, overwrite=overwrite, progress=events, shard=shard, verified=is_verified
     ) as recording:
         for note in notes:
             recording.progress.noted(note)
         repeats = Repeats(recording.scored())
         for lam, names in recording.missing():
-            queue = [named[name] for name in repeats.left(names)]
+            queue = [named[name] for name in repeats.remaining(names)]
             for record in visit(model, lam, queue, recording.checksum(lam), recording.progress):
                 note_repeat(repeats, recording, recording.record(record))
     return finished(recording, figure)
 
 
 def note_repeat(repeats: Repeats, recording: Recording, entry: Entry) -> None:
-    """Tell `repeats` of a recorded attempt, and the progress of what follows from it."""
-    said = repeats.note(entry)
-    if said is not None:
-        recording.progress.noted(said)
+    """Add a recorded attempt to `repeats`, and show the note that it may return."""
+    note = repeats.note(entry)
+    if note is not None:
+        recording.progress.noted(note)
 
 
 def finished(recording: Recording, figure: bool) -> SweepResult:
-    """The result of a recording that was left without an error, drawn if `figure` says so."""
+    """Return the result of a recording that ended without an error; draw it if `figure` is true."""
     assert recording.result is not None
     if figure:
         recording.draw()
@@ -189,7 +185,11 @@ def finished(recording: Recording, figure: bool) -> SweepResult:
 
 
 def distinct(evaluators: Sequence[Evaluator]) -> list[CompleteEvaluator]:
-    """`evaluators`, complete, if each is one and no two share a name."""
+    """Return `evaluators` with all members of `CompleteEvaluator`.
+
+    Raises:
+        UsageError: there is none, one is no evaluator, or two share a name.
+    """
     if callable(evaluators):
         raise UsageError("one evaluator instead of a list of them", "write [evaluator]")
     complete_ = [complete_evaluator(evaluator) for evaluator in evaluators]

@@ -1,4 +1,4 @@
-"""One line of the journal: what came of one attempt at one point."""
+"""Entries of the journal: one attempt at one point, on one line."""
 
 from __future__ import annotations
 
@@ -47,19 +47,19 @@ class Entry:
 
     @property
     def finished(self) -> bool:
-        """Whether the point has its score and need not run again."""
+        """True if the point has its score and need not run again."""
         return self.error is None
 
     def line(self) -> bytes:
-        """The entry as one line of JSON, `lambda` for `lam` and the checksum in hexadecimal,
-        newline included."""
+        """Return the entry as one line of JSON with its newline; `lam` is called `lambda`, and the
+        checksum is hexadecimal."""
         fields = {
             _name(key): value
             for key, value in dataclasses.asdict(self).items()
             if value is not None
         }
         if self.checksum is not None:
-            # 64 bits do not survive the readers of JSON that hold every number as a double
+            # some readers of JSON hold every number as a double, which loses bits of 64
             fields["checksum"] = f"{self.checksum:016x}"
         return json.dumps(fields, allow_nan=False).encode() + b"\n"
 
@@ -69,8 +69,7 @@ _NUMBERS = ("score", "effective_lambda", "intended_lambda", "switch_s", "eval_s"
 
 
 def parse(line: bytes) -> Entry:
-    """The entry that `line` holds. Fields that are not known are passed over: a later version wrote
-    them.
+    """Return the entry that `line` holds. Unknown fields, of a later version, are ignored.
 
     Raises:
         ValueError: not an entry; the message says why.
@@ -152,16 +151,13 @@ def _shown(value: Any) -> str:
 
 
 # --- shard
-#
-# One part of a sweep that several processes share: every `world`-th λ of the schedule, from `rank`
-# on.
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Shard:
-    """Part `rank` (from 0) of `world` equal parts.
+    """Part `rank` (from 0) of a sweep in `world` parts: every `world`-th λ of the schedule.
 
     Raises:
         UsageError: `rank` is not below `world`.
@@ -179,19 +175,19 @@ class Shard:
 
     @classmethod
     def parse(cls, text: str) -> Shard:
-        """`2/8` is the third of eight parts."""
-        if not (found := re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text)):
+        """Return the shard of a text: `2/8` is the third of eight parts."""
+        if not (match := re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text)):
             raise UsageError(
                 f"shard `{text}` is not I/N",
                 "write for example 0/4, 1/4, 2/4 and 3/4 for four processes",
             )
-        return cls(int(found[1]), int(found[2]))
+        return cls(int(match[1]), int(match[2]))
 
     @property
     def name(self) -> str:
-        """As file names spell it."""
+        """The shard as file names spell it."""
         return f"{self.rank}-of-{self.world}"
 
     def of(self, points: Sequence[T]) -> list[T]:
-        """This part of `points`; all parts together are all of them, each once."""
+        """Return this part of `points`; all parts together have each point once."""
         return list(points[self.rank :: self.world])

@@ -28,7 +28,7 @@ _METADATA: dict[str, dict[str, str | None]] = {
 }
 MAX_ROWS = 4
 LARGEST_DRAWN = 1e300
-"""Axes compute with differences and margins of scores, which overflow beyond."""
+"""Larger scores are not drawn: differences and margins of the axes would overflow."""
 _CHARACTERS = 10.0  # of text an inch, in the size of titles
 WIDTH_INCHES = 10.0  # at 100 dpi the 1000 pixels of a README; the PNG has twice as many
 COLOURS = ("#1f6fb4", "#d9541e", "#2a8f5a", "#8253b8", "#b3892b", "#c2447e", "#3a8f95", "#6b6f76")
@@ -64,8 +64,8 @@ def write(result: SweepResult) -> str | None:
     finished.
 
     Returns:
-        Why there is no figure, as one line, where the results cannot be drawn; an older figure is
-        then removed, which would be that of other results. None else.
+        The reason in one line if the results cannot be drawn; an older figure, of other results, is
+        then removed. None otherwise.
 
     Raises:
         OutputError: the files cannot be written.
@@ -88,7 +88,7 @@ def write(result: SweepResult) -> str | None:
     except PaFastError:
         raise
     except Exception as error:
-        # the results are written, and a fault in their picture is not theirs
+        # the results are written; an error in the figure must not hide them
         why = f"{type(error).__name__}: {first_line(error)}"
     for kind in KINDS:
         (result.out / f"trajectory.{kind}").unlink(missing_ok=True)
@@ -105,13 +105,13 @@ def save(make: Callable[[], Figure], path: pathlib.Path) -> None:
     import matplotlib
 
     with matplotlib.rc_context():
-        # A matplotlibrc of the user's would otherwise change the file
+        # a matplotlibrc of the user would otherwise change the file
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_STYLE)
-        drawn = make()
+        drawing = make()
         for kind in KINDS:
             data = io.BytesIO()
-            drawn.savefig(data, format=kind, dpi=200, metadata=_METADATA[kind])
+            drawing.savefig(data, format=kind, dpi=200, metadata=_METADATA[kind])
             files.write(
                 path.with_name(f"{path.name}.{kind}"),
                 data.getvalue(),
@@ -119,11 +119,11 @@ def save(make: Callable[[], Figure], path: pathlib.Path) -> None:
             )
 
 
-def check_place(path: pathlib.Path) -> None:
-    """Raise OutputError if `save` has no folder for `path`, may not write there, or would replace
-    what it did not draw.
+def check_output_path(path: pathlib.Path) -> None:
+    """Raise OutputError if `save` has no folder for `path`, may not write there, or would replace a
+    file that it did not draw.
 
-    Called before hours of work, rather than after.
+    Call it before long work, not after.
     """
     if not path.parent.is_dir():
         raise OutputError(
@@ -144,22 +144,23 @@ def check_place(path: pathlib.Path) -> None:
 
 
 def _is_drawn(path: pathlib.Path) -> bool:
-    """Whether `save` wrote `path`: it leaves its mark at the beginning, in a PDF at the end."""
+    """Return whether `save` wrote `path`: whether its mark is at the beginning, in a PDF at the
+    end."""
     try:
         with os.fdopen(files.open_own(path, os.O_RDONLY), "rb") as file:
             size = os.fstat(file.fileno()).st_size
-            found = file.read(2000)
-            if found.startswith(b"%PDF"):
+            data = file.read(2000)
+            if data.startswith(b"%PDF"):
                 file.seek(max(size - 200_000, 0))
-                found = file.read(200_000)
-            return _MARK.encode() in found
+                data = file.read(200_000)
+            return _MARK.encode() in data
     except (OSError, OutputError):
         return False
 
 
 def draw(result: SweepResult) -> Figure:
-    """The figure of `result`: one panel per unit, its evaluators as lines; with two evaluators also
-    their trade-off."""
+    """Return the figure of `result`: one panel per unit, its evaluators as lines; with two
+    evaluators also their trade-off."""
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
@@ -175,9 +176,9 @@ def draw(result: SweepResult) -> Figure:
         figsize=(WIDTH_INCHES, height), layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.08)
     )
     grid = figure.add_gridspec(rows, columns + both, width_ratios=[1.5] * columns + [1.0] * both)
-    for place, group in enumerate(panels.values()):
-        column, row = divmod(place, rows)
-        lowest = row == rows - 1 or place == len(panels) - 1
+    for index, group in enumerate(panels.values()):
+        column, row = divmod(index, rows)
+        lowest = row == rows - 1 or index == len(panels) - 1
         share = 1.5 / (1.5 * columns + both)
         trajectory.draw(
             figure.add_subplot(grid[row, column]),
@@ -186,7 +187,7 @@ def draw(result: SweepResult) -> Figure:
             (WIDTH_INCHES * share - 0.9) * _CHARACTERS,
         )
     if result.approximation is not None:
-        # smaller and apart, but on the picture itself: it travels without its folder
+        # smaller and apart, but on the picture itself, which is copied without its folder
         figure.supxlabel(
             f"approximate delta: {result.approximation}",
             x=0.01,
@@ -209,7 +210,7 @@ def draw(result: SweepResult) -> Figure:
 
 
 def _lines(result: SweepResult) -> list[Line]:
-    found = []
+    lines = []
     failed: dict[str, list[float]] = {}
     for failure in result.failures:
         failed.setdefault(failure.evaluator, []).append(float(failure.lam))
@@ -230,5 +231,5 @@ def _lines(result: SweepResult) -> list[Line]:
                 failed=tuple(failed.get(name, ())),
                 colour=colour,
             )
-            found.append(line)
-    return found
+            lines.append(line)
+    return lines

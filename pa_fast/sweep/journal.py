@@ -1,4 +1,4 @@
-"""The journal of a run folder: every attempt, in order, durable before the next one starts."""
+"""The journal of a run folder: every attempt, in order, on disk before the next one starts."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ITEMS = "items"
 OUTPUTS = "outputs"
 _APPEND = os.O_RDWR | os.O_CREAT | os.O_APPEND
 LOCK = ".lock"
-"""Held while files that all shards of a sweep write are brought up to date."""
+"""Lock file, held while files that all shards of a sweep share are written."""
 _NO_RUN = "choose a new folder for --out; or if this is a run, restore its run.json from a copy"
 _RESTORE_ITEMS = "restore it from a copy; or delete the point's line in the journal: it runs again"
 _KEPT = "make room or grant access, then run again: finished points are kept"
@@ -47,12 +47,12 @@ RUN_FILES = (
 class Journal:
     """A run folder held open by one sweep, as a context manager.
 
-    Entering creates the folder, locks it against other sweeps, cuts off a last line that a kill
-    left torn, and reads what is finished: one step, for which processes that start together queue
-    up. With `overwrite`, the files of the former sweep are removed first, and no others.
+    Entering creates the folder, locks it against other sweeps, removes a last line that a kill cut
+    short, and reads the finished points; processes that start together do this one after another.
+    With `overwrite`, the files of the former sweep are removed first, and no others.
 
-    A `shard` writes a file of its own, `journal.I-of-N.jsonl`, beside those of the others, and
-    shares the folder with them; what is finished is read from all. Several hosts may do so on one
+    A `shard` writes a file of its own, `journal.I-of-N.jsonl`, and shares the folder with the
+    others; finished points are read from all files. The shards may run on several hosts with one
     file system.
 
     Raises:
@@ -90,8 +90,8 @@ class Journal:
         return self
 
     def _open(self) -> list[Entry]:
-        """Create, lock and mend the files; what is finished."""
-        _refuse_foreign(self.folder)
+        """Create, lock and repair the files; return all entries."""
+        _check_foreign(self.folder)
         for name in (ITEMS, OUTPUTS):
             files.check_own_folder(self.folder / name)
         (self.folder / ITEMS).mkdir(exist_ok=True)
@@ -101,7 +101,7 @@ class Journal:
         if self._overwrite:
             self._clear()
         if self._shard is None:
-            # a shard cannot tell what a kill left from what another one is writing
+            # a shard cannot tell leftovers of a kill from files that another one is writing
             for folder in (self.folder, self.folder / ITEMS, *_outputs(self.folder)):
                 files.remove_temporaries(folder)
         os.ftruncate(self._file, _scan(self._path)[1])
@@ -117,20 +117,21 @@ class Journal:
         self._close()
 
     def finished(self, lam: str, evaluator: str) -> Entry | None:
-        """The entry that finished `evaluator` at the λ of key `lam`, in this sweep or an earlier
-        one."""
+        """Return the entry that finished `evaluator` at the λ of key `lam`, in this sweep or an
+        earlier one."""
         return self._finished.get((lam, evaluator))
 
     def sample(self, evaluator: str) -> Entry | None:
-        """An entry that finished `evaluator` at some λ."""
+        """Return an entry that finished `evaluator` at some λ."""
         return self._samples.get(evaluator)
 
     def evaluators(self) -> set[str]:
-        """Names of the evaluators that have a finished point."""
+        """Return the names of the evaluators that have a finished point."""
         return {evaluator for _, evaluator in self._finished}
 
     def checksum(self, lam: str) -> int | None:
-        """The checksum of the weights on which points at the λ of key `lam` were finished."""
+        """Return the checksum of the weights on which points at the λ of key `lam` were
+        finished."""
         return self._checksums.get(lam)
 
     def record(
@@ -139,10 +140,10 @@ class Journal:
         """Write `items` to a file and `outputs`, texts by name, to a folder of their own, then
         append `entry`; return it with their names.
 
-        An interrupt (SIGINT) that arrives meanwhile is raised when the line is durable.
+        An interrupt (SIGINT) meanwhile is raised once the line is on disk.
 
         Raises:
-            OutputError: disk full or gone; the journal then ends with the line before.
+            OutputError: disk full or gone; the journal then ends with the previous line.
         """
         with _interrupts_wait():
             if items:
@@ -196,8 +197,7 @@ class Journal:
             _take(self._shared, self.folder / NAME, self._shard, shared=True)
 
     def _clear(self) -> None:
-        # The journal first: lines without the run.json that explains them would be refused by the
-        # next sweep
+        # the journal first: the next sweep would refuse lines without the run.json of their sweep
         os.ftruncate(self._file, 0)
         os.fsync(self._file)
         for path in [
@@ -207,7 +207,7 @@ class Journal:
             path.unlink()
         for path in _outputs(self.folder):
             shutil.rmtree(path)
-        # run.json last: a folder without it that holds anything else is taken for somebody else's
+        # run.json last: a folder with other files and without it counts as foreign
         for name in sorted(RUN_FILES, key=lambda name: name == "run.json"):
             (self.folder / name).unlink(missing_ok=True)
 
@@ -218,8 +218,7 @@ class Journal:
 
 
 def check_folder(folder: pathlib.Path, shard: Shard | None = None) -> None:
-    """Refuse a `folder` that cannot become or go on being a run folder, as far as can be told
-    without touching it.
+    """Check that `folder` is, or can become, a run folder, without writing to it.
 
     Raises:
         RunError: it holds foreign files, or is in use.
@@ -228,12 +227,12 @@ def check_folder(folder: pathlib.Path, shard: Shard | None = None) -> None:
     """
     try:
         if folder.exists():
-            _refuse_foreign(folder)
-        place = next(path for path in (folder, *folder.parents) if path.exists())
-        if not place.is_dir():
-            raise _unusable(folder, f"{place} is a file")
-        if not os.access(place, os.W_OK | os.X_OK):
-            raise _unusable(folder, f"{place} may not be written")
+            _check_foreign(folder)
+        existing = next(path for path in (folder, *folder.parents) if path.exists())
+        if not existing.is_dir():
+            raise _unusable(folder, f"{existing} is a file")
+        if not os.access(existing, os.W_OK | os.X_OK):
+            raise _unusable(folder, f"{existing} may not be written")
         if (folder / NAME).exists():
             with os.fdopen(files.open_own(folder / NAME, os.O_RDONLY), "rb") as journal:
                 _take(journal.fileno(), folder / NAME, shard, shared=shard is not None)
@@ -265,8 +264,8 @@ def _unusable(folder: pathlib.Path, why: str | None) -> OutputError:
 
 
 def read(folder: pathlib.Path) -> list[Entry]:
-    """All entries of the journals in `folder`, those of shards after the others, each file in order
-    and without its torn last line; needs no lock, writes nothing.
+    """Return all entries of the journals in `folder`, those of shards after the others, each file
+    in order and without an incomplete last line; needs no lock, writes nothing.
 
     Raises:
         RunError: no journal, or one that is damaged before its last line.
@@ -279,7 +278,8 @@ def read(folder: pathlib.Path) -> list[Entry]:
 
 
 def read_items(folder: pathlib.Path, name: str | None, value: float) -> Column:
-    """The items in the file `name` of the run `folder`, which make up `value`; none without a file.
+    """Return the items in the file `name` of the run `folder`, which make up `value`; none without
+    a file.
 
     Raises:
         RunError: the file is missing or damaged.
@@ -323,7 +323,7 @@ def _item_line(item: Item) -> str:
 
 
 def _outputs(folder: pathlib.Path) -> list[pathlib.Path]:
-    """The folders of points in the run `folder`; a link among them is none."""
+    """Return the folders of points in the run `folder`, links left out."""
     return [
         path
         for path in (folder / OUTPUTS).glob("lambda=*")
@@ -336,7 +336,7 @@ def _open(path: pathlib.Path) -> int:
 
 
 def _scan(path: pathlib.Path) -> tuple[list[Entry], int]:
-    """The entries at `path`, and how many bytes their lines take."""
+    """Return the entries at `path`, and the number of bytes of their lines."""
     try:
         data = files.read_own(path)
     except OSError as error:
@@ -351,8 +351,7 @@ def _scan(path: pathlib.Path) -> tuple[list[Entry], int]:
             entries.append(parse(line))
         except ValueError as error:
             if number == len(lines) and not torn:
-                # the write of the last line was cut short by a power cut, with its newline already
-                # on disk
+                # a power cut left the last line incomplete, but with its newline
                 break
             hint = f"restore {path.name} from a copy, or delete the line: its point then runs again"
             raise RunError(f"line {number} of {path} is damaged: it {_why(error)}", hint) from error
@@ -368,14 +367,13 @@ def _why(error: ValueError) -> str:
     )
 
 
-def _refuse_foreign(folder: pathlib.Path) -> None:
+def _check_foreign(folder: pathlib.Path) -> None:
     if manifest.is_recorded(folder):
         return
     if os.path.lexists(folder / "run.json"):
         raise RunError(f"{folder} is not a run folder: its run.json is no sweep's", _NO_RUN)
     for path in folder.iterdir():
-        # A sweep killed in its first moments leaves these, with nothing in them, before run.json is
-        # there
+        # a sweep killed at its start leaves these, empty, before it writes run.json
         names = r"journal(\.\d+-of-\d+)?\.jsonl|\.lock"
         empty_file = re.fullmatch(names, path.name) and path.is_file() and path.stat().st_size == 0
         empty_items = path == folder / ITEMS and path.is_dir() and not any(path.iterdir())
@@ -386,8 +384,7 @@ def _refuse_foreign(folder: pathlib.Path) -> None:
             or not path.exists()
         ):
             if (folder / "run.json").exists():
-                # another process has begun the run meanwhile: it writes nothing else before
-                # run.json
+                # another process has started the run meanwhile
                 return
             raise RunError(
                 f"{folder} is not a run folder: it holds `{path.name}` and no run.json",
@@ -396,8 +393,8 @@ def _refuse_foreign(folder: pathlib.Path) -> None:
 
 
 def _point(lam: str, evaluator: str) -> str:
-    """A file name for what belongs to a point: readable, and different for different points on
-    every file system."""
+    """Return the file name of a point: readable, and different for different points on every file
+    system."""
     plain = f"lambda={lam}.{evaluator}"
     safe = re.sub(r"[^A-Za-z0-9.=_-]+", "_", plain)
     mark = (
@@ -410,8 +407,8 @@ def _point(lam: str, evaluator: str) -> str:
 
 @contextlib.contextmanager
 def _interrupts_wait() -> Iterator[None]:
-    """Hold back SIGINT until the block is done. Only the main thread is ever interrupted, so only
-    it needs this."""
+    """Delay SIGINT to the end of the block. Does nothing in other threads than the main one, which
+    alone is interrupted."""
     handler = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or not callable(handler):
         yield

@@ -1,4 +1,4 @@
-"""run.json: what a sweep is, so that another one does not go on in its folder unnoticed."""
+"""run.json: the identity of a sweep, by which another sweep in its folder is refused."""
 
 from __future__ import annotations
 
@@ -21,14 +21,13 @@ FORMAT = 1
 _OTHER = "choose another --out, or start afresh with --overwrite"
 _SHOWN = 6
 CONTENT = frozenset({"base_content", "instruct_content"})
-"""Keys of an engine's identity that earlier versions did not record: they went by a sample of the
-weights."""
+"""Keys of an engine's identity that earlier versions, which sampled the weights, did not record."""
 
 
 @dataclass(frozen=True)
-class Column:
-    """One evaluator of a run: its name in every results file, which way is better, and what it
-    measures on."""
+class EvaluatorRecord:
+    """One evaluator of a run: its name in every results file, the direction of its score, and its
+    identity."""
 
     name: str
     higher_is_better: bool
@@ -37,13 +36,12 @@ class Column:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A run's identity and schedule. λ and evaluators stand in order of first appearance;
-    `versions` and `configurations` list every distinct set of package versions, and of folders and
-    device, that took part; `commands` every distinct command line and the folder that it was run
-    in."""
+    """A run's identity and schedule. λ and evaluators are in order of first appearance; `versions`
+    and `configurations` have every distinct set of package versions, and of folders and device;
+    `commands` every distinct command line with its folder."""
 
     lambdas: tuple[str, ...]
-    evaluators: tuple[Column, ...]
+    evaluators: tuple[EvaluatorRecord, ...]
     engine: Mapping[str, Any]
     versions: tuple[Mapping[str, str], ...]
     configurations: tuple[Mapping[str, Any], ...]
@@ -65,7 +63,7 @@ class Manifest:
 def describe(
     engine: CompleteEngine, points: Sequence[Lambda], evaluators: Sequence[CompleteEvaluator]
 ) -> Manifest:
-    """The manifest of a sweep that starts now, in this process.
+    """Return the manifest of a sweep that starts now, in this process.
 
     Raises:
         UsageError: an identity that JSON cannot hold.
@@ -73,7 +71,9 @@ def describe(
     return Manifest(
         tuple(lam.key for lam in points),
         tuple(
-            Column(e.name, bool(e.higher_is_better), _plain(f"evaluator `{e.name}`", e.identity))
+            EvaluatorRecord(
+                e.name, bool(e.higher_is_better), _plain(f"evaluator `{e.name}`", e.identity)
+            )
             for e in evaluators
         ),
         _plain("the engine", _identity(engine)),
@@ -83,20 +83,22 @@ def describe(
 
 
 def _identity(engine: CompleteEngine) -> Mapping[str, Any]:
-    """The engine's identity, with the rule that its weights follow now, whatever it knew of that
-    when it was made."""
+    """Return the engine's identity, with the rule that its weights follow now instead of the one at
+    its creation."""
     rule = engine.weights.followed
     known = {key: value for key, value in engine.identity.items() if key != "rule"}
     return known if rule is None else {**known, "rule": rule.document()}
 
 
 def is_sampled(recorded: Manifest, now: Manifest) -> bool:
-    """Whether `recorded` is of the engine of `now`, as far as an earlier version recorded it:
-    without content sums."""
-    left = now.engine.keys() - recorded.engine.keys()
-    known = {key: value for key, value in now.engine.items() if key not in left}
+    """Return whether `recorded` is of the engine of `now`, but of a version that recorded no
+    content sums."""
+    unrecorded = now.engine.keys() - recorded.engine.keys()
+    known = {key: value for key, value in now.engine.items() if key not in unrecorded}
     return (
-        bool(left) and left <= CONTENT and not list(_differences("engine", recorded.engine, known))
+        bool(unrecorded)
+        and unrecorded <= CONTENT
+        and not list(_differences("engine", recorded.engine, known))
     )
 
 
@@ -105,15 +107,15 @@ def reconcile(
     now: Manifest,
     finished: Collection[str] | None = None,
     *,
-    proven: bool = False,
+    verified: bool = False,
 ) -> Manifest:
     """Write `now` to `folder`, or extend the manifest that is there with its λ and evaluators.
 
-    `proven` says that the finished points of a run without content sums were seen to be of these
-    checkpoints.
-
-    `finished` names the evaluators that have a finished point. A recorded one that has none binds
-    nobody: it may come back changed, and is dropped when it is not asked for again. None: all have.
+    Args:
+        finished: evaluators that have a finished point; None: all have. Others may change their
+            identity, and are dropped if they are not in `now`.
+        verified: the finished points of a run without content sums were compared with these
+            checkpoints.
 
     Raises:
         RunError: the folder's engine, or an evaluator of the same name, has another identity; it
@@ -121,7 +123,7 @@ def reconcile(
     """
     if (folder / NAME).exists():
         recorded = load(folder)
-        if is_sampled(recorded, now) and (proven or (finished is not None and not finished)):
+        if is_sampled(recorded, now) and (verified or (finished is not None and not finished)):
             recorded = replace(recorded, engine=now.engine)
         elif is_sampled(recorded, now):
             raise RunError(
@@ -131,8 +133,8 @@ def reconcile(
                 " all finished λ, and records the content; or choose another --out",
             )
         if finished is not None:
-            asked = {column.name for column in now.evaluators}
-            kept = [c for c in recorded.evaluators if c.name in finished or c.name in asked]
+            requested = {column.name for column in now.evaluators}
+            kept = [c for c in recorded.evaluators if c.name in finished or c.name in requested]
             fresh = {c.name: c for c in now.evaluators if c.name not in finished}
             recorded = replace(recorded, evaluators=tuple(fresh.get(c.name, c) for c in kept))
         now = _extended(recorded, now, folder)
@@ -157,7 +159,7 @@ def is_recorded(folder: pathlib.Path) -> bool:
 
 
 def load(folder: pathlib.Path) -> Manifest:
-    """The manifest in `folder`.
+    """Return the manifest in `folder`.
 
     Raises:
         RunError: missing, damaged, or of a later format.
@@ -172,15 +174,15 @@ def load(folder: pathlib.Path) -> Manifest:
                 f"{folder} is not a run folder: its {NAME} is no sweep's", "choose another --out"
             )
         if document["format"] != FORMAT:
-            found = json.dumps(document["format"])
+            recorded_format = json.dumps(document["format"])
             raise RunError(
-                f"{path} has format {found}, and this version reads {FORMAT}",
+                f"{path} has format {recorded_format}, and this version reads {FORMAT}",
                 "use the version that wrote it, or another --out",
             )
         return Manifest(
             tuple(Lambda(_typed(key, str)).key for key in document["lambdas"]),
             tuple(
-                Column(
+                EvaluatorRecord(
                     _name(c["name"]),
                     _typed(c["higher_is_better"], bool),
                     _typed(c["identity"], dict),
@@ -250,8 +252,7 @@ def _shown(value: object) -> str:
 
 
 def _plain(owner: str, value: Mapping[str, Any]) -> dict[str, Any]:
-    """`value` as it will be read back, so that a tuple does not differ from the list that it
-    becomes."""
+    """Return `value` as JSON reads it back, so that a tuple equals the list that it becomes."""
     try:
         plain = json.loads(json.dumps(value, allow_nan=False))
     except (TypeError, ValueError, RecursionError) as error:
@@ -269,29 +270,28 @@ def _typed(value: Any, kind: type) -> Any:
 
 
 def _name(value: Any) -> str:
-    """The name of an evaluator, as a sweep accepts it: it becomes a column of every results
-    file."""
+    """Return the name of an evaluator, checked to be a valid column of results files."""
     if not _typed(value, str).isprintable():
         raise ValueError(f"an evaluator is called {_shown(value)}")
     return str(value)
 
 
 def command() -> Mapping[str, Any]:
-    """The command line of this process, as a shell takes it, and the folder that its relative paths
-    begin in."""
+    """Return the command line of this process, as a shell takes it, and the folder of its relative
+    paths."""
     program, *arguments = sys.argv or [""]
     return {"command": shlex.join([pathlib.Path(program).name, *arguments]), "folder": os.getcwd()}
 
 
 def _versions() -> dict[str, str]:
-    """Versions of the packages that can change a score, as far as this process has imported
+    """Return the versions of packages that can change a score, as far as this process has imported
     them."""
     modules = {
         name: sys.modules.get(name)
         for name in ("pa_fast", "torch", "triton", "transformers", "numpy")
     }
-    found = {name: getattr(module, "__version__", None) for name, module in modules.items()}
+    versions = {name: getattr(module, "__version__", None) for name, module in modules.items()}
     return {
         "python": sys.version.split()[0],
-        **{name: str(version) for name, version in found.items() if version is not None},
+        **{name: str(version) for name, version in versions.items() if version is not None},
     }

@@ -1,4 +1,4 @@
-"""One λ of a sweep: switch, prove, evaluate, prove again."""
+"""One λ of a sweep: switch, verify, evaluate, compare the checksum."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ _HOST = socket.gethostname()
 
 @dataclass(frozen=True)
 class Record:
-    """What came of one evaluator at one λ: its line for the journal, and what belongs into files of
-    its own."""
+    """The result of one evaluator at one λ: its line of the journal, and the contents of its
+    files."""
 
     entry: Entry
     items: Sequence[Item] = ()
@@ -31,8 +31,9 @@ class Record:
 
 
 @dataclass(frozen=True)
-class _Proof:
-    """What the weights were when they were proven to be those of λ."""
+class _Verified:
+    """Checksum and effective λ of the weights when they were verified, and the time of the
+    switch."""
 
     checksum: int
     effective_lambda: float | None
@@ -42,16 +43,15 @@ class _Proof:
 
 @dataclass(frozen=True)
 class _Fault:
-    """Why a point failed, as text: an exception would keep its frames alive, and with them the
-    tensors they hold."""
+    """The error of a point, as text: an exception would keep its frames alive, and with them their
+    tensors."""
 
     message: str
     traceback: str | None = None
 
 
 def check_reach(engine: CompleteEngine, points: Iterable[Lambda]) -> None:
-    """Refuse a schedule before its first point if one of its λ is outside what the weights can be
-    set to.
+    """Check, before the first point of a schedule, that the weights can be set to each of its λ.
 
     Raises:
         UsageError: as the weights' own `check_lambda`.
@@ -61,7 +61,7 @@ def check_reach(engine: CompleteEngine, points: Iterable[Lambda]) -> None:
 
 
 def check_recorded(engine: CompleteEngine, lam: Lambda, recorded: int) -> None:
-    """Bring `engine` to λ, and compare its weights with the checksum that they had.
+    """Set `engine` to λ, and compare the checksum of its weights with the recorded one.
 
     Raises:
         RunError: they have another one.
@@ -78,44 +78,48 @@ def visit(
     recorded: int | None = None,
     progress: Progress | object | None = None,
 ) -> Iterator[Record]:
-    """Bring `engine` to λ and run `evaluators` there, yielding what came of each before the next
-    one starts.
+    """Set `engine` to λ and run `evaluators` there, yielding the record of each before the next one
+    starts.
 
-    After one that writes to the weights, λ is set again; what one changes in the process is put
-    back, see `Restored`. `recorded` is the checksum of the weights on which other points of this λ
-    were finished, None where there are none.
+    After one that writes to the weights, λ is set again; changes to the process are undone, see
+    `Restored`.
+
+    Args:
+        recorded: checksum of the weights on which other points of this λ were finished; None
+            without such points.
 
     Raises:
         RunError: the switch gives weights with another checksum than `recorded`, or an evaluator
             changed something of the process that cannot be put back.
     """
-    told = listening(progress)
+    events = listening(progress)
     queue = list(evaluators)
-    proof: _Proof | None = None
+    verified: _Verified | None = None
     intact = not queue
     while queue or not intact:
         try:
-            proof = _switch(engine, lam, proof)
+            verified = _switch(engine, lam, verified)
         except Exception as error:
-            # No proof, no evaluation
+            # weights that were not verified are not evaluated
             for evaluator in queue:
                 yield Record(_entry(lam, evaluator, _fault(error)))
             return
         if recorded is not None:
-            _check_same(lam, recorded, proof.checksum)
+            _check_same(lam, recorded, verified.checksum)
         intact = True
-        told.switched(lam, proof.switch_s)
+        events.switched(lam, verified.switch_s)
         while queue and intact:
             evaluator = queue.pop(0)
-            told.evaluating(lam, evaluator.name)
-            with _heard(engine, told):
-                record, intact = _evaluate(engine, lam, evaluator, proof)
+            events.evaluating(lam, evaluator.name)
+            with _with_progress(engine, events):
+                record, intact = _evaluate(engine, lam, evaluator, verified)
             yield record
 
 
 @contextlib.contextmanager
-def _heard(engine: CompleteEngine, progress: Progress) -> Iterator[None]:
-    """Meanwhile `progress` hears how many of its requests the engine has done, if it listens."""
+def _with_progress(engine: CompleteEngine, progress: Progress) -> Iterator[None]:
+    """Let the engine report finished requests to `progress` within the block, if it has
+    `within`."""
     if progress.within is None:
         yield
         return
@@ -126,19 +130,19 @@ def _heard(engine: CompleteEngine, progress: Progress) -> Iterator[None]:
         engine.on_progress = before
 
 
-def _check_same(lam: Lambda, recorded: int, found: int) -> None:
-    if recorded != found:
+def _check_same(lam: Lambda, recorded: int, checksum: int) -> None:
+    if recorded != checksum:
         raise RunError(
             f"the run has other weights at λ = {lam.key}: recorded checksum {recorded:016x}, now"
-            f" {found:016x}",
+            f" {checksum:016x}",
             "the checkpoints have changed since: choose another --out, or start afresh with"
             " --overwrite",
         )
 
 
-def _switch(engine: CompleteEngine, lam: Lambda, before: _Proof | None) -> _Proof:
-    """Set λ and prove it: against a fresh merge on the first visit, against the first visit's sum
-    afterwards."""
+def _switch(engine: CompleteEngine, lam: Lambda, before: _Verified | None) -> _Verified:
+    """Set λ and verify the weights: by a fresh merge at the first visit, by the checksum of that
+    visit afterwards."""
     weights = engine.weights
     start = time.perf_counter()
     weights.set_lambda(lam)
@@ -151,7 +155,9 @@ def _switch(engine: CompleteEngine, lam: Lambda, before: _Proof | None) -> _Proo
         )
     checksum = weights.checksum()
     if before is None:
-        return _Proof(checksum, _finite(weights.effective_lambda()), _intended(weights), switch_s)
+        return _Verified(
+            checksum, _finite(weights.effective_lambda()), _intended(weights), switch_s
+        )
     if checksum != before.checksum:
         raise WeightsError(
             f"setting λ = {lam.key} again did not restore the live weights",
@@ -161,7 +167,8 @@ def _switch(engine: CompleteEngine, lam: Lambda, before: _Proof | None) -> _Proo
 
 
 def _intended(weights: CompleteWeights) -> float | None:
-    """What effective λ would be without rounding, where weights follow a rule; else that is λ."""
+    """Return what effective λ would be without rounding where weights follow a rule; None
+    otherwise, where it is λ."""
     return None if weights.rule is None else _finite(weights.intended_lambda())
 
 
@@ -170,11 +177,13 @@ def _finite(value: float) -> float | None:
 
 
 def _evaluate(
-    engine: CompleteEngine, lam: Lambda, evaluator: CompleteEvaluator, proof: _Proof
+    engine: CompleteEngine, lam: Lambda, evaluator: CompleteEvaluator, verified: _Verified
 ) -> tuple[Record, bool]:
-    """Run one evaluator, put the process back, and tell whether the weights are as they were. The
-    sum of `proof` is the sum before: nothing but evaluators runs between two of them, and each is
-    followed by a sum of its own.
+    """Run one evaluator and restore the process; return its record, and whether the weights are
+    unchanged.
+
+    The checksum before is that of `verified`: nothing but evaluators runs in between, and each is
+    followed by a checksum.
     """
     score: Score | None = None
     fault: _Fault | None = None
@@ -186,22 +195,22 @@ def _evaluate(
             fault = _fault(error)
         eval_s = time.perf_counter() - start
     try:
-        intact = engine.weights.checksum() == proof.checksum
+        intact = engine.weights.checksum() == verified.checksum
         if intact:
-            # the weights are what they were: is the model still made of them?
+            # the weights are unchanged; check that the model still uses them
             engine.on_weights_changed()
         else:
             fault = _written(evaluator.name, lam, engine.weights, fault)
     except Exception as error:
-        left = _fault(error)
+        cause = _fault(error)
         intact, fault = (
             False,
             _Fault(
-                f"evaluator `{evaluator.name}` changed the model: {left.message}", left.traceback
+                f"evaluator `{evaluator.name}` changed the model: {cause.message}", cause.traceback
             ),
         )
     entry = replace(
-        _entry(lam, evaluator, fault or score, proof, eval_s), restored=process.changed or None
+        _entry(lam, evaluator, fault or score, verified, eval_s), restored=process.changed or None
     )
     if score is None or fault is not None:
         return Record(entry), intact
@@ -212,7 +221,7 @@ def _entry(
     lam: Lambda,
     evaluator: CompleteEvaluator,
     outcome: Score | _Fault | None,
-    proof: _Proof | None = None,
+    verified: _Verified | None = None,
     eval_s: float | None = None,
 ) -> Entry:
     score = outcome if isinstance(outcome, Score) else None
@@ -227,10 +236,10 @@ def _entry(
         details=None if score is None or not score.details else dict(score.details),
         error=None if fault is None else fault.message,
         traceback=None if fault is None else fault.traceback,
-        checksum=None if proof is None else proof.checksum,
-        effective_lambda=None if proof is None else proof.effective_lambda,
-        intended_lambda=None if proof is None else proof.intended_lambda,
-        switch_s=None if proof is None else proof.switch_s,
+        checksum=None if verified is None else verified.checksum,
+        effective_lambda=None if verified is None else verified.effective_lambda,
+        intended_lambda=None if verified is None else verified.intended_lambda,
+        switch_s=None if verified is None else verified.switch_s,
         eval_s=eval_s,
         host=_HOST,
     )
@@ -269,7 +278,11 @@ def _written(name: str, lam: Lambda, weights: CompleteWeights, fault: _Fault | N
 
 
 def _checked(name: str, score: object) -> Score:
-    """`score` with plain numbers, if it is one that can be recorded and compared."""
+    """Return `score` with plain numbers.
+
+    Raises:
+        EvaluatorError: it cannot be recorded or compared.
+    """
     if not isinstance(score, Score):
         raise EvaluatorError(
             f"evaluator `{name}` returned a {type(score).__name__} instead of a pa_fast.Score"

@@ -1,6 +1,7 @@
-"""What an evaluator can leave in this process that changes other scores, and how it is put back.
+"""State of this process that an evaluator may change and other scores depend on, and its
+restoration.
 
-Weights and model are not part of it: the driver proves them by checksum and by
+Weights and model are not part of it: the driver checks them by checksum and by
 `Engine.on_weights_changed`. Neither are environment variables, which libraries set when they are
 first imported.
 """
@@ -52,7 +53,7 @@ _ATTENTION = ("flash", "mem_efficient", "math", "cudnn")
 
 @dataclass(frozen=True)
 class _State:
-    """One setting: `read` gives a value to compare and to `write` back, None where this process
+    """One setting: `read` returns a value to compare and to `write` back, None where this process
     does not have it."""
 
     kind: str
@@ -61,18 +62,18 @@ class _State:
 
 
 class Restored:
-    """A context manager that puts back what its block changes in the process, and drops torch's
+    """A context manager that restores the process state that its block changes, and drops torch's
     cache of casts.
+
+    A child that the block forked is ended when it leaves the block: it would continue the sweep
+    beside its parent.
 
     Attributes:
         changed: after the block, the kinds of state that it had changed, such as `autocast`, each
             once.
 
-    A child that the block forked and that comes out of it ends there: it would go on with the sweep
-    beside its parent.
-
     Raises:
-        RunError: something cannot be put back; only where the block itself raises nothing.
+        RunError: something cannot be restored; only if the block itself raises nothing.
     """
 
     def __init__(self, owner: str):
@@ -96,18 +97,18 @@ class Restored:
         if os.getpid() != self._process:
             os.write(2, f"{self._owner} forked a child that did not exit; it ends here\n".encode())
             os._exit(1)
-        left = self._differing()
-        self.changed = tuple(dict.fromkeys(state.kind for state, _ in left))
+        changed = self._differing()
+        self.changed = tuple(dict.fromkeys(state.kind for state, _ in changed))
         for _ in range(2):  # some settings change others, as inference mode does the gradient mode
-            for state, value in left:
+            for state, value in changed:
                 with contextlib.suppress(Exception):  # what fails still differs
                     state.write(value)
-            left = self._differing()
+            changed = self._differing()
         _drop_casts()
-        if left and kind is None:
+        if changed and kind is None:
             raise RunError(
                 f"{self._owner} changed what cannot be put back:"
-                f" {', '.join(dict.fromkeys(state.kind for state, _ in left))}",
+                f" {', '.join(dict.fromkeys(state.kind for state, _ in changed))}",
                 "mend the evaluator; then run again: finished points are kept",
             )
 
@@ -116,12 +117,11 @@ class Restored:
 
 
 def _states() -> Iterator[_State]:
-    """Every setting that the packages of this process have; of what is not imported nothing can
-    have been set."""
+    """Yield every setting of the packages that are imported; others have not been changed."""
     yield _State("working directory", _folder, os.chdir)
     yield _State("random state", random.getstate, random.setstate)
     yield _State("recursion limit", sys.getrecursionlimit, sys.setrecursionlimit)
-    # other filters change what is shown, no score, and libraries add some when they are imported
+    # other filters change what is shown and no score, and libraries add some at import
     yield _State("warnings as errors", _error_filters, _set_error_filters)
     for number in (signal.SIGINT, signal.SIGTERM):
         if threading.current_thread() is threading.main_thread():
@@ -156,7 +156,7 @@ def _error_filters() -> list[Any]:
 
 def _set_error_filters(kept: list[Any]) -> None:
     rest = [filter_ for filter_ in warnings.filters if filter_[0] != "error"]
-    warnings.resetwarnings()  # so that warnings already judged by the filters are judged again
+    warnings.resetwarnings()  # so that the filters are applied to known warnings again
     warnings.filters[:] = [*kept, *rest]  # type: ignore[index]
 
 
@@ -236,7 +236,7 @@ def _torch_random(torch: Any) -> Iterator[_State]:
 
 
 _inference_modes: list[Any] = []
-"""Never left: leaving one sets the mode that was there when it was entered."""
+"""Modes that were entered, kept open: leaving one would set the mode from before it."""
 
 
 def _set_inference_mode(torch: Any, enabled: bool) -> None:
@@ -257,7 +257,7 @@ def _set_default_device(torch: Any, device: Any) -> None:
 
 
 def _modes() -> list[Any]:
-    """The function and dispatch modes that stand open, without those that are the default
+    """Return the function and dispatch modes that are active, without those of the default
     device."""
     from torch.overrides import _get_current_function_mode_stack
     from torch.utils._device import DeviceContext
@@ -283,22 +283,21 @@ def _nest(torch: Any, depth: int) -> None:
 
 
 def _drop_casts() -> None:
-    """Drop the casts that autocast keeps of weights: in a block that is left open they outlive the
-    weights' λ."""
+    """Drop autocast's cache of cast weights: in a block that is not left, it outlives their λ."""
     if (torch := sys.modules.get("torch")) is not None:
         torch.clear_autocast_cache()
 
 
 def _precision(torch: Any) -> list[Any]:
-    """How fp32 products are computed, in both of torch's interfaces to it; the older one refuses to
-    tell after the newer one."""
-    found: list[Any] = []
+    """Return the precision of fp32 products, in both of torch's interfaces to it; the older one
+    raises after a use of the newer one."""
+    values: list[Any] = []
     for read in (torch.get_float32_matmul_precision, lambda: torch.backends.cudnn.allow_tf32):
         try:
-            found.append(read())
+            values.append(read())
         except RuntimeError:
-            found.append(None)
-    return [*found, *(_flag(torch, path) for path in _FP32_PRECISION)]
+            values.append(None)
+    return [*values, *(_flag(torch, path) for path in _FP32_PRECISION)]
 
 
 def _set_precision(torch: Any, kept: list[Any]) -> None:
@@ -313,7 +312,7 @@ def _set_precision(torch: Any, kept: list[Any]) -> None:
 
 
 def _flag(torch: Any, path: str) -> Any:
-    """`torch.backends.<path>`; None where this version of torch has none."""
+    """Return `torch.backends.<path>`; None where this version of torch has none."""
     return functools.reduce(
         lambda thing, name: getattr(thing, name, None), path.split("."), torch.backends
     )

@@ -1,4 +1,4 @@
-"""How far a sweep is: what the driver tells, and a terminal that shows it."""
+"""Progress of a sweep: the events of the driver, and their display in a terminal."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ if TYPE_CHECKING:
 
 
 class Progress(Protocol):
-    """What the driver tells, in this order: `begin`, then per λ `switched`, per evaluator
-    `evaluating` and `recorded` (the point is durable by then), and `end` whatever happened. At any
-    time, what is worth knowing of the model, an evaluator or the figure: `noted`.
+    """Events of the driver, in this order: `begin`, then per λ `switched`, per evaluator
+    `evaluating` and `recorded` (the point is on disk by then), and always `end`. `noted`, a note on
+    the model, an evaluator or the figure, may come at any time.
     """
 
     @property
     def within(self) -> Callable[[int, int], object] | None:
-        """Called with (done, total) of the running point's requests; None hears of none."""
+        """Called with (done, total) of the running point's requests; None: not called."""
         ...
 
     def noted(self, note: str) -> None: ...
 
     def begin(self, points: int, finished: int) -> None:
-        """The sweep has `points` points, of which `finished` were finished by earlier runs."""
+        """Begin a sweep of `points` points, of which earlier runs finished `finished`."""
         ...
 
     def switched(self, lam: Lambda, seconds: float) -> None: ...
@@ -69,15 +69,16 @@ _EVENTS = ("noted", "begin", "switched", "evaluating", "recorded", "end")
 
 
 class _Partial(Silent):
-    """An object that is told of those events for which it has a method."""
+    """Events passed on to an object for which it has a method."""
 
-    def __init__(self, told: object, events: Iterable[str]):
+    def __init__(self, receiver: object, events: Iterable[str]):
         for event in events:
-            setattr(self, event, getattr(told, event))
+            setattr(self, event, getattr(receiver, event))
 
 
 def listening(progress: object | None) -> Progress:
-    """`progress` with every method of `Progress`: those that it lacks do nothing; None is `Silent`.
+    """Return `progress` with every method of `Progress`: those that it lacks do nothing; `Silent`
+    for None.
 
     Raises:
         UsageError: it has none of them.
@@ -105,7 +106,7 @@ class TerminalProgress:
         self._started_s = 0.0
         self._share = 0.0  # of the running point that is done
         self._label = ""
-        self._left_s: float | None = None
+        self._remaining_s: float | None = None
         self._estimated_s = 0.0
 
     def noted(self, note: str) -> None:
@@ -122,9 +123,8 @@ class TerminalProgress:
         from rich.progress import Progress as Bar
         from rich.text import Text
 
-        class Left(ProgressColumn):
-            """The time left, drawn again with every frame: it counts down between two things that
-            are told."""
+        class TimeLeft(ProgressColumn):
+            """The time left, drawn with every frame, so that it counts down between events."""
 
             def render(_, task: Task) -> Text:
                 return Text(self._countdown())
@@ -139,7 +139,7 @@ class TerminalProgress:
                 MofNCompleteColumn(),
                 TimeElapsedColumn(),
                 TextColumn("{task.description}", markup=False),
-                Left(),
+                TimeLeft(),
             )
             self._bar = Bar(*columns, console=self._console, transient=True)
             self._bar.add_task("loading", total=points, completed=finished)
@@ -153,9 +153,9 @@ class TerminalProgress:
         self._describe(self._label)
 
     def within(self, done: int, total: int) -> None:
-        """Of the running point's requests so many are done."""
+        """Show that `done` of the running point's requests are done."""
         self._share = done / max(total, 1)
-        self._left()
+        self._time_left()
         self._describe(f"{self._label} · {done}/{total}")
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=self._done + self._share)
@@ -163,8 +163,8 @@ class TerminalProgress:
     def recorded(self, entry: Entry) -> None:
         self._done += 1
         self._share = 0.0
-        left = self._left()
-        end = f"  {self._done}/{self._points}" + (f", {left} left" if left else "")
+        remaining = self._time_left()
+        end = f"  {self._done}/{self._points}" + (f", {remaining} left" if remaining else "")
         self._console.print(
             _line(entry) + end, style="red" if entry.error else None, markup=False, soft_wrap=True
         )
@@ -180,36 +180,33 @@ class TerminalProgress:
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], description=text)
 
-    def _left(self) -> str:
-        """The time that the missing points take if they take as long as those of this run; empty
-        where none is known."""
+    def _time_left(self) -> str:
+        """Return the time of the missing points if they take as long as those of this run; empty
+        where it is not known."""
         new, missing = (
             self._done + self._share - self._done_before,
             self._points - self._done - self._share,
         )
         self._estimated_s = time.monotonic()
-        self._left_s = (
+        self._remaining_s = (
             (self._estimated_s - self._started_s) / new * missing
             if new > 0 and missing > 0
             else None
         )
-        return "" if self._left_s is None else format_seconds(self._left_s)
+        return "" if self._remaining_s is None else format_seconds(self._remaining_s)
 
     def _countdown(self) -> str:
-        """The time left now: what was left when something was last told, less what has passed
-        since."""
-        if self._left_s is None:
+        """Return the time left now: that of the last event, less the time since."""
+        if self._remaining_s is None:
             return ""
-        return (
-            f"· {format_seconds(max(self._left_s - (time.monotonic() - self._estimated_s), 0.0))}"
-            " left"
-        )
+        since_s = time.monotonic() - self._estimated_s
+        return f"· {format_seconds(max(self._remaining_s - since_s, 0.0))} left"
 
 
 def _line(entry: Entry) -> str:
     if entry.error is not None:
-        said = next(iter(entry.error.strip().splitlines()), "without a message")
-        return f"λ {entry.lam:<5} {entry.evaluator}  failed: {one_line(said, 500)}"
+        message = next(iter(entry.error.strip().splitlines()), "without a message")
+        return f"λ {entry.lam:<5} {entry.evaluator}  failed: {one_line(message, 500)}"
     assert entry.score is not None and entry.switch_s is not None and entry.eval_s is not None
     times = f"switch {format_seconds(entry.switch_s)}, evaluation {format_seconds(entry.eval_s)}"
     return f"λ {entry.lam:<5} {entry.evaluator}  {score_text(entry.score)} {entry.unit}  {times}"

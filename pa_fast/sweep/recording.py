@@ -1,5 +1,4 @@
-"""A run folder while points are added to it: what is missing, what came of each, and the files at
-the end."""
+"""Recordings: run folders to which points are added, with the files at the end."""
 
 from __future__ import annotations
 
@@ -22,17 +21,18 @@ from pa_fast.sweep.results import SweepResult
 
 
 class Recording:
-    """The points of one sweep on their way into its run folder, as a context manager.
+    """A context manager that writes the points of one sweep to its run folder, whether one process
+    evaluates them or many.
 
-    Whoever evaluates them, one process or many, records through this. Leaving it, also by an
-    interrupt, writes `results.csv` and `results.json`; `result` is theirs.
+    Its exit, also by an interrupt, writes `results.csv` and `results.json`, whose content is then
+    in `result`.
 
     Args:
         out: the run folder.
         points: the whole schedule.
         now: `manifest.describe` of the process that evaluates.
         overwrite, progress, shard: see `pa_fast.sweep`.
-        proven: see `manifest.reconcile`.
+        verified: see `manifest.reconcile`.
 
     Raises:
         RunError, OutputError, UsageError: see `pa_fast.sweep`.
@@ -47,7 +47,7 @@ class Recording:
         overwrite: bool = False,
         progress: Progress | object | None = None,
         shard: Shard | None = None,
-        proven: bool = False,
+        verified: bool = False,
     ):
         if shard is not None and overwrite:
             raise UsageError(
@@ -60,7 +60,7 @@ class Recording:
         self.result: SweepResult | None = None
         self._points = list(points) if shard is None else shard.of(points)
         self._now = now
-        self._proven = proven
+        self._verified = verified
         self._names = [column.name for column in now.evaluators]
         self._journal = Journal(self.folder, overwrite=overwrite, shard=shard)
         self._noted: set[tuple[str, str]] = set()
@@ -84,48 +84,50 @@ class Recording:
     ) -> None:
         try:
             self.progress.end()
-            # Shards end together: whoever is last holds every line while it writes
+            # shards end together: the last one writes the lines of all
             with files.locked(self.folder / journal.LOCK):
-                found = results.load(self.folder)
-                results.write(found)
-            asked = {(lam.key, name) for lam in self._points for name in self._names}
+                loaded = results.load(self.folder)
+                results.write(loaded)
+            scheduled = {(lam.key, name) for lam in self._points for name in self._names}
             self.result = replace(
-                found,
-                failures=tuple(f for f in found.failures if (f.lam.key, f.evaluator) in asked),
+                loaded,
+                failures=tuple(f for f in loaded.failures if (f.lam.key, f.evaluator) in scheduled),
             )
         finally:
             self._journal.__exit__(kind, error, trace)
 
     def join(self, now: Manifest) -> None:
-        """Add what `now` says of one more process to `run.json`.
+        """Add the manifest `now` of another process to `run.json`.
 
         Raises:
-            RunError: it would run another sweep; what differs is named.
+            RunError: it is of another sweep; the difference is named.
         """
         with files.locked(self.folder / journal.LOCK):
-            manifest.reconcile(self.folder, now, self._journal.evaluators(), proven=self._proven)
+            manifest.reconcile(
+                self.folder, now, self._journal.evaluators(), verified=self._verified
+            )
 
     def missing(self) -> list[tuple[Lambda, list[str]]]:
-        """Each λ that has evaluators without a finished point, in the order of the schedule, and
-        their names."""
-        left = [
+        """Return each λ that has evaluators without a finished point, in the order of the schedule,
+        and their names."""
+        unfinished = [
             (lam, [n for n in self._names if self._journal.finished(lam.key, n) is None])
             for lam in self._points
         ]
-        return [(lam, names) for lam, names in left if names]
+        return [(lam, names) for lam, names in unfinished if names]
 
     def scored(self) -> list[str]:
-        """Evaluators that have a finished point."""
+        """Return the evaluators that have a finished point."""
         return sorted(self._journal.evaluators())
 
     def checksum(self, lam: Lambda) -> int | None:
-        """The checksum of the weights on which points of `lam` were finished, None where none
-        is."""
+        """Return the checksum of the weights on which points of `lam` were finished, None where
+        none is."""
         return self._journal.checksum(lam.key)
 
     def record(self, record: Record) -> Entry:
-        """Make `record` durable, then tell the progress. A score that is none of its column's
-        counts as failed."""
+        """Write `record` to disk, then call `progress.recorded`. A score of another unit or number
+        of items than its column is recorded as failed."""
         record = self._alike(record)
         entry = self._journal.record(record.entry, record.items, record.files)
         self._note_restored(entry)
@@ -133,8 +135,8 @@ class Recording:
         return entry
 
     def _note_restored(self, entry: Entry) -> None:
-        """Tell of each kind of process state that an evaluator changes, once for each of its
-        evaluators."""
+        """Show a note on each kind of process state that an evaluator changes, once for each
+        evaluator."""
         kinds = [
             kind for kind in entry.restored or () if (entry.evaluator, kind) not in self._noted
         ]
@@ -146,7 +148,7 @@ class Recording:
             )
 
     def _alike(self, record: Record) -> Record:
-        """`record`, or its failure where it is in another unit, or over another number of items,
+        """Return `record`, or a failure where it is in another unit, or of another number of items,
         than its column."""
         entry, known = record.entry, self._journal.sample(record.entry.evaluator)
         if not entry.finished or known is None or (entry.unit, entry.n) == (known.unit, known.n):
@@ -159,7 +161,7 @@ class Recording:
         return Record(replace(entry, score=None, unit=None, n=None, details=None, error=message))
 
     def draw(self) -> None:
-        """Draw `trajectory.svg`, `.png` and `.pdf` from the journal as it is now."""
+        """Draw `trajectory.svg`, `.png` and `.pdf` from the current journal."""
         from pa_fast.sweep import figure
 
         with files.locked(self.folder / journal.LOCK):

@@ -1,4 +1,4 @@
-"""Results and figures of runs that are there, from their journals alone."""
+"""Results and figures of existing runs, from their journals alone."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def report(
 ) -> list[SweepResult]:
     """Write the results files and the figure of each run again, from its run.json and journal.
 
-    All runs are read before anything is written. A run that is still going may be reported on: each
-    is read once more while its lock is held, so that no row of a process that ends meanwhile is
-    lost. `results.table` puts several runs side by side.
+    All runs are read before anything is written. A run may still be going on: each is read again
+    while its lock is held, so that no row of a process that ends meanwhile is lost. `results.table`
+    shows several runs side by side.
 
     Args:
         figure: draw `trajectory.svg` and `trajectory.png` too.
-        noted: told, as one line of text, of a run whose folder may not be written, of which nothing
-            is, and of a figure that cannot be drawn.
+        noted: called with one line of text for a run whose folder cannot be written, and for a
+            figure that cannot be drawn.
 
     Raises:
         UsageError: no run named.
@@ -45,8 +45,8 @@ def report(
 
 
 def _written(run: SweepResult, figure: bool, noted: Callable[[str], object]) -> SweepResult:
-    """`run` as it is once its lock is held, after its files are written; as it was where they may
-    not be."""
+    """Write the files of `run` while its lock is held, and return it as it is then; return it
+    unchanged where its folder cannot be written."""
     try:
         with files.locked(run.out / journal.LOCK):
             run = results.load(run.out)

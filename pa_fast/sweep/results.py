@@ -1,4 +1,4 @@
-"""What a run has found: the finished points of its journal, in one fixed order."""
+"""Results of a run: the finished points of its journal, in one fixed order."""
 
 from __future__ import annotations
 
@@ -33,11 +33,14 @@ CSV_HEADER = ("lambda", "evaluator", "score", "unit", "n", "effective_lambda")
 
 
 @dataclass(frozen=True)
-class Row:
-    """One finished point. `effective_lambda` has 6 significant digits, None where base and instruct
-    are equal; so has `intended_lambda`, what it would be without rounding, None where that is λ;
-    `details` are the evaluator's further figures; `items` names the file of its items in the run
-    folder, None where there is none.
+class ResultRow:
+    """One finished point.
+
+    Attributes:
+        effective_lambda: to 6 significant digits; None where base and instruct are equal.
+        details: further figures of the evaluator.
+        intended_lambda: `effective_lambda` without rounding; None where that is λ.
+        items: file of the items in the run folder, None where there is none.
     """
 
     lam: Lambda
@@ -53,7 +56,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Failure:
-    """One point whose last attempt failed, and why."""
+    """One point whose last attempt failed, with its error."""
 
     lam: Lambda
     evaluator: str
@@ -64,30 +67,36 @@ class Failure:
 class SweepResult:
     """All points of the run folder `out`: by λ, then by evaluator in order of first appearance.
 
-    `lambdas` are all λ of the schedule, also those without a finished point. `approximation` names
-    the store of a sweep whose delta is not all of the difference, else it is None.
+    Attributes:
+        lambdas: all λ of the schedule, also those without a finished point.
+        approximation: the store of a sweep whose delta is not all of the difference, else None.
+
+    Example:
+        result = pa_fast.SweepResult.load("runs/x")
+        print(result.best("accuracy").lam, result.answer().sentence)
+        result.to_pandas().pivot(index="lambda", columns="evaluator", values="score")
     """
 
     out: pathlib.Path
     lambdas: tuple[Lambda, ...]
     evaluators: tuple[str, ...]
     higher_is_better: tuple[bool, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[ResultRow, ...]
     failures: tuple[Failure, ...]
     approximation: str | None = None
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> SweepResult:
-        """The results of the run in `folder`, from run.json and the journal alone; nothing is
-        written.
+        """Return the results of the run in `folder`, from run.json and the journal alone; writes
+        nothing.
 
         Raises:
             RunError: not a run folder, or a damaged one.
         """
         return load(path_of(folder, "run folder"))
 
-    def scores(self, evaluator: str) -> dict[str, Row]:
-        """The finished points of `evaluator`, by the key of their λ."""
+    def scores(self, evaluator: str) -> dict[str, ResultRow]:
+        """Return the finished points of `evaluator`, by the key of their λ."""
         if evaluator not in self._columns:
             raise UsageError(
                 f"no evaluator `{evaluator}` in {self.out}", f"one of: {', '.join(self.evaluators)}"
@@ -95,10 +104,9 @@ class SweepResult:
         return dict(self._columns[evaluator])
 
     @functools.cached_property
-    def _columns(self) -> dict[str, dict[str, Row]]:
-        """The finished points of each evaluator by the key of their λ: one pass over the rows for
-        whatever asks."""
-        columns: dict[str, dict[str, Row]] = {name: {} for name in self.evaluators}
+    def _columns(self) -> dict[str, dict[str, ResultRow]]:
+        """The finished points of each evaluator by the key of their λ, cached."""
+        columns: dict[str, dict[str, ResultRow]] = {name: {} for name in self.evaluators}
         for row in self.rows:
             columns[row.evaluator][row.lam.key] = row
         return columns
@@ -107,8 +115,8 @@ class SweepResult:
     def _higher(self) -> dict[str, bool]:
         return dict(zip(self.evaluators, self.higher_is_better))
 
-    def best(self, evaluator: str | None = None) -> Row | None:
-        """The best point of `evaluator`, the smallest λ among equals; None where no point is
+    def best(self, evaluator: str | None = None) -> ResultRow | None:
+        """Return the best point of `evaluator`, the smallest λ among equals; None where no point is
         finished.
 
         Raises:
@@ -124,26 +132,27 @@ class SweepResult:
         sign = -1 if self._higher.get(evaluator) else 1
         return min(self.scores(evaluator).values(), key=lambda row: sign * row.score, default=None)
 
-    def ranked(self, evaluator: str) -> list[Row]:
-        """The finished points of `evaluator`, the best first, the smallest λ first among equals."""
+    def ranked(self, evaluator: str) -> list[ResultRow]:
+        """Return the finished points of `evaluator`, the best first, the smallest λ first among
+        equals."""
         rows = self.scores(evaluator).values()
         sign = -1 if self._higher[evaluator] else 1
         return sorted(rows, key=lambda row: sign * row.score)
 
     def evaluations(self) -> list[Evaluation]:
-        """The finished points with their items, an `Evaluation` for each evaluator that has any:
-        what `pa_fast.stats.analyse` takes."""
+        """Return the finished points with their items, an `Evaluation` for each evaluator that has
+        any, for `pa_fast.stats.analyse`."""
         from pa_fast.stats import Evaluation
 
-        found = []
+        evaluations = []
         for name in self.evaluators:
             rows = {row.lam: row for row in self.scores(name).values()}
             if rows:
                 values = {lam: row.score for lam, row in rows.items()}
                 read = functools.partial(_column, self.out, rows)
                 unit = next(iter(rows.values())).unit
-                found.append(Evaluation(name, self._higher[name], values, read, unit))
-        return found
+                evaluations.append(Evaluation(name, self._higher[name], values, read, unit))
+        return evaluations
 
     def answer(
         self, objective: str | None = None, keep: Mapping[str, float] | None = None
@@ -159,20 +168,20 @@ class SweepResult:
             RunError: a file of items is missing or damaged.
 
         Example:
-            >>> answer = pa_fast.SweepResult.load("runs/x").answer()
-            >>> answer.sentence, answer.chosen, answer.gain
+            answer = pa_fast.SweepResult.load("runs/x").answer()
+            print(answer.sentence, answer.chosen, answer.gain)
         """
         from pa_fast.stats import analyse
 
         return analyse(self.evaluations(), objective=objective, keep=keep)
 
     def table(self) -> Table:
-        """λ down, evaluators across, the best score of each column marked."""
+        """Return a table with λ down, evaluators across, the best score of each column marked."""
         return table([self])
 
     def to_pandas(self) -> pandas.DataFrame:
-        """A row for each finished point: `lambda` as a float, `lambda_key` as files spell it, and
-        the columns of results.csv.
+        """Return a row for each finished point: `lambda` as a float, `lambda_key` as files spell
+        it, and the columns of results.csv.
 
         Raises:
             PaFastError: pandas is not installed.
@@ -191,7 +200,7 @@ class SweepResult:
         return pandas.DataFrame(rows, columns=list(columns))
 
     def to_csv(self) -> bytes:
-        """`results.csv`: floats as Python's shortest exact text; `lambda` is the exact key,
+        """Return `results.csv`: floats as Python's shortest exact text; `lambda` is the exact key,
         `lambda_value` a float."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
@@ -212,8 +221,8 @@ class SweepResult:
         return text.getvalue().encode()
 
     def to_json(self) -> bytes:
-        """`results.json`: the rows, the best points, and which points failed; why they did stands
-        in the journal."""
+        """Return `results.json`: the rows, the best points, and the points that failed; their
+        errors are in the journal."""
         document: dict[str, object] = (
             {} if self.approximation is None else {"approximation": self.approximation}
         )
@@ -231,7 +240,7 @@ class SweepResult:
                 | ({"details": dict(r.details)} if r.details else {})
                 for r in self.rows
             ],
-            # Their messages may hold what differs between equal runs: an address, a path, a host
+            # messages may differ between equal runs: an address, a path, a host
             "failures": [
                 {"lambda": failure.lam.key, "evaluator": failure.evaluator}
                 for failure in self.failures
@@ -247,7 +256,7 @@ class SweepResult:
 
 
 def load(folder: pathlib.Path) -> SweepResult:
-    """The results of the run in `folder`, from run.json and the journal alone.
+    """Return the results of the run in `folder`, from run.json and the journal alone.
 
     Raises:
         RunError: not a run folder, or a damaged one.
@@ -288,42 +297,43 @@ def write(result: SweepResult) -> None:
 
 
 def table(results: Iterable[SweepResult]) -> Table:
-    """Several runs side by side: λ down, evaluators across, the best score of each column marked
-    with a star."""
+    """Return a table of several runs side by side: λ down, evaluators across, the best score of
+    each column marked with a star."""
     from rich.table import Table
     from rich.text import Text
 
     results = list(results)
-    said = ["* best of its column"] if any(result.rows for result in results) else []
-    said += [
+    caption = ["* best of its column"] if any(result.rows for result in results) else []
+    caption += [
         f"approximate delta: {a}"
         for a in dict.fromkeys(result.approximation for result in results)
         if a
     ]
-    drawn = Table(
-        caption=Text("\n".join(said), "table.caption") if said else None, caption_justify="right"
+    shown = Table(
+        caption=Text("\n".join(caption), "table.caption") if caption else None,
+        caption_justify="right",
     )
-    drawn.add_column("λ", justify="right", overflow="fold")
+    shown.add_column("λ", justify="right", overflow="fold")
     for result in results:
         run = f"{one_line(result.out.name)}\n" if len(results) > 1 else ""
-        drawn.add_column(Text(f"{run}effective λ"), justify="right", overflow="fold")
+        shown.add_column(Text(f"{run}effective λ"), justify="right", overflow="fold")
         for name in result.evaluators:
             unit = next((row.unit for row in result.scores(name).values()), "")
-            drawn.add_column(Text(f"{run}{name}\n{unit}"), justify="right", overflow="fold")
+            shown.add_column(Text(f"{run}{name}\n{unit}"), justify="right", overflow="fold")
     points = {lam.key: lam for result in results for lam in result.lambdas}
     columns = [column for result in results for column in _cells(result)]
     for key in sorted(points, key=lambda key: points[key].exact):
-        drawn.add_row(Text(key), *(column.get(key, Text("")) for column in columns))
-    for column in drawn.columns:  # names wrap where the terminal is narrow; figures do not
+        shown.add_row(Text(key), *(column.get(key, Text("")) for column in columns))
+    for column in shown.columns:  # names wrap where the terminal is narrow; figures do not
         figures = [cell.cell_len for cell in column.cells if isinstance(cell, Text)]
         column.min_width = min(
-            max([_LEAST_WIDTH if column is not drawn.columns[0] else 1, *figures]), 2 * _LEAST_WIDTH
+            max([_LEAST_WIDTH if column is not shown.columns[0] else 1, *figures]), 2 * _LEAST_WIDTH
         )
-    return drawn
+    return shown
 
 
 def _cells(result: SweepResult) -> list[dict[str, Text]]:
-    """The columns of one run, each by the key of λ: its effective λ, then each evaluator's
+    """Return the columns of one run, each by the key of λ: its effective λ, then each evaluator's
     score."""
     from rich.text import Text
 
@@ -345,14 +355,14 @@ def _cells(result: SweepResult) -> list[dict[str, Text]]:
 
 
 def score_text(score: float) -> str:
-    """A score for people: four decimals, or four digits where it is large or tiny."""
+    """Return a score for people: four decimals, or four digits where it is large or tiny."""
     return f"{score:.4f}" if 1e-3 <= abs(score) < 100 or score == 0 else f"{score:.4g}"
 
 
-def _row(lam: Lambda, entry: Entry) -> Row:
+def _row(lam: Lambda, entry: Entry) -> ResultRow:
     assert entry.score is not None and entry.unit is not None and entry.n is not None
     effective, intended = _rounded(entry.effective_lambda), _rounded(entry.intended_lambda)
-    return Row(
+    return ResultRow(
         lam,
         entry.evaluator,
         entry.score,
@@ -365,7 +375,7 @@ def _row(lam: Lambda, entry: Entry) -> Row:
     )
 
 
-def _column(folder: pathlib.Path, rows: Mapping[Lambda, Row], lam: Lambda) -> Column:
+def _column(folder: pathlib.Path, rows: Mapping[Lambda, ResultRow], lam: Lambda) -> Column:
     return journal.read_items(folder, rows[lam].items, rows[lam].score)
 
 

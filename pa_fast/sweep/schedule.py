@@ -1,4 +1,4 @@
-"""Which λ to visit: ranges and lists, in exact arithmetic."""
+"""Schedules: ranges and lists of λ, in exact arithmetic."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pa_fast.foreign import one_line
 
 MAX_POINTS = 10_000
 _EXAMPLES = "write a range such as 0:1:0.1, a list such as 0,0.25,1/3, or both: 0:1:0.25,1.5"
-# Bounded, because an exponent of nine digits would be a number of a billion digits.
+# bounded: an exponent of nine digits would be a number of a billion digits
 _NUMBER = re.compile(
     r"[+-]?(?:\d{1,40}(?:/\d{1,40}|(?:\.\d{0,40})?(?:[eE][+-]?\d{1,2})?)|\.\d{1,40}(?:[eE][+-]?\d{1,2})?)",
     re.ASCII,
@@ -23,30 +23,34 @@ _NUMBER = re.compile(
 
 
 def lambdas(text: str | Iterable[float | str | Lambda]) -> list[Lambda]:
-    """The λ that `text` names, in its order, each once.
+    """Return the λ that `text` names, in its order, each once.
 
     A part is a λ (`0.3`, `1/3`) or a range `start:stop:step` with both ends; parts are separated by
     commas or are the elements of an iterable. Of equal λ the first is kept.
 
-    Numerics: exact. `0:1:0.1` holds 0.3, not three times a rounded 0.1. A float is the decimal that
-    it misses by rounding alone, so that `np.linspace(0, 1, 11)` are the points of `0:1:0.1`; text,
-    fractions and `Lambda` are taken as they are.
+    Numerics: exact. `0:1:0.1` holds 0.3, not three times a rounded 0.1. A float that is off a short
+        decimal by rounding alone is that decimal, so that `np.linspace(0, 1, 11)` are the points of
+        `0:1:0.1`; text, fractions and `Lambda` are taken as they are.
+
+    Example:
+        for lam in pa_fast.lambdas("0:1:0.1,1/3"):
+            lm.set_lambda(lam)
 
     Raises:
         UsageError: nothing named, not a finite number, a step that is zero, has the wrong sign or
             does not divide its range, or more than 10,000 λ.
     """
-    found: dict[str, Lambda] = {}
+    by_key: dict[str, Lambda] = {}
     for part in _parts(text):
         for lam in _points(part):
-            found.setdefault(lam.key, lam)
-            if len(found) > MAX_POINTS:
+            by_key.setdefault(lam.key, lam)
+            if len(by_key) > MAX_POINTS:
                 raise UsageError(
                     f"the schedule has more than {MAX_POINTS:,} λ", "take a larger step"
                 )
-    if not found:
+    if not by_key:
         raise UsageError("the schedule names no λ", _EXAMPLES)
-    return list(found.values())
+    return list(by_key.values())
 
 
 def _parts(text: str | Iterable[float | str | Lambda]) -> Iterator[float | str | Lambda]:
@@ -80,11 +84,11 @@ def _points(part: float | str | Lambda) -> Iterator[Lambda]:
 
 
 def _computed(number: Any) -> Lambda:
-    """The λ that a float means: the decimal of up to 12 digits, or 12 places, that it misses by
-    rounding alone.
+    """Return the decimal of up to 12 digits, or 12 places, that `number` is off by rounding alone,
+    else `number` itself.
 
-    `np.linspace` and `np.arange` are off by some ulp of their ends: 0.30000000000000004, and
-    -5.6e-17 for 0.
+    Values of `np.linspace` and `np.arange` are off by some ulp: 0.30000000000000004, and -5.6e-17
+    for 0.
     """
     value = _shortest(number)
     if not math.isfinite(value):
@@ -98,7 +102,7 @@ def _computed(number: Any) -> Lambda:
 
 
 def _shortest(number: Any) -> float:
-    """`number` as the shortest decimal of its own type: float32's 0.3 is not
+    """Return `number` as the shortest decimal of its own type: float32's 0.3 is not
     0.30000001192092896."""
     kind = str(getattr(number, "dtype", "")).rpartition(".")[2]
     try:

@@ -15,18 +15,18 @@ if TYPE_CHECKING:
 _ENDS = {"0": "base", "1": "instruct"}
 _FONT_POINTS = 9.0
 _CLEARANCE_POINTS = 9.0
-MOST_NAMED = 60  # more names than the panel has room for
+MOST_NAMED = 60  # more names than fit the panel
 
 
 def common(right: Line, up: Line) -> list[tuple[float, float, float, str]]:
-    """(score, score, λ, key of λ) of the points where both lines have a score."""
+    """Return (score, score, λ, key of λ) of the points where both lines have a score."""
     every = zip(right.scores, up.scores, right.lams, right.keys)
     return [(x, y, lam, key) for x, y, lam, key in every if not math.isnan(x) and not math.isnan(y)]
 
 
 def draw(axes: Axes, right: Line, up: Line, width: float, height: float) -> None:
-    """`right` across, `up` upwards, a point per λ in the colour of its λ; `width` and `height` in
-    characters."""
+    """Draw `right` across and `up` upwards, a point per λ in the colour of its λ; `width` and
+    `height` are in characters."""
     from matplotlib import colormaps
 
     points = common(right, up)
@@ -78,11 +78,11 @@ class _Box:
 
 
 def name_points(axes: Axes, right: Line, up: Line) -> None:
-    """Write λ beside its point, the ends and the bests first, others where there is room. The
-    layout must be final.
+    """Write λ beside its point: first base, instruct and the best points, then others where they
+    fit. The layout must be final.
 
-    Cost: linear in points: of many no more than `MOST_NAMED`, evenly spaced, are looked at besides
-    those that come first.
+    Cost: linear in points: of many at most `MOST_NAMED`, evenly spaced, are tried beside the first
+        ones.
     """
     points = common(right, up)
     per_point = 72 / axes.figure.dpi
@@ -100,7 +100,7 @@ def name_points(axes: Axes, right: Line, up: Line) -> None:
         text = f"{key} {_ENDS[key]}" if key in _ENDS else key
         outwards = math.atan2(spots[i][1] - middle[1], spots[i][0] - middle[0])
         turns = 8 if key in first else 4
-        for offset, box in _places(spots[i], text, outwards, turns):
+        for offset, box in _positions(spots[i], text, outwards, turns):
             if box.within(page) and not any(box.meets(other) for other in taken):
                 taken.append(box)
                 note(
@@ -116,11 +116,11 @@ def name_points(axes: Axes, right: Line, up: Line) -> None:
                 break
 
 
-def _places(
+def _positions(
     spot: Sequence[float], text: str, outwards: float, turns: int
 ) -> Iterator[tuple[tuple[float, float], _Box]]:
-    """Where the middle of `text` may lie, from its point, and the room it takes: outwards first,
-    then up to `turns` eighths of a half turn to either side."""
+    """Yield offsets of the middle of `text` from its point, and its box there: outwards first, then
+    up to `turns` eighths of a half turn to either side."""
     half_width, half_height = 0.3 * _FONT_POINTS * len(text), 0.55 * _FONT_POINTS
     for turn in sorted(range(-turns, turns + 1), key=abs):
         cos, sin = math.cos(outwards + turn * math.pi / 8), math.sin(outwards + turn * math.pi / 8)

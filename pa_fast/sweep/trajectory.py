@@ -24,7 +24,7 @@ _FAILED = "#c0392b"
 @dataclass(frozen=True)
 class Line:
     """One evaluator's scores along the schedule in ascending order, NaN where a point is missing,
-    and where it failed."""
+    and the λ at which it failed."""
 
     name: str
     unit: str
@@ -51,7 +51,7 @@ class Line:
 
 
 def wrapped(width: float, *parts: str) -> str:
-    """`parts` in one line of at most `width` characters, else a line or more each."""
+    """Return `parts` in one line of at most `width` characters, else in a line or more each."""
     line = "   ".join(part for part in parts if part)
     if len(line) <= width:
         return line
@@ -59,11 +59,11 @@ def wrapped(width: float, *parts: str) -> str:
 
 
 def _broken(text: str, width: int) -> str:
-    """`text` in lines of at most `width` characters, broken after a comma or a space where it has
-    some."""
+    """Return `text` in lines of at most `width` characters, broken after a comma or a space where
+    it has some."""
     lines = [""]
     for word in re.split(r"(?<=[,\s])(?=\S)", text):
-        for piece in [word[at : at + width] for at in range(0, len(word), width)]:
+        for piece in [word[start : start + width] for start in range(0, len(word), width)]:
             if len(lines[-1] + piece.rstrip()) > width:
                 lines.append("")
             lines[-1] += piece
@@ -71,14 +71,13 @@ def _broken(text: str, width: int) -> str:
 
 
 def decades(scores: Iterable[float]) -> bool:
-    """Whether `scores` span two decades or more, which an axis in equal steps would press onto its
-    end."""
+    """Return whether `scores` span two decades or more, for which a linear axis is too coarse."""
     known = [score for score in scores if not math.isnan(score)]
     return min(known) > 0 and max(known) >= 100 * min(known)
 
 
 def scale_log(axes: Axes, axis: Axis) -> None:
-    """A logarithmic `axis` with plain numbers at the decades."""
+    """Make `axis` logarithmic, with plain numbers at the decades."""
     from matplotlib.ticker import FuncFormatter, NullFormatter
 
     (axes.set_xscale if axis is axes.xaxis else axes.set_yscale)("log")
@@ -87,11 +86,11 @@ def scale_log(axes: Axes, axis: Axis) -> None:
 
 
 def draw(axes: Axes, group: Sequence[Line], lowest: bool, width: float) -> None:
-    """Scores along λ: a ring and a number at each best, names at the ends of the lines, base and
-    instruct on the axis.
+    """Draw scores along λ: a ring and a number at each best, names at the ends of the lines, base
+    and instruct on the axis.
 
     Args:
-        width: characters of a title that the panel has room for.
+        width: characters of a title that fit the panel.
     """
     first = group[0]
     worse = "" if first.higher_is_better else "   lower is better"
@@ -130,11 +129,11 @@ def _mark_failed(axes: Axes, failed: Sequence[float]) -> None:
         )
         low, high = axes.get_xlim()
         after = failed[-1] < low + 0.9 * (high - low)
-        at, ha = (failed[-1], "left") if after else (failed[0], "right")
+        xy, ha = (failed[-1], "left") if after else (failed[0], "right")
         note(
             axes,
             "failed",
-            (at, 0.035),
+            (xy, 0.035),
             (8 if after else -8, 0),
             _FAILED,
             va="center",
@@ -145,7 +144,8 @@ def _mark_failed(axes: Axes, failed: Sequence[float]) -> None:
 
 
 def _isolated(line: Line) -> bool:
-    """Whether a point has a gap on both sides, where a line without markers would not show it."""
+    """Return whether a point has a gap on both sides, where a line without markers would not show
+    it."""
     known = [False, *(not math.isnan(score) for score in line.scores), False]
     return any(known[i] and not known[i - 1] and not known[i + 1] for i in range(1, len(known) - 1))
 
@@ -180,7 +180,7 @@ def _limits(axes: Axes, group: Sequence[Line]) -> None:
 
 
 def _mark_cut(axes: Axes) -> None:
-    """Two strokes across the score axis at its end: it does not begin at 0."""
+    """Draw two strokes across the score axis at its lower end: it does not begin at 0."""
     across: dict[str, Any] = {
         "transform": axes.transAxes,
         "clip_on": False,
@@ -207,8 +207,8 @@ def _mark_best(axes: Axes, line: Line) -> None:
     lam, score = line.lams[line.best], line.scores[line.best]
     axes.plot([lam], [score], "o", ms=10, mfc="white", mec=line.colour, mew=2.2, zorder=5)
     low, high = axes.get_xlim()
-    place = (lam - low) / (high - low)
-    ha = "left" if place < 0.15 else "right" if place > 0.85 else "center"
+    share = (lam - low) / (high - low)
+    ha = "left" if share < 0.15 else "right" if share > 0.85 else "center"
     up = line.higher_is_better
     offset = (0 if ha == "center" else -6 if ha == "left" else 6, 10 if up else -10)
     equal = sum(other == score for other in line.scores)
@@ -229,8 +229,8 @@ def _mark_best(axes: Axes, line: Line) -> None:
 
 
 def _name_lines(axes: Axes, group: Sequence[Line]) -> None:
-    """Names at the right edge, each at the height where its line ends, moved apart where they would
-    touch."""
+    """Write names at the right edge, each at the height where its line ends, moved apart where they
+    would touch."""
     to_axes = axes.transData + axes.transAxes.inverted()
     last = [(line, next(s for s in reversed(line.scores) if not math.isnan(s))) for line in group]
     ends = sorted(
@@ -254,7 +254,7 @@ def _name_lines(axes: Axes, group: Sequence[Line]) -> None:
 
 
 def _apart(heights: Sequence[float], gap: float) -> list[float]:
-    """Ascending `heights` moved up and down until neighbours are `gap` apart."""
+    """Return ascending `heights` moved up and down until neighbours are `gap` apart."""
     moved = list(heights)
     for i in range(1, len(moved)):
         moved[i] = max(moved[i], moved[i - 1] + gap)
@@ -265,7 +265,7 @@ def _apart(heights: Sequence[float], gap: float) -> list[float]:
 def _lambda_axis(axes: Axes, lams: Sequence[float], lowest: bool) -> None:
     low, high = axes.get_xlim()
     ends = [lam for lam in (0.0, 1.0) if low <= lam <= high]
-    room = 0.06 * (high - low)
+    gap = 0.06 * (high - low)
     ticks = (
         lams
         if len(lams) == 1
@@ -275,7 +275,7 @@ def _lambda_axis(axes: Axes, lams: Sequence[float], lowest: bool) -> None:
             if low <= t <= high
         ]
     )
-    ticks = sorted([t for t in ticks if all(abs(t - end) > room for end in ends)] + ends)
+    ticks = sorted([t for t in ticks if all(abs(t - end) > gap for end in ends)] + ends)
     names = {0.0: "\nbase", 1.0: "\ninstruct"}
     axes.set_xticks(ticks, [f"{t:.4g}{names.get(t, '')}" if lowest else "" for t in ticks])
     axes.tick_params(length=3)
@@ -286,7 +286,7 @@ def _lambda_axis(axes: Axes, lams: Sequence[float], lowest: bool) -> None:
 def note(
     axes: Axes,
     text: str,
-    at: tuple[float, float],
+    xy: tuple[float, float],
     offset: tuple[float, float],
     colour: str,
     **options: Any,
@@ -297,7 +297,7 @@ def note(
     options.setdefault("xycoords", "data")
     axes.annotate(
         text,
-        at,
+        xy,
         xytext=offset,
         textcoords="offset points",
         color=colour,

@@ -25,7 +25,7 @@ from pa_fast.errors import CheckpointError, OutputError, PaFastError
 from pa_fast.stores import file as delta_file
 from pa_fast.stores.sparse import SparseStore
 from pa_fast.sweep import report, sweep
-from pa_fast.sweep.figure import check_place
+from pa_fast.sweep.figure import check_output_path
 from tests.checkpoint.pairs import write_checkpoint, write_pair
 from tests.engines import architectures
 from tests.stores import pairs as deltas
@@ -253,9 +253,9 @@ def test_a_folder_whose_run_json_is_no_sweeps_is_left_alone(
 def test_a_figure_replaces_figures_alone(tmp_path: Path) -> None:
     (tmp_path / "holiday.png").write_bytes(b"\x89PNG of a beach")
     with pytest.raises(OutputError, match=r"holiday\.png exists, and pa_fast did not draw it"):
-        check_place(tmp_path / "holiday")
+        check_output_path(tmp_path / "holiday")
     sweep(FakeEngine(), "0,1", [Scorer("icl")], tmp_path / "run")
-    check_place(tmp_path / "run" / "trajectory")
+    check_output_path(tmp_path / "run" / "trajectory")
 
 
 # --- links at working names

@@ -161,7 +161,9 @@ def a_rank_holds_its_shards_and_no_more(world: World) -> None:
     )  # transformers 5.24 maps shards of rows, 5.17 copies all
     part, maps = lm.weights._part, FileMaps()
     for tensor in (*(binding.live for binding in part._bindings), *part._store.beside()):
-        assert maps.place(tensor) is not None or tensor.untyped_storage().nbytes() == nbytes(tensor)
+        assert maps.position(tensor) is not None or tensor.untyped_storage().nbytes() == nbytes(
+            tensor
+        )
 
 
 def proofs_are_the_same_on_all_ranks(world: World) -> None:
@@ -389,7 +391,7 @@ def partial_sums_are_refused(world: World) -> None:
             DTensor.from_local(torch.ones(4), mesh, [Partial()], run_check=False)
         )
         sides.append(side)
-    world.refused(EngineError, "`bias` is a partial sum", lambda: layout.check(*sides))  # type: ignore[arg-type]
+    world.refused(EngineError, "`bias` is a partial sum", lambda: layout.check_split(*sides))  # type: ignore[arg-type]
 
 
 class Likelihood:

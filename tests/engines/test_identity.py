@@ -191,7 +191,7 @@ def test_an_old_run_that_nobody_compared_is_refused(tmp_path: pathlib.Path) -> N
     other = manifest.describe(lm, points, [complete_evaluator(Norm())])
     other = dataclasses.replace(other, engine={**other.engine, "dtype": "float16"})
     with pytest.raises(RunError, match=r"engine\.dtype"):
-        manifest.reconcile(tmp_path / "run", other, {"norm"}, proven=True)
+        manifest.reconcile(tmp_path / "run", other, {"norm"}, verified=True)
 
 
 def rewrite(file: pathlib.Path) -> None:

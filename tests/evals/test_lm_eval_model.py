@@ -233,7 +233,7 @@ def test_requests_that_do_not_fit_are_counted_and_endless_answers_refused(engine
         [Instance("generate_until", {}, ("a" * 30, {"until": [], "max_gen_toks": 4}), 0)]
     )
     assert lm.cut == 2
-    with pytest.raises(EvaluatorError, match="17 of continuation; the model has room for 16"):
+    with pytest.raises(EvaluatorError, match="17 of continuation; the model has positions for 16"):
         ask("a", "b" * 17)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pa_fast.errors import EvaluatorError
-from pa_fast.evals.rows import distinct, read_file, read_rows
+from pa_fast.evals.rows import check_distinct, read_file, read_rows
 
 
 def rows_of(path: Path, text: str) -> list[tuple[str, int, Any]]:
@@ -58,4 +58,4 @@ def test_what_is_no_id(tmp_path: Path, value: Any) -> None:
     with pytest.raises(
         EvaluatorError, match=r"a\.jsonl:1: `id` is .*, expected a text or a number"
     ):
-        distinct(read_rows(read_file(path)))
+        check_distinct(read_rows(read_file(path)))

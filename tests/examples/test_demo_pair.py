@@ -99,8 +99,8 @@ def test_options_hold_the_right_answer_once_and_no_beginning_of_another() -> Non
 
 def test_a_prompt_reads_like_a_training_document() -> None:
     evaluator = build(f"icl:{DEMO / 'fewshot.jsonl'},shots=5,sep=\\n")
-    for item, asked in zip(evaluator.items, evaluator.asked):  # type: ignore[attr-defined]
-        prompt = asked.text(0)
+    for item, shown in zip(evaluator.items, evaluator.shown):  # type: ignore[attr-defined]
+        prompt = shown.text(0)
         texts = [line.partition(">")[0] for line in (prompt + item.answer).split("\n")]
         assert len(set(texts)) == 6
         assert prompt + item.answer + "\n" == data.few_shot(item.group, texts)

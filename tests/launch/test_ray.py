@@ -271,9 +271,9 @@ def test_a_dead_agent_is_found_while_nothing_is_ready() -> None:
 
     pool = launcher._Pool.__new__(launcher._Pool)
     pool._ray, pool._node = Dead(), "mine"
-    pool._places = [launcher._Place(None, "busy")]
+    pool._workers = [launcher._Worker(None, "busy")]
     with pytest.raises(EngineError, match="agent on this machine"):
-        pool._ready(pool._places)
+        pool._ready(pool._workers)
     assert pool._ray.waits == 3
 
 

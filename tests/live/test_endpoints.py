@@ -77,19 +77,25 @@ def broken(kind: str, w: Tensors, b: Tensors) -> Any:
 @pytest.mark.parametrize(
     ("kind", "said"),
     [
-        ("empty", r"the end of `layer.weight` at λ = 0 is \[0, 33\], the live tensor \[129, 33\]"),
+        (
+            "empty",
+            r"the endpoint of `layer.weight` at λ = 0 is \[0, 33\], the live tensor \[129, 33\]",
+        ),
         ("one row", r"\[1, 33\]"),
         ("turned", r"\[33, 129\]"),
         ("rows too many", r"\[130, 33\]"),
         ("no rows", r"\[0, 33\]"),
-        ("fraction", "the end of `steps` at λ = 0 is torch.float32, the live tensor torch.int64"),
-        ("numpy", "the end of `norm` at λ = 0 is a ndarray"),
-        ("live", "the end of `norm` at λ = 0 lies in live memory"),
-        ("more", "`zzz` has an end, but is not live"),
-        ("fewer", "`norm` is live, but has no end at λ = 0"),
-        ("list", "ends are a list"),
+        (
+            "fraction",
+            "the endpoint of `steps` at λ = 0 is torch.float32, the live tensor torch.int64",
+        ),
+        ("numpy", "the endpoint of `norm` at λ = 0 is a ndarray"),
+        ("live", "the endpoint of `norm` at λ = 0 lies in live memory"),
+        ("more", "`zzz` has an endpoint, but is not live"),
+        ("fewer", "`norm` is live, but has no endpoint at λ = 0"),
+        ("list", "endpoints are a list"),
         ("nan", "λ `nan` is not a finite number"),
-        ("flat", "ends are a dict"),
+        ("flat", "endpoints are a dict"),
     ],
 )
 def test_what_cannot_be_compared_is_refused_before_the_first_write(

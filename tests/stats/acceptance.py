@@ -83,7 +83,7 @@ def adaptive_sweep(items: Items) -> tuple[list[float], Curve]:
     places = {round(float(lam), 6): index for index, lam in enumerate(items.lams)}
     lams = list(adaptive.first().lams)
     while True:
-        part = items.at(np.array([places[lam] for lam in sorted(lams)]))
+        part = items.select(np.array([places[lam] for lam in sorted(lams)]))
         more = adaptive.following(part).lams
         if not more:
             return sorted(lams), curve(part)

@@ -16,7 +16,7 @@ def sweep(n: int, shape: str = "peak +5", seed: int = 0) -> Items:
 
 
 def at(items: Items, lams: tuple[float, ...]) -> Items:
-    return items.at(np.array([round(lam * 50) for lam in sorted(lams)]))
+    return items.select(np.array([round(lam * 50) for lam in sorted(lams)]))
 
 
 def test_the_coarse_grid_comes_first() -> None:

@@ -128,6 +128,6 @@ def test_nothing_is_a_percentage_of_a_score_near_0() -> None:
 
 def test_some_λ_of_a_curve() -> None:
     items = stratified(0, [9, 9])
-    part, expected = curve(items).at([1, 4]), curve(items.at([1, 4]))
+    part, expected = curve(items).select([1, 4]), curve(items.select([1, 4]))
     assert np.array_equal(part.s, expected.s) and part.floor == expected.floor
     assert part.cov == pytest.approx(expected.cov)

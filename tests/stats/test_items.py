@@ -268,5 +268,5 @@ def test_the_floor_is_the_worth_of_the_heaviest_item() -> None:
 
 def test_some_λ_of_the_items() -> None:
     items = collect(scored(labelled(("tp", "fp", "fn")), of_groups(f1)), True)
-    part = items.at([0, 2])
+    part = items.select([0, 2])
     assert part.lams.tolist() == [0, 1] and part.values() == pytest.approx(items.values()[[0, 2]])

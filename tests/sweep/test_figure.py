@@ -15,7 +15,7 @@ from rich.console import Console
 from pa_fast.base import Engine, Lambda, Score
 from pa_fast.sweep import figure, sweep
 from pa_fast.sweep.report import report
-from pa_fast.sweep.results import Failure, Row, SweepResult
+from pa_fast.sweep.results import Failure, ResultRow, SweepResult
 from pa_fast.sweep.schedule import lambdas
 from tests.sweep.fakes import FakeEngine, Scorer
 from tests.sweep.test_driver import Told
@@ -37,7 +37,7 @@ def result(
 ) -> SweepResult:
     lams = tuple(sorted(lambdas(points), key=lambda lam: lam.exact))
     rows = [
-        Row(lam, name, math.sin(3 * float(lam) + n), UNITS[name][0], 50, float(lam))
+        ResultRow(lam, name, math.sin(3 * float(lam) + n), UNITS[name][0], 50, float(lam))
         for lam in lams
         for n, name in enumerate(names)
         if lam.key not in missing + failed
@@ -61,7 +61,7 @@ def test_equal_results_give_equal_files(tmp_path: Path) -> None:
     ):
         figure.write(replace(first, out=result(tmp_path / "b", "0", ("icl",)).out))
     for name in ("trajectory.svg", "trajectory.png", "trajectory.pdf"):
-        figure.check_place((tmp_path / "a" / name).with_suffix(""))
+        figure.check_output_path((tmp_path / "a" / name).with_suffix(""))
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     svg, png = (
         (tmp_path / "a" / "trajectory.svg").read_text(),
@@ -170,7 +170,9 @@ def test_λ_that_are_one_float_are_drawn(tmp_path: Path) -> None:
 
 def scored(out: Path, higher: bool, *scores: float, name: str = "a", unit: str = "acc") -> Any:
     points = tuple(lambdas([n / 8 for n in range(len(scores))]))
-    rows = tuple(Row(lam, name, score, unit, 9, float(lam)) for lam, score in zip(points, scores))
+    rows = tuple(
+        ResultRow(lam, name, score, unit, 9, float(lam)) for lam, score in zip(points, scores)
+    )
     return figure.draw(SweepResult(out, points, (name,), (higher,), rows, ()))
 
 
@@ -204,7 +206,7 @@ def test_titles_fit_and_have_the_whole_name(count: int, tmp_path: Path) -> None:
     )
     points = tuple(lambdas("0,0.5,1"))
     rows = tuple(
-        Row(lam, name, 0.5, f"unit {n} (per character), macro", 9, 1.0)
+        ResultRow(lam, name, 0.5, f"unit {n} (per character), macro", 9, 1.0)
         for lam in points
         for n, name in enumerate(names)
     )

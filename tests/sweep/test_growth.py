@@ -19,7 +19,7 @@ from pa_fast.base import Lambda
 from pa_fast.sweep import figure, journal, manifest, results, trade_off
 from pa_fast.sweep.entry import Entry
 from pa_fast.sweep.journal import Journal
-from pa_fast.sweep.manifest import Column, Manifest
+from pa_fast.sweep.manifest import EvaluatorRecord, Manifest
 from pa_fast.sweep.point import Record
 from pa_fast.sweep.recording import Recording
 from pa_fast.sweep.results import SweepResult
@@ -44,7 +44,7 @@ def calls(work: Callable[[], object]) -> int:
 def filled(folder: Path, points: int, names: int = 2) -> Path:
     """A run folder of `points` λ and `names` evaluators, one point in eleven failed."""
     keys = [Lambda(f"{k}/{points}").key for k in range(points)]
-    columns = tuple(Column(f"e{n}", n % 2 == 0, {}) for n in range(names))
+    columns = tuple(EvaluatorRecord(f"e{n}", n % 2 == 0, {}) for n in range(names))
     folder.mkdir()
     manifest.reconcile(folder, Manifest(tuple(keys), columns, {}, ({},), ({},)))
     lines = []

@@ -46,7 +46,7 @@ def test_read_back_as_written(tmp_path: Path) -> None:
     written = write(tmp_path)
     assert manifest.load(tmp_path) == written
     assert written.lambdas == ("0", "1")
-    assert written.evaluators == (manifest.Column("icl", True, {"data": "d0"}),)
+    assert written.evaluators == (manifest.EvaluatorRecord("icl", True, {"data": "d0"}),)
     assert written.engine == {"base": "b0", "options": {"dtype": "bf16", "stop": [1, 2]}}
     assert "python" in written.versions[0]
 

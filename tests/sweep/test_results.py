@@ -272,7 +272,7 @@ def test_a_narrow_terminal_cuts_no_name_and_no_figure(count: int, tmp_path: Path
         for n, name in enumerate(names)
     }
     rows = tuple(
-        results.Row(lam, name, scores[lam.key, name], "accuracy (per character)", 9, 0.25)
+        results.ResultRow(lam, name, scores[lam.key, name], "accuracy (per character)", 9, 0.25)
         for lam in points
         for name in names
     )

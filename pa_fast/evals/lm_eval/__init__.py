@@ -24,7 +24,7 @@ __all__ = ["KIND", "LmEval", "PaFastLM", "build_once"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import `PaFastLM` when it is first asked for: its base class loads lm-eval."""
+    """Import `PaFastLM` at its first use: its base class loads lm-eval."""
     if name != "PaFastLM":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     require_lm_eval()

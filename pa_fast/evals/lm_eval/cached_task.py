@@ -19,12 +19,12 @@ class CachedTask:
     """A loaded lm-eval task that builds its requests at the first call of `build_all_requests`,
     and only clears their answers as long as nothing that shapes them changes.
 
-    Kept answers would be read again: lm-eval appends to them and its default filter takes the
-    first. The shots are drawn anew, from the same seed, whenever requests are built: the generator
-    would otherwise have moved on. Everything that is not defined here is the task's own.
+    lm-eval appends answers to those of the request and its default filter takes the first, so old
+    ones must go. The shots are drawn anew, from the same seed, whenever requests are built: the
+    generator would otherwise have moved on. Everything that is not defined here is the task's own.
 
     Args:
-        task: a task as `TaskManager.load` returns it; it stays the owner of its configuration.
+        task: a task as `TaskManager.load` returns it; it keeps its configuration.
         seed: draws the shots.
 
     Attributes:
@@ -36,7 +36,7 @@ class CachedTask:
 
     def __init__(self, task: Any, seed: int = SEED):
         self._task = task
-        self._worker = _with_memory(task)
+        self._worker = _cached_copy(task)
         self._worker_config = task.dump_config()
         self._seed: int | None = seed
         self._shape: Any = None
@@ -83,7 +83,7 @@ class CachedTask:
             return
         self._shape = None
         if self._worker_config != config:
-            self._worker, self._worker_config = _with_memory(self._task), config
+            self._worker, self._worker_config = _cached_copy(self._task), config
         self._worker.set_fewshot_seed(self._seed)
         self._worker.build_all_requests(**options)
         self._shape = shape
@@ -100,15 +100,16 @@ class CachedTask:
         return list(self._worker.instances[0].filtered_resps)
 
     def of_filter(self, values: list[Any], name: str) -> list[Any]:
-        """The part of `measured` or `tied` that belongs to one filter: a value a document."""
+        """Return the part of `measured` or `tied` that belongs to one filter: a value a
+        document."""
         filters = self.filters()
         count = len(values) // len(filters)
         first = filters.index(name) * count
         return values[first : first + count]
 
     def tie_count(self, key: str) -> int:
-        """Number of documents with equally likely choices in the metric `name,filter`, of which
-        only `acc_norm` counts them per character."""
+        """Return the number of documents with equally likely choices in the metric `name,filter`;
+        only `acc_norm` is per character."""
         metric, _, filter = key.partition(",")
         return sum(
             per_character if metric == "acc_norm" else raw
@@ -120,12 +121,16 @@ def build_once(tasks: Any, seed: int = SEED) -> Any:
     """Return `tasks`, as `TaskManager.load` returns them, with tasks that build their requests
     once.
 
-    What shapes a request (options of `evaluate`, the task's configuration, the seed) may change:
-    they are then built again. The given tasks share data, configuration and the generator of shots
-    with the returned ones; use only those.
+    They build them again if what shapes a request changes: options of `evaluate`, the task's
+    configuration, the seed. The given tasks share data, configuration and the generator of shots
+    with the returned ones; use only the latter.
 
     Args:
-        seed: draws the shots; `evaluate()` itself sets none, and every process would see others.
+        seed: draws the shots; `evaluate()` sets none, so that each process would draw others.
+
+    Example:
+        tasks = build_once(TaskManager().load(["piqa", "arc_easy"]))
+        results = evaluate(PaFastLM(lm), tasks, bootstrap_iters=0)
     """
     return {
         **tasks,
@@ -133,12 +138,12 @@ def build_once(tasks: Any, seed: int = SEED) -> Any:
     }
 
 
-def _with_memory(task: Any) -> Any:
-    """Return a copy of `task` whose configuration has functions in place of templates, as lm-eval
-    allows; they and `process_docs` remember their results.
+def _cached_copy(task: Any) -> Any:
+    """Return a copy of `task` whose configuration has functions instead of templates, as lm-eval
+    allows; these and `process_docs` cache their results.
 
-    lm-eval compiles a template anew for every document at every λ, which takes longer than all else
-    that it does beside the forward passes, and processes the documents anew whenever they are read.
+    lm-eval compiles a template for every document at every λ, which takes longer than everything
+    else that it does beside the forward passes, and processes the documents whenever they are read.
     """
     from lm_eval.api.task import ConfigurableTask
 
@@ -147,7 +152,7 @@ def _with_memory(task: Any) -> Any:
         return worker
     worker._config = config = copy.copy(task.config)
     if config.process_docs is not None:
-        config.process_docs = _processed_once(config.process_docs)
+        config.process_docs = _cached_process(config.process_docs)
     worker.fewshot_cfg = shots = copy.copy(task.fewshot_cfg)
     for field in ("doc_to_text", "doc_to_target", "doc_to_choice"):
         # of the class that reads the template: one that extends it would be applied twice
@@ -155,12 +160,12 @@ def _with_memory(task: Any) -> Any:
         for settings in (config, shots):
             template = getattr(settings, field)
             if isinstance(template, str) and template not in task.features:
-                setattr(settings, field, _rendered_once(render, template))
+                setattr(settings, field, _cached_render(render, template))
     return worker
 
 
-def _rendered_once(render: Callable[[Any, str], Any], template: str) -> Callable[[Any], Any]:
-    """`render(document, template)` as a function of the document, called once for equal ones."""
+def _cached_render(render: Callable[[Any, str], Any], template: str) -> Callable[[Any], Any]:
+    """Return `render(document, template)` as a function of the document, cached by its content."""
     results: dict[bytes, Any] = {}
 
     def rendered(document: Any) -> Any:
@@ -172,9 +177,9 @@ def _rendered_once(render: Callable[[Any, str], Any], template: str) -> Callable
     return rendered
 
 
-def _processed_once(process: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """`process(split)`, called once for each split if it returns a data set: rows of one are made
-    anew whenever they are read, rows of a list could be changed by who reads them."""
+def _cached_process(process: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Return `process`, cached for each split if it returns a data set. A list is not cached: its
+    rows could be changed by a reader, those of a data set are made at each read."""
     results: dict[int, tuple[Any, Any]] = {}
 
     def processed(split: Any) -> Any:
@@ -191,7 +196,7 @@ def _processed_once(process: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 def _ties(choices: list[str], results: Any) -> tuple[bool, bool]:
-    """Whether the best log-likelihood belongs to different `choices`, raw and per character."""
+    """Return whether different `choices` have the best log-likelihood, raw and per character."""
     nats = [float(result[0]) for result in results[: len(choices)]]  # further ones: unconditional
     per_character = [value / max(1, len(choice)) for value, choice in zip(nats, choices)]
     return _is_tie(choices, nats), _is_tie(choices, per_character)

@@ -35,10 +35,10 @@ class LmEval:
     is a document, its group the task.
 
     A task's metric is `acc_norm` if it has that, else `acc`, `exact_match`,
-    `prompt_level_strict_acc`, else the first that it lists. Groups and tags stand for their tasks,
-    of which each counts the same. Every figure of every task and group is in the details, a group's
-    own aggregate and the ties of tasks with choices among them; `results.json` is what lm-eval
-    would have written.
+    `prompt_level_strict_acc`, else the first that it lists. Groups and tags are replaced by their
+    tasks, which all count the same. The details have every figure of every task and group, a
+    group's own aggregate and the ties of tasks with choices among them; `results.json` is what
+    lm-eval would write.
 
     Args:
         tasks: names of tasks, groups and tags.
@@ -46,12 +46,12 @@ class LmEval:
         chat: apply the tokenizer's chat template, shots as turns of their own.
         include_path: folder of YAML files with more tasks.
         metric: the metric for all tasks, `name` or `name,filter`.
-        limit: at most so many documents in all, see `files.limited`. Tasks of which none is drawn
-            are left out, and groups with them.
+        limit: most documents in all, see `rows.limited`. Tasks of which none is drawn are left out,
+            and groups with them.
         seed: 0 draws shots and samples as lm-eval does by default.
         overflow: `truncate` cuts requests that are too long for the model on the left, as lm-eval
             does; `refuse` does not.
-        average: see `average.AVERAGES`.
+        average: see `scores.AVERAGES`.
 
     Raises:
         MissingExtra: lm-eval is not installed.
@@ -99,12 +99,11 @@ class LmEval:
         self._model: Any = None
 
     def check(self, engine: Engine) -> list[str]:
-        """Build and encode all requests. Raise if they cannot be asked, or are to fit the model and
-        do not.
+        """Build and encode all requests; return a note on those that are cut.
 
         Raises:
             EvaluatorError: the engine has no transformers model, the tokenizer no chat template,
-                the model no room for an answer; or a request is too long, and overflow=refuse.
+                the model no positions for an answer; or a request is too long, and overflow=refuse.
         """
         with quiet(), _seeded(self.seed):
             lm = self._lm(engine)
@@ -123,8 +122,8 @@ class LmEval:
         return [f"{message}: they lose the beginning of their prompt, as in lm-eval"]
 
     def _build_requests(self, lm: Any) -> list[Any]:
-        """Build all requests, task after task, as `evaluate` builds them: it finds them there at
-        every λ."""
+        """Build all requests, task after task, with the options of `evaluate`, which then has them
+        cached at every λ."""
         requests: list[Any] = []
         for name in self.tasks:
             try:
@@ -197,7 +196,7 @@ class LmEval:
         )
 
     def _lm(self, engine: Engine) -> Any:
-        """The PaFastLM of `engine`, kept with all that it remembers as long as the engine is the
+        """Return the PaFastLM of `engine`, cached with its requests as long as the engine is the
         same."""
         if self._model is None or self._model.engine is not engine:
             from pa_fast.evals.lm_eval.model import PaFastLM
@@ -224,7 +223,7 @@ class LmEval:
         return float(measured[key])
 
     def _items(self, name: str, key: str) -> Iterator[Item]:
-        """The items of one task, all with parts or none."""
+        """Yield the items of one task, all with parts or none."""
         metric, _, filter = key.partition(",")
         task, sample = self.tasks[name], self.samples.get(name)
         measured = [
@@ -238,8 +237,8 @@ class LmEval:
             yield Item(id, name, item_score(task, metric, value), parts=part if known else None)
 
     def _document(self, engine: Engine, lm: Any, results: Any) -> dict[str, Any]:
-        """Return `results` in the form that lm-eval's command line writes, less what differs
-        between equal runs."""
+        """Return `results` in the form that lm-eval's command line writes, without entries that
+        differ between equal runs."""
         from lm_eval.loggers.utils import add_tokenizer_info
 
         pair = complete(engine)
@@ -293,7 +292,7 @@ def _direction(metrics: Mapping[str, Any]) -> bool:
 
 
 def _all_with_parts(items: Sequence[Item]) -> Sequence[Item]:
-    """`items`; where some have parts, those of a mean beside them have its sum and count."""
+    """Return `items`; where some have parts, the others get those of a mean, sum and count."""
     if not any(item.parts for item in items):
         return items
     return [

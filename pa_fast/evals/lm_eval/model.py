@@ -21,7 +21,7 @@ from pa_fast.errors import EvaluatorError, UsageError
 from pa_fast.evals.lm_eval.tasks import quiet
 
 Request = tuple[Any, list[int], list[int]]
-"""The harness's name of a request, its context ids, its continuation ids."""
+"""lm-eval's name of a request, its context ids, its continuation ids."""
 
 
 class PaFastLM(HFLM):
@@ -29,8 +29,7 @@ class PaFastLM(HFLM):
     the λ that the engine holds.
 
     From the second call with equal requests on, nothing is encoded: batches of continuations are
-    kept as tensors, other texts as token ids. What a request needs stays in memory as long as this
-    object.
+    cached as tensors, other texts as token ids, in memory for as long as this object.
 
     Args:
         engine: one with a transformers `.model`, such as `pa_fast.load` returns. Its tokenizer is
@@ -44,11 +43,16 @@ class PaFastLM(HFLM):
     Generated text ends where `HFLM` would end it: at the task's `until`, and at the stop tokens of
     the model's generation configuration, which are those that a merged folder has.
 
+    Example:
+        harness = pa_fast.lm_eval.PaFastLM(lm)
+        lm.set_lambda(0.6)
+        results = lm_eval.evaluate(harness, tasks, bootstrap_iters=0)
+
     Attributes:
         cut: requests so far that lost tokens on the left, to fit the model.
 
     Raises:
-        EvaluatorError: the engine has no transformers model, or a cache of responses is asked for.
+        EvaluatorError: the engine has no transformers model, or `use_cache` is given.
         UsageError: `batch_size` is not a whole number from 1.
         EngineError: the constructor of HFLM, which ties weights, replaced a live tensor.
     """
@@ -73,7 +77,7 @@ class PaFastLM(HFLM):
                 "`auto` would probe again at every λ and batch, so round, differently; measure once"
                 " and fix it",
             )
-        # the model is there: nothing that could name code is left to load
+        # the model is loaded: nothing that could name code is left to load
         options["trust_remote_code"] = False
         options.setdefault("softmax_dtype", "float32")
         with quiet():
@@ -107,7 +111,7 @@ class PaFastLM(HFLM):
         on the left to fit the model.
 
         Raises:
-            EvaluatorError: the model has no room for an answer.
+            EvaluatorError: the model has no positions for an answer.
         """
         self.cut = 0
         scored = [request for request in requests if request.request_type == "loglikelihood"]
@@ -168,7 +172,7 @@ class PaFastLM(HFLM):
     ) -> list[tuple[float, bool]]:
         pairs = [request.args for request in requests]
         for known, encoded in self._known:
-            if known == pairs:  # the very same objects are equal at a glance
+            if known == pairs:  # fast for the same objects
                 return self._score(encoded, disable_tqdm)
         before = dict(self._token_ids)
         try:
@@ -209,7 +213,7 @@ class PaFastLM(HFLM):
 
 @dataclass(frozen=True)
 class Batch:
-    """One forward pass: B rows of L ids, and for the T tokens scored in it where their logits are.
+    """One forward pass: B rows of L ids, and the rows of the logits of the T tokens scored in it.
 
     Attributes:
         ids: (B, L), right-padded with 0.
@@ -231,8 +235,8 @@ class EncodedRequests:
     """N requests for likelihoods, as batches of tensors that are the same at every λ.
 
     Attributes:
-        groups: for each length of continuation: the numbers of the k requests that have it, and
-            (k, length) positions of their tokens among those of all batches.
+        groups: for each length of continuation the numbers of the k requests of that length, and
+            the (k, length) positions of their tokens among those of all batches.
         count: N.
         cut: number of requests that lost tokens on the left to fit the model.
     """
@@ -288,7 +292,7 @@ def encode_requests(
         if not context or not 0 < len(continuation) <= max_length:
             raise EvaluatorError(
                 f"lm-eval: a request has {len(context)} tokens of context and {len(continuation)}"
-                f" of continuation; the model has room for {max_length}",
+                f" of continuation; the model has positions for {max_length}",
                 "an empty answer or one that is longer than the model's window cannot be scored",
             )
     collator: Any = Collator(
@@ -351,10 +355,10 @@ def _by_length(
 def _transformers_model(engine: CompleteEngine) -> Any:
     model = engine.model
     if not isinstance(model, PreTrainedModel):
-        found = "no `.model`" if model is None else f"a {type(model).__name__} as `.model`"
+        given = "no `.model`" if model is None else f"a {type(model).__name__} as `.model`"
         raise EvaluatorError(
             "lm-eval needs an engine with a transformers model, and"
-            f" {engine.__class__.__name__} has {found}",
+            f" {engine.__class__.__name__} has {given}",
             "pass what pa_fast.load returns, or wrap the engine in an lm_eval.api.model.LM of"
             " your own",
         )

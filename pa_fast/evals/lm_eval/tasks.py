@@ -49,7 +49,7 @@ def require_lm_eval() -> str:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Of lm-eval and datasets, let only errors reach stderr: this library draws its own bars."""
+    """Let only errors of lm-eval and datasets reach stderr: this library has its own bars."""
     import datasets
 
     logger = logging.getLogger("lm_eval")
@@ -66,7 +66,7 @@ def quiet() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Tasks:
-    """The tasks that a list of names stands for.
+    """Loaded tasks.
 
     Attributes:
         loaded: as `TaskManager.load` returns it; each task builds its requests once.
@@ -86,9 +86,12 @@ class Tasks:
         return {name: str(self[name].VERSION) for name in self}
 
     def digest(self, samples: Mapping[str, Sequence[int]]) -> str:
-        """Return the SHA-256 of all that shapes the requests: configurations but for paths, code,
-        documents scored (`samples`: numbers of those of each task, absent: all), documents to draw
-        shots from."""
+        """Return the SHA-256 of all that shapes the requests: configurations without paths, code,
+        documents to score, documents to draw shots from.
+
+        Args:
+            samples: task → numbers of the documents to score; all where it is absent.
+        """
         whole = hashlib.sha256(b"".join(path.read_bytes() for path in self.code))
         for name in sorted(self):
             task = self[name]
@@ -117,7 +120,7 @@ def _sampled(documents: Any, sample: Sequence[int] | None) -> Iterable[Any]:
 
 
 def plain_json(value: Any, **layout: Any) -> str:
-    """Return the JSON text of what lm-eval hands out, equal for equal values: functions by name,
+    """Return the JSON text of a value of lm-eval, equal for equal values: functions by name,
     numbers of NumPy as numbers."""
     return json.dumps(value, default=_plain, ensure_ascii=False, **layout)
 
@@ -188,15 +191,15 @@ def sample_documents(
 
 @functools.cache
 def _registered() -> Any:
-    """lm-eval's own tasks: 14,000 YAML files, parsed once a process."""
+    """Return the manager of lm-eval's own tasks, 14,000 YAML files, cached for the process."""
     from lm_eval.tasks import TaskManager
 
     return TaskManager()
 
 
 def _manager(names: Iterable[str], include_path: pathlib.Path | None) -> Any:
-    """Return a TaskManager that knows `names` if anything does; lm-eval's own tasks are looked at
-    only for those not found."""
+    """Return a TaskManager that knows `names`, as far as there are such tasks; lm-eval's own are
+    indexed only for names that `include_path` lacks."""
     from lm_eval.tasks import TaskManager
 
     if include_path is None:
@@ -214,7 +217,7 @@ def _manager(names: Iterable[str], include_path: pathlib.Path | None) -> Any:
 
 
 def _is_complete(name: str, index: Any) -> bool:
-    """`name` is in `index`, and if it is a group, so are all that it names."""
+    """Return whether `name` is in `index`, and if it is a group, all that it names too."""
     if name not in index:
         return False
     listed = (index[name].cfg or {}).get("task") if "group" in (index[name].cfg or {}) else None
@@ -243,8 +246,8 @@ def _set_shots(name: str, task: Any, shots: int | None) -> None:
 
 
 def _pool_size(task: Any) -> int | None:
-    """How many documents can be shown before another one; None where a task draws them in a way of
-    its own."""
+    """Return the number of documents that can be shots of another one; None where a task draws
+    shots in its own way."""
     from lm_eval.api.samplers import ContextSampler, FirstNSampler
     from lm_eval.api.task import ConfigurableTask
 
@@ -292,7 +295,7 @@ def _unknown(name: str, known: Sequence[str], include_path: pathlib.Path | None)
 
 
 def _unreadable(include_path: pathlib.Path) -> Iterable[str]:
-    """The YAML files that lm-eval passed over, with their errors."""
+    """Yield the YAML files that lm-eval could not read, with their errors."""
     from lm_eval.tasks._yaml_loader import load_yaml
 
     for path in sorted(include_path.glob("**/*.yaml")):
@@ -303,7 +306,7 @@ def _unreadable(include_path: pathlib.Path) -> Iterable[str]:
 
 
 def _broken(names: Sequence[str], error: Exception) -> EvaluatorError:
-    said = f"{type(error).__name__}: {' '.join(str(error).split()) or 'no message'}"
+    reason = f"{type(error).__name__}: {' '.join(str(error).split()) or 'no message'}"
     hint = (
         "check the task's YAML file and its data; data sets of the hub need network access the"
         " first time"
@@ -313,7 +316,7 @@ def _broken(names: Sequence[str], error: Exception) -> EvaluatorError:
             "install what the task imports; lm-eval has extras for that, such as pip install"
             " 'lm-eval[ifeval]'"
         )
-    return EvaluatorError(f"lm-eval cannot load {', '.join(names)}: {said}", hint)
+    return EvaluatorError(f"lm-eval cannot load {', '.join(names)}: {reason}", hint)
 
 
 @dataclass(frozen=True)
@@ -330,8 +333,8 @@ class Metric:
 
 
 def metric_of(task: Any, wanted: str | None) -> Metric:
-    """Return the metric that stands for `task`: the one `wanted` (`acc`, or
-    `exact_match,strict-match`), or its primary one.
+    """Return the metric of `task`: the one `wanted` (`acc`, or `exact_match,strict-match`), or its
+    primary one.
 
     Raises:
         EvaluatorError: the task does not measure it, or applies no such filter.
@@ -373,19 +376,23 @@ def item_score(task: Any, metric: str, value: Any) -> float:
 def item_parts(task: Any, metric: str, value: Any) -> dict[str, float] | None:
     """Return the parts that one document adds to a metric that is no mean, see `pa_fast.Item`.
 
-    None where it is one, and where its parts are not known: labels that are not 0 and 1, BLEU, an
+    None for a mean, and for metrics without known parts: labels that are not 0 and 1, BLEU, an
     aggregation of the task's own.
     """
     from lm_eval.api import metrics as known
 
     aggregation = task.aggregation()[metric]
     if aggregation in (known.f1_score, known.matthews_corrcoef):
-        gold, said = value
-        if gold not in (0, 1) or said not in (0, 1):
+        gold, predicted = value
+        if gold not in (0, 1) or predicted not in (0, 1):
             return None
-        counts = {"tp": gold and said, "fp": said and not gold, "fn": gold and not said}
+        counts = {
+            "tp": gold and predicted,
+            "fp": predicted and not gold,
+            "fn": gold and not predicted,
+        }
         if aggregation is known.matthews_corrcoef:
-            counts["tn"] = not gold and not said
+            counts["tn"] = not gold and not predicted
         return {name: float(bool(count)) for name, count in counts.items()}
     if aggregation is known.perplexity:
         return {"nats": -float(value), "tokens": 1.0}
