@@ -33,6 +33,7 @@ CALLS: dict[str, Callable[[Any, Any], Any]] = {
     "merge.base": lambda lm, path: pa_fast.merge(path, INSTRUCT, 0.5, "merged"),
     "merge.instruct": lambda lm, path: pa_fast.merge(BASE, path, 0.5, "merged"),
     "merge.rule": lambda lm, path: pa_fast.merge(BASE, INSTRUCT, 0.5, "merged", rule=path),
+    "merge.out": lambda lm, path: pa_fast.merge(BASE, INSTRUCT, 0.5, path),
     "inspect.base": lambda lm, path: pa_fast.inspect(path, INSTRUCT),
     "inspect.instruct": lambda lm, path: pa_fast.inspect(BASE, path),
     "verify.merged": lambda lm, path: pa_fast.verify(path, BASE, INSTRUCT, 1),
@@ -56,8 +57,8 @@ CALLS: dict[str, Callable[[Any, Any], Any]] = {
     "sweep --out": lambda lm, path: run(SweepSpec("a", "b", "0", ("python:m:f",), path)),
 }
 OPTIONAL = {"merge.rule", "encode.text", "load.tokenizer", "load.rule"}  # None: not given
-ELSEWHERE = {"merge.out", "export_lora.base", "inspect.rule", "verify.rule"}
-"""Read by the same code as others of the table; but for `merge.out`, which is not checked so."""
+ELSEWHERE = {"export_lora.base", "inspect.rule", "verify.rule"}
+"""Read by the same code as others of the table."""
 
 
 @pytest.mark.parametrize("name", CALLS)

@@ -59,6 +59,7 @@ from pa_fast.checkpoint.streaming import (
 from pa_fast.checkpoint.vocabulary import untrained_rows, with_vocabulary_sizes
 from pa_fast.checkpoint.writer import OutputFolder, ShardFile
 from pa_fast.errors import EngineError, OutputError
+from pa_fast.files import path_of
 from pa_fast.rounding import Rounding
 from pa_fast.rules import RuleLike
 from pa_fast.units import parse_bytes
@@ -275,6 +276,7 @@ def merge(
     spec = MergeSpec.of(lam, rounding, seed, rule)
     options = PairOptions.of(extra_rows, one_sided, ignore_config, strip_prefix)
     check_dtype(dtype)
+    path_of(out, "out")
     shard_bytes = None if max_shard_size is None else parse_bytes(str(max_shard_size))
     with (
         Checkpoint.open(resolve(base)) as b,
