@@ -92,7 +92,9 @@ def test_after_interrupts_the_next_switch_is_right_and_all_threads_are_back(
 
     before = signal.signal(signal.SIGALRM, strike)
     try:
-        for k in range(switches):
+        for k in range(20 * switches):
+            if k >= switches and interrupted > switches // 4:
+                break  # a busy machine strikes late, and more are needed
             lam, then = (0.1 + 0.8 * draw.random() for _ in range(2))
             try:
                 armed = True
