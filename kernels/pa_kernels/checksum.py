@@ -86,8 +86,8 @@ def _cpu_sums(flat: Sequence[Tensor]) -> list[int]:
 
 
 def piece_checksum(piece: Tensor, first_chunk: int) -> int:
-    """What a piece of a CPU tensor adds to the tensor's checksum: the sum of these over all pieces
-    is it, mod 2⁶⁴.
+    """Return what a piece of a CPU tensor adds to the tensor's checksum: the sum of these over all
+    pieces is it, mod 2⁶⁴.
 
     The hash of a word factorises by chunks: odd(j) = high(chunk of j) · low(place in the chunk).
 

@@ -163,7 +163,7 @@ class _CpuGroup(Group[Row]):
 
 
 def _is_single_pass(row: Row, lam: float) -> bool:
-    """Whether one torch operation writes the row, so that its pieces need no cache."""
+    """Return whether one torch operation writes the row, so that its pieces need no cache."""
     w, b, i = row.operands
     if row.intermediate_dtype is None and lam in (0.0, 1.0):
         return row.draw is None or (i if lam else b).dtype == w.dtype
@@ -210,14 +210,14 @@ def lerp_piece_(
 
 
 def _is_direct(w: Tensor, b: Tensor, i: Tensor, intermediate_dtype: torch.dtype | None) -> bool:
-    """Whether torch.lerp can write `w` by itself."""
+    """Return whether torch.lerp can write `w` by itself."""
     one_dtype = intermediate_dtype is None and w.dtype == b.dtype == i.dtype
     return one_dtype and torch_lerp_is_exact(w.dtype)
 
 
 def _is_suspect(b: Tensor) -> bool:
-    """Whether `b` may hold a −0 or a non-finite value: two reductions, since sums carry NaN and
-    infinity along."""
+    """Return whether `b` may hold a −0 or a non-finite value: two reductions, since sums carry NaN
+    and infinity along."""
     if b.numel() == 0:
         return False
     integers = b.view(BITS[b.dtype])
@@ -238,7 +238,7 @@ def _keep_equal_bits_(w: Tensor, b: Tensor, i: Tensor) -> None:
 
 @functools.cache
 def torch_lerp_is_exact(dtype: torch.dtype) -> bool:
-    """Whether this build's CPU `torch.lerp` has the contract's bits, by a few hundred chosen
+    """Return whether this build's CPU `torch.lerp` has the contract's bits, by a few hundred chosen
     values.
 
     Without fused multiply-add it has not: up to 40 % of fp32 results differ.

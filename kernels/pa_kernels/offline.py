@@ -1,4 +1,4 @@
-"""What the compilers make of our kernels, for any target, without a GPU: `python -m
+"""Offline compilation of the kernels, for any target, without a GPU: `python -m
 pa_kernels.offline` prints it.
 
 Counts come from the machine code along one path: the one that a full tile takes, from entry to
@@ -105,7 +105,7 @@ class Kernel:
 
 @dataclass(frozen=True)
 class Compiled:
-    """What one compiler made of one kernel.
+    """One kernel as one compiler made it.
 
     Attributes:
         wide_loads, wide_stores: 128-bit global accesses on the full tile's path, per thread.

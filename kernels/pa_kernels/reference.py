@@ -414,8 +414,8 @@ def stochastic(x: Tensor, u: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def same_bits(a: Tensor, b: Tensor) -> Tensor:
-    """Where two tensors of one dtype have the same bit pattern; unlike `==` it tells −0 from 0 and
-    finds equal NaNs."""
+    """Return a mask of where two tensors of one dtype have the same bit pattern; unlike `==` it
+    tells −0 from 0 and finds equal NaNs."""
     return a.contiguous().view(BITS[a.dtype]) == b.contiguous().view(BITS[b.dtype])
 
 

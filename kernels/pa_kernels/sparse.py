@@ -291,7 +291,7 @@ def _eight_flags() -> Tensor:
 
 
 def _ones(words: Tensor) -> Tensor:
-    """How many bits of each int32 are set."""
+    """Return the number of set bits of each int32."""
     x = words - ((words >> 1) & 0x55555555)
     x = (x & 0x33333333) + ((x >> 2) & 0x33333333)
     return (((x + (x >> 4)) & 0x0F0F0F0F) * 0x01010101) >> 24

@@ -121,8 +121,8 @@ def index_kernel(
 
 @triton.jit
 def ones(words):
-    """How many bits of each uint32 are set; compilers know this form and make one instruction of
-    it."""
+    """Return the number of set bits of each uint32; compilers know this form and make one
+    instruction of it."""
     x = words - ((words >> 1) & 0x55555555)
     x = (x & 0x33333333) + ((x >> 2) & 0x33333333)
     return ((((x + (x >> 4)) & 0x0F0F0F0F) * 0x01010101) >> 24).to(tl.int32)

@@ -41,7 +41,7 @@ class Row:
 
     @property
     def kind(self) -> Hashable:
-        """What the rows of one launch on a GPU have in common."""
+        """Return what the rows of one launch on a GPU have in common."""
         return self.out.device, self.dtypes, self.intermediate_dtype, self.draw is None
 
 
@@ -83,7 +83,7 @@ class TritonGroup(Group[R]):
 
     @property
     def tables(self) -> tuple[Tensor | None, ...]:
-        """What the kernel reads a number of for each tensor, after the pointers."""
+        """Tables of which the kernel reads a number for each tensor, after the pointers."""
         return (self.lams,)
 
     def launch_(self) -> None:

@@ -31,8 +31,8 @@ defined, so it is fixed here."""
 
 
 def is_on_cpu(tensor: Tensor) -> bool:
-    """Whether torch does the work on `tensor`: it is on the CPU, and no kernel is interpreted
-    there."""
+    """Return whether torch does the work on `tensor`: it is on the CPU, and no kernel is
+    interpreted there."""
     return tensor.device.type == "cpu" and not INTERPRETED
 
 
@@ -42,7 +42,7 @@ OPTIONS = {"enable_fp_fusion": False, "num_stages": 1}
 
 @dataclass(frozen=True)
 class Launch:
-    """How a kernel is cut: elements and threads per program."""
+    """The cut of a kernel: elements and threads per program."""
 
     block: int
     threads: int

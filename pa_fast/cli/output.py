@@ -86,7 +86,7 @@ def _wrapped(line: str, width: int) -> str:
 
 
 def _columns() -> int:
-    """How wide the lines on stdout may be: as COLUMNS says, else as the terminal is."""
+    """Return the width that lines on stdout may have: as COLUMNS says, else as the terminal is."""
     asked = os.environ.get("COLUMNS", "")
     if asked.isdecimal() and int(asked):
         return int(asked)

@@ -103,7 +103,8 @@ def _of_columns(table: Table, columns: Sequence[_Measured], width: int) -> Table
 
 
 def _frame(table: Table, columns: Sequence[_Measured]) -> int:
-    """What stands beside the content of `columns`: edges, dividers and padding."""
+    """Return the width of what stands beside the content of `columns`: edges, dividers and
+    padding."""
     edges = 2 if table.box and table.show_edge else 0
     dividers = len(columns) - 1 if table.box else 0
     return edges + dividers + sum(column.padding for column in columns)
@@ -122,7 +123,7 @@ def _longest_piece(text: Text) -> int:
 
 
 def _pieces(line: Text) -> list[Text]:
-    """What may stand on a line of its own."""
+    """Return the pieces that may stand on a line of their own."""
     ends = [0, *_ends(line)]
     return [_cut(line, start, end) for start, end in itertools.pairwise(ends)]
 
@@ -142,7 +143,7 @@ def _wrapped(text: Text, width: int) -> Text:
 
 
 def _ends(line: Text) -> list[int]:
-    """Where the pieces of a line end, with the spaces behind them."""
+    """Return the offsets at which the pieces of a line end, with the spaces behind them."""
     return [*(found.end() for found in _BREAK.finditer(line.plain)), len(line)]
 
 

@@ -1,5 +1,6 @@
-"""How fast switches are here, for a model's shapes, beside what the machine can do at all, measured
-in the same run: `pa-fast bench`. `harness` is also what `make bench` and `make gpu` time with."""
+"""Speed of switches on this machine, for a model's shapes, beside what the machine can do at all,
+measured in the same run: `pa-fast bench`. `harness` is also what `make bench` and `make gpu` time
+with."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the machine can do at all: copies, and streams of two reads and a write over flat memory."""
+"""Ceilings of the machine: copies, and streams of two reads and a write over flat memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How speeds are measured, by `pa-fast bench`, `make bench` and `make gpu` alike.
+"""The measurement of speeds, by `pa-fast bench`, `make bench` and `make gpu` alike.
 
 Ways of doing one thing are timed in turn, so that what disturbs the machine disturbs all of them,
 and compared as ratios of medians. A way that is timed a second time, under the name `…, again`,
@@ -33,7 +33,7 @@ _HINT = (
 
 
 class WrongBits(WeightsError):
-    """What was about to be timed wrote something else than the contract."""
+    """Raised if what was about to be timed wrote something else than the contract."""
 
 
 def require_bits(right: bool, what: str) -> None:
@@ -307,7 +307,7 @@ class Table:
         return cls(**{**document, "ways": tuple(ways)})
 
     def columns(self) -> dict[str, list[str]]:
-        """What people read, by its heading; columns that no way fills are left out."""
+        """Return what people read, by its heading; columns that no way fills are left out."""
         cells: dict[str, Callable[[Way], str]] = {
             "way": lambda way: way.name,
             "median": lambda way: format_seconds(way.median_s),

@@ -32,8 +32,8 @@ cache."""
 
 @dataclass(frozen=True, eq=False)
 class PackedTensor:
-    """What W(λ) of N weights needs beside W(λ′) for any λ and λ′ in a range: no copy of base or
-    target is among it.
+    """Codes that W(λ) of N weights needs beside W(λ′) for any λ and λ′ in a range: no copy of base
+    or target is among it.
 
     Attributes:
         dtype: of live tensor, base and target: bf16 or fp16.

@@ -1,4 +1,4 @@
-"""What a packed switch keeps beside live tensors and codes: what these tensors are known to
+"""State that a packed switch keeps beside live tensors and codes: what these tensors are known to
 hold."""
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Row(switch.Row):
 
 
 class State:
-    """What the T live tensors of a group hold, on their device.
+    """State of the T live tensors of a group, on their device.
 
     Attributes:
         olds: fp32 λ that each of them holds.
