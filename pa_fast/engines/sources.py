@@ -51,6 +51,8 @@ class FolderSources(Sources):
         self, base: str | Path, instruct: str | Path, options: LoadOptions, ranks: Ranks | Alone
     ):
         self._options, self._ranks = options, ranks
+        # meshes are made by all ranks together: before the first step in which one of them may fail
+        sharding = ranks.sharding()
         self._is_mapped = True
         with_delta = options.description is not None
         with (
@@ -74,7 +76,7 @@ class FolderSources(Sources):
                 b,
                 i,
                 options.live_dtype(),
-                ranks.sharding(),
+                sharding,
                 options.description.tensors if options.description else (),
                 extra_rows=bool(rows),
                 reading=self._reading,
