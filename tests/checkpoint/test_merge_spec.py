@@ -139,7 +139,7 @@ def test_the_page_on_formats_names_every_field() -> None:
     source = Source("a", None, "0", "0")
     options = PairOptions.of("refuse", "keep", ["rope_theta"], "module.")
     spec = streaming.MergeSpec.of("0.5", "nearest", None, None)
-    said = json.loads(Provenance(source, source, spec, "auto", options).to_json())
+    said = json.loads(Provenance(source, source, spec, "auto", options, store="lowrank").to_json())
     page = (Path(__file__).parents[2] / "docs" / "formats.md").read_text()
     (table,) = [part for part in page.split("\n\n") if part.startswith("| field | meaning")]
     named = {name for line in table.splitlines() for name in line.split("|")[1].split("`")[1::2]}
