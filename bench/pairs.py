@@ -31,7 +31,7 @@ LAYER = (
 
 
 @dataclass(frozen=True)
-class Pair:
+class FlatPair:
     """Live, base and instruct as flat tensors `w`, `b`, `i`, and cut into `out`, `base`, `inst`."""
 
     w: Tensor
@@ -40,7 +40,7 @@ class Pair:
     sizes: tuple[int, ...]
 
     @classmethod
-    def drawn(cls, layers: int, dtype: str) -> Pair:
+    def drawn(cls, layers: int, dtype: str) -> FlatPair:
         """So many LAYERs on the CPU, a step of 2 % apart, the same ones every time."""
         sizes = tuple(torch.Size(shape).numel() for shape in LAYER * layers)
         generator = torch.Generator().manual_seed(0)
@@ -50,7 +50,7 @@ class Pair:
         return cls(torch.zeros_like(b), b, i, sizes)
 
     @classmethod
-    def random(cls, run: GpuRun, sizes: list[int], relative: float | None = None) -> Pair:
+    def random(cls, run: GpuRun, sizes: list[int], relative: float | None = None) -> FlatPair:
         """Normal weights: two sets that have nothing to do with each other, or a step of `relative`
         apart."""
         b = run.random(sum(sizes))

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from bench.report import Report
-from pa_fast.throughput.harness import Table, Way, WrongBits, format_seconds
+from pa_fast.throughput.harness import Table, Way, WrongBits, format_timing
 
 
 class Skip(Exception):
@@ -107,6 +107,6 @@ def perform(run: Run, stages: Sequence[Stage]) -> list[str]:
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-            took = "" if run.report.rehearsal else format_seconds(time.monotonic() - began)
+            took = "" if run.report.rehearsal else format_timing(time.monotonic() - began)
             print(f"{stage.name}: {took} whole stage".replace("  ", " "), flush=True)
     return failed

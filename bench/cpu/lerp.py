@@ -9,7 +9,7 @@ import torch
 from pa_kernels import Lerp, reference
 
 from bench.cases import OPS
-from bench.pairs import Pair
+from bench.pairs import FlatPair
 from bench.run import Run
 from pa_fast.throughput.harness import Way, require_bits
 
@@ -22,7 +22,7 @@ def lerp(run: Run) -> None:
 
 
 def _of_dtype(run: Run, dtype: str) -> None:
-    pair = Pair.drawn(CASE.size, dtype)
+    pair = FlatPair.drawn(CASE.size, dtype)
     live, b, i, out, base, inst = pair.w, pair.b, pair.i, pair.out, pair.base, pair.inst
     switch = Lerp(out, base, inst)
     switch.run_(LAM)
@@ -51,7 +51,7 @@ def _of_dtype(run: Run, dtype: str) -> None:
         ),
     ]
     ways = []
-    for way in (flat, ours, ours.again, *others):
+    for way in (flat, ours, ours.repeated, *others):
         pair.poison()
         assert way.work is not None
         way.work()

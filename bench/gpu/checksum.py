@@ -38,7 +38,7 @@ def checksum(run: GpuRun) -> None:
         for launch in run.some(checksum_triton.CANDIDATES)
     ]
     whole = Way("whole call", lambda: checksum_of(live), moved_bytes=moved)
-    ways = run.time(whole, shipped, *candidates, shipped.again)
+    ways = run.time(whole, shipped, *candidates, shipped.repeated)
     case = f"checksum of {format_large(sum(sizes))} bf16 weights"
     run.record("", case, ways.values(), shipped.name)
     names = [candidate.name for candidate in candidates]

@@ -247,7 +247,7 @@ def pieces(size: int, step: int) -> Iterator[slice]:
     return (slice(start, min(start + step, size)) for start in range(0, size, step))
 
 
-def over(work: Callable[[A], T], pieces: Iterable[A], like: torch.Tensor) -> list[T]:
+def parallel_map(work: Callable[[A], T], pieces: Iterable[A], like: torch.Tensor) -> list[T]:
     """`work` of every piece, in order: over cores where `like` is on the CPU, else one after
     another."""
     return (

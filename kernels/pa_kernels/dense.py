@@ -14,9 +14,9 @@ from pa_kernels import noise, reference
 from pa_kernels.cores import inference, over_cores, pieces
 from pa_kernels.reference import BITS, Draw
 from pa_kernels.switch import (
-    Group,
-    Row,
     Switch,
+    SwitchGroup,
+    SwitchRow,
     check_place,
     check_tensor,
     checked_intermediate,
@@ -34,7 +34,7 @@ bf16 weights on 2 quiet cores (98 % at 4 M). On busy cores torch's own split of 
 its threads falls to 46 %, these pieces do not."""
 
 
-class Lerp(Switch[Group[Row]]):
+class Lerp(Switch[SwitchGroup[SwitchRow]]):
     """T live tensors with their sources, prepared once so that each λ costs one pass and nothing
     else.
 
@@ -76,12 +76,12 @@ class Lerp(Switch[Group[Row]]):
         }
         super().__init__([_checked(t, *column) for t, column in enumerate(columns(lists))])
 
-    def _group(self, on_cpu: bool) -> type[Group[Row]]:
+    def _group(self, on_cpu: bool) -> type[SwitchGroup[SwitchRow]]:
         if on_cpu:
-            return _CpuGroup
+            return DenseCpuGroup
         from pa_kernels import dense_triton
 
-        return dense_triton.Group
+        return dense_triton.DenseTritonGroup
 
 
 def lerp_(
@@ -100,7 +100,7 @@ def lerp_(
 
 def _checked(
     t: int, w: Tensor, b: Tensor, i: Tensor, intermediate: torch.dtype | None, draw: Draw | None
-) -> Row:
+) -> SwitchRow:
     for side, tensor in (("live", w), ("base", b), ("instruct", i)):
         check_tensor(t, side, tensor)
         if tensor.shape != w.shape:
@@ -112,10 +112,10 @@ def _checked(
     intermediate = checked_intermediate(t, intermediate, w)
     # fp32 is never rounded stochastically
     draw = None if (intermediate or w.dtype) == torch.float32 else draw
-    return Row(tuple(tensor.detach().view(-1) for tensor in (w, b, i)), intermediate, draw)
+    return SwitchRow(tuple(tensor.detach().view(-1) for tensor in (w, b, i)), intermediate, draw)
 
 
-class _CpuGroup(Group[Row]):
+class DenseCpuGroup(SwitchGroup[SwitchRow]):
     """All CPU tensors of a `Lerp`.
 
     Attributes:
@@ -124,7 +124,7 @@ class _CpuGroup(Group[Row]):
             looking for them apart would read the base once more.
     """
 
-    def __init__(self, entries: Sequence[int], rows: Sequence[Row]):
+    def __init__(self, entries: Sequence[int], rows: Sequence[SwitchRow]):
         super().__init__(entries, rows)
         self.patches: dict[int, list[slice]] = {}
 
@@ -162,7 +162,7 @@ class _CpuGroup(Group[Row]):
         self.patches.update((t, [piece for k, piece in patched if k == t]) for t in new)
 
 
-def _is_single_pass(row: Row, lam: float) -> bool:
+def _is_single_pass(row: SwitchRow, lam: float) -> bool:
     """Return whether one torch operation writes the row, so that its pieces need no cache."""
     w, b, i = row.operands
     if row.intermediate_dtype is None and lam in (0.0, 1.0):

@@ -17,7 +17,7 @@ from torch import Tensor
 from pa_kernels import tiles
 from pa_kernels.checksum_triton import mix
 from pa_kernels.reference import DRAW_STEP
-from pa_kernels.switch import Row, TritonGroup
+from pa_kernels.switch import SwitchRow, TritonGroup
 from pa_kernels.tiles import INTERPRETED, Launch
 
 NARROW = Launch(block=2048, threads=128)
@@ -73,7 +73,7 @@ def round_twice(x, OUT: tl.constexpr, INTERMEDIATE: tl.constexpr):
 @triton.jit
 def noise(draw, offset, COUNT: tl.constexpr):
     """`reference.noise` of COUNT elements from `offset` on, among which no index crosses 2³²;
-    `draw` as in `Group`."""
+    `draw` as in `DenseTritonGroup`."""
     first = ((draw >> 32) << 16) + offset
     salt = mix((first >> 32).to(tl.uint32) ^ draw.to(tl.uint32))
     return mix((first.to(tl.uint32) + tl.arange(0, COUNT).to(tl.uint32)) ^ salt) & 0xFFFF
@@ -246,7 +246,7 @@ def constants(
     }
 
 
-class Group(TritonGroup[Row]):
+class DenseTritonGroup(TritonGroup[SwitchRow]):
     """Tensors of one (out, base, inst, intermediate) dtype tuple and one kind of rounding on one
     device, ready to be launched for any λ.
 
@@ -257,7 +257,9 @@ class Group(TritonGroup[Row]):
 
     kernel = dense_kernel
 
-    def __init__(self, entries: Sequence[int], rows: Sequence[Row], launch: Launch | None = None):
+    def __init__(
+        self, entries: Sequence[int], rows: Sequence[SwitchRow], launch: Launch | None = None
+    ):
         super().__init__(entries, rows)
         first, is_stochastic = rows[0], rows[0].draw is not None
         self.launch = launch or launch_for(first.dtypes)

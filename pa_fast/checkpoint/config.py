@@ -139,7 +139,7 @@ def differences(
     return sorted(same_meaning + real, key=lambda difference: difference.key)
 
 
-def model_class(*configs: Mapping[str, Any]) -> str | None:
+def model_class_name(*configs: Mapping[str, Any]) -> str | None:
     """Return the class that the first of `configs` with `architectures` names; None if none has
     it."""
     for config in configs:
@@ -209,7 +209,9 @@ def _unread(keys: list[str], *configs: Mapping[str, Any]) -> set[str]:
     A key inside a plain mapping counts as read if the key of the mapping is, because the mapping
     may be passed on whole.
     """
-    if not keys or any(model_class(config) and not _is_own_class(config) for config in configs):
+    if not keys or any(
+        model_class_name(config) and not _is_own_class(config) for config in configs
+    ):
         return set()  # code that is not transformers' own may read any key
     text = _source_text(
         tuple(sorted({kind for config in configs for kind in _model_types(config)}))
@@ -248,7 +250,7 @@ def _is_own_class(config: Mapping[str, Any]) -> bool:
     """Return whether transformers itself has the class that `config` names."""
     import transformers
 
-    return hasattr(transformers, str(model_class(config)))
+    return hasattr(transformers, str(model_class_name(config)))
 
 
 @functools.lru_cache(maxsize=8)

@@ -334,7 +334,7 @@ class Fidelity:
 
 
 @dataclass(frozen=True)
-class Part:
+class MeasuredPart:
     """A tensor, all tensors of one module, or all of a model, over the weights that follow λ and
     that both sides have.
 
@@ -369,9 +369,9 @@ class Measured:
     """Measurements of a pair: `total`, one part per module in the order of the files, and one per
     tensor."""
 
-    total: Part
-    modules: tuple[Part, ...]
-    tensors: tuple[Part, ...]
+    total: MeasuredPart
+    modules: tuple[MeasuredPart, ...]
+    tensors: tuple[MeasuredPart, ...]
 
     @property
     def is_sampled(self) -> bool:
@@ -518,7 +518,7 @@ def _both_bytes(pair: Pair, name: str) -> int:
 
 def _part(
     name: str, layer: int | None, module: str, members: Iterable[_Tensor], lams: Sequence[Lambda]
-) -> Part:
+) -> MeasuredPart:
     members = list(members)
     sums, stores, measured = DeltaSums(), StoreSize(), 0
     for member in members:
@@ -528,7 +528,7 @@ def _part(
             measured + member.measured,
         )
     whole = max(sums.weights, 1)
-    return Part(
+    return MeasuredPart(
         name=name,
         layer=layer,
         module=module,

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pa_fast.checkpoint.config import model_class
+from pa_fast.checkpoint.config import model_class_name
 from pa_fast.checkpoint.reader import Checkpoint, Conversion, InMemory, View
 from pa_fast.checkpoint.safetensors import DTYPE_BITS, TensorInfo, quoted, torch_dtype
 from pa_fast.errors import PairError
@@ -81,7 +81,7 @@ class Skeleton:
         from transformers import initialization
         from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-        named = model_class(config, other)
+        named = model_class_name(config, other)
         safe = getattr(initialization, "meta_device_safe_creation_ops", contextlib.nullcontext)
         try:
             configuration = CONFIG_MAPPING[config["model_type"]].from_dict(

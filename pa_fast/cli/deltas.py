@@ -124,10 +124,10 @@ def _range(text: str | None) -> tuple[float, float] | None:
 
     if text is None:
         return None
-    ends = text.split(":")
-    if len(ends) != 2:
+    bounds = text.split(":")
+    if len(bounds) != 2:
         raise UsageError(f"--range {text}", "write the least and the largest λ, such as -0.2:1.5")
-    return float(Lambda(ends[0])), float(Lambda(ends[1]))
+    return float(Lambda(bounds[0])), float(Lambda(bounds[1]))
 
 
 def lora(

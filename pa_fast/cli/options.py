@@ -16,7 +16,7 @@ Dtype = Annotated[
         metavar="D", help="bfloat16, float16, float32, or auto: as each tensor is in INSTRUCT."
     ),
 ]
-Rounding = Annotated[
+RoundingOption = Annotated[
     str,
     typer.Option(
         metavar="R", help="nearest, or stochastic: λ is followed on average where nearest bends it."
@@ -25,7 +25,7 @@ Rounding = Annotated[
 Seed = Annotated[
     int | None, typer.Option(metavar="N", help="Seed of stochastic rounding; 0 by default.")
 ]
-Rule = Annotated[
+RuleOption = Annotated[
     str | None,
     typer.Option(
         metavar="FILE", help="YAML rows by which λ spreads over the tensors: docs/rules.md."

@@ -87,9 +87,9 @@ def _wrapped(line: str, width: int) -> str:
 
 def _columns() -> int:
     """Return the width that lines on stdout may have: as COLUMNS says, else as the terminal is."""
-    asked = os.environ.get("COLUMNS", "")
-    if asked.isdecimal() and int(asked):
-        return int(asked)
+    columns = os.environ.get("COLUMNS", "")
+    if columns.isdecimal() and int(columns):
+        return int(columns)
     # A pipe has no width: wrapping there would break tables for the programs that read them.
     return console().width if sys.stdout.isatty() else 10_000
 

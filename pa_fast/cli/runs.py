@@ -18,8 +18,8 @@ from pa_fast.cli.options import (
     ExtraRows,
     IgnoreConfig,
     OneSided,
-    Rounding,
-    Rule,
+    RoundingOption,
+    RuleOption,
     StripPrefix,
 )
 from pa_fast.cli.output import say_where, show
@@ -124,8 +124,8 @@ def sweep(
         int | None,
         typer.Option(metavar="N", min=1, help="At most N items per evaluator, evenly over groups."),
     ] = None,
-    rounding: Rounding = "nearest",
-    rule: Rule = None,
+    rounding: RoundingOption = "nearest",
+    rule: RuleOption = None,
     seed: Annotated[
         int, typer.Option(metavar="N", help="Seed of shots, of --limit and of stochastic rounding.")
     ] = 0,

@@ -254,7 +254,7 @@ def _model_tensors(checkpoint: Checkpoint, module: Any) -> list[_ModelTensor]:
     sources = trace(module, checkpoint.tensors).names
     names: dict[int, list[str]] = {}
     tensors: dict[int, torch.Tensor] = {}
-    for name, tensor in layout.named(module):
+    for name, tensor in layout.named_tensors(module):
         names.setdefault(id(tensor), []).append(name)
         tensors[id(tensor)] = tensor
     parameters = {id(layout.local(parameter)) for parameter in module.parameters()}
@@ -306,10 +306,10 @@ def _check_digests(
 
 def _digest(tensor: torch.Tensor) -> Digest:
     """Return the digest of all elements of a tensor; on a CPU one core per piece."""
-    from pa_kernels.cores import over
+    from pa_kernels.cores import parallel_map
 
     pieces = tensor.detach().reshape(-1).split(_PIECE)
-    return _added(over(_piece_digest, pieces, tensor))
+    return _added(parallel_map(_piece_digest, pieces, tensor))
 
 
 def _piece_digest(piece: torch.Tensor) -> Digest:

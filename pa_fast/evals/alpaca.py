@@ -9,7 +9,7 @@ from typing import Any
 
 from pa_fast.base import Engine, Evaluator, Item, Score, complete
 from pa_fast.errors import EvaluatorError
-from pa_fast.evals.kind import EvalSpec, Kind
+from pa_fast.evals.kind import EvalSpec, EvaluatorKind
 from pa_fast.evals.prompts import POLICIES, NewTokens, Prompt, chat, each, fitted
 from pa_fast.evals.rows import DataFile, DataRow, check_distinct, limited, read_file, read_rows
 from pa_fast.evals.scores import (
@@ -174,7 +174,7 @@ def _build(spec: EvalSpec, limit: int | None, seed: int) -> Evaluator:
     )
 
 
-KIND = Kind(
+KIND = EvaluatorKind(
     "alpaca",
     "file",
     "alpaca:FILE.json,max_new_tokens=2048",

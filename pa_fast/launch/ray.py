@@ -23,7 +23,7 @@ from pa_fast.errors import EngineError, MissingExtra, PaFastError, UsageError, f
 from pa_fast.run import SweepSpec, evaluators, opened
 from pa_fast.sweep import schedule
 from pa_fast.sweep.driver import Repeats, check_evaluators, distinct, finished, note_repeat
-from pa_fast.sweep.entry import Entry
+from pa_fast.sweep.entry import JournalEntry
 from pa_fast.sweep.journal import check_folder
 from pa_fast.sweep.manifest import describe
 from pa_fast.sweep.point import Record, check_reach, visit
@@ -228,7 +228,7 @@ class _Pool:
                     f"{MOST_DEATHS} workers died at this point, the last one so:"
                     f" {first_line(error)}"
                 )
-                recording.record(Record(Entry(*point, error=message)))
+                recording.record(Record(JournalEntry(*point, error=message)))
                 del worker.names[0]
             if worker.names:
                 self._queue.append((worker.lam, worker.names))

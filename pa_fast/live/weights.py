@@ -23,7 +23,7 @@ from pa_fast.base import Lambda
 from pa_fast.checkpoint.provenance import combine
 from pa_fast.errors import UsageError, WeightsError
 from pa_fast.live import opening
-from pa_fast.live.binding import Binding, bindings, kept_bases, same_bits, same_merge
+from pa_fast.live.binding import Binding, bindings, equal_bits, kept_bases, same_merge
 from pa_fast.live.checkpoint_names import CheckpointNames
 from pa_fast.live.encoding import check_finite
 from pa_fast.live.endpoints import CheckedEndpoints, Endpoints, InitialWrite, check_live
@@ -338,7 +338,7 @@ class LiveWeights:
         file; see `open`, and `between` for `apart`."""
         bound = bindings(live, {"base": sources.base}, {})
         bound = [opening.described(binding, delta) for binding in bound]
-        opening.check_names(bound, delta)
+        opening.check_delta_names(bound, delta)
         floats = [binding for binding in bound if binding.live.dtype in LIVE_DTYPES]
         opening.check_base(floats, delta)
         entries = [
@@ -648,7 +648,7 @@ class LiveWeights:
         wrong += [
             binding.name
             for binding in self._fixed
-            if not same_bits(binding.live, binding.base.to(binding.live.device))
+            if not equal_bits(binding.live, binding.base.to(binding.live.device))
         ]
         self._foreign |= bool(wrong)
         return wrong

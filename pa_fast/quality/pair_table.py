@@ -13,7 +13,7 @@ from pa_fast.units import format_bytes, format_count
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from pa_fast.checkpoint.measure import Measured, Part
+    from pa_fast.checkpoint.measure import Measured, MeasuredPart
 
 
 def parts(report: PairReport) -> Iterator[Table | str]:
@@ -80,7 +80,7 @@ def _modules(measured: Measured) -> Table:
     return table
 
 
-def _figures(part: Part) -> tuple[str, ...]:
+def _figures(part: MeasuredPart) -> tuple[str, ...]:
     norm = "" if part.relative_norm is None else f"{part.relative_norm:.3g}"
     shares = (part.unchanged, part.sign_crossings, part.binade_crossings)
     return (
@@ -149,18 +149,18 @@ def _fidelity(measured: Measured) -> Table:
             (part.fidelity[index].effective_lambda, names[part.name]) for part in measured.modules
         ]
         known = sorted((value, name) for value, name in effective if value is not None)
-        ends = [f"{value:.4g}  {name}" for value, name in known[:1] + known[-1:]] or ["", ""]
+        extremes = [f"{value:.4g}  {name}" for value, name in known[:1] + known[-1:]] or ["", ""]
         figures = [*([whole.intended_lambda] if ruled else []), whole.effective_lambda]
         table.add_row(
             whole.lam,
             *("" if one is None else f"{one:.4g}" for one in figures),
             f"{whole.moved:.2%}",
-            *ends,
+            *extremes,
         )
     return table
 
 
-def _has_other_lambda(part: Part) -> bool:
+def _has_other_lambda(part: MeasuredPart) -> bool:
     """Return whether a rule gives this part another λ than the swept one."""
     return any(one.intended_lambda != float(Lambda(one.lam)) for one in part.fidelity)
 
@@ -177,8 +177,8 @@ def _table(title: str, *columns: str, numbers: bool = True) -> Table:
         pad_edge=False,
         padding=(0, 1, 0, 0),
     )
-    for at, column in enumerate(columns):
-        table.add_column(column, justify="right" if at and numbers else "left")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="right" if index and numbers else "left")
     return table
 
 

@@ -12,7 +12,7 @@ from pa_fast.base import Lambda
 from pa_fast.errors import UsageError
 from pa_fast.rules import file
 from pa_fast.rules.matching import decided
-from pa_fast.rules.row import EXAMPLE, Row, parse, shown
+from pa_fast.rules.row import EXAMPLE, RuleRow, parse, shown
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class LambdaRule:
             )
         self.where = where
         self.rows = tuple(
-            row if isinstance(row, Row) else parse(f"{where}: row {n}", row)
+            row if isinstance(row, RuleRow) else parse(f"{where}: row {n}", row)
             for n, row in enumerate(rows, start=1)
         )
         self.lam = Lambda(lam)
@@ -142,7 +142,7 @@ class LambdaRule:
             if (members := decided_by.get(index)) and (chosen := [lams[name] for name in members])
         ]
 
-    def _value(self, row: Row, depth: Fraction) -> Lambda:
+    def _value(self, row: RuleRow, depth: Fraction) -> Lambda:
         value = row.value(depth)
         return Lambda(self.lam.exact * value if row.times else value)
 

@@ -12,8 +12,8 @@ from pa_fast.stats.curve import curve
 from pa_fast.stats.items import Items
 
 COARSE = tuple(k / 5 for k in range(6))
-STEP = 0.1
-WIDEST = 0.4
+REFINED_STEP = 0.1
+WIDEST_SET = 0.4
 """Widest set of λ* to refine: in a wider one only more items help, not more λ."""
 LATTICE = 0.02
 NEAR = 0.01
@@ -48,9 +48,11 @@ def following(items: Items) -> Next:
     coarse_curve = curve(items.select(np.array(coarse)))
     inside = coarse_curve.lams[best_set(coarse_curve, draws(coarse_curve.cov, DRAWS))]
     low, high = float(inside[0]), float(inside[-1])
-    if high - low > WIDEST + 1e-9:
+    if high - low > WIDEST_SET + 1e-9:
         return Next((), f"the best λ lies in {low:g}–{high:g}: more items, not more λ")
-    steps = np.arange(max(0.0, low - STEP), min(1.0, high + STEP) + 1e-9, STEP)
+    steps = np.arange(
+        max(0.0, low - REFINED_STEP), min(1.0, high + REFINED_STEP) + 1e-9, REFINED_STEP
+    )
     fine = sorted({*COARSE, *(round(float(lam), 6) for lam in steps)})
     missing = tuple(lam for lam in fine if _index(items, lam) is None)
     if missing:

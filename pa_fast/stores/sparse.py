@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import pa_kernels
 import torch
-from pa_kernels.cores import inference, over
+from pa_kernels.cores import inference, parallel_map
 from pa_kernels.reference import BITS, odd_low, rounded
 from pa_kernels.sparse import TILE, SparseTensor, position_bytes
 from torch import Tensor
@@ -20,7 +20,7 @@ from pa_fast.stores import selection
 from pa_fast.stores.store import (
     DenseEntry,
     Entry,
-    Rule,
+    PartRule,
     Source,
     Store,
     TensorDescription,
@@ -147,7 +147,7 @@ class SparseStore(Store):
                 base, instruct = source.on_device()
                 yield base.reshape(-1), instruct.reshape(-1)
 
-        return selection.largest(pairs, count)
+        return selection.largest_cut(pairs, count)
 
     def _entry(self, source: Source, mask: Tensor, base: Tensor, instruct: Tensor) -> Entry:
         count = int(mask.sum())
@@ -240,7 +240,7 @@ class SparseStore(Store):
         and one wait for the device."""
         totals: list[int] = [0] * len(self.live)
         if self._pieces:
-            parts = over(lambda piece: self._sum(*piece), self._pieces, self.live[0])
+            parts = parallel_map(lambda piece: self._sum(*piece), self._pieces, self.live[0])
             for (k, *_), part in zip(self._pieces, parts):
                 totals[k] += int(part)
         return [total % 2**64 for total in totals]
@@ -281,7 +281,7 @@ class SparseStore(Store):
     @classmethod
     def part_rules(
         cls, tensor: TensorDescription, infos: Mapping[str, TensorInfo]
-    ) -> Iterator[Rule]:
+    ) -> Iterator[PartRule]:
         where = {"index": "U16", "bitmap": "I32"}[tensor.kind]
         yield from lists(infos, where=where, starts="I64")
         yield from floats(infos, "base", "target")

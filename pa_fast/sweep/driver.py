@@ -19,7 +19,7 @@ from pa_fast.base import (
 )
 from pa_fast.errors import EvaluatorError, PaFastError, UsageError
 from pa_fast.sweep import journal, manifest, schedule
-from pa_fast.sweep.entry import Entry, Shard
+from pa_fast.sweep.entry import JournalEntry, Shard
 from pa_fast.sweep.manifest import Manifest
 from pa_fast.sweep.point import check_reach, check_recorded, visit
 from pa_fast.sweep.progress import Progress, listening
@@ -99,7 +99,7 @@ class Repeats:
         self._first: dict[str, str | None] = dict.fromkeys(scored)
         self._stuck: set[str] = set()
 
-    def note(self, entry: Entry) -> str | None:
+    def note(self, entry: JournalEntry) -> str | None:
         """Take note of an attempt. Returns a note for the user if its evaluator will not be tried
         again."""
         if entry.checksum is None:
@@ -169,7 +169,7 @@ def run(
     return finished(recording, figure)
 
 
-def note_repeat(repeats: Repeats, recording: Recording, entry: Entry) -> None:
+def note_repeat(repeats: Repeats, recording: Recording, entry: JournalEntry) -> None:
     """Add a recorded attempt to `repeats`, and show the note that it may return."""
     note = repeats.note(entry)
     if note is not None:

@@ -10,7 +10,7 @@ from pa_fast import terminal
 from pa_fast.base import Lambda
 from pa_fast.errors import UsageError
 from pa_fast.foreign import one_line, shortened
-from pa_fast.sweep.entry import Entry
+from pa_fast.sweep.entry import JournalEntry
 from pa_fast.sweep.results import score_text
 from pa_fast.units import format_seconds
 
@@ -42,7 +42,7 @@ class Progress(Protocol):
 
     def evaluating(self, lam: Lambda, evaluator: str) -> None: ...
 
-    def recorded(self, entry: Entry) -> None: ...
+    def recorded(self, entry: JournalEntry) -> None: ...
 
     def end(self) -> None: ...
 
@@ -60,7 +60,7 @@ class Silent:
 
     def evaluating(self, lam: Lambda, evaluator: str) -> None: ...
 
-    def recorded(self, entry: Entry) -> None: ...
+    def recorded(self, entry: JournalEntry) -> None: ...
 
     def end(self) -> None: ...
 
@@ -160,7 +160,7 @@ class TerminalProgress:
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=self._done + self._share)
 
-    def recorded(self, entry: Entry) -> None:
+    def recorded(self, entry: JournalEntry) -> None:
         self._done += 1
         self._share = 0.0
         remaining = self._time_left()
@@ -203,7 +203,7 @@ class TerminalProgress:
         return f"· {format_seconds(max(self._remaining_s - since_s, 0.0))} left"
 
 
-def _line(entry: Entry) -> str:
+def _line(entry: JournalEntry) -> str:
     if entry.error is not None:
         message = next(iter(entry.error.strip().splitlines()), "without a message")
         return f"λ {entry.lam:<5} {entry.evaluator}  failed: {one_line(message, 500)}"

@@ -12,7 +12,7 @@ from pa_fast import files
 from pa_fast.base import Lambda
 from pa_fast.errors import UsageError
 from pa_fast.sweep import journal, manifest, results
-from pa_fast.sweep.entry import Entry, Shard
+from pa_fast.sweep.entry import JournalEntry, Shard
 from pa_fast.sweep.journal import Journal
 from pa_fast.sweep.manifest import Manifest
 from pa_fast.sweep.point import Record
@@ -125,7 +125,7 @@ class Recording:
         none is."""
         return self._journal.checksum(lam.key)
 
-    def record(self, record: Record) -> Entry:
+    def record(self, record: Record) -> JournalEntry:
         """Write `record` to disk, then call `progress.recorded`. A score of another unit or number
         of items than its column is recorded as failed."""
         record = self._alike(record)
@@ -134,7 +134,7 @@ class Recording:
         self.progress.recorded(entry)
         return entry
 
-    def _note_restored(self, entry: Entry) -> None:
+    def _note_restored(self, entry: JournalEntry) -> None:
         """Show a note on each kind of process state that an evaluator changes, once for each
         evaluator."""
         kinds = [

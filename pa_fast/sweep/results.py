@@ -18,7 +18,7 @@ from pa_fast.errors import PaFastError, UsageError
 from pa_fast.files import path_of
 from pa_fast.foreign import one_line
 from pa_fast.sweep import journal, manifest
-from pa_fast.sweep.entry import Entry
+from pa_fast.sweep.entry import JournalEntry
 
 if TYPE_CHECKING:
     import pandas
@@ -263,7 +263,7 @@ def load(folder: pathlib.Path) -> SweepResult:
     """
     run = manifest.load(folder)
     names = tuple(column.name for column in run.evaluators)
-    latest: dict[tuple[str, str], Entry] = {}
+    latest: dict[tuple[str, str], JournalEntry] = {}
     for entry in journal.read(folder):
         before = latest.get((entry.lam, entry.evaluator))
         if before is None or not before.finished:
@@ -359,7 +359,7 @@ def score_text(score: float) -> str:
     return f"{score:.4f}" if 1e-3 <= abs(score) < 100 or score == 0 else f"{score:.4g}"
 
 
-def _row(lam: Lambda, entry: Entry) -> ResultRow:
+def _row(lam: Lambda, entry: JournalEntry) -> ResultRow:
     assert entry.score is not None and entry.unit is not None and entry.n is not None
     effective, intended = _rounded(entry.effective_lambda), _rounded(entry.intended_lambda)
     return ResultRow(

@@ -60,13 +60,13 @@ def fitting(wanted: Sequence[Shape], where: torch.device) -> list[Shape]:
     Raises:
         UsageError: not one does.
     """
-    found = FreeMemory.of(where)
-    free = _UNKNOWN_BYTES if found is None else found.free_bytes
-    room, kept = int(free * 0.8) // _KEPT_BYTES, []
+    memory = FreeMemory.of(where)
+    free = _UNKNOWN_BYTES if memory is None else memory.free_bytes
+    weights_left, kept = int(free * 0.8) // _KEPT_BYTES, []
     for shape in wanted:
-        if math.prod(shape) <= room:
+        if math.prod(shape) <= weights_left:
             kept.append(shape)
-            room -= math.prod(shape)
+            weights_left -= math.prod(shape)
     if not kept:
         raise UsageError(
             "no tensor of these shapes fits the memory that is free", "choose a smaller --shape"

@@ -14,7 +14,7 @@ import torch
 from pa_kernels import SparseTensor, reference
 from pa_kernels.dense import torch_lerp_is_exact
 from pa_kernels.reference import MANTISSA, largest
-from pa_kernels.sparse import Kind
+from pa_kernels.sparse import SparseKind
 from torch import Tensor
 
 LAMBDAS = (
@@ -142,7 +142,7 @@ def sparse(
     base: torch.dtype,
     inst: torch.dtype,
     density: float,
-    kind: Kind | None = None,
+    kind: SparseKind | None = None,
     seed: int = 0,
     finite: bool = True,
 ) -> SparseTensor:

@@ -21,7 +21,7 @@ from bench.gpu.run import GpuRun
 from bench.gpu.scale import FULL, TINY
 from bench.gpu.tools import METRICS, counters
 from bench.machine import Machine
-from bench.pairs import Pair
+from bench.pairs import FlatPair
 from bench.report import Report
 from bench.run import Run, Skip, Stage, perform
 from pa_fast.throughput.harness import SPOT, Way, WrongBits
@@ -97,7 +97,7 @@ def test_a_default_changes_only_for_more_than_the_noise(
 
 
 def test_wrong_bits_are_found_and_end_the_run(run: GpuRun) -> None:
-    pair = Pair.random(run, [5, 3 * SPOT + 7])
+    pair = FlatPair.random(run, [5, 3 * SPOT + 7])
     Lerp(pair.out, pair.base, pair.inst).run_(0.25)
     pair.check("right", 0.25)
     for at in (0, 4, 5, pair.count - 1):

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from pa_fast.base import Lambda
 from pa_fast.sweep import figure, journal, manifest, results, trade_off
-from pa_fast.sweep.entry import Entry
+from pa_fast.sweep.entry import JournalEntry
 from pa_fast.sweep.journal import Journal
 from pa_fast.sweep.manifest import EvaluatorRecord, Manifest
 from pa_fast.sweep.point import Record
@@ -51,7 +51,7 @@ def filled(folder: Path, points: int, names: int = 2) -> Path:
     for k, key in enumerate(keys):
         for n, column in enumerate(columns):
             score = math.sin(3 * k / points + n)
-            done = Entry(
+            done = JournalEntry(
                 key,
                 column.name,
                 score,
@@ -62,7 +62,7 @@ def filled(folder: Path, points: int, names: int = 2) -> Path:
                 eval_s=0.1,
             )
             lines.append(
-                (Entry(key, column.name, error="no") if (k + n) % 11 == 0 else done).line()
+                (JournalEntry(key, column.name, error="no") if (k + n) % 11 == 0 else done).line()
             )
     (folder / journal.NAME).write_bytes(b"".join(lines))
     return folder
@@ -81,7 +81,9 @@ def recorded(folder: Path) -> None:
             for name in names:
                 recording.record(
                     Record(
-                        Entry(lam.key, name, 0.5, f"unit {name[1:]}", 4, switch_s=0.1, eval_s=0.1)
+                        JournalEntry(
+                            lam.key, name, 0.5, f"unit {name[1:]}", 4, switch_s=0.1, eval_s=0.1
+                        )
                     )
                 )
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from pa_fast.base import Lambda
 from pa_fast.errors import UsageError
-from pa_fast.sweep.entry import Entry, parse
+from pa_fast.sweep.entry import JournalEntry, parse
 from pa_fast.sweep.schedule import MAX_POINTS, lambdas
 
 
@@ -201,4 +201,4 @@ def test_every_λ_that_is_accepted_is_read_back_from_a_journal() -> None:
                 key = Lambda(value).key
             except UsageError:
                 continue
-            assert parse(Entry(key, "icl", error="x").line()).lam == key
+            assert parse(JournalEntry(key, "icl", error="x").line()).lam == key
