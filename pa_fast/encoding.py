@@ -56,9 +56,9 @@ def encode(
             `LowRankStore`. None stands for the default.
 
     Example:
-        >>> report = pa_fast.encode("base", "instruct", "delta", "lowrank", rank=16)
-        >>> report.bytes, report.relative_error
-        >>> pa_fast.encode("base", "instruct", "delta", pa_fast.PackedStore(-0.2, 1.5))
+        report = pa_fast.encode("base", "instruct", "delta", "lowrank", rank=16)
+        report.bytes, report.relative_error
+        pa_fast.encode("base", "instruct", "delta", pa_fast.PackedStore(-0.2, 1.5))
 
     Cost: tensor by tensor; that of the store, and one more read of both sides for the report.
 
@@ -138,8 +138,8 @@ def export_lora(
             refusing.
 
     Example:
-        >>> exported = pa_fast.export_lora("delta", "base", "lora", 0.6, partial=True)
-        >>> exported.ranks, exported.left_out
+        exported = pa_fast.export_lora("delta", "base", "lora", 0.6, partial=True)
+        exported.ranks, exported.left_out
 
     Raises:
         PaFastError: see `pa_fast.stores.lora.export`.

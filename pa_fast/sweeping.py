@@ -64,18 +64,13 @@ def sweep(
             see `pa_fast.evaluator`.
 
     Example:
-        lm = pa_fast.load("base_dir", "instruct_dir")
+        lm = pa_fast.load("base", "instruct")
         result = pa_fast.sweep(lm, "0:1:0.1", "icl:tasks.jsonl,shots=5", "runs/x")
         print(result.answer().sentence)
 
     Returns:
         All points of the run folder, including those of earlier calls; only the failures of this
         call.
-
-    Example:
-        >>> lm = pa_fast.load("base", "instruct")
-        >>> result = pa_fast.sweep(lm, "0:1:0.1", "perplexity:notes.txt", "runs/notes")
-        >>> result.answer().sentence
 
     Raises:
         UsageError: `out` is not a path, a malformed schedule, a λ outside the range of a packed

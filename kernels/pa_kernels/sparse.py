@@ -87,7 +87,7 @@ class SparseTensor:
         *,
         kind: SparseKind | None = None,
     ) -> SparseTensor:
-        """These values at these positions of a tensor of N elements.
+        """Encode values at given positions of a tensor of N elements.
 
         Args:
             where: bool mask of N elements, or int64 [P] positions, ascending.

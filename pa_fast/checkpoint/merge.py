@@ -253,9 +253,9 @@ def merge(
             the model card.
 
     Example:
-        >>> report = pa_fast.merge("base", "instruct", 0.6, "merged")
-        >>> report.tensors, report.bytes
-        >>> pa_fast.merge("base", "instruct", "1/3", "third", dtype="bfloat16")
+        report = pa_fast.merge("base", "instruct", 0.6, "merged")
+        report.tensors, report.bytes
+        pa_fast.merge("base", "instruct", "1/3", "third", dtype="bfloat16")
 
     Numerics: the contract of `pa_kernels.lerp_`: fp32 arithmetic, one rounding. λ = 0 and 1 give
         the sources' bits if their dtype is the output's. Live weights with the same λ, rule,

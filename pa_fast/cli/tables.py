@@ -1,5 +1,5 @@
-"""Tables for a terminal of any width: figures and words are never broken, columns go below one
-another instead."""
+"""Tables for a terminal of any width: numbers and words are never broken; columns that do not fit
+are printed below the others."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _BREAK = re.compile(r" +|(?<=[,:/.])(?!(?<=\d.)\d)")
 
 
 def blocks(table: Table, width: int) -> list[Table]:
-    """`table` as tables of at most `width` columns of the terminal, each with its first column;
-    itself where it fits.
+    """Return `table` as tables of at most `width` characters, each with the first column of
+    `table`; the table itself if it fits.
 
-    Where it does not, headers are wrapped, and columns are put below others; cells are wrapped
-    where a column is too wide beside the first, or the first for any other. One word that is wider
-    than the terminal stays whole.
+    If it does not fit, headers are wrapped and columns are split over several tables. Cells are
+    wrapped if a column does not fit beside the first one, or if the first one takes more than half
+    of `width`. A single word that is wider than `width` is not broken.
     """
     columns = [_ColumnSize.of(table, column) for column in table.columns]
     if sum(column.full for column in columns) + _frame(table, columns) <= width:
@@ -47,8 +47,14 @@ def blocks(table: Table, width: int) -> list[Table]:
 
 @dataclasses.dataclass(frozen=True)
 class _ColumnSize:
-    """A column: its content as texts, how wide it is, and how narrow it can be. `wraps` says
-    whether cells may be wrapped for that, or headers alone."""
+    """A column of a table: its content as texts, and its widths in characters.
+
+    Attributes:
+        padding: width of the padding beside the content.
+        full: width of the content without wrapping.
+        least: smallest width to which the content can be wrapped.
+        wraps: True if cells may be wrapped; otherwise only the header may.
+    """
 
     column: Column
     header: Text
@@ -67,14 +73,15 @@ class _ColumnSize:
         return cls(column, header, cells, padding, full, least)
 
     def least_beside(self, others: Sequence[_ColumnSize], width: int) -> _ColumnSize:
-        """This column as it fits `width` beside `others`, if wrapping its cells can make it."""
+        """Return the column with the smallest width at which it and `others` fit `width`: with
+        wrapped cells if they do not fit otherwise."""
         if self.least + sum(other.least for other in others) <= width:
             return self
         pieces = max(map(_longest_piece, (self.header, *self.cells)))
         return dataclasses.replace(self, least=pieces, wraps=True)
 
     def of_width(self, width: int, index: int) -> Column:
-        """The column, so wide."""
+        """Return column number `index` of a table, wrapped to `width`."""
         column = dataclasses.replace(
             self.column,
             header=_wrapped(self.header, width),
@@ -88,7 +95,8 @@ class _ColumnSize:
 
 
 def _of_columns(table: Table, columns: Sequence[_ColumnSize], width: int) -> Table:
-    """`table` with these of its columns alone, as wide as they want to be and `width` allows."""
+    """Return `table` with only these of its columns, each as wide as its content and `width`
+    allow."""
     widths = [column.least for column in columns]
     for _ in range(width - sum(widths) - _frame(table, columns)):
         lacking = [column.full - own for column, own in zip(columns, widths)]
@@ -103,8 +111,7 @@ def _of_columns(table: Table, columns: Sequence[_ColumnSize], width: int) -> Tab
 
 
 def _frame(table: Table, columns: Sequence[_ColumnSize]) -> int:
-    """Return the width of what stands beside the content of `columns`: edges, dividers and
-    padding."""
+    """Return the width of edges, dividers and padding around `columns`."""
     edges = 2 if table.box and table.show_edge else 0
     dividers = len(columns) - 1 if table.box else 0
     return edges + dividers + sum(column.padding for column in columns)
@@ -123,13 +130,13 @@ def _longest_piece(text: Text) -> int:
 
 
 def _pieces(line: Text) -> list[Text]:
-    """Return the pieces that may stand on a line of their own."""
+    """Return the pieces between which a line may be broken."""
     offsets = [0, *_piece_ends(line)]
     return [_cut(line, start, end) for start, end in itertools.pairwise(offsets)]
 
 
 def _wrapped(text: Text, width: int) -> Text:
-    """`text` on lines of at most `width`, broken between pieces alone."""
+    """Return `text` on lines of at most `width`, broken only between pieces."""
     lines = []
     for line in text.split("\n", allow_blank=True):
         start = end = 0
@@ -143,7 +150,7 @@ def _wrapped(text: Text, width: int) -> Text:
 
 
 def _piece_ends(line: Text) -> list[int]:
-    """Return the offsets at which the pieces of a line end, with the spaces behind them."""
+    """Return the offsets at which the pieces of a line end, trailing spaces included."""
     return [*(match.end() for match in _BREAK.finditer(line.plain)), len(line)]
 
 

@@ -228,7 +228,7 @@ class LambdaModel:
     (`not_shared` says why), with what it costs: at the first requests that begin alike.
 
     Example:
-        lm = pa_fast.load("base_dir", "instruct_dir")
+        lm = pa_fast.load("base", "instruct")
         for lam in pa_fast.lambdas("0:1:0.1"):
             lm.set_lambda(lam)
             ids = lm.model.generate(**lm.tokenizer("1 + 1 =", return_tensors="pt"))

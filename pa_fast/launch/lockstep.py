@@ -1,8 +1,8 @@
-"""Sweeps by ranks that hold one model together: all run the same evaluators in lockstep, and rank 0
-alone records.
+"""Sweeps of one model that several ranks hold together: every rank runs the same evaluators in
+lockstep, and only rank 0 writes the run folder.
 
-Evaluators may use the model in any way, also without the engine, because every rank does the same
-at the same time.
+Every rank makes the same calls in the same order, so an evaluator may use the model in any way,
+with or without the engine.
 """
 
 from __future__ import annotations
@@ -37,20 +37,20 @@ def sweep(
     progress: Progress | None = None,
     figure: bool = True,
 ) -> SweepResult | None:
-    """Run `pa_fast.sweep` on the ranks of `lm`, which all make this call; return the result on rank
-    0, None on the others.
+    """Run `pa_fast.sweep` on the ranks of `lm`. All ranks must call this function. It returns the
+    result on rank 0 and None on the others.
 
-    A point fails where its evaluator fails on any rank, or scores differently on two. An evaluator
-    must use the same requests on all of them.
+    A point fails if its evaluator fails on any rank, or if two ranks return different scores. An
+    evaluator must make the same requests on every rank.
 
     Args:
         lm: an engine with `ranks`, such as `pa_fast.engines.tensor_parallel.load(...)`.
-        lambdas, evaluators, out, overwrite, progress, figure: see `pa_fast.sweep`; rank 0 alone
-            uses the last four.
+        lambdas, evaluators, out, overwrite, progress, figure: see `pa_fast.sweep`; only
+            rank 0 uses the last four.
 
     Raises:
-        EngineError: the ranks were given different evaluators, or one of them is gone.
-        PaFastError: as `pa_fast.sweep`; on all ranks, whichever failed.
+        EngineError: the evaluators of the ranks differ, or a rank is gone.
+        PaFastError: as `pa_fast.sweep`; on all ranks if one fails.
     """
     ranks = lm.ranks
     points = schedule.lambdas(lambdas)
@@ -103,7 +103,7 @@ def run(job: SweepSpec, progress: Progress | None = None) -> SweepResult | None:
 
 
 class _InStep(CompleteEvaluator):
-    """An evaluator that ends on all ranks together or fails on all of them."""
+    """An evaluator that returns on all ranks, or fails on all of them."""
 
     def __init__(self, evaluator: Evaluator, ranks: Any):
         self.name, self.higher_is_better = evaluator.name, evaluator.higher_is_better

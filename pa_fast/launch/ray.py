@@ -1,8 +1,7 @@
-"""λ-parallel sweeps on Ray: workers that load the pair once, each taking the next λ when it is
-free.
+"""λ-parallel sweeps on Ray: each worker loads the pair once, and takes the next λ when it is free.
 
-Tested on CPU, on a cluster of one machine. A worker on a GPU differs in the resources that it asks
-for, and has not been run yet.
+Tested on CPU, on a cluster of one machine. A worker on a GPU asks for other resources, and has not
+been run yet.
 """
 
 from __future__ import annotations
@@ -42,11 +41,11 @@ _LOOK_S = 5
 
 
 def run(job: SweepSpec, workers: int, progress: Progress | None = None) -> SweepResult:
-    """Run `job` with `workers` Ray actors: on the cluster's GPUs where it has any, unless its
-    device is `cpu`.
+    """Run `job` with `workers` Ray actors: on GPUs if the cluster has any and the job's device is
+    not `cpu`.
 
     Raises:
-        UsageError: a device of one number for all workers; else see `sweep`.
+        UsageError: the job names one numbered device, such as `cuda:0`; else see `sweep`.
     """
     if ":" in job.device:
         raise UsageError(
@@ -73,19 +72,20 @@ def sweep(
     progress: Progress | None = None,
     figure: bool = True,
 ) -> SweepResult:
-    """Run `pa_fast.sweep` with `workers` Ray actors, each a process that calls `make` once for an
-    engine and evaluators.
+    """Run `pa_fast.sweep` with `workers` Ray actors. Each is a process that calls `make` once for
+    an engine and evaluators.
 
-    It uses the Ray that is running, else the cluster that RAY_ADDRESS names, else one on this
-    machine, which it starts and stops. Workers share the cores equally, and start in the folder of
-    this process where it exists. Their records come back to this process, which alone writes the
-    run folder. A worker that dies loses its running point, which the next one runs; a point that
-    five workers died on counts as failed.
+    The sweep uses the Ray cluster that this process is connected to, else the one that RAY_ADDRESS
+    names, else it starts one on this machine and stops it at the end. Workers share the cores
+    equally, and start in the working directory of this process if it exists on their machine. Only
+    this process writes the run folder. If a worker dies, another one repeats its point; a point at
+    which five workers died counts as failed.
 
     Args:
-        make: sent to every worker; must return the same engine and evaluators there.
+        make: pickled and called on every worker; must return the same engine and evaluators on
+            each.
         lambdas, out, overwrite, progress, figure: see `pa_fast.sweep`.
-        gpus: for each worker; None: one where the cluster has any.
+        gpus: number for each worker; by default 1 if the cluster has GPUs, else 0.
 
     Example:
         def make():
@@ -96,7 +96,7 @@ def sweep(
     Raises:
         MissingExtra: Ray is not installed.
         UsageError: more workers than the cluster has cores or GPUs for.
-        EngineError: workers die again and again in `make`, or Ray's agent on this machine dies.
+        EngineError: workers keep dying in `make`, or Ray's agent on this machine dies.
         PaFastError: as `make` and `pa_fast.sweep`.
     """
     if workers < 1:
@@ -115,7 +115,7 @@ def sweep(
 
 
 class _Actor:
-    """The code of a worker, which runs inside an actor."""
+    """Code of a worker, which runs inside an actor."""
 
     def open(
         self,
@@ -141,8 +141,7 @@ class _Actor:
 
 
 class _Worker:
-    """A worker of the pool: an actor, and the task that it is busy with (`lam` is None while it
-    loads)."""
+    """A worker of the pool: an actor and its current task; `lam` is None while it loads."""
 
     def __init__(self, actor: Any, busy: Any):
         self.actor, self.busy = actor, busy
@@ -151,7 +150,7 @@ class _Worker:
 
 
 class _Pool:
-    """Actors that work through a queue of λ."""
+    """Pool of actors that evaluate a queue of λ."""
 
     def __init__(self, ray: Any, workers: int, gpus: int | None, *work: Any):
         self._ray = ray
@@ -191,8 +190,8 @@ class _Pool:
                 waiting.remove(worker)
 
     def _step(self, worker: _Worker, recording: Recording) -> bool:
-        """Take the result that `worker` has ready, and give it the next λ; return False when there
-        is none."""
+        """Take the result of `worker`, which is ready, and give it the next λ; return False if none
+        is left."""
         try:
             if worker.lam is None:
                 recording.join(self._got(worker.busy))
@@ -219,7 +218,7 @@ class _Pool:
         return True
 
     def _bury(self, worker: _Worker, error: Exception, recording: Recording) -> None:
-        """Replace a dead worker by a new one, and put its unfinished points back into the queue."""
+        """Replace a dead worker by a new one, and return its unfinished points to the queue."""
         if worker.lam is not None and worker.names:
             point = worker.lam.key, worker.names[0]
             self._deaths[point] += 1
@@ -238,7 +237,7 @@ class _Pool:
         worker.actor, worker.busy, worker.lam, worker.names = fresh.actor, fresh.busy, None, []
 
     def _first(self) -> Manifest:
-        """Return the manifest of the worker that is ready first; the others go on loading."""
+        """Return the manifest of the first worker that is loaded; the others go on loading."""
         while True:
             worker = self._ready(self._workers)
             try:
@@ -249,8 +248,11 @@ class _Pool:
                 self._workers[self._workers.index(worker)] = self._hire()
 
     def _ready(self, workers: Sequence[_Worker]) -> _Worker:
-        """Return the first of `workers` that has a result. Ray itself would wait forever where its
-        agent on this machine is gone."""
+        """Return the first of `workers` that has a result.
+
+        Waits with a timeout and checks Ray's agent on this machine: without it, `ray.wait` never
+        returns.
+        """
         for waited_s in itertools.count(_LOOK_S, _LOOK_S):
             ready, _ = self._ray.wait(
                 [worker.busy for worker in workers], num_returns=1, timeout=_LOOK_S
@@ -278,8 +280,7 @@ class _Pool:
         return _Worker(actor, actor.open.remote(*self._work))
 
     def _got(self, reference: Any) -> Any:
-        """Return the value of `reference`; raise the error of pa_fast that it may hold as it was
-        raised."""
+        """Return the value of `reference`. An error of pa_fast in it is raised unwrapped."""
         try:
             return self._ray.get(reference)
         except self._ray.exceptions.RayTaskError as error:
@@ -309,7 +310,7 @@ def _ray() -> Any:
 
 @contextlib.contextmanager
 def _cluster(ray: Any) -> Iterator[None]:
-    """Connect to the caller's cluster, or to one of this machine, for the length of the block."""
+    """Connect to the caller's cluster, or to a new one on this machine, within a `with` block."""
     if ray.is_initialized():
         yield
         return

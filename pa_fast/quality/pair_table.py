@@ -1,4 +1,4 @@
-"""The result of `pa-fast inspect` as tables for people."""
+"""Tables that `pa-fast inspect` prints."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 
 
 def parts(report: PairReport) -> Iterator[Table | str]:
-    """The pair; and where weights were measured, its modules, its stores and the fidelity of each
-    λ. What can be long, such as folders and notes, is a line of its own."""
+    """Yield the tables and lines of a report: the pair and, if weights were measured, its modules,
+    the sizes of its stores, and the fidelity of each λ. Folders and notes, which may be long, are
+    lines of their own."""
     yield f"{report.model_type}: these two pair"
     for name, side in (("base", report.base), ("instruct", report.instruct)):
         yield f"{name + ':':10} {side.folder}"
@@ -92,7 +93,7 @@ def _figures(part: MeasuredPart) -> tuple[str, ...]:
 
 
 def _median(histogram: tuple[int, ...]) -> str:
-    """Return the bucket that holds the median of |k|."""
+    """Return the name of the bucket that holds the median of |k|."""
     seen, total = 0, sum(histogram)
     for bucket, count in enumerate(histogram):
         seen += count
@@ -102,7 +103,7 @@ def _median(histogram: tuple[int, ...]) -> str:
 
 
 def bucket_name(bucket: int) -> str:
-    """Return the |k| of a histogram's bucket: `0`, `1`, `2–3`, `4–7`, …"""
+    """Return the name of a bucket of the histogram, its range of |k|: `0`, `1`, `2–3`, `4–7`, …"""
     return str(bucket) if bucket < 2 else f"{2 ** (bucket - 1)}–{2**bucket - 1}"
 
 
@@ -161,7 +162,7 @@ def _fidelity(measured: Measured) -> Table:
 
 
 def _has_other_lambda(part: MeasuredPart) -> bool:
-    """Return whether a rule gives this part another λ than the swept one."""
+    """Return True if a rule gives this part another λ than the swept one."""
     return any(one.intended_lambda != float(Lambda(one.lam)) for one in part.fidelity)
 
 

@@ -50,8 +50,8 @@ class LambdaRule:
         where: source of the rows, for messages.
 
     Example:
-        >>> rows = [{"group": "norms", "lambda": 1}, {"group": "mlp", "times": {0: 0.2, 1: 1}}]
-        >>> lm.set_lambda(pa_fast.LambdaRule(rows).at(0.6))
+        rows = [{"group": "norms", "lambda": 1}, {"group": "mlp", "times": {0: 0.2, 1: 1}}]
+        lm.set_lambda(pa_fast.LambdaRule(rows).at(0.6))
 
     Numerics: exact rational arithmetic; each tensor's λ is rounded once, to fp32, when it is
     merged.

@@ -300,10 +300,10 @@ def _side(text: str, where: str) -> Side:
 def _tensor(fields: Any, where: str) -> TensorDescription:
     if not isinstance(fields, dict) or fields.keys() != set(_KEYS):
         raise CheckpointError(f"{where}: expected an object of {', '.join(_KEYS)}", _AGAIN)
-    kind, shape, base, live, intermediate_dtype, data, ends = (fields[key] for key in _KEYS)
+    kind, shape, base, live, intermediate_dtype, data, endpoints = (fields[key] for key in _KEYS)
     kinds, floats = registry.kinds(), ", ".join(sorted(FLOATS))
     sizes = isinstance(shape, list) and all(type(n) is int and 0 <= n < 2**63 for n in shape)
-    pair = isinstance(ends, list) and len(ends) == 2
+    pair = isinstance(endpoints, list) and len(endpoints) == 2
     for key, fits, expected in (
         ("kind", isinstance(kind, str) and kind in kinds, f"one of {', '.join(kinds)}"),
         ("shape", sizes and len(shape) <= MAX_DIMENSIONS, f"at most {MAX_DIMENSIONS} sizes"),
@@ -319,7 +319,7 @@ def _tensor(fields: Any, where: str) -> TensorDescription:
         ("data", _is_sum(data), "16 hex digits"),
         (
             "ends",
-            pair and all(end is None or _is_sum(end) for end in ends),
+            pair and all(end is None or _is_sum(end) for end in endpoints),
             "two checksums of 16 hex digits",
         ),
     ):
@@ -328,7 +328,7 @@ def _tensor(fields: Any, where: str) -> TensorDescription:
                 f"{where}: `{key}` is {quoted(str(fields[key]))}, expected {expected}", _AGAIN
             )
     return TensorDescription(
-        kind, tuple(shape), base, live, intermediate_dtype, data, (ends[0], ends[1])
+        kind, tuple(shape), base, live, intermediate_dtype, data, (endpoints[0], endpoints[1])
     )
 
 

@@ -62,8 +62,8 @@ def check_bits(what: str, live: Sequence[Tensor], expected: Callable[[int, slice
 
 
 def spots(sizes: Sequence[int]) -> Iterator[tuple[int, slice]]:
-    """(tensor, slice) to compare. They begin at multiples of SPOT, where the noise of stochastic
-    rounding may be asked for."""
+    """Yield (tensor, slice) to compare. Slices begin at multiples of SPOT, where the noise of
+    stochastic rounding may be asked for."""
     order = sorted(range(len(sizes)), key=lambda t: sizes[t])
     for t in dict.fromkeys((0, len(sizes) - 1, order[-1], order[0])):
         for unit in dict.fromkeys((0, sizes[t] // 2 // SPOT, (sizes[t] - 1) // SPOT)):
@@ -128,7 +128,7 @@ class Way:
 
     @property
     def spread(self) -> float:
-        """(slowest − fastest) / median of its rounds."""
+        """Relative spread of its rounds: (slowest − fastest) / median."""
         return (max(self.seconds) - min(self.seconds)) / self.median_s
 
     @property

@@ -55,10 +55,10 @@ def shapes(name: str) -> list[Shape]:
 
 
 def fitting(wanted: Sequence[Shape], where: torch.device) -> list[Shape]:
-    """As many of them, from the first on, as fit.
+    """Return as many of `wanted`, from the first on, as fit the free memory of `where`.
 
     Raises:
-        UsageError: not one does.
+        UsageError: none fits.
     """
     memory = FreeMemory.of(where)
     free = _UNKNOWN_BYTES if memory is None else memory.free_bytes

@@ -1,4 +1,5 @@
-"""Switches of one synthetic pair with every store, proven, then timed in turn with dense ones."""
+"""Switches of one synthetic pair with every store, first checked, then timed in turn with dense
+ones."""
 
 from __future__ import annotations
 
@@ -128,7 +129,7 @@ def _check(what: str, live: Tensors, base: Tensors, instruct: Tensors) -> None:
 
 
 def _walk(weights: LiveWeights) -> Callable[[], None]:
-    """Goes to another λ at every call, always in the same order."""
+    """Return a function that sets another λ at each call, always in the same order."""
     lams = itertools.cycle(k / 256 for k in range(1, 256))
     return lambda: weights.set_lambda(next(lams))
 

@@ -77,7 +77,7 @@ class PackedCpuGroup(switch.SwitchGroup[PackedRow]):
 
 
 class Transition:
-    """From λ to λ′ in codes of one width and dtype.
+    """Switch from λ to λ′ of codes of one width and dtype.
 
     Attributes:
         steps: bits(W(λ′)) − bits(W(λ)) by what stands below W(λ)'s leading one and by code: int16
