@@ -107,11 +107,7 @@ class SparseTensor:
         base, target = (values.detach().reshape(-1).contiguous() for values in (base, target))
         count = base.numel()
         if kind is None:
-            kind = (
-                "index"
-                if position_bytes("index", numel, count) <= position_bytes("bitmap", numel, count)
-                else "bitmap"
-            )
+            kind = smaller_kind(numel, count)
         packed, starts = _packed(kind, numel, _local(where, numel), where)
         if int(starts[-1]) != count:
             raise ValueError(
@@ -202,6 +198,17 @@ def position_bytes(kind: SparseKind, numel: int, count: int) -> int:
     """Bytes that `count` positions in `numel` elements take, values apart."""
     tiles = -(-numel // TILE[kind])
     return 8 * (tiles + 1) + (2 * count if kind == "index" else tiles * BITMAP_TILE // 8)
+
+
+def smaller_kind(numel: int, count: int) -> SparseKind:
+    """Return the kind in which `count` positions in `numel` elements take fewer bytes."""
+    return min(TILE, key=lambda kind: position_bytes(kind, numel, count))
+
+
+def sparse_bytes(numel: int, count: int, value_bytes: int) -> int:
+    """Return the bytes of a sparse tensor of the smaller kind; `value_bytes` are those of a base
+    and a target."""
+    return position_bytes(smaller_kind(numel, count), numel, count) + value_bytes * count
 
 
 Local = Callable[[int], Tensor]

@@ -491,7 +491,7 @@ class Pair:
         names: every tensor of the merge, in instruct's order on disk; those that one conversion
             makes are together.
         shapes: their shapes.
-        differences: configuration keys that differ without changing the model.
+        differences: configuration keys that differ, all of them harmless or ignored on request.
         notes: sentences for the user.
         tied: the head that one side alone stores.
         kept: vocabulary rows that one side alone has.
@@ -679,7 +679,7 @@ def check_configs(
     differing = differences(
         base.config, instruct.config, frozenset() if tying else frozenset({KEY}), ignored
     )
-    serious = [difference for difference in differing if not difference.harmless]
+    serious = [difference for difference in differing if not difference.is_accepted]
     if serious:
         more = f" (and {len(serious) - 5} more keys)" if len(serious) > 5 else ""
         keys = " ".join(

@@ -11,7 +11,7 @@ import pa_kernels
 import torch
 from pa_kernels.cores import inference, parallel_map
 from pa_kernels.reference import BITS, odd_low, rounded
-from pa_kernels.sparse import TILE, SparseTensor, position_bytes
+from pa_kernels.sparse import TILE, SparseTensor, sparse_bytes
 from torch import Tensor
 
 from pa_fast.checkpoint.safetensors import TensorInfo
@@ -153,8 +153,7 @@ class SparseStore(Store):
         count = int(mask.sum())
         target_dtype = source.dtype if self.select == "dare" else instruct.dtype
         value_bytes = base.element_size() + target_dtype.itemsize
-        where_bytes = min(position_bytes(kind, base.numel(), count) for kind in TILE)
-        if where_bytes + value_bytes * count < value_bytes * base.numel():
+        if sparse_bytes(base.numel(), count, value_bytes) < value_bytes * base.numel():
             start, end = base[mask], instruct[mask]
             return SparseTensor.encode(mask, start, self._target(source, start, end), base.numel())
         if self.lossless:
