@@ -24,7 +24,7 @@ from pa_fast.cli.options import (
 )
 from pa_fast.cli.output import say_where, show
 from pa_fast.errors import PaFastError, UsageError, parted
-from pa_fast.foreign import shortened
+from pa_fast.foreign import one_line, shortened
 from pa_fast.terminal import say, tell
 from pa_fast.units import format_count
 
@@ -41,6 +41,7 @@ A sweep resumes by itself: run it again with the same --out, and finished points
 \b
 LAMBDAS   0:1:0.1          both ends included
           0,0.25,1/3,1.5   decimals and fractions
+          auto             0, 0.2 … 1, then where the best λ lies: 12 at most
 EVAL      perplexity:notes.txt,window=512
           icl:tasks.jsonl,shots=5,mode=cloze
           generate:requests.jsonl,chat=true,max_new_tokens=256
@@ -72,7 +73,7 @@ A comma in a value is written \\, and --limit does not reach python:.
 def sweep(
     base: Base,
     lambdas: Annotated[
-        str, typer.Option(metavar="LAMBDAS", help="Which λ: a range, a list, or both.")
+        str, typer.Option(metavar="LAMBDAS", help="Which λ: a range, a list, both, or auto.")
     ],
     evals: Annotated[
         list[str],
@@ -103,6 +104,22 @@ def sweep(
     delta: Annotated[
         str | None,
         typer.Option(metavar="FILE", help="A file of `pa-fast encode`, instead of INSTRUCT."),
+    ] = None,
+    objective: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="The evaluator whose best λ is looked for; the first by default."
+        ),
+    ] = None,
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME>=98%",
+            help="The share of its score at λ = 1 that an evaluator must keep; may be given again.",
+        ),
+    ] = None,
+    budget: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Most λ of auto; 12 by default.")
     ] = None,
     confirm: Annotated[
         int,
@@ -186,6 +203,9 @@ def sweep(
         one_sided=one_sided,
         ignore_config=tuple(ignore_config or ()),
         strip_prefix=tuple(strip_prefix or ()),
+        objective=objective,
+        keep=tuple(keep or ()),
+        budget=budget,
     )
     if confirm and shard is not None:
         raise UsageError(
@@ -212,6 +232,7 @@ def sweep(
         raise typer.Exit(130) from None
     if result is None:
         return  # on this rank; the first one prints
+    say_answer(result)
     show(result.table())
     say_where(result)
     if confirm:
@@ -270,6 +291,12 @@ def _launch(
     return run(job, progress, (part.rank, part.world))
 
 
+def say_answer(result: SweepResult, run: str = "") -> None:
+    """Print the answer of a sweep in one sentence; nothing where no point is finished."""
+    if result.rows:
+        tell(f"{run}{result.answered()['sentence']}")
+
+
 def say_failures(failures: Iterable[Failure]) -> None:
     """Print one line per failed point, with a hint below the first point that it is for."""
     known: set[str | None] = {None}
@@ -294,6 +321,8 @@ def report(
 
     unwritten: list[str] = []
     results = run(runs, noted=unwritten.append)
+    for result in results:
+        say_answer(result, f"{one_line(result.out.name)}: " if len(results) > 1 else "")
     show(table(results))
     for note in unwritten:
         say(f"note: {note}")

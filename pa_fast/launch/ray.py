@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING, Any
 from pa_fast.base import Engine, Evaluator, Lambda, complete
 from pa_fast.errors import EngineError, MissingExtra, PaFastError, UsageError, first_line
 from pa_fast.run import SweepSpec, evaluators, opened
-from pa_fast.sweep import schedule
 from pa_fast.sweep.driver import Repeats, check_evaluators, distinct, finished, note_repeat
 from pa_fast.sweep.entry import JournalEntry
 from pa_fast.sweep.journal import check_folder
 from pa_fast.sweep.manifest import describe
 from pa_fast.sweep.point import Record, check_reach, visit
 from pa_fast.sweep.recording import Recording
+from pa_fast.sweep.schedule import Schedule
 
 if TYPE_CHECKING:
     from pa_fast.sweep.manifest import Manifest
@@ -52,18 +52,21 @@ def run(job: SweepSpec, workers: int, progress: Progress | None = None) -> Sweep
             f"device `{job.device}` for {workers} workers",
             "write cuda: Ray gives each worker a GPU of its own",
         )
-    points = schedule.lambdas(job.lambdas)
+    schedule = job.schedule()
     out = pathlib.Path(os.path.abspath(job.out))
     check_folder(out)
-    evaluators(job)  # their errors are raised here, before anything is started
+    # their errors are raised here, before anything is started
+    schedule.check([evaluator.name for evaluator in evaluators(job)])
     gpus = 0 if job.device == "cpu" else None
     make = functools.partial(opened, job)
-    return sweep(make, points, out, workers, gpus=gpus, overwrite=job.overwrite, progress=progress)
+    return sweep(
+        make, schedule, out, workers, gpus=gpus, overwrite=job.overwrite, progress=progress
+    )
 
 
 def sweep(
     make: Callable[[], tuple[Engine, Sequence[Evaluator]]],
-    lambdas: str | Iterable[float | str | Lambda],
+    lambdas: str | Iterable[float | str | Lambda] | Schedule,
     out: str | os.PathLike[str],
     workers: int,
     *,
@@ -101,14 +104,14 @@ def sweep(
     """
     if workers < 1:
         raise UsageError(f"{workers} workers", "give at least 1")
-    points = schedule.lambdas(lambdas)
+    schedule = Schedule.of(lambdas)
     ray = _ray()
     with (
         _cluster(ray),
-        _Pool(ray, min(workers, len(points)), gpus, os.getcwd(), make, points) as pool,
+        _Pool(ray, min(workers, len(schedule.points)), gpus, os.getcwd(), make, schedule) as pool,
     ):
         with Recording(
-            out, points, pool.manifest, overwrite=overwrite, progress=progress
+            out, schedule, pool.manifest, overwrite=overwrite, progress=progress
         ) as recording:
             pool.run(recording)
         return finished(recording, figure)
@@ -121,7 +124,7 @@ class _Actor:
         self,
         folder: str,
         make: Callable[[], tuple[Engine, Sequence[Evaluator]]],
-        points: Sequence[Lambda],
+        schedule: Schedule,
     ) -> Manifest:
         if os.path.isdir(folder):
             # paths and modules on the command line are relative to its folder
@@ -130,9 +133,10 @@ class _Actor:
         engine, given = make()
         self._engine = complete(engine)
         self._evaluators = distinct(given)
-        check_reach(self._engine, points)
+        schedule.check([evaluator.name for evaluator in self._evaluators])
+        check_reach(self._engine, schedule.points)
         check_evaluators(self._engine, self._evaluators)
-        return describe(self._engine, points, self._evaluators)
+        return describe(self._engine, schedule, self._evaluators)
 
     def visit(self, lam: Lambda, names: Sequence[str], recorded: int | None) -> Iterator[Record]:
         yield from visit(
@@ -141,7 +145,8 @@ class _Actor:
 
 
 class _Worker:
-    """A worker of the pool: an actor and its current task; `lam` is None while it loads."""
+    """A worker of the pool: an actor, and the task that it is busy with, None where it is free
+    (`lam` is None while it loads)."""
 
     def __init__(self, actor: Any, busy: Any):
         self.actor, self.busy = actor, busy
@@ -178,20 +183,29 @@ class _Pool:
             self._ray.kill(worker.actor)
 
     def run(self, recording: Recording) -> None:
-        """Evaluate and record every missing point of `recording`."""
+        """Evaluate and record every missing point of `recording`, those included that its schedule
+        adds."""
         self._repeats = Repeats(recording.scored())
+        self._run_missing(recording)
+        while recording.extend():
+            self._run_missing(recording)
+
+    def _run_missing(self, recording: Recording) -> None:
         self._queue.extend(recording.missing())
-        waiting = list(self._workers)
+        for worker in self._workers:
+            if worker.busy is None:
+                self._give(worker, recording)
         # a worker that still loads when no point is missing is not waited for: the cluster may
         # never have free resources for it
-        while waiting and (self._queue or any(worker.lam is not None for worker in waiting)):
-            worker = self._ready(waiting)
-            if not self._step(worker, recording):
-                waiting.remove(worker)
+        while self._queue or any(worker.busy and worker.lam for worker in self._workers):
+            busy = [worker for worker in self._workers if worker.busy is not None]
+            if not busy:
+                return
+            self._step(self._ready(busy), recording)
 
-    def _step(self, worker: _Worker, recording: Recording) -> bool:
-        """Take the result of `worker`, which is ready, and give it the next λ; return False if none
-        is left."""
+    def _step(self, worker: _Worker, recording: Recording) -> None:
+        """Take the result that `worker` has ready, and give it the next λ where it has none
+        left."""
         try:
             if worker.lam is None:
                 recording.join(self._got(worker.busy))
@@ -199,23 +213,27 @@ class _Pool:
                 record = self._got(next(worker.busy))
                 note_repeat(self._repeats, recording, recording.record(record))
                 worker.names.remove(record.entry.evaluator)
-                return True
+                return
         except StopIteration:
             pass
         except self._ray.exceptions.RayActorError as error:
             self._bury(worker, error, recording)
-            return True
+            return
+        self._give(worker, recording)
+
+    def _give(self, worker: _Worker, recording: Recording) -> None:
+        """Give `worker` the next λ, or leave it free where there is none."""
         self._queue = deque(
             (lam, remaining)
             for lam, names in self._queue
             if (remaining := self._repeats.remaining(names))
         )
+        worker.busy = None
         if not self._queue:
-            return False
+            return
         worker.lam, worker.names = self._queue.popleft()
         visit = worker.actor.visit.options(num_returns="streaming")
         worker.busy = visit.remote(worker.lam, list(worker.names), recording.checksum(worker.lam))
-        return True
 
     def _bury(self, worker: _Worker, error: Exception, recording: Recording) -> None:
         """Replace a dead worker by a new one, and return its unfinished points to the queue."""

@@ -14,13 +14,14 @@ if TYPE_CHECKING:
     from pa_fast.base import Engine, Evaluator, Lambda
     from pa_fast.sweep.progress import Progress
     from pa_fast.sweep.results import SweepResult
+    from pa_fast.sweep.schedule import Schedule
 
 __all__ = ["sweep"]
 
 
 def sweep(
     lm: Engine,
-    lambdas: str | Iterable[float | str | Lambda],
+    lambdas: str | Iterable[float | str | Lambda] | Schedule,
     evaluators: Sequence[Evaluator],
     out: str | os.PathLike[str],
     *,

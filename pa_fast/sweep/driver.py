@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from pa_fast.base import (
     CompleteEngine,
@@ -18,13 +18,14 @@ from pa_fast.base import (
     complete_evaluator,
 )
 from pa_fast.errors import EvaluatorError, PaFastError, UsageError
-from pa_fast.sweep import journal, manifest, schedule
+from pa_fast.sweep import journal, manifest
 from pa_fast.sweep.entry import JournalEntry, Shard
 from pa_fast.sweep.manifest import Manifest
 from pa_fast.sweep.point import check_reach, check_recorded, visit
 from pa_fast.sweep.progress import Progress, listening
 from pa_fast.sweep.recording import Recording
 from pa_fast.sweep.results import SweepResult
+from pa_fast.sweep.schedule import Schedule
 
 
 def has_recorded_checksums(
@@ -138,7 +139,7 @@ def failing_alike(result: SweepResult) -> set[str]:
 
 def run(
     engine: Engine,
-    lambdas: str | Iterable[float | str | Lambda],
+    lambdas: str | Iterable[float | str | Lambda] | Schedule,
     evaluators: Sequence[Evaluator],
     out: str | os.PathLike[str],
     *,
@@ -149,24 +150,33 @@ def run(
 ) -> SweepResult:
     """Run every missing point of the schedule, in order, each recorded before the next one starts;
     see `pa_fast.sweep`."""
-    events, points = listening(progress), schedule.lambdas(lambdas)
+    events, schedule = listening(progress), Schedule.of(lambdas)
     named = {evaluator.name: evaluator for evaluator in distinct(evaluators)}
+    schedule.check(list(named))
     model = complete(engine)
-    check_reach(model, points)
+    check_reach(model, schedule.points)
     notes = check_evaluators(model, list(named.values()))
-    now = manifest.describe(model, points, list(named.values()))
+    now = manifest.describe(model, schedule, list(named.values()))
     is_verified = not overwrite and has_recorded_checksums(model, pathlib.Path(out), now, events)
     with Recording(
-        out, points, now, overwrite=overwrite, progress=events, shard=shard, verified=is_verified
+        out, schedule, now, overwrite=overwrite, progress=events, shard=shard, verified=is_verified
     ) as recording:
         for note in notes:
             recording.progress.noted(note)
         repeats = Repeats(recording.scored())
-        for lam, names in recording.missing():
+        for lam, names in all_missing(recording):
             queue = [named[name] for name in repeats.remaining(names)]
             for record in visit(model, lam, queue, recording.checksum(lam), recording.progress):
                 note_repeat(repeats, recording, recording.record(record))
     return finished(recording, figure)
+
+
+def all_missing(recording: Recording) -> Iterator[tuple[Lambda, list[str]]]:
+    """Yield each λ with its evaluators that are not finished, then those of the λ that the schedule
+    adds."""
+    yield from recording.missing()
+    while recording.extend():
+        yield from recording.missing()
 
 
 def note_repeat(repeats: Repeats, recording: Recording, entry: JournalEntry) -> None:

@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 
 class Progress(Protocol):
     """Events of the driver, in this order: `begin`, then per λ `switched`, per evaluator
-    `evaluating` and `recorded` (the point is on disk by then), and always `end`. `noted`, a note on
-    the model, an evaluator or the figure, may come at any time.
+    `evaluating` and `recorded` (the point is on disk by then), and always `end`. Between two λ an
+    adaptive schedule may have `extended`. `noted`, a note on the model, an evaluator or the figure,
+    may come at any time.
     """
 
     @property
@@ -36,6 +37,11 @@ class Progress(Protocol):
 
     def begin(self, points: int, finished: int) -> None:
         """Begin a sweep of `points` points, of which earlier runs finished `finished`."""
+        ...
+
+    def extended(self, points: int, why: str) -> None:
+        """Points were added, for the reason `why`: there are `points` now, finished ones
+        included."""
         ...
 
     def switched(self, lam: Lambda, seconds: float) -> None: ...
@@ -56,6 +62,8 @@ class Silent:
 
     def begin(self, points: int, finished: int) -> None: ...
 
+    def extended(self, points: int, why: str) -> None: ...
+
     def switched(self, lam: Lambda, seconds: float) -> None: ...
 
     def evaluating(self, lam: Lambda, evaluator: str) -> None: ...
@@ -65,7 +73,7 @@ class Silent:
     def end(self) -> None: ...
 
 
-_EVENTS = ("noted", "begin", "switched", "evaluating", "recorded", "end")
+_EVENTS = ("noted", "begin", "extended", "switched", "evaluating", "recorded", "end")
 
 
 class _Partial(Silent):
@@ -144,6 +152,12 @@ class TerminalProgress:
             self._bar = Bar(*columns, console=self._console, transient=True)
             self._bar.add_task("loading", total=points, completed=finished)
             self._bar.start()
+
+    def extended(self, points: int, why: str) -> None:
+        self._points = points
+        self._console.print(why, markup=False, soft_wrap=True)
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], total=points)
 
     def switched(self, lam: Lambda, seconds: float) -> None:
         self._describe(f"λ {lam.key} · switched in {format_seconds(seconds)}")

@@ -1,19 +1,26 @@
-"""Schedules: ranges and lists of λ, in exact arithmetic."""
+"""Schedules: ranges and lists of λ, in exact arithmetic, and those that follow from the scores."""
 
 from __future__ import annotations
 
 import math
 import numbers
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pa_fast.base import Lambda
-from pa_fast.errors import UsageError
+from pa_fast.errors import StatisticsError, UsageError
 from pa_fast.foreign import one_line
 
+if TYPE_CHECKING:
+    from pa_fast.sweep.results import SweepResult
+
 MAX_POINTS = 10_000
+AUTO = "auto"
+BUDGET = 12
+"""Most λ of an adaptive schedule unless it is given a budget."""
 _EXAMPLES = "write a range such as 0:1:0.1, a list such as 0,0.25,1/3, or both: 0:1:0.25,1.5"
 # bounded: an exponent of nine digits would be a number of a billion digits
 _NUMBER = re.compile(
@@ -53,6 +60,159 @@ def lambdas(text: str | Iterable[float | str | Lambda]) -> list[Lambda]:
     return list(by_key.values())
 
 
+@dataclass(frozen=True)
+class Schedule:
+    """The λ of a sweep, and the question that it is to answer.
+
+    Attributes:
+        points: the λ that are known before any score.
+        is_adaptive: whether more λ follow from the scores, as `pa_fast.stats.adaptive` says.
+        objective: the evaluator whose best λ is looked for; None: the first.
+        keep: evaluator → the share of its score at λ = 1 that a λ must keep to be chosen.
+        budget: most λ of an adaptive schedule.
+    """
+
+    points: tuple[Lambda, ...]
+    is_adaptive: bool = False
+    objective: str | None = None
+    keep: Mapping[str, float] = field(default_factory=dict)
+    budget: int = BUDGET
+
+    @classmethod
+    def of(
+        cls,
+        lambdas_: str | Iterable[float | str | Lambda] | Schedule,
+        objective: str | None = None,
+        keep: Mapping[str, float] | None = None,
+        budget: int | None = None,
+    ) -> Schedule:
+        """Return the schedule of `"auto"`, or of what `lambdas` takes.
+
+        Raises:
+            UsageError: as `lambdas`; a share that is not in (0, 1]; a budget without `auto`, or one
+                that the coarse grid exceeds.
+        """
+        if isinstance(lambdas_, Schedule):
+            return lambdas_
+        shares = {name: _share(name, share) for name, share in (keep or {}).items()}
+        if not (isinstance(lambdas_, str) and lambdas_.strip() == AUTO):
+            if budget is not None:
+                raise UsageError(
+                    "a budget for λ that are all named", "leave it out, or name the λ `auto`"
+                )
+            return cls(tuple(lambdas(lambdas_)), False, objective, shares)
+        from pa_fast.stats import adaptive
+
+        first = tuple(map(_exact, adaptive.first().lams))
+        most = BUDGET if budget is None else budget
+        if not isinstance(most, int) or isinstance(most, bool) or most < len(first):
+            raise UsageError(
+                f"a budget of {most!r} λ", f"`auto` begins with {len(first)}: give that or more"
+            )
+        return cls(first, True, objective, shares, most)
+
+    def check(self, evaluators: Sequence[str]) -> None:
+        """Check that the question is one about `evaluators`.
+
+        Raises:
+            UsageError: it names another one, or an adaptive schedule of several names none.
+        """
+        listed = f"one of: {', '.join(evaluators)}"
+        for name in (*([] if self.objective is None else [self.objective]), *self.keep):
+            if name not in evaluators:
+                raise UsageError(f"no evaluator is called `{name}`", listed)
+        if self.is_adaptive and self.objective is None and len(evaluators) > 1:
+            raise UsageError(
+                "`auto` with several evaluators needs the one whose best λ is looked for",
+                f"--objective, {listed}",
+            )
+
+    def needed(self, evaluators: Sequence[str]) -> list[str]:
+        """Return the evaluators whose scores decide which λ follow."""
+        first = evaluators[0] if self.objective is None else self.objective
+        return list(dict.fromkeys([first, *self.keep]))
+
+    def following(self, result: SweepResult, asked: Sequence[Lambda]) -> tuple[list[Lambda], str]:
+        """Return the λ to add to `asked`, none where the schedule is complete, and the reason.
+
+        It is a function of the finished points alone, in whatever order they came.
+
+        Raises:
+            StatisticsError: the items of an evaluator do not make up its score.
+            RunError: a file of items is missing or damaged.
+        """
+        from pa_fast.stats import adaptive, frontier
+        from pa_fast.stats.curve import curve
+        from pa_fast.stats.items import Items, collect
+
+        evaluations = {one.name: one for one in result.evaluations()}
+        names = self.needed(result.evaluators)
+        for name in names:
+            scored = evaluations[name].values if name in evaluations else {}
+            for lam in asked:
+                if lam not in scored:
+                    return [], f"`{name}` has no score at λ = {lam.key}"
+
+        def at(name: str) -> Items:
+            one = evaluations[name]
+            try:
+                return collect({lam: one.column(lam) for lam in asked}, one.higher_is_better)
+            except StatisticsError as error:
+                raise StatisticsError(
+                    f"`auto` needs items that make up the score of `{name}`: {error.message}",
+                    error.hint,
+                ) from None
+
+        items = at(names[0])
+        allowed = items.lams >= items.lams.min()
+        for name, share in self.keep.items():
+            other = at(name)
+            allowed &= frontier.kept(curve(other), len(other.lams) - 1, share)
+        others = {float(lam): lam for lam in evaluations[names[0]].values if lam not in asked}
+        more = adaptive.following(items, list(others), allowed)
+        room = self.budget - len(asked)
+        lams, why = [others.get(lam) or _exact(lam) for lam in more.lams], more.why
+        if len(lams) > room:
+            # the inner ones: the outer neighbours only bound the range
+            middle = sum(more.lams) / len(lams)
+            lams = sorted(lams, key=lambda lam: (abs(float(lam) - middle), lam.exact))[:room]
+            lams.sort(key=lambda lam: lam.exact)
+            why += f"; the budget is {self.budget} λ"
+        return lams, why
+
+
+def parse_keep(texts: Iterable[str]) -> dict[str, float]:
+    """Return evaluator → share of `NAME>=98%` or `NAME>=0.98`.
+
+    Raises:
+        UsageError: neither, or a name twice.
+    """
+    shares: dict[str, float] = {}
+    for text in texts:
+        match = re.fullmatch(r"(.+?)\s*(?:>=|≥)\s*(\d{1,3}(?:\.\d{1,9})?|\.\d{1,9})\s*(%?)", text)
+        if match is None:
+            raise UsageError(
+                f"`{_shown(text)}` is not NAME>=SHARE", "write for example ifeval>=98%"
+            )
+        name = match[1].strip()
+        if name in shares:
+            raise UsageError(f"`{name}` is to keep two shares", "give each evaluator one")
+        shares[name] = _share(name, float(match[2]) / (100 if match[3] else 1))
+    return shares
+
+
+def _share(name: str, share: Any) -> float:
+    if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share <= 1:
+        raise UsageError(
+            f"`{name}` is to keep {share!r} of its score at λ = 1", "give a share such as 0.98"
+        )
+    return float(share)
+
+
+def _exact(lam: float) -> Lambda:
+    return Lambda(f"{lam:.6g}")
+
+
 def _parts(text: str | Iterable[float | str | Lambda]) -> Iterator[float | str | Lambda]:
     if isinstance(text, str):
         yield from text.split(",")
@@ -72,8 +232,8 @@ def _points(part: float | str | Lambda) -> Iterator[Lambda]:
         yield Lambda(part) if exact else _computed(part)
         return
     part = part.strip()
-    if part == "auto":
-        raise UsageError("the schedule `auto` is not available yet", _EXAMPLES)
+    if part == AUTO:
+        raise UsageError("the schedule `auto` stands alone, and for a sweep", _EXAMPLES)
     ends = part.split(":")
     if len(ends) == 1:
         yield _number(part, part)

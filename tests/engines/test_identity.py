@@ -20,7 +20,7 @@ from pa_fast.engines.content import Content
 from pa_fast.errors import DataError, RunError
 from pa_fast.sweep import manifest
 from pa_fast.sweep.recording import Recording
-from pa_fast.sweep.schedule import lambdas
+from pa_fast.sweep.schedule import Schedule
 from tests.engines.architectures import write_model, write_pair
 from tests.engines.test_loading import edit
 
@@ -178,7 +178,7 @@ def test_an_old_run_that_nobody_compared_is_refused(tmp_path: pathlib.Path) -> N
     lm = pa_fast.load(*write_pair(tmp_path, "llama"))
     pa_fast.sweep(lm, "0.5", [Norm()], tmp_path / "run", figure=False)
     old(tmp_path / "run")
-    points = lambdas("0.25")
+    points = Schedule.of("0.25")
     described = manifest.describe(lm, points, [complete_evaluator(Norm())])
     with (
         pytest.raises(

@@ -23,6 +23,7 @@ from pa_fast.sweep.manifest import EvaluatorRecord, Manifest
 from pa_fast.sweep.point import Record
 from pa_fast.sweep.recording import Recording
 from pa_fast.sweep.results import SweepResult
+from pa_fast.sweep.schedule import Schedule
 
 
 def calls(work: Callable[[], object]) -> int:
@@ -75,8 +76,8 @@ def printed(result: SweepResult) -> None:
 def recorded(folder: Path) -> None:
     """A sweep that goes on: what is missing, and as many new lines as the folder has points."""
     run = manifest.load(folder)
-    points = [Lambda(key) for key in run.lambdas]
-    with Recording(folder, points, run) as recording:
+    schedule = Schedule.of(map(Lambda, run.lambdas))
+    with Recording(folder, schedule, run) as recording:
         for lam, names in recording.missing():
             for name in names:
                 recording.record(

@@ -82,7 +82,7 @@ def test_decimal_steps_do_not_accumulate() -> None:
 @pytest.mark.parametrize(
     ("text", "message", "hint"),
     [
-        ("auto", "`auto` is not available yet", "0:1:0.1"),
+        ("auto", "the schedule `auto` stands alone", "0:1:0.1"),
         ("", "a λ is missing", "0:1:0.1"),
         ("0,,1", "a λ is missing", "0:1:0.1"),
         ([], "names no λ", "0:1:0.1"),
