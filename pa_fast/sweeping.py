@@ -78,6 +78,11 @@ def sweep(
         All points of the run folder, including those of earlier calls; only the failures of this
         call.
 
+    Example:
+        lm = pa_fast.load("base", "instruct")
+        result = pa_fast.sweep(lm, "0:1:0.1", "icl:tasks.jsonl,shots=5", "runs/x")
+        print(result.answer().sentence)
+
     Raises:
         UsageError: `out` is not a path, a malformed schedule, a λ outside the range of a packed
             delta, no evaluator, two of the same name, a malformed EVAL, or an objective that is no
