@@ -35,6 +35,7 @@ def sweep(
     objective: str | None = None,
     keep: Mapping[str, float] | None = None,
     budget: int | None = None,
+    callbacks: Iterable[object] = (),
 ) -> SweepResult:
     """Evaluate every λ with every evaluator, verify each switch, and record each point as soon as
     it is done.
@@ -73,6 +74,9 @@ def sweep(
         keep: evaluator → the share of its score at λ = 1 that a λ must keep to be chosen:
             `{"ifeval": 0.98}`.
         budget: most λ of `"auto"`.
+        callbacks: objects with one or more of the methods `on_point(lam, lm)`, called when the
+            weights hold λ; `on_score(entry)`, when a point is recorded; and `on_end(result)`. What
+            they raise ends the sweep.
 
     Returns:
         All points of the run folder, including those of earlier calls; only the failures of this
@@ -113,4 +117,5 @@ def sweep(
         progress=progress,
         figure=figure,
         shard=shard,
+        callbacks=callbacks,
     )

@@ -17,6 +17,8 @@ from pa_fast.cli.options import (
     IgnoreConfig,
     Instruct,
     Json,
+    Keep,
+    Objective,
     OneSided,
     RoundingOption,
     RuleOption,
@@ -24,7 +26,7 @@ from pa_fast.cli.options import (
     StripPrefix,
 )
 from pa_fast.cli.output import byte_bar, show_json
-from pa_fast.errors import DataError
+from pa_fast.errors import DataError, UsageError
 from pa_fast.terminal import say, tell
 from pa_fast.units import format_bytes, format_count, format_rate, format_seconds
 
@@ -33,14 +35,31 @@ if TYPE_CHECKING:
 
 
 def merge(
-    base: Base,
-    instruct: Instruct,
-    lam: Annotated[
-        str, typer.Option("--lambda", metavar="L", help="Any finite λ: 0.6, 1/3, -0.2.")
-    ],
     out: Annotated[
         str, typer.Option(metavar="DIR", help="The folder to write; must be new or empty.")
     ],
+    base: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="BASE", help="The base checkpoint, λ = 0; with --best-of the run's."
+        ),
+    ] = None,
+    instruct: Annotated[
+        str | None, typer.Argument(metavar="INSTRUCT", help="The instruct checkpoint, λ = 1.")
+    ] = None,
+    lam: Annotated[
+        str | None, typer.Option("--lambda", metavar="L", help="Any finite λ: 0.6, 1/3, -0.2.")
+    ] = None,
+    best_of: Annotated[
+        str | None,
+        typer.Option(
+            "--best-of",
+            metavar="RUN",
+            help="In place of BASE, INSTRUCT and λ: the chosen λ of a run folder.",
+        ),
+    ] = None,
+    objective: Objective = None,
+    keep: Keep = None,
     max_shard_size: Annotated[
         str | None,
         typer.Option(
@@ -72,7 +91,7 @@ def merge(
     """Write the merge at one λ as a checkpoint folder that transformers loads.
 
     A merge that was killed or interrupted goes on from its complete weight files when the same
-    command runs again.
+    command runs again. With --best-of, dtype, rounding and λ rule are those of the run.
     """
     from pa_fast.checkpoint.merge import merge as run
 
@@ -87,6 +106,17 @@ def merge(
         "ignore_config": ignore_config or (),
         "strip_prefix": strip_prefix or (),
     }
+    if best_of is not None:
+        chosen = _chosen(best_of, lam, objective, keep, base, instruct, options)
+        base, instruct, lam = (chosen.pop(name) for name in ("base", "instruct", "lam"))
+        options |= chosen
+    elif objective is not None or keep:
+        raise UsageError("--objective and --keep are of a run", "name it: --best-of RUN")
+    if base is None or instruct is None or lam is None:
+        raise UsageError(
+            "a merge needs BASE, INSTRUCT and --lambda",
+            "write pa-fast merge BASE INSTRUCT --lambda L --out DIR, or --best-of RUN --out DIR",
+        )
     output: dict[str, Any] = {"max_shard_size": max_shard_size, "overwrite": overwrite}
     if from_model:
         from pa_fast.engines.transformers import load
@@ -107,6 +137,32 @@ def merge(
         )
         raise typer.Exit(130) from None
     _merged(report, as_json)
+
+
+def _chosen(
+    run: str,
+    lam: str | None,
+    objective: str | None,
+    keep: list[str] | None,
+    base: str | None,
+    instruct: str | None,
+    options: dict[str, Any],
+) -> dict[str, Any]:
+    """Return the arguments of the merge at the chosen λ of a run, and print the answer."""
+    from pa_fast.sweep.best_of import best_of
+    from pa_fast.sweep.schedule import parse_keep
+
+    given = {"--lambda": lam, "--rule": options["rule"], "--seed": options["seed"]}
+    for name, value in given.items():
+        if value is not None:
+            raise UsageError(
+                f"{name} beside --best-of, which has the run's", "leave out one of both"
+            )
+    answer, arguments = best_of(
+        run, objective, parse_keep(keep) if keep else None, base=base, instruct=instruct
+    )
+    say(answer.sentence)
+    return arguments
 
 
 def _merged(report: MergeReport, as_json: bool) -> None:

@@ -31,6 +31,20 @@ RuleOption = Annotated[
         metavar="FILE", help="YAML rows by which λ spreads over the tensors: docs/rules.md."
     ),
 ]
+Objective = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="The evaluator whose best λ is looked for, or the start of its name.",
+    ),
+]
+Keep = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME>=98%",
+        help="The share of its score at λ = 1 that NAME must keep; may be given again.",
+    ),
+]
 ExtraRows = Annotated[
     str,
     typer.Option(

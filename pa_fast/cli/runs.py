@@ -17,6 +17,8 @@ from pa_fast.cli.options import (
     Dtype,
     ExtraRows,
     IgnoreConfig,
+    Keep,
+    Objective,
     OneSided,
     RoundingOption,
     RuleOption,
@@ -105,19 +107,8 @@ def sweep(
         str | None,
         typer.Option(metavar="FILE", help="A file of `pa-fast encode`, instead of INSTRUCT."),
     ] = None,
-    objective: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME", help="The evaluator whose best λ is looked for; the first by default."
-        ),
-    ] = None,
-    keep: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME>=98%",
-            help="The share of its score at λ = 1 that an evaluator must keep; may be given again.",
-        ),
-    ] = None,
+    objective: Objective = None,
+    keep: Keep = None,
     budget: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Most λ of auto; 12 by default.")
     ] = None,

@@ -29,6 +29,7 @@ def sweep(
     progress: Progress | object | None = None,
     figure: bool = True,
     shard: tuple[int, int] | None = None,
+    callbacks: Iterable[object] = (),
 ) -> SweepResult:
     """Run `pa_fast.sweep` with a list of `Evaluator` objects; see there. This part knows no EVAL
     strings."""
@@ -45,4 +46,5 @@ def sweep(
         progress=progress,
         figure=figure,
         shard=part,
+        callbacks=callbacks,
     )

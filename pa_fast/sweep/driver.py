@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import pathlib
 from collections.abc import Iterable, Iterator, Sequence
+from typing import cast
 
 from pa_fast.base import (
     CompleteEngine,
@@ -22,7 +23,7 @@ from pa_fast.sweep import journal, manifest
 from pa_fast.sweep.entry import JournalEntry, Shard
 from pa_fast.sweep.manifest import Manifest
 from pa_fast.sweep.point import check_reach, check_recorded, visit
-from pa_fast.sweep.progress import Progress, listening
+from pa_fast.sweep.progress import Callbacks, Progress, listening
 from pa_fast.sweep.recording import Recording
 from pa_fast.sweep.results import SweepResult
 from pa_fast.sweep.schedule import Schedule
@@ -147,12 +148,15 @@ def run(
     progress: Progress | object | None = None,
     figure: bool = True,
     shard: Shard | None = None,
+    callbacks: Iterable[object] = (),
 ) -> SweepResult:
     """Run every missing point of the schedule, in order, each recorded before the next one starts;
     see `pa_fast.sweep`."""
-    events, schedule = listening(progress), Schedule.of(lambdas)
+    schedule = Schedule.of(lambdas)
+    called = Callbacks(listening(progress), callbacks, engine)
+    events = cast(Progress, called)
     named = {evaluator.name: evaluator for evaluator in distinct(evaluators)}
-    schedule.check(list(named))
+    schedule = schedule.about(list(named))
     model = complete(engine)
     check_reach(model, schedule.points)
     notes = check_evaluators(model, list(named.values()))
@@ -168,7 +172,9 @@ def run(
             queue = [named[name] for name in repeats.remaining(names)]
             for record in visit(model, lam, queue, recording.checksum(lam), recording.progress):
                 note_repeat(repeats, recording, recording.record(record))
-    return finished(recording, figure)
+    result = finished(recording, figure)
+    called.finished(result)
+    return result
 
 
 def all_missing(recording: Recording) -> Iterator[tuple[Lambda, list[str]]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from pa_fast import terminal
 from pa_fast.base import Lambda
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bar
     from rich.progress import Task
     from rich.text import Text
+
+    from pa_fast.sweep.results import SweepResult
 
 
 class Progress(Protocol):
@@ -102,6 +104,51 @@ def listening(progress: object | None) -> Progress:
     if callable(getattr(progress, "within", None)):
         heard.append("within")
     return cast(Progress, progress) if len(heard) > len(_EVENTS) else _Partial(progress, heard)
+
+
+_CALLS = ("on_point", "on_score", "on_end")
+
+
+class Callbacks:
+    """Events passed on to `progress`, and to each of `callbacks` those for which it has a method.
+
+    `on_point(lam, lm)`: the weights hold λ and are verified, before its evaluators; again where an
+    evaluator wrote to them. `on_score(entry)`: a point is recorded. `on_end(result)`: the sweep has
+    ended without an error, after its files are written. What they raise ends the sweep; points that
+    are recorded stay.
+
+    Raises:
+        UsageError: a callback has none of these methods.
+    """
+
+    def __init__(self, progress: Progress, callbacks: Iterable[object], lm: object):
+        self._progress, self._lm = progress, lm
+        self._callbacks = list(callbacks)
+        for callback in self._callbacks:
+            if not any(callable(getattr(callback, name, None)) for name in _CALLS):
+                raise UsageError(
+                    f"a {type(callback).__name__} hears nothing of a sweep",
+                    f"give it one or more of: {', '.join(_CALLS)}",
+                )
+
+    def __getattr__(self, event: str) -> Any:
+        return getattr(self._progress, event)
+
+    def _call(self, name: str, *arguments: object) -> None:
+        for callback in self._callbacks:
+            if (method := getattr(callback, name, None)) is not None:
+                method(*arguments)
+
+    def switched(self, lam: Lambda, seconds: float) -> None:
+        self._progress.switched(lam, seconds)
+        self._call("on_point", lam, self._lm)
+
+    def recorded(self, entry: JournalEntry) -> None:
+        self._progress.recorded(entry)
+        self._call("on_score", entry)
+
+    def finished(self, result: SweepResult) -> None:
+        self._call("on_end", result)
 
 
 class TerminalProgress:

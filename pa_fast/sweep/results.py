@@ -163,8 +163,8 @@ class SweepResult:
         """Return the answer: λ̂, its gain over λ = 1, intervals, and the change of other scores.
 
         Args:
-            objective: the evaluator whose best λ is looked for; if not given, that of the sweep,
-                or else the first.
+            objective: the evaluator whose best λ is looked for, or the beginning of its name; if
+                not given, that of the sweep, or else the first.
             keep: shares of the score at λ = 1 that evaluators must keep, `{"ifeval": 0.98}`; if not
                 given, those of the sweep.
 
@@ -177,11 +177,14 @@ class SweepResult:
             print(answer.sentence, answer.chosen, answer.gain)
         """
         from pa_fast.stats import analyse
+        from pa_fast.sweep.schedule import full_name
 
+        chooser = self.objective if objective is None else objective
+        shares = self.keep if keep is None else keep
         return analyse(
             self.evaluations(),
-            objective=self.objective if objective is None else objective,
-            keep=self.keep if keep is None else keep,
+            objective=None if chooser is None else full_name(chooser, self.evaluators),
+            keep={full_name(name, self.evaluators): share for name, share in shares.items()},
         )
 
     def answered(self) -> dict[str, object]:

@@ -6,7 +6,7 @@ import math
 import numbers
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
@@ -111,21 +111,24 @@ class Schedule:
             )
         return cls(first, True, objective, shares, most)
 
-    def check(self, evaluators: Sequence[str]) -> None:
-        """Check that the question is one about `evaluators`.
+    def about(self, evaluators: Sequence[str]) -> Schedule:
+        """Return this schedule with the full names of its evaluators, of which it may have the
+        beginnings.
 
         Raises:
-            UsageError: it names another one, or an adaptive schedule of several names none.
+            UsageError: it names none of `evaluators`, or the beginning of several; or an adaptive
+                schedule of several has no objective.
         """
-        listed = f"one of: {', '.join(evaluators)}"
-        for name in (*([] if self.objective is None else [self.objective]), *self.keep):
-            if name not in evaluators:
-                raise UsageError(f"no evaluator is called `{name}`", listed)
         if self.is_adaptive and self.objective is None and len(evaluators) > 1:
             raise UsageError(
                 "`auto` with several evaluators needs the one whose best λ is looked for",
-                f"--objective, {listed}",
+                f"--objective, one of: {', '.join(evaluators)}",
             )
+        return replace(
+            self,
+            objective=None if self.objective is None else full_name(self.objective, evaluators),
+            keep={full_name(name, evaluators): share for name, share in self.keep.items()},
+        )
 
     def needed(self, evaluators: Sequence[str]) -> list[str]:
         """Return the evaluators whose scores decide which λ follow."""
@@ -179,6 +182,25 @@ class Schedule:
             lams.sort(key=lambda lam: lam.exact)
             why += f"; the budget is {self.budget} λ"
         return lams, why
+
+
+def full_name(name: str, evaluators: Sequence[str]) -> str:
+    """Return the evaluator that is called `name`, or else the only one whose name begins so.
+
+    Raises:
+        UsageError: there is none, or there are several.
+    """
+    if name in evaluators:
+        return name
+    found = [one for one in evaluators if name and one.startswith(name)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise UsageError(
+            f"the names of {len(found)} evaluators begin with `{name}`",
+            f"write one of them whole: {', '.join(found)}",
+        )
+    raise UsageError(f"no evaluator is called `{name}`", f"one of: {', '.join(evaluators)}")
 
 
 def parse_keep(texts: Iterable[str]) -> dict[str, float]:
