@@ -592,6 +592,36 @@ def test_help_exists(
     assert "Usage" in capsys.readouterr().out
 
 
+def test_the_answer_comes_first_and_the_chosen_λ_is_merged(
+    pair: tuple[str, str],
+    place: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    arguments = sweep(pair, "o")
+    arguments[arguments.index("--lambdas") + 1] = "auto"
+    assert run(monkeypatch, *arguments, "--objective", "python", "--budget", "7") == 0
+    said = capsys.readouterr()
+    document = json.loads((place / "o" / "results.json").read_text())
+    sentence = document["answer"]["sentence"]
+    assert " ".join(said.out.split()).startswith(sentence) and "no λ is added: " in said.err
+    assert run(monkeypatch, "merge", "--best-of", "o", "--out", "best") == 0
+    said = capsys.readouterr()
+    assert sentence in " ".join(said.err.split())
+    merged = json.loads((place / "best" / "pa_fast.json").read_text())
+    assert merged["lambda"] == document["answer"]["lambda"]
+    for wrong, hint in (
+        (["--lambda", "0.5"], "--lambda beside --best-of"),
+        (["--objective", "x"], "no evaluator is called `x`"),
+    ):
+        assert run(monkeypatch, "merge", "--best-of", "o", "--out", "other", *wrong) == 2
+        assert hint in capsys.readouterr().err
+    assert run(monkeypatch, "merge", *pair, "--out", "other") == 2
+    assert "needs BASE, INSTRUCT and --lambda" in capsys.readouterr().err
+    assert run(monkeypatch, "merge", *pair, "--lambda", "1", "--keep", "x>=1", "--out", "z") == 2
+    assert "--best-of RUN" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("way", ["one process", "ray", "lockstep"])
 def test_a_bad_run_folder_is_found_before_a_model_is_loaded(
     way: str,

@@ -36,12 +36,14 @@ ALLOWED: dict[str, set[str]] = {
 }
 ALLOWED["sweeping"] = {"evals", "sweep", "base"} | GROUND
 ALLOWED["run"] = {"engines", "evals", "sweep", "live", "stores", "checkpoint"} | FLOOR
+ALLOWED["best_of"] = {"sweep", "stats", "checkpoint"} | FLOOR
 ALLOWED["launch"] = {"run", "sweep"} | FLOOR
 ALLOWED["lm_eval"], ALLOWED["ray"] = {"evals"}, {"launch"}
 ALLOWED["quality"] = ALLOWED["run"]
 ALLOWED["encoding"] = ALLOWED["run"] | {"quality"}
 ALLOWED["throughput"] = {"live", "stores", "checkpoint"} | FLOOR
-ALLOWED["cli"] = ALLOWED["run"] | {"run", "encoding", "quality", "launch", "throughput", "__init__"}
+ALLOWED["cli"] = ALLOWED["run"] | {"run", "best_of", "encoding", "quality", "launch", "throughput"}
+ALLOWED["cli"] |= {"__init__"}
 EMBEDDED_STACKS = {"lm_eval", "ray", "vllm", "sglang"}
 SUBCLASSES = {"evals/lm_eval/model.py"}
 """Modules that extend a class of an embedded stack; they are imported inside functions only."""

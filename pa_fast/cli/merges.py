@@ -149,7 +149,7 @@ def _chosen(
     options: dict[str, Any],
 ) -> dict[str, Any]:
     """Return the arguments of the merge at the chosen λ of a run, and print the answer."""
-    from pa_fast.sweep.best_of import best_of
+    from pa_fast.best_of import best_of
     from pa_fast.sweep.schedule import parse_keep
 
     given = {"--lambda": lam, "--rule": options["rule"], "--seed": options["seed"]}

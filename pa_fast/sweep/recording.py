@@ -12,7 +12,7 @@ from types import TracebackType
 from pa_fast import files
 from pa_fast.base import Lambda
 from pa_fast.errors import UsageError
-from pa_fast.sweep import journal, manifest, results
+from pa_fast.sweep import adaptive, journal, manifest, results
 from pa_fast.sweep.entry import JournalEntry, Shard
 from pa_fast.sweep.journal import Journal
 from pa_fast.sweep.manifest import Manifest
@@ -145,11 +145,11 @@ class Recording:
         same λ, and each evaluates its part.
 
         Raises:
-            StatisticsError, RunError: see `Schedule.following`.
+            StatisticsError, RunError: see `adaptive.following`.
         """
         if not self._schedule.is_adaptive or not self._has_ended():
             return False
-        lams, why = self._schedule.following(results.load(self.folder), self._asked)
+        lams, why = adaptive.following(self._schedule, results.load(self.folder), self._asked)
         if not lams:
             self.progress.noted(f"no λ is added: {why}")
             return False

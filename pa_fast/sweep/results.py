@@ -19,6 +19,7 @@ from pa_fast.files import path_of
 from pa_fast.foreign import one_line
 from pa_fast.sweep import journal, manifest
 from pa_fast.sweep.entry import JournalEntry
+from pa_fast.sweep.schedule import full_name
 
 if TYPE_CHECKING:
     import pandas
@@ -177,7 +178,6 @@ class SweepResult:
             print(answer.sentence, answer.chosen, answer.gain)
         """
         from pa_fast.stats import analyse
-        from pa_fast.sweep.schedule import full_name
 
         chooser = self.objective if objective is None else objective
         shares = self.keep if keep is None else keep

@@ -8,14 +8,11 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pa_fast.base import Lambda
-from pa_fast.errors import StatisticsError, UsageError
+from pa_fast.errors import UsageError
 from pa_fast.foreign import one_line
-
-if TYPE_CHECKING:
-    from pa_fast.sweep.results import SweepResult
 
 MAX_POINTS = 10_000
 AUTO = "auto"
@@ -103,7 +100,7 @@ class Schedule:
             return cls(tuple(lambdas(lambdas_)), False, objective, shares)
         from pa_fast.stats import adaptive
 
-        first = tuple(map(_exact, adaptive.first().lams))
+        first = tuple(map(exact, adaptive.first().lams))
         most = BUDGET if budget is None else budget
         if not isinstance(most, int) or isinstance(most, bool) or most < len(first):
             raise UsageError(
@@ -134,54 +131,6 @@ class Schedule:
         """Return the evaluators whose scores decide which λ follow."""
         first = evaluators[0] if self.objective is None else self.objective
         return list(dict.fromkeys([first, *self.keep]))
-
-    def following(self, result: SweepResult, asked: Sequence[Lambda]) -> tuple[list[Lambda], str]:
-        """Return the λ to add to `asked`, none where the schedule is complete, and the reason.
-
-        It is a function of the finished points alone, in whatever order they came.
-
-        Raises:
-            StatisticsError: the items of an evaluator do not make up its score.
-            RunError: a file of items is missing or damaged.
-        """
-        from pa_fast.stats import adaptive, frontier
-        from pa_fast.stats.curve import curve
-        from pa_fast.stats.items import Items, collect
-
-        evaluations = {one.name: one for one in result.evaluations()}
-        names = self.needed(result.evaluators)
-        for name in names:
-            scored = evaluations[name].values if name in evaluations else {}
-            for lam in asked:
-                if lam not in scored:
-                    return [], f"`{name}` has no score at λ = {lam.key}"
-
-        def at(name: str) -> Items:
-            one = evaluations[name]
-            try:
-                return collect({lam: one.column(lam) for lam in asked}, one.higher_is_better)
-            except StatisticsError as error:
-                raise StatisticsError(
-                    f"`auto` needs items that make up the score of `{name}`: {error.message}",
-                    error.hint,
-                ) from None
-
-        items = at(names[0])
-        allowed = items.lams >= items.lams.min()
-        for name, share in self.keep.items():
-            other = at(name)
-            allowed &= frontier.kept(curve(other), len(other.lams) - 1, share)
-        others = {float(lam): lam for lam in evaluations[names[0]].values if lam not in asked}
-        more = adaptive.following(items, list(others), allowed)
-        room = self.budget - len(asked)
-        lams, why = [others.get(lam) or _exact(lam) for lam in more.lams], more.why
-        if len(lams) > room:
-            # the inner ones: the outer neighbours only bound the range
-            middle = sum(more.lams) / len(lams)
-            lams = sorted(lams, key=lambda lam: (abs(float(lam) - middle), lam.exact))[:room]
-            lams.sort(key=lambda lam: lam.exact)
-            why += f"; the budget is {self.budget} λ"
-        return lams, why
 
 
 def full_name(name: str, evaluators: Sequence[str]) -> str:
@@ -231,7 +180,7 @@ def _share(name: str, share: Any) -> float:
     return float(share)
 
 
-def _exact(lam: float) -> Lambda:
+def exact(lam: float) -> Lambda:
     return Lambda(f"{lam:.6g}")
 
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import pa_fast
+from pa_fast.best_of import best_of
 from pa_fast.errors import PaFastError, RunError, UsageError
-from pa_fast.sweep.best_of import best_of
 from tests.engines.architectures import write_pair
 from tests.sweep.planted import Planted
 
