@@ -109,6 +109,7 @@ def sweep(pair: tuple[str, str], out: str, *more: str) -> list[str]:
         "python:mine:greedy",
         "--out",
         out,
+        "--no-report",
         *more,
     ]
 

@@ -36,13 +36,22 @@ ALLOWED: dict[str, set[str]] = {
 }
 ALLOWED["sweeping"] = {"evals", "sweep", "base"} | GROUND
 ALLOWED["run"] = {"engines", "evals", "sweep", "live", "stores", "checkpoint"} | FLOOR
+ALLOWED["report"] = {"sweep", "stats"} | FLOOR
 ALLOWED["best_of"] = {"sweep", "stats", "checkpoint"} | FLOOR
 ALLOWED["launch"] = {"run", "sweep"} | FLOOR
 ALLOWED["lm_eval"], ALLOWED["ray"] = {"evals"}, {"launch"}
 ALLOWED["quality"] = ALLOWED["run"]
 ALLOWED["encoding"] = ALLOWED["run"] | {"quality"}
 ALLOWED["throughput"] = {"live", "stores", "checkpoint"} | FLOOR
-ALLOWED["cli"] = ALLOWED["run"] | {"run", "best_of", "encoding", "quality", "launch", "throughput"}
+ALLOWED["cli"] = ALLOWED["run"] | {
+    "run",
+    "report",
+    "best_of",
+    "encoding",
+    "quality",
+    "launch",
+    "throughput",
+}
 ALLOWED["cli"] |= {"__init__"}
 EMBEDDED_STACKS = {"lm_eval", "ray", "vllm", "sglang"}
 SUBCLASSES = {"evals/lm_eval/model.py"}

@@ -51,7 +51,8 @@ def drop_output() -> None:
 
 def say_where(result: SweepResult) -> None:
     """Print the run folder of a sweep, relative to the current directory if it is inside it."""
-    figure = " and figure" if (result.out / "trajectory.png").exists() else ""
+    drawn = {"trajectory.png": " and figure", "report.html": ", page report.html"}
+    figure = "".join(what for name, what in drawn.items() if (result.out / name).exists())
     here = pathlib.Path.cwd()
     say(
         f"results{figure}:"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import shlex
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -162,13 +162,20 @@ def sweep(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Start afresh in a folder that holds a sweep.")
     ] = False,
+    report: Annotated[
+        bool, typer.Option("--report/--no-report", help="Write report.html at the end.")
+    ] = True,
+    report_every: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="Write it after every N points too."),
+    ] = None,
 ) -> None:
     from pa_fast.files import check_outside
     from pa_fast.rules import LambdaRule
     from pa_fast.run import SweepSpec, check_confirm
     from pa_fast.run import confirm as run_again
     from pa_fast.sweep.driver import failing_alike
-    from pa_fast.sweep.progress import TerminalProgress
+    from pa_fast.sweep.progress import Callbacks, TerminalProgress
 
     job = SweepSpec(
         base,
@@ -212,8 +219,12 @@ def sweep(
         if delta is None
         else dataclasses.replace(job, instruct=None, tokenizer=tokenizer or instruct)
     )
+    progress: Progress = TerminalProgress()
+    if report_every is not None:
+        refresh = _Refresh(Path(out), report_every, progress)
+        progress = cast("Progress", Callbacks(progress, [refresh], None))
     try:
-        result = _launch(swept, workers, shard, TerminalProgress())
+        result = _launch(swept, workers, shard, progress)
     except KeyboardInterrupt:
         arguments = [part for part in sys.argv[1:] if part != "--overwrite"]
         say(
@@ -225,6 +236,8 @@ def sweep(
         return  # on this rank; the first one prints
     say_answer(result)
     show(result.table())
+    if report:
+        _write_report([result])
     say_where(result)
     if confirm:
         confirmed = run_again(job, result, confirm, TerminalProgress())
@@ -247,6 +260,30 @@ def sweep(
                 )
             ),
         )
+
+
+class _Refresh:
+    """A callback of a sweep that writes its report after every `every` points."""
+
+    def __init__(self, out: Path, every: int, progress: Progress):
+        self._out, self._every, self._progress = out, every, progress
+        self._count = 0
+
+    def on_score(self, entry: object) -> None:
+        from pa_fast.sweep.results import SweepResult
+
+        self._count += 1
+        if self._count % self._every == 0:
+            _write_report([SweepResult.load(self._out)], self._progress.noted)
+
+
+def _write_report(
+    results: Sequence[SweepResult],
+    noted: Callable[[str], object] = lambda note: say(f"note: {note}"),
+) -> None:
+    from pa_fast.report import write
+
+    write(results, noted)
 
 
 def _launch(
@@ -285,7 +322,7 @@ def _launch(
 def say_answer(result: SweepResult, run: str = "") -> None:
     """Print the answer of a sweep in one sentence; nothing where no point is finished."""
     if result.rows:
-        tell(f"{run}{result.answered()['sentence']}")
+        show(f"{run}{result.answered()['sentence']}")
 
 
 def say_failures(failures: Iterable[Failure]) -> None:
@@ -304,17 +341,31 @@ def say_failures(failures: Iterable[Failure]) -> None:
 
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN_DIR", help="Run folders of sweeps.")],
+    latex: Annotated[
+        bool, typer.Option("--latex", help="Print a table for a paper instead: λ̂, gain and cost.")
+    ] = False,
 ) -> None:
-    """Print the table of one or more runs, and write their results and figures again from the
-    journals."""
+    """Print the answer and the table of one or more runs, and write their results, figures and
+    report pages again from the journals.
+
+    Of several runs, report.html of the first one shows all of them.
+    """
+    from pa_fast.report import write
     from pa_fast.sweep.report import report as run
     from pa_fast.sweep.results import table
 
     unwritten: list[str] = []
     results = run(runs, noted=unwritten.append)
-    for result in results:
-        say_answer(result, f"{one_line(result.out.name)}: " if len(results) > 1 else "")
-    show(table(results))
+    reports = write(results, unwritten.append)
+    if latex:
+        from pa_fast.report.statistics import latex as as_latex
+
+        for line in as_latex(reports).splitlines():
+            tell(line)
+    else:
+        for result in results:
+            say_answer(result, f"{one_line(result.out.name)}: " if len(results) > 1 else "")
+        show(table(results))
     for note in unwritten:
         say(f"note: {note}")
     for result in results:

@@ -41,6 +41,9 @@ RUN_FILES = (
     "trajectory.svg",
     "trajectory.png",
     "trajectory.pdf",
+    "report.html",
+    "statistics.csv",
+    "statistics.json",
 )
 
 
