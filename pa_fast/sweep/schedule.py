@@ -186,7 +186,8 @@ def exact(lam: float) -> Lambda:
 
 def _parts(text: str | Iterable[float | str | Lambda]) -> Iterator[float | str | Lambda]:
     if isinstance(text, str):
-        yield from text.split(",")
+        if text.strip():  # else nothing is named
+            yield from text.split(",")
     elif isinstance(text, Iterable):
         for part in text:
             if isinstance(part, str):
