@@ -56,7 +56,7 @@ def run(job: SweepSpec, workers: int, progress: Progress | None = None) -> Sweep
     out = pathlib.Path(os.path.abspath(job.out))
     check_folder(out)
     # their errors are raised here, before anything is started
-    schedule = schedule.about([evaluator.name for evaluator in evaluators(job)])
+    schedule = schedule.resolved([evaluator.name for evaluator in evaluators(job)])
     gpus = 0 if job.device == "cpu" else None
     make = functools.partial(opened, job)
     return sweep(
@@ -110,7 +110,7 @@ def sweep(
         _cluster(ray),
         _Pool(ray, min(workers, len(schedule.points)), gpus, os.getcwd(), make, schedule) as pool,
     ):
-        schedule = schedule.about([one.name for one in pool.manifest.evaluators])
+        schedule = schedule.resolved([one.name for one in pool.manifest.evaluators])
         with Recording(
             out, schedule, pool.manifest, overwrite=overwrite, progress=progress
         ) as recording:
@@ -134,7 +134,7 @@ class _Actor:
         engine, given = make()
         self._engine = complete(engine)
         self._evaluators = distinct(given)
-        schedule = schedule.about([evaluator.name for evaluator in self._evaluators])
+        schedule = schedule.resolved([evaluator.name for evaluator in self._evaluators])
         check_reach(self._engine, schedule.points)
         check_evaluators(self._engine, self._evaluators)
         return describe(self._engine, schedule, self._evaluators)
