@@ -106,7 +106,7 @@ def run(
     out = pathlib.Path(os.path.abspath(path_of(job.out, "--out")))
     check_folder(out, None if shard is None else Shard(*shard))
     requested = evaluators(job)
-    schedule = schedule.about([evaluator.name for evaluator in requested])
+    schedule = schedule.resolved([evaluator.name for evaluator in requested])
     model = _opened(job)
     for note in model.notes:
         listening(progress).noted(note)

@@ -371,7 +371,7 @@ def test_merge_verify_and_what_a_flipped_bit_does(
     save_file(tensors, file, {"format": "pt"})
     assert run(monkeypatch, "verify", "merged", *pair) == 1
     shown = capsys.readouterr()
-    assert f"`{name}` bits differ (1 of" in shown.err and shown.out == ""
+    assert f"`{name}`: bits differ (1 of" in shown.err and shown.out == ""
     assert run(monkeypatch, "merge", *pair, "--lambda", "0.5", "--out", "merged") == 1
     assert "not empty" in capsys.readouterr().err
     assert (

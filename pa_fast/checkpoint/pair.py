@@ -34,7 +34,7 @@ ONE_SIDED = ("keep", "drop", "refuse")
 
 @dataclass(frozen=True)
 class PairOptions:
-    """Pairing options, shared by every verb that pairs.
+    """Pairing options, shared by everything that pairs.
 
     Attributes:
         extra_rows: keep vocabulary rows that one side alone has as they are (`instruct`), or refuse

@@ -1,4 +1,4 @@
-"""The verbs of merged checkpoints: `merge` writes one, `verify` checks one."""
+"""The commands `merge`, which writes a merged checkpoint, and `verify`, which checks one."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def merge(
         str | None,
         typer.Option(
             metavar="SIZE",
-            help="Largest weight file, such as 5GB; cut as BASE's files are by default.",
+            help="Largest weight file, such as 5GB; by default files are cut as those of BASE.",
         ),
     ] = None,
     dtype: Dtype = "auto",
@@ -84,14 +84,16 @@ def merge(
         ),
     ] = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace DIR, a checkpoint that holds nothing else.")
+        bool,
+        typer.Option("--overwrite", help="Replace DIR if it is a checkpoint without other files."),
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Write the merge at one λ as a checkpoint folder that transformers loads.
+    """Write the merge at one λ as a checkpoint folder.
 
-    A merge that was killed or interrupted goes on from its complete weight files when the same
-    command runs again. With --best-of, dtype, rounding and λ rule are those of the run.
+    transformers loads the folder like any other checkpoint. If a merge is interrupted or killed,
+    run the same command again: complete weight files are kept. With
+    --best-of, dtype, rounding and rule are those of the run.
     """
     from pa_fast.checkpoint.merge import merge as run
 
@@ -185,25 +187,29 @@ def _merged(report: MergeReport, as_json: bool) -> None:
 
 
 def verify(
-    merged: Annotated[str, typer.Argument(metavar="MERGED", help="The checkpoint in question.")],
+    merged: Annotated[str, typer.Argument(metavar="MERGED", help="The checkpoint to check.")],
     base: Base,
     instruct: Instruct,
     lam: Annotated[
         str | None,
         typer.Option(
-            "--lambda", metavar="L", help="λ of the merge; MERGED's pa_fast.json by default."
+            "--lambda",
+            metavar="L",
+            help="λ of the merge; by default that in MERGED's pa_fast.json.",
         ),
     ] = None,
     rounding: Annotated[
-        str | None, typer.Option(metavar="R", help="Rounding of the merge; by default likewise.")
+        str | None,
+        typer.Option(metavar="R", help="Rounding of the merge; by default that in pa_fast.json."),
     ] = None,
     seed: Seed = None,
     rule: Annotated[
-        str | None, typer.Option(metavar="FILE", help="λ rule of the merge; by default likewise.")
+        str | None,
+        typer.Option(metavar="FILE", help="Rule of the merge; by default that in pa_fast.json."),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Check that a checkpoint is a merge of BASE and INSTRUCT, bit by bit."""
+    """Check bit by bit that MERGED is a merge of BASE and INSTRUCT."""
     from pa_fast.checkpoint.verify import verify as run
 
     with byte_bar("verifying") as bar:
@@ -229,7 +235,7 @@ def verify(
             else ""
         )
         raise DataError(
-            f"{report.merged} is not the merge at λ = {report.lam}: `{wrong[0].name}`"
+            f"{report.merged} is not the merge at λ = {report.lam}: `{wrong[0].name}`:"
             f" {wrong[0].reason}{counted}{more}",
             "compare λ, rule, rounding, dtype and the source folders with those in its"
             " pa_fast.json; --json lists every tensor",

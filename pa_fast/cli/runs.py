@@ -1,4 +1,4 @@
-"""The verbs of run folders: `sweep` fills one, `report` prints them."""
+"""The commands `sweep`, which fills a run folder, and `report`, which prints run folders."""
 
 from __future__ import annotations
 
@@ -36,9 +36,10 @@ if TYPE_CHECKING:
     from pa_fast.sweep.results import Failure, SweepResult
 
 
-SWEEP_HELP = """Evaluate every λ on one live copy of the weights, and draw the trajectory.
+SWEEP_HELP = """Evaluate each λ on one live copy of the weights.
 
-A sweep resumes by itself: run it again with the same --out, and finished points are not run again.
+Results and a figure are written to --out. To resume a sweep, run the same command again: finished
+points are kept.
 
 \b
 LAMBDAS   0:1:0.1          both ends included
@@ -68,7 +69,7 @@ Rows of data are JSON, one a line or a list in a .json file; id and group are op
           icl         question (or a verbatim prompt), choices, answer
           generate    prompt or messages; answer or regex scores the output
           alpaca      instruction
-A comma in a value is written \\, and --limit does not reach python:.
+Write a comma within a value as \\,. --limit does not apply to python: evaluators.
 """
 
 
@@ -79,7 +80,9 @@ def sweep(
     ],
     evals: Annotated[
         list[str],
-        typer.Option("--eval", metavar="EVAL", help="What to evaluate; may be given again."),
+        typer.Option(
+            "--eval", metavar="EVAL", help="What to evaluate, see above; may be given again."
+        ),
     ],
     out: Annotated[
         str, typer.Option(metavar="DIR", help="The run folder: journal, results and figure.")
@@ -87,7 +90,7 @@ def sweep(
     instruct: Annotated[
         str | None,
         typer.Argument(
-            metavar="INSTRUCT", help="The instruct checkpoint, λ = 1; not needed beside --delta."
+            metavar="INSTRUCT", help="The instruct checkpoint, λ = 1; not needed with --delta."
         ),
     ] = None,
     store: Annotated[
@@ -100,12 +103,13 @@ def sweep(
     residency: Annotated[
         str,
         typer.Option(
-            metavar="R", help="Where a GPU keeps it: auto, device, or host (pinned memory)."
+            metavar="R",
+            help="Where the delta is kept for a GPU: auto, device, or host (pinned memory).",
         ),
     ] = "auto",
     delta: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="A file of `pa-fast encode`, instead of INSTRUCT."),
+        typer.Option(metavar="FILE", help="Delta file of `pa-fast encode`, instead of INSTRUCT."),
     ] = None,
     objective: Objective = None,
     keep: Keep = None,
@@ -117,7 +121,7 @@ def sweep(
         typer.Option(
             metavar="N",
             min=0,
-            help="After a sweep with a lossy delta: the best N points once more, exactly.",
+            help="After a sweep with a lossy delta, evaluate the best N points again, exactly.",
         ),
     ] = 0,
     device: Annotated[str, typer.Option(metavar="D", help="cpu, cuda, cuda:1, or auto.")] = "auto",
@@ -141,17 +145,22 @@ def sweep(
         str,
         typer.Option(
             metavar="E",
-            help="transformers, or tensor-parallel: one model on all ranks of torchrun.",
+            help="transformers, or tensor-parallel: one model over all ranks of torchrun.",
         ),
     ] = "transformers",
     workers: Annotated[
         int,
-        typer.Option(metavar="N", min=1, help="Processes on Ray, one GPU or share of cores each."),
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Ray worker processes, each with a GPU or a share of the cores.",
+        ),
     ] = 1,
     shard: Annotated[
         str | None,
         typer.Option(
-            metavar="I/N", help="Run every Nth λ from I on; auto: as torchrun or SLURM says."
+            metavar="I/N",
+            help="Every Nth λ, from number I (0 to N − 1) on; auto: as torchrun or SLURM set them.",
         ),
     ] = None,
     extra_rows: ExtraRows = "instruct",
@@ -345,10 +354,10 @@ def report(
         bool, typer.Option("--latex", help="Print a table for a paper instead: λ̂, gain and cost.")
     ] = False,
 ) -> None:
-    """Print the answer and the table of one or more runs, and write their results, figures and
-    report pages again from the journals.
+    """Print the results of runs, and write their files again.
 
-    Of several runs, report.html of the first one shows all of them.
+    results.csv, results.json, the figure and report.html of each run are made anew from its
+    journal. Of several runs, report.html of the first one shows all of them.
     """
     from pa_fast.report import write
     from pa_fast.sweep.report import report as run

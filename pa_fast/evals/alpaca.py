@@ -100,7 +100,7 @@ class Alpaca:
             [self.rows[index] for index in prompts.kept],
             [self.ids[index] for index in prompts.kept],
         )
-        generator = f"{self.generator or _pair(engine)}@lam={_spelt(engine.weights.lam)}"
+        generator = f"{self.generator or _pair(engine)}@lam={lambda_text(engine.weights.lam)}"
         judged = [
             {
                 "instruction": row["instruction"],
@@ -151,7 +151,7 @@ def _pair(engine: Engine) -> str:
     return "+".join(pathlib.PurePath(str(side)).name for side in sides if side) or "pair"
 
 
-def _spelt(lam: float | None) -> str:
+def lambda_text(lam: float | None) -> str:
     """Return λ in four decimals where these are exact, else in all its digits, so that no two λ are
     spelt alike."""
     if lam is None:

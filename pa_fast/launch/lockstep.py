@@ -55,7 +55,7 @@ def sweep(
     ranks = lm.ranks
     schedule = Schedule.of(lambdas)
     distinct_evaluators = distinct(evaluators)
-    schedule = schedule.about([evaluator.name for evaluator in distinct_evaluators])
+    schedule = schedule.resolved([evaluator.name for evaluator in distinct_evaluators])
     ranks.agree("the schedule", [lam.key for lam in schedule.points])
     ranks.agree(
         "the evaluators",

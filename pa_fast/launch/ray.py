@@ -56,7 +56,7 @@ def run(job: SweepSpec, workers: int, progress: Progress | None = None) -> Sweep
     out = pathlib.Path(os.path.abspath(job.out))
     check_folder(out)
     # their errors are raised here, before anything is started
-    schedule = schedule.about([evaluator.name for evaluator in evaluators(job)])
+    schedule = schedule.resolved([evaluator.name for evaluator in evaluators(job)])
     gpus = 0 if job.device == "cpu" else None
     make = functools.partial(opened, job)
     return sweep(
@@ -110,7 +110,7 @@ def sweep(
         _cluster(ray),
         _Pool(ray, min(workers, len(schedule.points)), gpus, os.getcwd(), make, schedule) as pool,
     ):
-        schedule = schedule.about([one.name for one in pool.manifest.evaluators])
+        schedule = schedule.resolved([one.name for one in pool.manifest.evaluators])
         with Recording(
             out, schedule, pool.manifest, overwrite=overwrite, progress=progress
         ) as recording:
@@ -134,7 +134,7 @@ class _Actor:
         engine, given = make()
         self._engine = complete(engine)
         self._evaluators = distinct(given)
-        schedule = schedule.about([evaluator.name for evaluator in self._evaluators])
+        schedule = schedule.resolved([evaluator.name for evaluator in self._evaluators])
         check_reach(self._engine, schedule.points)
         check_evaluators(self._engine, self._evaluators)
         return describe(self._engine, schedule, self._evaluators)
@@ -163,7 +163,8 @@ class _Pool:
         if gpus is None:
             gpus = 1 if ray.cluster_resources().get("GPU", 0) else 0
         # Ray limits the numeric libraries of an actor to as many threads as it has cores
-        self._actor = ray.remote(_Actor).options(num_cpus=_share(ray, workers, gpus), num_gpus=gpus)
+        cores = cores_per_worker(ray, workers, gpus)
+        self._actor = ray.remote(_Actor).options(num_cpus=cores, num_gpus=gpus)
         self._node = ray.get_runtime_context().get_node_id()
         self._work = work
         self._deaths: Counter[tuple[str, str] | None] = Counter()
@@ -267,32 +268,10 @@ class _Pool:
                 self._workers[self._workers.index(worker)] = self._hire()
 
     def _ready(self, workers: Sequence[_Worker]) -> _Worker:
-        """Return the first of `workers` that has a result.
-
-        Waits with a timeout and checks Ray's agent on this machine: without it, `ray.wait` never
-        returns.
-        """
-        for waited_s in itertools.count(_LOOK_S, _LOOK_S):
-            ready, _ = self._ray.wait(
-                [worker.busy for worker in workers], num_returns=1, timeout=_LOOK_S
-            )
-            if ready:
-                return next(worker for worker in workers if worker.busy == ready[0])
-            self._check_agent()
-            if waited_s % _PATIENCE_S == 0 and all(worker.lam is None for worker in self._workers):
-                logging.getLogger("pa_fast").warning(
-                    "no worker is ready yet: they load, or wait for others on the Ray cluster"
-                )
-        raise AssertionError
-
-    def _check_agent(self) -> None:
-        if not any(node["NodeID"] == self._node and node["Alive"] for node in self._ray.nodes()):
-            raise EngineError(
-                "Ray's agent on this machine (raylet) has died, and with it the connection to the"
-                " workers",
-                "look whether memory ran out; then run the same command again: finished points are"
-                " kept",
-            )
+        """Return the first of `workers` that has a result."""
+        loading = all(worker.lam is None for worker in self._workers)
+        ready = first_ready(self._ray, self._node, [worker.busy for worker in workers], loading)
+        return next(worker for worker in workers if worker.busy == ready)
 
     def _hire(self) -> _Worker:
         actor = self._actor.remote()
@@ -325,6 +304,34 @@ def _ray() -> Any:
             "more than one worker needs Ray, which is not installed", "pip install 'pa_fast[ray]'"
         ) from None
     return ray
+
+
+def first_ready(ray: Any, node: str, references: Sequence[Any], loading: bool) -> Any:
+    """Return the first of `references` that is ready. If all workers are `loading`, a warning says
+    now and then that none is.
+
+    Waits with a timeout and checks Ray's agent on this machine, `node`: without it `ray.wait` never
+    returns.
+
+    Raises:
+        EngineError: the agent has died.
+    """
+    for waited_s in itertools.count(_LOOK_S, _LOOK_S):
+        ready, _ = ray.wait(list(references), num_returns=1, timeout=_LOOK_S)
+        if ready:
+            return ready[0]
+        if not any(one["NodeID"] == node and one["Alive"] for one in ray.nodes()):
+            raise EngineError(
+                "Ray's agent on this machine (raylet) has died, and with it the connection to the"
+                " workers",
+                "look whether memory ran out; then run the same command again: finished points are"
+                " kept",
+            )
+        if loading and waited_s % _PATIENCE_S == 0:
+            logging.getLogger("pa_fast").warning(
+                "no worker is ready yet: they load, or wait for others on the Ray cluster"
+            )
+    raise AssertionError
 
 
 @contextlib.contextmanager
@@ -363,7 +370,7 @@ def _cluster(ray: Any) -> Iterator[None]:
         ray.shutdown()
 
 
-def _share(ray: Any, workers: int, gpus: int) -> int:
+def cores_per_worker(ray: Any, workers: int, gpus: int) -> int:
     """Return the most cores that each of `workers` can have on the cluster's nodes.
 
     Raises:

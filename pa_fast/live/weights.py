@@ -315,6 +315,7 @@ class LiveWeights:
             CPU what the file holds stays a memory map of it.
 
         Raises:
+            UsageError: `delta` is no path.
             CheckpointError: the file is no delta, is damaged, or does not give the endpoints that
                 it was encoded for.
             PairError: the delta belongs to another base, or to live tensors of another kind.

@@ -70,20 +70,20 @@ class Answer:
         the objective and λ̂; with intervals also the range of the best λ, and with λ = 1 the gain
         and the ends of its band."""
         one = self.objective
-        found: dict[str, object] = {
+        fields: dict[str, object] = {
             "sentence": self.sentence,
             "objective": one.name,
             "lambda": self.chosen.key,
         }
         if self.keep:
-            found["keep"] = dict(self.keep)
+            fields["keep"] = dict(self.keep)
         if one.refused is None:
-            found |= {"range": [lam.key for lam in one.range], "items": one.n, "level": one.level}
+            fields |= {"range": [lam.key for lam in one.range], "items": one.n, "level": one.level}
         if self.gain is not None:
             held = one.difference(self.chosen)
             figures = {"gain": self.gain, "low": held.low, "high": held.high, "p_adj": held.p}
-            found |= {name: float(f"{figure:.4g}") for name, figure in figures.items()}
-        return found
+            fields |= {name: float(f"{figure:.4g}") for name, figure in figures.items()}
+        return fields
 
     def rows(self) -> Iterator[dict[str, object]]:
         """Yield tidy rows, one for each evaluator, task (empty: all of them), λ and reference."""

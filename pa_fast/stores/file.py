@@ -51,6 +51,7 @@ from pa_fast.checkpoint.safetensors import (
 )
 from pa_fast.checkpoint.writer import output_errors
 from pa_fast.errors import CheckpointError, OutputError, PairError
+from pa_fast.files import path_of
 from pa_fast.stores import registry
 from pa_fast.stores.composite import CompositeStore
 from pa_fast.stores.store import Entry, Source, Store, TensorDescription
@@ -69,6 +70,7 @@ _DTYPES = {
     torch.int64: "I64",
 }
 _ALIGNMENT = 64  # of the first tensor; those after it follow without a gap
+_WRITTEN = "give a file that `pa-fast encode` wrote"
 _AGAIN = "the file is damaged or was not written by pa_fast: encode the delta again"
 _SUM = re.compile(r"[0-9a-f]{16}")
 _KEYS = ("kind", "shape", "base", "live", "via", "data", "ends")
@@ -154,10 +156,13 @@ class DeltaFile:
         """Read and check the header and the description in it; no tensor data are read.
 
         Raises:
+            UsageError: `path` is no path.
             CheckpointError: the file is missing, is not a delta file, is of another format, or is
                 inconsistent in any way that the header shows.
         """
-        path, kinds = Path(path), registry.kinds()
+        path, kinds = path_of(path, "delta"), registry.kinds()
+        if path.is_dir():
+            raise CheckpointError(f"{path}: a folder, expected a delta file", _WRITTEN)
         header = read_header(path)
         description = _described(header.metadata, str(path))
         expected = {
@@ -244,7 +249,7 @@ def _described(metadata: Mapping[str, str], where: str) -> Description:
         return CheckpointError(f"{where}: {what}", hint)
 
     if "format" not in metadata or "tensors" not in metadata:
-        raise refuse("a safetensors file, but no delta", "give a file that `pa-fast encode` wrote")
+        raise refuse("a safetensors file, but no delta", _WRITTEN)
     if metadata["format"] not in (FORMAT, _UNSUMMED):
         raise refuse(
             f"delta format {quoted(metadata['format'])}, expected {_UNSUMMED} or {FORMAT}",

@@ -156,7 +156,7 @@ def run(
     called = Callbacks(listening(progress), callbacks, engine)
     events = cast(Progress, called)
     named = {evaluator.name: evaluator for evaluator in distinct(evaluators)}
-    schedule = schedule.about(list(named))
+    schedule = schedule.resolved(list(named))
     model = complete(engine)
     check_reach(model, schedule.points)
     notes = check_evaluators(model, list(named.values()))

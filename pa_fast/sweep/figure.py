@@ -164,7 +164,7 @@ def draw(result: SweepResult) -> Figure:
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    lines = _lines(result)
+    lines = lines_of(result)
     panels: dict[tuple[str, bool], list[Line]] = {}
     for line in lines:
         panels.setdefault((line.unit, line.higher_is_better), []).append(line)
@@ -209,7 +209,7 @@ def draw(result: SweepResult) -> Figure:
     return figure
 
 
-def _lines(result: SweepResult) -> list[Line]:
+def lines_of(result: SweepResult) -> list[Line]:
     lines = []
     failed: dict[str, list[float]] = {}
     for failure in result.failures:

@@ -64,8 +64,8 @@ class Recording:
         self.progress: Progress = listening(progress)
         self.result: SweepResult | None = None
         self._schedule, self._shard = schedule, shard
-        self._asked = list(schedule.points)
-        self._points = self._own(self._asked)
+        self._scheduled = list(schedule.points)
+        self._points = self._own(self._scheduled)
         self._now = now
         self._verified = verified
         self._names = [column.name for column in now.evaluators]
@@ -149,13 +149,13 @@ class Recording:
         """
         if not self._schedule.is_adaptive or not self._has_ended():
             return False
-        lams, why = adaptive.following(self._schedule, results.load(self.folder), self._asked)
+        lams, why = adaptive.following(self._schedule, results.load(self.folder), self._scheduled)
         if not lams:
             self.progress.noted(f"no λ is added: {why}")
             return False
-        self._asked += lams
+        self._scheduled += lams
         self._points += self._own(lams)
-        self.join(replace(self._now, lambdas=tuple(lam.key for lam in self._asked)))
+        self.join(replace(self._now, lambdas=tuple(lam.key for lam in self._scheduled)))
         listed = ", ".join(lam.key for lam in lams)
         self.progress.extended(self._total(), f"λ = {listed} added: {why}")
         return True
@@ -167,7 +167,7 @@ class Recording:
         """Wait until every shard has tried the points on which the next λ depend; return whether
         they are all finished."""
         needed = self._schedule.needed(self._names)
-        points = {(lam.key, name) for lam in self._asked for name in needed}
+        points = {(lam.key, name) for lam in self._scheduled for name in needed}
         is_noted = False
         while True:
             entries = journal.read(self.folder)

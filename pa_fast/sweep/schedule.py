@@ -108,7 +108,7 @@ class Schedule:
             )
         return cls(first, True, objective, shares, most)
 
-    def about(self, evaluators: Sequence[str]) -> Schedule:
+    def resolved(self, evaluators: Sequence[str]) -> Schedule:
         """Return this schedule with the full names of its evaluators, of which it may have the
         beginnings.
 
@@ -141,13 +141,13 @@ def full_name(name: str, evaluators: Sequence[str]) -> str:
     """
     if name in evaluators:
         return name
-    found = [one for one in evaluators if name and one.startswith(name)]
-    if len(found) == 1:
-        return found[0]
-    if found:
+    matches = [one for one in evaluators if name and one.startswith(name)]
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
         raise UsageError(
-            f"the names of {len(found)} evaluators begin with `{name}`",
-            f"write one of them whole: {', '.join(found)}",
+            f"the names of {len(matches)} evaluators begin with `{name}`",
+            f"write one of them whole: {', '.join(matches)}",
         )
     raise UsageError(f"no evaluator is called `{name}`", f"one of: {', '.join(evaluators)}")
 
@@ -186,7 +186,8 @@ def exact(lam: float) -> Lambda:
 
 def _parts(text: str | Iterable[float | str | Lambda]) -> Iterator[float | str | Lambda]:
     if isinstance(text, str):
-        yield from text.split(",")
+        if text.strip():  # else nothing is named
+            yield from text.split(",")
     elif isinstance(text, Iterable):
         for part in text:
             if isinstance(part, str):

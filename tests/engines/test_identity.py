@@ -134,13 +134,13 @@ def test_a_dense_load_sums_what_it_reads_anyway(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[str] = []
-    plain = Content._digests
+    plain = Content.digests
 
     def digests(self: Content, keys: Any, dtypes: Any) -> Any:
         read.extend(keys)
         return plain(self, keys, dtypes)
 
-    monkeypatch.setattr(Content, "_digests", digests)
+    monkeypatch.setattr(Content, "digests", digests)
     pa_fast.load(*write_pair(tmp_path, "llama"))
     assert read == []
 

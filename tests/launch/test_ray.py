@@ -209,9 +209,9 @@ def test_workers_share_the_cores(
 
     if cores is None:
         with pytest.raises(UsageError):
-            launcher._share(Cluster, workers, gpus)
+            launcher.cores_per_worker(Cluster, workers, gpus)
     else:
-        assert launcher._share(Cluster, workers, gpus) == cores
+        assert launcher.cores_per_worker(Cluster, workers, gpus) == cores
 
 
 DOOMED = """
@@ -271,12 +271,10 @@ def test_a_dead_agent_is_found_while_nothing_is_ready() -> None:
                 {"NodeID": "another", "Alive": True},
             ]
 
-    pool = launcher._Pool.__new__(launcher._Pool)
-    pool._ray, pool._node = Dead(), "mine"
-    pool._workers = [launcher._Worker(None, "busy")]
+    ray = Dead()
     with pytest.raises(EngineError, match="agent on this machine"):
-        pool._ready(pool._workers)
-    assert pool._ray.waits == 3
+        launcher.first_ready(ray, "mine", ["busy"], loading=True)
+    assert ray.waits == 3
 
 
 def test_a_ray_that_does_not_start_is_one_message(

@@ -91,7 +91,7 @@ def recorded(folder: Path) -> None:
 
 def drawn(result: SweepResult) -> None:
     made = figure.draw(result)
-    lines = figure._lines(result)
+    lines = figure.lines_of(result)
     trade_off.name_points(made.axes[-1], *lines)
 
 

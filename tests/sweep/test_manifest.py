@@ -109,7 +109,7 @@ def test_other_versions_are_recorded_not_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(tmp_path)
-    monkeypatch.setattr(manifest, "_versions", lambda: {"python": "9.9"})
+    monkeypatch.setattr("sys.version", "9.9 (main)")
     assert [versions["python"] for versions in write(tmp_path).versions][1:] == ["9.9"]
     assert len(write(tmp_path).versions) == 2
 

@@ -83,7 +83,7 @@ def test_decimal_steps_do_not_accumulate() -> None:
     ("text", "message", "hint"),
     [
         ("auto", "the schedule `auto` stands alone", "0:1:0.1"),
-        ("", "a λ is missing", "0:1:0.1"),
+        ("", "the schedule names no λ", "0:1:0.1"),
         ("0,,1", "a λ is missing", "0:1:0.1"),
         ([], "names no λ", "0:1:0.1"),
         ("0:1:0", "step of `0:1:0` is zero", "0:1:0.1"),
