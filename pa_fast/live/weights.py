@@ -61,9 +61,10 @@ def _one_thread(
     @functools.wraps(method)
     def alone(self: LiveWeights, *args: P.args, **kwargs: P.kwargs) -> T:
         if self._lock._is_owned():
-            frame = sys._getframe(1)
+            here = sys._getframe()
+            frame = here.f_back
             while frame is not None and not (
-                frame.f_code is alone.__code__ and frame.f_locals["self"] is self
+                frame.f_code is here.f_code and frame.f_locals["self"] is self
             ):
                 frame = frame.f_back
             if frame is not None:
