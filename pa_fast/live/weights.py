@@ -7,6 +7,7 @@ three dicts and call `bind`.
 from __future__ import annotations
 
 import functools
+import sys
 import threading
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -60,12 +61,21 @@ def _one_thread(
     @functools.wraps(method)
     def alone(self: LiveWeights, *args: P.args, **kwargs: P.kwargs) -> T:
         if self._lock._is_owned():
-            raise WeightsError(
-                f"{method.__name__} was called while the same thread was in another call of these"
-                " live weights",
-                "do not use live weights in a signal handler or a callback: set a flag there, and"
-                " act on it afterwards",
-            )
+            here = sys._getframe()
+            frame = here.f_back
+            while frame is not None and not (
+                frame.f_code is here.f_code and frame.f_locals["self"] is self
+            ):
+                frame = frame.f_back
+            if frame is not None:
+                raise WeightsError(
+                    f"{method.__name__} was called while the same thread was in another call of"
+                    " these live weights",
+                    "do not use live weights in a signal handler or a callback: set a flag there,"
+                    " and act on it afterwards",
+                )
+            # Python 3.10 can leave a `with` by a second interrupt without releasing what it holds
+            self._lock.release()
         with self._lock:
             settle()
             return method(self, *args, **kwargs)
