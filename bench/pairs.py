@@ -86,12 +86,19 @@ class FlatPair:
         """Fill the live tensors with what no switch writes."""
         self.w.fill_(9)
 
-    def check(self, what: str, lam: float, draws: list[Draw] | None = None) -> None:
-        """Raise WrongBits unless the live tensors are W(λ) wherever one looks."""
+    def check(
+        self,
+        what: str,
+        lam: float,
+        draws: list[Draw] | None = None,
+        out: list[Tensor] | None = None,
+    ) -> None:
+        """Raise WrongBits unless the live tensors, by default `self.out`, are W(λ) wherever one
+        looks."""
         base, inst = self.base, self.inst
 
         def expected(t: int, span: slice) -> Tensor:
             draw = Draw(draws[t].key, draws[t].start + span.start) if draws else None
             return reference.lerp(base[t][span].cpu(), inst[t][span].cpu(), lam, draw=draw)
 
-        check_bits(what, self.out, expected)
+        check_bits(what, self.out if out is None else out, expected)

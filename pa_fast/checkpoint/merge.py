@@ -260,7 +260,7 @@ def merge(
     Numerics: the contract of `pa_kernels.lerp_`: fp32 arithmetic, one rounding. λ = 0 and 1 give
         the sources' bits if their dtype is the output's. Live weights with the same λ, rule,
         rounding and seed have the same bits.
-    Cost: one pass over both checkpoints, fingerprints included; memory of a few chunks (2^19
+    Cost: one pass over both checkpoints, fingerprints included; memory of a few chunks (2^20
     elements each) per core.
 
     Raises:

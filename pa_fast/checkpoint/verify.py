@@ -79,7 +79,7 @@ def verify(
         report.ok, report.differences
         pa_fast.verify("merged", "base", "instruct", 0.6).ok
 
-    Cost: one pass over the three checkpoints; memory of a few chunks (2^19 elements each).
+    Cost: one pass over the three checkpoints; memory of a few chunks (2^20 elements each).
 
     Raises:
         UsageError: λ is neither given nor in pa_fast.json, or an argument is not valid.

@@ -28,6 +28,7 @@ from pa_fast.engines import layout, own_code
 from pa_fast.engines.content import Content, trace
 from pa_fast.engines.model import tensors_and_modules
 from pa_fast.errors import EngineError, PairError, first_line
+from pa_fast.live.memory import empty_live
 
 if TYPE_CHECKING:
     import torch
@@ -245,10 +246,9 @@ def base_tensors(
 
 def allocate(loaded: Loaded, device: torch.device) -> None:
     """Give `loaded.module` new memory on `device`: one aligned tensor per storage, which stays."""
-    import torch
-
-    for tensor in {id(tensor): tensor for tensor in loaded.live.values()}.values():
-        tensor.data = torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
+    live = list({id(tensor): tensor for tensor in loaded.live.values()}.values())
+    for tensor, own in zip(live, empty_live(live, device)):
+        tensor.data = own
     for module in (loaded.module, loaded.reference):
         for name, buffer in module.named_buffers():
             if not (module is loaded.module and name in loaded.live):

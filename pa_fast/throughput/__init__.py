@@ -88,6 +88,7 @@ def measure(
     """
     import torch
 
+    from pa_fast.live.memory import empty_live
     from pa_fast.throughput.ceilings import ceilings
     from pa_fast.throughput.shapes import fitting, shapes
     from pa_fast.throughput.switches import switches
@@ -105,7 +106,7 @@ def measure(
         )
         for n, size in enumerate(chosen)
     }
-    live = {name: torch.empty_like(tensor) for name, tensor in base.items()}
+    live = dict(zip(base, empty_live(list(base.values()), where)))
     progress("what the machine can do")
     most = ceilings(live, base, rounds)
     measured = {
