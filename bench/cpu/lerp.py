@@ -102,7 +102,7 @@ def _by_allocation(run: Run) -> None:
     )
     together = switch_of("together", empty_live(pair.out, CPU))
     apart = switch_of("one by one", one_by_one())
-    ways = [flat, together, together.again, apart]
+    ways = [flat, together, together.repeated, apart]
     with contextlib.ExitStack() as stack:
         if sys.platform == "linux":
             stack.enter_context(fragmented(2 * pair.nbytes))
