@@ -57,7 +57,7 @@ class Number:
         return None
 
 
-class Engine:
+class NumberEngine:
     """An engine over a `Number` that scores nothing."""
 
     def __init__(self) -> None:
@@ -76,7 +76,7 @@ class Engine:
 
 def driver(run: Run) -> None:
     grids: tuple[int, ...] = CASE.size
-    _of(run, "weights of one number", Engine(), grids)
+    _of(run, "weights of one number", NumberEngine(), grids)
     model = pa_fast.load(*write_pair(run.folder / "pair", "tiny"))
     tensors = len(list(model.model.named_parameters()))
     _of(run, f"a model of {tensors} tensors", model, grids)

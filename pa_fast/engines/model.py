@@ -158,7 +158,7 @@ class _Snapshot:
         if any(local(tensor) is not tensor for tensor in model.state_dict(keep_vars=True).values()):
             return None  # a shard can be replaced within its tensor
         modules = [(module, vars(module)) for module in model.modules()]
-        found: list[Any] = [
+        containers: list[Any] = [
             value
             for _, attributes in modules
             for value in attributes.values()
@@ -166,11 +166,11 @@ class _Snapshot:
         ]
         config: Any = getattr(model, "config", None)
         parts = [] if config is None else [vars(config), vars(config.get_text_config())]
-        filled = [*(attributes for _, attributes in modules), *parts, *filter(len, found)]
+        filled = [*(attributes for _, attributes in modules), *parts, *filter(len, containers)]
         return cls(
             modules,
             [(container, *_contents(container)) for container in filled],
-            [container for container in found if not len(container)],
+            [container for container in containers if not len(container)],
         )
 
     def holds(self) -> bool:

@@ -49,15 +49,17 @@ def page(runs: Sequence[RunReport]) -> tuple[str, str | None]:
 def _environment() -> Environment:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    made = Environment(
+    environment = Environment(
         loader=PackageLoader("pa_fast.report", "."),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters.update(number=_number, signed=_signed, duration=format_seconds, json=_embedded)
-    return made
+    environment.filters.update(
+        number=_number, signed=_signed, duration=format_seconds, json=_embedded
+    )
+    return environment
 
 
 def _drawn(specs: Sequence[Chart]) -> tuple[list[dict[str, Any] | None], str, str | None]:
