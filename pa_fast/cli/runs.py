@@ -171,6 +171,12 @@ def sweep(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Start afresh in a folder that holds a sweep.")
     ] = False,
+    log_format: Annotated[
+        str,
+        typer.Option(
+            metavar="F", help="Progress on stderr: text for people, or json, an object a line."
+        ),
+    ] = "text",
     report: Annotated[
         bool, typer.Option("--report/--no-report", help="Write report.html at the end.")
     ] = True,
@@ -184,7 +190,7 @@ def sweep(
     from pa_fast.run import SweepSpec, check_confirm
     from pa_fast.run import confirm as run_again
     from pa_fast.sweep.driver import failing_alike
-    from pa_fast.sweep.progress import Callbacks, TerminalProgress
+    from pa_fast.sweep.progress import Callbacks
 
     job = SweepSpec(
         base,
@@ -228,7 +234,7 @@ def sweep(
         if delta is None
         else dataclasses.replace(job, instruct=None, tokenizer=tokenizer or instruct)
     )
-    progress: Progress = TerminalProgress()
+    progress = _progress(log_format)
     if report_every is not None:
         refresh = _Refresh(Path(out), report_every, progress)
         progress = cast("Progress", Callbacks(progress, [refresh], None))
@@ -249,7 +255,7 @@ def sweep(
         _write_report([result])
     say_where(result)
     if confirm:
-        confirmed = run_again(job, result, confirm, TerminalProgress())
+        confirmed = run_again(job, result, confirm, _progress(log_format))
         tell("\nconfirmed with an exact store:")
         show(confirmed.table())
         say_where(confirmed)
@@ -269,6 +275,18 @@ def sweep(
                 )
             ),
         )
+
+
+def _progress(log_format: str) -> Progress:
+    from pa_fast.sweep.live_view import JsonProgress
+    from pa_fast.sweep.progress import TerminalProgress
+
+    formats = {"text": TerminalProgress, "json": JsonProgress}
+    if log_format not in formats:
+        raise UsageError(
+            f"log format `{log_format}` is not available", f"available: {', '.join(formats)}"
+        )
+    return cast("Progress", formats[log_format]())
 
 
 class _Refresh:

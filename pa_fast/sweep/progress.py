@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from pa_fast import terminal
@@ -11,11 +11,12 @@ from pa_fast.base import Lambda
 from pa_fast.errors import UsageError
 from pa_fast.foreign import one_line, shortened
 from pa_fast.sweep.entry import JournalEntry
+from pa_fast.sweep.live_view import Curves, steps_for
 from pa_fast.sweep.results import score_text
 from pa_fast.units import format_seconds
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, RenderableType
     from rich.progress import Progress as Bar
     from rich.progress import Task
     from rich.text import Text
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
 class Progress(Protocol):
     """Events of the driver, in this order: `begin`, then per λ `switched`, per evaluator
     `evaluating` and `recorded` (the point is on disk by then), and always `end`. Between two λ an
-    adaptive schedule may have `extended`. `noted`, a note on the model, an evaluator or the figure,
-    may come at any time.
+    adaptive schedule may have `extended`. `resumed` follows `begin` where points are finished.
+    `noted`, a note on the model, an evaluator or the figure, may come at any time.
     """
 
     @property
@@ -39,6 +40,12 @@ class Progress(Protocol):
 
     def begin(self, points: int, finished: int) -> None:
         """Begin a sweep of `points` points, of which earlier runs finished `finished`."""
+        ...
+
+    def resumed(
+        self, entries: Sequence[JournalEntry], higher_is_better: Mapping[str, bool]
+    ) -> None:
+        """The finished points of earlier runs, and the direction of each evaluator's score."""
         ...
 
     def extended(self, points: int, why: str) -> None:
@@ -64,6 +71,10 @@ class Silent:
 
     def begin(self, points: int, finished: int) -> None: ...
 
+    def resumed(
+        self, entries: Sequence[JournalEntry], higher_is_better: Mapping[str, bool]
+    ) -> None: ...
+
     def extended(self, points: int, why: str) -> None: ...
 
     def switched(self, lam: Lambda, seconds: float) -> None: ...
@@ -75,7 +86,7 @@ class Silent:
     def end(self) -> None: ...
 
 
-_EVENTS = ("noted", "begin", "extended", "switched", "evaluating", "recorded", "end")
+_EVENTS = ("noted", "begin", "resumed", "extended", "switched", "evaluating", "recorded", "end")
 
 
 class _Partial(Silent):
@@ -152,11 +163,13 @@ class Callbacks:
 
 
 class TerminalProgress:
-    """One line per recorded point on stderr, and under them a bar where stderr is a terminal."""
+    """One line per recorded point on stderr; where stderr is a terminal, under them the curve so
+    far of each evaluator, and a bar."""
 
     def __init__(self, console: Console | None = None):
         self._console = console if console is not None else terminal.console(stderr=True)
         self._bar: Bar | None = None
+        self._curves = Curves({}, steps_for(self._console.encoding))
         self._points = self._done = self._done_before = 0
         self._started_s = 0.0
         self._share = 0.0  # of the running point that is done
@@ -184,6 +197,13 @@ class TerminalProgress:
             def render(_, task: Task) -> Text:
                 return Text(self._countdown())
 
+        class BarUnderCurves(Bar):
+            """The bar, under the curves."""
+
+            def get_renderables(bar) -> Iterable[RenderableType]:
+                yield from map(Text, self._curves.lines(self._console.width))
+                yield from super().get_renderables()
+
         self._points, self._done, self._done_before = points, finished, finished
         self._started_s = time.monotonic()
         if finished:
@@ -196,9 +216,16 @@ class TerminalProgress:
                 TextColumn("{task.description}", markup=False),
                 TimeLeft(),
             )
-            self._bar = Bar(*columns, console=self._console, transient=True)
+            self._bar = BarUnderCurves(*columns, console=self._console, transient=True)
             self._bar.add_task("loading", total=points, completed=finished)
             self._bar.start()
+
+    def resumed(
+        self, entries: Sequence[JournalEntry], higher_is_better: Mapping[str, bool]
+    ) -> None:
+        self._curves = Curves(higher_is_better, steps_for(self._console.encoding))
+        for entry in entries:
+            self._curves.add(entry)
 
     def extended(self, points: int, why: str) -> None:
         self._points = points
@@ -224,6 +251,7 @@ class TerminalProgress:
     def recorded(self, entry: JournalEntry) -> None:
         self._done += 1
         self._share = 0.0
+        self._curves.add(entry)
         remaining = self._time_left()
         end = f"  {self._done}/{self._points}" + (f", {remaining} left" if remaining else "")
         self._console.print(

@@ -84,6 +84,8 @@ class Recording:
             self.join(replace(self._now, commands=(manifest.command(),)))
             missing = sum(len(names) for _, names in self.missing())
             self.progress.begin(self._total(), self._total() - missing)
+            higher = {column.name: column.higher_is_better for column in self._now.evaluators}
+            self.progress.resumed(self._finished(), higher)
         except BaseException as error:
             self._journal.__exit__(type(error), error, error.__traceback__)
             raise
@@ -159,6 +161,11 @@ class Recording:
         listed = ", ".join(lam.key for lam in lams)
         self.progress.extended(self._total(), f"λ = {listed} added: {why}")
         return True
+
+    def _finished(self) -> list[JournalEntry]:
+        """Return the finished points of this schedule."""
+        found = (self._journal.finished(lam.key, n) for lam in self._points for n in self._names)
+        return [entry for entry in found if entry is not None]
 
     def _total(self) -> int:
         return len(self._points) * len(self._names)
