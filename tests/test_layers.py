@@ -37,6 +37,7 @@ ALLOWED: dict[str, set[str]] = {
 ALLOWED["sweeping"] = {"evals", "sweep", "base"} | GROUND
 ALLOWED["run"] = {"engines", "evals", "sweep", "live", "stores", "checkpoint"} | FLOOR
 ALLOWED["report"] = {"sweep", "stats"} | FLOOR
+ALLOWED["trackers"] = {"sweep"} | FLOOR
 ALLOWED["best_of"] = {"sweep", "stats", "checkpoint"} | FLOOR
 ALLOWED["launch"] = {"run", "sweep"} | FLOOR
 ALLOWED["lm_eval"], ALLOWED["ray"] = {"evals"}, {"launch"}
@@ -52,7 +53,7 @@ ALLOWED["cli"] = ALLOWED["run"] | {
     "launch",
     "throughput",
 }
-ALLOWED["cli"] |= {"__init__"}
+ALLOWED["cli"] |= {"trackers", "__init__"}
 EMBEDDED_STACKS = {"lm_eval", "ray", "vllm", "sglang"}
 SUBCLASSES = {"evals/lm_eval/model.py"}
 """Modules that extend a class of an embedded stack; they are imported inside functions only."""

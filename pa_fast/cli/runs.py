@@ -171,6 +171,12 @@ def sweep(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Start afresh in a folder that holds a sweep.")
     ] = False,
+    track: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="T", help="Log to wandb, trackio or tensorboard too; may be given again."
+        ),
+    ] = None,
     log_format: Annotated[
         str,
         typer.Option(
@@ -191,6 +197,7 @@ def sweep(
     from pa_fast.run import confirm as run_again
     from pa_fast.sweep.driver import failing_alike
     from pa_fast.sweep.progress import Callbacks
+    from pa_fast.trackers import tracker
 
     job = SweepSpec(
         base,
@@ -235,11 +242,16 @@ def sweep(
         else dataclasses.replace(job, instruct=None, tokenizer=tokenizer or instruct)
     )
     progress = _progress(log_format)
+    trackers = [tracker(kind, out, _tracked(job)) for kind in track or ()]
+    callbacks: list[object] = [*trackers]
     if report_every is not None:
-        refresh = _Refresh(Path(out), report_every, progress)
-        progress = cast("Progress", Callbacks(progress, [refresh], None))
+        callbacks.append(_Refresh(Path(out), report_every, progress))
+    heard = cast("Progress", Callbacks(progress, callbacks, None))
     try:
-        result = _launch(swept, workers, shard, progress)
+        result = _launch(swept, workers, shard, heard)
+        if result is not None:
+            for one in trackers:
+                one.on_end(result)
     except KeyboardInterrupt:
         arguments = [part for part in sys.argv[1:] if part != "--overwrite"]
         say(
@@ -247,6 +259,9 @@ def sweep(
             f" {shlex.join(['pa-fast', *arguments])}"
         )
         raise typer.Exit(130) from None
+    finally:
+        for one in trackers:
+            one.close()
     if result is None:
         return  # on this rank; the first one prints
     say_answer(result)
@@ -287,6 +302,13 @@ def _progress(log_format: str) -> Progress:
             f"log format `{log_format}` is not available", f"available: {', '.join(formats)}"
         )
     return cast("Progress", formats[log_format]())
+
+
+def _tracked(job: SweepSpec) -> dict[str, object]:
+    """Return what a tracker records of a sweep: its options that are not their defaults."""
+    fields = dataclasses.fields(job)
+    values = {f.name: getattr(job, f.name) for f in fields if getattr(job, f.name) != f.default}
+    return {k: v if isinstance(v, (str, int, float)) else str(v) for k, v in values.items()}
 
 
 class _Refresh:
