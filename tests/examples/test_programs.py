@@ -70,7 +70,7 @@ def test_cuda_graph_generate_without_a_gpu(tmp_path: pathlib.Path) -> None:
     check_graph("cpu", tmp_path)
 
 
-@pytest.mark.gpu
+@pytest.mark.gpu(only="CUDA graphs")
 def test_cuda_graph_generate(tmp_path: pathlib.Path) -> None:
     check_graph("cuda", tmp_path)
 

@@ -49,6 +49,12 @@ def sampled(cases: Sequence[Any], every: int) -> list[Any]:
     ]
 
 
+def elements(count: int) -> int:
+    """Elements of a test that a GPU is to have `count` of: at most a few tiles, and the same tail,
+    where kernels are interpreted."""
+    return min(count, 2 * 2048 + count % 2048) if INTERPRETED else count
+
+
 def bits(tensor: Tensor) -> Tensor:
     return tensor.detach().cpu().view(reference.BITS[tensor.dtype])
 

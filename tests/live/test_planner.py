@@ -125,7 +125,7 @@ def test_on_a_cpu_every_residency_is_the_same() -> None:
         assert weights.verify()
 
 
-@pytest.mark.gpu
+@pytest.mark.gpu(only="pinned host memory")
 @pytest.mark.parametrize("store", ["dense", "packed", "sparse"])
 def test_sources_in_pinned_memory_give_the_same_bits(store: str) -> None:
     base, instruct = pairs.pair(changed=0.03 if store == "sparse" else 1.0, rel=0.02)
