@@ -21,6 +21,7 @@ NAMES = (
     "lerp",
     "per_lambda",
     "sweep",
+    "driver",
     "merge",
     "inspect",
     "load",

@@ -53,11 +53,7 @@ class JournalEntry:
     def line(self) -> bytes:
         """Return the entry as one line of JSON with its newline; `lam` is called `lambda`, and the
         checksum is hexadecimal."""
-        fields = {
-            _name(key): value
-            for key, value in dataclasses.asdict(self).items()
-            if value is not None
-        }
+        fields = {_name(key): value for key, value in vars(self).items() if value is not None}
         if self.checksum is not None:
             # some readers of JSON hold every number as a double, which loses bits of 64
             fields["checksum"] = f"{self.checksum:016x}"
