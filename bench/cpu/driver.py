@@ -89,7 +89,7 @@ def _of(run: Run, what: str, engine: Any, grids: tuple[int, ...]) -> None:
         for count in grids
     ]
     _swept(run.folder / "out", engine, 2)
-    found = CASE.time(*ways, ways[1].again, measure=by_itself, warm=0)
+    found = CASE.time(*ways, ways[1].repeated, measure=by_itself, warm=0)
     middle, most = (found[f"{count:,} λ"] for count in (grids[1], grids[-1]))
     assert middle.cpu_s and most.cpu_s
     run.record(
