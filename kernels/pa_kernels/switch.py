@@ -45,6 +45,21 @@ class Row:
         return self.out.device, self.dtypes, self.intermediate_dtype, self.draw is None
 
 
+@dataclass(frozen=True)
+class Written:
+    """What the last switch wrote to a live tensor, summed while it was in registers or in cache.
+
+    Attributes:
+        checksum: of every byte of the tensor, as `checksum` gives it if memory holds them.
+        moved: ⟨W − B, D − B⟩, of fp32 products.
+        distance: ‖D − B‖².
+    """
+
+    checksum: int
+    moved: float
+    distance: float
+
+
 R = TypeVar("R", bound=Row)
 
 

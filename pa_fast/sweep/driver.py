@@ -5,7 +5,6 @@ every λ are raised before the first one.
 from __future__ import annotations
 
 import os
-import pathlib
 from collections.abc import Iterable, Sequence
 
 from pa_fast.base import (
@@ -18,42 +17,12 @@ from pa_fast.base import (
     complete_evaluator,
 )
 from pa_fast.errors import EvaluatorError, PaFastError, UsageError
-from pa_fast.sweep import journal, manifest, schedule
+from pa_fast.sweep import manifest, schedule
 from pa_fast.sweep.entry import Entry, Shard
-from pa_fast.sweep.manifest import Manifest
-from pa_fast.sweep.point import check_reach, check_recorded, visit
+from pa_fast.sweep.point import check_reach, visit
 from pa_fast.sweep.progress import Progress, listening
 from pa_fast.sweep.recording import Recording
 from pa_fast.sweep.results import SweepResult
-
-
-def has_recorded_checksums(
-    engine: CompleteEngine, folder: pathlib.Path, now: Manifest, progress: Progress
-) -> bool:
-    """Return whether `folder` holds a run of this engine that was recorded without content sums,
-    and the weights of each finished λ have their recorded checksum again.
-
-    Cost: a switch and a checksum for each finished λ of such a run; else the read of one file.
-
-    Raises:
-        RunError: a finished λ has other weights now.
-    """
-    if not (folder / manifest.NAME).exists() or not manifest.is_sampled(manifest.load(folder), now):
-        return False
-    sums = {
-        entry.lam: entry.checksum
-        for entry in journal.read(folder)
-        if entry.finished and entry.checksum is not None
-    }
-    for lam, recorded in sums.items():
-        check_recorded(engine, Lambda(lam), recorded)
-    progress.noted(
-        f"{folder} was recorded without the content of the checkpoints: the weights at its"
-        f" {len(sums)} finished λ were set again and have their recorded checksums, and the content"
-        " is recorded from now on"
-    )
-    return True
-
 
 # --- evaluators that fail at every λ
 
@@ -155,9 +124,8 @@ def run(
     check_reach(model, points)
     notes = check_evaluators(model, list(named.values()))
     now = manifest.describe(model, points, list(named.values()))
-    is_verified = not overwrite and has_recorded_checksums(model, pathlib.Path(out), now, events)
     with Recording(
-        out, points, now, overwrite=overwrite, progress=events, shard=shard, verified=is_verified
+        out, points, now, overwrite=overwrite, progress=events, shard=shard
     ) as recording:
         for note in notes:
             recording.progress.noted(note)

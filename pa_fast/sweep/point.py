@@ -60,17 +60,6 @@ def check_reach(engine: CompleteEngine, points: Iterable[Lambda]) -> None:
         engine.weights.check_lambda(lam)
 
 
-def check_recorded(engine: CompleteEngine, lam: Lambda, recorded: int) -> None:
-    """Set `engine` to λ, and compare the checksum of its weights with the recorded one.
-
-    Raises:
-        RunError: they have another one.
-    """
-    engine.weights.set_lambda(lam)
-    engine.on_weights_changed()
-    _check_same(lam, recorded, engine.weights.checksum())
-
-
 def visit(
     engine: CompleteEngine,
     lam: Lambda,

@@ -32,7 +32,6 @@ class Recording:
         points: the whole schedule.
         now: `manifest.describe` of the process that evaluates.
         overwrite, progress, shard: see `pa_fast.sweep`.
-        verified: see `manifest.reconcile`.
 
     Raises:
         RunError, OutputError, UsageError: see `pa_fast.sweep`.
@@ -47,7 +46,6 @@ class Recording:
         overwrite: bool = False,
         progress: Progress | object | None = None,
         shard: Shard | None = None,
-        verified: bool = False,
     ):
         if shard is not None and overwrite:
             raise UsageError(
@@ -60,7 +58,6 @@ class Recording:
         self.result: SweepResult | None = None
         self._points = list(points) if shard is None else shard.of(points)
         self._now = now
-        self._verified = verified
         self._names = [column.name for column in now.evaluators]
         self._journal = Journal(self.folder, overwrite=overwrite, shard=shard)
         self._noted: set[tuple[str, str]] = set()
@@ -103,9 +100,7 @@ class Recording:
             RunError: it is of another sweep; the difference is named.
         """
         with files.locked(self.folder / journal.LOCK):
-            manifest.reconcile(
-                self.folder, now, self._journal.evaluators(), verified=self._verified
-            )
+            manifest.reconcile(self.folder, now, self._journal.evaluators())
 
     def missing(self) -> list[tuple[Lambda, list[str]]]:
         """Return each λ that has evaluators without a finished point, in the order of the schedule,
