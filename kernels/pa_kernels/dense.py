@@ -222,7 +222,7 @@ class _RecordedCpuGroup(Group[Row]):
         for t, (_, _, distance) in enumerate(sums):
             self._distances.setdefault(t, distance)
         self._written = [
-            Written(int(total) % 2**64, moved, self._distances[t])
+            Written(int(total) % 2**64, (moved, self._distances[t]))
             for t, (total, moved, _) in enumerate(sums)
         ]
 
@@ -255,6 +255,17 @@ def _is_single_pass(row: Row, lam: float) -> bool:
     return row.draw is None and _is_direct(w, b, i, row.intermediate_dtype)
 
 
+def merged(
+    b: Tensor, i: Tensor, lam: float, dtype: torch.dtype, intermediate_dtype: torch.dtype | None
+) -> Tensor:
+    """Return `reference.lerp` of flat tensors on one device by operations of torch alone: code that
+    has nothing in common with this package's kernels, to prove what they wrote."""
+    out = torch.empty(b.numel(), dtype=dtype, device=b.device)
+    with inference():
+        lerp_piece_(out, b, i, reference.fp32(lam) + 0.0, intermediate_dtype)
+    return out
+
+
 def lerp_piece_(
     w: Tensor,
     b: Tensor,
@@ -263,8 +274,8 @@ def lerp_piece_(
     intermediate_dtype: torch.dtype | None = None,
     draw: Draw | None = None,
 ) -> None:
-    """Write `reference.lerp` of flat CPU tensors into `w`, for a λ that is an fp32 number; scratch
-    of their size."""
+    """Write `reference.lerp` of flat tensors on one device into `w`, for a λ that is an fp32
+    number; scratch of their size. Noise is drawn on a CPU alone."""
     first = intermediate_dtype or w.dtype
     source = i if lam else b
     is_endpoint = lam in (0.0, 1.0)
@@ -276,14 +287,14 @@ def lerp_piece_(
     else:
         if is_endpoint:
             x = source.float()
-        elif torch_lerp_is_exact(torch.float32):
+        elif torch_lerp_is_exact(torch.float32, w.device.type):
             wide_b, wide_i = b.float(), i.float()
             x = torch.lerp(wide_b, wide_i, lam)
             if _is_suspect(wide_b):
                 _keep_equal_bits_(x, wide_b, wide_i)
         else:
             x = reference.lerp(b, i, lam, torch.float32)
-        narrow = w if first == w.dtype else torch.empty(w.numel(), dtype=first, device="cpu")
+        narrow = w if first == w.dtype else torch.empty(w.numel(), dtype=first, device=w.device)
         if draw is None:
             narrow.copy_(x)
         else:
@@ -297,7 +308,7 @@ def lerp_piece_(
 def _is_direct(w: Tensor, b: Tensor, i: Tensor, intermediate_dtype: torch.dtype | None) -> bool:
     """Return whether torch.lerp can write `w` by itself."""
     one_dtype = intermediate_dtype is None and w.dtype == b.dtype == i.dtype
-    return one_dtype and torch_lerp_is_exact(w.dtype)
+    return one_dtype and torch_lerp_is_exact(w.dtype, w.device.type)
 
 
 def _is_suspect(b: Tensor) -> bool:
@@ -322,16 +333,16 @@ def _keep_equal_bits_(w: Tensor, b: Tensor, i: Tensor) -> None:
 
 
 @functools.cache
-def torch_lerp_is_exact(dtype: torch.dtype) -> bool:
-    """Return whether this build's CPU `torch.lerp` has the contract's bits, by a few hundred chosen
-    values.
+def torch_lerp_is_exact(dtype: torch.dtype, device: str = "cpu") -> bool:
+    """Return whether this build's `torch.lerp` has the contract's bits on this type of device, by a
+    few hundred chosen values.
 
     Without fused multiply-add it has not: up to 40 % of fp32 results differ.
     """
     for b, i, lam in probe(dtype):
         expected = reference.lerp(b, i, lam)
         with inference():
-            lerped = torch.lerp(b, i, reference.fp32(lam))
+            lerped = torch.lerp(b.to(device), i.to(device), reference.fp32(lam)).cpu()
         # zeros of equal sources and what is not finite are patched wherever torch.lerp is used
         right = reference.same_bits(lerped, expected) | (expected == 0)
         if not bool((right | ~b.isfinite()).all()):

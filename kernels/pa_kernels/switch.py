@@ -51,13 +51,11 @@ class Written:
 
     Attributes:
         checksum: of every byte of the tensor, as `checksum` gives it if memory holds them.
-        moved: ⟨W − B, D − B⟩, of fp32 products.
-        distance: ‖D − B‖².
+        products: ⟨W − B, D − B⟩ and ‖D − B‖², of fp32 products; None if they are not known.
     """
 
     checksum: int
-    moved: float
-    distance: float
+    products: tuple[float, float] | None = None
 
 
 R = TypeVar("R", bound=Row)
@@ -153,7 +151,7 @@ class Switch(Generic[G]):
         with inference():
             for group in self.groups:
                 if isinstance(lam, Sequence):
-                    group.lams.copy_(by_entry(group, lams))
+                    group.lams.copy_(by_entry(group, lams), non_blocking=True)
                 else:
                     group.lams.fill_(lams[0])
         self.launch_()
@@ -166,8 +164,11 @@ class Switch(Generic[G]):
 
 
 def by_entry(group: Group[Any], values: Sequence[float]) -> Tensor:
-    """fp32 [T] of the group's entries, from the values of all entries."""
-    return torch.tensor([values[t] for t in group.entries], dtype=torch.float32, device="cpu")
+    """fp32 [T] of the group's entries, from the values of all entries. For a GPU in pinned memory,
+    whose copies do not wait for the device; torch reuses it once they are done."""
+    own = [values[t] for t in group.entries]
+    pinned = group.device.type == "cuda"
+    return torch.tensor(own, dtype=torch.float32, device="cpu", pin_memory=pinned)
 
 
 def one_for_each(lam: float | Sequence[float], count: int) -> list[float]:

@@ -19,7 +19,7 @@ from pa_fast.sweep import schedule
 from pa_fast.sweep.driver import Repeats, check_evaluators, distinct, finished, note_repeat
 from pa_fast.sweep.journal import check_folder
 from pa_fast.sweep.manifest import describe
-from pa_fast.sweep.point import check_reach, visit
+from pa_fast.sweep.point import MERGED_EVERY, check_reach, visit
 from pa_fast.sweep.recording import Recording
 
 if TYPE_CHECKING:
@@ -78,7 +78,8 @@ def sweep(
                     (lam, names, recording.checksum(lam)) for lam, names in recording.missing()
                 ]
         repeats = Repeats(recording.scored() if recording is not None else ())
-        for lam, names, checksum in ranks.broadcast("the missing points", missing):
+        points_left = ranks.broadcast("the missing points", missing)
+        for visited, (lam, names, checksum) in enumerate(points_left):
             queue = [
                 in_step[name]
                 for name in ranks.broadcast(
@@ -86,7 +87,12 @@ def sweep(
                 )
             ]
             for record in visit(
-                lm, lam, queue, checksum, recording.progress if recording else None
+                lm,
+                lam,
+                queue,
+                checksum,
+                recording.progress if recording else None,
+                merge_again=visited % MERGED_EVERY == 0,
             ):
                 with ranks.step("recording"):
                     if recording is not None:

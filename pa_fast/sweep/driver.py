@@ -19,7 +19,7 @@ from pa_fast.base import (
 from pa_fast.errors import EvaluatorError, PaFastError, UsageError
 from pa_fast.sweep import manifest, schedule
 from pa_fast.sweep.entry import Entry, Shard
-from pa_fast.sweep.point import check_reach, visit
+from pa_fast.sweep.point import MERGED_EVERY, check_reach, visit
 from pa_fast.sweep.progress import Progress, listening
 from pa_fast.sweep.recording import Recording
 from pa_fast.sweep.results import SweepResult
@@ -130,9 +130,16 @@ def run(
         for note in notes:
             recording.progress.noted(note)
         repeats = Repeats(recording.scored())
-        for lam, names in recording.missing():
+        for visited, (lam, names) in enumerate(recording.missing()):
             queue = [named[name] for name in repeats.remaining(names)]
-            for record in visit(model, lam, queue, recording.checksum(lam), recording.progress):
+            for record in visit(
+                model,
+                lam,
+                queue,
+                recording.checksum(lam),
+                recording.progress,
+                merge_again=visited % MERGED_EVERY == 0,
+            ):
                 note_repeat(repeats, recording, recording.record(record))
     return finished(recording, figure)
 
