@@ -31,8 +31,7 @@ class Loops:
             `weight` is λ, or λ − 1 where base is not near.
         products: (w, b, i) → Σ (w − b)(i − b), of what is in w.
 
-    Sums of products are of fp32, in a tree over 1024 elements, whose roots are summed in fp64: the
-    order is the same on every machine.
+    Sums of products are those of `projection`: in an order that is the same on every machine.
     """
 
     checksum: Callable[..., int]
@@ -75,11 +74,9 @@ def loops() -> Loops | None:
 
 def _is_exact(made: Loops) -> bool:
     """Return whether the loops give the reference's bits, by chosen values, and sums as well."""
-    from pa_kernels.dense import probe
-
     low = reference.odd_low(torch.arange(CHUNK_WORDS, device="cpu")).numpy()
     high = reference.odd_high(torch.arange(1, device="cpu")).numpy()
-    for b, i, lam in probe(torch.bfloat16):
+    for b, i, lam in reference.probe(torch.bfloat16):
         expected = reference.lerp(b, i, lam)
         out = torch.empty_like(b)
         sides = [side.contiguous().view(torch.int16).numpy() for side in (out, b, i)]

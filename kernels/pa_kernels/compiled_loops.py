@@ -65,6 +65,9 @@ def jit(function: Any) -> Any:
 BLOCK = 1024
 """Elements between two loops over them: they stay in a core's L1. It divides the chunk."""
 
+GROUP = 16 * BLOCK
+"""Elements whose products are summed in BLOCK places before the sums are: what is added up."""
+
 CHUNK = CHUNK_WORDS
 FOLD = FOLDS[CHECKSUM_VERSION]
 
@@ -102,7 +105,7 @@ def merge_block(w, b, i, terms, weight, base_near):
         merged = rounded(fma(weight, delta, base if base_near else inst))
         merged = b[k] if b[k] == i[k] else merged
         w[k] = merged
-        terms[k] = (widened(merged) - base) * delta
+        terms[k] += (widened(merged) - base) * delta
 
 
 @jit
@@ -120,11 +123,10 @@ def lerp_(w, b, i, weight, base_near, low, high):
     total, moved = np.int64(0), 0.0
     for start in range(0, w.size, BLOCK):
         stop = min(start + BLOCK, w.size)
-        if stop - start < BLOCK:
+        merge_block(w[start:stop], b[start:stop], i[start:stop], terms, weight, base_near)
+        if stop % GROUP == 0 or stop == w.size:
+            moved += tree(terms)
             terms[:] = 0
-        out = w[start:stop]
-        merge_block(out, b[start:stop], i[start:stop], terms, weight, base_near)
-        moved += tree(terms)
         first = start // 4 % CHUNK
         part = sum_block(words[start // 4 : stop // 4], low[first : first + BLOCK // 4])
         if stop % 4:
@@ -140,7 +142,7 @@ def lerp_(w, b, i, weight, base_near, low, high):
 def multiply_block(w, b, i, terms):
     for k in range(w.size):
         base = widened(b[k])
-        terms[k] = (widened(w[k]) - base) * (widened(i[k]) - base)
+        terms[k] += (widened(w[k]) - base) * (widened(i[k]) - base)
 
 
 @jit
@@ -149,8 +151,8 @@ def products(w, b, i):
     moved = 0.0
     for start in range(0, w.size, BLOCK):
         stop = min(start + BLOCK, w.size)
-        if stop - start < BLOCK:
-            terms[:] = 0
         multiply_block(w[start:stop], b[start:stop], i[start:stop], terms)
-        moved += tree(terms)
+        if stop % GROUP == 0 or stop == w.size:
+            moved += tree(terms)
+            terms[:] = 0
     return moved

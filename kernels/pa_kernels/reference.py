@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -165,6 +166,21 @@ def lerp(
     if base.dtype == inst.dtype == dtype and intermediate_dtype is None:
         merged = torch.where(same_bits(base, inst), base, merged)
     return merged
+
+
+def probe(dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor, float]]:
+    """Yield base, inst and λ, a few hundred chosen values at a time, on which other ways to compute
+    `lerp` differ from it."""
+    exponents = [2.0**k for k in range(-12, 12)]
+    near = (1.0, 1.3612505, 1.0000001, -1.9999999, 0.33333334)
+    chosen = [x * y for x in exponents for y in near] + [3e-41, -7e-42, 1e-38, 6e-8, 65504.0]
+    b = torch.tensor(chosen, dtype=torch.float32, device="cpu").to(dtype)
+    i = torch.cat([b[1:] * 1.0625, b[:1] - 0.1]).to(dtype)
+    b, i = torch.cat([b, b, b * 1.01]), torch.cat([i, b.flip(0), b * 1.02])
+    for lam in (0.0055872, 0.05, 1 / 3, 0.49999997, 0.5, 0.6, 0.999, -0.2, 1.5, 3.7):
+        # whole vectors of every width, then what remains
+        for length in (b.numel(), 71, 33, 15, 7, 1):
+            yield b[:length], i[:length], lam
 
 
 def sparse_set_(
