@@ -9,6 +9,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 COMPAT ?= .venv-compat
 COMPAT_TESTS ?=
+SCREENSHOTS ?= runs/screenshots
 WORKERS ?= logical
 PARALLEL := -n $(WORKERS) --dist worksteal
 PIP := -m pip install --disable-pip-version-check
@@ -17,7 +18,7 @@ READY := $(VENV)/.pa_fast-ready
 DOCS := $(VENV)/.pa_fast-docs
 SOURCES := PYTHONPATH=.:kernels
 
-.PHONY: help demo test test-slow coverage compat check docs bench gpu train-demo clean
+.PHONY: help demo test test-slow test-browser coverage compat check docs bench gpu train-demo clean
 help:  ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -39,6 +40,10 @@ test: $(READY)  ## the whole test suite, no GPU needed
 
 test-slow: $(READY)  ## the tests that `test` leaves out: more architectures, ranks, kills and longer walks
 	PA_FAST_TEST_WALK=1000 PA_FAST_KILLS=30 $(BIN)/python -m pytest $(PARALLEL) -m slow
+
+test-browser: $(READY)  ## the report page in headless Chromium (Debian: chromium, chromium-driver); SCREENSHOTS=folder keeps them
+	@$(BIN)/python -c 'import selenium' 2>/dev/null || $(BIN)/python $(PIP) -q -c constraints.txt selenium
+	PA_FAST_SCREENSHOTS=$(SCREENSHOTS) $(BIN)/python -m pytest -m browser tests/browser
 
 coverage: $(READY)  ## branch coverage of pa_fast and pa_kernels by `test`, without what tests run in other processes
 	$(BIN)/python -m pytest $(PARALLEL) --cov --cov-report=term:skip-covered

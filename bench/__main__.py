@@ -22,6 +22,7 @@ NAMES = (
     "per_lambda",
     "proof",
     "sweep",
+    "driver",
     "merge",
     "inspect",
     "load",

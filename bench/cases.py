@@ -119,6 +119,7 @@ OPS = {
 }
 
 JOBS = {
+    "driver": Case("", "λ", ((10, 50, 200), *((10, 1000, 10000),) * 4), rounds=3),
     "encode": Case("P12", "pair", ("tiny", "100m", "100m", "300m", "1b"), rounds=5),
     "icl": Case("P11", "items", (2, 4, 8, 24, 100), ("float32",), rounds=3),
     "inspect": Case("P8", "pair", ("70B shapes",) * 5),

@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pa_fast.throughput.harness import Table, format_seconds
+from pa_fast.throughput.harness import Table, format_timing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -61,7 +61,7 @@ def draw(table: Table) -> Figure:
             )
         times = "" if way.name == OURS else f",  {way.median_s / ours:.0f} × as long"
         axes.annotate(
-            f"{format_seconds(way.median_s)}{times}",
+            f"{format_timing(way.median_s)}{times}",
             (max(way.seconds), row),
             (9, 0),
             textcoords="offset points",

@@ -28,8 +28,7 @@ class Machine:
         model: the processor, cores that this process may use, vector width and torch's threads; or
             the GPU and its driver.
         versions: "torch 2.13.0, …", Python's first.
-        commit: of this tree, with a + where it holds changes that are not committed; empty outside
-            git.
+        commit: see `commit`.
         tests: how those of what is timed went: "93 passed".
     """
 
@@ -58,10 +57,20 @@ class Machine:
                 f"{_processor()}, {cores} cores, {torch.backends.cpu.get_cpu_capability()},"
                 f" {torch.get_num_threads()} threads"
             )
-        changed = _output("git", "status", "--porcelain", "--untracked-files=no")
-        commit = _output("git", "rev-parse", "--short", "HEAD") + "+" * bool(changed)
         now = datetime.datetime.now(datetime.timezone.utc)
-        return cls(kind, model, _versions(), commit, now.date().isoformat(), tests)
+        return cls(kind, model, _versions(), commit(), now.date().isoformat(), tests)
+
+
+def commit() -> str:
+    """Return the commit of this tree, with a + where it holds changes that are not committed.
+
+    A copy without its history says what `PA_FAST_COMMIT` does, else "unknown".
+    """
+    found = _output("git", "rev-parse", "--short", "HEAD")
+    if not found or _output("git", "rev-parse", "--show-toplevel") != os.path.realpath(ROOT):
+        return os.environ.get("PA_FAST_COMMIT", "") or "unknown"
+    changed = _output("git", "status", "--porcelain", "--untracked-files=no")
+    return found + "+" * bool(changed)
 
 
 def _processor() -> str:

@@ -15,7 +15,7 @@ from bench.run import Run
 from pa_fast.throughput.harness import Way, format_large, require_bits
 
 SHAPE = (2048, 5632)
-Switch = Callable[[float], object]
+SwitchCall = Callable[[float], object]
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Matrices:
         return sum(b.numel() for b in self.base)
 
     def beside_dense(
-        self, run: Run, case: Case, name: str, switches: Mapping[str, tuple[int, Switch]]
+        self, run: Run, case: Case, name: str, switches: Mapping[str, tuple[int, SwitchCall]]
     ) -> None:
         """Time `switches`, each with the bytes that it keeps, beside dense ones, and record them as
         switches of `name`.
@@ -54,12 +54,12 @@ class Matrices:
         )
         lams = itertools.cycle(k / 1000 for k in range(1, 1000))
 
-        def way(name: str, kept_bytes: int, switch: Switch) -> Way:
+        def way(name: str, kept_bytes: int, switch: SwitchCall) -> Way:
             return Way(name, lambda: switch(next(lams)), kept_bytes=kept_bytes)
 
         first = way("dense", 4 * self.count, dense)
         others = [way(name, *switch) for name, switch in switches.items()]
-        ways = case.time(first, *others, first.again)
+        ways = case.time(first, *others, first.repeated)
         run.record(
             case.target,
             f"{name} switches of {format_large(self.count)} bf16 weights",

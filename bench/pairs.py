@@ -31,7 +31,7 @@ LAYER = (
 
 
 @dataclass(frozen=True)
-class Pair:
+class FlatPair:
     """Live, base and instruct as flat tensors `w`, `b`, `i`, and cut into `out`, `base`, `inst`."""
 
     w: Tensor
@@ -40,7 +40,7 @@ class Pair:
     sizes: tuple[int, ...]
 
     @classmethod
-    def drawn(cls, layers: int, dtype: str) -> Pair:
+    def drawn(cls, layers: int, dtype: str) -> FlatPair:
         """So many LAYERs on the CPU, a step of 2 % apart, the same ones every time."""
         sizes = tuple(torch.Size(shape).numel() for shape in LAYER * layers)
         generator = torch.Generator().manual_seed(0)
@@ -50,7 +50,7 @@ class Pair:
         return cls(torch.zeros_like(b), b, i, sizes)
 
     @classmethod
-    def random(cls, run: GpuRun, sizes: list[int], relative: float | None = None) -> Pair:
+    def random(cls, run: GpuRun, sizes: list[int], relative: float | None = None) -> FlatPair:
         """Normal weights: two sets that have nothing to do with each other, or a step of `relative`
         apart."""
         b = run.random(sum(sizes))
@@ -86,12 +86,19 @@ class Pair:
         """Fill the live tensors with what no switch writes."""
         self.w.fill_(9)
 
-    def check(self, what: str, lam: float, draws: list[Draw] | None = None) -> None:
-        """Raise WrongBits unless the live tensors are W(λ) wherever one looks."""
+    def check(
+        self,
+        what: str,
+        lam: float,
+        draws: list[Draw] | None = None,
+        out: list[Tensor] | None = None,
+    ) -> None:
+        """Raise WrongBits unless the live tensors, by default `self.out`, are W(λ) wherever one
+        looks."""
         base, inst = self.base, self.inst
 
         def expected(t: int, span: slice) -> Tensor:
             draw = Draw(draws[t].key, draws[t].start + span.start) if draws else None
             return reference.lerp(base[t][span].cpu(), inst[t][span].cpu(), lam, draw=draw)
 
-        check_bits(what, self.out, expected)
+        check_bits(what, self.out if out is None else out, expected)

@@ -30,6 +30,22 @@ BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 GPU = "needs a GPU: `make gpu`"
 NOISE = "noise"
 """The column of the same version timed twice, the second over the first."""
+MEASURED = (
+    "rounds",
+    "median_s",
+    "lowest_s",
+    "spread",
+    "cpu_s",
+    "gbps",
+    "of_copy",
+    "of_stream",
+    "peak_bytes",
+    "ratio",
+    "noise_ratio",
+    "headline",
+    "met",
+)
+"""Columns of the CSV that time or memory went into."""
 
 
 @dataclass
@@ -39,8 +55,9 @@ class Report:
 
     Attributes:
         folder: where CSV and Markdown go; None keeps the run to itself.
+        stem: of their names; None takes day, machine and size, and leaves an earlier run's alone.
         json: where the run is kept for `read`.
-        rehearsal: no figure means anything, so none is printed.
+        rehearsal: no figure means anything, so none is printed, and none is in the CSV.
     """
 
     machine: Machine
@@ -52,7 +69,7 @@ class Report:
     folder: pathlib.Path | None = None
     json: pathlib.Path | None = None
     rehearsal: bool = False
-    _stem: pathlib.Path | None = field(init=False, default=None, repr=False)
+    stem: str | None = None
 
     def add(self, table: Table) -> None:
         """Print a table and write the run with it; a case that is there already is replaced."""
@@ -91,17 +108,18 @@ class Report:
         return cls(machine, runs[-1]["size"], ordered, failed, skipped, notes)
 
     def write(self) -> list[pathlib.Path]:
-        """Write JSON, CSV and Markdown; the latter are named by day, machine and size, and leave
-        those of an earlier run alone."""
+        """Write JSON, CSV and Markdown, each whole or not at all. Returns the files; in a rehearsal
+        there is no Markdown."""
         texts = {}
         if self.json is not None:
             run = {name: vars(self)[name] for name in ("size", "failed", "skipped", "notes")}
             tables = [table.to_json() for table in self.tables]
             texts[self.json] = json.dumps({**run, "machine": vars(self.machine), "tables": tables})
         if self.folder is not None:
-            self._stem = stem = self._stem or self._free_stem(self.folder)
-            texts[stem.with_name(f"{stem.name}.csv")] = self.csv()
-            texts[stem.with_name(f"{stem.name}.md")] = self.markdown()
+            self.stem = self.stem or self._free_stem(self.folder)
+            texts[self.folder / f"{self.stem}.csv"] = self.csv()
+            if not self.rehearsal:
+                texts[self.folder / f"{self.stem}.md"] = self.markdown()
         for path, text in texts.items():
             path.parent.mkdir(parents=True, exist_ok=True)
             partial = path.with_name(f"{path.name}.partial")
@@ -109,15 +127,17 @@ class Report:
             os.replace(partial, path)
         return list(texts)
 
-    def _free_stem(self, folder: pathlib.Path) -> pathlib.Path:
+    def _free_stem(self, folder: pathlib.Path) -> str:
         name = f"{self.machine.date}-{self.machine.kind}-{self.size}"
         names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
-        return next(folder / name for name in names if not (folder / f"{name}.csv").exists())
+        return next(name for name in names if not (folder / f"{name}.csv").exists())
 
     def csv(self) -> str:
         """One row for each way of each case."""
         text = io.StringIO()
         rows = list(self._rows())
+        if self.rehearsal:
+            rows = [row | dict.fromkeys(MEASURED, "") for row in rows]
         if rows:
             writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
             writer.writeheader()

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from bench.report import Report
-from pa_fast.throughput.harness import Table, Way, WrongBits, format_seconds
+from pa_fast.throughput.harness import Table, Way, format_timing
 
 
 class Skip(Exception):
@@ -77,8 +77,7 @@ class Stage:
 def perform(run: Run, stages: Sequence[Stage]) -> list[str]:
     """Run the stages for which there is time. Return the names of those that failed.
 
-    A stage that fails leaves what it recorded and the others alone, but for wrong bits: then
-    nothing more is timed.
+    A stage that fails, by wrong bits or otherwise, leaves what it recorded and the others alone.
     """
     failed = run.report.failed
     for stage in stages:
@@ -100,13 +99,10 @@ def perform(run: Run, stages: Sequence[Stage]) -> list[str]:
             failed.append(stage.name)
             reason = " ".join(str(error).partition("\n\nhint: ")[0].split())
             run.note(f"failed: {type(error).__name__}: {reason}")
-            if isinstance(error, WrongBits):
-                run.note("wrong bits: nothing further is timed")
-                break
         finally:
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-            took = "" if run.report.rehearsal else format_seconds(time.monotonic() - began)
+            took = "" if run.report.rehearsal else format_timing(time.monotonic() - began)
             print(f"{stage.name}: {took} whole stage".replace("  ", " "), flush=True)
     return failed

@@ -13,7 +13,7 @@ import pathlib
 import tempfile
 from collections.abc import Sequence
 
-from pa_fast.quality.figure import Curve, write
+from pa_fast.quality.figure import StoreCurve, write
 from pa_fast.quality.reports import reports
 from pa_fast.stores.dense import DenseStore
 from pa_fast.stores.lowrank import LowRankStore
@@ -93,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, QualityReport]:
             )
             print(f"{report.options:36} {sizes}   {said}", flush=True)
     curves = [
-        Curve(name, [(label, found[store.describe()]) for label, store in settings.items()])
+        StoreCurve(name, [(label, found[store.describe()]) for label, store in settings.items()])
         for name, settings in stores.items()
         if settings
     ]

@@ -41,7 +41,7 @@ class Bigram(torch.nn.Module):
         return torch.log_softmax(self.table[ids], -1)
 
 
-class Engine:
+class BigramEngine:
     """A `pa_fast.Engine`: live weights, a tokenizer, likelihoods, text, and a hook that is called
     after every switch."""
 
@@ -107,7 +107,7 @@ class Loudness:
 
 def main(out: str) -> pa_fast.SweepResult:
     prose = "hello, she said, and hello again, and nobody knew who had said hello first. " * 4
-    engine = Engine(Bigram(prose), Bigram(prose.upper()))
+    engine = BigramEngine(Bigram(prose), Bigram(prose.upper()))
     result = pa_fast.sweep(engine, "0:1:0.1", [Loudness()], out)
     for row in result.rows:
         print(f"λ = {row.lam.key:4} {row.evaluator} {row.score:8.4f} {row.unit}")

@@ -1,7 +1,7 @@
 """pa_fast: dense, exact λ sweeps along W(λ) = B + λ (I − B) between a base LLM checkpoint and its
 instruct sibling.
 
-    lm = pa_fast.load("base_dir", "instruct_dir")
+    lm = pa_fast.load("base", "instruct")
     for lam in pa_fast.lambdas("0:1:0.1"):
         lm.set_lambda(lam)
         my_stack(lm.model)

@@ -39,9 +39,8 @@ class Lambda(float):
     decimal does not end, the fraction (`1/3`).
 
     Example:
-        >>> lam = pa_fast.Lambda("1/3")
-        >>> lam.key, lam.exact
-        ('1/3', Fraction(1, 3))
+        lam = pa_fast.Lambda("1/3")
+        lam.key, lam.exact  # ('1/3', Fraction(1, 3))
     """
 
     exact: Fraction

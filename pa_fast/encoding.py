@@ -56,9 +56,9 @@ def encode(
             `LowRankStore`. None stands for the default.
 
     Example:
-        >>> report = pa_fast.encode("base", "instruct", "delta", "lowrank", rank=16)
-        >>> report.bytes, report.relative_error
-        >>> pa_fast.encode("base", "instruct", "delta", pa_fast.PackedStore(-0.2, 1.5))
+        report = pa_fast.encode("base", "instruct", "delta", "lowrank", rank=16)
+        report.bytes, report.relative_error
+        pa_fast.encode("base", "instruct", "delta", pa_fast.PackedStore(-0.2, 1.5))
 
     Cost: tensor by tensor; that of the store, and one more read of both sides for the report.
 
@@ -70,7 +70,7 @@ def encode(
     from pa_fast.engines import encoding
     from pa_fast.stores import registry
     from pa_fast.stores.lora import LoraStore
-    from pa_fast.stores.quality import Measured
+    from pa_fast.stores.quality import QualityMeter
 
     check_outside(path_of(out, "out"), (base, instruct))
     pairing = PairOptions.of("instruct", one_sided, ignore_config, strip_prefix)
@@ -93,7 +93,7 @@ def encode(
         )
     if text is not None:
         read_file(text)  # fails before the encoding
-    measured = Measured(registry.encoding(format, options))
+    measured = QualityMeter(registry.encoding(format, options))
     encoding.encode(
         base,
         instruct,
@@ -138,8 +138,8 @@ def export_lora(
             refusing.
 
     Example:
-        >>> exported = pa_fast.export_lora("delta", "base", "lora", 0.6, partial=True)
-        >>> exported.ranks, exported.left_out
+        exported = pa_fast.export_lora("delta", "base", "lora", 0.6, partial=True)
+        exported.ranks, exported.left_out
 
     Raises:
         PaFastError: see `pa_fast.stores.lora.export`.
@@ -176,10 +176,10 @@ def _adapter(
     from pa_fast.engines import encoding
     from pa_fast.engines.loading import one_side
     from pa_fast.stores.lora import LoraStore, read
-    from pa_fast.stores.quality import Measured
+    from pa_fast.stores.quality import QualityMeter
 
     with Checkpoint.open(resolve(base)) as checkpoint:
-        measured = Measured(LoraStore(read(folder, one_side(checkpoint))))
+        measured = QualityMeter(LoraStore(read(folder, one_side(checkpoint))))
     encoding.encode(base, base, out, measured.store, dtype, **options)
     report = measured.report()
     rows = tuple(replace(row, relative_error=0.0, energy=1.0) for row in report.tensors)

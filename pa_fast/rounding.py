@@ -18,7 +18,7 @@ class Rounding:
     a unit in the last place.
 
     Example:
-        >>> lm = pa_fast.load("base", "instruct", rounding=pa_fast.Rounding("stochastic", seed=1))
+        lm = pa_fast.load("base", "instruct", rounding=pa_fast.Rounding("stochastic", seed=1))
 
     Raises:
         UsageError: no such mode, or no such seed.

@@ -19,7 +19,7 @@ from pa_fast.sweep.entry import Shard
 from pa_fast.sweep.journal import check_folder
 from pa_fast.sweep.point import MERGED_EVERY, Record, check_reach, visit
 from pa_fast.sweep.progress import listening
-from pa_fast.sweep.schedule import lambdas
+from pa_fast.sweep.schedule import Schedule, lambdas, parse_keep
 
 if TYPE_CHECKING:
     from pa_fast.sweep.progress import Progress
@@ -56,6 +56,13 @@ class SweepSpec:
     one_sided: str | None = None
     ignore_config: tuple[str, ...] = ()
     strip_prefix: tuple[str, ...] = ()
+    objective: str | None = None
+    keep: tuple[str, ...] = ()
+    budget: int | None = None
+
+    def schedule(self) -> Schedule:
+        """Return the λ to evaluate, and the question; see `Schedule.of`."""
+        return Schedule.of(self.lambdas, self.objective, parse_keep(self.keep), self.budget)
 
     def load_options(self) -> dict[str, Any]:
         """The keyword arguments of `load`; those of another engine lack what is not asked for."""
@@ -94,15 +101,17 @@ def run(
     """Load the pair and the evaluators that `job` names, and sweep in this process."""
     from pa_fast.sweep import sweep
 
-    points = lambdas(job.lambdas)
+    schedule = job.schedule()
     # absolute: modules of evaluators may change the working folder when they are imported
     out = pathlib.Path(os.path.abspath(path_of(job.out, "--out")))
     check_folder(out, None if shard is None else Shard(*shard))
-    model, requested = opened(job)
+    requested = evaluators(job)
+    schedule = schedule.resolved([evaluator.name for evaluator in requested])
+    model = _opened(job)
     for note in model.notes:
         listening(progress).noted(note)
     return sweep(
-        model, points, requested, out, overwrite=job.overwrite, progress=progress, shard=shard
+        model, schedule, requested, out, overwrite=job.overwrite, progress=progress, shard=shard
     )
 
 
@@ -122,7 +131,9 @@ def confirm(
     points = ",".join(lam.key for lam in sorted(best, key=lambda lam: lam.exact))
     folder = pathlib.Path(job.out) / "confirmed"
     check_own_folder(folder)
-    exact = replace(job, store="dense", delta=None, lambdas=points, out=str(folder))
+    exact = replace(
+        job, store="dense", delta=None, lambdas=points, out=str(folder), keep=(), budget=None
+    )
     return run(exact, progress)
 
 
@@ -166,9 +177,13 @@ def opened(job: SweepSpec) -> tuple[CompleteEngine, list[CompleteEvaluator]]:
     so an evaluator draws the same numbers at every λ, in every process and after every resume.
     """
     requested = evaluators(job)
+    return _opened(job), requested
+
+
+def _opened(job: SweepSpec) -> CompleteEngine:
     loaded = engine(job)
     _seed_generators()
-    return loaded, requested
+    return loaded
 
 
 def _seed_generators() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from pa_fast.base import complete
@@ -11,6 +11,7 @@ from pa_fast.files import check_outside, path_of
 
 # Here and now: importing that package later would bind it over the function in `pa_fast`
 from pa_fast.sweep import sweep as _sweep
+from pa_fast.sweep.schedule import Schedule
 
 if TYPE_CHECKING:
     from pa_fast.base import Engine, Lambda
@@ -31,6 +32,10 @@ def sweep(
     shard: tuple[int, int] | None = None,
     limit: int | None = None,
     seed: int = 0,
+    objective: str | None = None,
+    keep: Mapping[str, float] | None = None,
+    budget: int | None = None,
+    callbacks: Iterable[object] = (),
 ) -> SweepResult:
     """Evaluate every λ with every evaluator, verify each switch, and record each point as soon as
     it is done.
@@ -46,7 +51,9 @@ def sweep(
 
     Args:
         lm: the model to sweep, `pa_fast.load(...)` or any other `Engine`.
-        lambdas: as for `pa_fast.lambdas`: `"0:1:0.1"`, `"0,0.25,1/3"`, or numbers.
+        lambdas: as for `pa_fast.lambdas`: `"0:1:0.1"`, `"0,0.25,1/3"`, or numbers; or `"auto"`: 0,
+            0.2 … 1, and then those that narrow down the best λ, 12 at most. Which they are follows
+            from the scores alone, whoever evaluates them.
         evaluators: one or more, whose names differ: EVAL strings as on the command line, YAML
             suites, functions of an engine that return a number, a dict of numbers or a `Score`, and
             `Evaluator` objects.
@@ -62,24 +69,29 @@ def sweep(
             see `pa_fast.launch.environment`.
         limit, seed: at most `limit` items, drawn with `seed`, for each EVAL string and suite entry;
             see `pa_fast.evaluator`.
-
-    Example:
-        lm = pa_fast.load("base_dir", "instruct_dir")
-        result = pa_fast.sweep(lm, "0:1:0.1", "icl:tasks.jsonl,shots=5", "runs/x")
-        print(result.answer().sentence)
+        objective: the name of the evaluator whose best λ is looked for, by `"auto"` and by
+            `SweepResult.answer`; the first if not given, and needed for `"auto"` with several.
+        keep: evaluator → the share of its score at λ = 1 that a λ must keep to be chosen:
+            `{"ifeval": 0.98}`.
+        budget: most λ of `"auto"`.
+        callbacks: objects with one or more of the methods `on_point(lam, lm)`, called when the
+            weights hold λ; `on_score(entry)`, when a point is recorded; and `on_end(result)`. What
+            they raise ends the sweep.
 
     Returns:
         All points of the run folder, including those of earlier calls; only the failures of this
         call.
 
     Example:
-        >>> lm = pa_fast.load("base", "instruct")
-        >>> result = pa_fast.sweep(lm, "0:1:0.1", "perplexity:notes.txt", "runs/notes")
-        >>> result.answer().sentence
+        lm = pa_fast.load("base", "instruct")
+        result = pa_fast.sweep(lm, "0:1:0.1", "icl:tasks.jsonl,shots=5", "runs/x")
+        print(result.answer().sentence)
 
     Raises:
         UsageError: `out` is not a path, a malformed schedule, a λ outside the range of a packed
-            delta, no evaluator, two of the same name, or a malformed EVAL.
+            delta, no evaluator, two of the same name, a malformed EVAL, or an objective that is no
+            evaluator.
+        StatisticsError: `"auto"` with an evaluator whose items do not make up its score.
         EvaluatorError: a data file or suite is wrong.
         RunError: `out` holds another sweep or foreign files, is in use, its journal is damaged, or
             a switch gives other weights than those recorded for the same λ.
@@ -98,11 +110,12 @@ def sweep(
     requested = evals.evaluators(evaluators, limit=limit, seed=seed)
     return _sweep(
         lm,
-        lambdas,
+        Schedule.of(lambdas, objective, keep, budget),
         requested,
         out,
         overwrite=overwrite,
         progress=progress,
         figure=figure,
         shard=shard,
+        callbacks=callbacks,
     )

@@ -61,7 +61,7 @@ def poisoned_empty(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "empty_like", poison(torch.empty_like))
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     marked = [
         item
         for item in items
@@ -73,8 +73,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     gpu = torch.cuda.is_available()
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    shimmed = config.pluginmanager.hasplugin("tests.without_gpu")
     for item in marked:
-        if item.get_closest_marker("gpu") and (not gpu or interpreted):
+        mark = item.get_closest_marker("gpu")
+        if mark and shimmed and "only" in mark.kwargs:
+            item.add_marker(pytest.mark.skip(reason=f"needs a CUDA device: {mark.kwargs['only']}"))
+        elif mark and not shimmed and (not gpu or interpreted):
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
         elif item.get_closest_marker("triton") and not gpu and not interpreted:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device or TRITON_INTERPRET=1"))

@@ -109,6 +109,7 @@ def sweep(pair: tuple[str, str], out: str, *more: str) -> list[str]:
         "python:mine:greedy",
         "--out",
         out,
+        "--no-report",
         *more,
     ]
 
@@ -370,7 +371,7 @@ def test_merge_verify_and_what_a_flipped_bit_does(
     save_file(tensors, file, {"format": "pt"})
     assert run(monkeypatch, "verify", "merged", *pair) == 1
     shown = capsys.readouterr()
-    assert f"`{name}` bits differ (1 of" in shown.err and shown.out == ""
+    assert f"`{name}`: bits differ (1 of" in shown.err and shown.out == ""
     assert run(monkeypatch, "merge", *pair, "--lambda", "0.5", "--out", "merged") == 1
     assert "not empty" in capsys.readouterr().err
     assert (
@@ -590,6 +591,36 @@ def test_help_exists(
 ) -> None:
     assert run(monkeypatch, *filter(None, [verb, "--help"])) == 0
     assert "Usage" in capsys.readouterr().out
+
+
+def test_the_answer_comes_first_and_the_chosen_λ_is_merged(
+    pair: tuple[str, str],
+    place: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    arguments = sweep(pair, "o")
+    arguments[arguments.index("--lambdas") + 1] = "auto"
+    assert run(monkeypatch, *arguments, "--objective", "python", "--budget", "7") == 0
+    said = capsys.readouterr()
+    document = json.loads((place / "o" / "results.json").read_text())
+    sentence = document["answer"]["sentence"]
+    assert " ".join(said.out.split()).startswith(sentence) and "no λ is added: " in said.err
+    assert run(monkeypatch, "merge", "--best-of", "o", "--out", "best") == 0
+    said = capsys.readouterr()
+    assert sentence in " ".join(said.err.split())
+    merged = json.loads((place / "best" / "pa_fast.json").read_text())
+    assert merged["lambda"] == document["answer"]["lambda"]
+    for wrong, hint in (
+        (["--lambda", "0.5"], "--lambda beside --best-of"),
+        (["--objective", "x"], "no evaluator is called `x`"),
+    ):
+        assert run(monkeypatch, "merge", "--best-of", "o", "--out", "other", *wrong) == 2
+        assert hint in capsys.readouterr().err
+    assert run(monkeypatch, "merge", *pair, "--out", "other") == 2
+    assert "needs BASE, INSTRUCT and --lambda" in capsys.readouterr().err
+    assert run(monkeypatch, "merge", *pair, "--lambda", "1", "--keep", "x>=1", "--out", "z") == 2
+    assert "--best-of RUN" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("way", ["one process", "ray", "lockstep"])

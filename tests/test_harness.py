@@ -17,8 +17,8 @@ from pa_fast.throughput.harness import (
     WrongBits,
     by_itself,
     check_bits,
-    format_seconds,
     format_size,
+    format_timing,
     require_bits,
     spots,
     timed,
@@ -140,7 +140,7 @@ def test_spots_reach_every_end() -> None:
     [(12.34, "12.3 s"), (123.4, "123 s"), (0.1, "0.100 s"), (0.0482, "48.2 ms"), (7e-6, "7.00 µs")],
 )
 def test_seconds_have_three_digits(seconds: float, text: str) -> None:
-    assert format_seconds(seconds) == text
+    assert format_timing(seconds) == text
 
 
 def test_bytes_have_three_digits() -> None:

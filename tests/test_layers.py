@@ -1,4 +1,5 @@
-"""Imports point down, and within a package in no circle: read from the sources."""
+"""Imports point down, within a package in no circle, and one name is one type: read from the
+sources."""
 
 from __future__ import annotations
 
@@ -35,12 +36,24 @@ ALLOWED: dict[str, set[str]] = {
 }
 ALLOWED["sweeping"] = {"evals", "sweep", "base"} | GROUND
 ALLOWED["run"] = {"engines", "evals", "sweep", "live", "stores", "checkpoint"} | FLOOR
+ALLOWED["report"] = {"sweep", "stats"} | FLOOR
+ALLOWED["trackers"] = {"sweep"} | FLOOR
+ALLOWED["best_of"] = {"sweep", "stats", "checkpoint"} | FLOOR
 ALLOWED["launch"] = {"run", "sweep"} | FLOOR
 ALLOWED["lm_eval"], ALLOWED["ray"] = {"evals"}, {"launch"}
 ALLOWED["quality"] = ALLOWED["run"]
 ALLOWED["encoding"] = ALLOWED["run"] | {"quality"}
 ALLOWED["throughput"] = {"live", "stores", "checkpoint"} | FLOOR
-ALLOWED["cli"] = ALLOWED["run"] | {"run", "encoding", "quality", "launch", "throughput", "__init__"}
+ALLOWED["cli"] = ALLOWED["run"] | {
+    "run",
+    "report",
+    "best_of",
+    "encoding",
+    "quality",
+    "launch",
+    "throughput",
+}
+ALLOWED["cli"] |= {"trackers", "__init__"}
 EMBEDDED_STACKS = {"lm_eval", "ray", "vllm", "sglang"}
 SUBCLASSES = {"evals/lm_eval/model.py"}
 """Modules that extend a class of an embedded stack; they are imported inside functions only."""
@@ -121,6 +134,32 @@ def circle(graph: Mapping[str, Collection[str]]) -> list[str]:
     return []
 
 
+def types_of(source: str) -> set[str]:
+    """Names of the classes and type aliases at the top of a module."""
+    names = set()
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Assign):
+            # `Shape = tuple[int, ...]`: named like a class, and neither a constant nor a TypeVar
+            targets = [t.id for t in node.targets if isinstance(t, ast.Name)]
+            names |= {
+                name
+                for name in targets
+                if name[0].isupper() and len(name) > 1 and not name.isupper()
+            }
+    return names
+
+
+def shared_types(sources: Mapping[str, str]) -> dict[str, list[str]]:
+    """Names of types that several of `sources`, module → text, define, with these modules."""
+    owners: dict[str, list[str]] = {}
+    for module, source in sources.items():
+        for name in types_of(source):
+            owners.setdefault(name, []).append(module)
+    return {name: modules for name, modules in owners.items() if len(modules) > 1}
+
+
 def sources() -> list[tuple[pathlib.Path, str]]:
     found = [(p, "pa_kernels") for p in (ROOT / "kernels" / "pa_kernels").rglob("*.py")]
     for path in (ROOT / "pa_fast").rglob("*.py"):
@@ -154,6 +193,17 @@ def test_no_modules_import_one_another_in_a_circle() -> None:
     assert "pa_kernels.dense_triton" in graph["pa_kernels.dense"]
     graph["pa_kernels.dense_triton"].add("pa_kernels.dense")
     assert set(circle(graph)) == {"pa_kernels.dense", "pa_kernels.dense_triton"}
+
+
+def test_no_two_types_share_a_name() -> None:
+    texts = {name: path.read_text(encoding="utf-8") for name, path in modules().items()}
+    assert not shared_types(texts)
+    # the check must be able to fail, for a class and for an alias
+    texts |= {"one": "class Journal: ...", "two": "Store = int\nSTORE = 1\nT = int"}
+    assert shared_types(texts) == {
+        "Journal": ["pa_fast.sweep.journal", "one"],
+        "Store": ["pa_fast.stores.store", "two"],
+    }
 
 
 def test_kernels_folder_is_not_a_package() -> None:

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 import pa_fast
-from pa_fast.errors import UsageError
+from pa_fast.errors import CheckpointError, UsageError
 from pa_fast.rules import LambdaRule
 from pa_fast.run import SweepSpec, run
+from pa_fast.stores.file import DeltaFile
 from pa_fast.sweep.report import report
 
 DEMO = Path(__file__).parents[1] / "examples" / "demo"
@@ -50,6 +51,8 @@ CALLS: dict[str, Callable[[Any, Any], Any]] = {
     "load.delta": lambda lm, path: pa_fast.load(BASE, delta=path),
     "load.tokenizer": lambda lm, path: pa_fast.load(BASE, INSTRUCT, tokenizer=path),
     "load.rule": lambda lm, path: pa_fast.load(BASE, INSTRUCT, rule=path),
+    "LiveWeights.open": lambda lm, path: pa_fast.LiveWeights.open({}, {}, path),
+    "DeltaFile.open": lambda lm, path: DeltaFile.open(path),
     "LambdaModel.save": lambda lm, path: lm.save(path),
     "SweepResult.load": lambda lm, path: pa_fast.SweepResult.load(path),
     "LambdaRule.load": lambda lm, path: LambdaRule.load(path),
@@ -73,6 +76,19 @@ def test_what_is_no_path_is_refused(
             CALLS[name](lm, given)
         assert caught.value.hint, given
     assert not os.listdir(tmp_path), "refused before anything is written"
+
+
+@pytest.mark.parametrize("name", ["LiveWeights.open", "DeltaFile.open", "load.delta"])
+def test_a_delta_that_is_missing_or_a_folder_is_refused(name: str, lm: Any, tmp_path: Path) -> None:
+    for given, message in (
+        (tmp_path / "nothing", "nothing: cannot be opened: No such file"),
+        (BASE, "base: a folder, expected a delta file"),
+        (BASE / "model-00001-of-00002.safetensors", "a safetensors file, but no delta"),
+        (BASE / "config.json", "config.json: "),
+    ):
+        with pytest.raises(CheckpointError, match=message) as caught:
+            CALLS[name](lm, given)
+        assert caught.value.hint and "\n" not in str(caught.value).split("\n\nhint")[0]
 
 
 def test_the_table_has_every_path_of_the_public_functions() -> None:

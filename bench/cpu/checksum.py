@@ -7,7 +7,7 @@ from pa_kernels import checksum as checksum_of
 from pa_kernels import reference
 
 from bench.cases import OPS
-from bench.pairs import Pair
+from bench.pairs import FlatPair
 from bench.run import Run
 from pa_fast.throughput.harness import Way, require_bits
 
@@ -15,13 +15,13 @@ CASE = OPS["checksum"]
 
 
 def checksum(run: Run) -> None:
-    pair = Pair.drawn(CASE.size, *CASE.dtypes)
+    pair = FlatPair.drawn(CASE.size, *CASE.dtypes)
     tensors, words = pair.base, pair.b.view(torch.int64)
     require_bits(checksum_of(tensors[1:2]) == [reference.checksum(tensors[1])], "checksum")
     moved = pair.nbytes
     ours = Way("pa_kernels.checksum", lambda: checksum_of(tensors), moved_bytes=moved)
     ways = CASE.time(
-        Way("sum of the words as int64", words.sum, moved_bytes=moved), ours, ours.again
+        Way("sum of the words as int64", words.sum, moved_bytes=moved), ours, ours.repeated
     )
     run.record(
         CASE.target,

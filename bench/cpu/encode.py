@@ -50,7 +50,7 @@ def encode(run: Run) -> None:
             moved_bytes=2 * weight_count(b, i),
         )
         ours = Way("encode", lambda: [None for _ in PackedStore().encode(sources)])
-        floor, encoded, again = CASE.time(read, ours, ours.again).values()
+        floor, encoded, again = CASE.time(read, ours, ours.repeated).values()
     done = subprocess.run(
         [sys.executable, "-c", PEAK, *map(str, folders), str(run.folder / "delta")],
         capture_output=True,

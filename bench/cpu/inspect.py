@@ -74,7 +74,9 @@ def inspect(run: Run) -> None:
     command = ["inspect", str(base), str(instruct)]
     silently(sys.executable, "-c", WITHOUT_TORCH, *command)
     ours = Way("pa-fast inspect", lambda: silently(pa_fast, *command))
-    ways = CASE.time(ours, ours.again, Way("pa-fast --help", lambda: silently(pa_fast, "--help")))
+    ways = CASE.time(
+        ours, ours.repeated, Way("pa-fast --help", lambda: silently(pa_fast, "--help"))
+    )
     with Checkpoint.open(base) as one:
         began = time.perf_counter()
         one.quick_fingerprint()

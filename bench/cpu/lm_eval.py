@@ -129,7 +129,7 @@ def lm_eval(run: Run) -> None:
             way("simple_evaluate", lambda: simply(None)),
             way("simple_evaluate, TaskManager kept", lambda: simply(kept)),
             ours,
-            ours.again,
+            ours.repeated,
             measure=by_itself,
             warm=0,
             after=after,

@@ -40,7 +40,7 @@ def load(run: Run) -> None:
     ways = CASE.time(
         Way("read both sides", read, moved_bytes=4 * count),
         ours,
-        ours.again,
+        ours.repeated,
         Way("load, set_lambda(0.3)", lambda: loaded().set_lambda(0.3)),
         Way("load without the endpoint check", lambda: loaded(endpoint_check=False)),
         after=close,

@@ -6,7 +6,7 @@ import torch
 from pa_kernels import LowRank, reference
 
 from bench.cases import OPS
-from bench.matrices import SHAPE, Matrices, Switch, normal
+from bench.matrices import SHAPE, Matrices, SwitchCall, normal
 from bench.run import Run
 from pa_fast.throughput.harness import require_bits
 
@@ -16,7 +16,7 @@ RANKS = (16, 64, 256)
 def lowrank(run: Run) -> None:
     case = OPS["lowrank"]
     m = Matrices.drawn(case.size)
-    switches: dict[str, tuple[int, Switch]] = {}
+    switches: dict[str, tuple[int, SwitchCall]] = {}
     for rank in RANKS:
         us = [normal(m.generator, SHAPE[0], rank) for _ in m.base]
         vs = [normal(m.generator, rank, SHAPE[1]) for _ in m.base]

@@ -35,7 +35,7 @@ def merge(run: Run) -> None:
         ways = [
             Way("cp", lambda: process("cp", "-r", base, out)),
             ours,
-            ours.again,
+            ours.repeated,
             Way("pa-fast --version", lambda: process(program, "--version")),
             *(
                 Way(name, lambda one=one: process(*one.command), note=one.note)

@@ -46,7 +46,7 @@ def packed(run: Run) -> None:
             moved_bytes=3 * live_bytes,
             kept_bytes=2 * live_bytes,
         )
-        ways = CASE.time(whole, ours, ours.again)
+        ways = CASE.time(whole, ours, ours.repeated)
     count, took = live_bytes // 2, ways[ours.name].median_s
     run.record(
         CASE.target,

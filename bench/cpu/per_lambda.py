@@ -61,7 +61,7 @@ def per_lambda(run: Run) -> None:
         ours,
         Way("copy_(torch.lerp)", lambda: plain(next(grid)), moved_bytes=10 * weights),
         Way("merge and reload", lambda: by_disk(next(grid))),
-        ours.again,
+        ours.repeated,
     )
     ratio = ways["merge and reload"].median_s / ways[ours.name].median_s
     run.record(

@@ -8,7 +8,7 @@ import torch
 from pa_kernels import SparseTensor
 
 from bench.cases import OPS
-from bench.matrices import Matrices, Switch
+from bench.matrices import Matrices, SwitchCall
 from bench.run import Run
 from pa_fast.stores.sparse import Sparse
 from pa_fast.throughput.harness import require_bits
@@ -19,7 +19,7 @@ DENSITIES = (0.001, 0.01, 0.02, 0.05, 0.1, 0.2)
 def sparse(run: Run) -> None:
     case = OPS["sparse"]
     m = Matrices.drawn(case.size)
-    switches: dict[str, tuple[int, Switch]] = {}
+    switches: dict[str, tuple[int, SwitchCall]] = {}
     for density in DENSITIES:
         masks = [torch.rand(b.numel(), generator=m.generator) < density for b in m.base]
         entries = [

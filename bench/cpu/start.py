@@ -31,7 +31,7 @@ def start(run: Run) -> None:
     ours = process("pa-fast --help", program, "--help")
     ways = CASE.time(
         ours,
-        ours.again,
+        ours.repeated,
         process("python -c 'import pa_fast'", sys.executable, "-c", "import pa_fast"),
         process("python -c pass", sys.executable, "-c", "pass"),
     )

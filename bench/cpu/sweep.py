@@ -72,7 +72,7 @@ def sweep(run: Run) -> None:
     with pair_of(run.folder / "pair", CASE.size) as (base, instruct):
         out = run.folder / "out"
         ours = Way("pa_fast sweep, per λ", lambda: _swept(base, instruct, out))
-        ways = [ours, ours.again]
+        ways = [ours, ours.repeated]
         by_disk = {"pa-fast merge": merges.ours}
         if peers.MERGEKIT.is_here:
             by_disk["mergekit"] = merges.mergekit

@@ -51,7 +51,7 @@ def workers(run: Run) -> None:
 
     one = Way("one process", lambda: swept(1))
     two = Way("2 workers", lambda: swept(2))
-    ways = CASE.time(one, two, one.again, measure=by_itself, warm=0, turn=False)
+    ways = CASE.time(one, two, one.repeated, measure=by_itself, warm=0, turn=False)
     ratio = ways[one.name].median_s / ways[two.name].median_s
     run.record(
         CASE.target,

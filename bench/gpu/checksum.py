@@ -27,7 +27,7 @@ def checksum(run: GpuRun) -> None:
     require_bits(expected[smallest] == wanted, f"checksum of tensor {smallest}")
 
     def way(name: str, launch: tiles.Launch) -> Way:
-        group = checksum_triton.Group(flat, CHECKSUM_VERSION, launch)
+        group = checksum_triton.ChecksumTritonGroup(flat, CHECKSUM_VERSION, launch)
         group.launch_()
         sums = group.totals.tolist()
         require_bits(sums == [_signed(total) for total in expected], f"checksum with {launch}")
@@ -39,7 +39,7 @@ def checksum(run: GpuRun) -> None:
         for launch in run.some(checksum_triton.CANDIDATES)
     ]
     whole = Way("whole call", lambda: checksum_of(live), moved_bytes=moved)
-    ways = run.time(whole, shipped, *candidates, shipped.again)
+    ways = run.time(whole, shipped, *candidates, shipped.repeated)
     case = f"checksum of {format_large(sum(sizes))} bf16 weights"
     run.record("", case, ways.values(), shipped.name)
     names = [candidate.name for candidate in candidates]

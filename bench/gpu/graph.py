@@ -8,7 +8,7 @@ from pa_kernels import Lerp, Packed, PackedTensor
 from pa_kernels.switch import Switch
 
 from bench.gpu.run import GpuRun
-from bench.pairs import Pair
+from bench.pairs import FlatPair
 from pa_fast.throughput.harness import Way, Work
 
 TIMES = 100
@@ -16,7 +16,7 @@ TIMES = 100
 
 
 def graph(run: GpuRun) -> None:
-    pair = Pair.random(run, list(run.scale.small), 0.017)
+    pair = FlatPair.random(run, list(run.scale.small), 0.017)
     first, second = run.scale.lams
     entries = [PackedTensor.encode(b, i, width=8) for b, i in zip(pair.base, pair.inst)]
     packed = Packed(pair.out, [entry for entry in entries if entry is not None])
@@ -42,7 +42,7 @@ def graph(run: GpuRun) -> None:
             Way(f"{name} {how}", _repeated(work, times), times, moved)
             for how, work in works.items()
         ]
-    again = next(way.again for way in ways if way.name == "dense launched")
+    again = next(way.repeated for way in ways if way.name == "dense launched")
     found = run.time(*ways, again, whole=True)
     case = f"launches of switches of {len(pair.sizes)} small tensors"
     run.record("", case, found.values(), "dense launched")

@@ -13,7 +13,7 @@ from torch import Tensor
 from bench.cases import TARGETS
 from bench.gpu import persistent
 from bench.gpu.run import GpuRun
-from bench.pairs import Pair
+from bench.pairs import FlatPair
 from pa_fast.throughput.harness import Way, format_large
 
 LAUNCHES = (
@@ -30,21 +30,21 @@ multiprocessors."""
 
 def host(run: GpuRun) -> None:
     count = min(run.scale.host, run.room() // 12)
-    pair = Pair.random(run, [count])
+    pair = FlatPair.random(run, [count])
     b, i = (side.cpu() if run.rehearsal else side.cpu().pin_memory() for side in (pair.b, pair.i))
     lam = run.scale.lams[0]
     read = 2 * b.nbytes
     shipped = Lerp([pair.w], [b], [i])
     rows_of = shipped.groups[0].rows
-    groups: dict[str, dense_triton.Group] = {}
+    groups: dict[str, dense_triton.DenseTritonGroup] = {}
     for launch in run.some(LAUNCHES):
-        groups[f"pointers, {launch.block}/{launch.threads}"] = dense_triton.Group(
+        groups[f"pointers, {launch.block}/{launch.threads}"] = dense_triton.DenseTritonGroup(
             [0], rows_of, launch
         )
     for each in run.some(PROGRAMS):
         launch, programs = dense_triton.NARROW, max(int(each * run.multiprocessors), 1)
         name = f"pointers, {launch.block}/{launch.threads}, {programs} programs"
-        groups[name] = persistent.Group([0], rows_of, launch, programs=programs)
+        groups[name] = persistent.PersistentGroup([0], rows_of, launch, programs=programs)
     staged = Staged(pair.w, b, i, run.scale.chunk)
     shipped.run_(lam)
     for group in groups.values():
@@ -63,9 +63,9 @@ def host(run: GpuRun) -> None:
         lambda: pair.b.copy_(b, non_blocking=True),
         moved_bytes=b.nbytes,
     )
-    found = run.time(copy, *ways, copy.again, ways[0].again)
+    found = run.time(copy, *ways, copy.repeated, ways[0].repeated)
     best = run.choose(found, ways[0].name, [*works], "the launch for pinned sources")
-    ceiling = max(found[name].gbps or 0 for name in (copy.name, copy.again.name))
+    ceiling = max(found[name].gbps or 0 for name in (copy.name, copy.repeated.name))
     share, as_is = ((found[name].gbps or 0) / ceiling for name in (best, ways[0].name))
     run.record(
         "P4",

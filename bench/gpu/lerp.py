@@ -11,7 +11,7 @@ from pa_kernels.tiles import Launch
 from bench.cases import TARGETS
 from bench.gpu import persistent
 from bench.gpu.run import GpuRun
-from bench.pairs import Pair
+from bench.pairs import FlatPair
 from bench.run import Skip
 from pa_fast.throughput.harness import Way, format_large, require_bits
 
@@ -30,7 +30,7 @@ def lerp(run: GpuRun) -> None:
     layers = run.scale.layers_for(run.room(), 6)
     if not layers:
         raise Skip("not one layer of an 8B model fits the device memory that is free")
-    pair = Pair.random(run, run.scale.sizes(layers))
+    pair = FlatPair.random(run, run.scale.sizes(layers))
     lam, three, five = run.scale.lams[0], 3 * pair.nbytes, 5 * pair.nbytes
     out, base, inst = pair.out, pair.base, pair.inst
     torch.lerp(pair.b, pair.i, lam, out=pair.w)
@@ -39,14 +39,14 @@ def lerp(run: GpuRun) -> None:
     whole = checksum([pair.w])
 
     shipped = Lerp(out, base, inst)
-    groups: dict[str, dense_triton.Group] = {}
+    groups: dict[str, dense_triton.DenseTritonGroup] = {}
     entries, rows_of = range(len(out)), shipped.groups[0].rows
     for launch in run.some(dense_triton.CANDIDATES):
-        groups[_name(launch)] = dense_triton.Group(entries, rows_of, launch)
+        groups[_name(launch)] = dense_triton.DenseTritonGroup(entries, rows_of, launch)
     for each in run.some(PROGRAMS):
         launch, programs = dense_triton.NARROW, each * run.multiprocessors
         name = f"{_name(launch)}, {each} programs a multiprocessor"
-        groups[name] = persistent.Group(entries, rows_of, launch, programs=programs)
+        groups[name] = persistent.PersistentGroup(entries, rows_of, launch, programs=programs)
     shipped.run_(lam)
     for name, group in groups.items():
         group.lams.fill_(lam)
@@ -74,7 +74,7 @@ def lerp(run: GpuRun) -> None:
             moved_bytes=five,
         ),
         Way("device copy", lambda: pair.w.copy_(pair.b), moved_bytes=2 * pair.nbytes),
-        ours.again,
+        ours.repeated,
     )
     best = run.choose(ways, ours.name, [*groups], "dense_triton.NARROW")
     case = f"switch of {format_large(pair.count)} bf16 weights, {len(out)} tensors"
@@ -96,7 +96,7 @@ def lerp(run: GpuRun) -> None:
     run.record(
         "P2",
         case,
-        [ways[name] for name in (ours.name, ours.again.name, *LIMITS)],
+        [ways[name] for name in (ours.name, ours.repeated.name, *LIMITS)],
         ours.name,
         goal=TARGETS["P2"].gpu_goal,
         headline=", ".join(f"{ratio:.2f} ×" for ratio in times.values()),

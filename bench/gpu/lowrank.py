@@ -36,12 +36,10 @@ def _of_rank(run: GpuRun, rank: int) -> None:
     shipped.run_(lam)
     rows_of = shipped.groups[0].rows
     columns = lowrank_triton.COLUMNS
-    groups = {
-        f"{launch.block // columns} × {columns}, {launch.threads} threads": lowrank_triton.Group(
-            range(len(rows_of)), rows_of, launch
-        )
-        for launch in run.some(lowrank_triton.CANDIDATES)
-    }
+    groups: dict[str, lowrank_triton.LowRankTritonGroup] = {}
+    for launch in run.some(lowrank_triton.CANDIDATES):
+        name = f"{launch.block // columns} × {columns}, {launch.threads} threads"
+        groups[name] = lowrank_triton.LowRankTritonGroup(range(len(rows_of)), rows_of, launch)
     for name, group in groups.items():
         group.lams.fill_(lam)
         for w in live:
@@ -65,7 +63,7 @@ def _of_rank(run: GpuRun, rank: int) -> None:
                 torch.addmm(b, x, y, alpha=lam, out=w) for w, b, x, y in zip(live, base, u, v)
             ],
         ),
-        ours.again,
+        ours.repeated,
     )
     run.record("", f"low rank {rank} of {format_large(count)} weights", ways.values(), "dense")
     run.choose(ways, ours.name, [*groups], "lowrank_triton.LAUNCH")

@@ -7,7 +7,7 @@ from pa_kernels import Lerp, Packed, PackedTensor
 from pa_kernels.packed import triton as packed_triton
 
 from bench.gpu.run import GpuRun
-from bench.pairs import Pair
+from bench.pairs import FlatPair
 from bench.run import Skip
 from pa_fast.throughput.harness import Way, Work, format_large, require_bits
 
@@ -24,7 +24,7 @@ def _of_pair(run: GpuRun, relative: float, most: float) -> None:
     sizes = _fitting(run)
     if not sizes:
         raise Skip("not one tensor fits the device memory that is free")
-    pair = Pair.random(run, sizes, relative)
+    pair = FlatPair.random(run, sizes, relative)
     out, aside = pair.out, run.random(pair.count)
     first, second = run.scale.lams
 
@@ -46,7 +46,8 @@ def _of_pair(run: GpuRun, relative: float, most: float) -> None:
             name = f"packed {width}-bit, {launch.threads} threads"
             switches[name] = switch = Packed(out, made)
             switch.groups = tuple(
-                packed_triton.Group(group.entries, group.rows, launch) for group in switch.groups
+                packed_triton.PackedTritonGroup(group.entries, group.rows, launch)
+                for group in switch.groups
             )
             pair.w.copy_(pair.b)
             switch.holds(0.0)
@@ -56,7 +57,7 @@ def _of_pair(run: GpuRun, relative: float, most: float) -> None:
             kept = 2 + held / pair.count
             ways.append(Way(name, there_and_back(switch), 2, 2 * pair.nbytes + held, kept))
     copy = Way("device copy", lambda: aside.copy_(pair.b), moved_bytes=2 * pair.nbytes)
-    found = run.time(dense, *ways, copy, dense.again)
+    found = run.time(dense, *ways, copy, dense.repeated)
     for name, switch in switches.items():
         # its own sums, of every switch that was timed: nobody found what another had not left
         require_bits(not switch.wrong(), f"{name}: sums of the switch before")

@@ -60,7 +60,7 @@ def persistent_kernel(
         tile += tl.num_programs(0)
 
 
-class Group(dense_triton.Group):
+class PersistentGroup(dense_triton.DenseTritonGroup):
     """Tensors of one dtype, rewritten by `programs` programs."""
 
     def __init__(self, *arguments: Any, programs: int, **options: Any):

@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import torch
 from pa_kernels import Lerp, Sparse, SparseTensor, sparse_triton
-from pa_kernels.sparse import Kind
+from pa_kernels.sparse import SparseKind
 
 from bench.gpu.run import GpuRun
-from bench.pairs import Pair
+from bench.pairs import FlatPair
 from bench.run import Skip
 from pa_fast.throughput.harness import Way, Work, format_large
 
-DENSITIES: dict[Kind, tuple[float, ...]] = {
+DENSITIES: dict[SparseKind, tuple[float, ...]] = {
     "index": (0.005, 0.02, 0.05),
     "bitmap": (0.06, 0.15, 0.30),
 }
@@ -25,11 +25,11 @@ def sparse(run: GpuRun) -> None:
             _of_density(run, kind, density)
 
 
-def _of_density(run: GpuRun, kind: Kind, density: float) -> None:
+def _of_density(run: GpuRun, kind: SparseKind, density: float) -> None:
     sizes = [size for size in run.scale.sparse if size * 10 * len(run.scale.sparse) <= run.room()]
     if not sizes:
         raise Skip("too little device memory is free")
-    pair = Pair.random(run, sizes)
+    pair = FlatPair.random(run, sizes)
     lam, entries = run.scale.lams[0], []
     for b, i in zip(pair.base, pair.inst):
         mask = torch.rand(b.numel(), device=run.device) < density
@@ -39,7 +39,7 @@ def _of_density(run: GpuRun, kind: Kind, density: float) -> None:
     dense.run_(lam)
     rows_of = shipped.groups[0].rows
     groups = {
-        f"{kind} {launch.block}/{launch.threads}": sparse_triton.Group(
+        f"{kind} {launch.block}/{launch.threads}": sparse_triton.SparseTritonGroup(
             range(len(rows_of)), rows_of, launch
         )
         for launch in run.some(sparse_triton.CANDIDATES[kind])
@@ -60,7 +60,7 @@ def _of_density(run: GpuRun, kind: Kind, density: float) -> None:
         Way("dense", dense.launch_, 1, 3 * pair.nbytes, 6.0),
         ours,
         *(way(name, group.launch_) for name, group in groups.items()),
-        ours.again,
+        ours.repeated,
     )
     case = f"sparse {density:.1%} of {format_large(pair.count)} bf16 weights"
     run.record("", case, ways.values(), "dense")

@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 
@@ -18,6 +18,13 @@ from bench.gpu.run import GpuRun
 from bench.machine import ROOT
 from bench.run import Skip
 
+PIPES = {
+    f"sm__inst_executed_pipe_{pipe}.avg.pct_of_peak_sustained_active": f"{pipe} pipe"
+    for pipe in ("alu", "fma", "xu")
+}
+"""Use of the pipes for integers and comparisons, for products, and for reciprocals and conversions:
+which of them bounds a kernel that neither DRAM nor issue slots do."""
+
 METRICS = {
     "gpu__time_duration.sum": "time",
     "dram__throughput.avg.pct_of_peak_sustained_elapsed": "DRAM throughput",
@@ -26,6 +33,7 @@ METRICS = {
     "smsp__issue_active.avg.pct_of_peak_sustained_active": "issue slots used",
     "l1tex__average_t_sectors_per_request_pipe_lsu_mem_global_op_ld.ratio": "sectors per load",
     "l1tex__average_t_sectors_per_request_pipe_lsu_mem_global_op_st.ratio": "sectors per store",
+    **PIPES,
 }
 """Of 128-bit accesses a warp's request is 16 sectors: fewer means narrower ones."""
 
@@ -42,22 +50,27 @@ def ncu(run: GpuRun) -> None:
             continue
         if tool is None:
             raise Skip("ncu is not on PATH")
-        options = [
-            "--csv",
-            "--clock-control",
-            "none",
-            "--metrics",
-            ",".join(METRICS),
-            "--kernel-name",
-            f"regex:{kernel}",
-        ]
-        options += ["--launch-skip", str(LAUNCHES - 1), "--launch-count", "1"]
-        done = _run([tool, *options, sys.executable, "-m", "bench.gpu.profiled", what], 120)
-        found = counters(done.stdout)
+        found, said = _counted(tool, what, kernel, METRICS)
         if not found:
-            said = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
-            raise Skip(f"ncu gave no counters: {said[-1] if said else 'and said nothing'}")
+            # ncu counts nothing where this card lacks one of the counters
+            found, said = _counted(
+                tool, what, kernel, [name for name in METRICS if name not in PIPES]
+            )
+        if not found:
+            raise Skip(f"ncu gave no counters: {said}")
         run.note(f"{what}: " + ", ".join(f"{name} {value}" for name, value in found.items()))
+
+
+def _counted(
+    tool: str, what: str, kernel: str, metrics: Iterable[str]
+) -> tuple[dict[str, str], str]:
+    """The counters of the last launch of `kernel`, and the last line that ncu printed."""
+    options = ["--csv", "--clock-control", "none", "--metrics", ",".join(metrics)]
+    options += ["--kernel-name", f"regex:{kernel}"]
+    options += ["--launch-skip", str(LAUNCHES - 1), "--launch-count", "1"]
+    done = _run([tool, *options, sys.executable, "-m", "bench.gpu.profiled", what], 120)
+    said = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+    return counters(done.stdout), said[-1] if said else "and said nothing"
 
 
 def counters(printed: str) -> dict[str, str]:

@@ -59,7 +59,7 @@ class Checksum:
     def _group(self, entries: Sequence[int]) -> Any:
         from pa_kernels import checksum_triton
 
-        return checksum_triton.Group([self._flat[t] for t in entries], self._version)
+        return checksum_triton.ChecksumTritonGroup([self._flat[t] for t in entries], self._version)
 
     def sums(self) -> list[int]:
         """Return the checksum of each tensor as it is now. Waits for the devices, once each."""

@@ -106,7 +106,7 @@ def constants(launch: Launch, version: int = CHECKSUM_VERSION) -> dict[str, int]
     }
 
 
-class Group:
+class ChecksumTritonGroup:
     """T byte tensors that are all on one device, with the tables of their tiles, to be summed as
     often as asked for.
 

@@ -130,6 +130,17 @@ def _end(job: _Job) -> None:
         _jobs.remove(job)
 
 
+def _leave(job: _Job, count: int) -> None:
+    """End `job` and give this thread its state and its `count` of torch threads back; a second call
+    finds nothing left to do."""
+    try:
+        job.closed = True
+        _end(job)
+    finally:
+        _here.inside = False
+        torch.set_num_threads(count)
+
+
 def _one_core() -> None:
     # torch takes the process's count over when a thread first asks, which would undo the next line
     torch.get_num_threads()
@@ -223,20 +234,20 @@ def over_cores(work: Callable[[A], T], pieces: Iterable[A]) -> list[T]:
     job = _Job(work, pieces)
     _jobs.append(job)
     # an interrupt may come in each `finally`; between entering one and the end of its first call
-    # there is no place for one
+    # there is no place for one, but in Python 3.10 as the first `finally` is entered
     try:
-        _here.inside = True  # what a signal handler calls from here on runs in this thread alone
         try:
+            _here.inside = (
+                True  # what a signal handler calls from here on runs in this thread alone
+            )
             for _ in range(helpers):
                 pool.put(job)
             torch.set_num_threads(1)
             job.drain()
         finally:
-            job.closed = True
-            _end(job)
+            _leave(job, count)
     finally:
-        _here.inside = False
-        torch.set_num_threads(count)
+        _leave(job, count)
     if job.errors:
         raise job.errors[0]
     return [job.done[k] for k in range(len(pieces))]
@@ -247,7 +258,7 @@ def pieces(size: int, step: int) -> Iterator[slice]:
     return (slice(start, min(start + step, size)) for start in range(0, size, step))
 
 
-def over(work: Callable[[A], T], pieces: Iterable[A], like: torch.Tensor) -> list[T]:
+def parallel_map(work: Callable[[A], T], pieces: Iterable[A], like: torch.Tensor) -> list[T]:
     """`work` of every piece, in order: over cores where `like` is on the CPU, else one after
     another."""
     return (

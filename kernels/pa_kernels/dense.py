@@ -18,9 +18,9 @@ from pa_kernels.cores import inference, over_cores, pieces
 from pa_kernels.projection import projection
 from pa_kernels.reference import BITS, Draw
 from pa_kernels.switch import (
-    Group,
-    Row,
     Switch,
+    SwitchGroup,
+    SwitchRow,
     Written,
     check_place,
     check_tensor,
@@ -92,10 +92,10 @@ class Lerp(Switch[Any]):
 
     def _group(self, on_cpu: bool) -> Any:
         if on_cpu:
-            return _RecordedCpuGroup if self.records else _CpuGroup
+            return RecordedCpuGroup if self.records else DenseCpuGroup
         from pa_kernels import dense_triton
 
-        return functools.partial(dense_triton.Group, records=self.records)
+        return functools.partial(dense_triton.DenseTritonGroup, records=self.records)
 
     def written(self) -> list[Written]:
         """Return what the last switch wrote to each tensor. Waits for the devices, once each.
@@ -127,7 +127,7 @@ def lerp_(
 
 def _checked(
     t: int, w: Tensor, b: Tensor, i: Tensor, intermediate: torch.dtype | None, draw: Draw | None
-) -> Row:
+) -> SwitchRow:
     for side, tensor in (("live", w), ("base", b), ("instruct", i)):
         check_tensor(t, side, tensor)
         if tensor.shape != w.shape:
@@ -139,10 +139,10 @@ def _checked(
     intermediate = checked_intermediate(t, intermediate, w)
     # fp32 is never rounded stochastically
     draw = None if (intermediate or w.dtype) == torch.float32 else draw
-    return Row(tuple(tensor.detach().view(-1) for tensor in (w, b, i)), intermediate, draw)
+    return SwitchRow(tuple(tensor.detach().view(-1) for tensor in (w, b, i)), intermediate, draw)
 
 
-class _CpuGroup(Group[Row]):
+class DenseCpuGroup(SwitchGroup[SwitchRow]):
     """All CPU tensors of a `Lerp`.
 
     Attributes:
@@ -151,7 +151,7 @@ class _CpuGroup(Group[Row]):
             looking for them apart would read the base once more.
     """
 
-    def __init__(self, entries: Sequence[int], rows: Sequence[Row]):
+    def __init__(self, entries: Sequence[int], rows: Sequence[SwitchRow]):
         super().__init__(entries, rows)
         self.patches: dict[int, list[slice]] = {}
 
@@ -189,11 +189,11 @@ class _CpuGroup(Group[Row]):
         self.patches.update((t, [piece for k, piece in patched if k == t]) for t in new)
 
 
-class _RecordedCpuGroup(Group[Row]):
+class RecordedCpuGroup(SwitchGroup[SwitchRow]):
     """All CPU tensors of a `Lerp` that records: each piece is summed while it is in cache, by
     compiled loops in the same pass over memory."""
 
-    def __init__(self, entries: Sequence[int], rows: Sequence[Row]):
+    def __init__(self, entries: Sequence[int], rows: Sequence[SwitchRow]):
         super().__init__(entries, rows)
         self._distances: dict[int, float] = {}
         self._written: list[Written] = []
@@ -227,7 +227,7 @@ class _RecordedCpuGroup(Group[Row]):
         ]
 
 
-def _write_recorded_(row: Row, piece: slice, lam: float) -> tuple[int, float]:
+def _write_recorded_(row: SwitchRow, piece: slice, lam: float) -> tuple[int, float]:
     """Write a piece of a row; return what it adds to the checksum, and Σ (w − b)(i − b)."""
     w, b, i = (tensor[piece] for tensor in row.operands)
     chunk = piece.start * w.itemsize // CHUNK_BYTES
@@ -247,7 +247,7 @@ def _write_recorded_(row: Row, piece: slice, lam: float) -> tuple[int, float]:
     return piece_checksum(w, chunk), 0.0 if is_base else projection(w, b, i)
 
 
-def _is_single_pass(row: Row, lam: float) -> bool:
+def _is_single_pass(row: SwitchRow, lam: float) -> bool:
     """Return whether one torch operation writes the row, so that its pieces need no cache."""
     w, b, i = row.operands
     if row.intermediate_dtype is None and lam in (0.0, 1.0):

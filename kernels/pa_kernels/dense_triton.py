@@ -17,7 +17,7 @@ from torch import Tensor
 from pa_kernels import tiles
 from pa_kernels.checksum_triton import fold, mix, odd_high, odd_low
 from pa_kernels.reference import CHUNK_WORDS, DRAW_STEP
-from pa_kernels.switch import Row, TritonGroup, Written
+from pa_kernels.switch import SwitchRow, TritonGroup, Written
 from pa_kernels.tiles import INTERPRETED, OPTIONS, Launch
 
 NARROW = Launch(block=2048, threads=128)
@@ -83,7 +83,7 @@ def round_twice(x, OUT: tl.constexpr, INTERMEDIATE: tl.constexpr):
 @triton.jit
 def noise(draw, offset, COUNT: tl.constexpr):
     """`reference.noise` of COUNT elements from `offset` on, among which no index crosses 2³²;
-    `draw` as in `Group`."""
+    `draw` as in `DenseTritonGroup`."""
     first = ((draw >> 32) << 16) + offset
     salt = mix((first >> 32).to(tl.uint32) ^ draw.to(tl.uint32))
     return mix((first.to(tl.uint32) + tl.arange(0, COUNT).to(tl.uint32)) ^ salt) & 0xFFFF
@@ -472,7 +472,7 @@ def constants(
     }
 
 
-class Group(TritonGroup[Row]):
+class DenseTritonGroup(TritonGroup[SwitchRow]):
     """Tensors of one (out, base, inst, intermediate) dtype tuple and one kind of rounding on one
     device, ready to be launched for any λ.
 
@@ -488,7 +488,7 @@ class Group(TritonGroup[Row]):
     def __init__(
         self,
         entries: Sequence[int],
-        rows: Sequence[Row],
+        rows: Sequence[SwitchRow],
         launch: Launch | None = None,
         records: bool = False,
     ):

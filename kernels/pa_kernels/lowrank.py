@@ -12,9 +12,9 @@ from torch import Tensor
 from pa_kernels.cores import inference, one_core, over_cores
 from pa_kernels.precision import full_precision
 from pa_kernels.switch import (
-    Group,
-    Row,
     Switch,
+    SwitchGroup,
+    SwitchRow,
     check_place,
     check_tensor,
     checked_intermediate,
@@ -91,16 +91,16 @@ class LowRank(Switch[Any]):
             "intermediate dtypes": intermediate_dtypes,
         }
         super().__init__([_checked(t, *column) for t, column in enumerate(columns(lists))])
-        self._places = {
-            t: (group, place) for group in self.groups for place, t in enumerate(group.entries)
+        self._positions = {
+            t: (group, index) for group in self.groups for index, t in enumerate(group.entries)
         }
 
     def _group(self, on_cpu: bool) -> type[Any]:
         if on_cpu:
-            return _CpuGroup
+            return LowRankCpuGroup
         from pa_kernels import lowrank_triton
 
-        return lowrank_triton.Group
+        return lowrank_triton.LowRankTritonGroup
 
     def merged(self, t: int, rows: slice, lam: float) -> Tensor:
         """Rows of W(λ) of entry t, seen as [E·M, N], made afresh: the bits that `run_` writes
@@ -114,8 +114,8 @@ class LowRank(Switch[Any]):
                 rows.
         """
         (lam,) = one_for_each(lam, 1)
-        group, place = self._places[t]
-        count, height, width = group.rows[place].out.shape
+        group, index = self._positions[t]
+        count, height, width = group.rows[index].out.shape
         if (
             rows.step not in (None, 1)
             or None in (rows.start, rows.stop)
@@ -124,12 +124,12 @@ class LowRank(Switch[Any]):
             raise ValueError(
                 f"entry {t}: rows {rows}, expected a range within its {count * height} rows"
             )
-        cut = group.cuts[place]
+        cut = group.cuts[index]
         blocks = cut.covering(rows)
         whole = cut.rows(blocks)
-        out = group.rows[place].out
+        out = group.rows[index].out
         aside = torch.empty(whole.stop - whole.start, width, dtype=out.dtype, device=out.device)
-        group.merge_blocks_(aside, place, blocks, lam)
+        group.merge_blocks_(aside, index, blocks, lam)
         return aside[rows.start - whole.start : rows.stop - whole.start]
 
 
@@ -161,7 +161,7 @@ def padded(u: Tensor, v: Tensor, step: int = RANK_STEP) -> tuple[Tensor, Tensor]
 
 def _checked(
     t: int, w: Tensor, b: Tensor, u: Tensor, v: Tensor, intermediate: torch.dtype | None
-) -> Row:
+) -> SwitchRow:
     sides = {"live": w, "base": b, "U": u, "V": v}
     for side, tensor in sides.items():
         check_tensor(t, side, tensor)
@@ -191,28 +191,28 @@ def _checked(
     w, b, u, v = (
         tensor.detach() if tensor.dim() == 3 else tensor.detach()[None] for tensor in (w, b, u, v)
     )
-    return Row((w, b, u, v) if is_on_cpu(w) else (w, b, *padded(u, v)), intermediate)
+    return SwitchRow((w, b, u, v) if is_on_cpu(w) else (w, b, *padded(u, v)), intermediate)
 
 
-class _CpuGroup(Group[Row]):
+class LowRankCpuGroup(SwitchGroup[SwitchRow]):
     """All CPU tensors of a `LowRank`."""
 
-    def __init__(self, entries: Sequence[int], rows: Sequence[Row]):
+    def __init__(self, entries: Sequence[int], rows: Sequence[SwitchRow]):
         super().__init__(entries, rows)
         self.cuts = [RowBlocks(row.out.shape[0], row.out.shape[1], ROWS) for row in rows]
 
     def launch_(self) -> None:
         work: list[_Work] = []
-        for place, (row, lam) in enumerate(zip(self.rows, self.lams.tolist())):
-            work += self._work(row.out.flatten(0, 1), place, self.cuts[place].all, lam)
+        for index, (row, lam) in enumerate(zip(self.rows, self.lams.tolist())):
+            work += self._work(row.out.flatten(0, 1), index, self.cuts[index].all, lam)
         _merge_(work)
 
-    def merge_blocks_(self, aside: Tensor, place: int, blocks: range, lam: float) -> None:
+    def merge_blocks_(self, aside: Tensor, index: int, blocks: range, lam: float) -> None:
         """Write these blocks of W(λ) of a row into `aside`, which has as many rows."""
-        _merge_(list(self._work(aside, place, blocks, lam)))
+        _merge_(list(self._work(aside, index, blocks, lam)))
 
-    def _work(self, out: Tensor, place: int, blocks: range, lam: float) -> Iterator[_Work]:
-        row, cut = self.rows[place], self.cuts[place]
+    def _work(self, out: Tensor, index: int, blocks: range, lam: float) -> Iterator[_Work]:
+        row, cut = self.rows[index], self.cuts[index]
         first = cut.rows(blocks).start
         for k in blocks:
             whole = cut.rows(range(k, k + 1))
@@ -220,7 +220,7 @@ class _CpuGroup(Group[Row]):
             yield out[whole.start - first : whole.stop - first], row, e, rows, lam
 
 
-_Work = tuple[Tensor, Row, int, slice, float]
+_Work = tuple[Tensor, SwitchRow, int, slice, float]
 """Rows to write, and whose they are: rows of a matrix e of an entry, for λ."""
 
 
@@ -230,7 +230,7 @@ def _merge_(work: Sequence[_Work]) -> None:
         over_cores(lambda one: _merge_rows_(*one), work)
 
 
-def _merge_rows_(w: Tensor, row: Row, e: int, rows: slice, lam: float) -> None:
+def _merge_rows_(w: Tensor, row: SwitchRow, e: int, rows: slice, lam: float) -> None:
     """Write rows of matrix e into `w`, tile by tile."""
     _, base, u, v = row.operands
     with inference(), one_core():

@@ -15,8 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from pa_kernels.dense_triton import INTERPRET, dtype_constants, round_twice, widen
-from pa_kernels.switch import Group as SwitchGroup
-from pa_kernels.switch import Row
+from pa_kernels.switch import SwitchGroup, SwitchRow
 from pa_kernels.tiles import ALIGNMENT_BYTES, Launch, RowBlocks, table
 
 COLUMNS = 128
@@ -165,7 +164,7 @@ def launch_for(full: bool, launch: Launch = LAUNCH) -> Launch:
     return launch if full else Launch(launch.block, EDGE_THREADS)
 
 
-class Group(SwitchGroup[Row]):
+class LowRankTritonGroup(SwitchGroup[SwitchRow]):
     """Matrices of one (out, base, factors, intermediate) dtype tuple on one device, ready to be
     launched for any λ.
 
@@ -173,7 +172,7 @@ class Group(SwitchGroup[Row]):
     one kernel the masked path would set the registers of both.
     """
 
-    def __init__(self, entries: Sequence[int], rows: Sequence[Row], launch: Launch = LAUNCH):
+    def __init__(self, entries: Sequence[int], rows: Sequence[SwitchRow], launch: Launch = LAUNCH):
         super().__init__(entries, rows)
         self.launch = launch
         step = launch.block // COLUMNS
@@ -188,26 +187,26 @@ class Group(SwitchGroup[Row]):
         self.sizes, self.pointers = (
             table(list(zip(*values)), self.device) for values in (sizes, addresses)
         )
-        words = [self._words(place, cut.all) for place, cut in enumerate(self.cuts)]
+        words = [self._words(index, cut.all) for index, cut in enumerate(self.cuts)]
         self.words = [torch.cat(kind).to(self.device) for kind in zip(*words)]
 
     def launch_(self) -> None:
         self._launch_(self.words, self.pointers, self.lams)
 
-    def merge_blocks_(self, aside: Tensor, place: int, blocks: range, lam: float) -> None:
+    def merge_blocks_(self, aside: Tensor, index: int, blocks: range, lam: float) -> None:
         """Write these blocks of W(λ) of a row into `aside`, which has as many rows, by the very
         tiles that `launch_` would run there."""
         pointers = self.pointers.clone()
         # where the whole tensor would begin; nothing before `aside` is touched
-        first = self.cuts[place].rows(blocks).start
-        pointers[0, place] = aside.data_ptr() - first * aside.shape[1] * aside.itemsize
-        words = [kind.to(self.device) for kind in self._words(place, blocks)]
+        first = self.cuts[index].rows(blocks).start
+        pointers[0, index] = aside.data_ptr() - first * aside.shape[1] * aside.itemsize
+        words = [kind.to(self.device) for kind in self._words(index, blocks)]
         self._launch_(words, pointers, torch.full_like(self.lams, lam))
 
-    def _words(self, place: int, blocks: range) -> tuple[Tensor, Tensor]:
+    def _words(self, index: int, blocks: range) -> tuple[Tensor, Tensor]:
         """Words of the full tiles in these blocks of rows, then of the others: tensor << 32 |
         tile."""
-        row, cut = self.rows[place], self.cuts[place]
+        row, cut = self.rows[index], self.cuts[index]
         _, height, width = row.out.shape
         across = -(-width // COLUMNS)
         tile = torch.arange(blocks.start * across, blocks.stop * across, device="cpu")
@@ -216,7 +215,7 @@ class Group(SwitchGroup[Row]):
         if across:
             full &= (tile % across + 1) * COLUMNS <= width
             full &= (tile // across % cut.per_matrix + 1) * cut.step <= height
-        words = place << 32 | tile
+        words = index << 32 | tile
         return words[full], words[~full]
 
     def _launch_(self, words: Sequence[Tensor], pointers: Tensor, lams: Tensor) -> None:

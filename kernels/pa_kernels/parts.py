@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pa_kernels.cores import over
+from pa_kernels.cores import parallel_map
 from pa_kernels.switch import listed
 
 SPAN = 1 << 20
@@ -68,7 +68,7 @@ def check_index(where: Tensor, starts: Tensor, tile: int, numel: int) -> None:
             )
 
     count, tiles = where.numel(), starts.numel() - 1
-    over(check_span, range(0, count, SPAN), where)
+    parallel_map(check_span, range(0, count, SPAN), where)
     if count and int(starts[tiles - 1]) < count:
         check_last(int(where[-1]) + (tiles - 1) * tile, numel)
 

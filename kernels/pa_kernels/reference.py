@@ -291,8 +291,8 @@ def packed_sources(live: Tensor, codes: Tensor, lam: float) -> tuple[Tensor, Ten
         and need not: the grid under 2ᵉ is twice as fine, so it lies within a quarter of a unit, and
         the steps of the binade take it to 2ᵉ too. But under the smallest normal number the grid is
         as coarse as over it, and a merge rounds up from half a unit: scaled to another exponent, as
-        `packed.cpu.Way` scales, it would not. So there is no code where a merge lies under the
-        smallest normal number. A code k = 0 says that base and inst are W.
+        `packed.cpu.Transition` scales, it would not. So there is no code where a merge lies under
+        the smallest normal number. A code k = 0 says that base and inst are W.
     """
     dtype, h = live.dtype, MANTISSA[live.dtype]
     w, k, p = live.view(torch.int16).int() & 0x7FFF, codes.int() >> 1, codes.int() & 1

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from pa_kernels import reference
-from pa_kernels.cores import inference, over, over_cores
+from pa_kernels.cores import inference, over_cores, parallel_map
 from pa_kernels.dense import lerp_piece_
 from pa_kernels.parts import check_index, check_last, check_part, check_starts
 from pa_kernels.reference import BITMAP_TILE, BITS, INDEX_TILE, LIVE_DTYPES
 from pa_kernels.switch import (
-    Group,
-    Row,
     Switch,
+    SwitchGroup,
+    SwitchRow,
     check_place,
     check_tensor,
     checked_intermediate,
@@ -29,10 +29,10 @@ from pa_kernels.switch import (
 )
 from pa_kernels.tiles import is_on_cpu
 
-Kind = Literal["index", "bitmap"]
+SparseKind = Literal["index", "bitmap"]
 
-TILE: dict[Kind, int] = {"index": INDEX_TILE, "bitmap": BITMAP_TILE}
-WHERE_DTYPE: dict[Kind, torch.dtype] = {"index": torch.uint16, "bitmap": torch.int32}
+TILE: dict[SparseKind, int] = {"index": INDEX_TILE, "bitmap": BITMAP_TILE}
+WHERE_DTYPE: dict[SparseKind, torch.dtype] = {"index": torch.uint16, "bitmap": torch.int32}
 
 SPAN = 1 << 20
 """Elements, or entries, per unit of work of encoding and checking: whole tiles of either kind, and
@@ -42,7 +42,7 @@ PIECE = 1 << 17
 """Positions per unit of work of a switch on the CPU: a piece of half as many costs 4–7 % more each,
 larger ones gain nothing."""
 
-AHEAD = 1 << 13
+PREFETCHED = 1 << 13
 """Positions whose cache lines are loaded before any of them is stored to: they are still in a
 core's L2 then."""
 
@@ -70,7 +70,7 @@ class SparseTensor:
         whatever the dtypes.
     """
 
-    kind: Kind
+    kind: SparseKind
     numel: int
     where: Tensor
     starts: Tensor
@@ -79,9 +79,15 @@ class SparseTensor:
 
     @classmethod
     def encode(
-        cls, where: Tensor, base: Tensor, target: Tensor, numel: int, *, kind: Kind | None = None
+        cls,
+        where: Tensor,
+        base: Tensor,
+        target: Tensor,
+        numel: int,
+        *,
+        kind: SparseKind | None = None,
     ) -> SparseTensor:
-        """These values at these positions of a tensor of N elements.
+        """Encode values at given positions of a tensor of N elements.
 
         Args:
             where: bool mask of N elements, or int64 [P] positions, ascending.
@@ -101,11 +107,7 @@ class SparseTensor:
         base, target = (values.detach().reshape(-1).contiguous() for values in (base, target))
         count = base.numel()
         if kind is None:
-            kind = (
-                "index"
-                if position_bytes("index", numel, count) <= position_bytes("bitmap", numel, count)
-                else "bitmap"
-            )
+            kind = smaller_kind(numel, count)
         packed, starts = _packed(kind, numel, _local(where, numel), where)
         if int(starts[-1]) != count:
             raise ValueError(
@@ -186,16 +188,27 @@ class SparseTensor:
                 )
 
         tiles = self.starts.numel() - 1
-        over(check_span, range(0, tiles, SPAN // BITMAP_TILE), self.where)
+        parallel_map(check_span, range(0, tiles, SPAN // BITMAP_TILE), self.where)
         last = reference.bitmap_positions(self.where[-words:])[-1:] + (tiles - 1) * BITMAP_TILE
         if last.numel():
             check_last(int(last), self.numel)
 
 
-def position_bytes(kind: Kind, numel: int, count: int) -> int:
+def position_bytes(kind: SparseKind, numel: int, count: int) -> int:
     """Bytes that `count` positions in `numel` elements take, values apart."""
     tiles = -(-numel // TILE[kind])
     return 8 * (tiles + 1) + (2 * count if kind == "index" else tiles * BITMAP_TILE // 8)
+
+
+def smaller_kind(numel: int, count: int) -> SparseKind:
+    """Return the kind in which `count` positions in `numel` elements take fewer bytes."""
+    return min(TILE, key=lambda kind: position_bytes(kind, numel, count))
+
+
+def sparse_bytes(numel: int, count: int, value_bytes: int) -> int:
+    """Return the bytes of a sparse tensor of the smaller kind; `value_bytes` are those of a base
+    and a target."""
+    return position_bytes(smaller_kind(numel, count), numel, count) + value_bytes * count
 
 
 Local = Callable[[int], Tensor]
@@ -233,7 +246,7 @@ def _of_positions(positions: Tensor, numel: int) -> Local:
                 f"position {int(piece[k + 1])} follows {int(piece[k])}, expected ascending"
             )
 
-    over(check_span, range(0, positions.numel() - 1, SPAN), positions)
+    parallel_map(check_span, range(0, positions.numel() - 1, SPAN), positions)
     if positions.numel() and not 0 <= int(positions[0]) <= int(positions[-1]) < numel:
         raise ValueError(
             f"positions from {int(positions[0])} to {int(positions[-1])}, expected within {numel}"
@@ -244,7 +257,7 @@ def _of_positions(positions: Tensor, numel: int) -> Local:
     return lambda start: positions[cuts[start // SPAN] : cuts[start // SPAN + 1]] - start
 
 
-def _packed(kind: Kind, numel: int, local: Local, like: Tensor) -> tuple[Tensor, Tensor]:
+def _packed(kind: SparseKind, numel: int, local: Local, like: Tensor) -> tuple[Tensor, Tensor]:
     """`where` and `starts` of these positions, made span by span on the device of `like`."""
     tile = TILE[kind]
 
@@ -258,7 +271,7 @@ def _packed(kind: Kind, numel: int, local: Local, like: Tensor) -> tuple[Tensor,
         flags = torch.zeros(tiles * tile, dtype=torch.bool, device=like.device)
         return _words(flags.index_fill_(0, places, True)), counts
 
-    parts = over(pack, range(0, numel, SPAN), like)
+    parts = parallel_map(pack, range(0, numel, SPAN), like)
     where = torch.cat(
         [
             torch.empty(0, dtype=WHERE_DTYPE[kind], device=like.device),
@@ -297,7 +310,7 @@ def _ones(words: Tensor) -> Tensor:
     return (((x + (x >> 4)) & 0x0F0F0F0F) * 0x01010101) >> 24
 
 
-class Sparse(Switch[Group[Row]]):
+class Sparse(Switch[SwitchGroup[SwitchRow]]):
     """T live tensors, each with a delta that lives at positions only, prepared once so that any λ
     costs one pass over these.
 
@@ -337,12 +350,12 @@ class Sparse(Switch[Group[Row]]):
         }
         super().__init__([_checked(t, *column) for t, column in enumerate(columns(lists))])
 
-    def _group(self, on_cpu: bool) -> type[Group[Row]]:
+    def _group(self, on_cpu: bool) -> type[SwitchGroup[SwitchRow]]:
         if on_cpu:
-            return _CpuGroup
+            return SparseCpuGroup
         from pa_kernels import sparse_triton
 
-        return sparse_triton.Group
+        return sparse_triton.SparseTritonGroup
 
 
 def sparse_set_(
@@ -357,7 +370,7 @@ def sparse_set_(
     Sparse(out, entries, intermediate_dtypes).run_(lam)
 
 
-def _checked(t: int, w: Tensor, entry: SparseTensor, intermediate: torch.dtype | None) -> Row:
+def _checked(t: int, w: Tensor, entry: SparseTensor, intermediate: torch.dtype | None) -> SwitchRow:
     check_tensor(t, "live", w)
     if not isinstance(entry, SparseTensor):
         raise TypeError(f"entry {t}: sparse is {type(entry).__name__}, expected a SparseTensor")
@@ -373,14 +386,14 @@ def _checked(t: int, w: Tensor, entry: SparseTensor, intermediate: torch.dtype |
     intermediate = checked_intermediate(t, intermediate, w)
     entry = entry.as_index() if is_on_cpu(w) else entry
     operands = (w.detach().view(-1), entry.where, entry.starts, entry.base, entry.target)
-    return Row(operands, intermediate)
+    return SwitchRow(operands, intermediate)
 
 
-class _CpuGroup(Group[Row]):
+class SparseCpuGroup(SwitchGroup[SwitchRow]):
     """All CPU tensors of a `Sparse`, as index lists. `pieces` are (row, first tile, last tile,
     first entry, last entry)."""
 
-    def __init__(self, entries: Sequence[int], rows: Sequence[Row]):
+    def __init__(self, entries: Sequence[int], rows: Sequence[SwitchRow]):
         super().__init__(entries, rows)
         self.pieces = [
             (k, *piece) for k, row in enumerate(rows) for piece in _pieces(row.operands[2])
@@ -413,7 +426,7 @@ def _scatter_(live: Tensor, positions: Tensor, values: Tensor, alone: bool) -> N
     """live[positions] = values; `alone` says that most positions have a cache line to
     themselves."""
     bits = BITS[live.dtype]
-    for here, there in zip(positions.split(AHEAD), values.view(bits).split(AHEAD)):
+    for here, there in zip(positions.split(PREFETCHED), values.view(bits).split(PREFETCHED)):
         if alone:
             # stores wait for their lines one after another, loads for many at a time: so load what
             # is about to be stored

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pa_kernels.dense_triton import dtype_constants, lerp_of
 from pa_kernels.reference import BITMAP_TILE, INDEX_TILE
-from pa_kernels.switch import Row, TritonGroup
+from pa_kernels.switch import SwitchRow, TritonGroup
 from pa_kernels.tiles import Launch, table
 
 LAUNCHES = {
@@ -185,11 +185,13 @@ def constants(
     return values
 
 
-class Group(TritonGroup[Row]):
+class SparseTritonGroup(TritonGroup[SwitchRow]):
     """Tensors of one (out, base, target, intermediate) dtype tuple and one kind of positions on one
     device, ready to be launched for any λ."""
 
-    def __init__(self, entries: Sequence[int], rows: Sequence[Row], launch: Launch | None = None):
+    def __init__(
+        self, entries: Sequence[int], rows: Sequence[SwitchRow], launch: Launch | None = None
+    ):
         super().__init__(entries, rows)
         out, where, _, base, target = rows[0].dtypes
         kind = "index" if where == torch.uint16 else "bitmap"

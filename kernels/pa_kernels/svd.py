@@ -18,7 +18,7 @@ from pa_kernels.reference import LIVE_DTYPES
 
 T = TypeVar("T")
 
-POWER = 4
+POWER_ITERATIONS = 4
 """Passes back and forth. For random matrices, whose spectrum is the flattest there is to cut, of
 384 to 2048 rows and ranks 8 to min(M, N)/3, the error was at most 0.7 % above the best of that
 rank; with a fixed oversample of 16, 1.1 %, and with power 3, 2 and 1 then 1.9, 3.2 and 7.6 %. For
@@ -72,7 +72,7 @@ def truncated_svd(
     inst: Tensor,
     rank: int,
     *,
-    power: int = POWER,
+    power: int = POWER_ITERATIONS,
     oversample: int | None = None,
     seed: int = 0,
 ) -> Truncated:
@@ -118,18 +118,18 @@ def truncated_svd(
         start = torch.randn(delta.shape[1], wide, generator=torch.Generator().manual_seed(seed)).to(
             base.device
         )
-        left = _qr(delta.times(start))[0]
+        columns = _qr(delta.times(start))[0]
         for _ in range(power):
-            right = _qr(delta.transposed_times(left))[0]
-            left = _qr(delta.times(right))[0]
+            rows = _qr(delta.transposed_times(columns))[0]
+            columns = _qr(delta.times(rows))[0]
         # DᵀQ = ZC with a small C: the SVD of Cᵀ is that of QᵀD, turned by Z
-        right, small = _qr(delta.transposed_times(left))
+        rows, small = _qr(delta.transposed_times(columns))
         with one_core():
             u, s, v = torch.linalg.svd(small.double().t())
         return Truncated(
-            left @ u[:, :rank].float(),
+            columns @ u[:, :rank].float(),
             s[:rank].float(),
-            (right @ v[:rank].t().float()).t().contiguous(),
+            (rows @ v[:rank].t().float()).t().contiguous(),
             energy,
         )
 
@@ -197,11 +197,13 @@ class _Delta:
         )
         return math.fsum(norm**2 for norm in norms)
 
-    def times(self, right: Tensor) -> Tensor:
-        return torch.cat(self.over_pieces(lambda rows: self.part(rows) @ right, 0))
+    def times(self, matrix: Tensor) -> Tensor:
+        return torch.cat(self.over_pieces(lambda rows: self.part(rows) @ matrix, 0))
 
-    def transposed_times(self, left: Tensor) -> Tensor:
-        return torch.cat(self.over_pieces(lambda columns: self.part(columns=columns).t() @ left, 1))
+    def transposed_times(self, matrix: Tensor) -> Tensor:
+        return torch.cat(
+            self.over_pieces(lambda columns: self.part(columns=columns).t() @ matrix, 1)
+        )
 
 
 def _check(base: Tensor, inst: Tensor, rank: int, power: int, oversample: int) -> None:

@@ -17,7 +17,7 @@ from pa_kernels.tiles import OPTIONS, Launch, is_on_cpu
 
 
 @dataclass(frozen=True)
-class Row:
+class SwitchRow:
     """One entry of a switch, checked.
 
     Attributes:
@@ -58,10 +58,10 @@ class Written:
     products: tuple[float, float] | None = None
 
 
-R = TypeVar("R", bound=Row)
+R = TypeVar("R", bound=SwitchRow)
 
 
-class Group(Generic[R]):
+class SwitchGroup(Generic[R]):
     """Rows that are rewritten together. Writing `lams` and calling `launch_` is all that a switch
     does.
 
@@ -81,7 +81,7 @@ class Group(Generic[R]):
         raise NotImplementedError
 
 
-class TritonGroup(Group[R]):
+class TritonGroup(SwitchGroup[R]):
     """Rows of one kind on one device, as one launch of a kernel whose arguments are words, sizes
     and pointers of `tiles`, then `tables`, then `constants`."""
 
@@ -113,7 +113,7 @@ class TritonGroup(Group[R]):
         )
 
 
-G = TypeVar("G", bound=Group[Any])
+G = TypeVar("G", bound=SwitchGroup[Any])
 
 
 class Switch(Generic[G]):
@@ -125,7 +125,7 @@ class Switch(Generic[G]):
             on a GPU.
     """
 
-    def __init__(self, rows: Sequence[Row]):
+    def __init__(self, rows: Sequence[SwitchRow]):
         self.count = len(rows)
         members: dict[Hashable, list[int]] = {}
         for t, row in enumerate(rows):
@@ -163,7 +163,7 @@ class Switch(Generic[G]):
             group.launch_()
 
 
-def by_entry(group: Group[Any], values: Sequence[float]) -> Tensor:
+def by_entry(group: SwitchGroup[Any], values: Sequence[float]) -> Tensor:
     """fp32 [T] of the group's entries, from the values of all entries. For a GPU in pinned memory,
     whose copies do not wait for the device; torch reuses it once they are done."""
     own = [values[t] for t in group.entries]

@@ -115,7 +115,7 @@ def build(
 
 
 def table(values: Sequence[Any], device: torch.device | str = "cpu") -> Tensor:
-    """`values` as int64 on `device`."""
+    """Return `values` as an int64 tensor on `device`."""
     return torch.tensor(values, dtype=torch.int64, device="cpu").to(device)
 
 

@@ -77,17 +77,26 @@ _MAX_EXPANDED_LAYERS = 4096
 
 @dataclass(frozen=True)
 class Difference:
-    """One key (nested keys joined by dots) that differs, and whether that is `harmless`: unable to
-    change a forward pass.
+    """One key that differs between two configurations.
 
-    `reason` says why a key that is not known to be harmless is accepted; empty for all others.
+    Attributes:
+        key: nested keys are joined by dots.
+        harmless: True if the difference cannot change a forward pass.
+        ignored: True if it may change one, and the user accepts that.
+        reason: why a key that this module does not list as harmless is accepted; empty for all
+            others.
     """
 
     key: str
     base: Any
     instruct: Any
     harmless: bool
+    ignored: bool = False
     reason: str = ""
+
+    @property
+    def is_accepted(self) -> bool:
+        return self.harmless or self.ignored
 
     def __str__(self) -> str:
         return (
@@ -108,11 +117,11 @@ def differences(
         beside: keys that are harmless in this pair, because the caller handles their difference.
         ignored: keys, with all that is nested below them, whose difference the user accepts.
 
-    Cost: microseconds if only harmless keys differ; otherwise transformers is imported to tell
-    spelling from meaning. No remote code is run.
+    Cost: microseconds if only harmless and ignored keys differ; otherwise transformers is imported
+    to tell spelling from meaning. No remote code is run.
     """
     differing = [_accepted(one, ignored) for one in _compare(base, instruct, beside)]
-    if all(difference.harmless for difference in differing):
+    if all(difference.is_accepted for difference in differing):
         return differing
     base_expanded, instruct_expanded = _expanded(base), _expanded(instruct)
     if (
@@ -132,14 +141,14 @@ def differences(
         if not d.harmless and {_is_empty(d.base), _is_empty(d.instruct)} != {True}
     ]
     keys = {d.key for d in real}
-    same_meaning = [replace(d, harmless=True) for d in differing if d.key not in keys]
+    same_meaning = [_harmless(d) for d in differing if d.key not in keys]
     unread = _unread([d.key for d in real], base_expanded, instruct_expanded)
     reason = f"no class of transformers for {quoted(str(base.get('model_type')))} reads it"
-    real = [replace(d, harmless=True, reason=reason) if d.key in unread else d for d in real]
+    real = [_harmless(d, reason) if d.key in unread else d for d in real]
     return sorted(same_meaning + real, key=lambda difference: difference.key)
 
 
-def model_class(*configs: Mapping[str, Any]) -> str | None:
+def model_class_name(*configs: Mapping[str, Any]) -> str | None:
     """Return the class that the first of `configs` with `architectures` names; None if none has
     it."""
     for config in configs:
@@ -188,19 +197,26 @@ def _compare(
             harmless = bool((HARMLESS | ignored) & set(key.split(".")))
             differing.append(Difference(key, b, i, harmless))
             if key == "architectures" and _is_absent(b) != _is_absent(i):
-                differing[-1] = Difference(
-                    key, b, i, True, "absent on one side: the class that the other names is taken"
+                differing[-1] = _harmless(
+                    differing[-1], "absent on one side: the class that the other names is taken"
                 )
     return differing
 
 
 def _accepted(difference: Difference, ignored: Iterable[str]) -> Difference:
-    """Return `difference`, made harmless if the user accepts it."""
+    """Return `difference`, marked as ignored if it is not harmless and the user accepts it."""
     if difference.harmless or not any(
         f"{difference.key}.".startswith(f"{key}.") for key in ignored
     ):
         return difference
-    return replace(difference, harmless=True, reason="ignored on request (--ignore-config)")
+    return replace(difference, ignored=True, reason="ignored on request (--ignore-config)")
+
+
+def _harmless(difference: Difference, reason: str = "") -> Difference:
+    """Return `difference`, marked as harmless; with `reason`, or the one that it has unless that
+    is the user's request."""
+    reason = reason or ("" if difference.ignored else difference.reason)
+    return replace(difference, harmless=True, ignored=False, reason=reason)
 
 
 def _unread(keys: list[str], *configs: Mapping[str, Any]) -> set[str]:
@@ -209,7 +225,9 @@ def _unread(keys: list[str], *configs: Mapping[str, Any]) -> set[str]:
     A key inside a plain mapping counts as read if the key of the mapping is, because the mapping
     may be passed on whole.
     """
-    if not keys or any(model_class(config) and not _is_own_class(config) for config in configs):
+    if not keys or any(
+        model_class_name(config) and not _is_own_class(config) for config in configs
+    ):
         return set()  # code that is not transformers' own may read any key
     text = _source_text(
         tuple(sorted({kind for config in configs for kind in _model_types(config)}))
@@ -248,7 +266,7 @@ def _is_own_class(config: Mapping[str, Any]) -> bool:
     """Return whether transformers itself has the class that `config` names."""
     import transformers
 
-    return hasattr(transformers, str(model_class(config)))
+    return hasattr(transformers, str(model_class_name(config)))
 
 
 @functools.lru_cache(maxsize=8)

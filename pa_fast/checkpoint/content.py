@@ -28,7 +28,7 @@ def over_tensors(
     """Return `work(tensor, start, piece)` of every piece of each tensor, in order, computed on all
     cores.
 
-    Cost: one read of the tensors, into memory of one piece (2^19 elements) per core.
+    Cost: one read of the tensors, into memory of one piece (2^20 elements) per core.
     """
     from pa_kernels.cores import Scratch, over_cores
 

@@ -88,8 +88,8 @@ def inspect(
         progress: called with (bytes read, bytes in all) while weights are measured.
 
     Example:
-        >>> report = pa_fast.inspect("base", "instruct", sample=True)
-        >>> report.parameters, report.measured.total.relative_norm
+        report = pa_fast.inspect("base", "instruct", sample=True)
+        report.parameters, report.measured.total.relative_norm
 
     Cost: headers and JSON files. No weights are read, and torch is not imported unless the two
     config.json differ in a key that could change the model. With `sample` or `full` also those

@@ -61,18 +61,18 @@ class ShardPlan:
         return self.slots[-1].stop if self.slots else len(self.header)
 
 
-Row = tuple[str, str, tuple[int, ...], int]
+TensorRow = tuple[str, str, tuple[int, ...], int]
 """Name, safetensors dtype, shape and elements of a tensor."""
 
 
-def plan_shards(tensors: Iterable[Row], max_shard_bytes: int) -> list[ShardPlan]:
+def plan_shards(tensors: Iterable[TensorRow], max_shard_bytes: int) -> list[ShardPlan]:
     """Cut (name, dtype, shape, elements) into files of at most `max_shard_bytes` of data, in the
     given order.
 
     A larger tensor gets a file of its own. Inside a file wider dtypes come first, so that all are
     aligned.
     """
-    groups: list[list[Row]] = [[]]
+    groups: list[list[TensorRow]] = [[]]
     filled = 0
     for row in tensors:
         size = _size(row)
@@ -84,7 +84,7 @@ def plan_shards(tensors: Iterable[Row], max_shard_bytes: int) -> list[ShardPlan]
     return _numbered(groups)
 
 
-def plan_shards_like(tensors: Iterable[Row], files: Mapping[str, int]) -> list[ShardPlan]:
+def plan_shards_like(tensors: Iterable[TensorRow], files: Mapping[str, int]) -> list[ShardPlan]:
     """Cut tensors as another checkpoint is: `files` has the index of each tensor's file in it. A
     tensor that it lacks goes into the last file.
 
@@ -92,17 +92,17 @@ def plan_shards_like(tensors: Iterable[Row], files: Mapping[str, int]) -> list[S
     `tensors`.
     """
     last = max(files.values())
-    groups: dict[int, list[Row]] = {}
+    groups: dict[int, list[TensorRow]] = {}
     for row in tensors:
         groups.setdefault(files.get(row[0], last), []).append(row)
     return _numbered([groups[index] for index in sorted(groups)])
 
 
-def _size(row: Row) -> int:
+def _size(row: TensorRow) -> int:
     return row[3] * DTYPE_BITS[row[1]] // 8
 
 
-def _numbered(groups: list[list[Row]]) -> list[ShardPlan]:
+def _numbered(groups: list[list[TensorRow]]) -> list[ShardPlan]:
     total = len(groups)
     names = (
         [SINGLE]
@@ -112,7 +112,7 @@ def _numbered(groups: list[list[Row]]) -> list[ShardPlan]:
     return [_plan(file, group) for file, group in zip(names, groups)]
 
 
-def _plan(file: str, group: list[Row]) -> ShardPlan:
+def _plan(file: str, group: list[TensorRow]) -> ShardPlan:
     entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
     ordered = sorted(group, key=lambda tensor: -DTYPE_BITS[tensor[1]])
     offset = 0
@@ -287,7 +287,7 @@ def _is_known(path: Path, listed: frozenset[str]) -> bool:
 
 @dataclass(frozen=True)
 class Sums:
-    """Checksums of one tensor (`pa_kernels.checksum`): of the bytes written, and of both
+    """Sums of one tensor (`pa_kernels.checksum`): of the bytes written, and of both
     sources."""
 
     written: int

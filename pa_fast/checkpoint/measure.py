@@ -225,8 +225,8 @@ def _histogram(distance: torch.Tensor, left_out: torch.Tensor) -> tuple[int, ...
 
 @dataclass(frozen=True)
 class StoreSize:
-    """Bytes beside the live copy, by store. `packed` equals `dense` if a tensor cannot be packed,
-    or packing does not pay."""
+    """Bytes beside the live copy, by store. `sparse` and `packed` equal `dense` if a tensor cannot
+    be held so, or that does not pay."""
 
     dense: int = 0
     sparse: int = 0
@@ -241,24 +241,29 @@ class StoreSize:
 def store_size(sums: DeltaSums, item_bytes: tuple[int, int], live: str) -> StoreSize:
     """Return the bytes that a tensor would take in each store, from counts alone.
 
+    Stores are a layer above, and cannot answer from counts: their `estimate` encodes samples of
+    tensors, and importing them imports torch, which `inspect` of headers must not. So this is the
+    only place outside `stores` that knows what they keep. Bytes are those of the kernels' formats,
+    and tests/checkpoint/test_measure.py compares them with what the stores encode.
+
     Args:
         sums: over all of its elements, or scaled to as many.
         item_bytes: of one element of base and of instruct, in their files.
         live: safetensors dtype of the live tensor.
     """
     from pa_kernels.packed import packed_bytes
-    from pa_kernels.sparse import position_bytes
+    from pa_kernels.sparse import sparse_bytes
 
     numel, both = sums.weights, sum(item_bytes)
-    changed = numel - sums.unchanged
-    where = min(position_bytes("index", numel, changed), position_bytes("bitmap", numel, changed))
-    packed = [numel * both]
+    dense = numel * both
+    packed = [dense]
     if not sums.inexact and live in ("BF16", "F16"):
         packed += [
             packed_bytes(numel, sums.no_small_code, 8),
             packed_bytes(numel, sums.no_large_code, 16),
         ]
-    return StoreSize(numel * both, where + changed * both, min(packed))
+    sparse = sparse_bytes(numel, numel - sums.unchanged, both)
+    return StoreSize(dense, min(dense, sparse), min(packed))
 
 
 # --- module path
@@ -334,7 +339,7 @@ class Fidelity:
 
 
 @dataclass(frozen=True)
-class Part:
+class MeasuredPart:
     """A tensor, all tensors of one module, or all of a model, over the weights that follow λ and
     that both sides have.
 
@@ -369,9 +374,9 @@ class Measured:
     """Measurements of a pair: `total`, one part per module in the order of the files, and one per
     tensor."""
 
-    total: Part
-    modules: tuple[Part, ...]
-    tensors: tuple[Part, ...]
+    total: MeasuredPart
+    modules: tuple[MeasuredPart, ...]
+    tensors: tuple[MeasuredPart, ...]
 
     @property
     def is_sampled(self) -> bool:
@@ -518,7 +523,7 @@ def _both_bytes(pair: Pair, name: str) -> int:
 
 def _part(
     name: str, layer: int | None, module: str, members: Iterable[_Tensor], lams: Sequence[Lambda]
-) -> Part:
+) -> MeasuredPart:
     members = list(members)
     sums, stores, measured = DeltaSums(), StoreSize(), 0
     for member in members:
@@ -528,7 +533,7 @@ def _part(
             measured + member.measured,
         )
     whole = max(sums.weights, 1)
-    return Part(
+    return MeasuredPart(
         name=name,
         layer=layer,
         module=module,

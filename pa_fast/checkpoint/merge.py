@@ -39,7 +39,7 @@ from pa_fast.checkpoint.names import Skeleton, undone
 from pa_fast.checkpoint.pair import Pair, PairOptions, pair, untied_config
 from pa_fast.checkpoint.provenance import (
     Provenance,
-    Source,
+    SideRecord,
     as_hex,
     combine,
     merged_config,
@@ -253,14 +253,14 @@ def merge(
             the model card.
 
     Example:
-        >>> report = pa_fast.merge("base", "instruct", 0.6, "merged")
-        >>> report.tensors, report.bytes
-        >>> pa_fast.merge("base", "instruct", "1/3", "third", dtype="bfloat16")
+        report = pa_fast.merge("base", "instruct", 0.6, "merged")
+        report.tensors, report.bytes
+        pa_fast.merge("base", "instruct", "1/3", "third", dtype="bfloat16")
 
     Numerics: the contract of `pa_kernels.lerp_`: fp32 arithmetic, one rounding. λ = 0 and 1 give
         the sources' bits if their dtype is the output's. Live weights with the same λ, rule,
         rounding and seed have the same bits.
-    Cost: one pass over both checkpoints, fingerprints included; memory of a few chunks (2^19
+    Cost: one pass over both checkpoints, fingerprints included; memory of a few chunks (2^20
     elements each) per core.
 
     Raises:
@@ -357,7 +357,7 @@ def _fill_all(
 
 
 class _Stream:
-    """Merge of tensors into open output files. Checksums of the output and of both sources are
+    """Merge of tensors into open output files. Sums of the output and of both sources are
     summed while their bytes are in cache.
 
     Several files may be filled at once. Once `ended` is set, each stops at its next chunk.
@@ -481,12 +481,12 @@ def _job(pair: Pair, shards: list[ShardPlan], provenance: Provenance, allow_nonf
     return hashlib.blake2b(repr(parts).encode(), digest_size=8).hexdigest()
 
 
-def _source(spec: str | Path, checkpoint: Checkpoint) -> Source:
+def _source(spec: str | Path, checkpoint: Checkpoint) -> SideRecord:
     """Describe one side, without its content fingerprint, which takes a pass over its bytes."""
-    return Source(str(spec), revision(checkpoint.folder), checkpoint.quick_fingerprint(), "")
+    return SideRecord(str(spec), revision(checkpoint.folder), checkpoint.quick_fingerprint(), "")
 
 
-def _summed(source: Source, seen: Checkpoint, sums: Mapping[str, int]) -> Source:
+def _summed(source: SideRecord, seen: Checkpoint, sums: Mapping[str, int]) -> SideRecord:
     """Return `source` with the fingerprint of its files. `seen` gave tensors to the merge, whose
     checksums are `sums`.
 

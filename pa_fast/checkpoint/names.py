@@ -1,8 +1,7 @@
-"""The model class of a checkpoint without weights, and the names that checkpoint tensors have in
-it.
+"""Names that checkpoint tensors have in their model class, which is built without weights.
 
-transformers renames, stacks, splits and transposes tensors while it loads. Its own tables say how:
-there is no table of architectures here.
+transformers renames, stacks, splits and transposes tensors while it loads. This module reads its
+conversion tables and has no table of architectures.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pa_fast.checkpoint.config import model_class
+from pa_fast.checkpoint.config import model_class_name
 from pa_fast.checkpoint.reader import Checkpoint, Conversion, InMemory, View
 from pa_fast.checkpoint.safetensors import DTYPE_BITS, TensorInfo, quoted, torch_dtype
 from pa_fast.errors import PairError
@@ -31,10 +30,10 @@ class Placed:
     """A checkpoint tensor and the model tensor that it becomes.
 
     Attributes:
-        key: its name in the checkpoint.
-        target: the model tensor that it becomes, or the first of those that it is split into.
-        pattern: pattern of the conversion that makes `target` of it; None if it is only renamed.
-        order: its position among the tensors of this `target` and `pattern`.
+        key: name in the checkpoint.
+        target: name of the model tensor, or of the first one if `key` is split into several.
+        pattern: pattern of the conversion that makes `target`; None if `key` is only renamed.
+        order: position among the tensors of this `target` and `pattern`.
     """
 
     key: str
@@ -45,11 +44,11 @@ class Placed:
 
 @dataclass(frozen=True)
 class Traced:
-    """Origins of the tensors of a model.
+    """Checkpoint tensors by the model tensor that they become.
 
     Attributes:
-        placed: model name → checkpoint tensors that it is made of, in transformers' order.
-        unplaced: checkpoint names that become no tensor of the model.
+        placed: model name → the checkpoint tensors that make it, in transformers' order.
+        unplaced: names of checkpoint tensors that the model has no tensor for.
     """
 
     placed: Mapping[str, Sequence[Placed]]
@@ -61,7 +60,7 @@ class Skeleton:
 
     Attributes:
         model: the model.
-        tensors: its parameters and persistent buffers by name, every name of a tied one.
+        tensors: its parameters and persistent buffers by name; tied ones have several names.
     """
 
     def __init__(self, model: Any):
@@ -70,18 +69,18 @@ class Skeleton:
 
     @classmethod
     def of(cls, config: Mapping[str, Any], other: Mapping[str, Any]) -> Skeleton | None:
-        """Return the model that `config` describes; None if transformers has no class for it, or
-        the class refuses.
+        """Return the model that `config` describes; None if transformers has no class for it or the
+        class refuses the configuration.
 
         Args:
-            other: the configuration that names the class where `config` does not.
+            other: configuration that is searched for the class name if `config` has none.
         """
         import torch
         import transformers
         from transformers import initialization
         from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-        named = model_class(config, other)
+        named = model_class_name(config, other)
         safe = getattr(initialization, "meta_device_safe_creation_ops", contextlib.nullcontext)
         try:
             configuration = CONFIG_MAPPING[config["model_type"]].from_dict(
@@ -125,21 +124,21 @@ class Skeleton:
         return Traced(placed, tuple(unplaced))
 
     def is_ignored(self, name: str) -> bool:
-        """Return whether the model class says that a checkpoint may hold `name` and that it does
-        not use it."""
+        """Return True if the model class lists `name` as a checkpoint tensor that it does not
+        use."""
         renamed = self._renamed(name, *self._rules())[0]
         return any(re.search(pattern, renamed) for pattern in self._ignored)
 
     @functools.cached_property
     def converters(self) -> dict[str, Any]:
-        """Pattern → the conversion that takes tensors of it."""
+        """Conversions of the model class, by the pattern of the names that they take."""
         return {pattern: one for one in self._rules()[1] for pattern in one.source_patterns}
 
     def convert(
         self, converter: Any, target: str, parts: Iterable[tuple[str, str, torch.Tensor]]
     ) -> dict[str, torch.Tensor]:
-        """Return the tensors that `converter` makes of `parts` (name, pattern, tensor), by name.
-        The first one is `target`."""
+        """Return the tensors that `converter` makes of `parts` (name, pattern, tensor), by name,
+        `target` first."""
         own = copy.deepcopy(converter)
         for name, pattern, tensor in parts:
             own.add_tensor(target, name, pattern, tensor)
@@ -204,13 +203,13 @@ def _quiet() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Counterpart:
-    """Base as instruct is laid out.
+    """Base checkpoint in the layout of the instruct checkpoint.
 
     Attributes:
         base: base under instruct's names; tensors that instruct lacks have their names in the
             model.
-        unused: name → side, of tensors that one side alone has and that the model has no use for.
-        ignored: those of `unused` that the model class says it ignores.
+        unused: name → side, of tensors that only one side has and that the model does not use.
+        ignored: those of `unused` that the model class lists as ignored.
         kind: the model class.
         notes: notes on tensors that were not paired by their own names.
     """
@@ -224,8 +223,8 @@ class Counterpart:
 
 @dataclass(frozen=True)
 class _Group:
-    """Checkpoint tensors that become `makes` together; not `is_converted` if the one tensor is only
-    renamed."""
+    """Checkpoint tensors that together become the model tensors `makes`. `is_converted` is False
+    for one tensor that is only renamed."""
 
     target: str
     parts: tuple[Placed, ...]
@@ -253,8 +252,7 @@ class _Side:
         self.owner = {name: group for group in self.groups for name in group.makes}
 
     def forward(self, group: _Group, tensors: Tensors) -> Tensors:
-        """Return the model tensors of `group`, made of `tensors`, which are named as in the
-        checkpoint."""
+        """Return the model tensors that `group` makes of checkpoint `tensors`."""
         if not group.is_converted:
             return {group.target: tensors[group.parts[0].key]}
         converter = self.skeleton.converters[str(group.parts[0].pattern)]
@@ -265,10 +263,10 @@ class _Side:
         )
 
     def backward(self, group: _Group, tensors: Tensors) -> Tensors:
-        """Return the checkpoint tensors of which `forward` makes `tensors`, bit for bit.
+        """Return the checkpoint tensors from which `forward` makes `tensors`, bit for bit.
 
         Raises:
-            PairError: there are none.
+            PairError: no checkpoint tensors do.
         """
         if not group.is_converted:
             return {group.parts[0].key: tensors[group.target]}
@@ -410,8 +408,8 @@ def counterpart(base: Checkpoint, instruct: Checkpoint) -> Counterpart | None:
 
 
 def undone(checkpoint: Checkpoint, skeleton: Skeleton, tensors: InMemory) -> list[Conversion]:
-    """Return the tensors of `checkpoint` that transformers stacks, splits or transposes, made of
-    the model's `tensors`."""
+    """Return the tensors of `checkpoint` that transformers stacks, splits or transposes, computed
+    from the model's `tensors`."""
     side = _Side("instruct", checkpoint, skeleton)
     conversions = []
     for group in (group for group in side.groups if group.is_converted):
@@ -423,7 +421,7 @@ def undone(checkpoint: Checkpoint, skeleton: Skeleton, tensors: InMemory) -> lis
 
 
 def resave(checkpoint: Checkpoint) -> str:
-    """Return the call that writes a checkpoint in the layout of its model class."""
+    """Return the hint with the call that writes a checkpoint in the layout of its model class."""
     kind = (checkpoint.config.get("architectures") or ["AutoModelForCausalLM"])[0]
     return (
         f"save both sides anew with one transformers: {kind}.from_pretrained(DIR, dtype='auto')"
@@ -434,7 +432,8 @@ def resave(checkpoint: Checkpoint) -> str:
 def _components(
     base_side: _Side, instruct_side: _Side
 ) -> Iterator[tuple[list[_Group], list[_Group]]]:
-    """Yield the groups of both sides that share model tensors, directly or through others."""
+    """Yield the groups of both sides that share model tensors, directly or through other
+    groups."""
     done: set[str] = set()
     for start in [*instruct_side.owner, *base_side.owner]:
         if start in done:
@@ -457,7 +456,7 @@ def _components(
 def _same_pieces(
     ours: list[_Group], theirs: list[_Group], base: Checkpoint, instruct: Checkpoint
 ) -> dict[str, str] | None:
-    """instruct's name → base's if both sides store the same pieces; None if one must be
+    """Return base's name by instruct's if both sides store the same pieces; None if one must be
     converted."""
     if len(ours) != 1 or len(theirs) != 1 or ours[0].positions != theirs[0].positions:
         return None

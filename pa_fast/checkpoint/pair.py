@@ -34,7 +34,7 @@ ONE_SIDED = ("keep", "drop", "refuse")
 
 @dataclass(frozen=True)
 class PairOptions:
-    """Pairing options, shared by every verb that pairs.
+    """Pairing options, shared by everything that pairs.
 
     Attributes:
         extra_rows: keep vocabulary rows that one side alone has as they are (`instruct`), or refuse
@@ -351,7 +351,7 @@ def align(base: Checkpoint, instruct: Checkpoint, policy: str | None) -> Aligned
                 continue
             it, are = ("it", "it is") if len(names) == 1 else ("them", "they are")
             reason = f"{mapped.kind} {'ignores' if ignored else 'has no place for'} {it}"
-            what = f"{listed(names)}: in {side} only, and {reason}"
+            what = f"{listed_names(names)}: in {side} only, and {reason}"
             kept = policy or ("keep" if ignored else "refuse")
             if kept == "refuse":
                 prefix = _common_prefix(own, names)
@@ -361,7 +361,7 @@ def align(base: Checkpoint, instruct: Checkpoint, policy: str | None) -> Aligned
                         f"all names begin with {prefix}: --strip-prefix {prefix} pairs them"
                         " without it"
                     )
-                lacks = f"lacks {listed(names)}, which only {side} ({own.folder}) has"
+                lacks = f"lacks {listed_names(names)}, which only {side} ({own.folder}) has"
                 raise PairError(f"{other.folder}: {lacks}, and {reason}", hint)
             if kept == "keep":
                 single |= dict.fromkeys(names, side)
@@ -407,7 +407,7 @@ def is_attribute(prefix: str) -> bool:
     return prefix in _ATTRIBUTES
 
 
-def listed(names: Sequence[str]) -> str:
+def listed_names(names: Sequence[str]) -> str:
     """Return up to three of `names`, and the number of the others."""
     return ", ".join(quoted(name) for name in names[:3]) + (
         f" and {len(names) - 3} more" if len(names) > 3 else ""
@@ -491,7 +491,7 @@ class Pair:
         names: every tensor of the merge, in instruct's order on disk; those that one conversion
             makes are together.
         shapes: their shapes.
-        differences: configuration keys that differ without changing the model.
+        differences: configuration keys that differ, all of them harmless or ignored on request.
         notes: sentences for the user.
         tied: the head that one side alone stores.
         kept: vocabulary rows that one side alone has.
@@ -679,7 +679,7 @@ def check_configs(
     differing = differences(
         base.config, instruct.config, frozenset() if tying else frozenset({KEY}), ignored
     )
-    serious = [difference for difference in differing if not difference.harmless]
+    serious = [difference for difference in differing if not difference.is_accepted]
     if serious:
         more = f" (and {len(serious) - 5} more keys)" if len(serious) > 5 else ""
         keys = " ".join(
@@ -746,7 +746,7 @@ def check_names(aligned: Aligned, excused: Container[str] = ()) -> None:
         ]
         if only:
             raise PairError(
-                f"{other.folder}: lacks {listed(only)}, which only {side} ({own.folder}) has",
+                f"{other.folder}: lacks {listed_names(only)}, which only {side} ({own.folder}) has",
                 aligned.hint(only, own, other),
             )
 

@@ -58,7 +58,7 @@ _ANOTHER = "it was written by another version of pa_fast, or edited"
 
 
 @dataclass(frozen=True)
-class Source:
+class SideRecord:
     """One side of a merge: as the user named it, its hub commit if it has one, and its
     fingerprints."""
 
@@ -78,8 +78,8 @@ class Provenance:
         store: description of the store that the live weights were saved from, if it is lossy.
     """
 
-    base: Source
-    instruct: Source
+    base: SideRecord
+    instruct: SideRecord
     spec: MergeSpec
     dtype: str
     options: PairOptions = DEFAULTS
@@ -136,7 +136,7 @@ def read_provenance(folder: Path) -> Provenance | None:
         if document["format"] != FORMAT:
             raise ValueError
         base, instruct = (
-            Source(**{key: document[side][key] for key in Source.__annotations__})
+            SideRecord(**{key: document[side][key] for key in SideRecord.__annotations__})
             for side in ("base", "instruct")
         )
         lam, dtype, rule, options = (

@@ -75,11 +75,11 @@ def verify(
         progress: called with (bytes compared, bytes in all).
 
     Example:
-        >>> report = pa_fast.verify("merged", "base", "instruct")
-        >>> report.ok, report.differences
-        >>> pa_fast.verify("merged", "base", "instruct", 0.6).ok
+        report = pa_fast.verify("merged", "base", "instruct")
+        report.ok, report.differences
+        pa_fast.verify("merged", "base", "instruct", 0.6).ok
 
-    Cost: one pass over the three checkpoints; memory of a few chunks (2^19 elements each).
+    Cost: one pass over the three checkpoints; memory of a few chunks (2^20 elements each).
 
     Raises:
         UsageError: λ is neither given nor in pa_fast.json, or an argument is not valid.

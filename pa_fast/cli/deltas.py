@@ -1,4 +1,5 @@
-"""The verbs of deltas: `encode` writes a delta file, `lora` converts one to a LoRA folder."""
+"""The commands `encode`, which writes a delta file, and `lora`, which converts one to a LoRA
+folder."""
 
 from __future__ import annotations
 
@@ -28,14 +29,15 @@ def encode(
     format: Annotated[
         str,
         typer.Option(
-            metavar="F", help="packed or sparse, which can lose nothing; lowrank or dense."
+            metavar="F",
+            help="dense, packed or sparse, which keep every bit by default; or lowrank.",
         ),
     ],
     out: Annotated[str, typer.Option(metavar="FILE", help="The delta file to write.")],
     range_: Annotated[
         str | None,
         typer.Option(
-            "--range", metavar="LO:HI", help="packed: the λ that it is for; 0:1 by default."
+            "--range", metavar="LO:HI", help="packed: least and largest λ; 0:1 by default."
         ),
     ] = None,
     select: Annotated[
@@ -46,11 +48,14 @@ def encode(
         typer.Option(metavar="D", help="topk, ties, dare: share of the weights, in (0, 1]."),
     ] = None,
     scope: Annotated[
-        str | None, typer.Option(metavar="S", help="topk: that share of each tensor, or global.")
+        str | None,
+        typer.Option(
+            metavar="S", help="topk: tensor (by default) or global: what D is a share of."
+        ),
     ] = None,
     rank: Annotated[
         int | None,
-        typer.Option(metavar="R", help="lowrank: rank of every matrix; 64 if nothing is said."),
+        typer.Option(metavar="R", help="lowrank: rank of every matrix; 64 by default."),
     ] = None,
     energy: Annotated[
         float | None,
@@ -77,8 +82,10 @@ def encode(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Write the delta between two checkpoints to a file; with it `sweep --delta` needs BASE
-    alone."""
+    """Write the delta between two checkpoints to a file.
+
+    `pa-fast sweep BASE --delta FILE` then needs no INSTRUCT.
+    """
     from pa_fast.encoding import encode as run
 
     report = run(
@@ -124,10 +131,10 @@ def _range(text: str | None) -> tuple[float, float] | None:
 
     if text is None:
         return None
-    ends = text.split(":")
-    if len(ends) != 2:
+    bounds = text.split(":")
+    if len(bounds) != 2:
         raise UsageError(f"--range {text}", "write the least and the largest λ, such as -0.2:1.5")
-    return float(Lambda(ends[0])), float(Lambda(ends[1]))
+    return float(Lambda(bounds[0])), float(Lambda(bounds[1]))
 
 
 def lora(
@@ -139,7 +146,10 @@ def lora(
         str, typer.Option(metavar="DIR", help="The LoRA folder to write; must be new or empty.")
     ],
     lam: Annotated[
-        str, typer.Option("--lambda", metavar="L", help="lora_alpha is λ times the rank.")
+        str,
+        typer.Option(
+            "--lambda", metavar="L", help="λ of the LoRA: its lora_alpha is λ times the rank."
+        ),
     ] = "1",
     partial: Annotated[
         bool, typer.Option("--partial", help="Leave out what a LoRA cannot hold, such as norms.")

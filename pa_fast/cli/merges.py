@@ -1,4 +1,4 @@
-"""The verbs of merged checkpoints: `merge` writes one, `verify` checks one."""
+"""The commands `merge`, which writes a merged checkpoint, and `verify`, which checks one."""
 
 from __future__ import annotations
 
@@ -17,14 +17,16 @@ from pa_fast.cli.options import (
     IgnoreConfig,
     Instruct,
     Json,
+    Keep,
+    Objective,
     OneSided,
-    Rounding,
-    Rule,
+    RoundingOption,
+    RuleOption,
     Seed,
     StripPrefix,
 )
 from pa_fast.cli.output import byte_bar, show_json
-from pa_fast.errors import DataError
+from pa_fast.errors import DataError, UsageError
 from pa_fast.terminal import say, tell
 from pa_fast.units import format_bytes, format_count, format_rate, format_seconds
 
@@ -33,25 +35,42 @@ if TYPE_CHECKING:
 
 
 def merge(
-    base: Base,
-    instruct: Instruct,
-    lam: Annotated[
-        str, typer.Option("--lambda", metavar="L", help="Any finite λ: 0.6, 1/3, -0.2.")
-    ],
     out: Annotated[
         str, typer.Option(metavar="DIR", help="The folder to write; must be new or empty.")
     ],
+    base: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="BASE", help="The base checkpoint, λ = 0; with --best-of the run's."
+        ),
+    ] = None,
+    instruct: Annotated[
+        str | None, typer.Argument(metavar="INSTRUCT", help="The instruct checkpoint, λ = 1.")
+    ] = None,
+    lam: Annotated[
+        str | None, typer.Option("--lambda", metavar="L", help="Any finite λ: 0.6, 1/3, -0.2.")
+    ] = None,
+    best_of: Annotated[
+        str | None,
+        typer.Option(
+            "--best-of",
+            metavar="RUN",
+            help="In place of BASE, INSTRUCT and λ: the chosen λ of a run folder.",
+        ),
+    ] = None,
+    objective: Objective = None,
+    keep: Keep = None,
     max_shard_size: Annotated[
         str | None,
         typer.Option(
             metavar="SIZE",
-            help="Largest weight file, such as 5GB; cut as BASE's files are by default.",
+            help="Largest weight file, such as 5GB; by default files are cut as those of BASE.",
         ),
     ] = None,
     dtype: Dtype = "auto",
-    rounding: Rounding = "nearest",
+    rounding: RoundingOption = "nearest",
     seed: Seed = None,
-    rule: Rule = None,
+    rule: RuleOption = None,
     extra_rows: ExtraRows = "instruct",
     one_sided: OneSided = None,
     ignore_config: IgnoreConfig = None,
@@ -65,14 +84,16 @@ def merge(
         ),
     ] = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace DIR, a checkpoint that holds nothing else.")
+        bool,
+        typer.Option("--overwrite", help="Replace DIR if it is a checkpoint without other files."),
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Write the merge at one λ as a checkpoint folder that transformers loads.
+    """Write the merge at one λ as a checkpoint folder.
 
-    A merge that was killed or interrupted goes on from its complete weight files when the same
-    command runs again.
+    transformers loads the folder like any other checkpoint. If a merge is interrupted or killed,
+    run the same command again: complete weight files are kept. With
+    --best-of, dtype, rounding and rule are those of the run.
     """
     from pa_fast.checkpoint.merge import merge as run
 
@@ -87,6 +108,17 @@ def merge(
         "ignore_config": ignore_config or (),
         "strip_prefix": strip_prefix or (),
     }
+    if best_of is not None:
+        chosen = _chosen(best_of, lam, objective, keep, base, instruct, options)
+        base, instruct, lam = (chosen.pop(name) for name in ("base", "instruct", "lam"))
+        options |= chosen
+    elif objective is not None or keep:
+        raise UsageError("--objective and --keep are of a run", "name it: --best-of RUN")
+    if base is None or instruct is None or lam is None:
+        raise UsageError(
+            "a merge needs BASE, INSTRUCT and --lambda",
+            "write pa-fast merge BASE INSTRUCT --lambda L --out DIR, or --best-of RUN --out DIR",
+        )
     output: dict[str, Any] = {"max_shard_size": max_shard_size, "overwrite": overwrite}
     if from_model:
         from pa_fast.engines.transformers import load
@@ -109,6 +141,32 @@ def merge(
     _merged(report, as_json)
 
 
+def _chosen(
+    run: str,
+    lam: str | None,
+    objective: str | None,
+    keep: list[str] | None,
+    base: str | None,
+    instruct: str | None,
+    options: dict[str, Any],
+) -> dict[str, Any]:
+    """Return the arguments of the merge at the chosen λ of a run, and print the answer."""
+    from pa_fast.best_of import best_of
+    from pa_fast.sweep.schedule import parse_keep
+
+    given = {"--lambda": lam, "--rule": options["rule"], "--seed": options["seed"]}
+    for name, value in given.items():
+        if value is not None:
+            raise UsageError(
+                f"{name} beside --best-of, which has the run's", "leave out one of both"
+            )
+    answer, arguments = best_of(
+        run, objective, parse_keep(keep) if keep else None, base=base, instruct=instruct
+    )
+    say(answer.sentence)
+    return arguments
+
+
 def _merged(report: MergeReport, as_json: bool) -> None:
     if as_json:
         show_json(report)
@@ -129,25 +187,29 @@ def _merged(report: MergeReport, as_json: bool) -> None:
 
 
 def verify(
-    merged: Annotated[str, typer.Argument(metavar="MERGED", help="The checkpoint in question.")],
+    merged: Annotated[str, typer.Argument(metavar="MERGED", help="The checkpoint to check.")],
     base: Base,
     instruct: Instruct,
     lam: Annotated[
         str | None,
         typer.Option(
-            "--lambda", metavar="L", help="λ of the merge; MERGED's pa_fast.json by default."
+            "--lambda",
+            metavar="L",
+            help="λ of the merge; by default that in MERGED's pa_fast.json.",
         ),
     ] = None,
     rounding: Annotated[
-        str | None, typer.Option(metavar="R", help="Rounding of the merge; by default likewise.")
+        str | None,
+        typer.Option(metavar="R", help="Rounding of the merge; by default that in pa_fast.json."),
     ] = None,
     seed: Seed = None,
     rule: Annotated[
-        str | None, typer.Option(metavar="FILE", help="λ rule of the merge; by default likewise.")
+        str | None,
+        typer.Option(metavar="FILE", help="Rule of the merge; by default that in pa_fast.json."),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Check that a checkpoint is a merge of BASE and INSTRUCT, bit by bit."""
+    """Check bit by bit that MERGED is a merge of BASE and INSTRUCT."""
     from pa_fast.checkpoint.verify import verify as run
 
     with byte_bar("verifying") as bar:
@@ -173,7 +235,7 @@ def verify(
             else ""
         )
         raise DataError(
-            f"{report.merged} is not the merge at λ = {report.lam}: `{wrong[0].name}`"
+            f"{report.merged} is not the merge at λ = {report.lam}: `{wrong[0].name}`:"
             f" {wrong[0].reason}{counted}{more}",
             "compare λ, rule, rounding, dtype and the source folders with those in its"
             " pa_fast.json; --json lists every tensor",

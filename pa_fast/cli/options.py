@@ -1,4 +1,4 @@
-"""Arguments and options that several verbs share."""
+"""Arguments and options that several commands share."""
 
 from __future__ import annotations
 
@@ -13,29 +13,45 @@ Instruct = Annotated[
 Dtype = Annotated[
     str,
     typer.Option(
-        metavar="D", help="bfloat16, float16, float32, or auto: as each tensor is in INSTRUCT."
+        metavar="D",
+        help="bfloat16, float16, float32, or auto: for each tensor its dtype in INSTRUCT.",
     ),
 ]
-Rounding = Annotated[
+RoundingOption = Annotated[
     str,
     typer.Option(
-        metavar="R", help="nearest, or stochastic: λ is followed on average where nearest bends it."
+        metavar="R",
+        help="nearest, or stochastic: up or down at random, so that λ holds on average.",
     ),
 ]
 Seed = Annotated[
     int | None, typer.Option(metavar="N", help="Seed of stochastic rounding; 0 by default.")
 ]
-Rule = Annotated[
+RuleOption = Annotated[
     str | None,
     typer.Option(
-        metavar="FILE", help="YAML rows by which λ spreads over the tensors: docs/rules.md."
+        metavar="FILE", help="YAML file that gives tensors λ of their own; see docs/rules.md."
+    ),
+]
+Objective = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="The evaluator whose best λ is looked for, or the start of its name.",
+    ),
+]
+Keep = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME>=98%",
+        help="The share of its score at λ = 1 that NAME must keep; may be given again.",
     ),
 ]
 ExtraRows = Annotated[
     str,
     typer.Option(
         metavar="P",
-        help="Vocabulary rows that one side alone has: instruct keeps them as they are, or refuse.",
+        help="Vocabulary rows that only one side has: instruct (keep them as they are) or refuse.",
     ),
 ]
 OneSided = Annotated[
@@ -43,8 +59,8 @@ OneSided = Annotated[
     typer.Option(
         metavar="P",
         help=(
-            "Tensors that one side alone has and no model uses: keep, drop or refuse; by default"
-            " those are kept that the model class ignores, and others refused."
+            "Tensors that only one side has and the model does not use: keep, drop or refuse. By"
+            " default those that the model class ignores are kept, and others refused."
         ),
     ),
 ]
@@ -65,6 +81,6 @@ StripPrefix = Annotated[
     ),
 ]
 AllowNonfinite = Annotated[
-    bool, typer.Option("--allow-nonfinite", help="Let NaN and infinity in the weights pass.")
+    bool, typer.Option("--allow-nonfinite", help="Accept NaN and infinity in the weights.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]

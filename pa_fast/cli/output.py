@@ -1,4 +1,4 @@
-"""Output of the verbs: data on stdout; messages and bars on stderr."""
+"""Output of the commands: data on stdout; messages and bars on stderr."""
 
 from __future__ import annotations
 
@@ -44,14 +44,15 @@ def open_standard_streams() -> None:
 
 
 def drop_output() -> None:
-    """Point stdout at /dev/null, so that data left in its buffer do not fail again at exit."""
+    """Redirect stdout to /dev/null, so that data left in its buffer do not fail again at exit."""
     with suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def say_where(result: SweepResult) -> None:
-    """Print the folder of a sweep, relative to this one if it lies in it."""
-    figure = " and figure" if (result.out / "trajectory.png").exists() else ""
+    """Print the run folder of a sweep, relative to the current directory if it is inside it."""
+    drawn = {"trajectory.png": " and figure", "report.html": ", page report.html"}
+    figure = "".join(what for name, what in drawn.items() if (result.out / name).exists())
     here = pathlib.Path.cwd()
     say(
         f"results{figure}:"
@@ -60,8 +61,8 @@ def say_where(result: SweepResult) -> None:
 
 
 def show(part: Table | str) -> None:
-    """A table or a line of text, on stdout: in blocks of columns, below one another, where a
-    terminal is too narrow for a table."""
+    """Print a table or a line of text on stdout. A table that is wider than the terminal is printed
+    as blocks of columns, one below the other."""
     width = _columns()
     if isinstance(part, str):
         tell(_wrapped(part, width))
@@ -79,23 +80,24 @@ def show(part: Table | str) -> None:
 
 
 def _wrapped(line: str, width: int) -> str:
-    """`line` on several, the later ones indented; words stay whole."""
+    """Return `line` broken between words into lines of at most `width`, all but the first
+    indented."""
     return textwrap.fill(
         line, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
     )
 
 
 def _columns() -> int:
-    """Return the width that lines on stdout may have: as COLUMNS says, else as the terminal is."""
-    asked = os.environ.get("COLUMNS", "")
-    if asked.isdecimal() and int(asked):
-        return int(asked)
+    """Return the width of lines on stdout: that of the variable COLUMNS, else of the terminal."""
+    columns = os.environ.get("COLUMNS", "")
+    if columns.isdecimal() and int(columns):
+        return int(columns)
     # A pipe has no width: wrapping there would break tables for the programs that read them.
     return console().width if sys.stdout.isatty() else 10_000
 
 
 def show_json(report: Any) -> None:
-    """Print a report on stdout as one document."""
+    """Print a report, a dataclass, on stdout as one JSON document."""
     tell_json(json.dumps(dataclasses.asdict(report), indent=1, ensure_ascii=False, default=str))
 
 

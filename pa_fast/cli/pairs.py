@@ -1,4 +1,4 @@
-"""The verb of pairs: `inspect`."""
+"""The command `inspect`."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from pa_fast.cli.options import (
     Instruct,
     Json,
     OneSided,
-    Rounding,
-    Rule,
+    RoundingOption,
+    RuleOption,
     Seed,
     StripPrefix,
 )
@@ -33,7 +33,8 @@ def inspect(
     fidelity: Annotated[
         str | None,
         typer.Option(
-            metavar="LAMBDAS", help="Which λ each of these really is, once rounded; 0:1:0.1."
+            metavar="LAMBDAS",
+            help="Measure the effective λ of each of these, after rounding; such as 0:1:0.1.",
         ),
     ] = None,
     figure: Annotated[
@@ -43,19 +44,19 @@ def inspect(
         ),
     ] = None,
     dtype: Dtype = "auto",
-    rounding: Rounding = "nearest",
+    rounding: RoundingOption = "nearest",
     seed: Seed = None,
-    rule: Rule = None,
+    rule: RuleOption = None,
     extra_rows: ExtraRows = "instruct",
     one_sided: OneSided = None,
     ignore_config: IgnoreConfig = None,
     strip_prefix: StripPrefix = None,
     as_json: Json = False,
 ) -> None:
-    """Check whether two checkpoints pair, from headers alone, in a second; and measure from the
-    weights how far apart they are.
+    """Check that two checkpoints pair, and measure their difference.
 
-    Without --full, --fidelity and --figure measure a sample.
+    By default only headers are read, which takes about a second. --sample, --full, --fidelity and
+    --figure measure weights; the last two measure a sample unless --full is given.
     """
     from pa_fast.checkpoint.inspect import inspect as run
     from pa_fast.sweep.schedule import lambdas

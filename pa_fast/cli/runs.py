@@ -1,13 +1,13 @@
-"""The verbs of run folders: `sweep` fills one, `report` prints them."""
+"""The commands `sweep`, which fills a run folder, and `report`, which prints run folders."""
 
 from __future__ import annotations
 
 import dataclasses
 import shlex
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -17,14 +17,16 @@ from pa_fast.cli.options import (
     Dtype,
     ExtraRows,
     IgnoreConfig,
+    Keep,
+    Objective,
     OneSided,
-    Rounding,
-    Rule,
+    RoundingOption,
+    RuleOption,
     StripPrefix,
 )
 from pa_fast.cli.output import say_where, show
 from pa_fast.errors import PaFastError, UsageError, parted
-from pa_fast.foreign import shortened
+from pa_fast.foreign import one_line, shortened
 from pa_fast.terminal import say, tell
 from pa_fast.units import format_count
 
@@ -34,13 +36,15 @@ if TYPE_CHECKING:
     from pa_fast.sweep.results import Failure, SweepResult
 
 
-SWEEP_HELP = """Evaluate every λ on one live copy of the weights, and draw the trajectory.
+SWEEP_HELP = """Evaluate each λ on one live copy of the weights.
 
-A sweep resumes by itself: run it again with the same --out, and finished points are not run again.
+Results and a figure are written to --out. To resume a sweep, run the same command again: finished
+points are kept.
 
 \b
 LAMBDAS   0:1:0.1          both ends included
           0,0.25,1/3,1.5   decimals and fractions
+          auto             0, 0.2 … 1, then where the best λ lies: 12 at most
 EVAL      perplexity:notes.txt,window=512
           icl:tasks.jsonl,shots=5,mode=cloze
           generate:requests.jsonl,chat=true,max_new_tokens=256
@@ -65,18 +69,20 @@ Rows of data are JSON, one a line or a list in a .json file; id and group are op
           icl         question (or a verbatim prompt), choices, answer
           generate    prompt or messages; answer or regex scores the output
           alpaca      instruction
-A comma in a value is written \\, and --limit does not reach python:.
+Write a comma within a value as \\,. --limit does not apply to python: evaluators.
 """
 
 
 def sweep(
     base: Base,
     lambdas: Annotated[
-        str, typer.Option(metavar="LAMBDAS", help="Which λ: a range, a list, or both.")
+        str, typer.Option(metavar="LAMBDAS", help="Which λ: a range, a list, both, or auto.")
     ],
     evals: Annotated[
         list[str],
-        typer.Option("--eval", metavar="EVAL", help="What to evaluate; may be given again."),
+        typer.Option(
+            "--eval", metavar="EVAL", help="What to evaluate, see above; may be given again."
+        ),
     ],
     out: Annotated[
         str, typer.Option(metavar="DIR", help="The run folder: journal, results and figure.")
@@ -84,7 +90,7 @@ def sweep(
     instruct: Annotated[
         str | None,
         typer.Argument(
-            metavar="INSTRUCT", help="The instruct checkpoint, λ = 1; not needed beside --delta."
+            metavar="INSTRUCT", help="The instruct checkpoint, λ = 1; not needed with --delta."
         ),
     ] = None,
     store: Annotated[
@@ -97,19 +103,25 @@ def sweep(
     residency: Annotated[
         str,
         typer.Option(
-            metavar="R", help="Where a GPU keeps it: auto, device, or host (pinned memory)."
+            metavar="R",
+            help="Where the delta is kept for a GPU: auto, device, or host (pinned memory).",
         ),
     ] = "auto",
     delta: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="A file of `pa-fast encode`, instead of INSTRUCT."),
+        typer.Option(metavar="FILE", help="Delta file of `pa-fast encode`, instead of INSTRUCT."),
+    ] = None,
+    objective: Objective = None,
+    keep: Keep = None,
+    budget: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Most λ of auto; 12 by default.")
     ] = None,
     confirm: Annotated[
         int,
         typer.Option(
             metavar="N",
             min=0,
-            help="After a sweep with a lossy delta: the best N points once more, exactly.",
+            help="After a sweep with a lossy delta, evaluate the best N points again, exactly.",
         ),
     ] = 0,
     device: Annotated[str, typer.Option(metavar="D", help="cpu, cuda, cuda:1, or auto.")] = "auto",
@@ -124,8 +136,8 @@ def sweep(
         int | None,
         typer.Option(metavar="N", min=1, help="At most N items per evaluator, evenly over groups."),
     ] = None,
-    rounding: Rounding = "nearest",
-    rule: Rule = None,
+    rounding: RoundingOption = "nearest",
+    rule: RuleOption = None,
     seed: Annotated[
         int, typer.Option(metavar="N", help="Seed of shots, of --limit and of stochastic rounding.")
     ] = 0,
@@ -133,17 +145,22 @@ def sweep(
         str,
         typer.Option(
             metavar="E",
-            help="transformers, or tensor-parallel: one model on all ranks of torchrun.",
+            help="transformers, or tensor-parallel: one model over all ranks of torchrun.",
         ),
     ] = "transformers",
     workers: Annotated[
         int,
-        typer.Option(metavar="N", min=1, help="Processes on Ray, one GPU or share of cores each."),
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Ray worker processes, each with a GPU or a share of the cores.",
+        ),
     ] = 1,
     shard: Annotated[
         str | None,
         typer.Option(
-            metavar="I/N", help="Run every Nth λ from I on; auto: as torchrun or SLURM says."
+            metavar="I/N",
+            help="Every Nth λ, from number I (0 to N − 1) on; auto: as torchrun or SLURM set them.",
         ),
     ] = None,
     extra_rows: ExtraRows = "instruct",
@@ -154,13 +171,33 @@ def sweep(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Start afresh in a folder that holds a sweep.")
     ] = False,
+    track: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="T", help="Log to wandb, trackio or tensorboard too; may be given again."
+        ),
+    ] = None,
+    log_format: Annotated[
+        str,
+        typer.Option(
+            metavar="F", help="Progress on stderr: text for people, or json, an object a line."
+        ),
+    ] = "text",
+    report: Annotated[
+        bool, typer.Option("--report/--no-report", help="Write report.html at the end.")
+    ] = True,
+    report_every: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="Write it after every N points too."),
+    ] = None,
 ) -> None:
     from pa_fast.files import check_outside
     from pa_fast.rules import LambdaRule
     from pa_fast.run import SweepSpec, check_confirm
     from pa_fast.run import confirm as run_again
     from pa_fast.sweep.driver import failing_alike
-    from pa_fast.sweep.progress import TerminalProgress
+    from pa_fast.sweep.progress import Callbacks
+    from pa_fast.trackers import tracker
 
     job = SweepSpec(
         base,
@@ -186,6 +223,9 @@ def sweep(
         one_sided=one_sided,
         ignore_config=tuple(ignore_config or ()),
         strip_prefix=tuple(strip_prefix or ()),
+        objective=objective,
+        keep=tuple(keep or ()),
+        budget=budget,
     )
     if confirm and shard is not None:
         raise UsageError(
@@ -201,8 +241,17 @@ def sweep(
         if delta is None
         else dataclasses.replace(job, instruct=None, tokenizer=tokenizer or instruct)
     )
+    progress = _progress(log_format)
+    trackers = [tracker(kind, out, _tracked(job)) for kind in track or ()]
+    callbacks: list[object] = [*trackers]
+    if report_every is not None:
+        callbacks.append(_Refresh(Path(out), report_every, progress))
+    heard = cast("Progress", Callbacks(progress, callbacks, None))
     try:
-        result = _launch(swept, workers, shard, TerminalProgress())
+        result = _launch(swept, workers, shard, heard)
+        if result is not None:
+            for one in trackers:
+                one.on_end(result)
     except KeyboardInterrupt:
         arguments = [part for part in sys.argv[1:] if part != "--overwrite"]
         say(
@@ -210,12 +259,18 @@ def sweep(
             f" {shlex.join(['pa-fast', *arguments])}"
         )
         raise typer.Exit(130) from None
+    finally:
+        for one in trackers:
+            one.close()
     if result is None:
         return  # on this rank; the first one prints
+    say_answer(result)
     show(result.table())
+    if report:
+        _write_report([result])
     say_where(result)
     if confirm:
-        confirmed = run_again(job, result, confirm, TerminalProgress())
+        confirmed = run_again(job, result, confirm, _progress(log_format))
         tell("\nconfirmed with an exact store:")
         show(confirmed.table())
         say_where(confirmed)
@@ -235,6 +290,49 @@ def sweep(
                 )
             ),
         )
+
+
+def _progress(log_format: str) -> Progress:
+    from pa_fast.sweep.live_view import JsonProgress
+    from pa_fast.sweep.progress import TerminalProgress
+
+    formats = {"text": TerminalProgress, "json": JsonProgress}
+    if log_format not in formats:
+        raise UsageError(
+            f"log format `{log_format}` is not available", f"available: {', '.join(formats)}"
+        )
+    return cast("Progress", formats[log_format]())
+
+
+def _tracked(job: SweepSpec) -> dict[str, object]:
+    """Return what a tracker records of a sweep: its options that are not their defaults."""
+    fields = dataclasses.fields(job)
+    values = {f.name: getattr(job, f.name) for f in fields if getattr(job, f.name) != f.default}
+    return {k: v if isinstance(v, (str, int, float)) else str(v) for k, v in values.items()}
+
+
+class _Refresh:
+    """A callback of a sweep that writes its report after every `every` points."""
+
+    def __init__(self, out: Path, every: int, progress: Progress):
+        self._out, self._every, self._progress = out, every, progress
+        self._count = 0
+
+    def on_score(self, entry: object) -> None:
+        from pa_fast.sweep.results import SweepResult
+
+        self._count += 1
+        if self._count % self._every == 0:
+            _write_report([SweepResult.load(self._out)], self._progress.noted)
+
+
+def _write_report(
+    results: Sequence[SweepResult],
+    noted: Callable[[str], object] = lambda note: say(f"note: {note}"),
+) -> None:
+    from pa_fast.report import write
+
+    write(results, noted)
 
 
 def _launch(
@@ -270,6 +368,12 @@ def _launch(
     return run(job, progress, (part.rank, part.world))
 
 
+def say_answer(result: SweepResult, run: str = "") -> None:
+    """Print the answer of a sweep in one sentence; nothing where no point is finished."""
+    if result.rows:
+        show(f"{run}{result.answered()['sentence']}")
+
+
 def say_failures(failures: Iterable[Failure]) -> None:
     """Print one line per failed point, with a hint below the first point that it is for."""
     known: set[str | None] = {None}
@@ -286,15 +390,31 @@ def say_failures(failures: Iterable[Failure]) -> None:
 
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN_DIR", help="Run folders of sweeps.")],
+    latex: Annotated[
+        bool, typer.Option("--latex", help="Print a table for a paper instead: λ̂, gain and cost.")
+    ] = False,
 ) -> None:
-    """Print the table of one or more runs, and write their results and figures again from the
-    journals."""
+    """Print the results of runs, and write their files again.
+
+    results.csv, results.json, the figure and report.html of each run are made anew from its
+    journal. Of several runs, report.html of the first one shows all of them.
+    """
+    from pa_fast.report import write
     from pa_fast.sweep.report import report as run
     from pa_fast.sweep.results import table
 
     unwritten: list[str] = []
     results = run(runs, noted=unwritten.append)
-    show(table(results))
+    reports = write(results, unwritten.append)
+    if latex:
+        from pa_fast.report.statistics import latex as as_latex
+
+        for line in as_latex(reports).splitlines():
+            tell(line)
+    else:
+        for result in results:
+            say_answer(result, f"{one_line(result.out.name)}: " if len(results) > 1 else "")
+        show(table(results))
     for note in unwritten:
         say(f"note: {note}")
     for result in results:

@@ -1,4 +1,4 @@
-"""The verb of this machine: `bench`."""
+"""The command `bench`, which times this machine."""
 
 from __future__ import annotations
 
@@ -22,19 +22,20 @@ def bench(
     shape: Annotated[
         str,
         typer.Option(
-            metavar="S", help="1b, 8b, 70b, or a checkpoint folder; auto: 8b on a GPU, 1b on a CPU."
+            metavar="S", help="1b, 8b, 70b or a checkpoint folder; auto: 8b on a GPU, 1b on a CPU."
         ),
     ] = "auto",
     rounds: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Runs of everything; the median counts.")
+        int,
+        typer.Option(metavar="N", min=1, help="Timed runs of each switch; the median is shown."),
     ] = 5,
     as_json: Json = False,
 ) -> None:
-    """Time switches of synthetic weights on this machine, beside its measured limits, and count the
-    bytes of each store.
+    """Time switches of synthetic weights on this machine.
 
-    Bits are compared with the contract before any speed is given; dense and sparse switches are
-    timed twice to show the noise.
+    Also measures the limits of the machine, and counts the bytes of each store. Every switch is
+    checked bit by bit before it is timed; dense and sparse switches are timed twice, to show the
+    noise.
     """
     from pa_fast.throughput import measure
 

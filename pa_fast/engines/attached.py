@@ -22,8 +22,10 @@ from pa_fast.rules import LambdaRule
 from pa_fast.stores.lora import layers
 
 if TYPE_CHECKING:
-    Factors = tuple[torch.Tensor, torch.Tensor]
     from pa_fast.live.weights import LiveWeights
+
+AttachedFactors = tuple[torch.Tensor, torch.Tensor]
+"""U and V of one weight, as its layer holds them."""
 
 
 class _Beside(torch.nn.Module):
@@ -97,7 +99,7 @@ def attachable(model: torch.nn.Module) -> dict[str, list[str]]:
     return paths
 
 
-def attach(model: torch.nn.Module, factors: Mapping[str, Factors]) -> torch.Tensor:
+def attach(model: torch.nn.Module, factors: Mapping[str, AttachedFactors]) -> torch.Tensor:
     """Replace the layers that use the weights named in `factors` by ones that hold the factors.
 
     Args:
@@ -134,8 +136,6 @@ def attach(model: torch.nn.Module, factors: Mapping[str, Factors]) -> torch.Tens
 
 # --- attached weights
 
-Pair = tuple[torch.Tensor, torch.Tensor]
-
 
 class AttachedWeights:
     """The weights of a model with attached factors: some stay at base, and factors beside them
@@ -147,7 +147,9 @@ class AttachedWeights:
         factors: name → U, V, as attached.
     """
 
-    def __init__(self, part: LiveWeights, lam: torch.Tensor, factors: Mapping[str, Pair]):
+    def __init__(
+        self, part: LiveWeights, lam: torch.Tensor, factors: Mapping[str, AttachedFactors]
+    ):
         self._part, self._lam, self._factors = part, lam, dict(factors)
         self._lock = threading.RLock()
         self._held: float | None = part.lam

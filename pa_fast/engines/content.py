@@ -140,7 +140,7 @@ class Content:
         ]
         gathered = ranks.gather(
             "comparing with the files",
-            lambda: (self._digests(mine, wanted), [_digest(one.tensor) for one in tensors]),
+            lambda: (self.digests(mine, wanted), [_digest(one.tensor) for one in tensors]),
         )
         files = {key: digest for part, _ in gathered for key, digest in part.items()}
         self.sums |= {key: total for key, (total, _) in files.items()}
@@ -181,7 +181,7 @@ class Content:
             if sorted(pieces) == stops[:-1] and stops[-1] == self.checkpoint.tensors[name].count:
                 self.sums[name] = sum(total for _, total in pieces.values()) % 2**64
         rest = self.checkpoint.tensors.keys() - self.sums.keys()
-        self.sums |= {key: total for key, (total, _) in self._digests(rest, {}).items()}
+        self.sums |= {key: total for key, (total, _) in self.digests(rest, {}).items()}
         self._mapped, self._pieces = {}, {}
         self.checkpoint.check_all_unchanged()
         return as_hex(combine(self.sums))
@@ -212,7 +212,7 @@ class Content:
                 return True
         return False
 
-    def _digests(
+    def digests(
         self, keys: Iterable[str], dtypes: Mapping[str, torch.dtype]
     ) -> dict[str, tuple[int, Digest]]:
         """Return the sum of the bytes, and the digest of the elements at `dtypes`, of each of the
@@ -254,7 +254,7 @@ def _model_tensors(checkpoint: Checkpoint, module: Any) -> list[_ModelTensor]:
     sources = trace(module, checkpoint.tensors).names
     names: dict[int, list[str]] = {}
     tensors: dict[int, torch.Tensor] = {}
-    for name, tensor in layout.named(module):
+    for name, tensor in layout.named_tensors(module):
         names.setdefault(id(tensor), []).append(name)
         tensors[id(tensor)] = tensor
     parameters = {id(layout.local(parameter)) for parameter in module.parameters()}
@@ -306,10 +306,10 @@ def _check_digests(
 
 def _digest(tensor: torch.Tensor) -> Digest:
     """Return the digest of all elements of a tensor; on a CPU one core per piece."""
-    from pa_kernels.cores import over
+    from pa_kernels.cores import parallel_map
 
     pieces = tensor.detach().reshape(-1).split(_PIECE)
-    return _added(over(_piece_digest, pieces, tensor))
+    return _added(parallel_map(_piece_digest, pieces, tensor))
 
 
 def _piece_digest(piece: torch.Tensor) -> Digest:

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pa_kernels.cores import one_core, over
+from pa_kernels.cores import one_core, parallel_map
 
 from pa_fast.engines import layout
 from pa_fast.engines.loading import Loaded
@@ -61,7 +61,7 @@ def base_logits(loaded: Loaded, ids: torch.Tensor) -> torch.Tensor:
     """Return the logits of the base as loaded, at the live dtype. Leaves the live tensors holding
     the base."""
     _fill_(loaded, loaded.base)
-    for name, tensor in layout.named(loaded.reference):
+    for name, tensor in layout.named_tensors(loaded.reference):
         if name in loaded.live:
             tensor.data = loaded.live[name].data
     return _probed(loaded.reference, ids)
@@ -82,7 +82,7 @@ def _fill_(loaded: Loaded, sources: Mapping[str, torch.Tensor]) -> None:
         for w, s in zip(live.view(-1).split(_PIECE), sources[name].view(-1).split(_PIECE))
     ]
     if pieces:
-        over(copy, pieces, pieces[0][0])
+        parallel_map(copy, pieces, pieces[0][0])
 
 
 def _probed(module: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:

@@ -23,7 +23,7 @@ def local(tensor: torch.Tensor) -> torch.Tensor:
     return shard
 
 
-def named(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+def named_tensors(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield every parameter and buffer of `module`, or its shard in this process, by each of its
     names."""
     for of_kind in (

@@ -18,9 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pa_fast.checkpoint.config import model_class
+from pa_fast.checkpoint.config import model_class_name
 from pa_fast.checkpoint.names import Skeleton
-from pa_fast.checkpoint.pair import is_attribute, listed, stripped
+from pa_fast.checkpoint.pair import is_attribute, listed_names, stripped
 from pa_fast.checkpoint.reader import Checkpoint
 from pa_fast.checkpoint.safetensors import FLOATS, torch_dtype
 from pa_fast.checkpoint.vocabulary import may_be_extended, vocabulary_sizes
@@ -28,6 +28,7 @@ from pa_fast.engines import layout, own_code
 from pa_fast.engines.content import Content, trace
 from pa_fast.engines.model import tensors_and_modules
 from pa_fast.errors import EngineError, PairError, first_line
+from pa_fast.live.memory import empty_live
 
 if TYPE_CHECKING:
     import torch
@@ -63,7 +64,7 @@ class Reading:
         """Return the options for a pair. A side that does not name its class has the other's; the
         model need not use tensors that both sides store."""
         both = frozenset(base.tensors.keys() & instruct.tensors.keys())
-        return cls(model_class(instruct.config, base.config), strip_prefix, both.union(unused))
+        return cls(model_class_name(instruct.config, base.config), strip_prefix, both.union(unused))
 
 
 @dataclass
@@ -200,8 +201,8 @@ def _unplaced(base: Checkpoint, instruct: Checkpoint, module: PreTrainedModel) -
     if not names:
         return []
     return [
-        f"{listed(names)}: {type(module).__name__} has no place for what both sides store there:"
-        " merged on disk, and no part of the live model"
+        f"{listed_names(names)}: {type(module).__name__} has no place for what both sides store"
+        " there: merged on disk, and no part of the live model"
     ]
 
 
@@ -245,10 +246,9 @@ def base_tensors(
 
 def allocate(loaded: Loaded, device: torch.device) -> None:
     """Give `loaded.module` new memory on `device`: one aligned tensor per storage, which stays."""
-    import torch
-
-    for tensor in {id(tensor): tensor for tensor in loaded.live.values()}.values():
-        tensor.data = torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
+    live = list({id(tensor): tensor for tensor in loaded.live.values()}.values())
+    for tensor, own in zip(live, empty_live(live, device)):
+        tensor.data = own
     for module in (loaded.module, loaded.reference):
         for name, buffer in module.named_buffers():
             if not (module is loaded.module and name in loaded.live):
@@ -411,7 +411,7 @@ def _tensors(module: PreTrainedModel) -> dict[str, torch.Tensor]:
     """Return parameters and persistent buffers, or their shards in this process, by name, every
     name of a tied one included."""
     kept = module.state_dict(keep_vars=True).keys()
-    return {name: tensor for name, tensor in layout.named(module) if name in kept}
+    return {name: tensor for name, tensor in layout.named_tensors(module) if name in kept}
 
 
 def _check_derived(reference: PreTrainedModel, module: PreTrainedModel) -> None:
@@ -567,7 +567,7 @@ def _narrower(live: dict[str, torch.Tensor], saved: Mapping[str, torch.dtype]) -
         return []
     held, stored = live[names[0]].dtype, saved[names[0]]
     return [
-        f"{listed(names)}: {_spelled(held)} in the live model, as transformers loads them by"
+        f"{listed_names(names)}: {_spelled(held)} in the live model, as transformers loads them by"
         f" config.json, and {_spelled(stored)} in the files and in a merge"
     ]
 

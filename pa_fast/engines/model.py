@@ -9,6 +9,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import is_
 from pathlib import Path
 from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any
@@ -43,6 +44,7 @@ class Inventory:
             buffers.
         tables: id of a buffer that a rotary embedding may write to in place (transformers since
             5.24) → what it held.
+        snapshot: the containers that all of this was found in; None where tensors are sharded.
     """
 
     held: Mapping[str, tuple[object, int]]
@@ -50,6 +52,7 @@ class Inventory:
     settings: Mapping[str, object]
     rotary: Sequence[tuple[torch.nn.Module, dict[str, Any], dict[str, Any]]]
     tables: Mapping[int, torch.Tensor]
+    snapshot: _Snapshot | None
 
     @classmethod
     def of(cls, model: torch.nn.Module) -> Inventory:
@@ -78,13 +81,14 @@ class Inventory:
             dict(_settings(model)),
             [(module, dict(vars(module)), dict(module._buffers)) for module in rotary],
             own,
+            _Snapshot.of(model),
         )
 
     def check(self, model: torch.nn.Module) -> None:
         """Restore the rotary tables of the inventory, drop transformers' own cache, and compare the
         rest.
 
-        Cost: a few ms for 300 modules; reads no tensor.
+        Cost: 1 ms for 400 modules of which nothing has changed, else 4; reads no tensor.
 
         Raises:
             EngineError: something was added, replaced, moved or removed.
@@ -102,6 +106,9 @@ class Inventory:
                     table.copy_(self.tables[id(table)])
         if "_cache" not in self.held and isinstance(vars(model).get("_cache"), Cache):
             del vars(model)["_cache"]  # the static cache of generation, which makes a new one
+        if self._is_unchanged():
+            return
+        # names are looked for only where something differs, which may still be allowed
         current = dict(tensors_and_modules(model))
         for name, (thing, address) in self.held.items():
             now = current.pop(name, None)
@@ -123,6 +130,65 @@ class Inventory:
                     "an evaluator must leave the model as it found it, in evaluation mode and"
                     " without hooks",
                 )
+
+    def _is_unchanged(self) -> bool:
+        return (
+            self.snapshot is not None
+            and self.snapshot.holds()
+            and all(_address(thing) == address for thing, address in self.held.values())
+            and all(_version(self.held[name][0]) == was for name, was in self.fixed.items())
+        )
+
+
+@dataclass(frozen=True)
+class _Snapshot:
+    """The containers of a model (attributes, parameters, buffers, children and hooks of every
+    module, lists and the like among its attributes, attributes of the configuration) with the
+    objects in them, to compare by identity.
+
+    While none has changed, all modules are still reached, and each has what it had.
+    """
+
+    modules: Sequence[tuple[torch.nn.Module, dict[str, Any]]]
+    filled: Sequence[tuple[Any, tuple[Any, ...], tuple[Any, ...]]]  # container, keys, values
+    empty: Sequence[Any]
+
+    @classmethod
+    def of(cls, model: torch.nn.Module) -> _Snapshot | None:
+        if any(local(tensor) is not tensor for tensor in model.state_dict(keep_vars=True).values()):
+            return None  # a shard can be replaced within its tensor
+        modules = [(module, vars(module)) for module in model.modules()]
+        containers: list[Any] = [
+            value
+            for _, attributes in modules
+            for value in attributes.values()
+            if _kind(value.__class__) in ("mapping", "sequence")
+        ]
+        config: Any = getattr(model, "config", None)
+        parts = [] if config is None else [vars(config), vars(config.get_text_config())]
+        filled = [*(attributes for _, attributes in modules), *parts, *filter(len, containers)]
+        return cls(
+            modules,
+            [(container, *_contents(container)) for container in filled],
+            [container for container in containers if not len(container)],
+        )
+
+    def holds(self) -> bool:
+        """Return whether every container holds the objects that it held, and no others."""
+        if any(map(len, self.empty)) or any(vars(m) is not own for m, own in self.modules):
+            return False
+        for container, keys, values in self.filled:
+            now, objects = _contents(container)
+            if len(objects) != len(values) or now != keys or not all(map(is_, objects, values)):
+                return False
+        return True
+
+
+def _contents(container: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """Return the keys, none for a sequence, and the values of a container."""
+    if isinstance(container, dict):
+        return tuple(container), tuple(container.values())
+    return (), tuple(container)
 
 
 def _rewrites(rotary: torch.nn.Module) -> bool:
@@ -228,7 +294,7 @@ class LambdaModel:
     (`not_shared` says why), with what it costs: at the first requests that begin alike.
 
     Example:
-        lm = pa_fast.load("base_dir", "instruct_dir")
+        lm = pa_fast.load("base", "instruct")
         for lam in pa_fast.lambdas("0:1:0.1"):
             lm.set_lambda(lam)
             ids = lm.model.generate(**lm.tokenizer("1 + 1 =", return_tensors="pt"))

@@ -1,5 +1,5 @@
-"""Sources from two checkpoint folders: read by transformers, compared with the files, and watched
-for changes from then on."""
+"""Sources of live weights from two checkpoint folders: read by transformers, compared with the
+files, and watched for later changes."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ if TYPE_CHECKING:
 
 
 class FolderSources(Sources):
-    """A base and an instruct folder; with a delta file base is on both sides.
+    """Sources from a base and an instruct folder; with a delta file both sides are the base.
 
-    The constructor loads both, as memory maps of their files where possible. `allocate` gives the
-    model memory of its own, and `bind` makes that follow λ.
+    The constructor loads both sides, as memory maps of their files where possible. `allocate` gives
+    the model memory of its own, and `bind` makes the model follow λ.
 
     Attributes:
-        module: the transformers model that is to be live.
+        module: the transformers model whose weights follow λ.
         live: its parameters and persistent buffers by name.
-        tokenizer, stop_tokens: for all λ.
-        identity: what must be equal for a sweep to be resumed.
-        plan: store and residency; None where a delta file or the layers decide.
-        store: how the delta is held, in one line.
-        notes: what a user should know.
+        tokenizer, stop_tokens: used at every λ.
+        identity: values that must be equal for a sweep to be resumed.
+        plan: store and residency; None if a delta file or attached factors decide them.
+        store: description of the store, in one line.
+        notes: notes for the user.
     """
 
     def __init__(
@@ -154,8 +154,7 @@ class FolderSources(Sources):
         return attached(self.module, weights) if options.attached else weights
 
     def check(self) -> None:
-        """Raise DataError, naming the file, if one that is still mapped changed since it was
-        read."""
+        """Raise DataError, naming the file, if a file that is still mapped has changed."""
         if self._is_mapped:
             self._watcher.check()
 
@@ -168,8 +167,8 @@ class FolderSources(Sources):
 
 
 def _planned(options: LoadOptions, loaded: Loaded) -> Plan | None:
-    """Return the plan of a pair that is not allocated yet; None where a delta file or attached
-    factors decide."""
+    """Return the plan of a pair that is not allocated yet; None if a delta file or attached factors
+    decide it."""
     if options.description is not None or options.attached:
         return None
     must_be_dense = options.auto and options.rounding.is_stochastic
@@ -186,8 +185,7 @@ def _planned(options: LoadOptions, loaded: Loaded) -> Plan | None:
 
 
 def _sizes(loaded: Loaded) -> list[TensorSize]:
-    """Return the bytes of each live float tensor, by its first name, and of a dense delta beside
-    it."""
+    """Return the sizes of each live float tensor, under its first name, and of its dense delta."""
     first = {
         id(tensor): name
         for name, tensor in reversed(loaded.live.items())

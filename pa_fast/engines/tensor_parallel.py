@@ -220,7 +220,7 @@ def load(
 
     Example:
         # torchrun --nproc-per-node 2 script.py
-        lm = tensor_parallel.load("base_dir", "instruct_dir")
+        lm = tensor_parallel.load("base", "instruct")
         lm.set_lambda(0.6)
 
     Numerics: every shard is bit for bit that of the merge on one device. Logits are not, since

@@ -82,7 +82,7 @@ def load(
             them.
 
     Example:
-        lm = pa_fast.load("base_dir", "instruct_dir")
+        lm = pa_fast.load("base", "instruct")
         lm.set_lambda(0.6)
         ids = lm.model.generate(**lm.tokenizer("1 + 1 =", return_tensors="pt"))
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from pa_fast.base import Engine, Evaluator, Item, Score, complete
 from pa_fast.errors import EvaluatorError
-from pa_fast.evals.kind import EvalSpec, Kind
+from pa_fast.evals.kind import EvalSpec, EvaluatorKind
 from pa_fast.evals.prompts import POLICIES, NewTokens, Prompt, chat, each, fitted
 from pa_fast.evals.rows import DataFile, DataRow, check_distinct, limited, read_file, read_rows
 from pa_fast.evals.scores import (
@@ -100,7 +100,7 @@ class Alpaca:
             [self.rows[index] for index in prompts.kept],
             [self.ids[index] for index in prompts.kept],
         )
-        generator = f"{self.generator or _pair(engine)}@lam={_spelt(engine.weights.lam)}"
+        generator = f"{self.generator or _pair(engine)}@lam={lambda_text(engine.weights.lam)}"
         judged = [
             {
                 "instruction": row["instruction"],
@@ -151,7 +151,7 @@ def _pair(engine: Engine) -> str:
     return "+".join(pathlib.PurePath(str(side)).name for side in sides if side) or "pair"
 
 
-def _spelt(lam: float | None) -> str:
+def lambda_text(lam: float | None) -> str:
     """Return λ in four decimals where these are exact, else in all its digits, so that no two λ are
     spelt alike."""
     if lam is None:
@@ -174,7 +174,7 @@ def _build(spec: EvalSpec, limit: int | None, seed: int) -> Evaluator:
     )
 
 
-KIND = Kind(
+KIND = EvaluatorKind(
     "alpaca",
     "file",
     "alpaca:FILE.json,max_new_tokens=2048",

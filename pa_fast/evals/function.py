@@ -17,7 +17,7 @@ from typing import Any
 
 from pa_fast.base import Engine, Evaluator, Item, Score
 from pa_fast.errors import EvaluatorError, UsageError
-from pa_fast.evals.kind import EvalSpec, Kind
+from pa_fast.evals.kind import EvalSpec, EvaluatorKind
 from pa_fast.foreign import one_line
 
 
@@ -244,7 +244,7 @@ def _build(spec: EvalSpec, limit: int | None, seed: int) -> Evaluator:
 _HINT = "for a unit, a count or items return pa_fast.Score(…)"
 
 
-KIND = Kind(
+KIND = EvaluatorKind(
     "python",
     "function",
     "python:package.module:function",

@@ -11,7 +11,7 @@ from typing import Any
 from pa_fast.base import Engine, Evaluator, Item, Score
 from pa_fast.errors import EvaluatorError, UsageError
 from pa_fast.evals.function import Imported, imported
-from pa_fast.evals.kind import EvalSpec, Kind
+from pa_fast.evals.kind import EvalSpec, EvaluatorKind
 from pa_fast.evals.prompts import POLICIES, NewTokens, each, fitted, read_prompt
 from pa_fast.evals.rows import (
     DataFile,
@@ -38,14 +38,14 @@ from pa_fast.foreign import one_line
 
 
 @dataclass(frozen=True)
-class Rule:
+class OutputRule:
     """The function output → score of one row, and the unit of its mean."""
 
     unit: str
     score: Callable[[str], float]
 
 
-def rule_of(row: DataRow, check: Imported | None, regex: str | None) -> Rule:
+def rule_of(row: DataRow, check: Imported | None, regex: str | None) -> OutputRule:
     """Return the rule that scores `row`: the checker of the sweep, its own `regex`, that of the
     sweep, or its `answer`, in this order.
 
@@ -53,13 +53,13 @@ def rule_of(row: DataRow, check: Imported | None, regex: str | None) -> Rule:
         EvaluatorError: there is none, or it is no regular expression, no answer.
     """
     if check is not None:
-        return Rule(f"mean of {check.name}", lambda output: _checked(row, check, output))
+        return OutputRule(f"mean of {check.name}", lambda output: _checked(row, check, output))
     if "regex" in row.fields or regex is not None:
         pattern = _compiled(row.where, row.text("regex") if "regex" in row.fields else str(regex))
-        return Rule("regex match", lambda output: float(pattern.search(output) is not None))
+        return OutputRule("regex match", lambda output: float(pattern.search(output) is not None))
     if "answer" in row.fields:
         right = answers(row, "answer")
-        return Rule("exact match", lambda output: float(matches(output, right)))
+        return OutputRule("exact match", lambda output: float(matches(output, right)))
     raise EvaluatorError(
         f"{row.where}: found the fields {sorted(row.fields)}, and no rule that scores its output",
         "give the row a `regex` or an `answer`, or every row regex=… or check=module:function",
@@ -219,7 +219,7 @@ def _build(spec: EvalSpec, limit: int | None, seed: int) -> Evaluator:
     )
 
 
-KIND = Kind(
+KIND = EvaluatorKind(
     "generate",
     "file",
     "generate:FILE.jsonl,chat=true",

@@ -9,7 +9,7 @@ from typing import Any
 from pa_fast.base import Engine, Evaluator, Item, Score, Tokenizer
 from pa_fast.errors import EvaluatorError, UsageError
 from pa_fast.evals.examples import Example, Shots, ShownItem
-from pa_fast.evals.kind import EvalSpec, Kind
+from pa_fast.evals.kind import EvalSpec, EvaluatorKind
 from pa_fast.evals.prompts import (
     WITH_SHOTS,
     Fitted,
@@ -25,8 +25,8 @@ from pa_fast.evals.rows import matches, read_file
 from pa_fast.evals.scores import (
     AVERAGES,
     Encoder,
-    Pair,
     Prepared,
+    TokenPair,
     averaged,
     ending_tokens,
     figures,
@@ -116,10 +116,10 @@ class Choice:
         counted = weighted(items, self.average)
         return Score(averaged(items, self.average), unit, len(items), counted, details)
 
-    def _pairs(self, tokenizer: Tokenizer, positions: int | None) -> Fitted[list[Pair]]:
+    def _pairs(self, tokenizer: Tokenizer, positions: int | None) -> Fitted[list[TokenPair]]:
         prefix = Encoder(tokenizer).prefix
 
-        def make(index: int, dropped: int) -> list[Pair]:
+        def make(index: int, dropped: int) -> list[TokenPair]:
             item = self.items[index]
             try:
                 return pairs_of(
@@ -130,7 +130,7 @@ class Choice:
             except EvaluatorError as error:
                 raise EvaluatorError(f"{item.where}: {error.message}", error.hint) from None
 
-        def cut(pairs: list[Pair], count: int) -> list[Pair] | None:
+        def cut(pairs: list[TokenPair], count: int) -> list[TokenPair] | None:
             context = cut_left(pairs[0][0], count, prefix)
             return None if context is None else [(context, answer) for _, answer in pairs]
 
@@ -306,7 +306,7 @@ def _until(spec: EvalSpec) -> str:
     return text
 
 
-KIND = Kind(
+KIND = EvaluatorKind(
     "icl",
     "file",
     "icl:FILE.jsonl,shots=5,mode=cloze",

@@ -20,7 +20,7 @@ def stem(target: str) -> str:
 
 
 @dataclass(frozen=True)
-class Kind:
+class EvaluatorKind:
     """A row of the table of evaluators.
 
     Attributes:
@@ -51,7 +51,7 @@ class EvalSpec:
     """
 
     text: str
-    kind: Kind
+    kind: EvaluatorKind
     targets: tuple[str, ...]
     options: dict[str, str] = field(default_factory=dict)
     folder: pathlib.Path = pathlib.Path()

@@ -11,10 +11,10 @@ from typing import Any
 
 from pa_fast.base import Engine, Evaluator, Item, Score, Tokenizer
 from pa_fast.errors import EvaluatorError, UsageError
-from pa_fast.evals.kind import EvalSpec, Kind
+from pa_fast.evals.kind import EvalSpec, EvaluatorKind
 from pa_fast.evals.prompts import POLICIES, Overflow, each
 from pa_fast.evals.rows import DataFile, DataRow, limited, read_file, read_rows
-from pa_fast.evals.scores import AVERAGES, Pair, Prepared, labelled, logprobs
+from pa_fast.evals.scores import AVERAGES, Prepared, TokenPair, labelled, logprobs
 
 WINDOW = 512
 """Tokens of a window by default, where the model has as many positions."""
@@ -22,7 +22,7 @@ WINDOW = 512
 GROUP = "documents"
 
 
-def windows(ids: list[int], bos: int | None, window: int, stride: int) -> list[Pair]:
+def windows(ids: list[int], bos: int | None, window: int, stride: int) -> list[TokenPair]:
     """Cut `ids` into (context, continuation) pairs of at most `window` tokens that score each token
     once.
 
@@ -70,7 +70,7 @@ class _Windows:
     """The windows of all documents that are scored; `owners` has the document of each pair."""
 
     window: int
-    pairs: list[Pair]
+    pairs: list[TokenPair]
     owners: list[_Document]
     figures: dict[str, float]
     notes: list[str]
@@ -210,7 +210,7 @@ class Perplexity:
             message = f"{error.message}: the model has positions for {positions} tokens"
             raise UsageError(message, error.hint) from None
 
-        def make(index: int, _: int) -> list[Pair]:
+        def make(index: int, _: int) -> list[TokenPair]:
             document = self.documents[index]
             ids = tokenizer.encode(document.text, add_special_tokens=False)
             bos = None if ids[:1] == [tokenizer.bos_token_id] else tokenizer.bos_token_id
@@ -317,7 +317,7 @@ def _build(spec: EvalSpec, limit: int | None, seed: int) -> Evaluator:
     )
 
 
-KIND = Kind(
+KIND = EvaluatorKind(
     "perplexity",
     "file",
     "perplexity:FILE.txt,window=512,stride=256",

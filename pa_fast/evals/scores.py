@@ -171,11 +171,11 @@ def _prefix(tokenizer: Tokenizer) -> list[int]:
 
 # --- likelihood
 
-Pair = tuple[list[int], list[int]]
+TokenPair = tuple[list[int], list[int]]
 T = TypeVar("T")
 
 
-def pairs_of(tokenizer: Tokenizer, context: str, continuations: Sequence[str]) -> list[Pair]:
+def pairs_of(tokenizer: Tokenizer, context: str, continuations: Sequence[str]) -> list[TokenPair]:
     """Return context and continuation ids for each continuation of one context.
 
     All continuations are cut at the same token boundary: behind the longest token prefix that the
@@ -234,7 +234,9 @@ def _reaches(
     return False
 
 
-def logprobs(engine: Engine, pairs: Sequence[Pair], label: Callable[[int], str]) -> list[float]:
+def logprobs(
+    engine: Engine, pairs: Sequence[TokenPair], label: Callable[[int], str]
+) -> list[float]:
     """Return the log-likelihood in nats of each pair's continuation, from one call of the engine;
     `label` names pair i in errors.
 

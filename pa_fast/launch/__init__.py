@@ -1,1 +1,1 @@
-"""More than one process for one sweep: workers on Ray, or shards that torchrun and SLURM start."""
+"""Sweeps in more than one process: Ray workers, or shards that torchrun or SLURM starts."""

@@ -1,4 +1,4 @@
-"""The shard of a sweep that torchrun or SLURM started this process for."""
+"""Shard of a sweep for a process that torchrun or SLURM started."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from pa_fast.errors import UsageError
 
 
 def shard(environ: Mapping[str, str] = os.environ) -> tuple[int, int]:
-    """Return (rank, world) of this process: from torchrun, else as a task of a SLURM job array,
-    else as a task of `srun`.
+    """Return (rank, world) of this process: those of torchrun, else its index and the size of its
+    SLURM job array, else those of its `srun` task.
 
-    It is called only where a shard is asked for: SLURM's variables are also set in jobs whose tasks
-    each do a whole sweep.
+    A sweep does not call this by itself: SLURM also sets its variables in jobs of which each task
+    does a whole sweep.
 
     Example:
         pa_fast.sweep(lm, "0:1:0.1", evals, "runs/x", shard=environment.shard())
 
     Raises:
-        UsageError: none of their variables is set, or the array has gaps.
+        UsageError: no variable of torchrun or SLURM is set, or the job array has gaps.
     """
     for rank, world in (
         ("RANK", "WORLD_SIZE"),

@@ -1,8 +1,8 @@
-"""Sweeps by ranks that hold one model together: all run the same evaluators in lockstep, and rank 0
-alone records.
+"""Sweeps of one model that several ranks hold together: every rank runs the same evaluators in
+lockstep, and only rank 0 writes the run folder.
 
-Evaluators may use the model in any way, also without the engine, because every rank does the same
-at the same time.
+Every rank makes the same calls in the same order, so an evaluator may use the model in any way,
+with or without the engine.
 """
 
 from __future__ import annotations
@@ -10,17 +10,17 @@ from __future__ import annotations
 import contextlib
 import os
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pa_fast.base import CompleteEvaluator, Engine, Evaluator, Lambda, Score
 from pa_fast.run import SweepSpec, opened
-from pa_fast.sweep import schedule
 from pa_fast.sweep.driver import Repeats, check_evaluators, distinct, finished, note_repeat
 from pa_fast.sweep.journal import check_folder
 from pa_fast.sweep.manifest import describe
 from pa_fast.sweep.point import MERGED_EVERY, check_reach, visit
 from pa_fast.sweep.recording import Recording
+from pa_fast.sweep.schedule import Schedule
 
 if TYPE_CHECKING:
     from pa_fast.sweep.progress import Progress
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 def sweep(
     lm: Any,
-    lambdas: str | Iterable[float | str | Lambda],
+    lambdas: str | Iterable[float | str | Lambda] | Schedule,
     evaluators: Sequence[Evaluator],
     out: str | os.PathLike[str],
     *,
@@ -37,49 +37,45 @@ def sweep(
     progress: Progress | None = None,
     figure: bool = True,
 ) -> SweepResult | None:
-    """Run `pa_fast.sweep` on the ranks of `lm`, which all make this call; return the result on rank
-    0, None on the others.
+    """Run `pa_fast.sweep` on the ranks of `lm`. All ranks must call this function. It returns the
+    result on rank 0 and None on the others.
 
-    A point fails where its evaluator fails on any rank, or scores differently on two. An evaluator
-    must use the same requests on all of them.
+    A point fails if its evaluator fails on any rank, or if two ranks return different scores. An
+    evaluator must make the same requests on every rank.
 
     Args:
         lm: an engine with `ranks`, such as `pa_fast.engines.tensor_parallel.load(...)`.
-        lambdas, evaluators, out, overwrite, progress, figure: see `pa_fast.sweep`; rank 0 alone
-            uses the last four.
+        lambdas, evaluators, out, overwrite, progress, figure: see `pa_fast.sweep`; only
+            rank 0 uses the last four.
 
     Raises:
-        EngineError: the ranks were given different evaluators, or one of them is gone.
-        PaFastError: as `pa_fast.sweep`; on all ranks, whichever failed.
+        EngineError: the evaluators of the ranks differ, or a rank is gone.
+        PaFastError: as `pa_fast.sweep`; on all ranks if one fails.
     """
     ranks = lm.ranks
-    points = schedule.lambdas(lambdas)
+    schedule = Schedule.of(lambdas)
     distinct_evaluators = distinct(evaluators)
-    ranks.agree("the schedule", [lam.key for lam in points])
+    schedule = schedule.resolved([evaluator.name for evaluator in distinct_evaluators])
+    ranks.agree("the schedule", [lam.key for lam in schedule.points])
     ranks.agree(
         "the evaluators",
         {evaluator.name: dict(evaluator.identity) for evaluator in distinct_evaluators},
     )
-    check_reach(lm, points)
+    check_reach(lm, schedule.points)
     notes = check_evaluators(lm, distinct_evaluators)
     in_step = {evaluator.name: _InStep(evaluator, ranks) for evaluator in distinct_evaluators}
     recording: Recording | None = None
-    missing: list[tuple[Lambda, list[str], int | None]] | None = None
     with contextlib.ExitStack() as stack:
         with ranks.step("opening the run folder"):
             if ranks.rank == 0:
-                now = describe(lm, points, distinct_evaluators)
+                now = describe(lm, schedule, distinct_evaluators)
                 recording = stack.enter_context(
-                    Recording(out, points, now, overwrite=overwrite, progress=progress)
+                    Recording(out, schedule, now, overwrite=overwrite, progress=progress)
                 )
                 for note in notes:
                     recording.progress.noted(note)
-                missing = [
-                    (lam, names, recording.checksum(lam)) for lam, names in recording.missing()
-                ]
         repeats = Repeats(recording.scored() if recording is not None else ())
-        points_left = ranks.broadcast("the missing points", missing)
-        for visited, (lam, names, checksum) in enumerate(points_left):
+        for visited, (lam, names, checksum) in enumerate(_all_missing(ranks, recording)):
             queue = [
                 in_step[name]
                 for name in ranks.broadcast(
@@ -100,16 +96,32 @@ def sweep(
     return None if recording is None else finished(recording, figure)
 
 
+def _all_missing(
+    ranks: Any, recording: Recording | None
+) -> Iterator[tuple[Lambda, list[str], int | None]]:
+    """Yield on every rank each λ with its evaluators that are not finished and its recorded
+    checksum, then those of the λ that the schedule adds. Rank 0 alone has the recording."""
+    is_more = True
+    while is_more:
+        missing = None
+        if recording is not None:
+            missing = [(lam, names, recording.checksum(lam)) for lam, names in recording.missing()]
+        yield from ranks.broadcast("the missing points", missing)
+        with ranks.step("choosing the next λ"):
+            more = recording is not None and recording.extend()
+        is_more = ranks.broadcast("whether λ were added", more)
+
+
 def run(job: SweepSpec, progress: Progress | None = None) -> SweepResult | None:
     """Run `job` on one model that the ranks of torchrun hold together; see `sweep`."""
     out = pathlib.Path(os.path.abspath(job.out))
     check_folder(out)
     model, evaluators = opened(job)
-    return sweep(model, job.lambdas, evaluators, out, overwrite=job.overwrite, progress=progress)
+    return sweep(model, job.schedule(), evaluators, out, overwrite=job.overwrite, progress=progress)
 
 
 class _InStep(CompleteEvaluator):
-    """An evaluator that ends on all ranks together or fails on all of them."""
+    """An evaluator that returns on all ranks, or fails on all of them."""
 
     def __init__(self, evaluator: Evaluator, ranks: Any):
         self.name, self.higher_is_better = evaluator.name, evaluator.higher_is_better

@@ -1,8 +1,7 @@
-"""λ-parallel sweeps on Ray: workers that load the pair once, each taking the next λ when it is
-free.
+"""λ-parallel sweeps on Ray: each worker loads the pair once, and takes the next λ when it is free.
 
-Tested on CPU, on a cluster of one machine. A worker on a GPU differs in the resources that it asks
-for, and has not been run yet.
+Tested on CPU, on a cluster of one machine. A worker on a GPU asks for other resources, and has not
+been run yet.
 """
 
 from __future__ import annotations
@@ -21,13 +20,13 @@ from typing import TYPE_CHECKING, Any
 from pa_fast.base import Engine, Evaluator, Lambda, complete
 from pa_fast.errors import EngineError, MissingExtra, PaFastError, UsageError, first_line
 from pa_fast.run import SweepSpec, evaluators, opened
-from pa_fast.sweep import schedule
 from pa_fast.sweep.driver import Repeats, check_evaluators, distinct, finished, note_repeat
-from pa_fast.sweep.entry import Entry
+from pa_fast.sweep.entry import JournalEntry
 from pa_fast.sweep.journal import check_folder
 from pa_fast.sweep.manifest import describe
 from pa_fast.sweep.point import MERGED_EVERY, Record, check_reach, visit
 from pa_fast.sweep.recording import Recording
+from pa_fast.sweep.schedule import Schedule
 
 if TYPE_CHECKING:
     from pa_fast.sweep.manifest import Manifest
@@ -42,29 +41,32 @@ _LOOK_S = 5
 
 
 def run(job: SweepSpec, workers: int, progress: Progress | None = None) -> SweepResult:
-    """Run `job` with `workers` Ray actors: on the cluster's GPUs where it has any, unless its
-    device is `cpu`.
+    """Run `job` with `workers` Ray actors: on GPUs if the cluster has any and the job's device is
+    not `cpu`.
 
     Raises:
-        UsageError: a device of one number for all workers; else see `sweep`.
+        UsageError: the job names one numbered device, such as `cuda:0`; else see `sweep`.
     """
     if ":" in job.device:
         raise UsageError(
             f"device `{job.device}` for {workers} workers",
             "write cuda: Ray gives each worker a GPU of its own",
         )
-    points = schedule.lambdas(job.lambdas)
+    schedule = job.schedule()
     out = pathlib.Path(os.path.abspath(job.out))
     check_folder(out)
-    evaluators(job)  # their errors are raised here, before anything is started
+    # their errors are raised here, before anything is started
+    schedule = schedule.resolved([evaluator.name for evaluator in evaluators(job)])
     gpus = 0 if job.device == "cpu" else None
     make = functools.partial(opened, job)
-    return sweep(make, points, out, workers, gpus=gpus, overwrite=job.overwrite, progress=progress)
+    return sweep(
+        make, schedule, out, workers, gpus=gpus, overwrite=job.overwrite, progress=progress
+    )
 
 
 def sweep(
     make: Callable[[], tuple[Engine, Sequence[Evaluator]]],
-    lambdas: str | Iterable[float | str | Lambda],
+    lambdas: str | Iterable[float | str | Lambda] | Schedule,
     out: str | os.PathLike[str],
     workers: int,
     *,
@@ -73,19 +75,20 @@ def sweep(
     progress: Progress | None = None,
     figure: bool = True,
 ) -> SweepResult:
-    """Run `pa_fast.sweep` with `workers` Ray actors, each a process that calls `make` once for an
-    engine and evaluators.
+    """Run `pa_fast.sweep` with `workers` Ray actors. Each is a process that calls `make` once for
+    an engine and evaluators.
 
-    It uses the Ray that is running, else the cluster that RAY_ADDRESS names, else one on this
-    machine, which it starts and stops. Workers share the cores equally, and start in the folder of
-    this process where it exists. Their records come back to this process, which alone writes the
-    run folder. A worker that dies loses its running point, which the next one runs; a point that
-    five workers died on counts as failed.
+    The sweep uses the Ray cluster that this process is connected to, else the one that RAY_ADDRESS
+    names, else it starts one on this machine and stops it at the end. Workers share the cores
+    equally, and start in the working directory of this process if it exists on their machine. Only
+    this process writes the run folder. If a worker dies, another one repeats its point; a point at
+    which five workers died counts as failed.
 
     Args:
-        make: sent to every worker; must return the same engine and evaluators there.
+        make: pickled and called on every worker; must return the same engine and evaluators on
+            each.
         lambdas, out, overwrite, progress, figure: see `pa_fast.sweep`.
-        gpus: for each worker; None: one where the cluster has any.
+        gpus: number for each worker; by default 1 if the cluster has GPUs, else 0.
 
     Example:
         def make():
@@ -96,32 +99,33 @@ def sweep(
     Raises:
         MissingExtra: Ray is not installed.
         UsageError: more workers than the cluster has cores or GPUs for.
-        EngineError: workers die again and again in `make`, or Ray's agent on this machine dies.
+        EngineError: workers keep dying in `make`, or Ray's agent on this machine dies.
         PaFastError: as `make` and `pa_fast.sweep`.
     """
     if workers < 1:
         raise UsageError(f"{workers} workers", "give at least 1")
-    points = schedule.lambdas(lambdas)
+    schedule = Schedule.of(lambdas)
     ray = _ray()
     with (
         _cluster(ray),
-        _Pool(ray, min(workers, len(points)), gpus, os.getcwd(), make, points) as pool,
+        _Pool(ray, min(workers, len(schedule.points)), gpus, os.getcwd(), make, schedule) as pool,
     ):
+        schedule = schedule.resolved([one.name for one in pool.manifest.evaluators])
         with Recording(
-            out, points, pool.manifest, overwrite=overwrite, progress=progress
+            out, schedule, pool.manifest, overwrite=overwrite, progress=progress
         ) as recording:
             pool.run(recording)
         return finished(recording, figure)
 
 
 class _Actor:
-    """The code of a worker, which runs inside an actor."""
+    """Code of a worker, which runs inside an actor."""
 
     def open(
         self,
         folder: str,
         make: Callable[[], tuple[Engine, Sequence[Evaluator]]],
-        points: Sequence[Lambda],
+        schedule: Schedule,
     ) -> Manifest:
         if os.path.isdir(folder):
             # paths and modules on the command line are relative to its folder
@@ -131,9 +135,10 @@ class _Actor:
         self._engine = complete(engine)
         self._evaluators = distinct(given)
         self._visited = 0
-        check_reach(self._engine, points)
+        schedule = schedule.resolved([evaluator.name for evaluator in self._evaluators])
+        check_reach(self._engine, schedule.points)
         check_evaluators(self._engine, self._evaluators)
-        return describe(self._engine, points, self._evaluators)
+        return describe(self._engine, schedule, self._evaluators)
 
     def visit(self, lam: Lambda, names: Sequence[str], recorded: int | None) -> Iterator[Record]:
         merge_again = self._visited % MERGED_EVERY == 0
@@ -143,8 +148,8 @@ class _Actor:
 
 
 class _Worker:
-    """A worker of the pool: an actor, and the task that it is busy with (`lam` is None while it
-    loads)."""
+    """A worker of the pool: an actor, and the task that it is busy with, None where it is free
+    (`lam` is None while it loads)."""
 
     def __init__(self, actor: Any, busy: Any):
         self.actor, self.busy = actor, busy
@@ -153,14 +158,15 @@ class _Worker:
 
 
 class _Pool:
-    """Actors that work through a queue of λ."""
+    """Pool of actors that evaluate a queue of λ."""
 
     def __init__(self, ray: Any, workers: int, gpus: int | None, *work: Any):
         self._ray = ray
         if gpus is None:
             gpus = 1 if ray.cluster_resources().get("GPU", 0) else 0
         # Ray limits the numeric libraries of an actor to as many threads as it has cores
-        self._actor = ray.remote(_Actor).options(num_cpus=_share(ray, workers, gpus), num_gpus=gpus)
+        cores = cores_per_worker(ray, workers, gpus)
+        self._actor = ray.remote(_Actor).options(num_cpus=cores, num_gpus=gpus)
         self._node = ray.get_runtime_context().get_node_id()
         self._work = work
         self._deaths: Counter[tuple[str, str] | None] = Counter()
@@ -181,20 +187,29 @@ class _Pool:
             self._ray.kill(worker.actor)
 
     def run(self, recording: Recording) -> None:
-        """Evaluate and record every missing point of `recording`."""
+        """Evaluate and record every missing point of `recording`, those included that its schedule
+        adds."""
         self._repeats = Repeats(recording.scored())
+        self._run_missing(recording)
+        while recording.extend():
+            self._run_missing(recording)
+
+    def _run_missing(self, recording: Recording) -> None:
         self._queue.extend(recording.missing())
-        waiting = list(self._workers)
+        for worker in self._workers:
+            if worker.busy is None:
+                self._give(worker, recording)
         # a worker that still loads when no point is missing is not waited for: the cluster may
         # never have free resources for it
-        while waiting and (self._queue or any(worker.lam is not None for worker in waiting)):
-            worker = self._ready(waiting)
-            if not self._step(worker, recording):
-                waiting.remove(worker)
+        while self._queue or any(worker.busy and worker.lam for worker in self._workers):
+            busy = [worker for worker in self._workers if worker.busy is not None]
+            if not busy:
+                return
+            self._step(self._ready(busy), recording)
 
-    def _step(self, worker: _Worker, recording: Recording) -> bool:
-        """Take the result that `worker` has ready, and give it the next λ; return False when there
-        is none."""
+    def _step(self, worker: _Worker, recording: Recording) -> None:
+        """Take the result that `worker` has ready, and give it the next λ where it has none
+        left."""
         try:
             if worker.lam is None:
                 recording.join(self._got(worker.busy))
@@ -202,26 +217,30 @@ class _Pool:
                 record = self._got(next(worker.busy))
                 note_repeat(self._repeats, recording, recording.record(record))
                 worker.names.remove(record.entry.evaluator)
-                return True
+                return
         except StopIteration:
             pass
         except self._ray.exceptions.RayActorError as error:
             self._bury(worker, error, recording)
-            return True
+            return
+        self._give(worker, recording)
+
+    def _give(self, worker: _Worker, recording: Recording) -> None:
+        """Give `worker` the next λ, or leave it free where there is none."""
         self._queue = deque(
             (lam, remaining)
             for lam, names in self._queue
             if (remaining := self._repeats.remaining(names))
         )
+        worker.busy = None
         if not self._queue:
-            return False
+            return
         worker.lam, worker.names = self._queue.popleft()
         visit = worker.actor.visit.options(num_returns="streaming")
         worker.busy = visit.remote(worker.lam, list(worker.names), recording.checksum(worker.lam))
-        return True
 
     def _bury(self, worker: _Worker, error: Exception, recording: Recording) -> None:
-        """Replace a dead worker by a new one, and put its unfinished points back into the queue."""
+        """Replace a dead worker by a new one, and return its unfinished points to the queue."""
         if worker.lam is not None and worker.names:
             point = worker.lam.key, worker.names[0]
             self._deaths[point] += 1
@@ -230,7 +249,7 @@ class _Pool:
                     f"{MOST_DEATHS} workers died at this point, the last one so:"
                     f" {first_line(error)}"
                 )
-                recording.record(Record(Entry(*point, error=message)))
+                recording.record(Record(JournalEntry(*point, error=message)))
                 del worker.names[0]
             if worker.names:
                 self._queue.append((worker.lam, worker.names))
@@ -240,7 +259,7 @@ class _Pool:
         worker.actor, worker.busy, worker.lam, worker.names = fresh.actor, fresh.busy, None, []
 
     def _first(self) -> Manifest:
-        """Return the manifest of the worker that is ready first; the others go on loading."""
+        """Return the manifest of the first worker that is loaded; the others go on loading."""
         while True:
             worker = self._ready(self._workers)
             try:
@@ -251,37 +270,17 @@ class _Pool:
                 self._workers[self._workers.index(worker)] = self._hire()
 
     def _ready(self, workers: Sequence[_Worker]) -> _Worker:
-        """Return the first of `workers` that has a result. Ray itself would wait forever where its
-        agent on this machine is gone."""
-        for waited_s in itertools.count(_LOOK_S, _LOOK_S):
-            ready, _ = self._ray.wait(
-                [worker.busy for worker in workers], num_returns=1, timeout=_LOOK_S
-            )
-            if ready:
-                return next(worker for worker in workers if worker.busy == ready[0])
-            self._check_agent()
-            if waited_s % _PATIENCE_S == 0 and all(worker.lam is None for worker in self._workers):
-                logging.getLogger("pa_fast").warning(
-                    "no worker is ready yet: they load, or wait for others on the Ray cluster"
-                )
-        raise AssertionError
-
-    def _check_agent(self) -> None:
-        if not any(node["NodeID"] == self._node and node["Alive"] for node in self._ray.nodes()):
-            raise EngineError(
-                "Ray's agent on this machine (raylet) has died, and with it the connection to the"
-                " workers",
-                "look whether memory ran out; then run the same command again: finished points are"
-                " kept",
-            )
+        """Return the first of `workers` that has a result."""
+        loading = all(worker.lam is None for worker in self._workers)
+        ready = first_ready(self._ray, self._node, [worker.busy for worker in workers], loading)
+        return next(worker for worker in workers if worker.busy == ready)
 
     def _hire(self) -> _Worker:
         actor = self._actor.remote()
         return _Worker(actor, actor.open.remote(*self._work))
 
     def _got(self, reference: Any) -> Any:
-        """Return the value of `reference`; raise the error of pa_fast that it may hold as it was
-        raised."""
+        """Return the value of `reference`. An error of pa_fast in it is raised unwrapped."""
         try:
             return self._ray.get(reference)
         except self._ray.exceptions.RayTaskError as error:
@@ -309,9 +308,37 @@ def _ray() -> Any:
     return ray
 
 
+def first_ready(ray: Any, node: str, references: Sequence[Any], loading: bool) -> Any:
+    """Return the first of `references` that is ready. If all workers are `loading`, a warning says
+    now and then that none is.
+
+    Waits with a timeout and checks Ray's agent on this machine, `node`: without it `ray.wait` never
+    returns.
+
+    Raises:
+        EngineError: the agent has died.
+    """
+    for waited_s in itertools.count(_LOOK_S, _LOOK_S):
+        ready, _ = ray.wait(list(references), num_returns=1, timeout=_LOOK_S)
+        if ready:
+            return ready[0]
+        if not any(one["NodeID"] == node and one["Alive"] for one in ray.nodes()):
+            raise EngineError(
+                "Ray's agent on this machine (raylet) has died, and with it the connection to the"
+                " workers",
+                "look whether memory ran out; then run the same command again: finished points are"
+                " kept",
+            )
+        if loading and waited_s % _PATIENCE_S == 0:
+            logging.getLogger("pa_fast").warning(
+                "no worker is ready yet: they load, or wait for others on the Ray cluster"
+            )
+    raise AssertionError
+
+
 @contextlib.contextmanager
 def _cluster(ray: Any) -> Iterator[None]:
-    """Connect to the caller's cluster, or to one of this machine, for the length of the block."""
+    """Connect to the caller's cluster, or to a new one on this machine, within a `with` block."""
     if ray.is_initialized():
         yield
         return
@@ -345,7 +372,7 @@ def _cluster(ray: Any) -> Iterator[None]:
         ray.shutdown()
 
 
-def _share(ray: Any, workers: int, gpus: int) -> int:
+def cores_per_worker(ray: Any, workers: int, gpus: int) -> int:
     """Return the most cores that each of `workers` can have on the cluster's nodes.
 
     Raises:

@@ -187,7 +187,7 @@ def _share(
             "bind one of them",
         )
     for side, known in first.sources.items():
-        if not same_bits(known, sources[side].to(known.device)):
+        if not equal_bits(known, sources[side].to(known.device)):
             raise PairError(
                 f"`{name}` and `{first.name}` share live storage, but their {side} tensors differ",
                 "untie the live tensors before binding them",
@@ -204,7 +204,7 @@ def _same_bytes(a: torch.Tensor, b: torch.Tensor) -> bool:
     return torch.equal(a_bytes, b_bytes)
 
 
-def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
+def equal_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
     """Return whether two contiguous tensors of any shape have the same dtype and bytes."""
     import torch
 
@@ -228,7 +228,7 @@ def same_merge(merged: torch.Tensor, expected: torch.Tensor) -> bool:
     No operation promises to keep a NaN payload: the vector body and the tail of one loop may give
     NaN different bits.
     """
-    if same_bits(merged, expected):
+    if equal_bits(merged, expected):
         return True
     if (
         not expected.is_floating_point()

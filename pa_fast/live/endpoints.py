@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Union
 
-from pa_kernels.cores import over, over_cores
+from pa_kernels.cores import over_cores, parallel_map
 from pa_kernels.reference import LIVE_DTYPES
 
 from pa_fast.base import Lambda
@@ -146,7 +146,9 @@ def check_live(bound: Sequence[Binding], lam: float, endpoints: CheckedEndpoints
     pieces = [(binding, span) for binding in bound for span in spans(binding.live)]
     if pieces:
         check_equal(
-            over(lambda one: differing_name(one[0], lam, endpoints, one[1]), pieces, bound[0].live),
+            parallel_map(
+                lambda one: differing_name(one[0], lam, endpoints, one[1]), pieces, bound[0].live
+            ),
             lam,
         )
 

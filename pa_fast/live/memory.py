@@ -1,17 +1,52 @@
-"""Bytes that live weights take, by where they lie, and bytes of memory that are free."""
+"""Memory of live weights: its allocation, what they take by where it lies, and what is free."""
 
 from __future__ import annotations
 
 import bisect
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
+
+
+_ALIGNMENT = 64  # a cache line, as torch aligns its own
+
+
+def empty_live(like: Sequence[torch.Tensor], device: torch.device) -> list[torch.Tensor]:
+    """Return an uninitialised contiguous tensor on `device` for each tensor of `like`, of its shape
+    and dtype, as live weights are allocated: on a CPU all of them in one piece of memory.
+
+    Each tensor has a storage of its own that ends with it, so that nothing takes them for tied, and
+    saving one writes no other. The piece is freed with the last of them.
+
+    Cost: at most 64 bytes a tensor more than it holds. `python -m bench -k lerp` times switches of
+    tensors that lie together, and of others. Huge pages are not asked for: where memory is in
+    fragments, making them takes longer than all the rest of loading.
+    """
+    import torch
+
+    if device.type != "cpu":
+        return [torch.empty(one.shape, dtype=one.dtype, device=device) for one in like]
+    starts, size = [], 0
+    for tensor in like:
+        starts.append(size)
+        size += -(-nbytes(tensor) // _ALIGNMENT) * _ALIGNMENT
+    arena = torch.empty(size, dtype=torch.uint8, device=device)
+    held = arena.numpy()
+
+    def part(tensor: torch.Tensor, start: int) -> torch.Tensor:
+        count = nbytes(tensor)
+        if not count:  # `frombuffer` refuses it
+            return torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
+        part = torch.frombuffer(held, dtype=torch.uint8, count=count, offset=start)
+        return part.view(tensor.dtype).view(tensor.shape)
+
+    return [part(tensor, start) for tensor, start in zip(like, starts)]
 
 
 @dataclass(frozen=True)

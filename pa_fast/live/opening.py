@@ -89,7 +89,7 @@ def described(binding: Binding, file: DeltaFile) -> Binding:
     return replace(binding, intermediate_dtype=None if between is None else torch_dtype(between))
 
 
-def check_names(bound: Sequence[Binding], file: DeltaFile) -> None:
+def check_delta_names(bound: Sequence[Binding], file: DeltaFile) -> None:
     """Raise PairError if the file has a delta of a tensor that is not live."""
     floats = {
         name for binding in bound if binding.live.dtype in LIVE_DTYPES for name in binding.names

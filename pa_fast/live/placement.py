@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
 
 
-CHUNK_BYTES = 1 << 30
+POOL_CHUNK_BYTES = 1 << 30
 _ALIGNMENT_BYTES = 256
 
 
@@ -46,7 +46,9 @@ class PinnedPool:
         if tensor.nbytes and key in self._copies:
             return self._copies[key].view(tensor.dtype).view(tensor.shape)
         if self._chunk is None or self._used_bytes + tensor.nbytes > self._chunk.numel():
-            size = max(CHUNK_BYTES, 1 << (tensor.nbytes - 1).bit_length() if tensor.nbytes else 1)
+            size = max(
+                POOL_CHUNK_BYTES, 1 << (tensor.nbytes - 1).bit_length() if tensor.nbytes else 1
+            )
             self._chunk, self._used_bytes = (
                 torch.empty(size, dtype=torch.uint8, pin_memory=self._pinned),
                 0,

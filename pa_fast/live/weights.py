@@ -7,6 +7,7 @@ three dicts and call `bind`.
 from __future__ import annotations
 
 import functools
+import sys
 import threading
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -24,7 +25,7 @@ from pa_fast.base import Lambda
 from pa_fast.checkpoint.provenance import combine
 from pa_fast.errors import UsageError, WeightsError
 from pa_fast.live import opening
-from pa_fast.live.binding import Binding, bindings, kept_bases, same_bits, same_merge
+from pa_fast.live.binding import Binding, bindings, equal_bits, kept_bases, same_merge
 from pa_fast.live.checkpoint_names import CheckpointNames
 from pa_fast.live.encoding import check_finite
 from pa_fast.live.endpoints import CheckedEndpoints, Endpoints, InitialWrite, check_live
@@ -63,12 +64,21 @@ def _one_thread(
     @functools.wraps(method)
     def alone(self: LiveWeights, *args: P.args, **kwargs: P.kwargs) -> T:
         if self._lock._is_owned():
-            raise WeightsError(
-                f"{method.__name__} was called while the same thread was in another call of these"
-                " live weights",
-                "do not use live weights in a signal handler or a callback: set a flag there, and"
-                " act on it afterwards",
-            )
+            here = sys._getframe()
+            frame = here.f_back
+            while frame is not None and not (
+                frame.f_code is here.f_code and frame.f_locals["self"] is self
+            ):
+                frame = frame.f_back
+            if frame is not None:
+                raise WeightsError(
+                    f"{method.__name__} was called while the same thread was in another call of"
+                    " these live weights",
+                    "do not use live weights in a signal handler or a callback: set a flag there,"
+                    " and act on it afterwards",
+                )
+            # Python 3.10 can leave a `with` by a second interrupt without releasing what it holds
+            self._lock.release()
         with self._lock:
             settle()
             return method(self, *args, **kwargs)
@@ -324,6 +334,7 @@ class LiveWeights:
             CPU what the file holds stays a memory map of it.
 
         Raises:
+            UsageError: `delta` is no path.
             CheckpointError: the file is no delta, is damaged, or does not give the endpoints that
                 it was encoded for.
             PairError: the delta belongs to another base, or to live tensors of another kind.
@@ -347,7 +358,7 @@ class LiveWeights:
         file; see `open`, and `between` for `apart`."""
         bound = bindings(live, {"base": sources.base}, {})
         bound = [opening.described(binding, delta) for binding in bound]
-        opening.check_names(bound, delta)
+        opening.check_delta_names(bound, delta)
         floats = [binding for binding in bound if binding.live.dtype in LIVE_DTYPES]
         opening.check_base(floats, delta)
         entries = [
@@ -739,7 +750,7 @@ class LiveWeights:
         wrong += [
             binding.name
             for binding in self._fixed
-            if not same_bits(binding.live, binding.base.to(binding.live.device))
+            if not equal_bits(binding.live, binding.base.to(binding.live.device))
         ]
         return wrong + self._overwritten(store, wrong)
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.colors import LogNorm
     from matplotlib.figure import Figure
 
-    from pa_fast.checkpoint.measure import Part
+    from pa_fast.checkpoint.measure import MeasuredPart
 
 _ROW_INCHES, _MOST_NUMBERS = 0.32, 12
 
@@ -55,7 +55,7 @@ def draw(report: PairReport) -> Figure:
         raise UsageError(
             "nothing to draw: no difference was measured", "measure one: --sample or --full"
         )
-    inside: dict[tuple[str, int], list[Part]] = {}
+    inside: dict[tuple[str, int], list[MeasuredPart]] = {}
     for part in parts:
         if part.layer is not None:
             inside.setdefault((part.module, part.layer), []).append(part)
@@ -96,7 +96,7 @@ def draw(report: PairReport) -> Figure:
     return drawing
 
 
-def _norm_of(parts: Sequence[Part]) -> float:
+def _norm_of(parts: Sequence[MeasuredPart]) -> float:
     """Return ‖I − B‖ / ‖B‖ of several tensors of about one size (experts) together: the root of the
     mean of squares."""
     norms = [part.relative_norm for part in parts if part.relative_norm is not None]

@@ -56,13 +56,13 @@ def divergence(
                 torch.log_softmax(some[index, scored].to(logits[0].device).float(), dim=-1)
                 for some in logits
             )
-            kl += float(_terms(p, q).sum())
+            kl += float(kl_terms(p, q).sum())
             agreed += int((p.argmax(-1) == q.argmax(-1)).sum())
     tokens = sum(len(continuation) for _, continuation in pairs)
     return Divergence(lam.key, kl / tokens, agreed / tokens)
 
 
-def _terms(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+def kl_terms(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
     """Return e^p (p − q) in fp64, 0 where p = −∞: tokens that a model excludes add nothing."""
     import torch
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Curve:
+class StoreCurve:
     """One way to hold a delta, at several settings: reports by label, in the order in which they
     are joined.
 
@@ -29,13 +29,13 @@ class Curve:
     points: Sequence[tuple[str, QualityReport]]
 
 
-def write(curves: Sequence[Curve], dense: QualityReport, path: str | pathlib.Path) -> None:
+def write(curves: Sequence[StoreCurve], dense: QualityReport, path: str | pathlib.Path) -> None:
     """Draw to `path` with `.svg` and with `.png` added; see `draw` and
     `pa_fast.sweep.figure.save`."""
     figure.save(lambda: draw(curves, dense), pathlib.Path(path))
 
 
-def draw(curves: Sequence[Curve], dense: QualityReport) -> Figure:
+def draw(curves: Sequence[StoreCurve], dense: QualityReport) -> Figure:
     """Draw relative error against bytes, with a line for dense; beside it KL at the last λ, if all
     reports have a text.
 
@@ -71,7 +71,7 @@ def draw(curves: Sequence[Curve], dense: QualityReport) -> Figure:
 
 def _panel(
     axes: Axes,
-    curves: Sequence[Curve],
+    curves: Sequence[StoreCurve],
     dense: QualityReport,
     height: Callable[[QualityReport], float],
 ) -> None:

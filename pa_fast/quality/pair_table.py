@@ -1,4 +1,4 @@
-"""The result of `pa-fast inspect` as tables for people."""
+"""Tables that `pa-fast inspect` prints."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from pa_fast.units import format_bytes, format_count
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from pa_fast.checkpoint.measure import Measured, Part
+    from pa_fast.checkpoint.measure import Measured, MeasuredPart
 
 
 def parts(report: PairReport) -> Iterator[Table | str]:
-    """The pair; and where weights were measured, its modules, its stores and the fidelity of each
-    λ. What can be long, such as folders and notes, is a line of its own."""
+    """Yield the tables and lines of a report: the pair and, if weights were measured, its modules,
+    the sizes of its stores, and the fidelity of each λ. Folders and notes, which may be long, are
+    lines of their own."""
     yield f"{report.model_type}: these two pair"
     for name, side in (("base", report.base), ("instruct", report.instruct)):
         yield f"{name + ':':10} {side.folder}"
@@ -80,7 +81,7 @@ def _modules(measured: Measured) -> Table:
     return table
 
 
-def _figures(part: Part) -> tuple[str, ...]:
+def _figures(part: MeasuredPart) -> tuple[str, ...]:
     norm = "" if part.relative_norm is None else f"{part.relative_norm:.3g}"
     shares = (part.unchanged, part.sign_crossings, part.binade_crossings)
     return (
@@ -92,7 +93,7 @@ def _figures(part: Part) -> tuple[str, ...]:
 
 
 def _median(histogram: tuple[int, ...]) -> str:
-    """Return the bucket that holds the median of |k|."""
+    """Return the name of the bucket that holds the median of |k|."""
     seen, total = 0, sum(histogram)
     for bucket, count in enumerate(histogram):
         seen += count
@@ -102,7 +103,7 @@ def _median(histogram: tuple[int, ...]) -> str:
 
 
 def bucket_name(bucket: int) -> str:
-    """Return the |k| of a histogram's bucket: `0`, `1`, `2–3`, `4–7`, …"""
+    """Return the name of a bucket of the histogram, its range of |k|: `0`, `1`, `2–3`, `4–7`, …"""
     return str(bucket) if bucket < 2 else f"{2 ** (bucket - 1)}–{2**bucket - 1}"
 
 
@@ -149,19 +150,19 @@ def _fidelity(measured: Measured) -> Table:
             (part.fidelity[index].effective_lambda, names[part.name]) for part in measured.modules
         ]
         known = sorted((value, name) for value, name in effective if value is not None)
-        ends = [f"{value:.4g}  {name}" for value, name in known[:1] + known[-1:]] or ["", ""]
+        extremes = [f"{value:.4g}  {name}" for value, name in known[:1] + known[-1:]] or ["", ""]
         figures = [*([whole.intended_lambda] if ruled else []), whole.effective_lambda]
         table.add_row(
             whole.lam,
             *("" if one is None else f"{one:.4g}" for one in figures),
             f"{whole.moved:.2%}",
-            *ends,
+            *extremes,
         )
     return table
 
 
-def _has_other_lambda(part: Part) -> bool:
-    """Return whether a rule gives this part another λ than the swept one."""
+def _has_other_lambda(part: MeasuredPart) -> bool:
+    """Return True if a rule gives this part another λ than the swept one."""
     return any(one.intended_lambda != float(Lambda(one.lam)) for one in part.fidelity)
 
 
@@ -177,8 +178,8 @@ def _table(title: str, *columns: str, numbers: bool = True) -> Table:
         pad_edge=False,
         padding=(0, 1, 0, 0),
     )
-    for at, column in enumerate(columns):
-        table.add_column(column, justify="right" if at and numbers else "left")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="right" if index and numbers else "left")
     return table
 
 

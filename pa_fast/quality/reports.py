@@ -15,7 +15,7 @@ from pa_fast.evals.perplexity import check_windows, windows
 from pa_fast.evals.rows import read_file
 from pa_fast.quality.divergence import divergence
 from pa_fast.stores import registry
-from pa_fast.stores.quality import Measured, OnText, QualityReport
+from pa_fast.stores.quality import OnText, QualityMeter, QualityReport
 from pa_fast.stores.store import Store
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def reports(
             allow_nonfinite=allow_nonfinite,
         )
     for store in stores:
-        measured = Measured(registry.named(store))
+        measured = QualityMeter(registry.named(store))
         with_store = load(
             base,
             instruct,

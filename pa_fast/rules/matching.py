@@ -12,12 +12,12 @@ from fractions import Fraction
 
 from pa_fast.errors import UsageError
 from pa_fast.rules.names import GROUPS, group, layer
-from pa_fast.rules.row import Row
+from pa_fast.rules.row import RuleRow
 
 
 @functools.lru_cache(maxsize=8)
 def decided(
-    where: str, rows: tuple[Row, ...], names: tuple[str, ...]
+    where: str, rows: tuple[RuleRow, ...], names: tuple[str, ...]
 ) -> tuple[tuple[int, Fraction], ...]:
     """Return for each name the index of the row that decides it, −1 for none, and the depth at
     which the row's value is taken."""
@@ -55,7 +55,9 @@ def decided(
     return tuple(decisions)
 
 
-def _matched(here: str, row: Row, names: Sequence[str], groups: Sequence[str | None]) -> set[int]:
+def _matched(
+    here: str, row: RuleRow, names: Sequence[str], groups: Sequence[str | None]
+) -> set[int]:
     """Return the indices of the names that the row matches."""
     matched = set(range(len(names)))
     if row.match:

@@ -1,4 +1,4 @@
-"""The group and the layer of a tensor, read from its name, without tables of architectures."""
+"""Group and layer of a tensor, read from its name, without tables of architectures."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def group(name: str) -> str | None:
 
 
 def layer(name: str) -> tuple[str, int] | None:
-    """Return the stack of layers of a tensor and the number of its layer: the part of its name
-    before the first number, and that number."""
+    """Return the part of a tensor's name before the first number, which names the stack of layers,
+    and that number, the layer; None if there is none."""
     parts = name.split(".")
     index = next(
         (

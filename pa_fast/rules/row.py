@@ -21,7 +21,7 @@ Points = tuple[tuple[Fraction, Fraction], ...]
 
 
 @dataclass(frozen=True)
-class Row:
+class RuleRow:
     """One row of a rule.
 
     Attributes:
@@ -72,7 +72,7 @@ class Row:
         )
 
 
-def parse(here: str, row: Any) -> Row:
+def parse(here: str, row: Any) -> RuleRow:
     if not isinstance(row, Mapping):
         raise UsageError(
             f"{here}: found {shown(row)}, expected a mapping", f"for example {EXAMPLE}"
@@ -116,7 +116,7 @@ def parse(here: str, row: Any) -> Row:
         )
     times = "times" in row
     key = "times" if times else "lambda"
-    return Row(tuple(patterns), known, times, _points(f"{here}: `{key}`", row[key]))
+    return RuleRow(tuple(patterns), known, times, _points(f"{here}: `{key}`", row[key]))
 
 
 def _points(here: str, value: Any) -> Points:

@@ -12,7 +12,7 @@ from pa_fast.base import Lambda
 from pa_fast.errors import UsageError
 from pa_fast.rules import file
 from pa_fast.rules.matching import decided
-from pa_fast.rules.row import EXAMPLE, Row, parse, shown
+from pa_fast.rules.row import EXAMPLE, RuleRow, parse, shown
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,8 @@ class LambdaRule:
         where: source of the rows, for messages.
 
     Example:
-        >>> rows = [{"group": "norms", "lambda": 1}, {"group": "mlp", "times": {0: 0.2, 1: 1}}]
-        >>> lm.set_lambda(pa_fast.LambdaRule(rows).at(0.6))
+        rows = [{"group": "norms", "lambda": 1}, {"group": "mlp", "times": {0: 0.2, 1: 1}}]
+        lm.set_lambda(pa_fast.LambdaRule(rows).at(0.6))
 
     Numerics: exact rational arithmetic; each tensor's λ is rounded once, to fp32, when it is
     merged.
@@ -73,7 +73,7 @@ class LambdaRule:
             )
         self.where = where
         self.rows = tuple(
-            row if isinstance(row, Row) else parse(f"{where}: row {n}", row)
+            row if isinstance(row, RuleRow) else parse(f"{where}: row {n}", row)
             for n, row in enumerate(rows, start=1)
         )
         self.lam = Lambda(lam)
@@ -142,7 +142,7 @@ class LambdaRule:
             if (members := decided_by.get(index)) and (chosen := [lams[name] for name in members])
         ]
 
-    def _value(self, row: Row, depth: Fraction) -> Lambda:
+    def _value(self, row: RuleRow, depth: Fraction) -> Lambda:
         value = row.value(depth)
         return Lambda(self.lam.exact * value if row.times else value)
 

@@ -65,6 +65,26 @@ class Answer:
         curves = [one.measured()[1].select([one.index(lam) for lam in lams]) for one in two]
         return dict(zip(lams, map(bool, undominated(curves, self.objective.level))))
 
+    def document(self) -> dict[str, object]:
+        """Return what files say of the answer, numbers to four significant digits: the sentence,
+        the objective and λ̂; with intervals also the range of the best λ, and with λ = 1 the gain
+        and the ends of its band."""
+        one = self.objective
+        fields: dict[str, object] = {
+            "sentence": self.sentence,
+            "objective": one.name,
+            "lambda": self.chosen.key,
+        }
+        if self.keep:
+            fields["keep"] = dict(self.keep)
+        if one.refused is None:
+            fields |= {"range": [lam.key for lam in one.range], "items": one.n, "level": one.level}
+        if self.gain is not None:
+            held = one.difference(self.chosen)
+            figures = {"gain": self.gain, "low": held.low, "high": held.high, "p_adj": held.p}
+            fields |= {name: float(f"{figure:.4g}") for name, figure in figures.items()}
+        return fields
+
     def rows(self) -> Iterator[dict[str, object]]:
         """Yield tidy rows, one for each evaluator, task (empty: all of them), λ and reference."""
         for finding in self.findings:

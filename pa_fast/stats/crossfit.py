@@ -55,7 +55,7 @@ def crossfit(
     smoother = Smoother(items.lams)
     gains = []
     for _ in range(REPEATS):
-        fold = _folds(items, FOLDS, rng)
+        fold = fold_numbers(items, FOLDS, rng)
         columns = np.empty(len(fold), int)
         for number in range(FOLDS):
             rest = fold != number
@@ -72,7 +72,7 @@ def half_split(items: Items, ref: int, level: float = LEVEL) -> Half:
     items.
     """
     rng = np.random.Generator(np.random.PCG64(0))
-    first = _folds(items, 2, rng) == 0
+    first = fold_numbers(items, 2, rng) == 0
     chosen = choose(curve(items.take(first)))
     other = curve(items.take(~first))
     gain, se = other.s[chosen] - other.s[ref], other.se()[chosen, ref]
@@ -80,7 +80,7 @@ def half_split(items: Items, ref: int, level: float = LEVEL) -> Half:
     return Half(float(items.lams[chosen]), float(gain), float(gain - width), float(gain + width))
 
 
-def _folds(items: Items, folds: int, rng: np.random.Generator) -> NDArray[np.int64]:
+def fold_numbers(items: Items, folds: int, rng: np.random.Generator) -> NDArray[np.int64]:
     """Return (n,) the fold of each item; folds have equal shares of each stratum and of all
     items."""
     number = np.arange(len(items.y)) % folds

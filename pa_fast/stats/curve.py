@@ -13,7 +13,7 @@ from pa_fast.stats.items import Array, Items
 REPLICATES = 2000
 """Bootstrap replicates for metrics that are no means of items."""
 
-_CHUNK = 2**22  # numbers that a part of the bootstrap holds at once
+MOST_NUMBERS = 2**22  # numbers that a part of the bootstrap holds at once
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def _resampled(rows: Array, rng: np.random.Generator) -> Array:
     """Return (2000, …) sums of as many rows as there are, drawn with replacement."""
     count = len(rows)
     sums = np.empty((REPLICATES, rows.shape[1]))
-    size = max(1, _CHUNK // count)
+    size = max(1, MOST_NUMBERS // count)
     for first in range(0, REPLICATES, size):
         times = min(size, REPLICATES - first)
         rows_drawn = rng.integers(0, count, (times, count)) + count * np.arange(times)[:, None]

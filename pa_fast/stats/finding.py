@@ -16,7 +16,7 @@ from pa_fast.stats.curve import Curve, curve, percent
 from pa_fast.stats.items import Array, Column, Items, collect
 
 INSTRUCT, BASE = Lambda(1), Lambda(0)
-MOST_LAMBDAS = 201
+MOST_LAMBDAS = 101
 """Most λ that are analysed, evenly spread: the cost grows with their number squared."""
 
 
@@ -183,7 +183,7 @@ def find(evaluation: Evaluation, level: float = LEVEL) -> Finding:
     """Return the finding of one evaluator, without intervals where its items do not make up its
     scores.
 
-    Of more than 201 λ that many are analysed, the best and λ = 0 and 1 among them.
+    Of more than 101 λ that many are analysed, the best and λ = 0 and 1 among them.
 
     Raises:
         UsageError: there is no score at all.

@@ -143,7 +143,7 @@ class Items:
 
     @property
     def counts(self) -> NDArray[np.int64]:
-        """(G,) items of each stratum."""
+        """Number of items of each stratum, (G,)."""
         return np.diff(self.starts, append=len(self.y))
 
     @property

@@ -15,7 +15,7 @@ from torch import Tensor
 from pa_fast.checkpoint.safetensors import TensorInfo
 from pa_fast.stores.store import (
     DenseEntry,
-    Rule,
+    PartRule,
     Source,
     Store,
     TensorDescription,
@@ -116,6 +116,6 @@ class DenseStore(Store):
     @classmethod
     def part_rules(
         cls, tensor: TensorDescription, infos: Mapping[str, TensorInfo]
-    ) -> Iterator[Rule]:
+    ) -> Iterator[PartRule]:
         yield from floats(infos, "target")
         yield shaped(infos, "target", tensor.shape)

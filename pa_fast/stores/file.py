@@ -52,6 +52,7 @@ from pa_fast.checkpoint.safetensors import (
 )
 from pa_fast.checkpoint.writer import output_errors
 from pa_fast.errors import CheckpointError, OutputError, PairError
+from pa_fast.files import path_of
 from pa_fast.stores import registry
 from pa_fast.stores.composite import CompositeStore
 from pa_fast.stores.store import Entry, Source, Store, TensorDescription
@@ -72,6 +73,7 @@ _DTYPES = {
     torch.int64: "I64",
 }
 _ALIGNMENT = 64  # of the first tensor; those after it follow without a gap
+_WRITTEN = "give a file that `pa-fast encode` wrote"
 _AGAIN = "the file is damaged or was not written by pa_fast: encode the delta again"
 _SUM = re.compile(r"[0-9a-f]{16}")
 _KEYS = ("kind", "shape", "base", "live", "via", "data", "ends")
@@ -173,10 +175,13 @@ class DeltaFile:
         """Read and check the header and the description in it; no tensor data are read.
 
         Raises:
+            UsageError: `path` is no path.
             CheckpointError: the file is missing, is not a delta file, is of another format, or is
                 inconsistent in any way that the header shows.
         """
-        path, kinds = Path(path), registry.kinds()
+        path, kinds = path_of(path, "delta"), registry.kinds()
+        if path.is_dir():
+            raise CheckpointError(f"{path}: a folder, expected a delta file", _WRITTEN)
         header = read_header(path)
         description = _described(header.metadata, str(path))
         expected = {
@@ -263,7 +268,7 @@ def _described(metadata: Mapping[str, str], where: str) -> Description:
         return CheckpointError(f"{where}: {what}", hint)
 
     if "format" not in metadata or "tensors" not in metadata:
-        raise refuse("a safetensors file, but no delta", "give a file that `pa-fast encode` wrote")
+        raise refuse("a safetensors file, but no delta", _WRITTEN)
     if metadata["format"] not in CHECKSUM_VERSIONS:
         raise refuse(
             f"delta format {quoted(metadata['format'])}, expected"
@@ -321,10 +326,10 @@ def _side(text: str, where: str) -> Side:
 def _tensor(fields: Any, where: str) -> TensorDescription:
     if not isinstance(fields, dict) or fields.keys() != set(_KEYS):
         raise CheckpointError(f"{where}: expected an object of {', '.join(_KEYS)}", _AGAIN)
-    kind, shape, base, live, intermediate_dtype, data, ends = (fields[key] for key in _KEYS)
+    kind, shape, base, live, intermediate_dtype, data, endpoints = (fields[key] for key in _KEYS)
     kinds, floats = registry.kinds(), ", ".join(sorted(FLOATS))
     sizes = isinstance(shape, list) and all(type(n) is int and 0 <= n < 2**63 for n in shape)
-    pair = isinstance(ends, list) and len(ends) == 2
+    pair = isinstance(endpoints, list) and len(endpoints) == 2
     for key, fits, expected in (
         ("kind", isinstance(kind, str) and kind in kinds, f"one of {', '.join(kinds)}"),
         ("shape", sizes and len(shape) <= MAX_DIMENSIONS, f"at most {MAX_DIMENSIONS} sizes"),
@@ -340,7 +345,7 @@ def _tensor(fields: Any, where: str) -> TensorDescription:
         ("data", _is_sum(data), "16 hex digits"),
         (
             "ends",
-            pair and all(end is None or _is_sum(end) for end in ends),
+            pair and all(end is None or _is_sum(end) for end in endpoints),
             "two checksums of 16 hex digits",
         ),
     ):
@@ -349,7 +354,7 @@ def _tensor(fields: Any, where: str) -> TensorDescription:
                 f"{where}: `{key}` is {quoted(str(fields[key]))}, expected {expected}", _AGAIN
             )
     return TensorDescription(
-        kind, tuple(shape), base, live, intermediate_dtype, data, (ends[0], ends[1])
+        kind, tuple(shape), base, live, intermediate_dtype, data, (endpoints[0], endpoints[1])
     )
 
 

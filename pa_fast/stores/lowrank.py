@@ -20,7 +20,7 @@ from pa_fast.errors import DataError, UsageError
 from pa_fast.stores.store import (
     DenseEntry,
     Entry,
-    Rule,
+    PartRule,
     Source,
     Store,
     TensorDescription,
@@ -188,7 +188,7 @@ class LowRankStore(Store):
     @classmethod
     def part_rules(
         cls, tensor: TensorDescription, infos: Mapping[str, TensorInfo]
-    ) -> Iterator[Rule]:
+    ) -> Iterator[PartRule]:
         yield from floats(infos, "u", "v")
         u, v, shape = infos["u"], infos["v"], tensor.shape
         fits = len(shape) in (2, 3) and len(u.shape) == len(shape)

@@ -20,7 +20,7 @@ from pa_fast.stores.store import (
     DenseEntry,
     Entry,
     Overwritten,
-    Rule,
+    PartRule,
     Source,
     Store,
     TensorDescription,
@@ -221,7 +221,7 @@ class PackedStore(Store):
     @classmethod
     def part_rules(
         cls, tensor: TensorDescription, infos: Mapping[str, TensorInfo]
-    ) -> Iterator[Rule]:
+    ) -> Iterator[PartRule]:
         yield from lists(infos, codes="I16", starts="I32", where="U16", span="F32")
         yield from floats(infos, "base", "target")
         where = infos["where"].shape

@@ -113,15 +113,15 @@ class QualityReport:
 
 
 @dataclass(frozen=True)
-class Sums:
+class QualitySums:
     """‖D‖², ‖D − D′‖² and ‖D′‖², of differences in fp32, summed in fp64."""
 
     delta: float = 0.0
     lost: float = 0.0
     kept: float = 0.0
 
-    def __add__(self, other: Sums) -> Sums:
-        return Sums(self.delta + other.delta, self.lost + other.lost, self.kept + other.kept)
+    def __add__(self, other: QualitySums) -> QualitySums:
+        return QualitySums(self.delta + other.delta, self.lost + other.lost, self.kept + other.kept)
 
     @property
     def relative_error(self) -> float:
@@ -132,7 +132,7 @@ class Sums:
         return self.kept / self.delta if self.delta else math.nan if self.kept else 1.0
 
 
-class Measured:
+class QualityMeter:
     """Measurement of the entries that a store encodes: use the attribute `store` in its place, then
     call `report`.
 
@@ -141,10 +141,14 @@ class Measured:
 
     def __init__(self, store: Store):
         self.store = tapped(store, self._measure)
-        self._rows: dict[str, tuple[TensorQuality, Sums]] = {}
+        self._rows: dict[str, tuple[TensorQuality, QualitySums]] = {}
 
     def _measure(self, source: Source, entry: Entry) -> Entry:
-        total, owner, count = sums(source, entry), registry.owner(entry), source.base.numel()
+        total, owner, count = (
+            quality_sums(source, entry),
+            registry.owner(entry),
+            source.base.numel(),
+        )
         kind, size = owner.kind(entry), owner.nbytes(entry)
         errors = math.sqrt(total.delta), total.relative_error, total.energy
         row = TensorQuality(source.name, kind, count, size, *errors)
@@ -155,7 +159,7 @@ class Measured:
         """Return the report of the last encoding."""
         rows = tuple(row for row, _ in self._rows.values())
         parameters, size = sum(row.parameters for row in rows), sum(row.bytes for row in rows)
-        total = sum((part for _, part in self._rows.values()), Sums())
+        total = sum((part for _, part in self._rows.values()), QualitySums())
 
         def mean(values: Iterator[float]) -> float:
             weighted = (row.parameters * value for row, value in zip(rows, values))
@@ -178,13 +182,13 @@ class Measured:
 
 def report(store: Store, sources: Sequence[Source]) -> QualityReport:
     """Return the report of `store` on the sources, one entry at a time."""
-    measured = Measured(store)
+    measured = QualityMeter(store)
     for _ in measured.store.encode(sources):
         pass
     return measured.report()
 
 
-def sums(source: Source, entry: Entry) -> Sums:
+def quality_sums(source: Source, entry: Entry) -> QualitySums:
     """Compare the endpoint that live weights reach with `entry` with the source's, span by span."""
     base, instruct = source.on_device()
     # never written: it gives the dtype and the device
@@ -192,13 +196,15 @@ def sums(source: Source, entry: Entry) -> Sums:
     store = registry.owner(entry)()
     store.bind([live], [base], [entry], [source.intermediate_dtype])
 
-    def span_sums(span: slice) -> Sums:
+    def span_sums(span: slice) -> QualitySums:
         start, end = (side.float() for side in store.endpoints(0, span))
         delta, kept = instruct.view(-1)[span].float() - start, end - start
-        return Sums(*(float(part.double().square().sum()) for part in (delta, delta - kept, kept)))
+        return QualitySums(
+            *(float(part.double().square().sum()) for part in (delta, delta - kept, kept))
+        )
 
     run = over_cores if source.device.type == "cpu" else map
-    return sum(run(span_sums, store.spans(0)), Sums())
+    return sum(run(span_sums, store.spans(0)), QualitySums())
 
 
 def _nulled(value: Any) -> Any:

@@ -62,7 +62,7 @@ class Cut:
     ties: int
 
 
-def largest(pairs: Callable[[], Iterable[tuple[Tensor, Tensor]]], count: int) -> Cut:
+def largest_cut(pairs: Callable[[], Iterable[tuple[Tensor, Tensor]]], count: int) -> Cut:
     """Return the cut that selects `count` of the changed weights of all (base, instruct) in
     `pairs()`, which is called twice.
 
@@ -74,7 +74,7 @@ def largest(pairs: Callable[[], Iterable[tuple[Tensor, Tensor]]], count: int) ->
     def histogram(bin_of: Callable[[Tensor], Tensor], bins: int) -> Tensor:
         total = torch.zeros(bins, dtype=torch.int64, device="cpu")
         for base, instruct in pairs():
-            for counts in _over(
+            for counts in _parallel_map(
                 lambda b, i, _: torch.bincount(bin_of(magnitude(b, i)), minlength=bins).cpu(),
                 base,
                 instruct,
@@ -123,12 +123,12 @@ def _crossing(counts: Tensor, wanted: int) -> tuple[int, int]:
 
 def _mask(work: Callable[[Tensor, Tensor, int], Tensor], base: Tensor, instruct: Tensor) -> Tensor:
     mask = torch.empty(base.numel(), dtype=torch.bool, device=base.device)
-    for start, piece in zip(range(0, base.numel(), SPAN), _over(work, base, instruct)):
+    for start, piece in zip(range(0, base.numel(), SPAN), _parallel_map(work, base, instruct)):
         mask[start : start + SPAN] = piece
     return mask
 
 
-def _over(
+def _parallel_map(
     work: Callable[[Tensor, Tensor, int], Tensor], base: Tensor, instruct: Tensor
 ) -> Iterator[Tensor]:
     """Yield `work(base, instruct, start)` of every piece of two flat tensors, in order; on a CPU

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import pa_kernels
 import torch
-from pa_kernels.cores import inference, over
+from pa_kernels.cores import inference, parallel_map
 from pa_kernels.reference import BITS, folded, odd, odd_low, rounded
-from pa_kernels.sparse import TILE, SparseTensor, position_bytes
+from pa_kernels.sparse import TILE, SparseTensor, sparse_bytes
 from pa_kernels.switch import Written
 from torch import Tensor
 
@@ -21,7 +21,7 @@ from pa_fast.stores import selection
 from pa_fast.stores.store import (
     DenseEntry,
     Entry,
-    Rule,
+    PartRule,
     Source,
     Store,
     TensorDescription,
@@ -148,14 +148,13 @@ class SparseStore(Store):
                 base, instruct = source.on_device()
                 yield base.reshape(-1), instruct.reshape(-1)
 
-        return selection.largest(pairs, count)
+        return selection.largest_cut(pairs, count)
 
     def _entry(self, source: Source, mask: Tensor, base: Tensor, instruct: Tensor) -> Entry:
         count = int(mask.sum())
         target_dtype = source.dtype if self.select == "dare" else instruct.dtype
         value_bytes = base.element_size() + target_dtype.itemsize
-        where_bytes = min(position_bytes(kind, base.numel(), count) for kind in TILE)
-        if where_bytes + value_bytes * count < value_bytes * base.numel():
+        if sparse_bytes(base.numel(), count, value_bytes) < value_bytes * base.numel():
             start, end = base[mask], instruct[mask]
             return SparseTensor.encode(mask, start, self._target(source, start, end), base.numel())
         if self.lossless:
@@ -269,7 +268,7 @@ class SparseStore(Store):
         and one wait for the device."""
         totals: list[int] = [0] * len(self.live)
         if self._pieces:
-            parts = over(lambda piece: self._sum(*piece), self._pieces, self.live[0])
+            parts = parallel_map(lambda piece: self._sum(*piece), self._pieces, self.live[0])
             for (k, *_), part in zip(self._pieces, parts):
                 totals[k] += int(part)
         return [total % 2**64 for total in totals]
@@ -310,7 +309,7 @@ class SparseStore(Store):
     @classmethod
     def part_rules(
         cls, tensor: TensorDescription, infos: Mapping[str, TensorInfo]
-    ) -> Iterator[Rule]:
+    ) -> Iterator[PartRule]:
         where = {"index": "U16", "bitmap": "I32"}[tensor.kind]
         yield from lists(infos, where=where, starts="I64")
         yield from floats(infos, "base", "target")

@@ -30,7 +30,7 @@ _GPU_SPAN = 1 << 24
 Entry = Any
 """The delta of one live tensor: a frozen dataclass of tensors, `Store.entry` of its store."""
 
-Rule = tuple[str, bool, str]
+PartRule = tuple[str, bool, str]
 """A rule for a part of an entry in a file: the part, whether it fits, and the rule in words."""
 
 
@@ -290,7 +290,7 @@ class Store:
     @classmethod
     def part_rules(
         cls, tensor: TensorDescription, infos: Mapping[str, TensorInfo]
-    ) -> Iterator[Rule]:
+    ) -> Iterator[PartRule]:
         """Yield the rules for dtypes and shapes of the parts, given the file's description of
         them."""
         return iter(())
@@ -356,19 +356,19 @@ def span_elements(device: torch.device) -> int:
     return _CPU_SPAN if device.type == "cpu" else _GPU_SPAN
 
 
-def floats(infos: Mapping[str, TensorInfo], *parts: str) -> Iterator[Rule]:
+def floats(infos: Mapping[str, TensorInfo], *parts: str) -> Iterator[PartRule]:
     """Yield the rules that parts of a file have dtypes which can be interpolated."""
     for part in parts:
         yield part, infos[part].dtype in FLOATS, f"one of {', '.join(sorted(FLOATS))}"
 
 
-def lists(infos: Mapping[str, TensorInfo], **dtypes: str) -> Iterator[Rule]:
+def lists(infos: Mapping[str, TensorInfo], **dtypes: str) -> Iterator[PartRule]:
     """Yield the rules that parts of a file are lists of these safetensors dtypes."""
     for part, dtype in dtypes.items():
         info = infos[part]
         yield part, info.dtype == dtype and len(info.shape) == 1, f"a list of {dtype}"
 
 
-def shaped(infos: Mapping[str, TensorInfo], part: str, shape: tuple[int, ...]) -> Rule:
+def shaped(infos: Mapping[str, TensorInfo], part: str, shape: tuple[int, ...]) -> PartRule:
     """Return the rule that a part of a file has this shape."""
     return part, infos[part].shape == shape, f"shape {list(shape)}"

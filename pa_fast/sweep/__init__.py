@@ -14,13 +14,14 @@ if TYPE_CHECKING:
     from pa_fast.base import Engine, Evaluator, Lambda
     from pa_fast.sweep.progress import Progress
     from pa_fast.sweep.results import SweepResult
+    from pa_fast.sweep.schedule import Schedule
 
 __all__ = ["sweep"]
 
 
 def sweep(
     lm: Engine,
-    lambdas: str | Iterable[float | str | Lambda],
+    lambdas: str | Iterable[float | str | Lambda] | Schedule,
     evaluators: Sequence[Evaluator],
     out: str | os.PathLike[str],
     *,
@@ -28,6 +29,7 @@ def sweep(
     progress: Progress | object | None = None,
     figure: bool = True,
     shard: tuple[int, int] | None = None,
+    callbacks: Iterable[object] = (),
 ) -> SweepResult:
     """Run `pa_fast.sweep` with a list of `Evaluator` objects; see there. This part knows no EVAL
     strings."""
@@ -44,4 +46,5 @@ def sweep(
         progress=progress,
         figure=figure,
         shard=part,
+        callbacks=callbacks,
     )

@@ -5,7 +5,8 @@ every λ are raised before the first one.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import cast
 
 from pa_fast.base import (
     CompleteEngine,
@@ -17,12 +18,13 @@ from pa_fast.base import (
     complete_evaluator,
 )
 from pa_fast.errors import EvaluatorError, PaFastError, UsageError
-from pa_fast.sweep import manifest, schedule
-from pa_fast.sweep.entry import Entry, Shard
+from pa_fast.sweep import manifest
+from pa_fast.sweep.entry import JournalEntry, Shard
 from pa_fast.sweep.point import MERGED_EVERY, check_reach, visit
-from pa_fast.sweep.progress import Progress, listening
+from pa_fast.sweep.progress import Callbacks, Progress, listening
 from pa_fast.sweep.recording import Recording
 from pa_fast.sweep.results import SweepResult
+from pa_fast.sweep.schedule import Schedule
 
 # --- evaluators that fail at every λ
 
@@ -68,7 +70,7 @@ class Repeats:
         self._first: dict[str, str | None] = dict.fromkeys(scored)
         self._stuck: set[str] = set()
 
-    def note(self, entry: Entry) -> str | None:
+    def note(self, entry: JournalEntry) -> str | None:
         """Take note of an attempt. Returns a note for the user if its evaluator will not be tried
         again."""
         if entry.checksum is None:
@@ -107,7 +109,7 @@ def failing_alike(result: SweepResult) -> set[str]:
 
 def run(
     engine: Engine,
-    lambdas: str | Iterable[float | str | Lambda],
+    lambdas: str | Iterable[float | str | Lambda] | Schedule,
     evaluators: Sequence[Evaluator],
     out: str | os.PathLike[str],
     *,
@@ -115,22 +117,26 @@ def run(
     progress: Progress | object | None = None,
     figure: bool = True,
     shard: Shard | None = None,
+    callbacks: Iterable[object] = (),
 ) -> SweepResult:
     """Run every missing point of the schedule, in order, each recorded before the next one starts;
     see `pa_fast.sweep`."""
-    events, points = listening(progress), schedule.lambdas(lambdas)
+    schedule = Schedule.of(lambdas)
+    called = Callbacks(listening(progress), callbacks, engine)
+    events = cast(Progress, called)
     named = {evaluator.name: evaluator for evaluator in distinct(evaluators)}
+    schedule = schedule.resolved(list(named))
     model = complete(engine)
-    check_reach(model, points)
+    check_reach(model, schedule.points)
     notes = check_evaluators(model, list(named.values()))
-    now = manifest.describe(model, points, list(named.values()))
+    now = manifest.describe(model, schedule, list(named.values()))
     with Recording(
-        out, points, now, overwrite=overwrite, progress=events, shard=shard
+        out, schedule, now, overwrite=overwrite, progress=events, shard=shard
     ) as recording:
         for note in notes:
             recording.progress.noted(note)
         repeats = Repeats(recording.scored())
-        for visited, (lam, names) in enumerate(recording.missing()):
+        for visited, (lam, names) in enumerate(all_missing(recording)):
             queue = [named[name] for name in repeats.remaining(names)]
             for record in visit(
                 model,
@@ -141,10 +147,20 @@ def run(
                 merge_again=visited % MERGED_EVERY == 0,
             ):
                 note_repeat(repeats, recording, recording.record(record))
-    return finished(recording, figure)
+    result = finished(recording, figure)
+    called.finished(result)
+    return result
 
 
-def note_repeat(repeats: Repeats, recording: Recording, entry: Entry) -> None:
+def all_missing(recording: Recording) -> Iterator[tuple[Lambda, list[str]]]:
+    """Yield each λ with its evaluators that are not finished, then those of the λ that the schedule
+    adds."""
+    yield from recording.missing()
+    while recording.extend():
+        yield from recording.missing()
+
+
+def note_repeat(repeats: Repeats, recording: Recording, entry: JournalEntry) -> None:
     """Add a recorded attempt to `repeats`, and show the note that it may return."""
     note = repeats.note(entry)
     if note is not None:

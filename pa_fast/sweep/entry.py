@@ -15,7 +15,7 @@ from pa_fast.errors import UsageError
 
 
 @dataclass(frozen=True)
-class Entry:
+class JournalEntry:
     """One attempt to evaluate `evaluator` at λ: a score with its unit and number of items, or an
     error.
 
@@ -53,11 +53,7 @@ class Entry:
     def line(self) -> bytes:
         """Return the entry as one line of JSON with its newline; `lam` is called `lambda`, and the
         checksum is hexadecimal."""
-        fields = {
-            _name(key): value
-            for key, value in dataclasses.asdict(self).items()
-            if value is not None
-        }
+        fields = {_name(key): value for key, value in vars(self).items() if value is not None}
         if self.checksum is not None:
             # some readers of JSON hold every number as a double, which loses bits of 64
             fields["checksum"] = f"{self.checksum:016x}"
@@ -68,7 +64,7 @@ _TEXTS = ("unit", "items", "outputs", "error", "traceback", "host")
 _NUMBERS = ("score", "effective_lambda", "intended_lambda", "switch_s", "eval_s")
 
 
-def parse(line: bytes) -> Entry:
+def parse(line: bytes) -> JournalEntry:
     """Return the entry that `line` holds. Unknown fields, of a later version, are ignored.
 
     Raises:
@@ -81,9 +77,9 @@ def parse(line: bytes) -> Entry:
     if not isinstance(fields, dict):
         raise ValueError("is not a JSON object")
     values: dict[str, Any] = {
-        name: _field(fields, name) for name in (f.name for f in dataclasses.fields(Entry))
+        name: _field(fields, name) for name in (f.name for f in dataclasses.fields(JournalEntry))
     }
-    entry = Entry(**values)
+    entry = JournalEntry(**values)
     if entry.error is None and (entry.score is None or entry.unit is None or entry.n is None):
         raise ValueError("holds neither a score with unit and n nor an error")
     return entry

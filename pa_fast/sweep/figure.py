@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _MARK = "pa_fast"
-KINDS = ("svg", "png", "pdf")
+FORMATS = ("svg", "png", "pdf")
 _METADATA: dict[str, dict[str, str | None]] = {
     "svg": {"Date": None, "Creator": _MARK},
     "png": {"Software": None, "Comment": _MARK},
@@ -90,7 +90,7 @@ def write(result: SweepResult) -> str | None:
     except Exception as error:
         # the results are written; an error in the figure must not hide them
         why = f"{type(error).__name__}: {first_line(error)}"
-    for kind in KINDS:
+    for kind in FORMATS:
         (result.out / f"trajectory.{kind}").unlink(missing_ok=True)
     return f"no figure was drawn: {why}"
 
@@ -109,7 +109,7 @@ def save(make: Callable[[], Figure], path: pathlib.Path) -> None:
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_STYLE)
         drawing = make()
-        for kind in KINDS:
+        for kind in FORMATS:
             data = io.BytesIO()
             drawing.savefig(data, format=kind, dpi=200, metadata=_METADATA[kind])
             files.write(
@@ -135,7 +135,7 @@ def check_output_path(path: pathlib.Path) -> None:
             f"{path.parent}: no figure may be written there",
             "grant access, or choose another folder",
         )
-    for kind in KINDS:
+    for kind in FORMATS:
         file = path.with_name(f"{path.name}.{kind}")
         if os.path.lexists(file) and not _is_drawn(file):
             raise OutputError(
@@ -164,7 +164,7 @@ def draw(result: SweepResult) -> Figure:
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    lines = _lines(result)
+    lines = lines_of(result)
     panels: dict[tuple[str, bool], list[Line]] = {}
     for line in lines:
         panels.setdefault((line.unit, line.higher_is_better), []).append(line)
@@ -209,7 +209,7 @@ def draw(result: SweepResult) -> Figure:
     return figure
 
 
-def _lines(result: SweepResult) -> list[Line]:
+def lines_of(result: SweepResult) -> list[Line]:
     lines = []
     failed: dict[str, list[float]] = {}
     for failure in result.failures:

@@ -20,7 +20,7 @@ from pa_fast import files
 from pa_fast.base import Item
 from pa_fast.errors import OutputError, RunError
 from pa_fast.sweep import manifest
-from pa_fast.sweep.entry import Entry, Shard, parse
+from pa_fast.sweep.entry import JournalEntry, Shard, parse
 
 if TYPE_CHECKING:
     from pa_fast.stats.items import Column
@@ -41,6 +41,9 @@ RUN_FILES = (
     "trajectory.svg",
     "trajectory.png",
     "trajectory.pdf",
+    "report.html",
+    "statistics.csv",
+    "statistics.json",
 )
 
 
@@ -69,9 +72,9 @@ class Journal:
         self._shard = shard
         self._path = folder / (NAME if shard is None else f"journal.{shard.name}.jsonl")
         self._file = self._shared = -1
-        self._finished: dict[tuple[str, str], Entry] = {}
+        self._finished: dict[tuple[str, str], JournalEntry] = {}
         self._checksums: dict[str, int] = {}
-        self._samples: dict[str, Entry] = {}
+        self._samples: dict[str, JournalEntry] = {}
 
     def __enter__(self) -> Journal:
         # before the first file: a foreign folder stays as it is
@@ -89,7 +92,7 @@ class Journal:
             self._note(entry)
         return self
 
-    def _open(self) -> list[Entry]:
+    def _open(self) -> list[JournalEntry]:
         """Create, lock and repair the files; return all entries."""
         _check_foreign(self.folder)
         for name in (ITEMS, OUTPUTS):
@@ -116,12 +119,12 @@ class Journal:
     ) -> None:
         self._close()
 
-    def finished(self, lam: str, evaluator: str) -> Entry | None:
+    def finished(self, lam: str, evaluator: str) -> JournalEntry | None:
         """Return the entry that finished `evaluator` at the λ of key `lam`, in this sweep or an
         earlier one."""
         return self._finished.get((lam, evaluator))
 
-    def sample(self, evaluator: str) -> Entry | None:
+    def sample(self, evaluator: str) -> JournalEntry | None:
         """Return an entry that finished `evaluator` at some λ."""
         return self._samples.get(evaluator)
 
@@ -135,8 +138,11 @@ class Journal:
         return self._checksums.get(lam)
 
     def record(
-        self, entry: Entry, items: Sequence[Item] = (), outputs: Mapping[str, str] | None = None
-    ) -> Entry:
+        self,
+        entry: JournalEntry,
+        items: Sequence[Item] = (),
+        outputs: Mapping[str, str] | None = None,
+    ) -> JournalEntry:
         """Write `items` to a file and `outputs`, texts by name, to a folder of their own, then
         append `entry`; return it with their names.
 
@@ -161,7 +167,7 @@ class Journal:
             self._note(entry)
         return entry
 
-    def _note(self, entry: Entry) -> None:
+    def _note(self, entry: JournalEntry) -> None:
         if entry.finished:
             self._finished.setdefault((entry.lam, entry.evaluator), entry)
             self._samples.setdefault(entry.evaluator, entry)
@@ -263,7 +269,7 @@ def _unusable(folder: pathlib.Path, why: str | None) -> OutputError:
     return OutputError(f"{folder} cannot be used as a run folder: {why}", "choose another --out")
 
 
-def read(folder: pathlib.Path) -> list[Entry]:
+def read(folder: pathlib.Path) -> list[JournalEntry]:
     """Return all entries of the journals in `folder`, those of shards after the others, each file
     in order and without an incomplete last line; needs no lock, writes nothing.
 
@@ -335,7 +341,7 @@ def _open(path: pathlib.Path) -> int:
     return files.hold(files.open_own(path, _APPEND))
 
 
-def _scan(path: pathlib.Path) -> tuple[list[Entry], int]:
+def _scan(path: pathlib.Path) -> tuple[list[JournalEntry], int]:
     """Return the entries at `path`, and the number of bytes of their lines."""
     try:
         data = files.read_own(path)
@@ -343,7 +349,7 @@ def _scan(path: pathlib.Path) -> tuple[list[Entry], int]:
         raise RunError(
             f"{path} cannot be read: {error.strerror}", "name the --out of a sweep"
         ) from error
-    entries: list[Entry] = []
+    entries: list[JournalEntry] = []
     whole_bytes = 0
     *lines, torn = data.split(b"\n")
     for number, line in enumerate(lines, 1):

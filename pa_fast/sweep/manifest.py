@@ -8,13 +8,16 @@ import pathlib
 import shlex
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 from pa_fast import files
 from pa_fast.base import CompleteEngine, CompleteEvaluator, Lambda
 from pa_fast.errors import OutputError, RunError, UsageError
 from pa_fast.foreign import is_deep
+
+if TYPE_CHECKING:
+    from pa_fast.sweep.schedule import Schedule
 
 NAME = "run.json"
 FORMAT = 1
@@ -40,7 +43,8 @@ class EvaluatorRecord:
 class Manifest:
     """A run's identity and schedule. λ and evaluators are in order of first appearance; `versions`
     and `configurations` have every distinct set of package versions, and of folders and device;
-    `commands` every distinct command line with its folder."""
+    `commands` every distinct command line with its folder; `objective` and `keep` are the question
+    that the last sweep in the folder was to answer."""
 
     lambdas: tuple[str, ...]
     evaluators: tuple[EvaluatorRecord, ...]
@@ -48,9 +52,11 @@ class Manifest:
     versions: tuple[Mapping[str, str], ...]
     configurations: tuple[Mapping[str, Any], ...]
     commands: tuple[Mapping[str, Any], ...] = ()
+    objective: str | None = None
+    keep: Mapping[str, float] = field(default_factory=dict)
 
     def to_bytes(self) -> bytes:
-        document = {
+        document: dict[str, Any] = {
             "format": FORMAT,
             "lambdas": list(self.lambdas),
             "evaluators": [vars(column) for column in self.evaluators],
@@ -59,11 +65,13 @@ class Manifest:
             "configurations": list(self.configurations),
             "commands": list(self.commands),
         }
+        document |= {} if self.objective is None else {"objective": self.objective}
+        document |= {"keep": dict(self.keep)} if self.keep else {}
         return (json.dumps(document, indent=2) + "\n").encode()
 
 
 def describe(
-    engine: CompleteEngine, points: Sequence[Lambda], evaluators: Sequence[CompleteEvaluator]
+    engine: CompleteEngine, schedule: Schedule, evaluators: Sequence[CompleteEvaluator]
 ) -> Manifest:
     """Return the manifest of a sweep that starts now, in this process.
 
@@ -71,7 +79,7 @@ def describe(
         UsageError: an identity that JSON cannot hold.
     """
     return Manifest(
-        tuple(lam.key for lam in points),
+        tuple(lam.key for lam in schedule.points),
         tuple(
             EvaluatorRecord(
                 e.name, bool(e.higher_is_better), _plain(f"evaluator `{e.name}`", e.identity)
@@ -81,6 +89,8 @@ def describe(
         _plain("the engine", _identity(engine)),
         (_versions(),),
         (_plain("the engine", engine.configuration),),
+        objective=schedule.objective,
+        keep=schedule.keep,
     )
 
 
@@ -191,6 +201,8 @@ def load(folder: pathlib.Path) -> Manifest:
             tuple(_typed(versions, dict) for versions in document["versions"]),
             tuple(_typed(resolved, dict) for resolved in document["configurations"]),
             tuple(_typed(command, dict) for command in document.get("commands", [])),
+            None if "objective" not in document else _name(document["objective"]),
+            {_name(key): _share(share) for key, share in document.get("keep", {}).items()},
         )
     except FileNotFoundError:
         raise RunError(
@@ -228,6 +240,8 @@ def _extended(recorded: Manifest, now: Manifest, folder: pathlib.Path) -> Manife
         recorded.configurations
         + tuple(c for c in now.configurations if c not in recorded.configurations),
         recorded.commands + tuple(c for c in now.commands if c not in recorded.commands),
+        now.objective,
+        now.keep,
     )
 
 
@@ -272,6 +286,12 @@ def _name(value: Any) -> str:
     if not _typed(value, str).isprintable():
         raise ValueError(f"an evaluator is called {_shown(value)}")
     return str(value)
+
+
+def _share(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1:
+        raise ValueError(f"a share to keep is {_shown(value)}")
+    return float(value)
 
 
 def command() -> Mapping[str, Any]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from pa_fast.base import CompleteEngine, CompleteEvaluator, CompleteWeights, Item, Lambda, Score
 from pa_fast.errors import EvaluatorError, PaFastError, RunError, WeightsError
-from pa_fast.sweep.entry import Entry
+from pa_fast.sweep.entry import JournalEntry
 from pa_fast.sweep.process import Restored
 from pa_fast.sweep.progress import Progress, listening
 
@@ -28,7 +28,7 @@ class Record:
     """The result of one evaluator at one λ: its line of the journal, and the contents of its
     files."""
 
-    entry: Entry
+    entry: JournalEntry
     items: Sequence[Item] = ()
     files: Mapping[str, str] = field(default_factory=dict)
 
@@ -216,11 +216,11 @@ def _entry(
     outcome: Score | _Fault | None,
     verified: _Verified | None = None,
     eval_s: float | None = None,
-) -> Entry:
+) -> JournalEntry:
     score = outcome if isinstance(outcome, Score) else None
     fault = outcome if isinstance(outcome, _Fault) else None
     assert score is not None or fault is not None
-    return Entry(
+    return JournalEntry(
         lam=lam.key,
         evaluator=evaluator.name,
         score=None if score is None else score.value,

@@ -100,6 +100,8 @@ class Restored:
         changed = self._differing()
         self.changed = tuple(dict.fromkeys(state.kind for state, _ in changed))
         for _ in range(2):  # some settings change others, as inference mode does the gradient mode
+            if not changed:
+                break
             for state, value in changed:
                 with contextlib.suppress(Exception):  # what fails still differs
                     state.write(value)

@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Protocol, cast
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from pa_fast import terminal
 from pa_fast.base import Lambda
 from pa_fast.errors import UsageError
 from pa_fast.foreign import one_line, shortened
-from pa_fast.sweep.entry import Entry
+from pa_fast.sweep.entry import JournalEntry
+from pa_fast.sweep.live_view import Curves, steps_for
 from pa_fast.sweep.results import score_text
 from pa_fast.units import format_seconds
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, RenderableType
     from rich.progress import Progress as Bar
     from rich.progress import Task
     from rich.text import Text
 
+    from pa_fast.sweep.results import SweepResult
+
 
 class Progress(Protocol):
     """Events of the driver, in this order: `begin`, then per λ `switched`, per evaluator
-    `evaluating` and `recorded` (the point is on disk by then), and always `end`. `noted`, a note on
-    the model, an evaluator or the figure, may come at any time.
+    `evaluating` and `recorded` (the point is on disk by then), and always `end`. Between two λ an
+    adaptive schedule may have `extended`. `resumed` follows `begin` where points are finished.
+    `noted`, a note on the model, an evaluator or the figure, may come at any time.
     """
 
     @property
@@ -38,11 +42,22 @@ class Progress(Protocol):
         """Begin a sweep of `points` points, of which earlier runs finished `finished`."""
         ...
 
+    def resumed(
+        self, entries: Sequence[JournalEntry], higher_is_better: Mapping[str, bool]
+    ) -> None:
+        """The finished points of earlier runs, and the direction of each evaluator's score."""
+        ...
+
+    def extended(self, points: int, why: str) -> None:
+        """Points were added, for the reason `why`: there are `points` now, finished ones
+        included."""
+        ...
+
     def switched(self, lam: Lambda, seconds: float) -> None: ...
 
     def evaluating(self, lam: Lambda, evaluator: str) -> None: ...
 
-    def recorded(self, entry: Entry) -> None: ...
+    def recorded(self, entry: JournalEntry) -> None: ...
 
     def end(self) -> None: ...
 
@@ -56,16 +71,22 @@ class Silent:
 
     def begin(self, points: int, finished: int) -> None: ...
 
+    def resumed(
+        self, entries: Sequence[JournalEntry], higher_is_better: Mapping[str, bool]
+    ) -> None: ...
+
+    def extended(self, points: int, why: str) -> None: ...
+
     def switched(self, lam: Lambda, seconds: float) -> None: ...
 
     def evaluating(self, lam: Lambda, evaluator: str) -> None: ...
 
-    def recorded(self, entry: Entry) -> None: ...
+    def recorded(self, entry: JournalEntry) -> None: ...
 
     def end(self) -> None: ...
 
 
-_EVENTS = ("noted", "begin", "switched", "evaluating", "recorded", "end")
+_EVENTS = ("noted", "begin", "resumed", "extended", "switched", "evaluating", "recorded", "end")
 
 
 class _Partial(Silent):
@@ -96,12 +117,59 @@ def listening(progress: object | None) -> Progress:
     return cast(Progress, progress) if len(heard) > len(_EVENTS) else _Partial(progress, heard)
 
 
+_CALLS = ("on_point", "on_score", "on_end")
+
+
+class Callbacks:
+    """Events passed on to `progress`, and to each of `callbacks` those for which it has a method.
+
+    `on_point(lam, lm)`: the weights hold λ and are verified, before its evaluators; again where an
+    evaluator wrote to them. `on_score(entry)`: a point is recorded. `on_end(result)`: the sweep has
+    ended without an error, after its files are written. What they raise ends the sweep; points that
+    are recorded stay.
+
+    Raises:
+        UsageError: a callback has none of these methods.
+    """
+
+    def __init__(self, progress: Progress, callbacks: Iterable[object], lm: object):
+        self._progress, self._lm = progress, lm
+        self._callbacks = list(callbacks)
+        for callback in self._callbacks:
+            if not any(callable(getattr(callback, name, None)) for name in _CALLS):
+                raise UsageError(
+                    f"a {type(callback).__name__} hears nothing of a sweep",
+                    f"give it one or more of: {', '.join(_CALLS)}",
+                )
+
+    def __getattr__(self, event: str) -> Any:
+        return getattr(self._progress, event)
+
+    def _call(self, name: str, *arguments: object) -> None:
+        for callback in self._callbacks:
+            if (method := getattr(callback, name, None)) is not None:
+                method(*arguments)
+
+    def switched(self, lam: Lambda, seconds: float) -> None:
+        self._progress.switched(lam, seconds)
+        self._call("on_point", lam, self._lm)
+
+    def recorded(self, entry: JournalEntry) -> None:
+        self._progress.recorded(entry)
+        self._call("on_score", entry)
+
+    def finished(self, result: SweepResult) -> None:
+        self._call("on_end", result)
+
+
 class TerminalProgress:
-    """One line per recorded point on stderr, and under them a bar where stderr is a terminal."""
+    """One line per recorded point on stderr; where stderr is a terminal, under them the curve so
+    far of each evaluator, and a bar."""
 
     def __init__(self, console: Console | None = None):
         self._console = console if console is not None else terminal.console(stderr=True)
         self._bar: Bar | None = None
+        self._curves = Curves({}, steps_for(self._console.encoding))
         self._points = self._done = self._done_before = 0
         self._started_s = 0.0
         self._share = 0.0  # of the running point that is done
@@ -129,6 +197,13 @@ class TerminalProgress:
             def render(_, task: Task) -> Text:
                 return Text(self._countdown())
 
+        class BarUnderCurves(Bar):
+            """The bar, under the curves."""
+
+            def get_renderables(bar) -> Iterable[RenderableType]:
+                yield from map(Text, self._curves.lines(self._console.width))
+                yield from super().get_renderables()
+
         self._points, self._done, self._done_before = points, finished, finished
         self._started_s = time.monotonic()
         if finished:
@@ -141,9 +216,22 @@ class TerminalProgress:
                 TextColumn("{task.description}", markup=False),
                 TimeLeft(),
             )
-            self._bar = Bar(*columns, console=self._console, transient=True)
+            self._bar = BarUnderCurves(*columns, console=self._console, transient=True)
             self._bar.add_task("loading", total=points, completed=finished)
             self._bar.start()
+
+    def resumed(
+        self, entries: Sequence[JournalEntry], higher_is_better: Mapping[str, bool]
+    ) -> None:
+        self._curves = Curves(higher_is_better, steps_for(self._console.encoding))
+        for entry in entries:
+            self._curves.add(entry)
+
+    def extended(self, points: int, why: str) -> None:
+        self._points = points
+        self._console.print(why, markup=False, soft_wrap=True)
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], total=points)
 
     def switched(self, lam: Lambda, seconds: float) -> None:
         self._describe(f"λ {lam.key} · switched in {format_seconds(seconds)}")
@@ -160,9 +248,10 @@ class TerminalProgress:
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=self._done + self._share)
 
-    def recorded(self, entry: Entry) -> None:
+    def recorded(self, entry: JournalEntry) -> None:
         self._done += 1
         self._share = 0.0
+        self._curves.add(entry)
         remaining = self._time_left()
         end = f"  {self._done}/{self._points}" + (f", {remaining} left" if remaining else "")
         self._console.print(
@@ -203,7 +292,7 @@ class TerminalProgress:
         return f"· {format_seconds(max(self._remaining_s - since_s, 0.0))} left"
 
 
-def _line(entry: Entry) -> str:
+def _line(entry: JournalEntry) -> str:
     if entry.error is not None:
         message = next(iter(entry.error.strip().splitlines()), "without a message")
         return f"λ {entry.lam:<5} {entry.evaluator}  failed: {one_line(message, 500)}"

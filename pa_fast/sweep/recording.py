@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import os
 import pathlib
-from collections.abc import Sequence
+import time
+from collections import Counter
 from dataclasses import replace
 from types import TracebackType
 
 from pa_fast import files
 from pa_fast.base import Lambda
 from pa_fast.errors import UsageError
-from pa_fast.sweep import journal, manifest, results
-from pa_fast.sweep.entry import Entry, Shard
+from pa_fast.sweep import adaptive, journal, manifest, results
+from pa_fast.sweep.entry import JournalEntry, Shard
 from pa_fast.sweep.journal import Journal
 from pa_fast.sweep.manifest import Manifest
 from pa_fast.sweep.point import Record
 from pa_fast.sweep.progress import Progress, listening
 from pa_fast.sweep.results import SweepResult
+from pa_fast.sweep.schedule import Schedule
+
+_LOOK_S = 1.0
+"""Pause between two looks at the journals of other shards."""
 
 
 class Recording:
@@ -29,7 +34,7 @@ class Recording:
 
     Args:
         out: the run folder.
-        points: the whole schedule.
+        schedule: the whole schedule, of all shards.
         now: `manifest.describe` of the process that evaluates.
         overwrite, progress, shard: see `pa_fast.sweep`.
 
@@ -40,7 +45,7 @@ class Recording:
     def __init__(
         self,
         out: str | os.PathLike[str],
-        points: Sequence[Lambda],
+        schedule: Schedule,
         now: Manifest,
         *,
         overwrite: bool = False,
@@ -56,18 +61,28 @@ class Recording:
         self.folder = pathlib.Path(os.path.abspath(out))
         self.progress: Progress = listening(progress)
         self.result: SweepResult | None = None
-        self._points = list(points) if shard is None else shard.of(points)
+        self._schedule, self._shard = schedule, shard
+        self._scheduled = list(schedule.points)
+        self._points = self._own(self._scheduled)
         self._now = now
         self._names = [column.name for column in now.evaluators]
         self._journal = Journal(self.folder, overwrite=overwrite, shard=shard)
         self._noted: set[tuple[str, str]] = set()
+        self._tried: set[tuple[str, str]] = set()
+        self._failed: Counter[tuple[str, str]] = Counter()  # attempts of earlier sweeps
+
+    def _own(self, points: list[Lambda]) -> list[Lambda]:
+        return list(points) if self._shard is None else self._shard.of(points)
 
     def __enter__(self) -> Recording:
         self._journal.__enter__()
         try:
+            self._failed = _failures(journal.read(self.folder))
             self.join(replace(self._now, commands=(manifest.command(),)))
-            total = len(self._points) * len(self._names)
-            self.progress.begin(total, total - sum(len(names) for _, names in self.missing()))
+            missing = sum(len(names) for _, names in self.missing())
+            self.progress.begin(self._total(), self._total() - missing)
+            higher = {column.name: column.higher_is_better for column in self._now.evaluators}
+            self.progress.resumed(self._finished(), higher)
         except BaseException as error:
             self._journal.__exit__(type(error), error, error.__traceback__)
             raise
@@ -104,12 +119,77 @@ class Recording:
 
     def missing(self) -> list[tuple[Lambda, list[str]]]:
         """Return each λ that has evaluators without a finished point, in the order of the schedule,
-        and their names."""
+        and their names; without points that have failed since this recording began."""
         unfinished = [
-            (lam, [n for n in self._names if self._journal.finished(lam.key, n) is None])
+            (
+                lam,
+                [
+                    name
+                    for name in self._names
+                    if self._journal.finished(lam.key, name) is None
+                    and (lam.key, name) not in self._tried
+                ],
+            )
             for lam in self._points
         ]
         return [(lam, names) for lam, names in unfinished if names]
+
+    def extend(self) -> bool:
+        """Add the λ that an adaptive schedule asks for after the scores so far, and return whether
+        there are any; a fixed schedule asks for none.
+
+        The reason is shown. A shard first waits for the points of the others: all of them add the
+        same λ, and each evaluates its part.
+
+        Raises:
+            StatisticsError, RunError: see `adaptive.following`.
+        """
+        if not self._schedule.is_adaptive or not self._has_ended():
+            return False
+        lams, why = adaptive.following(self._schedule, results.load(self.folder), self._scheduled)
+        if not lams:
+            self.progress.noted(f"no λ is added: {why}")
+            return False
+        self._scheduled += lams
+        self._points += self._own(lams)
+        self.join(replace(self._now, lambdas=tuple(lam.key for lam in self._scheduled)))
+        listed = ", ".join(lam.key for lam in lams)
+        self.progress.extended(self._total(), f"λ = {listed} added: {why}")
+        return True
+
+    def _finished(self) -> list[JournalEntry]:
+        """Return the finished points of this schedule."""
+        found = (self._journal.finished(lam.key, n) for lam in self._points for n in self._names)
+        return [entry for entry in found if entry is not None]
+
+    def _total(self) -> int:
+        return len(self._points) * len(self._names)
+
+    def _has_ended(self) -> bool:
+        """Wait until every shard has tried the points on which the next λ depend; return whether
+        they are all finished."""
+        needed = self._schedule.needed(self._names)
+        points = {(lam.key, name) for lam in self._scheduled for name in needed}
+        is_noted = False
+        while True:
+            entries = journal.read(self.folder)
+            missing = points - {(e.lam, e.evaluator) for e in entries if e.finished}
+            if not missing:
+                return True
+            own = {(lam.key, name) for lam in self._points for name in needed}
+            failed = _failures(entries)
+            stopped = (missing & own) or {
+                point for point in missing if failed[point] > self._failed[point]
+            }
+            if stopped:
+                lam, name = min(stopped)
+                self.progress.noted(f"no λ is added: `{name}` has no score at λ = {lam}")
+                return False
+            if not is_noted:
+                waited = sorted({lam for lam, _ in missing}, key=lambda key: Lambda(key).exact)
+                self.progress.noted(f"waiting for λ = {', '.join(waited)} of other shards")
+                is_noted = True
+            time.sleep(_LOOK_S)
 
     def scored(self) -> list[str]:
         """Return the evaluators that have a finished point."""
@@ -120,16 +200,18 @@ class Recording:
         none is."""
         return self._journal.checksum(lam.key)
 
-    def record(self, record: Record) -> Entry:
+    def record(self, record: Record) -> JournalEntry:
         """Write `record` to disk, then call `progress.recorded`. A score of another unit or number
         of items than its column is recorded as failed."""
         record = self._alike(record)
         entry = self._journal.record(record.entry, record.items, record.files)
+        if not entry.finished:
+            self._tried.add((entry.lam, entry.evaluator))
         self._note_restored(entry)
         self.progress.recorded(entry)
         return entry
 
-    def _note_restored(self, entry: Entry) -> None:
+    def _note_restored(self, entry: JournalEntry) -> None:
         """Show a note on each kind of process state that an evaluator changes, once for each
         evaluator."""
         kinds = [
@@ -163,3 +245,8 @@ class Recording:
             why_not = figure.write(results.load(self.folder))
         if why_not:
             self.progress.noted(why_not)
+
+
+def _failures(entries: list[JournalEntry]) -> Counter[tuple[str, str]]:
+    """Return how many attempts of each point failed."""
+    return Counter((entry.lam, entry.evaluator) for entry in entries if not entry.finished)

@@ -18,7 +18,8 @@ from pa_fast.errors import PaFastError, UsageError
 from pa_fast.files import path_of
 from pa_fast.foreign import one_line
 from pa_fast.sweep import journal, manifest
-from pa_fast.sweep.entry import Entry
+from pa_fast.sweep.entry import JournalEntry
+from pa_fast.sweep.schedule import full_name
 
 if TYPE_CHECKING:
     import pandas
@@ -70,6 +71,7 @@ class SweepResult:
     Attributes:
         lambdas: all λ of the schedule, also those without a finished point.
         approximation: the store of a sweep whose delta is not all of the difference, else None.
+        objective, keep: the question of the last sweep in the folder; see `answer`.
 
     Example:
         result = pa_fast.SweepResult.load("runs/x")
@@ -84,6 +86,8 @@ class SweepResult:
     rows: tuple[ResultRow, ...]
     failures: tuple[Failure, ...]
     approximation: str | None = None
+    objective: str | None = None
+    keep: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> SweepResult:
@@ -160,8 +164,10 @@ class SweepResult:
         """Return the answer: λ̂, its gain over λ = 1, intervals, and the change of other scores.
 
         Args:
-            objective: the evaluator whose best λ is looked for; the first if not given.
-            keep: shares of the score at λ = 1 that evaluators must keep: `{"ifeval": 0.98}`.
+            objective: the evaluator whose best λ is looked for, or the beginning of its name; if
+                not given, that of the sweep, or else the first.
+            keep: shares of the score at λ = 1 that evaluators must keep, `{"ifeval": 0.98}`; if not
+                given, those of the sweep.
 
         Raises:
             UsageError, StatisticsError: see `pa_fast.stats.analyse`.
@@ -173,7 +179,22 @@ class SweepResult:
         """
         from pa_fast.stats import analyse
 
-        return analyse(self.evaluations(), objective=objective, keep=keep)
+        chooser = self.objective if objective is None else objective
+        shares = self.keep if keep is None else keep
+        return analyse(
+            self.evaluations(),
+            objective=None if chooser is None else full_name(chooser, self.evaluators),
+            keep={full_name(name, self.evaluators): share for name, share in shares.items()},
+        )
+
+    def answered(self) -> dict[str, object]:
+        """Return the answer as results.json has it, to four significant digits: `sentence` alone
+        where no interval can be given, or the reason why there is no answer."""
+        try:
+            answer = self.answer()
+        except PaFastError as error:
+            return {"sentence": f"No answer can be given: {error.message}."}
+        return answer.document()
 
     def table(self) -> Table:
         """Return a table with λ down, evaluators across, the best score of each column marked."""
@@ -221,11 +242,10 @@ class SweepResult:
         return text.getvalue().encode()
 
     def to_json(self) -> bytes:
-        """Return `results.json`: the rows, the best points, and the points that failed; their
-        errors are in the journal."""
-        document: dict[str, object] = (
-            {} if self.approximation is None else {"approximation": self.approximation}
-        )
+        """Return `results.json`: the answer, the rows, the best points, and the points that failed;
+        their errors are in the journal."""
+        document: dict[str, object] = {"answer": self.answered()} if self.rows else {}
+        document |= {} if self.approximation is None else {"approximation": self.approximation}
         document |= {
             "lambdas": [lam.key for lam in self.lambdas],
             "evaluators": [self._summary(name) for name in self.evaluators],
@@ -263,7 +283,7 @@ def load(folder: pathlib.Path) -> SweepResult:
     """
     run = manifest.load(folder)
     names = tuple(column.name for column in run.evaluators)
-    latest: dict[tuple[str, str], Entry] = {}
+    latest: dict[tuple[str, str], JournalEntry] = {}
     for entry in journal.read(folder):
         before = latest.get((entry.lam, entry.evaluator))
         if before is None or not before.finished:
@@ -287,6 +307,8 @@ def load(folder: pathlib.Path) -> SweepResult:
             if run.engine.get("lossless", True)
             else one_line(str(run.engine.get("store")), 120)
         ),
+        objective=run.objective if run.objective in names else None,
+        keep={name: share for name, share in run.keep.items() if name in names},
     )
 
 
@@ -359,7 +381,7 @@ def score_text(score: float) -> str:
     return f"{score:.4f}" if 1e-3 <= abs(score) < 100 or score == 0 else f"{score:.4g}"
 
 
-def _row(lam: Lambda, entry: Entry) -> ResultRow:
+def _row(lam: Lambda, entry: JournalEntry) -> ResultRow:
     assert entry.score is not None and entry.unit is not None and entry.n is not None
     effective, intended = _rounded(entry.effective_lambda), _rounded(entry.intended_lambda)
     return ResultRow(

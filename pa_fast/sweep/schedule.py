@@ -1,11 +1,12 @@
-"""Schedules: ranges and lists of λ, in exact arithmetic."""
+"""Schedules: ranges and lists of λ, in exact arithmetic, and those that follow from the scores."""
 
 from __future__ import annotations
 
 import math
 import numbers
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any
 
@@ -14,6 +15,9 @@ from pa_fast.errors import UsageError
 from pa_fast.foreign import one_line
 
 MAX_POINTS = 10_000
+AUTO = "auto"
+BUDGET = 12
+"""Most λ of an adaptive schedule unless it is given a budget."""
 _EXAMPLES = "write a range such as 0:1:0.1, a list such as 0,0.25,1/3, or both: 0:1:0.25,1.5"
 # bounded: an exponent of nine digits would be a number of a billion digits
 _NUMBER = re.compile(
@@ -53,9 +57,137 @@ def lambdas(text: str | Iterable[float | str | Lambda]) -> list[Lambda]:
     return list(by_key.values())
 
 
+@dataclass(frozen=True)
+class Schedule:
+    """The λ of a sweep, and the question that it is to answer.
+
+    Attributes:
+        points: the λ that are known before any score.
+        is_adaptive: whether more λ follow from the scores, as `pa_fast.stats.adaptive` says.
+        objective: the evaluator whose best λ is looked for; None: the first.
+        keep: evaluator → the share of its score at λ = 1 that a λ must keep to be chosen.
+        budget: most λ of an adaptive schedule.
+    """
+
+    points: tuple[Lambda, ...]
+    is_adaptive: bool = False
+    objective: str | None = None
+    keep: Mapping[str, float] = field(default_factory=dict)
+    budget: int = BUDGET
+
+    @classmethod
+    def of(
+        cls,
+        lambdas_: str | Iterable[float | str | Lambda] | Schedule,
+        objective: str | None = None,
+        keep: Mapping[str, float] | None = None,
+        budget: int | None = None,
+    ) -> Schedule:
+        """Return the schedule of `"auto"`, or of what `lambdas` takes.
+
+        Raises:
+            UsageError: as `lambdas`; a share that is not in (0, 1]; a budget without `auto`, or one
+                that the coarse grid exceeds.
+        """
+        if isinstance(lambdas_, Schedule):
+            return lambdas_
+        shares = {name: _share(name, share) for name, share in (keep or {}).items()}
+        if not (isinstance(lambdas_, str) and lambdas_.strip() == AUTO):
+            if budget is not None:
+                raise UsageError(
+                    "a budget for λ that are all named", "leave it out, or name the λ `auto`"
+                )
+            return cls(tuple(lambdas(lambdas_)), False, objective, shares)
+        from pa_fast.stats import adaptive
+
+        first = tuple(map(exact, adaptive.first().lams))
+        most = BUDGET if budget is None else budget
+        if not isinstance(most, int) or isinstance(most, bool) or most < len(first):
+            raise UsageError(
+                f"a budget of {most!r} λ", f"`auto` begins with {len(first)}: give that or more"
+            )
+        return cls(first, True, objective, shares, most)
+
+    def resolved(self, evaluators: Sequence[str]) -> Schedule:
+        """Return this schedule with the full names of its evaluators, of which it may have the
+        beginnings.
+
+        Raises:
+            UsageError: it names none of `evaluators`, or the beginning of several; or an adaptive
+                schedule of several has no objective.
+        """
+        if self.is_adaptive and self.objective is None and len(evaluators) > 1:
+            raise UsageError(
+                "`auto` with several evaluators needs the one whose best λ is looked for",
+                f"--objective, one of: {', '.join(evaluators)}",
+            )
+        return replace(
+            self,
+            objective=None if self.objective is None else full_name(self.objective, evaluators),
+            keep={full_name(name, evaluators): share for name, share in self.keep.items()},
+        )
+
+    def needed(self, evaluators: Sequence[str]) -> list[str]:
+        """Return the evaluators whose scores decide which λ follow."""
+        first = evaluators[0] if self.objective is None else self.objective
+        return list(dict.fromkeys([first, *self.keep]))
+
+
+def full_name(name: str, evaluators: Sequence[str]) -> str:
+    """Return the evaluator that is called `name`, or else the only one whose name begins so.
+
+    Raises:
+        UsageError: there is none, or there are several.
+    """
+    if name in evaluators:
+        return name
+    matches = [one for one in evaluators if name and one.startswith(name)]
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        raise UsageError(
+            f"the names of {len(matches)} evaluators begin with `{name}`",
+            f"write one of them whole: {', '.join(matches)}",
+        )
+    raise UsageError(f"no evaluator is called `{name}`", f"one of: {', '.join(evaluators)}")
+
+
+def parse_keep(texts: Iterable[str]) -> dict[str, float]:
+    """Return evaluator → share of `NAME>=98%` or `NAME>=0.98`.
+
+    Raises:
+        UsageError: neither, or a name twice.
+    """
+    shares: dict[str, float] = {}
+    for text in texts:
+        match = re.fullmatch(r"(.+?)\s*(?:>=|≥)\s*(\d{1,3}(?:\.\d{1,9})?|\.\d{1,9})\s*(%?)", text)
+        if match is None:
+            raise UsageError(
+                f"`{_shown(text)}` is not NAME>=SHARE", "write for example ifeval>=98%"
+            )
+        name = match[1].strip()
+        if name in shares:
+            raise UsageError(f"`{name}` is to keep two shares", "give each evaluator one")
+        shares[name] = _share(name, float(match[2]) / (100 if match[3] else 1))
+    return shares
+
+
+def _share(name: str, share: Any) -> float:
+    if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share <= 1:
+        raise UsageError(
+            f"`{name}` is to keep {share!r} of its score at λ = 1", "give a share such as 0.98"
+        )
+    return float(share)
+
+
+def exact(lam: float) -> Lambda:
+    return Lambda(f"{lam:.6g}")
+
+
 def _parts(text: str | Iterable[float | str | Lambda]) -> Iterator[float | str | Lambda]:
     if isinstance(text, str):
-        yield from text.split(",")
+        if text.strip():  # else nothing is named
+            yield from text.split(",")
     elif isinstance(text, Iterable):
         for part in text:
             if isinstance(part, str):
@@ -72,8 +204,8 @@ def _points(part: float | str | Lambda) -> Iterator[Lambda]:
         yield Lambda(part) if exact else _computed(part)
         return
     part = part.strip()
-    if part == "auto":
-        raise UsageError("the schedule `auto` is not available yet", _EXAMPLES)
+    if part == AUTO:
+        raise UsageError("the schedule `auto` stands alone, and for a sweep", _EXAMPLES)
     ends = part.split(":")
     if len(ends) == 1:
         yield _number(part, part)

@@ -27,7 +27,7 @@ class Throughput:
         weights, tensors: of the synthetic pairs.
         ceilings: what the machine can do at all.
         pairs: switches with every store, by ‖I − B‖ / ‖B‖ of the pair.
-        encode_s: seconds that packed encoding took, proofs of both ends included, by the same.
+        encode_s: seconds that packed encoding took, checks of both endpoints included, by the same.
     """
 
     machine: str
@@ -73,7 +73,7 @@ def measure(
     progress: Callable[[str], None] = lambda what: None,
 ) -> Throughput:
     """Time the machine's ceilings, and switches of synthetic bf16 weights of a model's shapes, each
-    proven before it is timed.
+    checked before it is timed.
 
     Args:
         device: cpu, cuda, cuda:1 or auto.
@@ -88,6 +88,7 @@ def measure(
     """
     import torch
 
+    from pa_fast.live.memory import empty_live
     from pa_fast.throughput.ceilings import ceilings
     from pa_fast.throughput.shapes import fitting, shapes
     from pa_fast.throughput.switches import switches
@@ -105,7 +106,7 @@ def measure(
         )
         for n, size in enumerate(chosen)
     }
-    live = {name: torch.empty_like(tensor) for name, tensor in base.items()}
+    live = dict(zip(base, empty_live(list(base.values()), where)))
     progress("what the machine can do")
     most = ceilings(live, base, rounds)
     measured = {

@@ -55,18 +55,18 @@ def shapes(name: str) -> list[Shape]:
 
 
 def fitting(wanted: Sequence[Shape], where: torch.device) -> list[Shape]:
-    """As many of them, from the first on, as fit.
+    """Return as many of `wanted`, from the first on, as fit the free memory of `where`.
 
     Raises:
-        UsageError: not one does.
+        UsageError: none fits.
     """
-    found = FreeMemory.of(where)
-    free = _UNKNOWN_BYTES if found is None else found.free_bytes
-    room, kept = int(free * 0.8) // _KEPT_BYTES, []
+    memory = FreeMemory.of(where)
+    free = _UNKNOWN_BYTES if memory is None else memory.free_bytes
+    weights_left, kept = int(free * 0.8) // _KEPT_BYTES, []
     for shape in wanted:
-        if math.prod(shape) <= room:
+        if math.prod(shape) <= weights_left:
             kept.append(shape)
-            room -= math.prod(shape)
+            weights_left -= math.prod(shape)
     if not kept:
         raise UsageError(
             "no tensor of these shapes fits the memory that is free", "choose a smaller --shape"

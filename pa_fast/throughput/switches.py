@@ -1,4 +1,5 @@
-"""Switches of one synthetic pair with every store, proven, then timed in turn with dense ones."""
+"""Switches of one synthetic pair with every store, first checked, then timed in turn with dense
+ones."""
 
 from __future__ import annotations
 
@@ -58,7 +59,7 @@ def switches(
         whole = Way("dense", _walk(dense), 1, 3 * live_bytes, kept / count)
         # all go to the same λ in a round: packed first, which has to find what it left, by whomever
         # that was written again
-        ways = [codes, whole, replace(whole.again, work=_walk(dense))]
+        ways = [codes, whole, replace(whole.repeated, work=_walk(dense))]
         first, *others = timed(ways, rounds, turn=False).values()
     rows = [*others, first]
     if relative == PARTIAL:
@@ -70,13 +71,13 @@ def switches(
 def _sparse(
     live: Tensors, base: Tensors, instruct: Tensors, rounds: int, generator: torch.Generator
 ) -> Iterable[Way]:
-    """Time a sparse delta of random places."""
+    """Time a sparse delta at random positions."""
     entries, targets = [], {}
     for name, tensor in live.items():
         b, i = base[name].view(-1), instruct[name].view(-1)
-        places = torch.rand(b.shape, device=b.device, generator=generator) < DENSITY
-        entries.append(SparseTensor.encode(places, b[places], i[places], b.numel()))
-        targets[name] = torch.where(places, i, b)
+        mask = torch.rand(b.shape, device=b.device, generator=generator) < DENSITY
+        entries.append(SparseTensor.encode(mask, b[mask], i[mask], b.numel()))
+        targets[name] = torch.where(mask, i, b)
         tensor.copy_(base[name])
     switch = Sparse(list(live.values()), entries)
     switch.run_(LAM)
@@ -88,7 +89,7 @@ def _sparse(
         moved_bytes=held + 2 * chosen,
         bytes_per_weight=2 + held / sum(tensor.numel() for tensor in live.values()),
     )
-    return timed([way, way.again], rounds).values()
+    return timed([way, way.repeated], rounds).values()
 
 
 def _lowrank(
@@ -113,22 +114,22 @@ def _lowrank(
         moved_bytes=4 * weights + factors,
         bytes_per_weight=4 + factors / weights,
     )
-    return timed([way, way.again], rounds).values()
+    return timed([way, way.repeated], rounds).values()
 
 
 def _check(what: str, live: Tensors, base: Tensors, instruct: Tensors) -> None:
     """Raise WrongBits unless `live` holds W(LAM) of tensors of the same names."""
     sides = [(base[name].view(-1), instruct[name].view(-1)) for name in live]
 
-    def expected(t: int, at: slice) -> Tensor:
+    def expected(t: int, span: slice) -> Tensor:
         b, i = sides[t]
-        return reference.lerp(b[at].cpu(), i[at].cpu(), LAM)
+        return reference.lerp(b[span].cpu(), i[span].cpu(), LAM)
 
     check_bits(what, list(live.values()), expected)
 
 
 def _walk(weights: LiveWeights) -> Callable[[], None]:
-    """Goes to another λ at every call, always in the same order."""
+    """Return a function that sets another λ at each call, always in the same order."""
     lams = itertools.cycle(k / 256 for k in range(1, 256))
     return lambda: weights.set_lambda(next(lams))
 

@@ -195,7 +195,7 @@ def test_tables_notes_and_progress_show_codes_and_markup_as_text() -> None:
         plain.print(table)
         progress = TerminalProgress(plain)
         progress.noted(NAME)
-        progress.recorded(entry.Entry("0", "[bold]e[/bold]", error=f"{NAME}\nmore"))
+        progress.recorded(entry.JournalEntry("0", "[bold]e[/bold]", error=f"{NAME}\nmore"))
         shown = out.getvalue()
         assert (
             "pwned\\x07" in shown

@@ -376,7 +376,7 @@ def test_a_file_that_is_cut_short_is_refused(
 
 def test_what_is_no_file_is_refused(base: pairs.Tensors, tmp_path: Path) -> None:
     assert "cannot be opened" in refused(tmp_path / "nothing", base)
-    assert "not a regular file" in refused(tmp_path, base)
+    assert "a folder, expected a delta file" in refused(tmp_path, base)
 
 
 @settings(max_examples=400)

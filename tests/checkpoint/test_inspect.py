@@ -37,6 +37,16 @@ def test_report(tmp_path: Path) -> None:
     assert json.loads(found.to_json())["instruct"]["bytes"] == 2 * parameters
 
 
+def test_json_tells_what_is_harmless_from_what_was_ignored_on_request(tmp_path: Path) -> None:
+    tensors = random_tensors(torch.bfloat16)
+    base = write_checkpoint(tmp_path / "b", tensors, config=CONFIG)
+    other = {**CONFIG, "rms_norm_eps": 0.5, "use_cache": True}
+    instruct = write_checkpoint(tmp_path / "i", tensors, config=other)
+    found = json.loads(inspect(base, instruct, ignore_config=["rms_norm_eps"]).to_json())
+    told = {one["key"]: (one["harmless"], one["ignored"]) for one in found["differences"]}
+    assert told == {"rms_norm_eps": (False, True), "use_cache": (True, False)}
+
+
 def test_it_loads_no_torch(tmp_path: Path) -> None:
     base, instruct = write_pair(tmp_path)
     code = (

@@ -17,7 +17,10 @@ from pa_fast.checkpoint.inspect import inspect
 from pa_fast.checkpoint.merge import merge
 from pa_fast.checkpoint.reader import Checkpoint
 from pa_fast.errors import DataError, UsageError
+from pa_fast.stores import registry
+from pa_fast.stores.dense import DenseStore
 from tests.checkpoint.pairs import write_checkpoint, write_pair
+from tests.stores import pairs
 
 LAMBDAS = ("0", "0.05", "1/3", "1")
 
@@ -91,6 +94,29 @@ def test_all_weights(tmp_path: Path) -> None:
         and found.total.stores.packed < found.total.stores.dense
     )
     assert json.loads(report.to_json())["measured"]["total"]["fidelity"][2]["lam"] == "1/3"
+
+
+@pytest.mark.parametrize(
+    ("base", "instruct"),
+    [("bfloat16", "bfloat16"), ("float16", "float16"), ("float32", "bfloat16")],
+)
+@pytest.mark.parametrize("share", [0.002, 0.2, 1.0])
+def test_bytes_of_each_store_are_those_that_it_takes(
+    base: str, instruct: str, share: float, tmp_path: Path
+) -> None:
+    shapes = {"a.weight": (300, 700), "b.weight": (64, 64), "c.weight": (5,)}
+    dtypes = getattr(torch, base), getattr(torch, instruct)
+    b, i = pairs.pair(*dtypes, changed=share, rel=0.03, shapes=shapes)
+    sources = pairs.sources(b, i)
+    folders = write_checkpoint(tmp_path / "b", b), write_checkpoint(tmp_path / "i", i)
+    measured = inspect(*folders, full=True).measured
+    assert measured
+    for name, size in vars(measured.total.stores).items():
+        taken = 0
+        for source, entry in zip(sources, registry.named(name).encode(sources)):
+            owner = registry.owner(entry)
+            taken += owner.nbytes(entry) + (source.base.nbytes if owner is DenseStore else 0)
+        assert size == taken, name
 
 
 def test_fidelity_of_a_rule_and_of_stochastic_rounding_is_that_of_the_merge(tmp_path: Path) -> None:

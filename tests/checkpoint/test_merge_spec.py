@@ -16,7 +16,7 @@ import pa_fast.checkpoint.streaming as streaming
 from pa_fast import LambdaRule
 from pa_fast.checkpoint.merge import merge
 from pa_fast.checkpoint.pair import PairOptions
-from pa_fast.checkpoint.provenance import Provenance, Source
+from pa_fast.checkpoint.provenance import Provenance, SideRecord
 from pa_fast.checkpoint.verify import verify
 from pa_fast.errors import UsageError
 from tests.checkpoint.pairs import load_folder, same_bits, write_checkpoint, write_pair
@@ -136,7 +136,7 @@ def test_a_rule_object_stands_for_its_rows(tmp_path: Path) -> None:
 
 
 def test_the_page_on_formats_names_every_field() -> None:
-    source = Source("a", None, "0", "0")
+    source = SideRecord("a", None, "0", "0")
     options = PairOptions.of("refuse", "keep", ["rope_theta"], "module.")
     spec = streaming.MergeSpec.of("0.5", "nearest", None, None)
     said = json.loads(Provenance(source, source, spec, "auto", options, store="lowrank").to_json())

@@ -313,6 +313,26 @@ def test_a_spelling_does_not_hide_a_difference() -> None:
     assert [d.key for d in found if not d.harmless] == ["rope_parameters.rope_theta"]
 
 
+def test_what_the_user_ignores_is_not_called_harmless() -> None:
+    common = {**CONFIG, "hidden_act": "silu", "transformers_version": "5.0"}
+    other = {**common, "hidden_act": "gelu", "transformers_version": "5.1"}
+    found = differences(common, other, ignored=["hidden_act"])
+    assert [(d.key, d.harmless, d.ignored) for d in found] == [
+        ("hidden_act", False, True),
+        ("transformers_version", True, False),
+    ]
+    assert [d.reason for d in found] == ["ignored on request (--ignore-config)", ""]
+    # beside a key that has to be expanded: one model in two spellings stays harmless
+    spelled = {key: value for key, value in CONFIG.items() if key != "rope_theta"}
+    old = {**spelled, "rope_theta": 10000.0, "hidden_act": "silu", "head_dim": 8}
+    new = {**spelled, "rope_parameters": {"rope_theta": 10000.0}, "hidden_act": "gelu"}
+    found = differences(old, new, ignored=["hidden_act", "head_dim"])
+    told = {d.key: (d.harmless, d.ignored, bool(d.reason)) for d in found}
+    assert told["hidden_act"] == (False, True, True)
+    assert told["head_dim"] == (True, False, False), "8 is what the class takes by default"
+    assert told["rope_theta"] == (True, False, False) and all(d.is_accepted for d in found)
+
+
 def test_a_hostile_layer_count_is_not_expanded() -> None:
     found = differences(
         {**CONFIG, "num_hidden_layers": 10**12, "x": 1},

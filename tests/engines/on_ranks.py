@@ -441,6 +441,18 @@ def a_sweep_is_recorded_by_rank_0(world: World) -> None:
     )
 
 
+def an_adaptive_schedule_is_the_same_on_all_ranks(world: World) -> None:
+    from pa_fast.launch.lockstep import sweep
+    from pa_fast.sweep.schedule import Schedule
+    from tests.sweep.planted import Planted
+
+    lm, out = world.model("qwen3"), world.folder / f"auto-{world.size}"
+    planted = Planted("icl")
+    sweep(lm, Schedule.of("auto"), [planted], out, figure=False)
+    assert all(calls == planted.calls for calls in world.gather(planted.calls))
+    assert planted.calls[:6] == [0.0, 0.2, 0.4, 0.6, 0.8, 1.0] and len(planted.calls) > 6
+
+
 def a_rank_that_is_gone_is_missed(world: World) -> None:
     lm = world.model("llama")
     if world.rank == 1:
@@ -481,6 +493,7 @@ ON_TWO_RANKS: dict[str, Callable[[World], None]] = {
             what_cannot_be_split_is_refused,
             partial_sums_are_refused,
             a_sweep_is_recorded_by_rank_0,
+            an_adaptive_schedule_is_the_same_on_all_ranks,
             a_rank_that_is_gone_is_missed,
         )
     },

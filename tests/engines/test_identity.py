@@ -20,7 +20,7 @@ from pa_fast.engines.content import Content
 from pa_fast.errors import DataError, RunError
 from pa_fast.sweep import manifest, results
 from pa_fast.sweep.recording import Recording
-from pa_fast.sweep.schedule import lambdas
+from pa_fast.sweep.schedule import Schedule
 from tests.engines.architectures import write_model, write_pair
 from tests.engines.test_loading import edit
 
@@ -137,13 +137,13 @@ def test_a_dense_load_sums_what_it_reads_anyway(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[str] = []
-    plain = Content._digests
+    plain = Content.digests
 
     def digests(self: Content, keys: Any, dtypes: Any) -> Any:
         read.extend(keys)
         return plain(self, keys, dtypes)
 
-    monkeypatch.setattr(Content, "_digests", digests)
+    monkeypatch.setattr(Content, "digests", digests)
     pa_fast.load(*write_pair(tmp_path, "llama"))
     assert read == []
 
@@ -185,10 +185,10 @@ def test_of_a_run_of_earlier_checksums_any_other_difference_is_named(
     lm = pa_fast.load(*write_pair(tmp_path, "llama"))
     pa_fast.sweep(lm, "0.5", [Norm()], tmp_path / "run", figure=False)
     old(tmp_path / "run")
-    now = manifest.describe(lm, lambdas("0.25"), [complete_evaluator(Norm())])
+    now = manifest.describe(lm, Schedule.of("0.25"), [complete_evaluator(Norm())])
     with (
         pytest.raises(RunError, match="checksums of version 1"),
-        Recording(tmp_path / "run", lambdas("0.25"), now),
+        Recording(tmp_path / "run", Schedule.of("0.25"), now),
     ):
         raise AssertionError("unreached")
     other = dataclasses.replace(now, engine={**now.engine, "dtype": "float16"})

@@ -14,6 +14,7 @@ import pytest
 import torch
 from pa_kernels import reference
 from safetensors.torch import load_file, save_file
+from transformers import LlamaForCausalLM
 
 import pa_fast
 from pa_fast.checkpoint.folder import located
@@ -232,14 +233,14 @@ def test_a_tensor_computed_from_weights_is_refused(
     """It would keep what it is while the weights that it came from follow λ, and no file holds
     it."""
     base, instruct = write_pair(tmp_path, "llama")
-    from_pretrained = loading._from_pretrained
+    from_pretrained = LlamaForCausalLM.from_pretrained
 
-    def deriving(*args: Any) -> Any:
-        model = from_pretrained(*args)
+    def deriving(*args: Any, **options: Any) -> Any:
+        model, info = from_pretrained(*args, **options)
         model.model.norm.square = model.model.norm.weight.detach() ** 2
-        return model
+        return model, info
 
-    monkeypatch.setattr(loading, "_from_pretrained", deriving)
+    monkeypatch.setattr(LlamaForCausalLM, "from_pretrained", deriving)
     with pytest.raises(PairError, match=r"derived tensor `model\.norm.square` differs"):
         pa_fast.load(base, instruct)
 

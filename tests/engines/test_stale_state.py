@@ -13,11 +13,13 @@ import torch
 import pa_fast
 from pa_fast import Generation, Item, Score
 from pa_fast.base import Engine
-from pa_fast.engines.model import Inventory
+from pa_fast.engines import model as engines_model
+from pa_fast.engines.model import Inventory, tensors_and_modules
 from pa_fast.engines.prefix import cache_argument
 from pa_fast.errors import EngineError
 from tests.engines.architectures import ARCHITECTURES, write_pair
 from tests.engines.test_prefix import LONGROPE, make_model
+from tests.sweep.test_growth import calls
 
 PAIRS = [([5, 6, 7, 8], [9]), ([5, 6, 7, 8], [10, 11]), ([12], [13])]
 
@@ -253,3 +255,35 @@ def test_the_inventory_of_a_deep_model_names_what_was_added() -> None:
     model.model.layers[21].mlp.left = torch.zeros(1)
     with pytest.raises(EngineError, match=r"model\.layers\.21\.mlp\.left` was added"):
         inventory.check(model)
+
+
+def test_a_model_that_nobody_changed_is_not_searched(
+    lm: pa_fast.LambdaModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two checks a λ: of 300 modules they would take longer than a GPU's switch."""
+    searched: list[object] = []
+
+    def search(model: torch.nn.Module) -> Iterator[tuple[str, object]]:
+        searched.append(model)
+        return tensors_and_modules(model)
+
+    monkeypatch.setattr(engines_model, "tensors_and_modules", search)
+    for lam in (0.0, 0.5, 1.0):
+        lm.set_lambda(lam)
+        lm.loglikelihood(PAIRS)
+        lm.generate([[5, 6], [7]], Generation(4))
+        lm.model.generate(torch.tensor([[5, 6]]), max_new_tokens=2)
+        lm.on_weights_changed()
+    assert not searched
+    lm.model.model.layers[1].note = 7  # allowed, and looked for by name
+    lm.on_weights_changed()
+    assert searched
+
+
+@pytest.mark.parametrize("layers", [2, 16])
+def test_a_check_makes_few_calls_a_module(layers: int) -> None:
+    model = make_model("llama", num_hidden_layers=layers)
+    inventory = Inventory.of(model)
+    inventory.check(model)
+    modules = len(list(model.modules()))
+    assert calls(lambda: inventory.check(model)) < 30 * modules

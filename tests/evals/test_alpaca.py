@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pa_fast.base import Lambda
 from pa_fast.errors import EvaluatorError
 from pa_fast.evals import build
-from pa_fast.evals.alpaca import _spelt
+from pa_fast.evals.alpaca import lambda_text
 from tests.evals.toy import Characters, Chatting, ToyEngine
 
 ROWS: list[dict[str, Any]] = [
@@ -101,8 +101,8 @@ def test_no_two_lambdas_share_a_name() -> None:
             "1.0000000001",
         )
     ]
-    assert [_spelt(lam) for lam in points[:4]] == ["0.0000", "1.0000", "0.3000", "0.30001"]
-    assert len({_spelt(lam) for lam in points}) == len(points)
+    assert [lambda_text(lam) for lam in points[:4]] == ["0.0000", "1.0000", "0.3000", "0.30001"]
+    assert len({lambda_text(lam) for lam in points}) == len(points)
 
 
 NUMBERS = st.floats(-3, 3) | st.integers(-30000, 30000).map(lambda number: number / 10000)
@@ -110,8 +110,8 @@ NUMBERS = st.floats(-3, 3) | st.integers(-30000, 30000).map(lambda number: numbe
 
 @given(NUMBERS, NUMBERS)
 def test_a_name_is_read_back_as_its_lambda(one: float, other: float) -> None:
-    assert float(_spelt(one)) == one
-    assert (_spelt(one) == _spelt(other)) == (one == other) or one == other == 0
+    assert float(lambda_text(one)) == one
+    assert (lambda_text(one) == lambda_text(other)) == (one == other) or one == other == 0
 
 
 def test_limit_keeps_the_order(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pa_fast.cli.runs import SWEEP_HELP
 from pa_fast.errors import EvaluatorError, UsageError
 from pa_fast.evals import EXAMPLES, build, parse
-from pa_fast.evals.kind import Kind
+from pa_fast.evals.kind import EvaluatorKind
 from pa_fast.evals.spec import KINDS
 
 
@@ -187,7 +187,9 @@ def test_more_than_one_target(monkeypatch: pytest.MonkeyPatch) -> None:
     def unused(*_: object) -> Any:
         raise AssertionError("parsing builds nothing")
 
-    kind = Kind("many", "task", "many:piqa,arc_easy", ("shots",), unused, many=True, label=str)
+    kind = EvaluatorKind(
+        "many", "task", "many:piqa,arc_easy", ("shots",), unused, many=True, label=str
+    )
     monkeypatch.setitem(KINDS, "many", kind)
     spec = parse("many:piqa,arc.easy,shots=5")
     assert (spec.targets, spec.options, spec.column) == (
@@ -202,7 +204,7 @@ def test_more_than_one_target(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=lambda kind: str(kind.name))
-def test_the_help_shows_every_evaluator_and_option(kind: Kind) -> None:
+def test_the_help_shows_every_evaluator_and_option(kind: EvaluatorKind) -> None:
     lines = [line.strip().removeprefix("EVAL").strip() for line in SWEEP_HELP.split("\n")]
     examples = [line for line in lines if line.startswith(f"{kind.name}:")]
     assert [parse(example).name for example in examples] == [kind.name]

@@ -127,7 +127,7 @@ def test_ifeval_over_local_prompts(
     # nltk would fetch it when IFEval is imported; no rule of these prompts looks into it
     (tmp_path / "nltk" / "tokenizers" / "punkt_tab").mkdir(parents=True)
     monkeypatch.setattr(nltk.data, "path", [str(tmp_path / "nltk")])
-    monkeypatch.setattr(loading, "_registered", lambda: pytest.fail("the local task is enough"))
+    monkeypatch.setattr(loading, "registered_tasks", lambda: pytest.fail("the local task will do"))
     where = importlib.util.find_spec("lm_eval")
     assert where is not None and where.origin is not None
     installed = Path(where.origin).parent / "tasks" / "ifeval" / "ifeval.yaml"

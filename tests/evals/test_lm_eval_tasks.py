@@ -107,14 +107,13 @@ def test_requests_are_built_and_encoded_before_the_first_lambda(
 
 
 def test_requests_that_do_not_fit_are_told_before_the_first_lambda(
-    engine: Any, tasks: Path
+    engine: Any, tasks: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import pa_fast.evals.lm_eval as ours
 
     def of(text: str, positions: int) -> Any:
-        evaluator: Any = build(text)
-        evaluator._model = ours.PaFastLM(engine, bars=False, max_length=positions)
-        return evaluator
+        monkeypatch.setattr(ours.PaFastLM, "max_length", positions)
+        return build(text)
 
     text = f"lm-eval:t_choice,include_path={tasks},shots=2"
     [note] = of(text, 16).check(engine)
@@ -249,7 +248,7 @@ def test_lm_evals_own_tasks_are_looked_at_only_for_names_not_found(
     def registered() -> Any:
         raise LookupError("14,000 files")
 
-    monkeypatch.setattr(loading, "_registered", registered)
+    monkeypatch.setattr(loading, "registered_tasks", registered)
     build(f"lm-eval:t_answer,t_group,include_path={tasks}")
     (tasks / "t_other.yaml").write_text(
         "group: t_other\ntask: [t_choice, arc_easy]\n", encoding="utf-8"
@@ -272,7 +271,7 @@ def few(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
         "task: arc_easy\ndataset_path: allenai/ai2_arc\n", encoding="utf-8"
     )
     manager = TaskManager(include_path=str(tmp_path / "own"), include_defaults=False)
-    monkeypatch.setattr(loading, "_registered", lambda: manager)
+    monkeypatch.setattr(loading, "registered_tasks", lambda: manager)
     return manager
 
 

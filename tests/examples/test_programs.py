@@ -46,7 +46,7 @@ def test_own_engine(tmp_path: pathlib.Path) -> None:
 def test_own_engine_that_forgets_to_forget_is_wrong_and_one_that_lost_its_weights_is_refused(
     tmp_path: pathlib.Path,
 ) -> None:
-    engine = own_engine.Engine(own_engine.Bigram("aaaa"), own_engine.Bigram("AAAA"))
+    engine = own_engine.BigramEngine(own_engine.Bigram("aaaa"), own_engine.Bigram("AAAA"))
     assert isinstance(engine, pa_fast.Engine)
     engine.model.table = torch.nn.Parameter(engine.model.table.clone(), requires_grad=False)
     result = pa_fast.sweep(engine, "0,1", [own_engine.Loudness()], tmp_path, figure=False)
@@ -70,7 +70,7 @@ def test_cuda_graph_generate_without_a_gpu(tmp_path: pathlib.Path) -> None:
     check_graph("cpu", tmp_path)
 
 
-@pytest.mark.gpu
+@pytest.mark.gpu(only="CUDA graphs")
 def test_cuda_graph_generate(tmp_path: pathlib.Path) -> None:
     check_graph("cuda", tmp_path)
 

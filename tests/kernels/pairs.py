@@ -14,7 +14,7 @@ import torch
 from pa_kernels import SparseTensor, reference
 from pa_kernels.dense import torch_lerp_is_exact
 from pa_kernels.reference import MANTISSA, largest
-from pa_kernels.sparse import Kind
+from pa_kernels.sparse import SparseKind
 from torch import Tensor
 
 LAMBDAS = (
@@ -47,6 +47,12 @@ def sampled(cases: Sequence[Any], every: int) -> list[Any]:
         case if k % every == 0 or not INTERPRETED else pytest.param(*case, marks=pytest.mark.slow)
         for k, case in enumerate(cases)
     ]
+
+
+def elements(count: int) -> int:
+    """Elements of a test that a GPU is to have `count` of: at most a few tiles, and the same tail,
+    where kernels are interpreted."""
+    return min(count, 2 * 2048 + count % 2048) if INTERPRETED else count
 
 
 def bits(tensor: Tensor) -> Tensor:
@@ -142,7 +148,7 @@ def sparse(
     base: torch.dtype,
     inst: torch.dtype,
     density: float,
-    kind: Kind | None = None,
+    kind: SparseKind | None = None,
     seed: int = 0,
     finite: bool = True,
 ) -> SparseTensor:

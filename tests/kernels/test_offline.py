@@ -30,10 +30,10 @@ Recorded dense switches hold 32 weights a thread: at 112 registers an SM has 18 
 with 128 bytes of loads in flight."""
 
 VERSION = tuple(int(part) for part in offline.triton.__version__.split(".")[:2])
-SINCE_3_9 = {("sparse index fp32,fp32→fp32", "gfx942"): 80} if VERSION >= (3, 9) else {}
-"""What newer compilers may take more. Triton 3.9 allots 75 where 3.6 allotted 71, for the same
-accesses and as many instructions (46.0 for 46.4 an entry): 6 waves a SIMD for 7, of a kernel that
-waits for scattered stores."""
+if VERSION >= (3, 7):
+    # of an index list 76 to 80 where 3.6 allots 61 to 72, for the same accesses and no more
+    # instructions: 6 waves a SIMD for 7, of a kernel that waits for scattered stores
+    REGISTERS["sparse"]["hip"] = 80
 
 INSTRUCTIONS = {
     "dense": 24.0,
@@ -63,6 +63,20 @@ STREAMS = [
 FIRST_TARGETS = ("sm_90", "gfx942")
 
 
+def without_linker() -> str:
+    """Why nothing can be made for AMD here, or "": Triton 3.4 has no linker of its own."""
+    from triton.backends.amd.compiler import HIPBackend
+
+    try:
+        getattr(HIPBackend, "path_to_rocm_lld", str)()
+    except Exception as why:
+        return str(why)
+    return ""
+
+
+WITHOUT_LINKER = without_linker()
+
+
 def on_targets(kernels: Sequence[Any], firsts: Collection[Any]) -> list[Any]:
     """(kernel, target): all of them, each on FIRST_TARGETS and `firsts` on every target; the others
     are slow tests."""
@@ -70,7 +84,12 @@ def on_targets(kernels: Sequence[Any], firsts: Collection[Any]) -> list[Any]:
         pytest.param(
             kernel,
             target,
-            marks=() if target in FIRST_TARGETS or kernel in firsts else pytest.mark.slow,
+            marks=[
+                pytest.mark.skipif(
+                    target == "gfx942" and WITHOUT_LINKER != "", reason=WITHOUT_LINKER
+                ),
+                *([] if target in FIRST_TARGETS or kernel in firsts else [pytest.mark.slow]),
+            ],
         )
         for kernel in kernels
         for target in offline.TARGETS
@@ -101,7 +120,7 @@ def test_gate(kernel: offline.Kernel, target: str) -> None:
     assert made.keeps_denormals
     first, second, *_ = *kernel.name.split(), ""
     op = f"{first} {second}" if first == "recorded" else first
-    assert made.registers <= SINCE_3_9.get((kernel.name, target), REGISTERS[op][backend])
+    assert made.registers <= REGISTERS[op][backend]
     assert made.instructions_per_element <= INSTRUCTIONS[op]
     rounds_to_bf16 = offline.dense_triton.tl.bfloat16 in (
         kernel.constants.get("OUT"),
@@ -190,6 +209,8 @@ def test_the_table_prints(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(offline, "kernels", lambda: [offline.checksum()])
+    if WITHOUT_LINKER:
+        monkeypatch.delitem(offline.TARGETS, "gfx942")
     offline.main()
     printed = capsys.readouterr().out
     assert all(target in printed for target in offline.TARGETS)

@@ -232,7 +232,7 @@ ENTRY = sparse(6, torch.float32, torch.float32, 1.0)
         ),
         ({"entries": [ENTRY, "x"]}, TypeError, "entry 1: sparse is str, expected a SparseTensor"),
         (
-            {"entries": [ENTRY, replace(ENTRY, where=ENTRY.where[[5, 4, 3, 2, 1, 0]])]},
+            {"entries": [ENTRY, replace(ENTRY, where=ENTRY.where.int().flip(0).to(torch.uint16))]},
             ValueError,
             "entry 1: place 4 of entry 1 follows place 5",
         ),

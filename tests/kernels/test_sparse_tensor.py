@@ -22,14 +22,14 @@ def mask_of(size: int, density: float, seed: int = 0) -> Tensor:
     return torch.rand(size, generator=torch.Generator().manual_seed(seed)) < density
 
 
-def encoded(mask: Tensor, kind: sparse.Kind | None = None) -> SparseTensor:
+def encoded(mask: Tensor, kind: sparse.SparseKind | None = None) -> SparseTensor:
     values = torch.arange(int(mask.sum())).bfloat16()
     return SparseTensor.encode(mask, values, -values, mask.numel(), kind=kind)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("density", [0.0, 0.0005, 0.05, 0.5, 1.0])
-def test_what_is_encoded_is_decoded(kind: sparse.Kind, density: float) -> None:
+def test_what_is_encoded_is_decoded(kind: sparse.SparseKind, density: float) -> None:
     for size in SIZES:
         mask = mask_of(size, density, seed=size)
         positions = mask.nonzero().view(-1)
@@ -48,7 +48,7 @@ def test_what_is_encoded_is_decoded(kind: sparse.Kind, density: float) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_more_than_one_span(kind: sparse.Kind) -> None:
+def test_more_than_one_span(kind: sparse.SparseKind) -> None:
     with mock.patch.object(sparse, "SPAN", 1 << 16):
         mask = mask_of(300_001, 0.03)
         mask[70_000:200_000] = False
@@ -87,7 +87,7 @@ def test_the_smaller_kind_is_chosen() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_no_elements_and_no_positions(kind: sparse.Kind) -> None:
+def test_no_elements_and_no_positions(kind: sparse.SparseKind) -> None:
     for size in (0, 5, 100_000):
         made = encoded(torch.zeros(size, dtype=torch.bool), kind)
         made.check()

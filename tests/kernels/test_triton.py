@@ -39,18 +39,12 @@ MIXES = [triple for triple in TRIPLES if len(set(triple)) > 1]
 
 @pytest.fixture
 def fused_multiply_add(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give the interpreter, whose fma rounds twice, the reference's, so that any data can be held
-    to its bits."""
-    if not INTERPRETED:
-        return
-    import numpy as np
-    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+    """Give the interpreter an fma that rounds once, so that any data can be held to its bits."""
+    if INTERPRETED:
+        from tests.without_gpu import fused_multiply_add
 
-    def fma(self: Any, x: Any, y: Any, z: Any) -> Any:
-        parts = (torch.from_numpy(np.array(part.data, dtype=np.float32)) for part in (x, y, z))
-        return TensorHandle(reference.fma(*parts).numpy(), z.dtype.scalar)
-
-    monkeypatch.setattr(InterpreterBuilder, "create_fma", fma)
+        builder, fma = fused_multiply_add()
+        monkeypatch.setattr(builder, "create_fma", fma)
 
 
 def on_device(tensor: Tensor, skip: int = 0) -> Tensor:

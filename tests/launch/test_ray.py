@@ -21,6 +21,7 @@ from pa_fast.errors import EngineError, MissingExtra, RunError, UsageError
 from pa_fast.launch import ray as launcher
 from pa_fast.sweep import journal
 from tests.launch import made
+from tests.sweep import planted
 from tests.sweep.fakes import FakeEngine
 
 ray = pytest.importorskip("ray")
@@ -208,14 +209,15 @@ def test_workers_share_the_cores(
 
     if cores is None:
         with pytest.raises(UsageError):
-            launcher._share(Cluster, workers, gpus)
+            launcher.cores_per_worker(Cluster, workers, gpus)
     else:
-        assert launcher._share(Cluster, workers, gpus) == cores
+        assert launcher.cores_per_worker(Cluster, workers, gpus) == cores
 
 
 DOOMED = """
 import os, signal, subprocess, sys, threading, time, functools, pathlib
 from tests.launch import made
+from tests.sweep import planted
 from pa_fast.errors import EngineError
 from pa_fast.launch import ray
 
@@ -269,12 +271,10 @@ def test_a_dead_agent_is_found_while_nothing_is_ready() -> None:
                 {"NodeID": "another", "Alive": True},
             ]
 
-    pool = launcher._Pool.__new__(launcher._Pool)
-    pool._ray, pool._node = Dead(), "mine"
-    pool._workers = [launcher._Worker(None, "busy")]
+    ray = Dead()
     with pytest.raises(EngineError, match="agent on this machine"):
-        pool._ready(pool._workers)
-    assert pool._ray.waits == 3
+        launcher.first_ready(ray, "mine", ["busy"], loading=True)
+    assert ray.waits == 3
 
 
 def test_a_ray_that_does_not_start_is_one_message(
@@ -290,3 +290,18 @@ def test_a_ray_that_does_not_start_is_one_message(
         EngineError, match="Ray cannot be started on this machine: The current node timed out"
     ):
         launcher.sweep(made.steady, "0,1", tmp_path / "out", 1)
+
+
+def test_an_adaptive_schedule_is_that_of_one_process(tmp_path: Path, cluster: None) -> None:
+    planted.run(tmp_path / "whole")
+    launcher.sweep(planted.made, planted.SCHEDULE, tmp_path / "out", 2, figure=False)
+    assert_same(tmp_path / "out", tmp_path / "whole")
+    tried = points(tmp_path / "out")
+    assert len(tried) == len(set(tried)) == 2 * len(journal_lambdas(tmp_path / "whole"))
+    # all is finished: the schedule is found again from the scores, and no point runs
+    launcher.sweep(planted.made, planted.SCHEDULE, tmp_path / "out", 2, figure=False)
+    assert points(tmp_path / "out") == tried
+
+
+def journal_lambdas(out: Path) -> set[str]:
+    return {entry.lam for entry in journal.read(out)}

@@ -13,7 +13,7 @@ import pa_fast
 from pa_fast.errors import UsageError, WeightsError
 from pa_fast.live.binding import as_integers
 from pa_fast.live.memory import FreeMemory
-from pa_fast.live.placement import CHUNK_BYTES, PinnedPool, free_memory
+from pa_fast.live.placement import POOL_CHUNK_BYTES, PinnedPool, free_memory
 from pa_fast.live.planner import plan
 from pa_fast.stores.packed import PackedStore
 from pa_fast.stores.store import TensorSize as Size
@@ -99,7 +99,7 @@ def test_the_estimate_is_near_what_encoding_takes(rel: float) -> None:
 def test_an_arena_keeps_bits_and_alignment_in_chunks_of_powers_of_two(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("pa_fast.live.placement.CHUNK_BYTES", 1 << 12)
+    monkeypatch.setattr("pa_fast.live.placement.POOL_CHUNK_BYTES", 1 << 12)
     arena = PinnedPool(pinned=False)
     tensors = [
         torch.arange(n, dtype=dtype)
@@ -115,7 +115,7 @@ def test_an_arena_keeps_bits_and_alignment_in_chunks_of_powers_of_two(
         room = copy.untyped_storage().nbytes()
         assert room & (room - 1) == 0
     assert arena.copy(tensors[3]).data_ptr() == made[3].data_ptr()
-    assert CHUNK_BYTES & (CHUNK_BYTES - 1) == 0
+    assert POOL_CHUNK_BYTES & (POOL_CHUNK_BYTES - 1) == 0
 
 
 def test_on_a_cpu_every_residency_is_the_same() -> None:
@@ -128,7 +128,7 @@ def test_on_a_cpu_every_residency_is_the_same() -> None:
         assert weights.verify()
 
 
-@pytest.mark.gpu
+@pytest.mark.gpu(only="pinned host memory")
 @pytest.mark.parametrize("store", ["dense", "packed", "sparse"])
 def test_sources_in_pinned_memory_give_the_same_bits(store: str) -> None:
     base, instruct = pairs.pair(changed=0.03 if store == "sparse" else 1.0, rel=0.02)

@@ -10,7 +10,7 @@ import pytest
 
 from pa_fast.errors import UsageError
 from pa_fast.quality import figure
-from pa_fast.quality.figure import Curve
+from pa_fast.quality.figure import StoreCurve
 from pa_fast.stores.quality import Divergence, OnText, QualityReport
 
 DENSE = QualityReport("dense", "dense", True, 10, 20, 2.0, 0.0, 1.0, 0.0, 1.0, ())
@@ -25,12 +25,12 @@ def point(size: float, error: float, kl: float | None = None) -> QualityReport:
     return replace(DENSE, lossless=False, bytes_per_parameter=size, relative_error=error, text=text)
 
 
-def curves(kl: bool = True) -> list[Curve]:
+def curves(kl: bool = True) -> list[StoreCurve]:
     return [
-        Curve(
+        StoreCurve(
             "low rank", [(str(k), point(k / 8, 1 / k, 1 / k if kl else None)) for k in (1, 2, 4, 8)]
         ),
-        Curve(
+        StoreCurve(
             "sparse",
             [
                 ("0.01", point(0.1, 0.9, 2.0 if kl else None)),
@@ -71,8 +71,8 @@ def test_points_lie_where_the_reports_say(kl: bool) -> None:
 
 
 def test_one_point_is_drawn_and_no_point_is_refused(tmp_path: pathlib.Path) -> None:
-    figure.write([Curve("one", [("a", point(1, 0.5))])], DENSE, tmp_path / "few")
+    figure.write([StoreCurve("one", [("a", point(1, 0.5))])], DENSE, tmp_path / "few")
     assert (tmp_path / "few.svg").stat().st_size > 1000
-    for given in ([], [Curve("dense", [("", DENSE)])]):
+    for given in ([], [StoreCurve("dense", [("", DENSE)])]):
         with pytest.raises(UsageError, match="nothing to draw"):
             figure.draw(given, DENSE)

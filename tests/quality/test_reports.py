@@ -14,7 +14,7 @@ from examples import choose_store
 from pa_fast.base import Lambda
 from pa_fast.errors import EngineError, EvaluatorError, UsageError
 from pa_fast.evals.perplexity import windows
-from pa_fast.quality.divergence import _terms, divergence
+from pa_fast.quality.divergence import divergence, kl_terms
 from pa_fast.quality.reports import on_text, reports
 from pa_fast.stores.dense import DenseStore
 from pa_fast.stores.quality import QualityReport
@@ -77,8 +77,8 @@ def test_a_batch_of_one_gives_the_numbers_to_the_last_digits(models: Models) -> 
 
 def test_excluded_tokens_add_nothing_and_nan_is_not_hidden() -> None:
     p, q = torch.log(torch.tensor([0.5, 0.5, 0.0])), torch.log(torch.tensor([0.25, 0.75, 0.0]))
-    assert float(_terms(p, q).sum()) == pytest.approx(0.5 * np.log(2) + 0.5 * np.log(0.5 / 0.75))
-    assert bool(_terms(torch.tensor([torch.nan]), torch.zeros(1)).isnan())
+    assert float(kl_terms(p, q).sum()) == pytest.approx(0.5 * np.log(2) + 0.5 * np.log(0.5 / 0.75))
+    assert bool(kl_terms(torch.tensor([torch.nan]), torch.zeros(1)).isnan())
 
 
 @pytest.mark.parametrize("store", [DenseStore(), SparseStore()])

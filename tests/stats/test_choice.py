@@ -112,7 +112,7 @@ def test_folds_are_stratified_also_where_strata_are_small() -> None:
     sizes = np.full(40, 3)
     y = np.zeros((120, 2))
     items = Items(grid(2), y, np.full(120, 1 / 120), np.cumsum(sizes) - sizes, np.full(120, ""))
-    fold = module._folds(items, 5, np.random.default_rng(0))
+    fold = module.fold_numbers(items, 5, np.random.default_rng(0))
     assert np.bincount(fold).tolist() == [24] * 5
     assert all(len(set(fold[start : start + 3])) == 3 for start in items.starts)
 
@@ -138,7 +138,7 @@ def test_a_half_split_chooses_on_one_half_and_reports_on_the_other() -> None:
     assert found == half_split(some(4, 4000), 10)
     # on the choosing half λ = 0.5 is right where λ = 1 is wrong, on the other half the reverse
     items = some(0, 200)
-    first = module._folds(items, 2, np.random.Generator(np.random.PCG64(0))) == 0
+    first = module.fold_numbers(items, 2, np.random.Generator(np.random.PCG64(0))) == 0
     y = np.zeros((200, 11))
     y[first, 5] = y[~first, 10] = 1
     assert half_split(replace(items, y=y), 10).gain == pytest.approx(-1)

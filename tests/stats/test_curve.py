@@ -89,7 +89,7 @@ def test_the_bootstrap_of_a_mean_has_its_covariance() -> None:
 def test_the_bootstrap_in_parts_is_the_bootstrap_in_one(monkeypatch: pytest.MonkeyPatch) -> None:
     items = as_ratio(stratified(3, [30, 20]))
     whole = curve(items)
-    monkeypatch.setattr("pa_fast.stats.curve._CHUNK", 70)
+    monkeypatch.setattr("pa_fast.stats.curve.MOST_NUMBERS", 70)
     assert np.array_equal(curve(items).cov, whole.cov)
 
 

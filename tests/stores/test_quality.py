@@ -16,12 +16,12 @@ from pa_fast.stores.dense import DenseStore
 from pa_fast.stores.lowrank import LowRankStore
 from pa_fast.stores.quality import (
     Divergence,
-    Measured,
     OnText,
+    QualityMeter,
     QualityReport,
     TensorQuality,
+    quality_sums,
     report,
-    sums,
 )
 from pa_fast.stores.sparse import SparseStore
 from pa_fast.stores.store import DenseEntry, Store
@@ -101,7 +101,9 @@ def test_what_loses_nothing_has_exactly_no_error(store: Store, dtypes: tuple[str
 def test_a_cut_of_low_rank_has_the_error_that_its_rounded_weights_have() -> None:
     b, i = pairs.pair(changed=1.0, shapes={"w": (96, 128)})
     w = pairs.live_like(b)
-    weights = pa_fast.LiveWeights.bind(w, b, i, (measured := Measured(LowRankStore(rank=16))).store)
+    weights = pa_fast.LiveWeights.bind(
+        w, b, i, (measured := QualityMeter(LowRankStore(rank=16))).store
+    )
     weights.set_lambda(1)
     delta, lost, kept = numbers(b["w"], i["w"], w["w"])
     (row,) = measured.report().tensors
@@ -121,7 +123,7 @@ def test_kinds_are_those_of_the_file() -> None:
 
 def test_a_measured_store_yields_the_entries_of_its_store_and_can_be_asked_again() -> None:
     b, i = pairs.pair()
-    measured = Measured(SparseStore("topk", 0.01))
+    measured = QualityMeter(SparseStore("topk", 0.01))
     for _ in range(2):
         for made, expected in zip(
             measured.store.encode(pairs.sources(b, i)),
@@ -143,9 +145,9 @@ def test_equal_sides_lose_nothing_and_nonsense_has_no_number() -> None:
         report(DenseStore(), []).parameters,
     ) == (0.0, 0)
     (source,) = pairs.sources({"w": torch.zeros(4)}, {"w": torch.zeros(4)})
-    assert math.isnan(sums(source, DenseEntry(torch.ones(4))).relative_error)
+    assert math.isnan(quality_sums(source, DenseEntry(torch.ones(4))).relative_error)
     (source,) = pairs.sources({"w": torch.zeros(4)}, {"w": torch.full((4,), math.nan)})
-    assert math.isnan(sums(source, DenseEntry(torch.ones(4))).relative_error)
+    assert math.isnan(quality_sums(source, DenseEntry(torch.ones(4))).relative_error)
 
 
 def test_json_and_back() -> None:

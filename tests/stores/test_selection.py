@@ -41,14 +41,14 @@ def test_the_largest_are_those_that_a_sort_finds(dtype: torch.dtype, count: int,
     b = torch.randn(10_000, generator=g).to(dtype)
     # many ties, many zeros
     i = (b.float() + torch.randint(-3, 4, b.shape, generator=g) * 2.0**-6).to(dtype)
-    found, _ = selection.above(selection.largest(lambda: [(b, i)], count), b, i)
+    found, _ = selection.above(selection.largest_cut(lambda: [(b, i)], count), b, i)
     assert np.array_equal(found.numpy(), first_largest(delta(b, i), count))
 
 
 def test_a_global_cut_goes_over_tensors_in_order(span: int) -> None:
     b, i = pairs.pair(changed=0.3)
     flat = [(b[name].view(-1), i[name].view(-1)) for name in b]
-    cut, masks = selection.largest(lambda: flat, 1500), []
+    cut, masks = selection.largest_cut(lambda: flat, 1500), []
     for one in flat:
         mask, cut = selection.above(cut, *one)
         masks.append(mask.numpy())
@@ -59,7 +59,7 @@ def test_a_global_cut_goes_over_tensors_in_order(span: int) -> None:
 def test_nan_stands_above_all_and_infinity_next() -> None:
     b, i = torch.zeros(5), torch.tensor([1.0, float("-inf"), 3e38, float("nan"), 0.0])
     for count, expected in ((1, {3}), (2, {1, 3}), (3, {1, 2, 3})):
-        mask, _ = selection.above(selection.largest(lambda: [(b, i)], count), b, i)
+        mask, _ = selection.above(selection.largest_cut(lambda: [(b, i)], count), b, i)
         assert set(mask.nonzero().view(-1).tolist()) == expected
 
 

@@ -13,7 +13,7 @@ from pa_fast.checkpoint.safetensors import TensorInfo
 from pa_fast.stores.store import (
     DenseEntry,
     Entry,
-    Rule,
+    PartRule,
     Source,
     Store,
     TensorDescription,
@@ -69,7 +69,7 @@ class ToyStore(Store):
     @classmethod
     def part_rules(
         cls, tensor: TensorDescription, infos: Mapping[str, TensorInfo]
-    ) -> Iterator[Rule]:
+    ) -> Iterator[PartRule]:
         info = infos["steps"]
         fits = info.dtype == "I16" and info.shape == tensor.shape
         yield "steps", fits, f"I16 {list(tensor.shape)}"

@@ -16,7 +16,7 @@ from pa_fast.base import Engine, Item, Score
 from pa_fast.errors import EvaluatorError, RunError, UsageError
 from pa_fast.sweep import journal, sweep
 from pa_fast.sweep.driver import failing_alike
-from pa_fast.sweep.entry import Entry
+from pa_fast.sweep.entry import JournalEntry
 from pa_fast.sweep.progress import Silent, TerminalProgress
 from pa_fast.sweep.results import SweepResult
 from tests.sweep.fakes import INSTRUCT, FakeEngine, Scorer
@@ -342,7 +342,7 @@ class Told:
     def evaluating(self, lam: Any, evaluator: str) -> None:
         self.told.append(("evaluating", lam.key, evaluator))
 
-    def recorded(self, entry: Entry) -> None:
+    def recorded(self, entry: JournalEntry) -> None:
         self.told.append(("recorded", entry.lam, entry.evaluator, entry.finished))
 
     def end(self) -> None:

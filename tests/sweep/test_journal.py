@@ -19,10 +19,10 @@ from pa_fast import files
 from pa_fast.base import Item, Lambda
 from pa_fast.errors import OutputError, RunError
 from pa_fast.sweep import journal
-from pa_fast.sweep.entry import Entry, Shard, parse
+from pa_fast.sweep.entry import JournalEntry, Shard, parse
 from pa_fast.sweep.journal import Journal
 
-DONE = Entry(
+DONE = JournalEntry(
     "0.3",
     "icl",
     score=0.5,
@@ -35,7 +35,7 @@ DONE = Entry(
     host="h",
 )
 RUN = json.dumps({"format": 1, "lambdas": [], "evaluators": [], "engine": {}})
-FAILED = Entry(
+FAILED = JournalEntry(
     "0.3", "icl", error="ValueError: no\nsecond line \ud800", traceback="Traceback", host="h"
 )
 
@@ -43,7 +43,7 @@ numbers = st.floats(allow_nan=False, allow_infinity=False)
 texts = st.text(max_size=20)
 shown = texts.filter(str.isprintable)  # what stands in tables and files
 entries = st.builds(
-    Entry,
+    JournalEntry,
     lam=st.fractions(min_value=-3, max_value=3, max_denominator=1000).map(
         lambda exact: Lambda(exact).key
     ),
@@ -65,7 +65,7 @@ entries = st.builds(
 
 
 @given(entries)
-def test_an_entry_is_read_back_as_it_was_written(entry: Entry) -> None:
+def test_an_entry_is_read_back_as_it_was_written(entry: JournalEntry) -> None:
     line = entry.line()
     assert line.endswith(b"\n") and line.count(b"\n") == 1
     assert parse(line) == entry
@@ -86,7 +86,7 @@ def test_an_entry_is_read_back_as_it_was_written(entry: Entry) -> None:
 )
 def test_anything_else_is_a_value_error(line: bytes) -> None:
     with contextlib.suppress(ValueError):
-        assert isinstance(parse(line), Entry)
+        assert isinstance(parse(line), JournalEntry)
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_fields_of_a_later_version_are_passed_over() -> None:
     assert parse(json.dumps({**json.loads(DONE.line()), "watts": 3}).encode()) == DONE
 
 
-def fill(folder: Path, *more: Entry) -> bytes:
+def fill(folder: Path, *more: JournalEntry) -> bytes:
     (folder / "run.json").write_text(RUN)
     with Journal(folder) as book:
         for entry in more:
@@ -142,7 +142,7 @@ def test_finished_points_are_known_and_failed_ones_are_not(tmp_path: Path) -> No
 @settings(max_examples=60)
 @given(st.lists(entries, min_size=1, max_size=4), st.data())
 def test_a_torn_last_line_is_cut_off_and_the_next_one_stands_alone(
-    written: list[Entry], data: st.DataObject
+    written: list[JournalEntry], data: st.DataObject
 ) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -13,7 +13,7 @@ from pa_fast import LambdaRule
 from pa_fast.base import complete
 from pa_fast.errors import RunError, UsageError
 from pa_fast.sweep import manifest
-from pa_fast.sweep.schedule import lambdas
+from pa_fast.sweep.schedule import Schedule
 from tests.sweep.fakes import FakeEngine, Scorer
 
 IDENTITY = {"base": "b0", "options": {"dtype": "bf16", "stop": (1, 2)}}
@@ -23,7 +23,7 @@ def write(
     folder: Path, engine: FakeEngine | None = None, points: str = "0,1", *scorers: Scorer
 ) -> manifest.Manifest:
     now = manifest.describe(
-        complete(engine or FakeEngine(IDENTITY)), lambdas(points), scorers or (Scorer("icl"),)
+        complete(engine or FakeEngine(IDENTITY)), Schedule.of(points), scorers or (Scorer("icl"),)
     )
     return manifest.reconcile(folder, now)
 
@@ -31,14 +31,14 @@ def write(
 def test_a_rule_that_the_weights_follow_is_part_of_the_run(tmp_path: Path) -> None:
     engine = FakeEngine()
     engine.weights.followed = LambdaRule([{"match": "head.*", "times": 0.5}])  # type: ignore[attr-defined]
-    now = manifest.describe(complete(engine), lambdas("0"), [Scorer("a")])
+    now = manifest.describe(complete(engine), Schedule.of("0"), [Scorer("a")])
     assert now.engine["rule"] == [{"match": "head.*", "times": "0.5"}]
     manifest.reconcile(tmp_path, now)
     engine.identity["rule"] = "what it was made with"
     engine.weights.followed = None  # type: ignore[attr-defined]
     with pytest.raises(RunError, match=r"engine\.rule: recorded \[.*now nothing"):
         manifest.reconcile(
-            tmp_path, manifest.describe(complete(engine), lambdas("0"), [Scorer("a")])
+            tmp_path, manifest.describe(complete(engine), Schedule.of("0"), [Scorer("a")])
         )
 
 
@@ -109,7 +109,7 @@ def test_other_versions_are_recorded_not_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(tmp_path)
-    monkeypatch.setattr(manifest, "_versions", lambda: {"python": "9.9"})
+    monkeypatch.setattr("sys.version", "9.9 (main)")
     assert [versions["python"] for versions in write(tmp_path).versions][1:] == ["9.9"]
     assert len(write(tmp_path).versions) == 2
 

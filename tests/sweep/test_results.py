@@ -20,7 +20,7 @@ from pa_fast.base import Engine
 from pa_fast.cli.tables import blocks
 from pa_fast.errors import OutputError, PaFastError, RunError, UsageError
 from pa_fast.sweep import journal, results, sweep
-from pa_fast.sweep.entry import Entry
+from pa_fast.sweep.entry import JournalEntry
 from pa_fast.sweep.progress import TerminalProgress
 from pa_fast.sweep.report import report
 from pa_fast.sweep.results import SweepResult
@@ -374,9 +374,9 @@ def test_a_frame_without_pandas_names_the_command(
 
 class Recorded:
     def __init__(self) -> None:
-        self.entries: list[Entry] = []
+        self.entries: list[JournalEntry] = []
 
-    def recorded(self, entry: Entry) -> None:
+    def recorded(self, entry: JournalEntry) -> None:
         self.entries.append(entry)
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from pa_fast.base import Lambda
 from pa_fast.errors import UsageError
-from pa_fast.sweep.entry import Entry, parse
+from pa_fast.sweep.entry import JournalEntry, parse
 from pa_fast.sweep.schedule import MAX_POINTS, lambdas
 
 
@@ -82,8 +82,8 @@ def test_decimal_steps_do_not_accumulate() -> None:
 @pytest.mark.parametrize(
     ("text", "message", "hint"),
     [
-        ("auto", "`auto` is not available yet", "0:1:0.1"),
-        ("", "a λ is missing", "0:1:0.1"),
+        ("auto", "the schedule `auto` stands alone", "0:1:0.1"),
+        ("", "the schedule names no λ", "0:1:0.1"),
         ("0,,1", "a λ is missing", "0:1:0.1"),
         ([], "names no λ", "0:1:0.1"),
         ("0:1:0", "step of `0:1:0` is zero", "0:1:0.1"),
@@ -201,4 +201,4 @@ def test_every_λ_that_is_accepted_is_read_back_from_a_journal() -> None:
                 key = Lambda(value).key
             except UsageError:
                 continue
-            assert parse(Entry(key, "icl", error="x").line()).lam == key
+            assert parse(JournalEntry(key, "icl", error="x").line()).lam == key

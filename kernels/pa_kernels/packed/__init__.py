@@ -13,7 +13,7 @@ from pa_kernels.checksum import checksum
 from pa_kernels.cores import inference
 from pa_kernels.packed import cpu
 from pa_kernels.packed.codes import PackedTensor, packed_bytes
-from pa_kernels.packed.state import Row, State, signed
+from pa_kernels.packed.state import PackedRow, State, signed
 from pa_kernels.reference import MANTISSA
 from pa_kernels.switch import (
     Switch,
@@ -65,10 +65,10 @@ class Packed(Switch[Any]):
 
     def _group(self, on_cpu: bool) -> type[Any]:
         if on_cpu:
-            return cpu.Group
+            return cpu.PackedCpuGroup
         from pa_kernels.packed import triton
 
-        return triton.Group
+        return triton.PackedTritonGroup
 
     def holds(self, lam: float | Sequence[float]) -> None:
         """Take the live tensors, as they are, for W(λ): one λ for all, or one for each. Reads them
@@ -154,8 +154,8 @@ def packed_pair(
     """
     with inference():
         w, codes = live[span].view(torch.int16), entry.element_codes(span)
-        above = cpu.table(entry.width, entry.dtype, lam).to(w.device)
-        b, i, _ = cpu.sources(w, codes, above, entry.dtype, lam)
+        above = cpu.patterns_above(entry.width, entry.dtype, lam).to(w.device)
+        b, i, _ = cpu.packed_sources(w, codes, above, entry.dtype, lam)
         positions, base, target = entry.exceptions(span)
         for side, values in ((b, base), (i, target)):
             side[positions] = values.view(torch.int16)
@@ -170,7 +170,7 @@ def packed_target(base: Tensor, entry: PackedTensor, span: slice) -> Tensor:
     return target.view(entry.dtype)
 
 
-def _checked(t: int, w: Tensor, entry: PackedTensor) -> Row:
+def _checked(t: int, w: Tensor, entry: PackedTensor) -> PackedRow:
     check_tensor(t, "live", w, tuple(MANTISSA))
     if not isinstance(entry, PackedTensor):
         raise TypeError(f"entry {t}: packed is {type(entry).__name__}, expected a PackedTensor")
@@ -185,4 +185,4 @@ def _checked(t: int, w: Tensor, entry: PackedTensor) -> Row:
     except ValueError as error:
         raise ValueError(f"entry {t}: {error}") from None
     sources = (getattr(entry, part) for part in ("codes", "starts", "where", "base", "target"))
-    return Row((w.detach().view(-1), *sources), entry=entry)
+    return PackedRow((w.detach().view(-1), *sources), entry=entry)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from pa_kernels import reference
-from pa_kernels.cores import inference, over, pieces
+from pa_kernels.cores import inference, parallel_map, pieces
 from pa_kernels.dense import lerp_piece_
 from pa_kernels.parts import check_index, check_part, check_starts
 from pa_kernels.reference import LIMIT, MANTISSA, PACKED_TILE, PLANE, largest
@@ -164,7 +164,7 @@ class PackedTensor:
                 bad[self.exceptions(piece)[0]] = 0
                 return piece.start + int(bad.ne(0).byte().argmax()) if bool(bad.any()) else None
 
-        firsts = over(first, pieces(self.numel, SPAN), self.codes)
+        firsts = parallel_map(first, pieces(self.numel, SPAN), self.codes)
         return next((element for element in firsts if element is not None), None)
 
     def to(self, device: torch.device | str) -> PackedTensor:
@@ -234,7 +234,7 @@ def _encode(
             return bad.nonzero().view(-1) + piece.start
 
     none = torch.empty(0, dtype=torch.int64, device=base.device)
-    positions = torch.cat([none, *over(pack, pieces(numel, SPAN), base)])
+    positions = torch.cat([none, *parallel_map(pack, pieces(numel, SPAN), base)])
     if 6 * positions.numel() > 2 * numel:
         return None
     edges = torch.arange(0, -(-numel // PACKED_TILE) + 1, device=base.device) * PACKED_TILE

@@ -14,10 +14,10 @@ from pa_kernels.checksum import CHUNK_BYTES, piece_checksum
 from pa_kernels.cores import Scratch, inference, over_cores, pieces
 from pa_kernels.dense import lerp_piece_, torch_lerp_is_exact
 from pa_kernels.packed.codes import PackedTensor
-from pa_kernels.packed.state import Row, State, signed
+from pa_kernels.packed.state import PackedRow, State, signed
 from pa_kernels.reference import MANTISSA
 
-Kind = tuple[int, torch.dtype, float, float]
+TransitionKey = tuple[int, torch.dtype, float, float]
 """Width of codes, dtype, λ before and after."""
 
 FEW = 1 << 17
@@ -31,10 +31,10 @@ in a core's L2."""
 _scratch = Scratch()
 
 
-class Group(switch.Group[Row]):
+class PackedCpuGroup(switch.SwitchGroup[PackedRow]):
     """All CPU tensors of a `Packed`."""
 
-    def __init__(self, entries: Sequence[int], rows: Sequence[Row]):
+    def __init__(self, entries: Sequence[int], rows: Sequence[PackedRow]):
         super().__init__(entries, rows)
         self.state = State(len(rows), self.device)
         self.pieces = [
@@ -47,12 +47,12 @@ class Group(switch.Group[Row]):
             (row.entry.width, row.entry.dtype, old, new)
             for row, old, new in zip(self.rows, self.state.olds.tolist(), self.lams.tolist())
         ]
-        counts: Counter[Kind] = Counter()
+        counts: Counter[TransitionKey] = Counter()
         for kind, row in zip(kinds, self.rows):
             counts[kind] += row.out.numel()
         with inference():
             ways = {
-                kind: Way(*kind, tabled=count > FEW)
+                kind: Transition(*kind, tabled=count > FEW)
                 for kind, count in counts.items()
                 if kind[2] != kind[3]
             }
@@ -76,8 +76,8 @@ class Group(switch.Group[Row]):
         self.state.after.copy_(signed(afters))
 
 
-class Way:
-    """From λ to λ′ in codes of one width and dtype.
+class Transition:
+    """Switch from λ to λ′ of codes of one width and dtype.
 
     Attributes:
         steps: bits(W(λ′)) − bits(W(λ)) by what stands below W(λ)'s leading one and by code: int16
@@ -90,7 +90,7 @@ class Way:
 
     def __init__(self, width: int, dtype: torch.dtype, old: float, new: float, *, tabled: bool):
         self.dtype, self.old, self.new = dtype, old, new
-        self._table = table(width, dtype, old)
+        self._above = patterns_above(width, dtype, old)
         self.columns = 1 << (10 if width == 16 and dtype == torch.bfloat16 else 8)
         self.steps: Tensor | None = None
         if tabled:
@@ -106,13 +106,13 @@ class Way:
     def stepped(self, w: Tensor, codes: Tensor) -> Tensor:
         """bits(W(λ′)) − bits(W(λ)) of patterns w of W(λ); 0 where codes say that both sides are
         equal."""
-        b, i, moves = sources(w, codes, self._table, self.dtype, self.old)
+        b, i, moves = packed_sources(w, codes, self._above, self.dtype, self.old)
         return (
             merged(b.view(self.dtype), i.view(self.dtype), self.new).view(torch.int16) - w
         ) & moves
 
 
-def switch_piece_(live: Tensor, entry: PackedTensor, piece: slice, way: Way) -> None:
+def switch_piece_(live: Tensor, entry: PackedTensor, piece: slice, way: Transition) -> None:
     """Switch a piece of a CPU tensor."""
     w, codes = live.view(torch.int16), entry.element_codes(piece)
     if way.steps is None:
@@ -148,16 +148,16 @@ def merged(b: Tensor, i: Tensor, lam: float) -> Tensor:
     )
 
 
-def sources(
+def packed_sources(
     w: Tensor, codes: Tensor, above: Tensor, dtype: torch.dtype, lam: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Patterns of base and target of what holds W(λ) in patterns w, of equal ones w itself, of
     exceptions anything; and −1 where they differ, else 0.
 
-    In one binade W is as many units above the lower of the two as `above`, its `table`, says,
-    whatever the exponent. A code does not say whether its weight is of that kind: it is not if what
-    lies so far below W has the wrong parity, or does not share its binade with the upper one; then
-    the lower one is solved for.
+    In one binade W is as many units above the lower of the two as `above`, its `patterns_above`,
+    says, whatever the exponent. A code does not say whether its weight is of that kind: it is not
+    if what lies so far below W has the wrong parity, or does not share its binade with the upper
+    one; then the lower one is solved for.
     """
     k = codes >> 1
     n = k.abs()
@@ -171,7 +171,7 @@ def sources(
     return b, b + k, moves
 
 
-def table(width: int, dtype: torch.dtype, lam: float) -> Tensor:
+def patterns_above(width: int, dtype: torch.dtype, lam: float) -> Tensor:
     """bits(W(λ)) less the lower pattern, for pairs that share a binade, by code from the least to
     the largest: int16 [2^width].
 

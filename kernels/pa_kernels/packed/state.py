@@ -14,7 +14,7 @@ from pa_kernels.packed.codes import PackedTensor
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row(switch.Row):
+class PackedRow(switch.SwitchRow):
     """One entry: operands are the live tensor, codes, starts, where, base and target."""
 
     entry: PackedTensor

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from pa_kernels.checksum_triton import fold, odd_high, odd_low
 from pa_kernels.dense_triton import TRITON_DTYPES, lerp_of, round_to
-from pa_kernels.packed.state import Row, State
+from pa_kernels.packed.state import PackedRow, State
 from pa_kernels.reference import CHUNK_WORDS, PACKED_TILE
 from pa_kernels.reference import PLANE as PLANE_ELEMENTS
 from pa_kernels.switch import TritonGroup
@@ -311,13 +311,15 @@ def constants(dtype: torch.dtype, width: int, launch: Launch, nvidia: bool) -> d
     }
 
 
-class Group(TritonGroup[Row]):
+class PackedTritonGroup(TritonGroup[PackedRow]):
     """Tensors of one dtype and one width of codes on one device, ready to be switched from the λ in
     `state.olds` to those in `lams`."""
 
     kernel = packed_kernel
 
-    def __init__(self, entries: Sequence[int], rows: Sequence[Row], launch: Launch | None = None):
+    def __init__(
+        self, entries: Sequence[int], rows: Sequence[PackedRow], launch: Launch | None = None
+    ):
         super().__init__(entries, rows)
         self.state = State(len(rows), self.device)
         entry = rows[0].entry

@@ -14,7 +14,7 @@ from typing import Any
 
 from pa_fast.base import Engine, Evaluator, Item, Lambda, Score, complete
 from pa_fast.errors import EvaluatorError, PaFastError, UsageError, first_line
-from pa_fast.evals.kind import EvalSpec, Kind
+from pa_fast.evals.kind import EvalSpec, EvaluatorKind
 from pa_fast.evals.lm_eval.cached_task import SEED
 from pa_fast.evals.lm_eval.tasks import (
     figures,
@@ -345,7 +345,7 @@ def _build(spec: EvalSpec, limit: int | None, seed: int) -> Evaluator:
     )
 
 
-KIND = Kind(
+KIND = EvaluatorKind(
     "lm-eval",
     "task",
     "lm-eval:piqa,arc_easy,shots=5",

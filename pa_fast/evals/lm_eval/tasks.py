@@ -190,7 +190,7 @@ def sample_documents(
 
 
 @functools.cache
-def _registered() -> Any:
+def registered_tasks() -> Any:
     """Return the manager of lm-eval's own tasks, 14,000 YAML files, cached for the process."""
     from lm_eval.tasks import TaskManager
 
@@ -203,7 +203,7 @@ def _manager(names: Iterable[str], include_path: pathlib.Path | None) -> Any:
     from lm_eval.tasks import TaskManager
 
     if include_path is None:
-        return _registered()
+        return registered_tasks()
     if not include_path.is_dir():
         raise EvaluatorError(
             f"include_path {include_path} is not a folder",
@@ -211,7 +211,7 @@ def _manager(names: Iterable[str], include_path: pathlib.Path | None) -> Any:
         )
     manager = TaskManager(include_path=str(include_path.absolute()), include_defaults=False)
     if not all(_is_complete(name, manager.task_index) for name in names):
-        for name, entry in _registered().task_index.items():
+        for name, entry in registered_tasks().task_index.items():
             manager.task_index.setdefault(name, entry)
     return manager
 
