@@ -20,6 +20,7 @@ from bench.suite import tests_passed
 NAMES = (
     "lerp",
     "per_lambda",
+    "proof",
     "sweep",
     "driver",
     "merge",

@@ -119,6 +119,7 @@ FLOATS = ("bfloat16", "float16", "float32")
 OPS = {
     "lerp": Case("P5", "layers of a 1B model", (1, 2, 5, 10, 10), FLOATS, rounds=11),
     "checksum": Case("", "layers of a 1B model", (1, 2, 5, 10, 10), rounds=11),
+    "proof": Case("P6", "layers of a 1B model", (1, 2, 5, 21, 21), rounds=9),
     "packed": Case("", "pair", ("tiny", "100m", "100m", "300m", "1b")),
     "sparse": Case("", "matrices of 2048 × 5632", (1, 2, 8, 8, 8)),
     "lowrank": Case("", "matrices of 2048 × 5632", (1, 2, 8, 8, 8)),

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, Protocol, cast, runtime_checkable
 
-from pa_fast.errors import UsageError
+from pa_fast.errors import UsageError, WeightsError
 
 # Exponents of at most three digits: Fraction would write out 10^999999999 in full.
 _NUMBER = re.compile(
@@ -212,6 +212,24 @@ class CompleteWeights(Weights, Protocol):
         """Raise as `set_lambda` would, so that a schedule outside the weights' range fails before
         its first point."""
         return None
+
+    def read_back(self, merge_again: bool = False) -> int:
+        """Return `checksum()`, after the weights were compared with what `set_lambda` should have
+        written.
+
+        Args:
+            merge_again: compare them with a merge by other code than the switch's; without it, a
+                comparison with sums of what was written is enough.
+
+        Raises:
+            WeightsError: they differ.
+        """
+        if not self.verify():
+            raise WeightsError(
+                f"the live weights at λ = {self.lam} differ from a fresh merge",
+                "reload the pair; if it happens again, report it",
+            )
+        return self.checksum()
 
     def intended_lambda(self) -> float:
         """Return what `effective_lambda` would be without rounding."""

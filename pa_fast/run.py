@@ -17,7 +17,7 @@ from pa_fast.rules import LambdaRule
 from pa_fast.sweep.driver import check_evaluators, distinct
 from pa_fast.sweep.entry import Shard
 from pa_fast.sweep.journal import check_folder
-from pa_fast.sweep.point import Record, check_reach, visit
+from pa_fast.sweep.point import MERGED_EVERY, Record, check_reach, visit
 from pa_fast.sweep.progress import listening
 from pa_fast.sweep.schedule import Schedule, lambdas, parse_keep
 
@@ -91,8 +91,8 @@ def run_points(job: SweepSpec, points: Iterable[float | str | Lambda]) -> Iterat
     model, requested = opened(job)
     check_reach(model, schedule)
     check_evaluators(model, requested)
-    for lam in schedule:
-        yield from visit(model, lam, requested)
+    for visited, lam in enumerate(schedule):
+        yield from visit(model, lam, requested, merge_again=visited % MERGED_EVERY == 0)
 
 
 def run(

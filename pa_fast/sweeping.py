@@ -40,7 +40,7 @@ def sweep(
     """Evaluate every λ with every evaluator, verify each switch, and record each point as soon as
     it is done.
 
-    At each λ the weights are switched in place and compared with a fresh merge; their checksum must
+    At each λ the weights are switched in place and proven to be the merge; their checksum must
     be the same before and after every evaluator. A point whose evaluator fails, or writes to the
     weights, is recorded as failed and the sweep goes on: look at `SweepResult.failures`. The
     weights are left at the last λ that was evaluated.

@@ -6,6 +6,7 @@ from __future__ import annotations
 import torch
 from pa_kernels import checksum as checksum_of
 from pa_kernels import checksum_triton, reference, tiles
+from pa_kernels.reference import CHECKSUM_VERSION
 
 from bench.gpu.run import GpuRun
 from bench.run import Skip
@@ -26,11 +27,11 @@ def checksum(run: GpuRun) -> None:
     require_bits(expected[smallest] == wanted, f"checksum of tensor {smallest}")
 
     def way(name: str, launch: tiles.Launch) -> Way:
-        sums = checksum_triton.sums(flat, launch)
+        group = checksum_triton.ChecksumTritonGroup(flat, CHECKSUM_VERSION, launch)
+        group.launch_()
+        sums = group.totals.tolist()
         require_bits(sums == [_signed(total) for total in expected], f"checksum with {launch}")
-        table = tiles.build([flat], [data.numel() for data in flat], 8 * launch.block)
-        totals = torch.zeros(len(flat), dtype=torch.int64, device=run.device)
-        return Way(name, lambda: checksum_triton.add_(totals, table, launch), moved_bytes=moved)
+        return Way(name, group.launch_, moved_bytes=moved)
 
     shipped = way("as shipped", checksum_triton.LAUNCH)
     candidates = [

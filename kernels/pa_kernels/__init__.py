@@ -5,7 +5,7 @@ Only the sums of low-rank products have an order, and so last bits, of their own
 """
 
 from pa_kernels import reference
-from pa_kernels.checksum import checksum
+from pa_kernels.checksum import Checksum, checksum
 from pa_kernels.dense import Lerp, lerp_
 from pa_kernels.lowrank import LowRank, lowrank_merge_
 from pa_kernels.packed import Packed, PackedTensor, packed_switch_
@@ -13,6 +13,7 @@ from pa_kernels.sparse import Sparse, SparseTensor, sparse_set_
 from pa_kernels.svd import truncated_svd
 
 __all__ = [
+    "Checksum",
     "Lerp",
     "LowRank",
     "Packed",

@@ -13,12 +13,13 @@ import triton.language as tl
 from torch import Tensor
 
 from pa_kernels import tiles
-from pa_kernels.reference import CHUNK_WORDS
-from pa_kernels.tiles import OPTIONS, Launch, Tiles
+from pa_kernels.reference import CHECKSUM_VERSION, CHUNK_WORDS
+from pa_kernels.reference import FOLD as FOLDS
+from pa_kernels.tiles import OPTIONS, Launch
 
-LAUNCH = Launch(block=1024, threads=128)
-"""In 64-bit words; `block` divides the chunk. Not yet timed on a GPU; the bench sweeps
-CANDIDATES."""
+LAUNCH = Launch(block=4096, threads=256)
+"""In 64-bit words; `block` divides the chunk. One atomic add for 32 KiB: neighbours in the grid add
+to one address. Not yet timed on a GPU; the bench sweeps CANDIDATES."""
 
 CANDIDATES = tuple(Launch(block, threads) for block in (1024, 2048, 4096) for threads in (128, 256))
 
@@ -47,12 +48,22 @@ def odd_high(chunk):
     )
 
 
+FOLD = tl.constexpr(FOLDS[CHECKSUM_VERSION])
+
+
+@triton.jit
+def fold(words, FACTOR: tl.constexpr = FOLD):
+    """`reference.folded` of int64; of an element in its place, what it adds to its word's."""
+    return words + (words >> 32) * FACTOR
+
+
 @triton.jit
 def checksum_kernel(
     words,
     sizes,
     pointers,
     sums,
+    FACTOR: tl.constexpr,
     CHUNK: tl.constexpr,
     BLOCK: tl.constexpr,
     TAIL: tl.constexpr,
@@ -65,7 +76,7 @@ def checksum_kernel(
     if word & 1:
         offsets = tl.multiple_of(first, BLOCK) + tl.arange(0, BLOCK)
         data = tl.load(tl.multiple_of(pointer.to(tl.pointer_type(tl.int64)), 16) + offsets)
-        total = tl.sum(data * odd_low(column + tl.arange(0, BLOCK)), 0)
+        total = tl.sum(fold(data, FACTOR) * odd_low(column + tl.arange(0, BLOCK)), 0)
     else:
         size = tl.load(sizes + t)
         byte_ptr = pointer.to(tl.pointer_type(tl.uint8))
@@ -79,29 +90,51 @@ def checksum_kernel(
                 mask = (offsets * 8 + k < size) & (offsets < end)
                 byte = tl.load(byte_ptr + offsets * 8 + k, mask=mask, other=0)
                 data |= byte.to(tl.int64) << (8 * k)
-            parts += data * odd_low(offsets % CHUNK)
+            parts += fold(data, FACTOR) * odd_low(offsets % CHUNK)
             offset += TAIL
         total = tl.sum(parts, 0)
     tl.atomic_add(sums + t, total * odd_high(first // CHUNK), sem="relaxed")
 
 
-def constants(launch: Launch) -> dict[str, int]:
+def constants(launch: Launch, version: int = CHECKSUM_VERSION) -> dict[str, int]:
     """The constexpr arguments of `checksum_kernel`."""
-    return {"CHUNK": CHUNK_WORDS, "BLOCK": launch.block, "TAIL": launch.threads}
+    return {
+        "FACTOR": FOLDS[version],
+        "CHUNK": CHUNK_WORDS,
+        "BLOCK": launch.block,
+        "TAIL": launch.threads,
+    }
 
 
-def sums(flat: Sequence[Tensor], launch: Launch = LAUNCH) -> list[int]:
-    """Sums, mod 2⁶⁴ and signed, of byte tensors that are all on one device."""
-    table = tiles.build([flat], [data.numel() for data in flat], 8 * launch.block)
-    totals = torch.zeros(len(flat), dtype=torch.int64, device=flat[0].device)
-    add_(totals, table, launch)
-    return totals.tolist()
+class ChecksumTritonGroup:
+    """T byte tensors that are all on one device, with the tables of their tiles, to be summed as
+    often as asked for.
 
+    Attributes:
+        totals: int64 [T] on the device, of the last launch.
+    """
 
-def add_(totals: Tensor, table: Tiles, launch: Launch = LAUNCH) -> None:
-    """Add to each of `totals`, int64 [T], the sum of its tensor; tables of tiles of 8 ·
-    `launch.block` bytes, one operand."""
-    tables = table.words, table.sizes, table.pointers, totals
-    launch.start(
-        checksum_kernel, table.count, totals.device, *tables, **constants(launch), **OPTIONS
-    )
+    def __init__(
+        self,
+        flat: Sequence[Tensor],
+        version: int = CHECKSUM_VERSION,
+        launch: Launch = LAUNCH,
+    ):
+        self.launch, self.constants = launch, constants(launch, version)
+        self.tiles = tiles.build([flat], [data.numel() for data in flat], 8 * launch.block)
+        self.totals = torch.zeros(len(flat), dtype=torch.int64, device=flat[0].device)
+
+    def launch_(self) -> None:
+        """Sum anew into `totals`. Touches device memory only."""
+        self.totals.zero_()
+        self.launch.start(
+            checksum_kernel,
+            self.tiles.count,
+            self.totals.device,
+            self.tiles.words,
+            self.tiles.sizes,
+            self.tiles.pointers,
+            self.totals,
+            **self.constants,
+            **OPTIONS,
+        )

@@ -81,7 +81,13 @@ PACKED_KINDS = ((BF16, 8), (BF16, 16), (FP16, 8), (FP16, 16))
 """(dtype, width of codes)."""
 
 
-TYPES = {"lams": "*fp32", "olds": "*fp32", "count": "i32"}
+TYPES = {
+    "lams": "*fp32",
+    "olds": "*fp32",
+    "moveds": "*fp32",
+    "distances": "*fp32",
+    "count": "i32",
+}
 """Of arguments by name, where they are no int64 tables."""
 
 
@@ -139,13 +145,17 @@ def dense(
     intermediate_dtype: torch.dtype | None = None,
     is_stochastic: bool = False,
     launch: Launch | None = None,
+    records: bool = False,
 ) -> Kernel:
     """The dense lerp for dtypes of out, base and inst."""
-    launch = launch or dense_triton.launch_for(dtypes)
-    constants = dense_triton.constants(dtypes, intermediate_dtype, is_stochastic, launch)
+    launch = launch or dense_triton.launch_for(dtypes, records)
+    constants = dense_triton.constants(dtypes, intermediate_dtype, is_stochastic, records, launch)
     if not is_stochastic:
         constants["draws"] = None
-    name = f"{'stochastic' if is_stochastic else 'dense'} {_named(dtypes, intermediate_dtype)}"
+    if not records:
+        constants.update(dict.fromkeys(("sums", "moveds", "distances")))
+    op = "stochastic" if is_stochastic else "dense"
+    name = f"{'recorded ' if records else ''}{op} {_named(dtypes, intermediate_dtype)}"
     moved = sum(dtype.itemsize for dtype in dtypes)
     return Kernel(name, dense_triton.dense_kernel, constants, launch, moved)
 
@@ -218,6 +228,7 @@ def kernels() -> list[Kernel]:
     """Every kernel of this package, as it is launched."""
     return [
         *(dense(*kind) for kind in DENSE_KINDS),
+        *(dense(*kind, records=True) for kind in DENSE_KINDS),
         checksum(),
         *(lowrank(*kind) for kind in LOWRANK_KINDS),
         *(sparse(*kind) for kind in SPARSE_KINDS),

@@ -6,7 +6,7 @@
     lowrank         = fma(λ, Σ_k u_k · v_k, b)
     packed          = lerp of b and i, from bits(W), λ, bits(i) − bits(b) and a parity bit
     stochastic      = |x| plus noise of less than one ulp, cut off
-    checksum        = Σ_j word_j · odd(j)  mod 2⁶⁴
+    checksum        = Σ_j (word_j + FOLD · high half of word_j) · odd(j)  mod 2⁶⁴
 
 Everything else in this package is a faster way to these numbers.
 """
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -29,6 +30,13 @@ BITS = {torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float32: 
 CHUNK_WORDS = 8192
 """Words that share one high factor of `odd`; a constant of the format, for a checksum is stored
 beside results."""
+
+CHECKSUM_VERSION = 2
+"""Version of the checksums that are computed today; files say which one theirs are of."""
+
+FOLD = {1: 0, 2: 0x4F1BBCDD}
+"""By version of the checksum, what a word's high half is multiplied with to be added to the word;
+constants of the format."""
 
 INDEX_TILE = 1 << 16
 """Elements of a tensor that share one run of 16-bit positions; a constant of the format of sparse
@@ -158,6 +166,21 @@ def lerp(
     if base.dtype == inst.dtype == dtype and intermediate_dtype is None:
         merged = torch.where(same_bits(base, inst), base, merged)
     return merged
+
+
+def probe(dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor, float]]:
+    """Yield base, inst and λ, a few hundred chosen values at a time, on which other ways to compute
+    `lerp` differ from it."""
+    exponents = [2.0**k for k in range(-12, 12)]
+    near = (1.0, 1.3612505, 1.0000001, -1.9999999, 0.33333334)
+    chosen = [x * y for x in exponents for y in near] + [3e-41, -7e-42, 1e-38, 6e-8, 65504.0]
+    b = torch.tensor(chosen, dtype=torch.float32, device="cpu").to(dtype)
+    i = torch.cat([b[1:] * 1.0625, b[:1] - 0.1]).to(dtype)
+    b, i = torch.cat([b, b, b * 1.01]), torch.cat([i, b.flip(0), b * 1.02])
+    for lam in (0.0055872, 0.05, 1 / 3, 0.49999997, 0.5, 0.6, 0.999, -0.2, 1.5, 3.7):
+        # whole vectors of every width, then what remains
+        for length in (b.numel(), 71, 33, 15, 7, 1):
+            yield b[:length], i[:length], lam
 
 
 def sparse_set_(
@@ -447,18 +470,41 @@ def odd(j: Tensor) -> Tensor:
     return odd_high(j // CHUNK_WORDS) * odd_low(j % CHUNK_WORDS)
 
 
-def checksum(tensor: Tensor) -> int:
-    """Σ_j word_j · odd(j) mod 2⁶⁴ over the tensor's 64-bit little-endian row-major words,
+def folded(words: Tensor, version: int = CHECKSUM_VERSION) -> Tensor:
+    """Return word + FOLD · (word >> 32) mod 2⁶⁴ of int64 words, the shift keeping the sign.
+
+    Numerics:
+        Without it a change in the upper bits of a word would count little: a flip of bit 63 changes
+        the sum by 2⁶³ · odd(j) ≡ 2⁶³ whatever j is, and two of them cancel. Folded, a flip of bit k
+        changes a word by 2ᵏ, or for k ≥ 32 by 2ᵏ⁻³² · (2³² + FOLD), both times an odd number times
+        at most 2³¹. So flips of one bit in two words cancel only if the sum or the difference of
+        their odd(j) is 0 mod 2³³. In a chunk none is: `odd_low` are 33 bits, no two alike, and none
+        the negative of another mod 2³³. Across chunks about one pair of words in 2³² is so.
+
+        The fold is linear: parts of a word that stand in their own bits, the rest zero, have folds
+        that add up to the word's. So elements can be summed, or exchanged in a sum, one by one.
+
+        A linear fold cannot tell all words apart. Two are folded alike if their halves differ by
+        793665977 and −3281063053, and by no other two numbers (signs may both be changed): see
+        `tests/kernels/test_checksum.py`. A change within one half is always seen.
+    """
+    return words + FOLD[version] * (words >> 32)
+
+
+def checksum(tensor: Tensor, version: int = CHECKSUM_VERSION) -> int:
+    """Σ_j folded(word_j) · odd(j) mod 2⁶⁴ over the tensor's 64-bit little-endian row-major words,
     zero-padded.
 
     Args:
         tensor: any dtype, any shape; 0 elements give 0.
+        version: 2, or 1 to compare with files of earlier versions: that one folds nothing.
 
     Numerics:
-        Exact integer arithmetic. Each factor is odd, so a change inside one word is always seen.
+        Exact integer arithmetic. Each factor is odd, so a change inside one half of a word is
+        always seen; see `folded` for more than one.
     """
     data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
     padded = torch.zeros(-(-data.numel() // 8) * 8, dtype=torch.uint8, device="cpu")
     padded[: data.numel()] = data
-    words = padded.view(torch.int64)
+    words = folded(padded.view(torch.int64), version)
     return int((words * odd(torch.arange(words.numel(), device="cpu"))).sum()) % 2**64

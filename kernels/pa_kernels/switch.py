@@ -45,6 +45,19 @@ class SwitchRow:
         return self.out.device, self.dtypes, self.intermediate_dtype, self.draw is None
 
 
+@dataclass(frozen=True)
+class Written:
+    """What the last switch wrote to a live tensor, summed while it was in registers or in cache.
+
+    Attributes:
+        checksum: of every byte of the tensor, as `checksum` gives it if memory holds them.
+        products: ⟨W − B, D − B⟩ and ‖D − B‖², of fp32 products; None if they are not known.
+    """
+
+    checksum: int
+    products: tuple[float, float] | None = None
+
+
 R = TypeVar("R", bound=SwitchRow)
 
 
@@ -138,7 +151,7 @@ class Switch(Generic[G]):
         with inference():
             for group in self.groups:
                 if isinstance(lam, Sequence):
-                    group.lams.copy_(by_entry(group, lams))
+                    group.lams.copy_(by_entry(group, lams), non_blocking=True)
                 else:
                     group.lams.fill_(lams[0])
         self.launch_()
@@ -151,8 +164,11 @@ class Switch(Generic[G]):
 
 
 def by_entry(group: SwitchGroup[Any], values: Sequence[float]) -> Tensor:
-    """fp32 [T] of the group's entries, from the values of all entries."""
-    return torch.tensor([values[t] for t in group.entries], dtype=torch.float32, device="cpu")
+    """fp32 [T] of the group's entries, from the values of all entries. For a GPU in pinned memory,
+    whose copies do not wait for the device; torch reuses it once they are done."""
+    own = [values[t] for t in group.entries]
+    pinned = group.device.type == "cuda"
+    return torch.tensor(own, dtype=torch.float32, device="cpu", pin_memory=pinned)
 
 
 def one_for_each(lam: float | Sequence[float], count: int) -> list[float]:

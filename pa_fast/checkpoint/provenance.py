@@ -51,6 +51,9 @@ def as_hex(value: int) -> str:
 # for loaders.
 
 FORMAT = 1
+CHECKSUM_VERSION = 2
+"""Of the content fingerprints: that of `pa_kernels.reference`, which this module does not import.
+Files without a `checksum` have version 1."""
 _ANOTHER = "it was written by another version of pa_fast, or edited"
 
 
@@ -105,7 +108,13 @@ class Provenance:
         }
         return (
             json.dumps(
-                {"format": FORMAT, "version": _version(), **how, **sides},
+                {
+                    "format": FORMAT,
+                    "version": _version(),
+                    "checksum": CHECKSUM_VERSION,
+                    **how,
+                    **sides,
+                },
                 indent=1,
                 ensure_ascii=False,
             )

@@ -193,26 +193,33 @@ class AttachedWeights:
     def checksum(self) -> int:
         """Return one checksum of the live weights, λ and the factors."""
         with self._lock:
-            return combine(
-                {
-                    "weights": self._part.checksum(),
-                    "λ": pa_kernels.checksum([self._lam])[0],
-                    "factors": self._factor_sum(),
-                }
-            )
+            return self._combined(self._part.checksum())
+
+    def read_back(self, merge_again: bool = False) -> int:
+        """Return `checksum()`, after live weights, λ and factors were compared with what was set;
+        see `LiveWeights.read_back`."""
+        with self._lock:
+            total = self._part.read_back(merge_again)
+            self._check_foreign()
+            return self._combined(total)
+
+    def _combined(self, weights: int) -> int:
+        lam, factors = pa_kernels.checksum([self._lam])[0], self._factor_sum()
+        return combine({"weights": weights, "λ": lam, "factors": factors})
 
     def verify(self) -> bool:
         """Compare live weights, λ and factors with what they should be; see
         `LiveWeights.verify`."""
         with self._lock:
             self._part.verify()
-            wrong = self._foreign()
-        if wrong:
-            raise WeightsError(
-                f"{wrong[0]} is not what was set",
-                "something else wrote to it; load the model again",
-            )
+            self._check_foreign()
         return True
+
+    def _check_foreign(self) -> None:
+        for what in self._foreign():
+            raise WeightsError(
+                f"{what} is not what was set", "something else wrote to it; load the model again"
+            )
 
     def changed(self) -> list[str]:
         """Return the names of live tensors that are not what they should be, and `the attached λ`

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pa_kernels.reference import CHECKSUM_VERSION
+
 from pa_fast.checkpoint.config import HARMLESS
 from pa_fast.checkpoint.pair import PairOptions
 from pa_fast.checkpoint.reader import Checkpoint
@@ -209,6 +211,7 @@ def identity(
     """
     return {
         "engine": "transformers",
+        "checksum": CHECKSUM_VERSION,
         "base": base.quick_fingerprint(),
         "instruct": (
             instruct.quick_fingerprint()

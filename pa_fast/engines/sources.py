@@ -66,6 +66,7 @@ class FolderSources(Sources):
             self._reading = Reading.of(b, i, options.pairing.strip_prefix, aligned.apart)
             rows = extended(aligned.base.tensors, i.tensors, b.config, i.config)
             self.notes = [
+                *(options.description.notes if options.description else ()),
                 *check_vocabulary(b, i, rows, options.pairing.extra_rows),
                 *(() if with_delta else untrained_rows(b, i)),
                 *config_notes(differences),

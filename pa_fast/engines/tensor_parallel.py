@@ -97,7 +97,20 @@ class ShardedWeights:
 
         Sums are comparable within one layout only, of which the number of ranks is a part.
         """
-        sums = self._ranks.gather("checksum", self._part.checksum)
+        return self._combined(self._ranks.gather("checksum", self._part.checksum))
+
+    def read_back(self, merge_again: bool = False) -> int:
+        """Return `checksum()`, after every rank has compared its tensors with what it wrote; see
+        `LiveWeights.read_back`.
+
+        Raises:
+            WeightsError: a tensor differs (named), or no λ is set.
+        """
+        return self._combined(
+            self._ranks.gather("read_back", lambda: self._part.read_back(merge_again))
+        )
+
+    def _combined(self, sums: Sequence[int]) -> int:
         return combine(
             {f"rank {rank} of {self._ranks.world}": value for rank, value in enumerate(sums)}
         )

@@ -18,7 +18,7 @@ from pa_fast.run import SweepSpec, opened
 from pa_fast.sweep.driver import Repeats, check_evaluators, distinct, finished, note_repeat
 from pa_fast.sweep.journal import check_folder
 from pa_fast.sweep.manifest import describe
-from pa_fast.sweep.point import check_reach, visit
+from pa_fast.sweep.point import MERGED_EVERY, check_reach, visit
 from pa_fast.sweep.recording import Recording
 from pa_fast.sweep.schedule import Schedule
 
@@ -75,7 +75,7 @@ def sweep(
                 for note in notes:
                     recording.progress.noted(note)
         repeats = Repeats(recording.scored() if recording is not None else ())
-        for lam, names, checksum in _all_missing(ranks, recording):
+        for visited, (lam, names, checksum) in enumerate(_all_missing(ranks, recording)):
             queue = [
                 in_step[name]
                 for name in ranks.broadcast(
@@ -83,7 +83,12 @@ def sweep(
                 )
             ]
             for record in visit(
-                lm, lam, queue, checksum, recording.progress if recording else None
+                lm,
+                lam,
+                queue,
+                checksum,
+                recording.progress if recording else None,
+                merge_again=visited % MERGED_EVERY == 0,
             ):
                 with ranks.step("recording"):
                     if recording is not None:

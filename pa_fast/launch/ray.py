@@ -24,7 +24,7 @@ from pa_fast.sweep.driver import Repeats, check_evaluators, distinct, finished, 
 from pa_fast.sweep.entry import JournalEntry
 from pa_fast.sweep.journal import check_folder
 from pa_fast.sweep.manifest import describe
-from pa_fast.sweep.point import Record, check_reach, visit
+from pa_fast.sweep.point import MERGED_EVERY, Record, check_reach, visit
 from pa_fast.sweep.recording import Recording
 from pa_fast.sweep.schedule import Schedule
 
@@ -134,15 +134,17 @@ class _Actor:
         engine, given = make()
         self._engine = complete(engine)
         self._evaluators = distinct(given)
+        self._visited = 0
         schedule = schedule.resolved([evaluator.name for evaluator in self._evaluators])
         check_reach(self._engine, schedule.points)
         check_evaluators(self._engine, self._evaluators)
         return describe(self._engine, schedule, self._evaluators)
 
     def visit(self, lam: Lambda, names: Sequence[str], recorded: int | None) -> Iterator[Record]:
-        yield from visit(
-            self._engine, lam, [e for e in self._evaluators if e.name in names], recorded
-        )
+        merge_again = self._visited % MERGED_EVERY == 0
+        self._visited += 1
+        queue = [e for e in self._evaluators if e.name in names]
+        yield from visit(self._engine, lam, queue, recorded, merge_again=merge_again)
 
 
 class _Worker:

@@ -106,7 +106,9 @@ def check_delta_names(bound: Sequence[Binding], file: DeltaFile) -> None:
 def check_base(floats: Sequence[Binding], file: DeltaFile) -> None:
     """Raise PairError unless these are, bit for bit, the base tensors that the delta was encoded
     from."""
-    sums = pa_kernels.checksum([binding.base for binding in floats])
+    sums = pa_kernels.checksum(
+        [binding.base for binding in floats], file.description.checksum_version
+    )
     content = as_hex(
         combine({own_name(binding, file): total for binding, total in zip(floats, sums)})
     )
@@ -133,7 +135,10 @@ def check_entries(floats: Sequence[Binding], entries: Sequence[Entry], file: Del
 def check_endpoint(floats: Sequence[Binding], file: DeltaFile, lam: float) -> None:
     """Raise CheckpointError, naming the tensor, unless the live tensors at λ = 0 or 1 are what they
     were at encoding."""
-    for binding, total in zip(floats, pa_kernels.checksum([binding.live for binding in floats])):
+    sums = pa_kernels.checksum(
+        [binding.live for binding in floats], file.description.checksum_version
+    )
+    for binding, total in zip(floats, sums):
         name = own_name(binding, file)
         expected = file.description.tensors[name].endpoint_sums[int(lam)]
         if expected is not None and as_hex(total) != expected:

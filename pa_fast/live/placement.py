@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -64,9 +65,28 @@ class PinnedPool:
 
 
 def free_memory(bound: Sequence[Binding]) -> FreeMemory | None:
-    """Return the free memory of the live float tensors' device; None where it is not known, or
-    there are no such tensors."""
-    return next((FreeMemory.of(b.live.device) for b in bound if b.live.dtype in LIVE_DTYPES), None)
+    """Return the free memory for what lies beside the live float tensors; None where it is not
+    known, or there are no such tensors.
+
+    Of tensors on several GPUs, what lies beside them is spread as they are: so it is the memory
+    of that GPU which is full first, for the share that it holds. Tensors on the host beside
+    those on GPUs take none: their sources stay where they are.
+    """
+    floats = [b.live for b in bound if b.live.dtype in LIVE_DTYPES]
+    held: Counter[torch.device] = Counter()
+    for live in floats:
+        held[live.device] += nbytes(live)
+    devices = [device for device in held if device.type == "cuda"] or list(held)[:1]
+    known = {device: FreeMemory.of(device) for device in devices}
+    if len(known) < 2:
+        return next(iter(known.values()), None)
+    whole = sum(held[device] for device in known)
+    free_bytes = min(
+        memory.free_bytes * whole // max(held[device], 1)
+        for device, memory in known.items()
+        if memory is not None
+    )
+    return FreeMemory(free_bytes, sum(m.total_bytes for m in known.values() if m is not None))
 
 
 def sizes(bound: Sequence[Binding]) -> list[TensorSize]:

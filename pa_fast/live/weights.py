@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 import pa_kernels
 from pa_kernels.cores import inference, over_cores, settle
 from pa_kernels.reference import LIVE_DTYPES, Draw
+from pa_kernels.switch import Written
 
 from pa_fast.base import Lambda
 from pa_fast.checkpoint.provenance import combine
@@ -32,6 +33,7 @@ from pa_fast.live.memory import Memory, measure
 from pa_fast.live.placement import free_memory, placed, sizes
 from pa_fast.live.planner import Plan, plan
 from pa_fast.live.sources import Sources
+from pa_fast.live.streams import StreamOrder
 from pa_fast.rounding import NEAREST, Rounding
 from pa_fast.rules import LambdaRule
 from pa_fast.stores import registry
@@ -43,6 +45,7 @@ from pa_fast.stores.store import Entry, Overwritten, Store
 if TYPE_CHECKING:
     import torch
 
+S = TypeVar("S")
 T = TypeVar("T")
 P = ParamSpec("P")
 
@@ -150,6 +153,12 @@ class LiveWeights:
         self._watched = [
             (name, tensor, tensor.data_ptr(), _form(tensor)) for name, tensor in live.items()
         ]
+        self._memory: pa_kernels.Checksum | None = pa_kernels.Checksum(
+            [binding.live for binding in self._bindings]
+        )
+        self._order = StreamOrder(binding.live.device for binding in self._bindings)
+        self._is_recorded = False
+        self._recorded: list[Written | None] | None = None
         self._sums: dict[tuple[float, ...], int] = {}
         self._foreign = True  # elements that no λ changes have not been written yet
         self._lams: tuple[float, ...] = ()
@@ -409,7 +418,8 @@ class LiveWeights:
 
     @_one_thread
     def set_lambda(self, lam: float | LambdaRule) -> None:
-        """Write W(λ) into every live tensor, in place; on a GPU queued on the current stream.
+        """Write W(λ) into every live tensor, in place; on a GPU queued on the current stream, after
+        what the default stream has queued, and before what it queues later.
 
         Args:
             lam: one λ for all tensors, or of the rule that is followed; or a rule at its λ, which
@@ -427,7 +437,8 @@ class LiveWeights:
             UsageError: λ is not a finite number, or outside the range of a packed delta; or the
                 rule does not fit the tensors' names.
             WeightsError: closed, or a live tensor no longer lies where it was bound; or called by a
-                signal handler or callback while the same thread is in such a call.
+                signal handler or callback while the same thread is in such a call; or packed
+                weights were overwritten, which on a GPU the next checksum or verification says.
         """
         self._switch(lam)
 
@@ -442,9 +453,10 @@ class LiveWeights:
         }
         # until the last byte is written, the tensors hold no λ, and none of their bytes is trusted
         foreign, self._foreign, self.lam = self._foreign, True, None
+        self._is_recorded, self._recorded = False, None
         recording = torch.is_grad_enabled()
         try:
-            with _writing(self._floats):
+            with _writing(self._floats), self._order.ordered():
                 if foreign:
                     store.restore_(self._base_of)
                 elif written:
@@ -453,6 +465,7 @@ class LiveWeights:
                     store.set_(lams)
                 except Overwritten as found:
                     raise _overwritten([self._floats[t].name for t in found.entries]) from None
+                self._is_recorded = True
                 self._write_fixed()
         finally:
             # an interrupt may have left `no_grad` before it put this back
@@ -597,14 +610,80 @@ class LiveWeights:
         Raises:
             WeightsError: closed, or a live tensor no longer lies where it was bound.
         """
-        self._open()
+        return self._read_back()[0]
+
+    @_one_thread
+    def read_back(self, merge_again: bool = False) -> int:
+        """Return `checksum()`, after each live tensor was compared with what the last switch wrote:
+        sums of the two kinds are made from what memory holds, and from what was computed before it
+        was stored. Tensors of which a store has no such sum are merged again and compared.
+
+        Args:
+            merge_again: also merge all tensors again, by other code than the switch's, and compare
+                every bit, as `verify` does.
+
+        Example:
+            weights.set_lambda(0.6)
+            checksum = weights.read_back()
+
+        Cost: one read of the live copy; waits for the device.
+
+        Raises:
+            WeightsError: a tensor differs (named), or no λ is set.
+        """
+        store = self._open()
+        if self.lam is None:
+            raise WeightsError("no λ is set: the last switch did not finish", "call set_lambda")
+        known = {t for t, written in enumerate(self._written_by(store)) if written is not None}
+        merged = set(range(len(self._floats))) - (set() if merge_again else known)
+        wrong = self._changed(store, merged)
+        total, differing = self._read_back()
+        if wrong or differing:
+            self._foreign = True
+            raise self._not_held([*wrong, *(name for name in differing if name not in wrong)])
+        return total
+
+    def _read_back(self) -> tuple[int, list[str]]:
+        """Return the checksum, and the names of tensors whose own is not that of what was
+        written."""
+        store = self._open()
         self._check_pointers()
-        sums = pa_kernels.checksum([binding.live for binding in self._bindings])
+        assert self._memory is not None
+        with self._order.ordered():
+            sums = self._memory.sums()
         total = combine({binding.name: part for binding, part in zip(self._bindings, sums)})
+        differing = [
+            binding.name
+            for binding, found, written in zip(self._floats, sums, self._written_by(store))
+            if written is not None and written.checksum != found
+        ]
+        differing += self._overwritten(store, differing)
         # weights of the same λ have one checksum; if it differs, the next switch writes every byte
         if self.lam is not None and self._sums.setdefault(self._lams, total) != total:
             self._foreign = True
-        return total
+        self._foreign |= bool(differing)
+        return total, differing
+
+    def _overwritten(self, store: CompositeStore, known: Container[str]) -> list[str]:
+        """Return the names, other than those in `known`, of tensors whose last switch started from
+        what something else had written."""
+        names = (self._floats[t].name for t in store.overwritten())
+        return [name for name in names if name not in known]
+
+    def _written_by(self, store: CompositeStore) -> list[Written | None]:
+        """Return what the last switch wrote to each interpolated tensor, where the store knows."""
+        if not self._is_recorded:
+            return [None] * len(self._floats)
+        if self._recorded is None:
+            self._recorded = store.written()
+        return self._recorded
+
+    def _not_held(self, names: Sequence[str]) -> WeightsError:
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        return WeightsError(
+            f"live tensor `{names[0]}`{more} does not hold the merge at λ = {self.lam}",
+            "something else wrote to the weights; the next set_lambda writes all of them again",
+        )
 
     def verify(self) -> bool:
         """Merge again from the sources, into scratch memory, and compare every bit with the live
@@ -623,11 +702,7 @@ class LiveWeights:
         """
         wrong = self.changed()
         if wrong:
-            more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
-            raise WeightsError(
-                f"live tensor `{wrong[0]}`{more} does not hold the merge at λ = {self.lam}",
-                "something else wrote to the weights; the next set_lambda writes all of them again",
-            )
+            raise self._not_held(wrong)
         return True
 
     @_one_thread
@@ -643,16 +718,32 @@ class LiveWeights:
         if self.lam is None:
             raise WeightsError("no λ is set: the last switch did not finish", "call set_lambda")
 
+        wrong = self._changed(store, set(range(len(self._floats))))
+        self._foreign |= bool(wrong)
+        return wrong
+
+    def _changed(self, store: CompositeStore, entries: Container[int]) -> list[str]:
+        """Return the names of those of `entries`, and of tensors that are not interpolated, which
+        do not hold a fresh merge."""
+        import torch
+
         known_sums = {
-            t: total for t in range(len(self._floats)) if (total := store.known_sum(t)) is not None
+            t: total
+            for t in range(len(self._floats))
+            if t in entries and (total := store.known_sum(t)) is not None
         }
 
-        def holds(t: int, span: slice) -> bool:
-            return t in known_sums or same_merge(
-                store.merged(t, span, self._lams[t]), self._floats[t].live.view(-1)[span]
-            )
+        def differing_in(batch: Sequence[tuple[int, slice]]) -> list[int]:
+            merged = store.merged_together(batch, [self._lams[t] for t, _ in batch])
+            held = [self._floats[t].live.detach().view(-1)[span] for t, span in batch]
+            if len(batch) > 1 and same_merge(torch.cat(merged), torch.cat(held)):
+                return []
+            pairs = zip(batch, merged, held)
+            return [t for (t, _), one, other in pairs if not same_merge(one, other)]
 
-        differing = {t for t, held in self._over_spans(holds) if not held}
+        to_merge = {t for t in range(len(self._floats)) if t in entries} - known_sums.keys()
+        found = self._on_cores(differing_in, store.batches(to_merge))
+        differing = {t for some in found for t in some}
         sums = pa_kernels.checksum([self._floats[t].live for t in known_sums])
         differing |= {t for t, total in zip(known_sums, sums) if total != known_sums[t]}
         wrong = [binding.name for t, binding in enumerate(self._floats) if t in differing]
@@ -661,8 +752,7 @@ class LiveWeights:
             for binding in self._fixed
             if not equal_bits(binding.live, binding.base.to(binding.live.device))
         ]
-        self._foreign |= bool(wrong)
-        return wrong
+        return wrong + self._overwritten(store, wrong)
 
     def effective_lambda(self) -> float:
         """Return the position of the rounded weights on the line: ⟨W − B, D − B⟩ / ‖D − B‖², over
@@ -674,7 +764,8 @@ class LiveWeights:
             place, so this can differ from λ by a factor at small λ. Under a rule it is the mean of
             the tensors' effective λ, each weighted by its ‖D − B‖²; `intended_lambda` is that mean
             of the λ themselves. NaN where base and instruct are equal.
-        Cost: reads live and sources once; fp32 dot products of pieces, summed in order in fp64.
+        Cost: nothing where the switch has summed this as it wrote (dense, sparse); else reads live
+            and sources once. fp32 products of pieces, summed in order in fp64.
         """
         moved, distance = self.projection()
         return moved / distance if distance else float("nan")
@@ -695,30 +786,32 @@ class LiveWeights:
     def aim(self, names: Container[str] | None = None) -> tuple[float, float]:
         """Return Σ_t λ_t ‖D_t − B_t‖² and Σ_t ‖D_t − B_t‖² over the interpolated tensors called
         `names`, over all where None."""
-        store = self._open()
         aimed = distance = 0.0
-        for t, (_, whole) in self._over_spans(store.products):
-            if names is None or self._floats[t].name in names:
-                aimed, distance = aimed + self._lams[t] * whole, distance + whole
+        for t, _, whole in self._products(names):
+            aimed, distance = aimed + self._lams[t] * whole, distance + whole
         return aimed, distance
 
     @_one_thread
     def projection(self, names: Container[str] | None = None) -> tuple[float, float]:
         """Return ⟨W − B, D − B⟩ and ‖D − B‖² over the interpolated weights called `names`, over all
         where None."""
-        store = self._open()
-
-        def products(t: int, span: slice) -> tuple[float, float]:
-            return (
-                store.products(t, span)
-                if names is None or self._floats[t].name in names
-                else (0.0, 0.0)
-            )
-
         moved = distance = 0.0
-        for _, (part, whole) in self._over_spans(products):
+        for _, part, whole in self._products(names):
             moved, distance = moved + part, distance + whole
         return moved, distance
+
+    def _products(self, names: Container[str] | None) -> Iterator[tuple[int, float, float]]:
+        """Yield t, ⟨W − B, D − B⟩ and ‖D − B‖² of parts of the interpolated tensors called
+        `names`."""
+        store = self._open()
+        wanted = [
+            t for t, binding in enumerate(self._floats) if names is None or binding.name in names
+        ]
+        written = self._written_by(store)
+        known = {t: w.products for t in wanted if (w := written[t]) and w.products}
+        yield from ((t, *products) for t, products in known.items())
+        others = set(wanted) - known.keys()
+        yield from ((t, *parts) for t, parts in self._over_spans(store.products, others))
 
     def memory(self) -> Memory:
         """Return the bytes of the live copy and of what lies beside it: `live_bytes`,
@@ -743,7 +836,7 @@ class LiveWeights:
     def close(self) -> None:
         """Release the sources. The live tensors keep the λ they have; every other method raises
         from then on."""
-        self._store = self.sources = None
+        self._store = self.sources = self._memory = None
         self._bindings, self._floats, self._fixed, self._watched = [], [], [], []
 
     def __enter__(self) -> LiveWeights:
@@ -757,14 +850,21 @@ class LiveWeights:
     ) -> None:
         self.close()
 
-    def _over_spans(self, work: Callable[[int, slice], T]) -> Iterator[tuple[int, T]]:
-        """Yield (t, work(t, span)) for every span of every interpolated tensor, in order; on a CPU
+    def _over_spans(
+        self, work: Callable[[int, slice], T], entries: Container[int]
+    ) -> Iterator[tuple[int, T]]:
+        """Yield (t, work(t, span)) for every span of those interpolated tensors, in order; on a CPU
         one core per span."""
         store = self._open()
-        spans = [(t, span) for t in range(len(self._floats)) for span in store.spans(t)]
+        spans = [
+            (t, span) for t in range(len(self._floats)) if t in entries for span in store.spans(t)
+        ]
+        return zip((t for t, _ in spans), self._on_cores(lambda one: work(*one), spans))
+
+    def _on_cores(self, work: Callable[[S], T], pieces: Iterable[S]) -> Iterable[T]:
+        """Return `work` of every piece, in order; on a CPU one core per piece."""
         on_cpu = all(binding.live.device.type == "cpu" for binding in self._floats)
-        run = over_cores if on_cpu else map
-        return zip((t for t, _ in spans), run(lambda one: work(*one), spans))
+        return over_cores(work, pieces) if on_cpu else map(work, pieces)
 
     def _open(self) -> CompositeStore:
         if self._store is None or self.sources is None:

@@ -7,16 +7,13 @@ from collections.abc import Callable, Container, Iterator, Sequence
 from typing import Any
 
 import torch
-from pa_kernels.cores import Scratch
+from pa_kernels.projection import projection
 from pa_kernels.reference import Draw
+from pa_kernels.switch import Written
 from torch import Tensor
 
 from pa_fast.stores import registry
-from pa_fast.stores.store import Entry, Overwritten, Store
-
-_IN_CACHE = 1 << 17
-"""Elements of which three fp32 copies stay in a core's cache."""
-_scratch = Scratch()
+from pa_fast.stores.store import Entry, Overwritten, Store, span_elements
 
 
 class CompositeStore:
@@ -70,6 +67,18 @@ class CompositeStore:
         if wrong:
             raise Overwritten(wrong)
 
+    def written(self) -> list[Written | None]:
+        """Return what the last `set_` wrote to each tensor; see `Store.written`."""
+        found: dict[int, Written | None] = {}
+        for store, members in self._parts:
+            found.update(zip(members, store.written()))
+        return [found[t] for t in range(len(self._live))]
+
+    def overwritten(self) -> list[int]:
+        """Return tensors whose switch did not start from what the last one left; see
+        `Store.overwritten`."""
+        return [members[k] for store, members in self._parts for k in store.overwritten()]
+
     def restore_(self, base_of: Callable[[int], Tensor | None] = lambda t: None) -> None:
         for store, members in self._parts:
             store.restore_(lambda k, members=members: base_of(members[k]))  # type: ignore[misc]
@@ -96,6 +105,35 @@ class CompositeStore:
         store, k = self._located[t]
         return store.merged(k, span, lam)
 
+    def batches(self, entries: Container[int]) -> Iterator[list[tuple[int, slice]]]:
+        """Yield the spans of `entries` in lists, each of one store, device and dtype: single large
+        spans, or as many small ones as are worth a call together."""
+        for store, members in self._parts:
+            kinds: dict[Any, list[tuple[int, int]]] = {}
+            for k, t in enumerate(members):
+                if t in entries:
+                    live = self._live[t]
+                    kinds.setdefault((live.device, live.dtype), []).append((k, t))
+            for (device, _), tensors in kinds.items():
+                batch: list[tuple[int, slice]] = []
+                room = most = span_elements(device)
+                for k, t in tensors:
+                    for span in store.spans(k):
+                        if batch and span.stop - span.start > room:
+                            yield batch
+                            batch, room = [], most
+                        batch.append((t, span))
+                        room -= span.stop - span.start
+                if batch:
+                    yield batch
+
+    def merged_together(
+        self, batch: Sequence[tuple[int, slice]], lams: Sequence[float]
+    ) -> list[Tensor]:
+        """Merge one of `batches` anew; see `Store.merged_together`."""
+        store, _ = self._located[batch[0][0]]
+        return store.merged_together([(self._located[t][1], span) for t, span in batch], lams)
+
     def write_(self, t: int, span: slice, lam: float) -> None:
         store, k = self._located[t]
         store.write_(k, span, lam)
@@ -115,25 +153,13 @@ class CompositeStore:
 
 
 def _products(live: Tensor, base: Tensor, end: Tensor) -> tuple[float, float]:
-    """Return those products of flat tensors [N] of any float dtypes; on a CPU piece by piece, in
-    memory that each thread keeps."""
-    step = _IN_CACHE if live.device.type == "cpu" else live.numel()
-    moved = distance = 0.0
-    for start in range(0, live.numel(), step):
-        sides = [
-            (use, side[start : start + step])
-            for use, side in (("live", live), ("base", base), ("end", end))
-        ]
-        if live.device.type == "cpu":
-            w, b, d = (
-                _scratch.take(use, side.numel(), torch.float32).copy_(side) for use, side in sides
-            )
-        else:
-            w, b, d = (side.to(live.device, torch.float32, copy=True) for _, side in sides)
-        w.sub_(b)
-        d.sub_(b)
-        moved, distance = moved + float(torch.dot(w, d)), distance + float(torch.dot(d, d))
-    return moved, distance
+    """Return those products of flat tensors [N] of any float dtypes."""
+    if live.device.type == "cpu":
+        return projection(live, base, end), projection(end, base, end)
+    w, b, d = (side.to(live.device, torch.float32, copy=True) for side in (live, base, end))
+    w.sub_(b)
+    d.sub_(b)
+    return float(torch.dot(w, d)), float(torch.dot(d, d))
 
 
 def _own(lam: float | Sequence[float], members: Sequence[int]) -> float | list[float]:

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 import pa_kernels
 import torch
+from pa_kernels.dense import merged
 from pa_kernels.reference import Draw
+from pa_kernels.switch import Written
 from torch import Tensor
 
 from pa_fast.checkpoint.safetensors import TensorInfo
@@ -49,17 +51,45 @@ class DenseStore(Store):
     def prepare(self) -> None:
         targets = [entry.target for entry in self.entries]
         self._lerp = pa_kernels.Lerp(
-            self.live, self.base, targets, self.intermediate_dtypes, self.draws
+            self.live, self.base, targets, self.intermediate_dtypes, self.draws, records=True
         )
 
     def set_(self, lam: float | Sequence[float]) -> None:
         self._lerp.run_(lam)
 
+    def written(self) -> Sequence[Written]:
+        return self._lerp.written()
+
     def merged(self, k: int, span: slice, lam: float) -> Tensor:
+        if self.draws[k] is None:
+            dtypes = self.live[k].dtype, self.intermediate_dtypes[k]
+            return merged(*self.endpoints(k, span), lam, *dtypes)
         live = self.live[k]
         out = torch.empty(span.stop - span.start, dtype=live.dtype, device=live.device)
         self._merge_(out, k, span, lam)
         return out
+
+    def merged_together(
+        self, pieces: Sequence[tuple[int, slice]], lams: Sequence[float]
+    ) -> list[Tensor]:
+        """Merge pieces of one kind as one: of many small tensors each would cost several calls."""
+        kinds = {
+            (
+                lam,
+                *(t.dtype for t in (self.live[k], self.base[k], self.entries[k].target)),
+                self.intermediate_dtypes[k],
+                self.draws[k] is None,
+            )
+            for (k, _), lam in zip(pieces, lams)
+        }
+        if len(pieces) < 2 or len(kinds) > 1 or self.draws[pieces[0][0]] is not None:
+            return super().merged_together(pieces, lams)
+        sides = zip(*(self.endpoints(k, span) for k, span in pieces))
+        base, target = (torch.cat(side) for side in sides)
+        first = pieces[0][0]
+        dtypes = self.live[first].dtype, self.intermediate_dtypes[first]
+        whole = merged(base, target, lams[0], *dtypes)
+        return list(whole.split([span.stop - span.start for _, span in pieces]))
 
     def write_(self, k: int, span: slice, lam: float) -> None:
         self._merge_(self.live[k].detach().view(-1)[span], k, span, lam)

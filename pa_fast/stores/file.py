@@ -2,7 +2,7 @@
 
 `__metadata__` of the header holds
 
-    format      "2"; "1" is without sum
+    format      "3"; "2" has checksums of version 1, and "1" is also without sum
     sum         64 bits of BLAKE2b over all other metadata, 16 hex digits: detects edits
     store       the store of the delta: dense, packed, sparse or lowrank
     options     the store's options in one line
@@ -35,6 +35,7 @@ from typing import Any, BinaryIO, ClassVar
 import pa_kernels
 import torch
 from pa_kernels.cores import inference
+from pa_kernels.reference import CHECKSUM_VERSION
 from torch import Tensor
 
 from pa_fast import files
@@ -56,9 +57,11 @@ from pa_fast.stores import registry
 from pa_fast.stores.composite import CompositeStore
 from pa_fast.stores.store import Entry, Source, Store, TensorDescription
 
-FORMAT = "2"
+FORMAT = "3"
 _UNSUMMED = "1"
-"""The previous format, which can still be read. Its texts are not protected by a sum."""
+"""The first format, which can still be read. Its texts are not protected by a sum."""
+CHECKSUM_VERSIONS = {FORMAT: CHECKSUM_VERSION, "2": 1, _UNSUMMED: 1}
+"""By format of the file, the version of its checksums. All of them are checked as they are."""
 
 _DTYPES = {
     torch.bfloat16: "BF16",
@@ -87,7 +90,11 @@ class Side:
 
 @dataclass(frozen=True)
 class Description:
-    """The description of a delta file."""
+    """The description of a delta file.
+
+    Attributes:
+        checksum_version: version of the checksums in it, see `pa_kernels.reference.checksum`.
+    """
 
     store: str
     options: str
@@ -97,6 +104,7 @@ class Description:
     instruct: Side
     pa_fast: str
     tensors: Mapping[str, TensorDescription]
+    checksum_version: int = CHECKSUM_VERSION
 
     attached: ClassVar[bool] = False
     """The delta of a file is merged, unless the caller that loads it asks otherwise."""
@@ -104,6 +112,17 @@ class Description:
     def fingerprint(self) -> str:
         """Return one number over every entry, in hex."""
         return as_hex(combine({name: int(one.data, 16) for name, one in self.tensors.items()}))
+
+    @property
+    def notes(self) -> list[str]:
+        """Notes on the file, for who opens it."""
+        if self.checksum_version == CHECKSUM_VERSION:
+            return []
+        return [
+            f"the delta file was written by pa_fast {self.pa_fast}, with checksums of version"
+            f" {self.checksum_version}, by which it is verified; files encoded today have those of"
+            f" version {CHECKSUM_VERSION}"
+        ]
 
     def metadata(self) -> dict[str, str]:
         """Return the metadata of the header."""
@@ -206,7 +225,7 @@ class DeltaFile:
         tensor = self.description.tensors[name]
         store = self._kinds[tensor.kind]
         parts = {part: self._tensor(f"{name}::{part}") for part in store.part_names}
-        content = _content(parts)
+        content = _content(parts, self.description.checksum_version)
         if content != tensor.data:
             raise CheckpointError(
                 f"{self.path}: tensor {quoted(name)}: content {content}, expected {tensor.data}",
@@ -250,9 +269,10 @@ def _described(metadata: Mapping[str, str], where: str) -> Description:
 
     if "format" not in metadata or "tensors" not in metadata:
         raise refuse("a safetensors file, but no delta", _WRITTEN)
-    if metadata["format"] not in (FORMAT, _UNSUMMED):
+    if metadata["format"] not in CHECKSUM_VERSIONS:
         raise refuse(
-            f"delta format {quoted(metadata['format'])}, expected {_UNSUMMED} or {FORMAT}",
+            f"delta format {quoted(metadata['format'])}, expected"
+            f" {', '.join(sorted(CHECKSUM_VERSIONS))}",
             "encode the delta again, or use the pa_fast that wrote it",
         )
     summed = metadata["format"] != _UNSUMMED
@@ -280,6 +300,7 @@ def _described(metadata: Mapping[str, str], where: str) -> Description:
         _side(metadata["instruct"], f"{where}: metadata `instruct`"),
         metadata["pa_fast"],
         {n: _tensor(fields, f"{where}: tensor {quoted(n)}") for n, fields in tensors.items()},
+        CHECKSUM_VERSIONS[metadata["format"]],
     )
     if summed and metadata["sum"] != (total := sum_of(metadata)):
         raise refuse(
@@ -347,9 +368,9 @@ def _is_sum(value: Any) -> bool:
     return isinstance(value, str) and _SUM.fullmatch(value) is not None
 
 
-def _content(parts: Mapping[str, Tensor]) -> str:
-    """Return the fingerprint of an entry's tensors, in hex."""
-    return as_hex(combine(dict(zip(parts, pa_kernels.checksum(list(parts.values()))))))
+def _content(parts: Mapping[str, Tensor], version: int = CHECKSUM_VERSION) -> str:
+    """Return the fingerprint of an entry's tensors, in hex, of checksums of that version."""
+    return as_hex(combine(dict(zip(parts, pa_kernels.checksum(list(parts.values()), version)))))
 
 
 def write(

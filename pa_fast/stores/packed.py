@@ -11,6 +11,7 @@ import pa_kernels
 import torch
 from pa_kernels.packed import PackedTensor, packed_pair, packed_target
 from pa_kernels.reference import MANTISSA, same_bits
+from pa_kernels.switch import Written
 from torch import Tensor
 
 from pa_fast.checkpoint.safetensors import TensorInfo, torch_dtype
@@ -133,6 +134,7 @@ class PackedStore(Store):
     def prepare(self) -> None:
         self._switch = pa_kernels.Packed(self.live, self.entries)
         self._stale = True
+        self._is_on_cpu = all(live.device.type == "cpu" for live in self.live)
         self._zeros: list[int] | None = None
         lows, highs = zip(*(entry.range for entry in self.entries))
         self.range = max(lows), min(highs)
@@ -141,10 +143,16 @@ class PackedStore(Store):
         assert not self._stale, "what these tensors hold is not known: restore_ them first"
         self._stale = True  # until the last byte is written, and the bytes before it were right
         self._switch.run_(lam)
-        wrong = self._switch.wrong()
-        if wrong:
+        if self._is_on_cpu and (wrong := self._switch.wrong()):
             raise Overwritten(wrong)
         self._stale = False
+
+    def overwritten(self) -> Sequence[int]:
+        return self._switch.wrong()
+
+    def written(self) -> Sequence[Written]:
+        """Return the sums of what the last switch wrote; see `Store.written`."""
+        return [Written(total) for total in self._switch.sums()]
 
     def restore_(self, base_of: Callable[[int], Tensor | None] = lambda k: None) -> None:
         """Write W(0) into every live tensor, whatever it held, from its base; see `Store.restore_`.

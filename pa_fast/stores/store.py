@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import pa_kernels
 import torch
 from pa_kernels.reference import Draw
+from pa_kernels.switch import Written
 from torch import Tensor
 
 from pa_fast.checkpoint.safetensors import FLOATS, TensorInfo
@@ -209,9 +210,20 @@ class Store:
         """Write W(λ), of one λ for all or of one for each, to the elements that depend on λ.
 
         Raises:
-            Overwritten: something else wrote to tensors whose switch starts from what they hold.
+            Overwritten: something else wrote to tensors whose switch starts from what they hold. On
+                a GPU `overwritten` says so instead.
         """
         raise NotImplementedError
+
+    def written(self) -> Sequence[Written | None]:
+        """Return what the last `set_` wrote to each tensor, summed as it was written; None where
+        the store does not know. Waits for the device."""
+        return [None] * len(self.live)
+
+    def overwritten(self) -> Sequence[int]:
+        """Return tensors that something else had written to before a switch that starts from what
+        they hold, where `set_` has not said so: on a GPU it would wait. Waits for the device."""
+        return []
 
     def restore_(self, base_of: Callable[[int], Tensor | None] = lambda k: None) -> None:
         """Write the elements that do not depend on λ: with `set_`, every byte of every live tensor.
@@ -236,6 +248,12 @@ class Store:
     def merged(self, k: int, span: slice, lam: float) -> Tensor:
         """Merge a piece of tensor k anew, in the live dtype, without reading a live tensor."""
         raise NotImplementedError
+
+    def merged_together(
+        self, pieces: Sequence[tuple[int, slice]], lams: Sequence[float]
+    ) -> list[Tensor]:
+        """Merge pieces of several tensors anew, each for its λ; see `merged`."""
+        return [self.merged(k, span, lam) for (k, span), lam in zip(pieces, lams)]
 
     def write_(self, k: int, span: slice, lam: float) -> None:
         """Write a piece of tensor k alone."""
@@ -328,9 +346,14 @@ def tapped(store: Store, pass_on: Callable[[Source, Entry], Entry]) -> Store:
 
 def spans(live: Tensor) -> Iterator[slice]:
     """Yield pieces of a tensor, as slices of its flat elements."""
-    step = _CPU_SPAN if live.device.type == "cpu" else _GPU_SPAN
+    step = span_elements(live.device)
     for start in range(0, live.numel(), step):
         yield slice(start, min(start + step, live.numel()))
+
+
+def span_elements(device: torch.device) -> int:
+    """Return the number of elements that are merged at a time on `device`."""
+    return _CPU_SPAN if device.type == "cpu" else _GPU_SPAN
 
 
 def floats(infos: Mapping[str, TensorInfo], *parts: str) -> Iterator[PartRule]:

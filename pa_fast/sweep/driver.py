@@ -5,7 +5,6 @@ every λ are raised before the first one.
 from __future__ import annotations
 
 import os
-import pathlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import cast
 
@@ -19,43 +18,13 @@ from pa_fast.base import (
     complete_evaluator,
 )
 from pa_fast.errors import EvaluatorError, PaFastError, UsageError
-from pa_fast.sweep import journal, manifest
+from pa_fast.sweep import manifest
 from pa_fast.sweep.entry import JournalEntry, Shard
-from pa_fast.sweep.manifest import Manifest
-from pa_fast.sweep.point import check_reach, check_recorded, visit
+from pa_fast.sweep.point import MERGED_EVERY, check_reach, visit
 from pa_fast.sweep.progress import Callbacks, Progress, listening
 from pa_fast.sweep.recording import Recording
 from pa_fast.sweep.results import SweepResult
 from pa_fast.sweep.schedule import Schedule
-
-
-def has_recorded_checksums(
-    engine: CompleteEngine, folder: pathlib.Path, now: Manifest, progress: Progress
-) -> bool:
-    """Return whether `folder` holds a run of this engine that was recorded without content sums,
-    and the weights of each finished λ have their recorded checksum again.
-
-    Cost: a switch and a checksum for each finished λ of such a run; else the read of one file.
-
-    Raises:
-        RunError: a finished λ has other weights now.
-    """
-    if not (folder / manifest.NAME).exists() or not manifest.is_sampled(manifest.load(folder), now):
-        return False
-    sums = {
-        entry.lam: entry.checksum
-        for entry in journal.read(folder)
-        if entry.finished and entry.checksum is not None
-    }
-    for lam, recorded in sums.items():
-        check_recorded(engine, Lambda(lam), recorded)
-    progress.noted(
-        f"{folder} was recorded without the content of the checkpoints: the weights at its"
-        f" {len(sums)} finished λ were set again and have their recorded checksums, and the content"
-        " is recorded from now on"
-    )
-    return True
-
 
 # --- evaluators that fail at every λ
 
@@ -161,16 +130,22 @@ def run(
     check_reach(model, schedule.points)
     notes = check_evaluators(model, list(named.values()))
     now = manifest.describe(model, schedule, list(named.values()))
-    is_verified = not overwrite and has_recorded_checksums(model, pathlib.Path(out), now, events)
     with Recording(
-        out, schedule, now, overwrite=overwrite, progress=events, shard=shard, verified=is_verified
+        out, schedule, now, overwrite=overwrite, progress=events, shard=shard
     ) as recording:
         for note in notes:
             recording.progress.noted(note)
         repeats = Repeats(recording.scored())
-        for lam, names in all_missing(recording):
+        for visited, (lam, names) in enumerate(all_missing(recording)):
             queue = [named[name] for name in repeats.remaining(names)]
-            for record in visit(model, lam, queue, recording.checksum(lam), recording.progress):
+            for record in visit(
+                model,
+                lam,
+                queue,
+                recording.checksum(lam),
+                recording.progress,
+                merge_again=visited % MERGED_EVERY == 0,
+            ):
                 note_repeat(repeats, recording, recording.record(record))
     result = finished(recording, figure)
     called.finished(result)

@@ -23,8 +23,10 @@ NAME = "run.json"
 FORMAT = 1
 _OTHER = "choose another --out, or start afresh with --overwrite"
 _SHOWN = 6
-CONTENT = frozenset({"base_content", "instruct_content"})
-"""Keys of an engine's identity that earlier versions, which sampled the weights, did not record."""
+_CHECKSUM = "checksum"
+"""Key of the version of checksums in an engine's identity. Without it they are of version 1."""
+_SUMMED = frozenset({_CHECKSUM, "base_content", "instruct_content"})
+"""Keys of an engine's identity whose values depend on that version."""
 
 
 @dataclass(frozen=True)
@@ -100,32 +102,26 @@ def _identity(engine: CompleteEngine) -> Mapping[str, Any]:
     return known if rule is None else {**known, "rule": rule.document()}
 
 
-def is_sampled(recorded: Manifest, now: Manifest) -> bool:
-    """Return whether `recorded` is of the engine of `now`, but of a version that recorded no
-    content sums."""
-    unrecorded = now.engine.keys() - recorded.engine.keys()
-    known = {key: value for key, value in now.engine.items() if key not in unrecorded}
-    return (
-        bool(unrecorded)
-        and unrecorded <= CONTENT
-        and not list(_differences("engine", recorded.engine, known))
+def has_other_checksums(recorded: Manifest, now: Manifest) -> bool:
+    """Return whether `recorded` may be of the engine of `now`, but of a version with other
+    checksums: they cannot be compared."""
+    if _CHECKSUM not in now.engine or recorded.engine.get(_CHECKSUM, 1) == now.engine[_CHECKSUM]:
+        return False
+    known, others = (
+        {key: value for key, value in engine.items() if key not in _SUMMED}
+        for engine in (recorded.engine, now.engine)
     )
+    return not list(_differences("engine", known, others))
 
 
 def reconcile(
-    folder: pathlib.Path,
-    now: Manifest,
-    finished: Collection[str] | None = None,
-    *,
-    verified: bool = False,
+    folder: pathlib.Path, now: Manifest, finished: Collection[str] | None = None
 ) -> Manifest:
     """Write `now` to `folder`, or extend the manifest that is there with its λ and evaluators.
 
     Args:
         finished: evaluators that have a finished point; None: all have. Others may change their
             identity, and are dropped if they are not in `now`.
-        verified: the finished points of a run without content sums were compared with these
-            checkpoints.
 
     Raises:
         RunError: the folder's engine, or an evaluator of the same name, has another identity; it
@@ -133,15 +129,17 @@ def reconcile(
     """
     if (folder / NAME).exists():
         recorded = load(folder)
-        if is_sampled(recorded, now) and (verified or (finished is not None and not finished)):
+        if has_other_checksums(recorded, now):
+            if finished is None or finished:
+                raise RunError(
+                    f"{folder} was recorded with checksums of version"
+                    f" {json.dumps(recorded.engine.get(_CHECKSUM, 1))}, and this pa_fast computes"
+                    f" version {now.engine[_CHECKSUM]}: whether the weights are the same cannot be"
+                    " told",
+                    "finish the run with the pa_fast that began it, see `versions` in its"
+                    f" {NAME}; or choose another --out, or start afresh with --overwrite",
+                )
             recorded = replace(recorded, engine=now.engine)
-        elif is_sampled(recorded, now):
-            raise RunError(
-                f"{folder} is of a version that recorded a sample of the checkpoints, which misses"
-                " changes",
-                "run the sweep once in one process, without --workers: it compares the weights of"
-                " all finished λ, and records the content; or choose another --out",
-            )
         if finished is not None:
             requested = {column.name for column in now.evaluators}
             kept = [c for c in recorded.evaluators if c.name in finished or c.name in requested]

@@ -19,6 +19,9 @@ from pa_fast.sweep.progress import Progress, listening
 
 _HOST = socket.gethostname()
 
+MERGED_EVERY = 16
+"""Of so many λ of a process the first is merged again by other code than the switch's."""
+
 
 @dataclass(frozen=True)
 class Record:
@@ -60,23 +63,14 @@ def check_reach(engine: CompleteEngine, points: Iterable[Lambda]) -> None:
         engine.weights.check_lambda(lam)
 
 
-def check_recorded(engine: CompleteEngine, lam: Lambda, recorded: int) -> None:
-    """Set `engine` to λ, and compare the checksum of its weights with the recorded one.
-
-    Raises:
-        RunError: they have another one.
-    """
-    engine.weights.set_lambda(lam)
-    engine.on_weights_changed()
-    _check_same(lam, recorded, engine.weights.checksum())
-
-
 def visit(
     engine: CompleteEngine,
     lam: Lambda,
     evaluators: Sequence[CompleteEvaluator],
     recorded: int | None = None,
     progress: Progress | object | None = None,
+    *,
+    merge_again: bool = True,
 ) -> Iterator[Record]:
     """Set `engine` to λ and run `evaluators` there, yielding the record of each before the next one
     starts.
@@ -87,6 +81,8 @@ def visit(
     Args:
         recorded: checksum of the weights on which other points of this λ were finished; None
             without such points.
+        merge_again: compare the weights with an independent merge; else memory is compared with
+            what the switch computed. A run asks it of its first λ, and of every MERGED_EVERY-th.
 
     Raises:
         RunError: the switch gives weights with another checksum than `recorded`, or an evaluator
@@ -98,7 +94,7 @@ def visit(
     intact = not queue
     while queue or not intact:
         try:
-            verified = _switch(engine, lam, verified)
+            verified = _switch(engine, lam, verified, merge_again)
         except Exception as error:
             # weights that were not verified are not evaluated
             for evaluator in queue:
@@ -140,25 +136,22 @@ def _check_same(lam: Lambda, recorded: int, checksum: int) -> None:
         )
 
 
-def _switch(engine: CompleteEngine, lam: Lambda, before: _Verified | None) -> _Verified:
-    """Set λ and verify the weights: by a fresh merge at the first visit, by the checksum of that
+def _switch(
+    engine: CompleteEngine, lam: Lambda, before: _Verified | None, merge_again: bool
+) -> _Verified:
+    """Set λ and verify the weights: at the first visit by `read_back`, by the checksum of that
     visit afterwards."""
     weights = engine.weights
     start = time.perf_counter()
     weights.set_lambda(lam)
     engine.on_weights_changed()
     switch_s = time.perf_counter() - start
-    if before is None and not weights.verify():
-        raise WeightsError(
-            f"the live weights at λ = {lam.key} differ from a fresh merge",
-            "reload the pair; if it happens again, report it",
-        )
-    checksum = weights.checksum()
     if before is None:
+        checksum = weights.read_back(merge_again)
         return _Verified(
             checksum, _finite(weights.effective_lambda()), _intended(weights), switch_s
         )
-    if checksum != before.checksum:
+    if weights.checksum() != before.checksum:
         raise WeightsError(
             f"setting λ = {lam.key} again did not restore the live weights",
             "reload the pair and run again",

@@ -37,7 +37,6 @@ class Recording:
         schedule: the whole schedule, of all shards.
         now: `manifest.describe` of the process that evaluates.
         overwrite, progress, shard: see `pa_fast.sweep`.
-        verified: see `manifest.reconcile`.
 
     Raises:
         RunError, OutputError, UsageError: see `pa_fast.sweep`.
@@ -52,7 +51,6 @@ class Recording:
         overwrite: bool = False,
         progress: Progress | object | None = None,
         shard: Shard | None = None,
-        verified: bool = False,
     ):
         if shard is not None and overwrite:
             raise UsageError(
@@ -67,7 +65,6 @@ class Recording:
         self._scheduled = list(schedule.points)
         self._points = self._own(self._scheduled)
         self._now = now
-        self._verified = verified
         self._names = [column.name for column in now.evaluators]
         self._journal = Journal(self.folder, overwrite=overwrite, shard=shard)
         self._noted: set[tuple[str, str]] = set()
@@ -118,9 +115,7 @@ class Recording:
             RunError: it is of another sweep; the difference is named.
         """
         with files.locked(self.folder / journal.LOCK):
-            manifest.reconcile(
-                self.folder, now, self._journal.evaluators(), verified=self._verified
-            )
+            manifest.reconcile(self.folder, now, self._journal.evaluators())
 
     def missing(self) -> list[tuple[Lambda, list[str]]]:
         """Return each λ that has evaluators without a finished point, in the order of the schedule,

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import pathlib
+
 import pa_kernels
 import pytest
 import torch
 from pa_kernels.checksum import CHUNK_BYTES, piece_checksum
-from pa_kernels.reference import CHUNK_WORDS
+from pa_kernels.reference import CHECKSUM_VERSION, CHUNK_WORDS
 
+import pa_fast
+from pa_fast.checkpoint import provenance
 from pa_fast.checkpoint.provenance import combine, name_hash
+from tests.engines.architectures import write_pair
 
 
 def test_chunk_size_is_the_kernels() -> None:
@@ -48,3 +54,16 @@ def test_combine_ignores_order_and_tells_names_apart() -> None:
         == (3 * name_hash("a") + 5 * name_hash("b")) % 2**64
     )
     assert combine({"a": 3, "b": 5}) != combine({"a": 5, "b": 3})
+
+
+def test_pa_fast_json_says_the_version_of_its_fingerprints(tmp_path: pathlib.Path) -> None:
+    assert provenance.CHECKSUM_VERSION == CHECKSUM_VERSION
+    base, instruct = write_pair(tmp_path, "llama")
+    pa_fast.merge(base, instruct, 0.5, tmp_path / "merged")
+    recorded = tmp_path / "merged" / "pa_fast.json"
+    document = json.loads(recorded.read_text())
+    assert document["checksum"] == CHECKSUM_VERSION
+    # a merge of an earlier version still verifies
+    del document["checksum"]
+    recorded.write_text(json.dumps(document))
+    assert pa_fast.verify(tmp_path / "merged", base, instruct).ok

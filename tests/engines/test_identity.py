@@ -18,7 +18,7 @@ from pa_fast.base import Item, Score, complete_evaluator
 from pa_fast.checkpoint.reader import Checkpoint
 from pa_fast.engines.content import Content
 from pa_fast.errors import DataError, RunError
-from pa_fast.sweep import manifest
+from pa_fast.sweep import manifest, results
 from pa_fast.sweep.recording import Recording
 from pa_fast.sweep.schedule import Schedule
 from tests.engines.architectures import write_model, write_pair
@@ -64,12 +64,15 @@ def change_rows(folder: pathlib.Path, name: str = "model.embed_tokens.weight") -
     save_file(tensors, file, {"format": "pt"})
 
 
-def old(run: pathlib.Path) -> None:
-    """Make of a run folder what a version without content sums left."""
+def old(run: pathlib.Path, *unrecorded: str) -> None:
+    """Make of a run folder what a version with checksums of version 1 left, which did not say so;
+    or an even earlier one, without content sums."""
     document = json.loads((run / "run.json").read_text())
-    assert {"base_content", "instruct_content"} <= document["engine"].keys()
-    for key in ("base_content", "instruct_content"):
+    assert {"checksum", "base_content", "instruct_content"} <= document["engine"].keys()
+    for key in ("checksum", *unrecorded):
         del document["engine"][key]
+    for key in {"base_content", "instruct_content"} - set(unrecorded):
+        document["engine"][key] = "0123456789abcdef"
     (run / "run.json").write_text(json.dumps(document))
 
 
@@ -145,53 +148,52 @@ def test_a_dense_load_sums_what_it_reads_anyway(
     assert read == []
 
 
-def test_an_old_run_goes_on_where_its_weights_are_the_same(tmp_path: pathlib.Path) -> None:
-    folders = write_pair(tmp_path, "llama", vocab_size=512)
-    pa_fast.sweep(pa_fast.load(*folders), "0,0.5", [Norm()], tmp_path / "run", figure=False)
-    old(tmp_path / "run")
-    lm = pa_fast.load(*folders)
-    assert len(pa_fast.sweep(lm, "0,0.5,1", [Norm()], tmp_path / "run", figure=False).rows) == 3
-    recorded = manifest.load(tmp_path / "run").engine
-    assert (recorded["base_content"], recorded["instruct_content"]) == (
-        lm.identity["base_content"],
-        lm.identity["instruct_content"],
-    )
-
-
-def test_an_old_run_of_weights_that_changed_is_refused_and_left_as_it_is(
-    tmp_path: pathlib.Path,
+@pytest.mark.parametrize("unrecorded", [(), ("base_content", "instruct_content")])
+def test_a_run_of_earlier_checksums_says_so_and_is_left_as_it_is(
+    tmp_path: pathlib.Path, unrecorded: tuple[str, ...]
 ) -> None:
-    folders = write_pair(tmp_path, "llama", vocab_size=512)
-    pa_fast.sweep(pa_fast.load(*folders), "0,0.5", [Norm()], tmp_path / "run", figure=False)
-    old(tmp_path / "run")
-    change_rows(tmp_path / "instruct")
+    lm = pa_fast.load(*write_pair(tmp_path, "llama"))
+    pa_fast.sweep(lm, "0,0.5", [Norm()], tmp_path / "run", figure=False)
+    old(tmp_path / "run", *unrecorded)
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
-    with pytest.raises(RunError, match=r"the run has other weights at λ = 0\.5: recorded checksum"):
-        pa_fast.sweep(pa_fast.load(*folders), "0.25", [Norm()], tmp_path / "run", figure=False)
+    for lambdas_ in ("0.25", "0,0.5"):
+        with pytest.raises(
+            RunError,
+            match="recorded with checksums of version 1, and this pa_fast computes version 2:"
+            " whether the weights are the same cannot be told",
+        ):
+            pa_fast.sweep(lm, lambdas_, [Norm()], tmp_path / "run", figure=False)
     assert before == {
         path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()
     }
+    assert len(results.load(tmp_path / "run").rows) == 2
 
 
-def test_an_old_run_that_nobody_compared_is_refused(tmp_path: pathlib.Path) -> None:
-    """As by a process that has no engine of its own, such as that which records for workers."""
+def test_a_run_of_earlier_checksums_without_a_point_goes_on(tmp_path: pathlib.Path) -> None:
     lm = pa_fast.load(*write_pair(tmp_path, "llama"))
     pa_fast.sweep(lm, "0.5", [Norm()], tmp_path / "run", figure=False)
     old(tmp_path / "run")
-    points = Schedule.of("0.25")
-    described = manifest.describe(lm, points, [complete_evaluator(Norm())])
+    (tmp_path / "run" / "journal.jsonl").unlink()
+    assert len(pa_fast.sweep(lm, "0.5", [Norm()], tmp_path / "run", figure=False).rows) == 1
+    assert manifest.load(tmp_path / "run").engine == lm.identity
+
+
+def test_of_a_run_of_earlier_checksums_any_other_difference_is_named(
+    tmp_path: pathlib.Path,
+) -> None:
+    """Also in a process that has no engine of its own, such as that which records for workers."""
+    lm = pa_fast.load(*write_pair(tmp_path, "llama"))
+    pa_fast.sweep(lm, "0.5", [Norm()], tmp_path / "run", figure=False)
+    old(tmp_path / "run")
+    now = manifest.describe(lm, Schedule.of("0.25"), [complete_evaluator(Norm())])
     with (
-        pytest.raises(
-            RunError,
-            match="a version that recorded a sample of the checkpoints, which misses changes",
-        ),
-        Recording(tmp_path / "run", points, described),
+        pytest.raises(RunError, match="checksums of version 1"),
+        Recording(tmp_path / "run", Schedule.of("0.25"), now),
     ):
         raise AssertionError("unreached")
-    other = manifest.describe(lm, points, [complete_evaluator(Norm())])
-    other = dataclasses.replace(other, engine={**other.engine, "dtype": "float16"})
+    other = dataclasses.replace(now, engine={**now.engine, "dtype": "float16"})
     with pytest.raises(RunError, match=r"engine\.dtype"):
-        manifest.reconcile(tmp_path / "run", other, {"norm"}, verified=True)
+        manifest.reconcile(tmp_path / "run", other, {"norm"})
 
 
 def rewrite(file: pathlib.Path) -> None:

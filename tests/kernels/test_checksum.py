@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pa_kernels import checksum, reference
+from pa_kernels import Checksum, checksum, reference
 
 sums = sys.modules["pa_kernels.checksum"]
 CHUNK_BYTES = reference.CHUNK_WORDS * 8
@@ -49,7 +49,7 @@ def test_equals_the_reference(size: int, skip: int) -> None:
 
 def test_more_than_one_piece_and_many_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sums, "PIECE_CHUNKS", 3)
-    sums._high_factors.cache_clear()
+    sums.high_factors.cache_clear()
     large = torch.randint(0, 256, (10 * CHUNK_BYTES + 12_345,), dtype=torch.uint8)
     tensors = [
         large[:5],
@@ -59,7 +59,7 @@ def test_more_than_one_piece_and_many_tensors(monkeypatch: pytest.MonkeyPatch) -
         large[3 : 6 * CHUNK_BYTES + 9],
     ]
     assert checksum(tensors) == [reference.checksum(tensor) for tensor in tensors]
-    sums._high_factors.cache_clear()
+    sums.high_factors.cache_clear()
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -105,3 +105,83 @@ def test_parameters_and_inference_tensors() -> None:
 def test_non_contiguous_is_refused_by_entry() -> None:
     with pytest.raises(ValueError, match=r"entry 1: strides \(1, 4\)"):
         checksum([torch.zeros(3), torch.zeros(5, 4).t()])
+
+
+def test_prepared_once_it_sums_what_the_tensors_hold_now() -> None:
+    tensors = [torch.randn(70_000).bfloat16(), torch.randn(3)]
+    prepared = Checksum(tensors)
+    assert prepared.sums() == [reference.checksum(tensor) for tensor in tensors]
+    tensors[0][69_999] += 1
+    assert prepared.sums() == [reference.checksum(tensor) for tensor in tensors]
+
+
+# --- versions, and what the fold of version 2 is for
+
+WORDS = reference.CHUNK_WORDS
+
+
+def test_version_1_is_still_computed() -> None:
+    """Of files that earlier versions wrote: see also `test_checksum_of_known_bytes`."""
+    for data in (torch.arange(100_000, dtype=torch.int32), torch.randn(50_001).bfloat16()):
+        assert checksum([data], version=1) == [reference.checksum(data, version=1)]
+        assert checksum([data], version=1) != checksum([data])
+    assert checksum([torch.arange(100_000, dtype=torch.int32)], 1) == [0x2030E0D489519B80]
+
+
+@pytest.mark.parametrize("bit", [0, 15, 31, 32, 47, 62, 63])
+def test_two_flips_of_one_bit_do_not_cancel(bit: int) -> None:
+    """In version 1 two flips of bit 63 always do, and of the bits below it often."""
+    words = torch.randint(-(2**63), 2**63 - 1, (3 * WORDS,))
+    clean = checksum([words], 1) + checksum([words])
+    missed = [0, 0]
+    flip = torch.tensor(1 << bit if bit < 63 else -(2**63))
+    for i, j in [(0, 1), (5, 8191), (5, 8192), (17, 20_000), (8_191, 16_384), *_pairs(200)]:
+        changed = words.clone()
+        changed[[i, j]] ^= flip
+        found = checksum([changed], 1) + checksum([changed])
+        missed = [n + (a == b) for n, a, b in zip(missed, found, clean)]
+    assert missed[1] == 0
+    if bit == 63:
+        assert missed[0] == 205
+
+
+def _pairs(count: int) -> list[tuple[int, int]]:
+    draw = torch.Generator().manual_seed(7)
+    pairs = torch.randint(0, 3 * WORDS, (count, 2), generator=draw)
+    return [(int(i), int(j)) for i, j in pairs if i != j][:count]
+
+
+def test_no_two_factors_of_a_chunk_cancel() -> None:
+    """The condition under which every pair of flips of one bit within a chunk is seen."""
+    low = reference.odd_low(torch.arange(WORDS))
+    assert int(low.min()) > 0 and int(low.max()) < 2**33
+    assert low.unique().numel() == WORDS
+    assert not torch.isin((2**33 - low), low).any()
+
+
+def test_two_words_of_one_fold() -> None:
+    """The lattice of (x, y) with x + (2³² + FOLD)·y ≡ 0 mod 2⁶⁴, x and y the differences of the two
+    halves, has one pair of points within 2³²."""
+    modulus, factor = 2**64, 2**32 + reference.FOLD[2]
+    u, v = (-factor % modulus, 1), (modulus, 0)
+    while True:  # Gauss's reduction
+        u, v = sorted((u, v), key=lambda p: p[0] ** 2 + p[1] ** 2)
+        squared = u[0] ** 2 + u[1] ** 2
+        k = (2 * (u[0] * v[0] + u[1] * v[1]) + squared) // (2 * squared)
+        if k == 0:
+            break
+        v = v[0] - k * u[0], v[1] - k * u[1]
+    points = {
+        (a * u[0] + b * v[0], a * u[1] + b * v[1]) for a in range(-9, 10) for b in range(-9, 10)
+    }
+    small = {p for p in points if p != (0, 0) and max(map(abs, p)) < 2**32}
+    assert small == {(793665977, -3281063053), (-793665977, 3281063053)}
+
+
+def test_folds_of_elements_add_up_to_the_fold_of_their_word() -> None:
+    """Kernels sum tails and exceptions element by element."""
+    words = torch.randint(-(2**63), 2**63 - 1, (1000,))
+    words[:4] = torch.tensor([-1, -(2**63), 2**63 - 1, 0])
+    elements = words.view(torch.int16).view(-1, 4).long() & 0xFFFF
+    places = elements << torch.tensor([0, 16, 32, 48])
+    assert torch.equal(reference.folded(places).sum(1), reference.folded(words))

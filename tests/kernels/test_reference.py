@@ -170,16 +170,18 @@ def test_checksum_from_its_definition() -> None:
     data = bytes(range(256)) * 300 + b"abc"
     tensor = torch.frombuffer(bytearray(data), dtype=torch.uint8)
     words = [
-        int.from_bytes(data[at : at + 8].ljust(8, b"\0"), "little") for at in range(0, len(data), 8)
+        int.from_bytes(data[at : at + 8].ljust(8, b"\0"), "little", signed=True)
+        for at in range(0, len(data), 8)
     ]
     factors = [int(f) for f in reference.odd(torch.arange(len(words)))]
-    assert (
-        reference.checksum(tensor)
-        == sum(w * f for w, f in zip(words, factors, strict=True)) % 2**64
-    )
+    for version, fold in reference.FOLD.items():
+        terms = [(w + fold * (w >> 32)) * f for w, f in zip(words, factors, strict=True)]
+        assert reference.checksum(tensor, version) == sum(terms) % 2**64
 
 
 def test_checksum_of_known_bytes_never_changes() -> None:
     # a format constant: sums are kept in journals and merged checkpoints
     assert reference.checksum(torch.tensor([], dtype=torch.bfloat16)) == 0
-    assert reference.checksum(torch.arange(100_000, dtype=torch.int32)) == 0x2030E0D489519B80
+    known = torch.arange(100_000, dtype=torch.int32)
+    assert reference.checksum(known, version=1) == 0x2030E0D489519B80
+    assert reference.checksum(known) == 0xF68A33A9E8566BF2

@@ -172,7 +172,7 @@ def test_without_an_exact_torch_lerp() -> None:
     before = live_like(entry, torch.bfloat16)
     w = before.clone()
     with (
-        mock.patch("pa_kernels.dense.torch_lerp_is_exact", lambda dtype: False),
+        mock.patch("pa_kernels.dense.torch_lerp_is_exact", lambda *_: False),
         mock.patch("torch.lerp", side_effect=AssertionError),
     ):
         sparse_set_([w], [entry], 0.3)

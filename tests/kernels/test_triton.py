@@ -356,3 +356,75 @@ def test_sparse_groups_by_dtypes_and_kind_with_a_lambda_for_each() -> None:
     prepared.run_(lams)
     for w, entry, lam in zip(live, entries, lams):
         assert same(w, sparsely_set(torch.ones(5000, dtype=w.dtype), entry, lam)), lam
+
+
+# --- what a recorded switch says of what it wrote
+
+
+def check_recorded(
+    triples: list[tuple[torch.dtype, torch.dtype, torch.dtype]],
+    lams: tuple[float, ...],
+    skip: int = 0,
+    finite: bool = True,
+    **options: Any,
+) -> None:
+    sides = [pair(n, b, i, seed=n, finite=finite) for _, b, i in triples for n in SIZES]
+    outs = [on_device(torch.empty(n, dtype=o), skip) for o, _, _ in triples for n in SIZES]
+    bases, insts = ([on_device(side, skip) for side in column] for column in zip(*sides))
+    options = {name: [value] * len(outs) for name, value in options.items()}
+    recorded = Lerp(outs, bases, insts, records=True, **options)
+    plain = [torch.empty_like(out) for out in outs]
+    for lam in lams:
+        recorded.run_(lam)
+        lerp_(plain, bases, insts, lam, **options)
+        for w, expected, b, i, written in zip(outs, plain, bases, insts, recorded.written()):
+            assert same(w, expected), (lam, w.dtype, b.dtype, i.dtype, w.numel())
+            assert written.checksum == reference.checksum(w)
+            w, b, i = (side.cpu().double() for side in (w, b, i))
+            if not bool((w + b + i).isfinite().all()):
+                continue
+            moved, distance = ((w - b) * (i - b)).sum(), (i - b).square().sum()
+            near = 1e-6 * float(distance) + 1e-12
+            assert written.products == pytest.approx((float(moved), float(distance)), 0, near)
+
+
+EXACT = (0.25, -0.5, 0.625, 1.5, 0.0, 1.0)
+"""λ whose products are exact, which the interpreter's fma needs."""
+
+
+@pytest.mark.parametrize("skip", [0, 1])
+@pytest.mark.parametrize("dtype", [*reference.LIVE_DTYPES], ids=str)
+def test_recorded_switch(dtype: torch.dtype, skip: int) -> None:
+    check_recorded([(dtype,) * 3], EXACT[3:] if skip else EXACT, skip)
+
+
+@pytest.mark.parametrize(("out", "base", "inst"), sampled(MIXES, 8))
+def test_recorded_switch_of_mixed_dtypes(
+    out: torch.dtype, base: torch.dtype, inst: torch.dtype
+) -> None:
+    check_recorded([(out, base, inst)], EXACT[:4])
+
+
+def test_recorded_switch_of_non_finite_sources() -> None:
+    check_recorded([(torch.bfloat16,) * 3], (0.25, 1.0), finite=False)
+
+
+def test_recorded_switch_with_noise_and_through_another_dtype() -> None:
+    check_recorded([(torch.bfloat16,) * 3], (0.25, 0.0), draws=Draw(7))
+    mixed = (torch.float32, torch.float32, torch.bfloat16)
+    check_recorded([mixed], (0.25, 1.0), intermediate_dtypes=torch.bfloat16)
+
+
+@fused
+def test_recorded_switch_at_any_lambda() -> None:
+    check_recorded([(torch.bfloat16,) * 3], (0.05, 1 / 3, 0.6, 0.999))
+
+
+def test_sums_of_products_are_the_same_each_time() -> None:
+    b, i = (on_device(side) for side in pair(9 * BLOCK + 5, torch.bfloat16, torch.bfloat16))
+    lerp = Lerp([torch.empty_like(b)], [b], [i], records=True)
+    lerp.run_(0.25)
+    (first,) = lerp.written()
+    for lam in (0.5, 0.25):
+        lerp.run_(lam)
+    assert lerp.written() == [first]

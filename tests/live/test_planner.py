@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 from pa_kernels import reference
@@ -10,7 +13,7 @@ import pa_fast
 from pa_fast.errors import UsageError, WeightsError
 from pa_fast.live.binding import as_integers
 from pa_fast.live.memory import FreeMemory
-from pa_fast.live.placement import POOL_CHUNK_BYTES, PinnedPool
+from pa_fast.live.placement import POOL_CHUNK_BYTES, PinnedPool, free_memory
 from pa_fast.live.planner import plan
 from pa_fast.stores.packed import PackedStore
 from pa_fast.stores.store import TensorSize as Size
@@ -149,3 +152,26 @@ def test_a_store_that_nobody_named_was_not_asked_for(free: int | None, residency
     room = None if free is None else FreeMemory(free * GB, 80 * GB)
     assert "as asked for" not in plan(sizes(), "auto", residency, room, allocated=False).describe()
     assert "as asked for" in plan(sizes(), "sparse", residency, room, allocated=False).describe()
+
+
+def test_of_several_gpus_the_one_that_is_full_first_decides(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    free = {"cuda:0": (10_000, 100_000), "cuda:1": (3_000, 100_000)}
+    monkeypatch.setattr(FreeMemory, "of", lambda device: FreeMemory(*free[str(device)]))
+
+    def live(device: str, size: int) -> Any:
+        tensor = SimpleNamespace(
+            device=torch.device(device),
+            dtype=torch.bfloat16,
+            numel=lambda: size,
+            element_size=lambda: 2,
+        )
+        return SimpleNamespace(live=tensor)
+
+    spread = [live("cuda:0", 500), live("cuda:1", 300), live("cuda:1", 200)]
+    found = free_memory(spread)
+    # each holds half: once 3,000 bytes lie on the second, 6,000 lie on both
+    assert found == FreeMemory(6_000, 200_000)
+    assert free_memory(spread[:1]) == FreeMemory(10_000, 100_000)
+    assert free_memory([]) is None

@@ -9,20 +9,23 @@ import pathlib
 import weakref
 from collections.abc import Iterator, Sequence
 
+import pa_kernels
 import pytest
 import safetensors
 import torch
+from pa_kernels import checksum
 
 import pa_fast
 from pa_fast.checkpoint.safetensors import read_header
-from pa_fast.errors import OutputError, PairError, WeightsError
+from pa_fast.errors import CheckpointError, OutputError, PairError, WeightsError
 from pa_fast.live.binding import as_integers
 from pa_fast.stores import file as delta_file
+from pa_fast.stores.dense import DenseStore
 from pa_fast.stores.file import DeltaFile
 from pa_fast.stores.lowrank import LowRankStore
 from pa_fast.stores.packed import PackedStore
 from pa_fast.stores.sparse import SparseStore
-from pa_fast.stores.store import Entry, Source
+from pa_fast.stores.store import Entry, Source, Store
 from tests.stores import pairs
 
 STORES = {
@@ -82,7 +85,7 @@ def test_the_file_is_plain_safetensors_that_says_what_it_is(tmp_path: pathlib.Pa
             i["long"][as_integers(b["long"]) != as_integers(i["long"])],
         )
     assert (
-        metadata["format"] == "2"
+        metadata["format"] == "3"
         and metadata["store"] == "sparse"
         and metadata["lossless"] == "true"
     )
@@ -93,6 +96,31 @@ def test_the_file_is_plain_safetensors_that_says_what_it_is(tmp_path: pathlib.Pa
     assert DeltaFile.open(path).nbytes == sum(
         info.nbytes for info in read_header(path).tensors.values()
     )
+
+
+@pytest.mark.parametrize("store", [DenseStore(), PackedStore(), SparseStore()], ids=str)
+def test_a_file_of_format_2_is_verified_by_its_own_checksums(
+    store: Store, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    b, i = pairs.pair()
+    with monkeypatch.context() as patch:
+        patch.setattr(delta_file, "FORMAT", "2")
+        patch.setattr(pa_kernels, "checksum", lambda tensors, version=1: checksum(tensors, 1))
+        pairs.saved(tmp_path / "old", b, i, store)
+    weights, w = pairs.opened(tmp_path / "old", b)
+    weights.set_lambda(1.0)
+    assert all(torch.equal(as_integers(w[name]), as_integers(i[name])) for name in w)
+    with DeltaFile.open(tmp_path / "old") as file:
+        (note,) = file.description.notes
+        assert "checksums of version 1, by which it is verified" in note
+    data = bytearray((tmp_path / "old").read_bytes())
+    data[-1] ^= 1
+    (tmp_path / "damaged").write_bytes(data)
+    with pytest.raises(CheckpointError, match="content"):
+        pairs.opened(tmp_path / "damaged", b)
+    pairs.saved(tmp_path / "new", b, i, store)
+    with DeltaFile.open(tmp_path / "new") as file:
+        assert file.description.notes == []
 
 
 def test_equal_deltas_are_equal_files(tmp_path: pathlib.Path) -> None:

@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pa_kernels.checksum_triton import odd_high, odd_low
+from pa_kernels.checksum_triton import fold, odd_high, odd_low
 from pa_kernels.dense_triton import TRITON_DTYPES, lerp_of, round_to
 from pa_kernels.packed.state import PackedRow, State
 from pa_kernels.reference import CHUNK_WORDS, PACKED_TILE
@@ -156,13 +156,13 @@ def rounded_pair(low, high, OUT: tl.constexpr, ASM: tl.constexpr):
 def terms(pairs, factors, COUNT: tl.constexpr):
     """Terms of the checksum [COUNT / 4], from patterns two to an int32 [COUNT / 2]."""
     low, high = tl.split(tl.reshape(pairs, [COUNT // 4, 2]))
-    return ((low.to(tl.int64) & 0xFFFFFFFF) | (high.to(tl.int64) << 32)) * factors
+    return fold((low.to(tl.int64) & 0xFFFFFFFF) | (high.to(tl.int64) << 32)) * factors
 
 
 @triton.jit
 def in_word(w, offsets):
-    """A 16-bit pattern where it stands in its 64-bit word."""
-    return (w.to(tl.int64) & 0xFFFF) << (offsets % 4 * 16).to(tl.int64)
+    """What a 16-bit pattern adds to its folded 64-bit word, by where it stands there."""
+    return fold((w.to(tl.int64) & 0xFFFF) << (offsets % 4 * 16).to(tl.int64))
 
 
 @triton.jit
