@@ -44,8 +44,8 @@ TARGETS = {
     "P3": Target(
         "packed switch, checksum included",
         gpu_goal=(
-            "`size` layout ≤ 1.1 × the dense time at ≤ 3.2 and 3.52 bytes per weight, `speed`"
-            " ≤ 0.95 × at ≤ 3.3 and 3.7"
+            "layout size: ≤ 1.1 × the dense time at ≤ 3.2 and 3.52 bytes per weight; speed: ≤ 0.95"
+            " × at ≤ 3.3 and 3.7"
         ),
     ),
     "P4": Target("switch from host memory", gpu_goal="≥ 90 % of the pinned host→device copy rate"),

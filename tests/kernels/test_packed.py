@@ -15,7 +15,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from pa_kernels import Packed, PackedTensor, checksum, packed_switch_, reference
-from pa_kernels.packed import packed_bytes, packed_pair, packed_target
+from pa_kernels.packed import of_lower_parity, packed_bytes, packed_pair, packed_target
+from pa_kernels.packed.codes import span_of
 from pa_kernels.reference import LIMIT, MANTISSA, PACKED_TILE
 from torch import Tensor
 
@@ -152,6 +153,82 @@ def test_codes_and_exceptions_are_the_references(dtype: torch.dtype, finite: boo
 )
 def test_bytes_per_weight(rel: float, most: float) -> None:
     entry = PackedTensor.encode(*pair(1 << 20, torch.bfloat16, rel))
+    assert entry is not None and 2 + entry.nbytes / entry.numel < most
+
+
+@pytest.mark.parametrize("span", SPANS, ids=str)
+@pytest.mark.parametrize("width", LIMIT)
+def test_codes_do_not_depend_on_how_encoding_is_cut(
+    width: int, span: tuple[float, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # a GPU's pieces are larger than a test's tensors: so the CPU takes as few and as many of them
+    b, i = pair(9 * PACKED_TILE + 77, torch.bfloat16, 0.044, finite=False)
+    entries = []
+    for elements in (1 << 24, PACKED_TILE, 4 * PACKED_TILE):
+        monkeypatch.setattr("pa_kernels.packed.codes.CPU_SPAN", elements)
+        monkeypatch.setattr("pa_kernels.parts.CPU_SPAN", elements >> 4)
+        entry = PackedTensor.encode(b, i, span, width=width)
+        assert entry is not None and entry.misfit(b) is None
+        entry.check()
+        entries.append(entry)
+    for entry in entries[1:]:
+        for name, part in entries[0].parts.items():
+            assert torch.equal(entry.parts[name].view(torch.uint8), part.view(torch.uint8))
+
+
+def test_the_pieces_of_an_encoding_are_whole_tiles_and_larger_on_a_gpu() -> None:
+    here, there = (torch.empty(0, device=device) for device in ("cpu", "meta"))
+    assert (span_of(here), span_of(there)) == (1 << 18, 1 << 24)
+    assert span_of(here) % PACKED_TILE == span_of(there) % PACKED_TILE == 0
+
+
+@pytest.mark.parametrize("span", SPANS, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_layout_speed_lists_what_has_no_step_and_is_the_same_otherwise(
+    dtype: torch.dtype, span: tuple[float, float]
+) -> None:
+    b, i = pair(3 * PACKED_TILE + 77, dtype, 0.044 if dtype == torch.bfloat16 else 0.01)
+    b[:4000], i[:4000] = b[0], b[0]  # so that exceptions of a wide range do not outnumber
+    entry, other = (
+        PackedTensor.encode(b, i, span, width=8, layout=layout) for layout in ("speed", "size")
+    )
+    assert entry is not None and other is not None
+    assert (entry.layout, other.layout) == ("speed", "size")
+    assert all(torch.equal(entry.parts[name], part) for name, part in other.parts.items())
+    entry.check()
+    assert entry.crossing is not None and entry.crossing_starts is not None
+    assert entry.nbytes == packed_bytes(b.numel(), entry.count, 8, entry.crossing.numel())
+    codes, odd = reference.packed_codes(b, i, 8, span)
+    crosses = (bits(b) ^ bits(i)) >> MANTISSA[dtype] != 0
+    if span != (0.0, 1.0):
+        for lam in span:
+            crosses |= (bits(reference.lerp(b, i, lam)).int() - bits(b).int()).abs() > LIMIT[8]
+    crosses &= ~odd & (codes >> 1 != 0)
+    tile = torch.arange(4).repeat_interleave(entry.crossing_starts.diff())
+    found = tile * PACKED_TILE + entry.crossing.long()
+    assert torch.equal(found, crosses.nonzero().view(-1))
+    assert found.numel() > 0 or span != (0.0, 1.0)
+    assert entry.misfit(b) is None
+    if found.numel():
+        missing = entry.crossing.int()
+        at = int(found[0])
+        missing[0] = at - 1 if at and not crosses[at - 1] else at + 1
+        wrong = replace(entry, crossing=missing.to(torch.uint16)).misfit(b)
+        assert wrong == min(at, int(missing[0]))
+
+
+def test_the_layout_speed_has_codes_of_8_bits() -> None:
+    b, i = pair(5000, torch.bfloat16, 0.02)
+    for options in ({"layout": "speed", "width": 16}, {"layout": "fast"}):
+        with pytest.raises(ValueError, match="expected size, or of 8 bits speed"):
+            PackedTensor.encode(b, i, **options)  # type: ignore[arg-type]
+    entry = PackedTensor.encode(b, i, layout="speed")
+    assert entry is not None and entry.width == 8
+
+
+@pytest.mark.parametrize(("rel", "most"), [(0.0018, 3.06), (0.017, 3.3), (0.044, 3.7)])
+def test_bytes_per_weight_in_the_layout_speed(rel: float, most: float) -> None:
+    entry = PackedTensor.encode(*pair(1 << 20, torch.bfloat16, rel), layout="speed")
     assert entry is not None and 2 + entry.nbytes / entry.numel < most
 
 
@@ -426,6 +503,21 @@ def test_both_sides_are_told_from_live_weights_and_the_target_from_the_base() ->
         assert torch.equal(bits(packed_target(b[span], entry, span)), bits(i[span]))
 
 
+@pytest.mark.parametrize("width", LIMIT)
+def test_codes_with_the_parity_of_the_lower_pattern_become_those_with_the_bases(width: int) -> None:
+    b, i = pair(70_001, torch.bfloat16, 0.044)
+    entry = PackedTensor.encode(b, i, width=width)
+    assert entry is not None
+    k, everything = (bits(i) - bits(b)).int(), slice(0, entry.numel)
+    lower = torch.where(k < 0, bits(i), bits(b)) & 1
+    coded = reference.packed_codes(b, i, width)[1].logical_not()
+    earlier = replace(entry, codes=of_lower_parity(entry.codes, width))
+    assert not torch.equal(earlier.codes, entry.codes)
+    expected = torch.where(coded, 2 * k + lower, 0).to(torch.int16)
+    assert torch.equal(earlier.element_codes(everything), expected)
+    assert torch.equal(of_lower_parity(earlier.codes, width), entry.codes)
+
+
 def test_one_lambda_for_each_tensor_and_foreign_writes_by_entry() -> None:
     sources = [pair(5000 + k, torch.bfloat16, 0.017 * (k + 1), seed=k) for k in range(3)]
     live = [b.clone() for b, _ in sources]
@@ -465,13 +557,23 @@ def test_a_lambda_outside_the_range_changes_nothing() -> None:
         {"span": torch.tensor([0.5, 1.0])},
         {"span": torch.tensor([0.0, math.nan])},
         {"base": torch.zeros(2, dtype=torch.bfloat16)},
+        {"crossing": None},
+        {"crossing_starts": None},
+        {"crossing_starts": torch.tensor([0, 10**6], dtype=torch.int32)},
+        {"crossing": torch.zeros(3, dtype=torch.int32)},
+        {"crossing": torch.tensor([5000], dtype=torch.uint16), "crossing_starts": "one"},
+        {"crossing": torch.tensor([5, 5], dtype=torch.uint16), "crossing_starts": "two"},
     ],
     ids=str,
 )
 def test_a_tensor_that_would_lead_a_switch_astray_is_refused(changes: dict[str, Any]) -> None:
     b, i = pair(5000, torch.bfloat16, 0.05)
-    entry = PackedTensor.encode(b, i)
+    entry = PackedTensor.encode(b, i, layout="speed")
     assert entry is not None
+    entry.check()
+    if isinstance(changes.get("crossing_starts"), str):
+        count = changes["crossing"].numel()
+        changes = {**changes, "crossing_starts": torch.tensor([0, count], dtype=torch.int32)}
     if isinstance(changes.get("where"), str):
         where = entry.where.clone().int()
         last = {"beyond": 5000, "twice": where[-2], "past its tile": PACKED_TILE + 1}

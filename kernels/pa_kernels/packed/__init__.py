@@ -12,7 +12,7 @@ from torch import Tensor
 from pa_kernels.checksum import checksum
 from pa_kernels.cores import inference
 from pa_kernels.packed import cpu
-from pa_kernels.packed.codes import PackedTensor, packed_bytes
+from pa_kernels.packed.codes import LAYOUTS, PackedTensor, of_lower_parity, packed_bytes
 from pa_kernels.packed.state import PackedRow, State, signed
 from pa_kernels.reference import MANTISSA
 from pa_kernels.switch import (
@@ -25,8 +25,10 @@ from pa_kernels.switch import (
 )
 
 __all__ = [
+    "LAYOUTS",
     "Packed",
     "PackedTensor",
+    "of_lower_parity",
     "packed_bytes",
     "packed_pair",
     "packed_switch_",
@@ -154,8 +156,8 @@ def packed_pair(
     """
     with inference():
         w, codes = live[span].view(torch.int16), entry.element_codes(span)
-        above = cpu.patterns_above(entry.width, entry.dtype, lam).to(w.device)
-        b, i, _ = cpu.packed_sources(w, codes, above, entry.dtype, lam)
+        offsets = cpu.pattern_offsets(entry.width, entry.dtype, lam).to(w.device)
+        b, i, _ = cpu.packed_sources(w, codes, offsets, entry.dtype, lam)
         positions, base, target = entry.exceptions(span)
         for side, values in ((b, base), (i, target)):
             side[positions] = values.view(torch.int16)
@@ -184,5 +186,9 @@ def _checked(t: int, w: Tensor, entry: PackedTensor) -> PackedRow:
         entry.check()
     except ValueError as error:
         raise ValueError(f"entry {t}: {error}") from None
-    sources = (getattr(entry, part) for part in ("codes", "starts", "where", "base", "target"))
+    lists = entry.starts, entry.where
+    crossing = entry.crossing_starts, entry.crossing
+    # a kernel for the layout without them takes as many pointers, and reads none of these
+    rest = [own if other is None else other for own, other in zip(lists, crossing)]
+    sources = entry.codes, *lists, entry.base, entry.target, *rest
     return PackedRow((w.detach().view(-1), *sources), entry=entry)
