@@ -3,6 +3,7 @@ row."""
 
 from __future__ import annotations
 
+import os
 import pathlib
 import random
 from collections.abc import Callable, Iterator
@@ -231,7 +232,8 @@ def ordered(tensor: torch.Tensor) -> torch.Tensor:
 
 def test_order_never_matters(subject: Subject) -> None:
     draw = random.Random(1)
-    for _ in range(200):
+    # an interpreter takes a tenth of a second for a switch
+    for _ in range(10 if os.environ.get("TRITON_INTERPRET") == "1" else 200):
         subject.set_lambda(draw.choice([draw.uniform(*subject.span), draw.uniform(0, 1), 0.0, 1.0]))
     for lam in (0, 0.05, 0.3, 0.5, 1 / 3, 0.999, 1, -0.2, 1.5):
         if not subject.span[0] <= lam <= subject.span[1]:

@@ -13,7 +13,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
 KERNELS = ("kernels/test_gpu.py", "kernels/test_lowrank_gpu.py")
-LIVE = ("test_conformance.py", "live/test_planner.py")
+LIVE = ("test_conformance.py",)
 
 
 @pytest.mark.parametrize(
@@ -21,6 +21,7 @@ LIVE = ("test_conformance.py", "live/test_planner.py")
     [
         (KERNELS, "gpu and not slow"),
         pytest.param(KERNELS, "gpu and slow", marks=pytest.mark.slow),
+        # of whole models and files the interpreter takes minutes
         pytest.param(LIVE, "gpu", marks=pytest.mark.slow),
     ],
     ids=["kernels", "more of kernels", "live weights"],
@@ -34,6 +35,7 @@ def test_tests_for_a_gpu_pass_without_one(files: tuple[str, ...], marks: str) ->
             "pytest",
             *(f"tests/{file}" for file in files),
             *("-p", "tests.without_gpu", "-p", "no:cacheprovider", "-m", marks, "-rs"),
+            *(["-k", "plain and not wide"] if files == LIVE else []),
         ],
         cwd=ROOT,
         env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)},
