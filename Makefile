@@ -30,10 +30,10 @@ $(READY): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar on -q -c constraints.txt -e '.[dev]'
 	@touch $@
 
-demo: $(READY)  ## sweep the shipped pair: table and figure in runs/demo
+demo: $(READY)  ## sweep the shipped pair: answer, table, figure and page in runs/demo
 	$(BIN)/pa-fast sweep examples/demo/pair/base examples/demo/pair/instruct --lambdas 0:1:0.05 \
 	  --eval 'icl:examples/demo/fewshot.jsonl,shots=5,sep=\n' --eval python:examples.demo.follow:follow \
-	  --out runs/demo
+	  --keep 'python>=80%' --batch-size 64 --out runs/demo
 
 test: $(READY)  ## the whole test suite, no GPU needed
 	$(BIN)/python -m pytest $(PARALLEL)

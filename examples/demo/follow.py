@@ -20,11 +20,17 @@ def follow(engine: Engine) -> Score:
     assert stop is not None, "the demo's tokenizer has <eos>"
     prompts = [engine.tokenizer.encode(row["prompt"]) for row in ROWS]
     answers = engine.generate(prompts, Generation(max_new_tokens=LONGEST + 1, stop=(stop,)))
+    texts = [engine.tokenizer.decode(answer) for answer in answers]
     items = [
-        Item(row["id"], row["group"], float(engine.tokenizer.decode(answer) == row["answer"]))
-        for row, answer in zip(ROWS, answers)
+        Item(row["id"], row["group"], float(text == row["answer"]))
+        for row, text in zip(ROWS, texts)
     ]
-    return Score(sum(item.score for item in items) / len(items), "exact match", len(items), items)
+    kept = "".join(
+        json.dumps({**row, "output": text, "score": item.score}) + "\n"
+        for row, text, item in zip(ROWS, texts, items)
+    )
+    accuracy = sum(item.score for item in items) / len(items)
+    return Score(accuracy, "exact match", len(items), items, files={"outputs.jsonl": kept})
 
 
 follow.identity = {"requests_sha256": hashlib.sha256(DATA.read_bytes()).hexdigest()}  # type: ignore[attr-defined]
