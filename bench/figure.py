@@ -18,6 +18,7 @@ PLACE = "images/per_lambda"
 OURS = "pa_fast sweep, per λ"
 WAYS = {
     OURS: "pa_fast sweep, in place",
+    "mergekit merge_state_dicts + copy_, per λ": "mergekit in memory,\ncopied into the model",
     "pa-fast merge + from_pretrained, per λ": "pa-fast merge to disk,\nfrom_pretrained",
     "mergekit + from_pretrained, per λ": "mergekit to disk,\nfrom_pretrained",
 }

@@ -252,6 +252,9 @@ def _set_default_device(torch: Any, device: Any) -> None:
 
     # CPU is what None means, without a function mode in every call
     torch.set_default_device(None if device.type == "cpu" else device)
+    kept = getattr(torch, "_GLOBAL_DEVICE_CONTEXT", None)
+    if kept is not None and getattr(kept, "device_context", kept) is None:
+        del kept.device_context  # PyTorch 2.8 cannot read the None that it has just stored
     while torch.get_default_device() != device and isinstance(
         _get_current_function_mode_stack()[-1], DeviceContext
     ):

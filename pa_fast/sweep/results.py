@@ -194,6 +194,8 @@ class SweepResult:
             answer = self.answer()
         except PaFastError as error:
             return {"sentence": f"No answer can be given: {error.message}."}
+        except ImportError as error:  # a run is recorded whatever is installed
+            return {"sentence": f"No answer can be given: {error.name} is not installed."}
         return answer.document()
 
     def table(self) -> Table:

@@ -145,7 +145,7 @@ def test_no_verb_prints_what_a_terminal_obeys(
     for expected, arguments in verbs:
         code, shown = run(monkeypatch, capsys, *arguments)
         assert code == expected, (arguments, shown)
-        assert (r"\u001b[31m" if "--json" in arguments else r"\x1b[31m") in shown, (
+        assert (r"\u001b]0;pwned" if "--json" in arguments else r"\x1b]0;pwned") in shown, (
             arguments,
             shown,
         )

@@ -101,7 +101,7 @@ def test_every_promise_has_a_row_and_what_needs_a_gpu_says_so() -> None:
     assert {row[0] for row in rows} == set(TARGETS)
     assert [row[3:] for row in rows if row[0] == "P7"] == [["2 × `cp`", "1.250"]]
     assert [row[3] for row in rows if row[0] == "P9"] == ["not measured in this run"]
-    assert "P7   merge, 1.06 G weights\n       goal: ≤ 3 × `cp`" in FOUND.summary()
+    assert "P7   merge, 1.06 G weights\n       goal: ≤ 2 × `cp` and `sync`" in FOUND.summary()
 
 
 def test_the_markdown_names_what_failed_and_gives_it_no_speed(tmp_path: pathlib.Path) -> None:

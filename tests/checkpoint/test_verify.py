@@ -167,4 +167,4 @@ def test_the_command_says_swapped_sides_where_it_fails(merged: tuple[Path, Path,
     out, base, instruct = map(str, merged)
     result = CliRunner().invoke(app, ["verify", out, instruct, base])
     assert isinstance(result.exception, DataError)
-    assert "note: base and instruct are swapped" in result.stderr
+    assert "note: base and instruct are swapped" in result.output

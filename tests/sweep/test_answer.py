@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -101,6 +102,17 @@ def test_an_older_run_folder_of_macro_means_still_answers(tmp_path: Path) -> Non
         path.write_text("".join(json.dumps(row) + "\n" for row in old))
     found = SweepResult.load(tmp_path).answer()
     assert found.sentence == expected.sentence and found.gain == pytest.approx(expected.gain)
+
+
+def test_a_run_is_recorded_where_the_statistics_cannot_be_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine that is lent may not have scipy, and its sweep must not end with an error."""
+    monkeypatch.setitem(sys.modules, "pa_fast.stats", None)
+    result = sweep(FakeEngine(), "0,1", [Scorer("a")], tmp_path, figure=False)
+    assert len(result.rows) == 2
+    said = json.loads((tmp_path / "results.json").read_text())["answer"]
+    assert said == {"sentence": "No answer can be given: pa_fast.stats is not installed."}
 
 
 def test_a_number_without_items_is_answered_without_intervals(tmp_path: Path) -> None:

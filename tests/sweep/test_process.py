@@ -143,6 +143,8 @@ def snapshot() -> dict[str, Any]:
 @pytest.mark.parametrize("leak", LEAKS)
 def test_what_an_evaluator_leaves_is_put_back_and_named_once(tmp_path: Path, leak: str) -> None:
     kind, act = LEAKS[leak]
+    if "newer" in leak and not hasattr(torch.backends.cuda.matmul, "fp32_precision"):
+        pytest.skip("this version of PyTorch has the older way alone")
     before, seen = snapshot(), []
     leaky, watcher = (
         Scorer("leaky", act=lambda _: act()),
