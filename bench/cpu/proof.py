@@ -10,7 +10,7 @@ from pa_kernels import Lerp, compiled
 
 import pa_fast
 from bench.cases import OPS
-from bench.pairs import Pair
+from bench.pairs import FlatPair
 from bench.run import Run
 from pa_fast.throughput.harness import Way, require_bits
 
@@ -18,7 +18,7 @@ CASE = OPS["proof"]
 
 
 def proof(run: Run) -> None:
-    pair = Pair.drawn(CASE.size, *CASE.dtypes)
+    pair = FlatPair.drawn(CASE.size, *CASE.dtypes)
     live, base, instruct = (
         {str(t): tensor for t, tensor in enumerate(side)}
         for side in (pair.out, pair.base, pair.inst)
@@ -62,7 +62,7 @@ def proof(run: Run) -> None:
             Way("all of a λ, by torch", by(None, prove), moved_bytes=four),
             Way("checksum, by torch", by(None, lambda _: weights.checksum())),
             Way("a merge again as well", by(loops, first)),
-            ours.again,
+            ours.repeated,
         ]
         if loops is not None:
             ways += [
