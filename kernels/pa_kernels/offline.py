@@ -118,6 +118,11 @@ class Compiled:
         bytes_per_element: what these move; equal to the kernel's own figure only if no access is
             narrower.
         instructions_per_element: machine instructions on that path, tables and addresses included.
+        loop_per_element: of a kernel that walks its tile in a loop, those of that loop (of the
+            longest, where it stands in several versions); else 0.
+        alu_per_element: of these the ones of NVIDIA's ALU, which takes half as many as are issued:
+            logic, shifts, additions and comparisons of integers, comparisons and selections of
+            floats, `I2FP`.
         registers: per thread (vector registers on AMD).
         spills: registers or bytes spilled; 0 is the only good value.
         packed_rounding: machine instructions that round two values to bf16 at once.
@@ -132,6 +137,8 @@ class Compiled:
     wide_stores: int
     bytes_per_element: float
     instructions_per_element: float
+    loop_per_element: float
+    alu_per_element: float
     registers: int
     spills: int
     packed_rounding: int
@@ -215,6 +222,7 @@ def packed(dtype: torch.dtype, width: int, launch: Launch | None = None) -> Kern
         packed_triton.constants(dtype, width, launch, nvidia=False),
         Launch(BLOCK, launch.threads),
         4 + width // 8,
+        packed_triton.options(width),
     )
 
 
@@ -270,6 +278,7 @@ def compile_for(kernel: Kernel, target: str) -> Compiled:
     )
     loads, stores, length = _full_tile_path(instructions)
     threads_per_element = kernel.launch.threads / kernel.launch.block
+    loop = max(_loops(instructions), key=len, default=[])
     return Compiled(
         kernel=kernel.name,
         target=target,
@@ -277,6 +286,8 @@ def compile_for(kernel: Kernel, target: str) -> Compiled:
         wide_stores=stores,
         bytes_per_element=(loads + stores) * 16 * threads_per_element,
         instructions_per_element=length * threads_per_element,
+        loop_per_element=len(loop) * threads_per_element,
+        alu_per_element=sum(step.alu for step in loop) * threads_per_element,
         **counts,
     )
 
@@ -284,14 +295,20 @@ def compile_for(kernel: Kernel, target: str) -> Compiled:
 @dataclass(frozen=True)
 class _Instruction:
     """One machine instruction: whether it is a 128-bit load or store, where it may jump, whether
-    the next may follow, and whether the program may end with it."""
+    the next may follow, whether the program may end with it, and whether it is one of the ALU."""
 
     load: bool
     store: bool
     jump: int | None
     falls: bool
     leaves: bool
+    alu: bool = False
 
+
+_ALU = re.compile(
+    r"(?:@!?U?P\d+ +)?(?:LOP3|LOP|PLOP3|SHF|LEA|IADD3?|VIADD|V?IMNMX3?|VIADDMNMX|IABS|SGXT|BMSK"
+    r"|PRMT|SEL|FSEL|ISETP|FSETP|FMNMX3?|MOV|I2FP)\b"
+)
 
 _Reading = tuple[list[_Instruction], dict[str, Any]]
 """A program, and what `Compiled` says of it beside its full tile's path."""
@@ -326,6 +343,7 @@ def _read_cuda(ptx: str, cubin: bytes) -> _Reading:
                 jump=index.get(int(target[1], 16)) if target else None,
                 falls=not ends,
                 leaves=re.search(r"\b(EXIT|RET)\b", text) is not None,
+                alu=_ALU.match(text) is not None,
             )
         )
     resources = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", usage.stdout + usage.stderr))
@@ -385,6 +403,16 @@ def _read_amd(text: str) -> _Reading:
     }
 
 
+def _loops(instructions: Sequence[_Instruction]) -> list[Sequence[_Instruction]]:
+    """The bodies of loops that hold a 128-bit store."""
+    bodies = [
+        instructions[step.jump : place + 1]
+        for place, step in enumerate(instructions)
+        if step.jump is not None and step.jump <= place
+    ]
+    return [body for body in bodies if any(step.store for step in body)]
+
+
 def _full_tile_path(instructions: Sequence[_Instruction]) -> tuple[int, int, int]:
     """128-bit loads, 128-bit stores and instructions on the full tile's way from entry to exit.
 
@@ -434,13 +462,17 @@ def main() -> None:
         f"triton {triton.__version__}; el: weight, 64-bit word for checksum, entry of an index"
         " list, bit of a bitmap"
     )
-    print(f"{'kernel':32} target   128-bit ld/st  bytes/el  instr/el  registers  spills  bf16x2")
+    print(
+        f"{'kernel':32} target   128-bit ld/st  bytes/el  instr/el  loop/el   ALU/el  registers"
+        "  spills  bf16x2"
+    )
     for kernel in kernels():
         for target in TARGETS:
             row = compile_for(kernel, target)
             print(
                 f"{row.kernel:32} {target:8} {row.wide_loads:>10}/{row.wide_stores}"
                 f" {row.bytes_per_element:9.2f} {row.instructions_per_element:9.1f}"
+                f" {row.loop_per_element:8.1f} {row.alu_per_element:8.1f}"
                 f" {row.registers:10} {row.spills:7} {row.packed_rounding:7}"
             )
 

@@ -233,7 +233,7 @@ def packed_codes(
     live weights.
 
     With k = bits(inst) − bits(base), both weights of one sign, the code is 2·k + p, p being the
-    lowest bit of the lower of the two patterns. Coded are finite weights whose patterns are equal,
+    lowest bit of the base's pattern. Coded are finite weights whose patterns are equal,
     and those of one sign, both normal, with |k| up to LIMIT[width]; where `span` leaves [0, 1], of
     the latter only those with base, inst, W(lo) and W(hi) in one binade and no merge under the
     smallest normal number before it is rounded.
@@ -261,8 +261,7 @@ def packed_codes(
                 lerp(base, inst, lam, torch.float32).abs() >= torch.finfo(dtype).smallest_normal
             )
     coded |= (k == 0) & ((b & 0x7FFF) <= largest(dtype))
-    lower = torch.where(k < 0, i, b)
-    return torch.where(coded, 2 * k + (lower & 1), 0).to(torch.int16), ~coded
+    return torch.where(coded, 2 * k + (b & 1), 0).to(torch.int16), ~coded
 
 
 def packed_sources(live: Tensor, codes: Tensor, lam: float) -> tuple[Tensor, Tensor]:
@@ -276,7 +275,8 @@ def packed_sources(live: Tensor, codes: Tensor, lam: float) -> tuple[Tensor, Ten
 
     Numerics:
         Let L be the lower and U = L + |k| the upper pattern of a pair, and μ the weight of U: λ
-        where k > 0, else 1 − λ. Within [0, 1], f(L) = (1 − μ)·val(L) + μ·val(L + |k|) grows with L,
+        where k > 0, else 1 − λ. Where k < 0 the base is U, and the parity of L follows from p and
+        k. Within [0, 1], f(L) = (1 − μ)·val(L) + μ·val(L + |k|) grows with L,
         and by at least f(L)/256 with each step: a normal number with h bits below its leading one
         is at most 2ʰ⁺¹ units of its last place, and h is 7 or more (of fp16 10; then read 2048). So
         two L of one parity are more than f/128 apart, while all f that round to one W lie within
@@ -295,8 +295,8 @@ def packed_sources(live: Tensor, codes: Tensor, lam: float) -> tuple[Tensor, Ten
         the smallest normal number. A code k = 0 says that base and inst are W.
     """
     dtype, h = live.dtype, MANTISSA[live.dtype]
-    w, k, p = live.view(torch.int16).int() & 0x7FFF, codes.int() >> 1, codes.int() & 1
-    n = k.abs()
+    w, k = live.view(torch.int16).int() & 0x7FFF, codes.int() >> 1
+    n, p = k.abs(), (codes.int() ^ torch.where(k < 0, k, 0)) & 1
     first, last = torch.full_like(w, 1 << h), torch.full_like(w, largest(dtype))
     if not 0 <= fp32(lam) <= 1:
         first, last = w >> h << h, (w >> h << h) + (1 << h) - 1

@@ -2,7 +2,8 @@
 
 `__metadata__` of the header holds
 
-    format      "3"; "2" has checksums of version 1, and "1" is also without sum
+    format      "3"; in "2" checksums are of version 1, and packed codes have another parity bit; "1"
+                is also without sum
     sum         64 bits of BLAKE2b over all other metadata, 16 hex digits: detects edits
     store       the store of the delta: dense, packed, sparse or lowrank
     options     the store's options in one line
@@ -61,7 +62,8 @@ FORMAT = "3"
 _UNSUMMED = "1"
 """The first format, which can still be read. Its texts are not protected by a sum."""
 CHECKSUM_VERSIONS = {FORMAT: CHECKSUM_VERSION, "2": 1, _UNSUMMED: 1}
-"""By format of the file, the version of its checksums. All of them are checked as they are."""
+"""By format of the file, the version of its checksums. All of them are checked as they are. What
+else was different before is the matter of `Store.of_older_format`."""
 
 _DTYPES = {
     torch.bfloat16: "BF16",
@@ -153,7 +155,7 @@ class DeltaFile:
     """A delta file open for reading. Make one with `DeltaFile.open`; a context manager.
 
     Tensors on a CPU are read-only views of a memory map of the file, or copies if the file
-    misaligns them.
+    misaligns them, or is of an older format that had them otherwise.
 
     Attributes:
         description: the description in the file.
@@ -166,8 +168,11 @@ class DeltaFile:
         description: Description,
         infos: Mapping[str, TensorInfo],
         file: WeightFile,
+        *,
+        is_older: bool,
     ):
         self.path, self.description, self.file = path, description, file
+        self._is_older = is_older
         self._infos, self._kinds = infos, registry.kinds()
 
     @classmethod
@@ -204,7 +209,9 @@ class DeltaFile:
                         f"{path}: tensor {quoted(f'{name}::{part}')} is {actual}, expected {rule}",
                         _AGAIN,
                     )
-        return cls(path, description, header.tensors, WeightFile(path, header.size_bytes))
+        file = WeightFile(path, header.size_bytes)
+        is_older = header.metadata["format"] != FORMAT
+        return cls(path, description, header.tensors, file, is_older=is_older)
 
     @property
     def nbytes(self) -> int:
@@ -231,6 +238,8 @@ class DeltaFile:
                 f"{self.path}: tensor {quoted(name)}: content {content}, expected {tensor.data}",
                 _AGAIN,
             )
+        if self._is_older:
+            parts = store.of_older_format(tensor, parts)
         moved = {n: p if n in store.host_parts else p.to(device) for n, p in parts.items()}
         try:
             return store.from_parts(tensor, moved)

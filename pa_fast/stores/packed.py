@@ -9,7 +9,7 @@ from typing import Any
 
 import pa_kernels
 import torch
-from pa_kernels.packed import PackedTensor, packed_pair, packed_target
+from pa_kernels.packed import PackedTensor, of_lower_parity, packed_pair, packed_target
 from pa_kernels.reference import MANTISSA, same_bits
 from pa_kernels.switch import Written
 from torch import Tensor
@@ -230,9 +230,20 @@ class PackedStore(Store):
             yield part, fits, f"{tensor.live} {list(where)}"
 
     @classmethod
+    def of_older_format(
+        cls, tensor: TensorDescription, parts: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Give the codes the parity of the base; formats 1 and 2 had that of the lower pattern."""
+        return {**parts, "codes": of_lower_parity(parts["codes"], cls._width(tensor))}
+
+    @classmethod
+    def _width(cls, tensor: TensorDescription) -> int:
+        return int(tensor.kind.removeprefix("packed"))
+
+    @classmethod
     def from_parts(cls, tensor: TensorDescription, parts: Mapping[str, Tensor]) -> PackedTensor:
-        numel, width = torch.Size(tensor.shape).numel(), int(tensor.kind.removeprefix("packed"))
-        entry = PackedTensor(torch_dtype(tensor.live), numel, width, **parts)
+        numel = torch.Size(tensor.shape).numel()
+        entry = PackedTensor(torch_dtype(tensor.live), numel, cls._width(tensor), **parts)
         entry.check()
         return entry
 

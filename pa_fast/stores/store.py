@@ -296,6 +296,14 @@ class Store:
         return iter(())
 
     @classmethod
+    def of_older_format(
+        cls, tensor: TensorDescription, parts: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Return the parts of an entry of a file of an older format as this version has them; the
+        file's own are not written to."""
+        return parts
+
+    @classmethod
     def from_parts(cls, tensor: TensorDescription, parts: Mapping[str, Tensor]) -> Entry:
         """Build the entry that a file describes, and check its contents.
 

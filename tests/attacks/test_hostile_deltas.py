@@ -16,6 +16,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from pa_kernels import checksum
+from pa_kernels.packed import of_lower_parity
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -24,6 +25,7 @@ from pa_fast.checkpoint.provenance import as_hex, combine
 from pa_fast.errors import PaFastError
 from pa_fast.stores.file import sum_of
 from pa_fast.stores.lowrank import LowRankStore
+from pa_fast.stores.packed import PackedStore
 from pa_fast.stores.sparse import SparseStore
 from tests.stores import pairs
 
@@ -364,6 +366,37 @@ def test_a_file_of_the_format_without_sum_still_opens(
     forged.save(tmp_path / "before")
     live, _ = guarded(base)
     assert pa_fast.LiveWeights.open(live, base, tmp_path / "before").verify()
+
+
+@pytest.mark.parametrize("format", ["1", "2"])
+@pytest.mark.parametrize(("rel", "kind"), [(0.02, "packed8"), (0.2, "packed16")])
+def test_packed_files_of_older_formats_still_open(
+    rel: float, kind: str, format: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    b, i = pairs.pair(changed=1.0, rel=rel, shapes={"long": (70_000,)})
+    with monkeypatch.context() as patch:
+        patch.setattr(pa_kernels, "checksum", lambda tensors, _=1: checksum(tensors, 1))
+        forged = Forged.of(pairs.saved(tmp_path / "now", b, i, PackedStore()))
+    assert forged.about["long"]["kind"] == kind
+    forged.metadata["format"] = format
+    if format == "1":
+        del forged.metadata["sum"]
+    forged.save(tmp_path / "as it is")
+    assert "`long`" in refused(tmp_path / "as it is", b)  # codes of today's parity in an old file
+    width = int(kind.removeprefix("packed"))
+    forged.parts["long::codes"] = of_lower_parity(forged.parts["long::codes"], width)
+    parts = {name.partition("::")[2]: part for name, part in forged.parts.items()}
+    order = PackedStore.part_names
+    forged.about["long"]["data"] = as_hex(
+        combine({part: checksum([parts[part]], 1)[0] for part in order})
+    )
+    forged.save(tmp_path / "before")
+    weights, live = pairs.opened(tmp_path / "before", b)
+    for lam in (0.3, 1.0, 0.7):
+        weights.set_lambda(lam)
+        assert weights.verify()
+        expected = pa_kernels.reference.lerp(b["long"], i["long"], lam)
+        assert bool(pa_kernels.reference.same_bits(live["long"], expected).all())
 
 
 @pytest.mark.parametrize("size", [0, 5, 100, -100, -1])

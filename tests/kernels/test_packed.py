@@ -15,7 +15,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from pa_kernels import Packed, PackedTensor, checksum, packed_switch_, reference
-from pa_kernels.packed import packed_bytes, packed_pair, packed_target
+from pa_kernels.packed import of_lower_parity, packed_bytes, packed_pair, packed_target
 from pa_kernels.reference import LIMIT, MANTISSA, PACKED_TILE
 from torch import Tensor
 
@@ -424,6 +424,21 @@ def test_both_sides_are_told_from_live_weights_and_the_target_from_the_base() ->
             bits(found[1]), bits(i[span])
         )
         assert torch.equal(bits(packed_target(b[span], entry, span)), bits(i[span]))
+
+
+@pytest.mark.parametrize("width", LIMIT)
+def test_codes_with_the_parity_of_the_lower_pattern_become_those_with_the_bases(width: int) -> None:
+    b, i = pair(70_001, torch.bfloat16, 0.044)
+    entry = PackedTensor.encode(b, i, width=width)
+    assert entry is not None
+    k, everything = (bits(i) - bits(b)).int(), slice(0, entry.numel)
+    lower = torch.where(k < 0, bits(i), bits(b)) & 1
+    coded = reference.packed_codes(b, i, width)[1].logical_not()
+    earlier = replace(entry, codes=of_lower_parity(entry.codes, width))
+    assert not torch.equal(earlier.codes, entry.codes)
+    expected = torch.where(coded, 2 * k + lower, 0).to(torch.int16)
+    assert torch.equal(earlier.element_codes(everything), expected)
+    assert torch.equal(of_lower_parity(earlier.codes, width), entry.codes)
 
 
 def test_one_lambda_for_each_tensor_and_foreign_writes_by_entry() -> None:

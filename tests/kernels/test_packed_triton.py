@@ -1,14 +1,26 @@
 """The packed kernel's body: on a GPU where there is one, else in Triton's interpreter
 (`test_interpreter.py` runs it so)."""
 
+# mypy: disable-error-code="no-untyped-def"
+# (arguments of Triton functions have no Python types)
+
 from __future__ import annotations
 
+import math
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
+import triton
+import triton.language as tl
 from pa_kernels import Packed, PackedTensor, checksum, reference
+from pa_kernels.packed import triton as packed_triton
+from pa_kernels.reference import LIMIT, MANTISSA, largest
+from torch import Tensor
 
-from tests.kernels.pairs import INTERPRETED, at_powers_of_two, same, sampled
-from tests.kernels.test_packed import hard_lambdas, pair
+from tests.kernels.pairs import INTERPRETED, at_powers_of_two, bits, same, sampled
+from tests.kernels.test_packed import hard_lambdas, neighbours, pair
 from tests.kernels.test_triton import fused, fused_multiply_add, on_device  # noqa: F401
 
 pytestmark = [pytest.mark.triton, pytest.mark.filterwarnings("ignore:.*encountered:RuntimeWarning")]
@@ -59,3 +71,107 @@ def test_pairs_near_the_smallest_normal_number(dtype: torch.dtype) -> None:
     for lam in (-0.2, 1.5, 0.5, -0.2):
         packed.run_(lam)
         assert same(live, reference.lerp(b, i, lam)), lam
+
+
+@triton.jit
+def solve_kernel(
+    w_ptr, code_ptr, out_ptr, lam_ptr, OUT: tl.constexpr, WIDTH: tl.constexpr, COUNT: tl.constexpr
+):
+    """The bases of COUNT weights, as the kernel solves for them: it switches to λ = 0."""
+    offsets = tl.program_id(0) * COUNT + tl.arange(0, COUNT)
+    m, code = tl.load(w_ptr + offsets).to(tl.int32), tl.load(code_ptr + offsets).to(tl.int32)
+    old, new = tl.load(lam_ptr), tl.load(lam_ptr + 1)
+    slope = packed_triton.slopes(old)
+    x = packed_triton.switched(m, code, old, new, slope, OUT, WIDTH)
+    tl.store(out_ptr + offsets, packed_triton.round_to(x, OUT).to(tl.int16, bitcast=True))
+
+
+@pytest.fixture(params=(-2, -1, 1, 2) if INTERPRETED else (0,), ids="{:+} ulp".format)
+def imprecise_division(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> list[int]:
+    """Every quotient off by so many ulp, where the interpreter would give the exact one: NVIDIA's
+    `div.full` is within 2. Returns a list of what was divided."""
+    divided: list[int] = []
+    if not INTERPRETED:
+        return divided
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+    def divide(self: Any, x: Any, y: Any) -> Any:
+        quotient = np.asarray(x.data / y.data, dtype=np.float32)
+        off = np.where(np.isfinite(quotient) & (quotient != 0), request.param, 0).astype(np.int32)
+        divided.append(quotient.size)
+        return TensorHandle((quotient.view(np.int32) + off).view(np.float32), x.dtype.scalar)
+
+    monkeypatch.setattr(InterpreterBuilder, "create_fdiv", divide)
+    return divided
+
+
+ADVERSARIAL = [
+    reference.fp32(lam)
+    for lam in (
+        0.0,
+        1.0,
+        1e-45,  # the least fp32
+        2**-126,
+        1e-30,
+        2**-24,
+        1 - 2**-24,
+        1 - 2**-23,
+        0.5,
+        0.5 - 2**-25,
+        0.5 + 2**-24,
+        1 / 3,
+        2 / 3,
+        # merges of bf16 on ties of its own grid, and just beside them
+        *(near for n in (1, 2, 3, 5, 7, 9, 31, 62, 63) for near in (0.5 / n, 1 - 0.5 / n)),
+        *(k / 256 for k in (1, 85, 127, 128, 129, 171, 255)),
+        *(math.nextafter(k / 126, side) for k in (1, 61, 63, 125) for side in (0, 1)),
+    )
+]
+"""λ where fp32 loses most, where the contract's branches meet, and where merges tie."""
+
+
+def all_pairs(dtype: torch.dtype, width: int) -> tuple[Tensor, Tensor]:
+    """Bases and codes: for 8 bits every position of a binade with every k, at the least, a middle
+    and the largest exponent; for 16 bits random ones, at all exponents."""
+    if width == 8:
+        b, i = (bits(side).int() for side in neighbours(dtype, LIMIT[8]))
+        h, top = MANTISSA[dtype], largest(dtype)
+        binade = b[0] >> h
+        exponents = (1, 2, int(binade), (top >> h) - 1, top >> h)
+        moved = [(e - binade) << h for e in exponents]
+        b, i = (torch.cat([side + by for by in moved]) for side in (b, i))
+    else:
+        g = torch.Generator().manual_seed(17)
+        b = torch.randint(1 << MANTISSA[dtype], largest(dtype) + 1, (1 << 17,), generator=g)
+        k = torch.randint(-LIMIT[16], LIMIT[16] + 1, b.shape, generator=g)
+        b, i = b, b + torch.where(torch.rand(b.shape, generator=g) < 0.5, k, k >> 5)
+    normal = (i >= 1 << MANTISSA[dtype]) & (i <= largest(dtype))
+    b, i = b[normal], i[normal]
+    return b.to(torch.int16).view(dtype), (2 * (i - b) + (b & 1)).to(torch.int16)
+
+
+@fused
+@pytest.mark.parametrize("part", [0, *(pytest.param(k, marks=pytest.mark.slow) for k in (1, 2, 3))])
+@pytest.mark.parametrize("width", LIMIT)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_the_base_is_found_where_every_division_is_off_by_two_ulp(
+    dtype: torch.dtype, width: int, part: int, imprecise_division: list[int]
+) -> None:
+    b, codes = all_pairs(dtype, width)
+    if dtype == torch.float16:
+        b, codes = b[part::5], codes[part::5]
+    i = (bits(b) + (codes >> 1)).view(dtype)
+    count = triton.next_power_of_2(b.numel())
+    block = count if INTERPRETED else 1024
+    held, found, code = (on_device(torch.zeros(count, dtype=torch.int16)) for _ in range(3))
+    code[: b.numel()] = on_device(codes)
+    for lam in ADVERSARIAL[part::4]:
+        held[: b.numel()] = on_device(bits(reference.lerp(b, i, lam)))
+        table = on_device(torch.tensor([lam, 0.0]))
+        constants = {"OUT": packed_triton.TRITON_DTYPES[dtype], "WIDTH": width, "COUNT": block}
+        solve_kernel[(count // block,)](held, code, found, table, **constants)
+        wrong = found[: b.numel()].cpu() != bits(b)
+        assert not bool(wrong.any()), (lam, b[wrong][:3].tolist(), i[wrong][:3].tolist())
+    assert imprecise_division or not INTERPRETED

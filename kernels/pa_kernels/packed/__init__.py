@@ -12,7 +12,7 @@ from torch import Tensor
 from pa_kernels.checksum import checksum
 from pa_kernels.cores import inference
 from pa_kernels.packed import cpu
-from pa_kernels.packed.codes import PackedTensor, packed_bytes
+from pa_kernels.packed.codes import PackedTensor, of_lower_parity, packed_bytes
 from pa_kernels.packed.state import PackedRow, State, signed
 from pa_kernels.reference import MANTISSA
 from pa_kernels.switch import (
@@ -27,6 +27,7 @@ from pa_kernels.switch import (
 __all__ = [
     "Packed",
     "PackedTensor",
+    "of_lower_parity",
     "packed_bytes",
     "packed_pair",
     "packed_switch_",
@@ -154,8 +155,8 @@ def packed_pair(
     """
     with inference():
         w, codes = live[span].view(torch.int16), entry.element_codes(span)
-        above = cpu.patterns_above(entry.width, entry.dtype, lam).to(w.device)
-        b, i, _ = cpu.packed_sources(w, codes, above, entry.dtype, lam)
+        offsets = cpu.pattern_offsets(entry.width, entry.dtype, lam).to(w.device)
+        b, i, _ = cpu.packed_sources(w, codes, offsets, entry.dtype, lam)
         positions, base, target = entry.exceptions(span)
         for side, values in ((b, base), (i, target)):
             side[positions] = values.view(torch.int16)

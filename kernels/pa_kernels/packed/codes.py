@@ -208,6 +208,30 @@ def code_words(numel: int, width: int) -> int:
     return numel if width == 16 else -(-numel // BLOCK) * PLANE
 
 
+def of_lower_parity(codes: Tensor, width: int) -> Tensor:
+    """Codes whose parity bit is that of the lower of the two patterns, as earlier versions had it,
+    with the base's: a copy.
+
+    The base is the upper one where k < 0, and of another parity where k is odd. So the same step
+    leads back.
+
+    Args:
+        codes: words as `PackedTensor.codes` has them, on the CPU; maybe read-only.
+    """
+    ones, sign = (0x0101, 7) if width == 8 else (1, 15)
+    changed = torch.empty_like(codes)
+
+    def change(piece: slice) -> None:
+        with inference():
+            out = torch.bitwise_right_shift(codes[piece], sign, out=changed[piece])
+            out &= codes[piece] >> 1
+            out &= ones
+            out ^= codes[piece]
+
+    over(change, pieces(codes.numel(), SPAN), codes)
+    return changed
+
+
 def packed_bytes(numel: int, exceptions: int, width: int) -> int:
     """Bytes of a packed tensor."""
     return 2 * code_words(numel, width) + 6 * exceptions + 4 * (-(-numel // PACKED_TILE) + 1) + 8
@@ -279,7 +303,7 @@ def _codes(
     bad &= k | -k  # equal patterns need to be finite alone
     bad |= finite
     bad >>= 15
-    codes = (k << 1) | ((b ^ (k & (k >> 15))) & 1)
+    codes = (k << 1) | (b & 1)
     codes &= ~bad
     return codes, bad
 

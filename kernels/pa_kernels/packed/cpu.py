@@ -149,31 +149,29 @@ def merged(b: Tensor, i: Tensor, lam: float) -> Tensor:
 
 
 def packed_sources(
-    w: Tensor, codes: Tensor, above: Tensor, dtype: torch.dtype, lam: float
+    w: Tensor, codes: Tensor, offsets: Tensor, dtype: torch.dtype, lam: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Patterns of base and target of what holds W(λ) in patterns w, of equal ones w itself, of
     exceptions anything; and −1 where they differ, else 0.
 
-    In one binade W is as many units above the lower of the two as `above`, its `patterns_above`,
-    says, whatever the exponent. A code does not say whether its weight is of that kind: it is not
-    if what lies so far below W has the wrong parity, or does not share its binade with the upper
-    one; then the lower one is solved for.
+    In one binade W is as many units from the base as `offsets`, its `pattern_offsets`, says,
+    whatever the exponent. A code does not say whether its weight is of that kind: it is not if what
+    lies so far from W has the wrong parity, or does not share its binade with the target; then the
+    base is solved for.
     """
     k = codes >> 1
-    n = k.abs()
     moves = (k | -k) >> 15
-    low = w - torch.index_select(above, 0, codes.int() + above.numel() // 2)
-    odd = ((low ^ (low + n)) & (-1 << MANTISSA[dtype])) | ((low ^ codes) & 1)
+    b = w - torch.index_select(offsets, 0, codes.int() + offsets.numel() // 2)
+    odd = ((b ^ (b + k)) & (-1 << MANTISSA[dtype])) | ((b ^ codes) & 1)
     apart = (odd & moves).nonzero().view(-1)
     if apart.numel():
-        low[apart] = solved(w[apart], codes[apart], dtype, lam)
-    b = low + (n & (k >> 15))  # the upper one where k is negative
+        b[apart] = solved(w[apart], codes[apart], dtype, lam)
     return b, b + k, moves
 
 
-def patterns_above(width: int, dtype: torch.dtype, lam: float) -> Tensor:
-    """bits(W(λ)) less the lower pattern, for pairs that share a binade, by code from the least to
-    the largest: int16 [2^width].
+def pattern_offsets(width: int, dtype: torch.dtype, lam: float) -> Tensor:
+    """bits(W(λ)) − bits(B) of pairs that share a binade, by code from the least to the largest:
+    int16 [2^width].
 
     fp32 keeps 24 bits of a sum whose leading one stands where the dtype's does, so it rounds
     multiples of λ to a fixed fraction of a unit, and which way a tie of the last rounding goes is a
@@ -184,14 +182,13 @@ def patterns_above(width: int, dtype: torch.dtype, lam: float) -> Tensor:
     fraction = 2.0 ** (23 - MANTISSA[dtype])
     near_base = abs(lam) < 0.5
     weight = lam if near_base else reference.fp32(lam - 1)
-    # base is k⁻ units above the lower one, target k⁺
-    above = (-k if near_base else k).clamp(min=0) + torch.round(weight * k * fraction) / fraction
-    return (torch.round(p + above) - p).clamp(-32768, 32767).to(torch.int16)
+    step = torch.round(weight * k * fraction) / fraction + (0 if near_base else k)
+    return (torch.round(p + step) - p).clamp(-32768, 32767).to(torch.int16)
 
 
 def solved(w: Tensor, codes: Tensor, dtype: torch.dtype, lam: float) -> Tensor:
-    """The lower patterns of weights whose pairs lie across binades, by the inverse of f in
-    `reference.packed_sources`.
+    """The bases of weights whose pairs lie across binades, by the inverse of f in
+    `reference.packed_sources`, which gives the lower of the two patterns.
 
     f is linear between powers of two of either side, and f(2L) = 2·f(L). So: scale W until L is in
     [1, 2) (in units of its last place [2ʰ, 2ʰ⁺¹)), choose between the two places that the upper
@@ -210,7 +207,9 @@ def solved(w: Tensor, codes: Tensor, dtype: torch.dtype, lam: float) -> Tensor:
         return ((exponent + bias) << bits).view(wide)
 
     codes = codes.to(whole)
-    magnitude, n, p = w.to(whole) & 0x7FFF, (codes >> 1).abs(), (codes & 1).to(wide)
+    magnitude, k = w.to(whole) & 0x7FFF, codes >> 1
+    below = k.clamp(max=0)  # the lower one less the base
+    n, p = k.abs(), ((codes ^ below) & 1).to(wide)
     up, down = torch.tensor([lam, 1.0 - lam], dtype=wide, device=w.device)
     rising = codes >= 0
     # the weights of either
@@ -226,5 +225,5 @@ def solved(w: Tensor, codes: Tensor, dtype: torch.dtype, lam: float) -> Tensor:
     units = torch.where(crosses, 2 * grown, grown)
     origin = units * j + lower * one + torch.where(crosses, 0, grown * one)
     steps = 2 * torch.round(((y - origin) / (lower + units) - p) / 2) + p
-    solved = (((magnitude >> h) + shift) << h) + steps.nan_to_num(0).clamp(-32768, 32767).to(whole)
-    return solved.clamp(0, 32767).to(torch.int16) | (w & -32768)
+    pattern = (((magnitude >> h) + shift) << h) + steps.nan_to_num(0).clamp(-32768, 32767).to(whole)
+    return (pattern - below).clamp(0, 32767).to(torch.int16) | (w & -32768)
