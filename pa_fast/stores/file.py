@@ -2,8 +2,8 @@
 
 `__metadata__` of the header holds
 
-    format      "3"; in "2" checksums are of version 1, and packed codes have another parity bit; "1"
-                is also without sum
+    format      "3"; "2" has checksums of version 1 and packed codes of another parity, and "1" is
+                also without sum
     sum         64 bits of BLAKE2b over all other metadata, 16 hex digits: detects edits
     store       the store of the delta: dense, packed, sparse or lowrank
     options     the store's options in one line

@@ -50,7 +50,7 @@ a sector of its own. Of `stochastic`, 11 are the hash. A packed weight with a co
 more than there are; here all that a tile does once is counted on one block, LOOPS has the loop
 alone."""
 
-LOOPS = {8: (39.0, 18.0), 16: (88.0, 39.0)}
+LOOPS = {8: (40.0, 17.5), 16: (88.0, 38.5)}
 """Of packed kernels by width, instructions a weight in the loop, and those of NVIDIA's ALU, of
 which an H200 has 20 to 23 while a dense switch moves 6 bytes a weight."""
 
