@@ -10,8 +10,8 @@ from torch import Tensor
 from pa_kernels.cores import parallel_map
 from pa_kernels.switch import listed
 
-SPAN = 1 << 20
-"""Entries per unit of work: scratch of a few MB."""
+CPU_SPAN, GPU_SPAN = 1 << 20, 1 << 24
+"""Entries per unit of work: scratch of a few MB, on a GPU of 0.4 GB at most."""
 
 
 def check_part(
@@ -51,9 +51,10 @@ def check_index(where: Tensor, starts: Tensor, tile: int, numel: int) -> None:
     Cost: one read of `where`, in bounded memory.
     """
     starts = starts.long()
+    span = CPU_SPAN if where.device.type == "cpu" else GPU_SPAN
 
     def check_span(first: int) -> None:
-        places = where[first : first + SPAN + 1].int()
+        places = where[first : first + span + 1].int()
         # of larger tiles every uint16 is a place
         if tile < 1 << 16 and bool((places >= tile).any()):
             raise ValueError(f"place {int(places.max())} in a tile, expected less than {tile}")
@@ -68,7 +69,7 @@ def check_index(where: Tensor, starts: Tensor, tile: int, numel: int) -> None:
             )
 
     count, tiles = where.numel(), starts.numel() - 1
-    parallel_map(check_span, range(0, count, SPAN), where)
+    parallel_map(check_span, range(0, count, span), where)
     if count and int(starts[tiles - 1]) < count:
         check_last(int(where[-1]) + (tiles - 1) * tile, numel)
 

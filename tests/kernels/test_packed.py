@@ -16,6 +16,7 @@ import torch
 from hypothesis import given, settings
 from pa_kernels import Packed, PackedTensor, checksum, packed_switch_, reference
 from pa_kernels.packed import of_lower_parity, packed_bytes, packed_pair, packed_target
+from pa_kernels.packed.codes import span_of
 from pa_kernels.reference import LIMIT, MANTISSA, PACKED_TILE
 from torch import Tensor
 
@@ -153,6 +154,32 @@ def test_codes_and_exceptions_are_the_references(dtype: torch.dtype, finite: boo
 def test_bytes_per_weight(rel: float, most: float) -> None:
     entry = PackedTensor.encode(*pair(1 << 20, torch.bfloat16, rel))
     assert entry is not None and 2 + entry.nbytes / entry.numel < most
+
+
+@pytest.mark.parametrize("span", SPANS, ids=str)
+@pytest.mark.parametrize("width", LIMIT)
+def test_codes_do_not_depend_on_how_encoding_is_cut(
+    width: int, span: tuple[float, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # a GPU's pieces are larger than a test's tensors: so the CPU takes as few and as many of them
+    b, i = pair(9 * PACKED_TILE + 77, torch.bfloat16, 0.044, finite=False)
+    entries = []
+    for elements in (1 << 24, PACKED_TILE, 4 * PACKED_TILE):
+        monkeypatch.setattr("pa_kernels.packed.codes.CPU_SPAN", elements)
+        monkeypatch.setattr("pa_kernels.parts.CPU_SPAN", elements >> 4)
+        entry = PackedTensor.encode(b, i, span, width=width)
+        assert entry is not None and entry.misfit(b) is None
+        entry.check()
+        entries.append(entry)
+    for entry in entries[1:]:
+        for name, part in entries[0].parts.items():
+            assert torch.equal(entry.parts[name].view(torch.uint8), part.view(torch.uint8))
+
+
+def test_the_pieces_of_an_encoding_are_whole_tiles_and_larger_on_a_gpu() -> None:
+    here, there = (torch.empty(0, device=device) for device in ("cpu", "meta"))
+    assert (span_of(here), span_of(there)) == (1 << 18, 1 << 24)
+    assert span_of(here) % PACKED_TILE == span_of(there) % PACKED_TILE == 0
 
 
 def test_the_width_is_the_one_that_takes_fewer_bytes() -> None:

@@ -25,9 +25,10 @@ from pa_kernels.reference import LIMIT, MANTISSA, PACKED_TILE, PLANE, largest
 
 BLOCK = 2 * PLANE
 
-SPAN = 1 << 18
-"""Elements per unit of work while encoding: whole tiles, and scratch that stays in a core's
-cache."""
+CPU_SPAN, GPU_SPAN = 1 << 18, 1 << 24
+"""Elements per unit of work while encoding, whole tiles: on a CPU scratch stays in a core's cache;
+on a GPU each of some 40 operations a piece writes 32 MB, which takes as long as its launch, or
+longer."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +80,8 @@ class PackedTensor:
 
         Cost:
             One read of both, on a CPU one core per piece; a second one where 16-bit codes may take
-            less. Beside the result scratch for SPAN elements a core.
+            less. Beside the result scratch for CPU_SPAN elements a core, or on a GPU for GPU_SPAN:
+            0.4 GB, and for a range beyond [0, 1] 1.5 GB.
         """
         sides = base.detach().reshape(-1), target.detach().reshape(-1)
         lo, hi = min(reference.fp32(span[0]), 0.0), max(reference.fp32(span[1]), 1.0)
@@ -164,7 +166,7 @@ class PackedTensor:
                 bad[self.exceptions(piece)[0]] = 0
                 return piece.start + int(bad.ne(0).byte().argmax()) if bool(bad.any()) else None
 
-        firsts = parallel_map(first, pieces(self.numel, SPAN), self.codes)
+        firsts = parallel_map(first, pieces(self.numel, span_of(self.codes)), self.codes)
         return next((element for element in firsts if element is not None), None)
 
     def to(self, device: torch.device | str) -> PackedTensor:
@@ -203,6 +205,11 @@ class PackedTensor:
         check_index(self.where, self.starts, PACKED_TILE, self.numel)
 
 
+def span_of(tensor: Tensor) -> int:
+    """Elements per unit of work where `tensor` is."""
+    return CPU_SPAN if tensor.device.type == "cpu" else GPU_SPAN
+
+
 def code_words(numel: int, width: int) -> int:
     """int16 words that the codes of N elements take."""
     return numel if width == 16 else -(-numel // BLOCK) * PLANE
@@ -228,7 +235,7 @@ def of_lower_parity(codes: Tensor, width: int) -> Tensor:
             out &= ones
             out ^= codes[piece]
 
-    over(change, pieces(codes.numel(), SPAN), codes)
+    parallel_map(change, pieces(codes.numel(), span_of(codes)), codes)
     return changed
 
 
@@ -258,7 +265,7 @@ def _encode(
             return bad.nonzero().view(-1) + piece.start
 
     none = torch.empty(0, dtype=torch.int64, device=base.device)
-    positions = torch.cat([none, *parallel_map(pack, pieces(numel, SPAN), base)])
+    positions = torch.cat([none, *parallel_map(pack, pieces(numel, span_of(base)), base)])
     if 6 * positions.numel() > 2 * numel:
         return None
     edges = torch.arange(0, -(-numel // PACKED_TILE) + 1, device=base.device) * PACKED_TILE

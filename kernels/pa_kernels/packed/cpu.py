@@ -90,7 +90,7 @@ class Transition:
 
     def __init__(self, width: int, dtype: torch.dtype, old: float, new: float, *, tabled: bool):
         self.dtype, self.old, self.new = dtype, old, new
-        self._above = patterns_above(width, dtype, old)
+        self._offsets = pattern_offsets(width, dtype, old)
         self.columns = 1 << (10 if width == 16 and dtype == torch.bfloat16 else 8)
         self.steps: Tensor | None = None
         if tabled:
@@ -106,7 +106,7 @@ class Transition:
     def stepped(self, w: Tensor, codes: Tensor) -> Tensor:
         """bits(W(λ′)) − bits(W(λ)) of patterns w of W(λ); 0 where codes say that both sides are
         equal."""
-        b, i, moves = packed_sources(w, codes, self._above, self.dtype, self.old)
+        b, i, moves = packed_sources(w, codes, self._offsets, self.dtype, self.old)
         return (
             merged(b.view(self.dtype), i.view(self.dtype), self.new).view(torch.int16) - w
         ) & moves
