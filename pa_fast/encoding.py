@@ -51,9 +51,9 @@ def encode(
         text: a UTF-8 file: the report then compares the delta with the exact merge on it, at
             λ = 0.5 and 1.
         options: options of a format that is given by name: `range` of `packed`, the least and the
-            largest λ (0 and 1 by default); `select`, `density`, `scope` and `seed` of `sparse`, see
-            `SparseStore`; `rank`, `energy`, `budget` (bytes) and `seed` of `lowrank`, see
-            `LowRankStore`. None stands for the default.
+            largest λ (0 and 1 by default), and `layout`, see `PackedStore`; `select`, `density`,
+            `scope` and `seed` of `sparse`, see `SparseStore`; `rank`, `energy`, `budget` (bytes)
+            and `seed` of `lowrank`, see `LowRankStore`. None stands for the default.
 
     Example:
         report = pa_fast.encode("base", "instruct", "delta", "lowrank", rank=16)

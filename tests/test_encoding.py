@@ -145,6 +145,8 @@ def test_a_text_that_cannot_be_read_costs_no_encoding(tmp_path: Path) -> None:
         ("zipped", {}, "format `zipped` is not available"),
         ("packed", {"rank": 3}, "`rank` with format `packed`"),
         ("packed", {"range": (0.2, 1.0)}, "range 0.2:1"),
+        ("packed", {"layout": "fast"}, "layout `fast`"),
+        ("sparse", {"layout": "speed"}, "`layout` with format `sparse`"),
         ("lowrank", {"density": 0.1}, "`density` with format `lowrank`"),
         ("dense", {"rank": 3}, "`rank` with format `dense`"),
         ("sparse", {"select": "topk"}, "give the share of weights"),
@@ -168,6 +170,24 @@ def test_every_format_opens_against_its_own_base_alone(format: str, tmp_path: Pa
     assert lm.weights.lossless == report.lossless
     with pytest.raises(PairError):
         pa_fast.load(INSTRUCT, delta=tmp_path / "delta")
+
+
+def test_the_layout_of_packed_codes_is_an_option(tmp_path: Path) -> None:
+    reports = {
+        layout: pa_fast.encode(BASE, INSTRUCT, tmp_path / layout, layout=layout)
+        for layout in ("size", "speed")
+    }
+    assert [report.options for report in reports.values()] == ["packed", "packed, layout speed"]
+    assert reports["speed"].lossless
+    kinds = {row.kind for row in reports["speed"].tensors}
+    assert "packed8-speed" in kinds and not {"packed8", "packed16"} & kinds
+    sums = []
+    for layout in reports:
+        lm = pa_fast.load(BASE, delta=tmp_path / layout)
+        lm.weights.set_lambda(0.3)
+        assert lm.weights.verify()
+        sums.append(lm.weights.checksum())
+    assert sums[0] == sums[1]
 
 
 def test_a_delta_goes_to_a_lora_folder_and_back(tmp_path: Path) -> None:

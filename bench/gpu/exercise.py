@@ -64,12 +64,14 @@ def _factors(
 
 
 def packed(dtype: torch.dtype, device: str) -> None:
-    for width in (8, 16):
+    for width, layout in ((8, "size"), (16, "size"), (8, "speed")):
         live = [torch.randn(size, device=device).to(dtype) for size in (1, 33_000)]
         targets = [
             (w.float() * (1 + 0.02 * torch.randn(w.shape, device=device))).to(dtype) for w in live
         ]
-        entries = [PackedTensor.encode(w, i, width=width) for w, i in zip(live, targets)]
+        entries = [
+            PackedTensor.encode(w, i, width=width, layout=layout) for w, i in zip(live, targets)
+        ]
         kept = [(w, entry) for w, entry in zip(live, entries) if entry is not None]
         switch = Packed([w for w, _ in kept], [entry for _, entry in kept])
         switch.holds(0.0)

@@ -11,6 +11,7 @@ from pa_kernels import Lerp, Packed, PackedTensor, checksum
 KERNELS = {
     "dense": "dense_kernel",
     "packed": "packed_kernel",
+    "packed-speed": "packed_kernel",
     "checksum": "checksum_kernel",
     "host": "dense_kernel",
 }
@@ -28,8 +29,8 @@ def profiled(what: str, device: str, count: int) -> None:
     if what == "checksum":
         for _ in range(LAUNCHES):
             checksum([w])
-    elif what == "packed":
-        entry = PackedTensor.encode(b, i)
+    elif what.startswith("packed"):
+        entry = PackedTensor.encode(b, i, layout=what.partition("-")[2] or "size")
         assert entry is not None
         packed = Packed([w], [entry])
         for group in packed.groups:

@@ -77,8 +77,15 @@ SPARSE_KINDS: tuple[tuple[str, Dtypes, torch.dtype | None], ...] = (
 )
 """(kind; dtypes of out, base and target; intermediate dtype)."""
 
-PACKED_KINDS = ((BF16, 8), (BF16, 16), (FP16, 8), (FP16, 16))
-"""(dtype, width of codes)."""
+PACKED_KINDS = (
+    (BF16, 8, "size"),
+    (BF16, 16, "size"),
+    (FP16, 8, "size"),
+    (FP16, 16, "size"),
+    (BF16, 8, "speed"),
+    (FP16, 8, "speed"),
+)
+"""(dtype, width and layout of codes)."""
 
 
 TYPES = {
@@ -210,19 +217,21 @@ def sparse(
     )
 
 
-def packed(dtype: torch.dtype, width: int, launch: Launch | None = None) -> Kernel:
-    """The packed switch for one dtype and width of codes. Bytes and instructions are those of a
-    block of two planes, tables and sums at its ends included: the program walks a tile's blocks in
-    a loop, which is counted once.
+def packed(
+    dtype: torch.dtype, width: int, layout: str = "size", launch: Launch | None = None
+) -> Kernel:
+    """The packed switch for one dtype, width and layout of codes. Bytes and instructions are those
+    of a block of two planes, tables and sums at its ends included: the program walks a tile's
+    blocks in a loop, which is counted once.
     """
     launch = launch or packed_triton.LAUNCHES[width]
     return Kernel(
-        f"packed {width}-bit {SHORT[dtype]}",
+        f"packed {width}-bit {SHORT[dtype]}{' speed' * (layout == 'speed')}",
         packed_triton.packed_kernel,
-        packed_triton.constants(dtype, width, launch, nvidia=False),
+        packed_triton.constants(dtype, width, layout, launch, nvidia=False),
         Launch(BLOCK, launch.threads),
         4 + width // 8,
-        packed_triton.options(width),
+        packed_triton.options(width, layout),
     )
 
 
@@ -416,9 +425,9 @@ def _loops(instructions: Sequence[_Instruction]) -> list[Sequence[_Instruction]]
 def _full_tile_path(instructions: Sequence[_Instruction]) -> tuple[int, int, int]:
     """128-bit loads, 128-bit stores and instructions on the full tile's way from entry to exit.
 
-    Of all ways, loops walked once, it is the shortest of those with the most loads and the fewest
-    stores but not none: a compiler for AMD joins the two signs of λ behind conditions that only one
-    of them meets.
+    Of all ways, loops walked once, it is the shortest of those with the fewest stores but not none,
+    and of these the most loads: compilers put versions of a loop, or the two signs of λ for AMD,
+    one after the other, behind conditions that only one of them meets.
     """
     # for each instruction: (loads, stores) from here to the exit → fewest instructions; None while
     # the walk is below it
@@ -452,7 +461,7 @@ def _full_tile_path(instructions: Sequence[_Instruction]) -> tuple[int, int, int
     whole = ways[0] or {}
     stored = any(stores for _, stores in whole)
     loads, stores = max(
-        (key for key in whole if key[1] or not stored), key=lambda key: (key[0], -key[1])
+        (key for key in whole if key[1] or not stored), key=lambda key: (-key[1], key[0])
     )
     return loads, stores, whole[loads, stores]
 

@@ -40,6 +40,13 @@ def encode(
             "--range", metavar="LO:HI", help="packed: least and largest λ; 0:1 by default."
         ),
     ] = None,
+    layout: Annotated[
+        str | None,
+        typer.Option(
+            metavar="L",
+            help="packed: size, or speed (for GPUs, 3 to 5 % more bytes); size by default.",
+        ),
+    ] = None,
     select: Annotated[
         str | None, typer.Option(metavar="S", help="sparse: exact, topk, ties or dare.")
     ] = None,
@@ -101,6 +108,7 @@ def encode(
         budget=budget,
         seed=seed,
         range=_range(range_),
+        layout=layout,
         dtype=dtype,
         allow_nonfinite=allow_nonfinite,
         overwrite=overwrite,

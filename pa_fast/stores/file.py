@@ -192,7 +192,7 @@ class DeltaFile:
         expected = {
             f"{name}::{part}"
             for name, tensor in description.tensors.items()
-            for part in kinds[tensor.kind].part_names
+            for part in kinds[tensor.kind].parts_of(tensor.kind)
         }
         odd = sorted(expected ^ header.tensors.keys())
         if odd:
@@ -201,7 +201,8 @@ class DeltaFile:
             raise CheckpointError(f"{path}: tensor {quoted(odd[0])} {what}", _AGAIN)
         for name, tensor in description.tensors.items():
             store = kinds[tensor.kind]
-            infos = {part: header.tensors[f"{name}::{part}"] for part in store.part_names}
+            names = store.parts_of(tensor.kind)
+            infos = {part: header.tensors[f"{name}::{part}"] for part in names}
             for part, fits, rule in store.part_rules(tensor, infos):
                 if not fits:
                     actual = f"{infos[part].dtype} {list(infos[part].shape)}"
@@ -231,7 +232,8 @@ class DeltaFile:
         """
         tensor = self.description.tensors[name]
         store = self._kinds[tensor.kind]
-        parts = {part: self._tensor(f"{name}::{part}") for part in store.part_names}
+        names = store.parts_of(tensor.kind)
+        parts = {part: self._tensor(f"{name}::{part}") for part in names}
         content = _content(parts, self.description.checksum_version)
         if content != tensor.data:
             raise CheckpointError(

@@ -111,7 +111,8 @@ class Store:
         name: name of the store.
         entry: class of its entries.
         kinds: names of its entries in a delta file.
-        part_names: names of the tensors of each entry, `NAME::PART` in a file.
+        part_names: names of the tensors of each entry, `NAME::PART` in a file; a store whose kinds
+            differ in them defines `parts_of`.
         options: options of `pa_fast.encode`, see `of_options`.
         exact: whether live weights are, bit for bit on every device, the contract between the base
             and the delta's own endpoint W(1).
@@ -278,9 +279,14 @@ class Store:
         return kind
 
     @classmethod
+    def parts_of(cls, kind: str) -> tuple[str, ...]:
+        """Return the names of the tensors of each entry of a kind."""
+        return cls.part_names
+
+    @classmethod
     def parts(cls, entry: Entry) -> dict[str, Tensor]:
         """Return the tensors of an entry, by their names in a file."""
-        return {part: getattr(entry, part) for part in cls.part_names}
+        return {part: getattr(entry, part) for part in cls.parts_of(cls.kind(entry))}
 
     @classmethod
     def nbytes(cls, entry: Entry) -> int:

@@ -182,6 +182,56 @@ def test_the_pieces_of_an_encoding_are_whole_tiles_and_larger_on_a_gpu() -> None
     assert span_of(here) % PACKED_TILE == span_of(there) % PACKED_TILE == 0
 
 
+@pytest.mark.parametrize("span", SPANS, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_layout_speed_lists_what_has_no_step_and_is_the_same_otherwise(
+    dtype: torch.dtype, span: tuple[float, float]
+) -> None:
+    b, i = pair(3 * PACKED_TILE + 77, dtype, 0.044 if dtype == torch.bfloat16 else 0.01)
+    b[:4000], i[:4000] = b[0], b[0]  # so that exceptions of a wide range do not outnumber
+    entry, other = (
+        PackedTensor.encode(b, i, span, width=8, layout=layout) for layout in ("speed", "size")
+    )
+    assert entry is not None and other is not None
+    assert (entry.layout, other.layout) == ("speed", "size")
+    assert all(torch.equal(entry.parts[name], part) for name, part in other.parts.items())
+    entry.check()
+    assert entry.crossing is not None and entry.crossing_starts is not None
+    assert entry.nbytes == packed_bytes(b.numel(), entry.count, 8, entry.crossing.numel())
+    codes, odd = reference.packed_codes(b, i, 8, span)
+    crosses = (bits(b) ^ bits(i)) >> MANTISSA[dtype] != 0
+    if span != (0.0, 1.0):
+        for lam in span:
+            crosses |= (bits(reference.lerp(b, i, lam)).int() - bits(b).int()).abs() > LIMIT[8]
+    crosses &= ~odd & (codes >> 1 != 0)
+    tile = torch.arange(4).repeat_interleave(entry.crossing_starts.diff())
+    found = tile * PACKED_TILE + entry.crossing.long()
+    assert torch.equal(found, crosses.nonzero().view(-1))
+    assert found.numel() > 0 or span != (0.0, 1.0)
+    assert entry.misfit(b) is None
+    if found.numel():
+        missing = entry.crossing.int()
+        at = int(found[0])
+        missing[0] = at - 1 if at and not crosses[at - 1] else at + 1
+        wrong = replace(entry, crossing=missing.to(torch.uint16)).misfit(b)
+        assert wrong == min(at, int(missing[0]))
+
+
+def test_the_layout_speed_has_codes_of_8_bits() -> None:
+    b, i = pair(5000, torch.bfloat16, 0.02)
+    for options in ({"layout": "speed", "width": 16}, {"layout": "fast"}):
+        with pytest.raises(ValueError, match="expected size, or of 8 bits speed"):
+            PackedTensor.encode(b, i, **options)  # type: ignore[arg-type]
+    entry = PackedTensor.encode(b, i, layout="speed")
+    assert entry is not None and entry.width == 8
+
+
+@pytest.mark.parametrize(("rel", "most"), [(0.0018, 3.06), (0.017, 3.3), (0.044, 3.7)])
+def test_bytes_per_weight_in_the_layout_speed(rel: float, most: float) -> None:
+    entry = PackedTensor.encode(*pair(1 << 20, torch.bfloat16, rel), layout="speed")
+    assert entry is not None and 2 + entry.nbytes / entry.numel < most
+
+
 def test_the_width_is_the_one_that_takes_fewer_bytes() -> None:
     widths = [PackedTensor.encode(*pair(1 << 17, torch.bfloat16, rel)).width for rel in RELATIVE]  # type: ignore[union-attr]
     assert widths == [8, 8, 8, 16, 16]
@@ -507,13 +557,23 @@ def test_a_lambda_outside_the_range_changes_nothing() -> None:
         {"span": torch.tensor([0.5, 1.0])},
         {"span": torch.tensor([0.0, math.nan])},
         {"base": torch.zeros(2, dtype=torch.bfloat16)},
+        {"crossing": None},
+        {"crossing_starts": None},
+        {"crossing_starts": torch.tensor([0, 10**6], dtype=torch.int32)},
+        {"crossing": torch.zeros(3, dtype=torch.int32)},
+        {"crossing": torch.tensor([5000], dtype=torch.uint16), "crossing_starts": "one"},
+        {"crossing": torch.tensor([5, 5], dtype=torch.uint16), "crossing_starts": "two"},
     ],
     ids=str,
 )
 def test_a_tensor_that_would_lead_a_switch_astray_is_refused(changes: dict[str, Any]) -> None:
     b, i = pair(5000, torch.bfloat16, 0.05)
-    entry = PackedTensor.encode(b, i)
+    entry = PackedTensor.encode(b, i, layout="speed")
     assert entry is not None
+    entry.check()
+    if isinstance(changes.get("crossing_starts"), str):
+        count = changes["crossing"].numel()
+        changes = {**changes, "crossing_starts": torch.tensor([0, count], dtype=torch.int32)}
     if isinstance(changes.get("where"), str):
         where = entry.where.clone().int()
         last = {"beyond": 5000, "twice": where[-2], "past its tile": PACKED_TILE + 1}

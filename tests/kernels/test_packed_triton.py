@@ -16,7 +16,8 @@ import triton
 import triton.language as tl
 from pa_kernels import Packed, PackedTensor, checksum, reference
 from pa_kernels.packed import triton as packed_triton
-from pa_kernels.reference import LIMIT, MANTISSA, largest
+from pa_kernels.packed.codes import LAYOUTS
+from pa_kernels.reference import LIMIT, MANTISSA, PACKED_TILE, largest
 from torch import Tensor
 
 from tests.kernels.pairs import INTERPRETED, at_powers_of_two, bits, same, sampled
@@ -60,17 +61,57 @@ def test_a_walk_has_the_bits_of_fresh_merges(
 
 
 @fused
+@pytest.mark.parametrize(
+    ("dtype", "rel", "span"),
+    sampled(
+        [
+            (torch.bfloat16, 0.044, (0.0, 1.0)),
+            (torch.bfloat16, 0.03, (-0.2, 2.5)),
+            (torch.float16, 0.017, (0.0, 1.0)),
+        ],
+        3,
+    ),
+    ids=str,
+)
+def test_a_walk_in_the_layout_speed_has_the_bits_of_fresh_merges(
+    dtype: torch.dtype, rel: float, span: tuple[float, float]
+) -> None:
+    # both layouts in one switch; a full tile and a tail, what starts at an odd place
+    sizes, skips = (33_400, 2_600, 900), (0, 1, 0)
+    sources = [pair(size, dtype, rel, seed=size, finite=False) for size in sizes]
+    live = [on_device(b, skip) for (b, _), skip in zip(sources, skips)]
+    entries = [PackedTensor.encode(b, i, span, layout="speed") for b, i in sources]
+    entries[2] = PackedTensor.encode(*sources[2], span, width=8)
+    packed = Packed(live, [entry.to(live[0].device) for entry in entries])  # type: ignore[union-attr]
+    if INTERPRETED:
+        assert len(packed.groups) == 2
+        assert entries[0].crossing.numel() > 10  # type: ignore[union-attr]
+    packed.holds(0.0)
+    # λ near either side, before and after, and the ends of the range
+    for lam in (0.3, 0.8, span[1], span[0]):
+        packed.run_(lam)
+        for w, (b, i) in zip(live, sources):
+            assert same(w, reference.lerp(b, i, lam)), (lam, w.shape)
+        assert packed.wrong() == []
+    assert packed.sums() == checksum(live)
+    live[0][-1:].view(torch.int16).add_(1)
+    packed.run_(0.5)
+    assert packed.wrong() == [0]
+
+
+@fused
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_pairs_near_the_smallest_normal_number(dtype: torch.dtype) -> None:
     b, i = at_powers_of_two(dtype, 10, range(1, 2))
     b, i = (torch.cat([side, side.new_ones(2 * side.numel())]) for side in (b, i))
-    live, entry = on_device(b), PackedTensor.encode(b, i, (-0.2, 1.5))
-    assert entry is not None
-    packed = Packed([live], [entry.to(live.device)])
-    packed.holds(0.0)
-    for lam in (-0.2, 1.5, 0.5, -0.2):
-        packed.run_(lam)
-        assert same(live, reference.lerp(b, i, lam)), lam
+    for layout in LAYOUTS:
+        live, entry = on_device(b), PackedTensor.encode(b, i, (-0.2, 1.5), layout=layout)
+        assert entry is not None
+        packed = Packed([live], [entry.to(live.device)])
+        packed.holds(0.0)
+        for lam in (-0.2, 1.5, 0.5, -0.2):
+            packed.run_(lam)
+            assert same(live, reference.lerp(b, i, lam)), (layout, lam)
 
 
 @triton.jit
@@ -82,7 +123,8 @@ def solve_kernel(
     m, code = tl.load(w_ptr + offsets).to(tl.int32), tl.load(code_ptr + offsets).to(tl.int32)
     old, new = tl.load(lam_ptr), tl.load(lam_ptr + 1)
     slope = packed_triton.slopes(old)
-    x = packed_triton.switched(m, code, old, new, slope, OUT, WIDTH)
+    bits = packed_triton.constants_of(tl.zeros((), tl.int64), OUT)
+    x = packed_triton.switched(m, code, old, new, slope, bits, OUT, WIDTH)
     tl.store(out_ptr + offsets, packed_triton.round_to(x, OUT).to(tl.int16, bitcast=True))
 
 
@@ -175,3 +217,61 @@ def test_the_base_is_found_where_every_division_is_off_by_two_ulp(
         wrong = found[: b.numel()].cpu() != bits(b)
         assert not bool(wrong.any()), (lam, b[wrong][:3].tolist(), i[wrong][:3].tolist())
     assert imprecise_division or not INTERPRETED
+
+
+@triton.jit
+def step_kernel(code_ptr, out_ptr, lam_ptr, OUT: tl.constexpr, COUNT: tl.constexpr):
+    """bits(W(new)) − bits(W(old)) of every code, as a stream of them is stepped."""
+    offsets = tl.program_id(0) * COUNT + tl.arange(0, COUNT)
+    code = tl.load(code_ptr + offsets).to(tl.int32)
+    bits = packed_triton.constants_of(tl.zeros((), tl.int64), OUT)
+    old_near, old_weight = packed_triton.half_weight(tl.load(lam_ptr))
+    new_near, new_weight = packed_triton.half_weight(tl.load(lam_ptr + 1))
+    weights = old_weight, new_weight
+    if old_near:
+        if new_near:
+            step = packed_triton.stepped_weight(code, 0, weights, bits, True, True, OUT)
+        else:
+            step = packed_triton.stepped_weight(code, 0, weights, bits, True, False, OUT)
+    else:
+        if new_near:
+            step = packed_triton.stepped_weight(code, 0, weights, bits, False, True, OUT)
+        else:
+            step = packed_triton.stepped_weight(code, 0, weights, bits, False, False, OUT)
+    tl.store(out_ptr + offsets, step.to(tl.int16))
+
+
+@fused
+@pytest.mark.parametrize("span", [(0.0, 1.0), (-0.2, 1.5), (-1.0, 3.0)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_steps_of_every_pair_within_a_binade(dtype: torch.dtype, span: tuple[float, float]) -> None:
+    b, i = neighbours(dtype, LIMIT[8])
+    if dtype == torch.float16:
+        b, i = b[::7], i[::7]
+    entry = PackedTensor.encode(
+        *(torch.cat([side, b.new_ones(3 * b.numel())]) for side in (b, i)), span, layout="speed"
+    )
+    assert entry is not None and entry.crossing is not None
+    held = torch.ones(entry.numel, dtype=torch.bool)
+    for starts, where in ((entry.starts, entry.where), (entry.crossing_starts, entry.crossing)):
+        tiles = torch.repeat_interleave(starts.diff().long())  # type: ignore[union-attr]
+        held[tiles * PACKED_TILE + where.long()] = False
+    held = held[: b.numel()]
+    b, i = b[held], i[held]
+    assert b.numel() > 1000
+    codes = on_device(entry.element_codes(slice(0, held.numel()))[held])
+    count = triton.next_power_of_2(codes.numel())
+    block = count if INTERPRETED else 1024
+    code, step = (on_device(torch.zeros(count, dtype=torch.int16)) for _ in range(2))
+    code[: codes.numel()] = codes
+    lams = [lam for lam in (*ADVERSARIAL, *hard_lambdas(20, 5, span)) if span[0] <= lam <= span[1]]
+    lams += [reference.fp32(lam) for lam in span]
+    held_bits = bits(b)
+    old = 0.0
+    for lam in lams:
+        constants = {"OUT": packed_triton.TRITON_DTYPES[dtype], "COUNT": block}
+        step_kernel[(count // block,)](code, step, on_device(torch.tensor([old, lam])), **constants)
+        held_bits = held_bits + step[: codes.numel()].cpu()
+        wrong = held_bits != bits(reference.lerp(b, i, lam))
+        assert not bool(wrong.any()), (old, lam, b[wrong][:3].tolist(), i[wrong][:3].tolist())
+        old = lam

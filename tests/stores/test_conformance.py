@@ -24,6 +24,8 @@ from tests.stores.toy import ToyStore
 
 OPTIONS: list[Store] = [
     PackedStore(-0.5, 1.5),
+    PackedStore(layout="speed"),
+    PackedStore(-0.2, 1.5, "speed"),
     SparseStore("topk", 0.01),
     SparseStore("dare", 0.5),
     LowRankStore(rank=16),
@@ -79,7 +81,7 @@ def test_what_it_says_of_itself(store: Store) -> None:
     assert store.describe().startswith(store.name) and store.describe().isprintable()
     assert registry.named(store) is store
     assert len(store.kinds) == len({*store.kinds}) and store.part_names
-    assert {*store.host_parts} <= {*store.part_names}
+    assert all({*store.host_parts} <= {*store.parts_of(kind)} for kind in store.kinds)
     for kind in store.kinds:
         assert registry.kinds()[kind] is type(store)
     if store.range is not None:
@@ -110,7 +112,7 @@ def test_entries_come_one_by_one_and_belong_to_a_store(store: Store, sources: li
         owner = registry.owner(entry)
         assert isinstance(entry, owner.entry) and owner.kind(entry) in owner.kinds
         parts = owner.parts(entry)
-        assert tuple(parts) == owner.part_names
+        assert tuple(parts) == owner.parts_of(owner.kind(entry))
         assert owner.nbytes(entry) == sum(part.nbytes for part in parts.values())
         copies = owner.parts(owner.pinned(entry, torch.clone))
         assert all(equal(copies[name], part) for name, part in parts.items())

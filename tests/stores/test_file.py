@@ -34,6 +34,7 @@ STORES = {
     "dare": SparseStore("dare", 0.3),
     "lowrank": LowRankStore(rank=16),
     "packed": PackedStore(-0.2, 1.0),
+    "packed speed": PackedStore(-0.2, 1.0, "speed"),
 }
 
 

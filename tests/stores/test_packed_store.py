@@ -187,7 +187,7 @@ def test_codes_that_do_not_give_back_their_sources_are_refused(
         made.target,
         made.span,
     )
-    monkeypatch.setattr(packed_store.PackedTensor, "encode", lambda *args: wrong)
+    monkeypatch.setattr(packed_store.PackedTensor, "encode", lambda *args, **options: wrong)
     with pytest.raises(DataError, match="`t`: its codes do not give back"):
         encoded(base, instruct, torch.bfloat16)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from pa_kernels.checksum import checksum
 from pa_kernels.cores import inference
 from pa_kernels.packed import cpu
-from pa_kernels.packed.codes import PackedTensor, of_lower_parity, packed_bytes
+from pa_kernels.packed.codes import LAYOUTS, PackedTensor, of_lower_parity, packed_bytes
 from pa_kernels.packed.state import PackedRow, State, signed
 from pa_kernels.reference import MANTISSA
 from pa_kernels.switch import (
@@ -25,6 +25,7 @@ from pa_kernels.switch import (
 )
 
 __all__ = [
+    "LAYOUTS",
     "Packed",
     "PackedTensor",
     "of_lower_parity",
@@ -185,5 +186,9 @@ def _checked(t: int, w: Tensor, entry: PackedTensor) -> PackedRow:
         entry.check()
     except ValueError as error:
         raise ValueError(f"entry {t}: {error}") from None
-    sources = (getattr(entry, part) for part in ("codes", "starts", "where", "base", "target"))
+    lists = entry.starts, entry.where
+    crossing = entry.crossing_starts, entry.crossing
+    # a kernel for the layout without them takes as many pointers, and reads none of these
+    rest = [own if other is None else other for own, other in zip(lists, crossing)]
+    sources = entry.codes, *lists, entry.base, entry.target, *rest
     return PackedRow((w.detach().view(-1), *sources), entry=entry)

@@ -4,6 +4,7 @@ where no code fits.
     codes, 8 bits: word j of block s   | code of element 4096·s + 2048 + j | of element 4096·s + j |
     codes, 16 bits: word j             | code of element j |
     exceptions of tile t               starts[t] to starts[t + 1] of `where`, `base`, `target`
+    crossing weights of tile t         the same of `crossing_starts` and `crossing`
 
 A code is 2·k + p in two's complement, as `reference.packed_codes` defines it. Two planes
 share a word so that on a GPU codes and weights are loaded in the same layout, 128 bits at a time,
@@ -25,6 +26,8 @@ from pa_kernels.reference import LIMIT, MANTISSA, PACKED_TILE, PLANE, largest
 
 BLOCK = 2 * PLANE
 
+LAYOUTS = ("size", "speed")
+
 CPU_SPAN, GPU_SPAN = 1 << 18, 1 << 24
 """Elements per unit of work while encoding, whole tiles: on a CPU scratch stays in a core's cache;
 on a GPU each of some 40 operations a piece writes 32 MB, which takes as long as its launch, or
@@ -45,9 +48,16 @@ class PackedTensor:
         where: uint16 [P], places of the exceptions within their tiles, ascending.
         base, target: [P], their two values. The code there is 0.
         span: fp32 [2] on the CPU, the least and the largest λ that the codes are for.
+        crossing_starts: int32 [⌈N/32768⌉ + 1] as `starts`, for `crossing`; None in the layout
+            `size`.
+        crossing: uint16 [C], places within their tiles, ascending, of the weights to whose codes a
+            GPU cannot apply the step of pairs within a binade: with base and target in two binades,
+            or, where the range leaves [0, 1], W(lo) or W(hi) more than LIMIT[8] units from the
+            base. None in the layout `size`, which solves for every base.
 
     Cost:
-        1 or 2 bytes per weight, 6 per exception, 4 per tile.
+        1 or 2 bytes per weight, 6 per exception, 4 per tile; in the layout `speed` 2 more per
+        crossing weight and 4 per tile.
     """
 
     dtype: torch.dtype
@@ -59,6 +69,8 @@ class PackedTensor:
     base: Tensor
     target: Tensor
     span: Tensor
+    crossing_starts: Tensor | None = None
+    crossing: Tensor | None = None
 
     @classmethod
     def encode(
@@ -68,15 +80,17 @@ class PackedTensor:
         span: tuple[float, float] = (0.0, 1.0),
         *,
         width: int | None = None,
+        layout: str = "size",
     ) -> PackedTensor | None:
-        """The delta between two tensors in codes of that width which takes fewer bytes; None where
-        exceptions outnumber a tensor.
+        """The delta between two tensors in codes of that width which takes fewer bytes, or in the
+        layout `speed` in those of 8 bits; None where exceptions outnumber a tensor.
 
         Args:
             base, target: of one shape, both bf16 or both fp16, on the CPU (a read-only map of a
                 file, say) or a GPU.
             span: the λ that it is for, lo and hi; [0, 1] is always among them.
             width: 8 or 16, the bits of a code; by default those that take fewer bytes in all.
+            layout: `size` or `speed`, for a GPU: more bytes for fewer instructions a weight.
 
         Cost:
             One read of both, on a CPU one core per piece; a second one where 16-bit codes may take
@@ -85,8 +99,12 @@ class PackedTensor:
         """
         sides = base.detach().reshape(-1), target.detach().reshape(-1)
         lo, hi = min(reference.fp32(span[0]), 0.0), max(reference.fp32(span[1]), 1.0)
-        if width is not None:
-            return _encode(*sides, width, (lo, hi))
+        if layout not in LAYOUTS or (layout == "speed" and width == 16):
+            raise ValueError(
+                f"layout {layout!r} of {width or 8}-bit codes, expected size, or of 8 bits speed"
+            )
+        if layout == "speed" or width is not None:
+            return _encode(*sides, width or 8, (lo, hi), layout)
         encoded = [_encode(*sides, 8, (lo, hi))]
         # 16-bit codes take a byte more for every weight: they can pay only where more than this are
         # exceptions
@@ -99,6 +117,11 @@ class PackedTensor:
     def count(self) -> int:
         """P, the exceptions."""
         return self.base.numel()
+
+    @property
+    def layout(self) -> str:
+        """`speed` where crossing weights are listed, else `size`."""
+        return "size" if self.crossing is None else "speed"
 
     @property
     def parts(self) -> dict[str, Tensor]:
@@ -134,19 +157,12 @@ class PackedTensor:
     def exceptions(self, span: slice) -> tuple[Tensor, Tensor, Tensor]:
         """Positions less span.start [P], base and target [P] of the exceptions in `span`, which
         begins with a tile."""
-        first, stop = span.start // PACKED_TILE, -(-span.stop // PACKED_TILE)
-        starts = self.starts[first : stop + 1].long()
-        begin, end = starts[[0, -1]].tolist()
-        offsets = torch.arange(stop - first, device=starts.device) * PACKED_TILE
-        positions = (
-            torch.repeat_interleave(offsets, starts.diff(), output_size=end - begin)
-            + self.where[begin:end].long()
-        )
-        return positions, self.base[begin:end], self.target[begin:end]
+        positions, entries = _listed(self.starts, self.where, span)
+        return positions, self.base[entries], self.target[entries]
 
     def misfit(self, base: Tensor) -> int | None:
-        """The first element whose code does not hold for every λ in the range, or None: what codes
-        from a file are asked.
+        """The first element whose code does not hold for every λ in the range, or that is listed as
+        crossing and does not or the other way round, or None: what codes from a file are asked.
 
         Args:
             base: the base of these codes, in any shape and dtype.
@@ -161,9 +177,14 @@ class PackedTensor:
                     flat[piece].to(self.codes.device, self.dtype).view(torch.int16),
                     self.element_codes(piece),
                 )
-                expected, bad = _codes(b, b + (codes >> 1), self.dtype, self.width, self.range)
+                i = b + (codes >> 1)
+                expected, bad = _codes(b, i, self.dtype, self.width, self.range)
                 bad |= expected ^ codes
                 bad[self.exceptions(piece)[0]] = 0
+                if self.crossing_starts is not None and self.crossing is not None:
+                    listed = torch.zeros_like(b)
+                    listed[_listed(self.crossing_starts, self.crossing, piece)[0]] = -1
+                    bad |= listed ^ _crosses(b, i, self.dtype, self.range)
                 return piece.start + int(bad.ne(0).byte().argmax()) if bool(bad.any()) else None
 
         firsts = parallel_map(first, pieces(self.numel, span_of(self.codes)), self.codes)
@@ -203,6 +224,18 @@ class PackedTensor:
             raise ValueError(f"span is [{lo:g}, {hi:g}], expected finite λ around [0, 1]")
         check_starts(self.starts, self.count)
         check_index(self.where, self.starts, PACKED_TILE, self.numel)
+        if self.crossing_starts is None and self.crossing is None:
+            return
+        if self.crossing_starts is None or self.crossing is None or self.width != 8:
+            raise ValueError(
+                f"crossing weights of {self.width}-bit codes, expected 8 bits, and both lists or"
+                " none"
+            )
+        count = self.crossing.numel()
+        check_part("crossing_starts", self.crossing_starts, (torch.int32,), tiles + 1, device)
+        check_part("crossing", self.crossing, (torch.uint16,), count, device)
+        check_starts(self.crossing_starts, count)
+        check_index(self.crossing, self.crossing_starts, PACKED_TILE, self.numel)
 
 
 def span_of(tensor: Tensor) -> int:
@@ -239,18 +272,24 @@ def of_lower_parity(codes: Tensor, width: int) -> Tensor:
     return changed
 
 
-def packed_bytes(numel: int, exceptions: int, width: int) -> int:
-    """Bytes of a packed tensor."""
-    return 2 * code_words(numel, width) + 6 * exceptions + 4 * (-(-numel // PACKED_TILE) + 1) + 8
+def packed_bytes(numel: int, exceptions: int, width: int, crossing: int | None = None) -> int:
+    """Bytes of a packed tensor; `crossing` weights are listed in the layout `speed` alone."""
+    starts = 4 * (-(-numel // PACKED_TILE) + 1)
+    lists = 6 * exceptions + starts + (0 if crossing is None else 2 * crossing + starts)
+    return 2 * code_words(numel, width) + lists + 8
 
 
 def _encode(
-    base: Tensor, target: Tensor, width: int, span: tuple[float, float]
+    base: Tensor,
+    target: Tensor,
+    width: int,
+    span: tuple[float, float],
+    layout: str = "size",
 ) -> PackedTensor | None:
     numel, dtype = base.numel(), base.dtype
     words = torch.empty(code_words(numel, width), dtype=torch.int16, device=base.device)
 
-    def pack(piece: slice) -> Tensor:
+    def pack(piece: slice) -> tuple[Tensor, Tensor]:
         with inference():
             b, i = (_whole_blocks(side[piece].view(torch.int16)) for side in (base, target))
             codes, bad = _codes(b, i, dtype, width, span)
@@ -262,24 +301,49 @@ def _encode(
                 packed = words[first : first + low.numel()].view(-1, PLANE)
                 torch.bitwise_left_shift(high, 8, out=packed)
                 packed |= low & 0xFF
-            return bad.nonzero().view(-1) + piece.start
+            crossing = none
+            if layout == "speed":
+                crosses = _crosses(b, i, dtype, span)
+                crosses &= ~bad
+                crossing = crosses.nonzero().view(-1) + piece.start
+            return bad.nonzero().view(-1) + piece.start, crossing
 
     none = torch.empty(0, dtype=torch.int64, device=base.device)
-    positions = torch.cat([none, *parallel_map(pack, pieces(numel, span_of(base)), base)])
+    found = [(none, none), *parallel_map(pack, pieces(numel, span_of(base)), base)]
+    positions, crossing = (torch.cat(lists) for lists in zip(*found))
     if 6 * positions.numel() > 2 * numel:
         return None
-    edges = torch.arange(0, -(-numel // PACKED_TILE) + 1, device=base.device) * PACKED_TILE
+    starts, where = _tiled(positions, numel)
     return PackedTensor(
         dtype,
         numel,
         width,
         words,
-        torch.searchsorted(positions, edges).int(),
-        (positions % PACKED_TILE).to(torch.uint16),
+        starts,
+        where,
         base[positions],
         target[positions],
         torch.tensor(span, dtype=torch.float32, device="cpu"),
+        *(_tiled(crossing, numel) if layout == "speed" else ()),
     )
+
+
+def _tiled(positions: Tensor, numel: int) -> tuple[Tensor, Tensor]:
+    """Ascending positions in a tensor of N elements as `starts` and `where`."""
+    edges = torch.arange(0, -(-numel // PACKED_TILE) + 1, device=positions.device) * PACKED_TILE
+    where = (positions % PACKED_TILE).to(torch.uint16)
+    return torch.searchsorted(positions, edges).int(), where
+
+
+def _listed(starts: Tensor, where: Tensor, span: slice) -> tuple[Tensor, slice]:
+    """What `_tiled` lists in `span`, which begins with a tile: positions less span.start, and which
+    of the entries they are."""
+    first, stop = span.start // PACKED_TILE, -(-span.stop // PACKED_TILE)
+    starts = starts[first : stop + 1].long()
+    begin, end = starts[[0, -1]].tolist()
+    offsets = torch.arange(stop - first, device=starts.device) * PACKED_TILE
+    tiles = torch.repeat_interleave(offsets, starts.diff(), output_size=end - begin)
+    return tiles + where[begin:end].long(), slice(begin, end)
 
 
 def _codes(
@@ -313,6 +377,19 @@ def _codes(
     codes = (k << 1) | (b & 1)
     codes &= ~bad
     return codes, bad
+
+
+def _crosses(b: Tensor, i: Tensor, dtype: torch.dtype, span: tuple[float, float]) -> Tensor:
+    """−1 for patterns whose pair lies in two binades or, where `span` leaves [0, 1], has merges
+    more than LIMIT[8] units from the base; of one sign."""
+    apart = (b ^ i) >> MANTISSA[dtype]
+    if span != (0.0, 1.0):
+        for lam in span:
+            merge = _merge(b.view(dtype), i.view(dtype), lam).to(dtype).view(torch.int16)
+            apart |= (LIMIT[8] - (merge - b).abs()) >> 15
+        step = i - b
+        apart &= (step | -step) >> 15  # of equal patterns, NaN among them, nothing is asked
+    return (apart | -apart) >> 15
 
 
 def _merge(b: Tensor, i: Tensor, lam: float) -> Tensor:

@@ -15,13 +15,14 @@ from pa_kernels.packed.codes import PackedTensor
 
 @dataclass(frozen=True, kw_only=True)
 class PackedRow(switch.SwitchRow):
-    """One entry: operands are the live tensor, codes, starts, where, base and target."""
+    """One entry: operands are the live tensor, codes, starts, where, base, target, and starts and
+    places of crossing weights, or the former ones again."""
 
     entry: PackedTensor
 
     @property
     def kind(self) -> Hashable:
-        return super().kind, self.entry.width
+        return super().kind, self.entry.width, self.entry.layout
 
 
 class State:

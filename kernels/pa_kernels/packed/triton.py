@@ -1,10 +1,14 @@
-"""The packed switch as one Triton launch per group of tensors that share dtype, width of codes and
-device.
+"""The packed switch as one Triton launch per group of tensors that share dtype, width and layout of
+codes and device.
 
 There is no table and no branch here: in nearly every warp some weight crosses a binade, so both
-ways would be walked. The way that solves for the base holds for all coded weights, and is what
-every weight takes. Each merge is made and rounded at its own exponent, so that a pair near the
-smallest normal number, which is scaled to no other one, is like any other here.
+ways would be walked. In the layout `size` every weight takes the way that solves for the base,
+which holds for all codes. Each merge is made and rounded at its own exponent, so that a pair near
+the smallest normal number, which is scaled to no other one, is like any other here.
+
+In the layout `speed` every weight takes the step that holds for pairs within a binade, less than
+half as many instructions. The others are listed: they are stepped back and solved for one by one,
+while their lines are in L2.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -50,7 +54,23 @@ def slopes(lam):
 
 
 @triton.jit
-def near_sources(at, step, parity, slope, OUT: tl.constexpr):
+def constants_of(word, OUT: tl.constexpr):
+    """Bits of fp32 numbers into which others are put: 2²³ + 128; 128, or of fp16 1024; 192 or 1536.
+
+    NVIDIA's logic instruction takes three operands, and one constant at most, so `x & A | B` is one
+    instruction if B is in a register. That needs a B which no compiler knows: no word of the tile
+    table is negative.
+    """
+    zero = (word >> 63).to(tl.int32)
+    if tl.bfloat16 == OUT:
+        bits = (zero + 0x4B000080, zero + 0x43000000, zero + 0x43400000)
+    else:
+        bits = (zero + 0x4B000080, zero + 0x44800000, zero + 0x44C00000)
+    return bits
+
+
+@triton.jit
+def near_sources(at, step, parity, one_bits, slope, OUT: tl.constexpr):
     """Base and instruct of what holds W(λ), for |k| below half a binade: at most one power of two
     is near. fp32, of fp16 times 2⁻¹¹²: its bits shifted, subnormals too.
 
@@ -63,15 +83,15 @@ def near_sources(at, step, parity, slope, OUT: tl.constexpr):
             than its own may be anything.
         step: bits of the fp32 number 2²³ + 128 + 2k.
         parity: p, shifted like `at`.
+        one_bits: the second of `constants_of`.
         slope: `slopes` of λ.
     """
     half, rising, falling, threshold = slope
     SHIFT: tl.constexpr = 16 if tl.bfloat16 == OUT else 13
     one: tl.constexpr = 1 << (23 - SHIFT)
-    # the exponent's bits, and those of the fp32 number `one`, which has `at` for its last places
     exponent: tl.constexpr = -0x800000 if tl.bfloat16 == OUT else 0x0F800000
-    anchor: tl.constexpr = 0x43000000 if tl.bfloat16 == OUT else 0x44800000
-    delta = ((at & ((one - 1) << SHIFT)) | anchor).to(tl.float32, bitcast=True) - (one + one // 2)
+    delta = ((at & ((one - 1) << SHIFT)) | one_bits).to(tl.float32, bitcast=True)
+    delta -= one + one // 2
     k2 = step.to(tl.float32, bitcast=True) - 8388736.0
     alone = tl.fma(k2, half, delta)
     other = tl.fma(k2, 0.5, alone)
@@ -82,7 +102,7 @@ def near_sources(at, step, parity, slope, OUT: tl.constexpr):
     p = (parity * (0x3F800000 >> SHIFT)).to(tl.float32, bitcast=True)
     # the nearest number of the parity p: near 1.5 · 2²⁴ numbers are 2 apart
     even = ((x - p) + 25165824.0).to(tl.int32, bitcast=True)
-    b = (even << (SHIFT + 1)) + ((at & exponent) + parity)
+    b = (even << (SHIFT + 1)) + ((at & exponent) | parity)
     i = (step << (SHIFT - 1)) + b - (64 << SHIFT)
     return b.to(tl.float32, bitcast=True), i.to(tl.float32, bitcast=True)
 
@@ -169,38 +189,132 @@ def either_way(b, i, lam, SCALED: tl.constexpr):
 
 
 @triton.jit
+def step_of(codes, j: tl.constexpr, step_bits):
+    """Bits of the fp32 number 2²³ + 128 + 2k, of the code in byte j of four."""
+    return ((codes >> (8 * j)) & 0xFE) ^ step_bits
+
+
+@triton.jit
+def bit_of(codes, j: tl.constexpr, SHIFT: tl.constexpr):
+    """The code in byte j of four, its parity bit in place SHIFT, and all other bits of the word."""
+    return codes >> (8 * j - SHIFT) if 8 * j > SHIFT else codes << (SHIFT - 8 * j)
+
+
+@triton.jit
 def near_weight(
     at,
-    steps,
-    parities,
+    codes,
     j: tl.constexpr,
     weight,
     slope,
+    bits,
     NEAR: tl.constexpr,
     OUT: tl.constexpr,
 ):
-    """|W(new)| in fp32, still to be rounded, by byte j of each code in four."""
+    """|W(new)| in fp32, still to be rounded, by byte j of four that hold 2k + 128, and of four that
+    hold p."""
     SHIFT: tl.constexpr = 16 if tl.bfloat16 == OUT else 13
-    step = ((steps >> (8 * j)) & 0xFF) | 0x4B000000
-    if 8 * j > SHIFT:
-        parity = (parities >> (8 * j - SHIFT)) & (1 << SHIFT)
-    else:
-        parity = (parities << (SHIFT - 8 * j)) & (1 << SHIFT)
-    b, i = near_sources(at, step, parity, slope, OUT)
+    step = ((codes[0] >> (8 * j)) & 0xFF) | 0x4B000000
+    parity = bit_of(codes[1], j, SHIFT) & (1 << SHIFT)
+    b, i = near_sources(at, step, parity, bits[1], slope, OUT)
     return merged(b, i, weight, NEAR, tl.float16 == OUT)
 
 
 @triton.jit
-def switched(m, code, old, new, slope, OUT: tl.constexpr, WIDTH: tl.constexpr):
+def switched(m, code, old, new, slope, bits, OUT: tl.constexpr, WIDTH: tl.constexpr):
     """|W(new)| in fp32, still to be rounded, from the magnitude m of W(old) and its code."""
     if WIDTH == 8:
         SHIFT: tl.constexpr = 16 if tl.bfloat16 == OUT else 13
         at = (m + (1 << (22 - SHIFT))) << SHIFT
-        step, parity = (code & -2) + 0x4B000080, (code & 1) << SHIFT
-        b, i = near_sources(at, step, parity, slope, OUT)
+        step, parity = step_of(code, 0, bits[0]), (code & 1) << SHIFT
+        b, i = near_sources(at, step, parity, bits[1], slope, OUT)
     else:
         b, i = far_sources(m, code, old, slope, OUT)
     return either_way(b, i, new, WIDTH == 8 and tl.float16 == OUT)
+
+
+@triton.jit
+def rounded_offset(k2, near, weight):
+    """bits(W(λ)) less the base's, and a constant, of a pair within a binade: as `packed.cpu.table`,
+    by two sums whose last places are those of the contract and of the dtype.
+
+    Args:
+        k2: 2k.
+        near: stands for the base, in the middle of a binade of so many units (192 + p,
+            or of fp16 1536 + p), or for the instruct, k above it.
+        weight: λ/2 where that is the base, else (λ − 1)/2.
+    """
+    # near 1.5 · 2²³ numbers are 1 apart
+    return (tl.fma(k2, weight, near) + 12582912.0).to(tl.int32, bitcast=True)
+
+
+@triton.jit
+def half_weight(lam):
+    """Whether λ is near the base, and its `weight` for `rounded_offset`."""
+    near = tl.abs(lam) < 0.5
+    return near, tl.where(near, lam, lam - 1.0) * 0.5
+
+
+@triton.jit
+def stand_ins(codes, j: tl.constexpr, bits, OUT: tl.constexpr):
+    """2k, and what stands for base and instruct in `rounded_offset`, of the code in byte j of
+    four."""
+    SHIFT: tl.constexpr = 16 if tl.bfloat16 == OUT else 13
+    k2 = step_of(codes, j, bits[0]).to(tl.float32, bitcast=True) - 8388736.0
+    b = ((bit_of(codes, j, SHIFT) & (1 << SHIFT)) | bits[2]).to(tl.float32, bitcast=True)
+    return k2, b, tl.fma(k2, 0.5, b)
+
+
+@triton.jit
+def stepped_weight(
+    codes,
+    j: tl.constexpr,
+    weights,
+    bits,
+    OLD_NEAR: tl.constexpr,
+    NEW_NEAR: tl.constexpr,
+    OUT: tl.constexpr,
+):
+    """bits(W(new)) − bits(W(old)) of a pair within a binade, by the code in byte j of four."""
+    k2, b, i = stand_ins(codes, j, bits, OUT)
+    old_offset = rounded_offset(k2, b if OLD_NEAR else i, weights[0])
+    return rounded_offset(k2, b if NEW_NEAR else i, weights[1]) - old_offset
+
+
+@triton.jit
+def stepped_tile(
+    w_ptr,
+    code_ptr,
+    tile,
+    hashes,
+    weights,
+    bits,
+    OLD_NEAR: tl.constexpr,
+    NEW_NEAR: tl.constexpr,
+    OUT: tl.constexpr,
+):
+    """Step every weight of a whole tile as if its pair lay within a binade; otherwise as
+    `full_tile`. Those of other pairs can be stepped back: none steps below 0 or past the sign."""
+    w_ptr = tl.multiple_of(w_ptr.to(tl.pointer_type(tl.int32)), 16) + tile * (TILE // 2)
+    code_ptr = tl.multiple_of(code_ptr.to(tl.pointer_type(tl.int32)), 16) + tile * (TILE // 4)
+    hash_ptr = tl.multiple_of(hashes.to(tl.pointer_type(tl.int32)), 16)
+    pairs = tl.arange(0, PLANE // 2)
+    before, after = tl.zeros((PLANE // 4,), tl.int64), tl.zeros((PLANE // 4,), tl.int64)
+    for block in tl.range(TILE // (2 * PLANE), num_stages=1):
+        codes = tl.load(code_ptr + tl.multiple_of(block * (PLANE // 2), PLANE // 2) + pairs)
+        for plane in tl.static_range(2):
+            first = tl.multiple_of((block * 2 + plane) * (PLANE // 2), PLANE // 2)
+            w = tl.load(w_ptr + first + pairs)
+            low = stepped_weight(codes, plane, weights, bits, OLD_NEAR, NEW_NEAR, OUT)
+            high = stepped_weight(codes, plane + 2, weights, bits, OLD_NEAR, NEW_NEAR, OUT)
+            left = w + low + high * 65536
+            tl.store(w_ptr + first + pairs, left)
+            first_word = tl.multiple_of(first // 2, PLANE // 4)
+            hashed = tl.load(hash_ptr + first_word + tl.arange(0, PLANE // 4))
+            factors = ((hashed.to(tl.uint32).to(tl.uint64) << 1) | 1).to(tl.int64)
+            before += terms(w, factors, PLANE)
+            after += terms(left, factors, PLANE)
+    return tl.sum(before, 0), tl.sum(after, 0)
 
 
 @triton.jit
@@ -247,6 +361,7 @@ def full_tile(
     old,
     weight,
     slope,
+    bits,
     NEAR: tl.constexpr,
     OUT: tl.constexpr,
     WIDTH: tl.constexpr,
@@ -265,10 +380,10 @@ def full_tile(
     before, after = tl.zeros((PLANE // 4,), tl.int64), tl.zeros((PLANE // 4,), tl.int64)
     for block in tl.range(TILE // (2 * PLANE), num_stages=1):
         if WIDTH == 8:
-            # four codes, each made not negative: 2k + 128 and p
             codes = tl.load(code_ptr + tl.multiple_of(block * (PLANE // 2), PLANE // 2) + pairs)
+            # in four bytes: 2k + 128, and p. Taken apart once, the loop needs 64 registers, not 72
             codes ^= -0x7F7F7F80
-            steps, parities = codes & -0x01010102, codes & 0x01010101
+            codes = codes & -0x01010102, codes & 0x01010101
         for plane in tl.static_range(2):
             first = tl.multiple_of((block * 2 + plane) * (PLANE // 2), PLANE // 2)
             w = tl.load(w_ptr + first + pairs)
@@ -276,8 +391,8 @@ def full_tile(
                 # half a binade is added to both at once
                 at = (w & 0x7FFF7FFF) + (0x10001 << (22 - SHIFT))
                 first_at, second_at = at << SHIFT, at >> (16 - SHIFT)
-                low = near_weight(first_at, steps, parities, plane, weight, slope, NEAR, OUT)
-                high = near_weight(second_at, steps, parities, plane + 2, weight, slope, NEAR, OUT)
+                low = near_weight(first_at, codes, plane, weight, slope, bits, NEAR, OUT)
+                high = near_weight(second_at, codes, plane + 2, weight, slope, bits, NEAR, OUT)
             else:
                 codes = tl.load(code_ptr + first + pairs)
                 b, i = far_sources(w & 0x7FFF, (codes << 16) >> 16, old, slope, OUT)
@@ -295,6 +410,50 @@ def full_tile(
 
 
 @triton.jit
+def crossing_weights(
+    w_ptr,
+    code_address,
+    starts_ptr,
+    places_address,
+    tile,
+    old,
+    new,
+    slope,
+    bits,
+    OUT: tl.constexpr,
+    TAIL: tl.constexpr,
+):
+    """Step the listed weights of a tile back, and solve for their bases; what it adds to the
+    checksum after `stepped_tile`, less the high factor."""
+    old_near, old_weight = half_weight(old)
+    new_near, new_weight = half_weight(new)
+    code_ptr = code_address.to(tl.pointer_type(tl.int8)) + tile * TILE
+    places = places_address.to(tl.pointer_type(tl.uint16))
+    change = tl.zeros((TAIL,), tl.int64)
+    entry, end = tl.load(starts_ptr + tile), tl.load(starts_ptr + tile + 1)
+    if entry < end:
+        tl.debug_barrier()  # for what other threads have stored
+        while entry < end:
+            entries = entry + tl.arange(0, TAIL)
+            mask = entries < end
+            place = tl.load(places + entries, mask=mask, other=0).to(tl.int32)
+            held = tl.load(w_ptr + place, mask=mask, other=0)
+            byte = (place // (2 * PLANE) * PLANE + place % PLANE) * 2 + place // PLANE % 2
+            code = tl.load(code_ptr + byte, mask=mask, other=0).to(tl.int32)
+            k2, b, i = stand_ins(code, 0, bits, OUT)
+            step = rounded_offset(k2, tl.where(new_near, b, i), new_weight)
+            step -= rounded_offset(k2, tl.where(old_near, b, i), old_weight)
+            w = held.to(tl.int32) - step
+            x = switched(w & 0x7FFF, code, old, new, slope, bits, OUT, 8)
+            left = round_to(x, OUT).to(tl.int16, bitcast=True) | (held & -0x8000)
+            tl.store(w_ptr + place, left, mask=mask)
+            apart = (in_word(left, place) - in_word(held, place)) * odd_low(place // 4)
+            change += tl.where(mask, apart, 0)
+            entry += TAIL
+    return tl.sum(change, 0)
+
+
+@triton.jit
 def packed_kernel(
     words,
     sizes,
@@ -304,6 +463,8 @@ def packed_kernel(
     wheres,
     bases,
     targets,
+    cross_starts,
+    crosses,
     olds,
     lams,
     befores,
@@ -311,6 +472,7 @@ def packed_kernel(
     hashes,
     OUT: tl.constexpr,
     WIDTH: tl.constexpr,
+    STEPS: tl.constexpr,
     ASM: tl.constexpr,
     TAIL: tl.constexpr,
 ):
@@ -319,19 +481,56 @@ def packed_kernel(
     tile = (word & 0xFFFFFFFF) >> 1
     offset = tile * TILE
     old, new = tl.load(olds + t), tl.load(lams + t)
-    slope = slopes(old)
+    slope, bits = slopes(old), constants_of(word, OUT)
     out, code_address = tl.load(outs + t), tl.load(codes + t)
     w_ptr = out.to(tl.pointer_type(tl.int16)) + offset
     # a tile is one chunk of the checksum, which has one high factor
     before, after = tl.zeros((), tl.int64), tl.zeros((), tl.int64)
     if word & 1:
-        if tl.abs(new) < 0.5:
+        if STEPS:
+            old_near, old_weight = half_weight(old)
+            new_near, new_weight = half_weight(new)
+            weights = old_weight, new_weight
+            if old_near:
+                if new_near:
+                    before, after = stepped_tile(
+                        out, code_address, tile, hashes, weights, bits, True, True, OUT
+                    )
+                else:
+                    before, after = stepped_tile(
+                        out, code_address, tile, hashes, weights, bits, True, False, OUT
+                    )
+            else:
+                if new_near:
+                    before, after = stepped_tile(
+                        out, code_address, tile, hashes, weights, bits, False, True, OUT
+                    )
+                else:
+                    before, after = stepped_tile(
+                        out, code_address, tile, hashes, weights, bits, False, False, OUT
+                    )
+            starts_ptr = tl.load(cross_starts + t).to(tl.pointer_type(tl.int32))
+            places_address = tl.load(crosses + t)
+            after += crossing_weights(
+                w_ptr,
+                code_address,
+                starts_ptr,
+                places_address,
+                tile,
+                old,
+                new,
+                slope,
+                bits,
+                OUT,
+                TAIL,
+            )
+        elif tl.abs(new) < 0.5:
             before, after = full_tile(
-                out, code_address, tile, hashes, old, new, slope, True, OUT, WIDTH, ASM
+                out, code_address, tile, hashes, old, new, slope, bits, True, OUT, WIDTH, ASM
             )
         else:
             before, after = full_tile(
-                out, code_address, tile, hashes, old, new - 1.0, slope, False, OUT, WIDTH, ASM
+                out, code_address, tile, hashes, old, new - 1.0, slope, bits, False, OUT, WIDTH, ASM
             )
     else:
         code_ptr = code_address.to(tl.pointer_type(tl.int16)) + tile * (TILE * WIDTH // 16)
@@ -349,7 +548,7 @@ def packed_kernel(
                 code = tl.where(offsets // PLANE % 2 == 0, (pair << 8) >> 8, pair >> 8)
             w = tl.load(w_ptr + offsets, mask=mask, other=0)
             m = w.to(tl.int32) & 0x7FFF
-            x = switched(m, code.to(tl.int32), old, new, slope, OUT, WIDTH)
+            x = switched(m, code.to(tl.int32), old, new, slope, bits, OUT, WIDTH)
             left = round_to(x, OUT).to(tl.int16, bitcast=True) | (w & -0x8000)
             left = tl.where(mask, left, 0)
             tl.store(w_ptr + offsets, left, mask=mask)
@@ -385,26 +584,31 @@ def packed_kernel(
     tl.atomic_add(afters + t, after * high, sem="relaxed")
 
 
-def constants(dtype: torch.dtype, width: int, launch: Launch, nvidia: bool) -> dict[str, Any]:
+def constants(
+    dtype: torch.dtype, width: int, layout: str, launch: Launch, nvidia: bool
+) -> dict[str, Any]:
     """The constexpr arguments of `packed_kernel`. TAIL is two elements a thread, so that tails do
     not set the register count."""
     return {
         "OUT": TRITON_DTYPES[dtype],
         "WIDTH": width,
+        "STEPS": layout == "speed",
         "ASM": nvidia and not INTERPRETED,
         "TAIL": 2 * launch.threads,
     }
 
 
-def options(width: int) -> dict[str, Any]:
-    """Compiler options. Four programs of 8-bit codes share a multiprocessor of NVIDIA's: of fp16
-    the compiler would take 73 registers (sm_90), and under this bound needs 64, without spills."""
-    return {**OPTIONS, **({"maxnreg": 64} if width == 8 and torch.version.hip is None else {})}
+def options(width: int, layout: str) -> dict[str, Any]:
+    """Compiler options. Four programs of 8-bit codes share a multiprocessor of NVIDIA's: of the
+    layout `size` the compiler would take 74 registers (sm_90), and under this bound needs 64,
+    without spills; `speed` needs fewer by itself."""
+    bounded = width == 8 and layout == "size" and torch.version.hip is None
+    return {**OPTIONS, **({"maxnreg": 64} if bounded else {})}
 
 
 class PackedTritonGroup(TritonGroup[PackedRow]):
-    """Tensors of one dtype and one width of codes on one device, ready to be switched from the λ in
-    `state.olds` to those in `lams`."""
+    """Tensors of one dtype, width and layout of codes on one device, ready to be switched from the
+    λ in `state.olds` to those in `lams`."""
 
     kernel = packed_kernel
 
@@ -416,8 +620,8 @@ class PackedTritonGroup(TritonGroup[PackedRow]):
         entry = rows[0].entry
         self.launch = launch or LAUNCHES[entry.width]
         nvidia = torch.version.hip is None
-        self.constants = constants(entry.dtype, entry.width, self.launch, nvidia)
-        self.options = options(entry.width)
+        self.constants = constants(entry.dtype, entry.width, entry.layout, self.launch, nvidia)
+        self.options = options(entry.width, entry.layout)
         self.cut([row.out.numel() for row in rows], PACKED_TILE)
 
     @property
