@@ -251,7 +251,7 @@ def test_faults_beyond_the_first_span_are_found() -> None:
         SparseTensor.encode(torch.arange(30_000) * 2, values, values, 60_000, kind=kind)
         for kind in KINDS
     )
-    with mock.patch.object(sparse, "SPAN", 1 << 12), mock.patch.object(parts, "SPAN", 1 << 12):
+    with mock.patch.object(sparse, "SPAN", 1 << 12), mock.patch.object(parts, "CPU_SPAN", 1 << 12):
         index.check()
         bitmap.check()
         for at in (1, 4096, 4097, 8192, 29_999):
