@@ -89,7 +89,7 @@ def _of_pair(run: GpuRun, relative: float, goals: dict[str, tuple[float, float]]
         run.record(
             "P3",
             f"packed {relative:g}, layout {layout}: {format_large(pair.count)} bf16 weights",
-            [found[way.name] for way in (dense, *own, copy, dense.again)],
+            [found[way.name] for way in (dense, *own, copy, dense.repeated)],
             dense.name,
             goal=f"checksums included: ≤ {at:g} × dense at ≤ {most:g} bytes per weight",
             headline=f"{best.name}: {ratio:.2f} × at {smallest:.3f}",

@@ -231,7 +231,6 @@ def packed(
         packed_triton.constants(dtype, width, layout, launch, nvidia=False),
         Launch(BLOCK, launch.threads),
         4 + width // 8,
-        packed_triton.options(width, layout),
     )
 
 

@@ -88,7 +88,6 @@ class TritonGroup(SwitchGroup[R]):
     kernel: Any
     launch: Launch
     constants: Mapping[str, Any]
-    options: Mapping[str, Any] = OPTIONS
 
     def cut(self, sizes: Sequence[int], block: int, allowed: Sequence[bool] | None = None) -> None:
         """Cut rows of these sizes into tiles; see `tiles.build`."""
@@ -110,7 +109,7 @@ class TritonGroup(SwitchGroup[R]):
             *self.tiles.pointers,
             *self.tables,
             **self.constants,
-            **self.options,
+            **OPTIONS,
         )
 
 

@@ -51,7 +51,7 @@ more than there are; here all that a tile does once is counted on one block, LOO
 alone."""
 
 LOOPS = {
-    (8, "size"): (40.0, 17.0, 64),
+    (8, "size"): (40.0, 16.0, 80),
     (16, "size"): (88.0, 38.5, 80),
     (8, "speed"): (18.0, 7.0, 72),
 }

@@ -32,7 +32,7 @@ from pa_kernels.packed.state import PackedRow, State
 from pa_kernels.reference import CHUNK_WORDS, PACKED_TILE
 from pa_kernels.reference import PLANE as PLANE_ELEMENTS
 from pa_kernels.switch import TritonGroup
-from pa_kernels.tiles import INTERPRETED, OPTIONS, Launch
+from pa_kernels.tiles import INTERPRETED, Launch
 
 LAUNCHES = {8: Launch(block=PACKED_TILE, threads=256), 16: Launch(block=PACKED_TILE, threads=256)}
 """By width of codes. `block` is a tile, which a program takes a plane at a time. Not yet timed on a
@@ -211,11 +211,9 @@ def near_weight(
     NEAR: tl.constexpr,
     OUT: tl.constexpr,
 ):
-    """|W(new)| in fp32, still to be rounded, by byte j of four that hold 2k + 128, and of four that
-    hold p."""
+    """|W(new)| in fp32, still to be rounded, by the code in byte j of four."""
     SHIFT: tl.constexpr = 16 if tl.bfloat16 == OUT else 13
-    step = ((codes[0] >> (8 * j)) & 0xFF) | 0x4B000000
-    parity = bit_of(codes[1], j, SHIFT) & (1 << SHIFT)
+    step, parity = step_of(codes, j, bits[0]), bit_of(codes, j, SHIFT) & (1 << SHIFT)
     b, i = near_sources(at, step, parity, bits[1], slope, OUT)
     return merged(b, i, weight, NEAR, tl.float16 == OUT)
 
@@ -381,9 +379,6 @@ def full_tile(
     for block in tl.range(TILE // (2 * PLANE), num_stages=1):
         if WIDTH == 8:
             codes = tl.load(code_ptr + tl.multiple_of(block * (PLANE // 2), PLANE // 2) + pairs)
-            # in four bytes: 2k + 128, and p. Taken apart once, the loop needs 64 registers, not 72
-            codes ^= -0x7F7F7F80
-            codes = codes & -0x01010102, codes & 0x01010101
         for plane in tl.static_range(2):
             first = tl.multiple_of((block * 2 + plane) * (PLANE // 2), PLANE // 2)
             w = tl.load(w_ptr + first + pairs)
@@ -598,14 +593,6 @@ def constants(
     }
 
 
-def options(width: int, layout: str) -> dict[str, Any]:
-    """Compiler options. Four programs of 8-bit codes share a multiprocessor of NVIDIA's: of the
-    layout `size` the compiler would take 74 registers (sm_90), and under this bound needs 64,
-    without spills; `speed` needs fewer by itself."""
-    bounded = width == 8 and layout == "size" and torch.version.hip is None
-    return {**OPTIONS, **({"maxnreg": 64} if bounded else {})}
-
-
 class PackedTritonGroup(TritonGroup[PackedRow]):
     """Tensors of one dtype, width and layout of codes on one device, ready to be switched from the
     λ in `state.olds` to those in `lams`."""
@@ -621,7 +608,6 @@ class PackedTritonGroup(TritonGroup[PackedRow]):
         self.launch = launch or LAUNCHES[entry.width]
         nvidia = torch.version.hip is None
         self.constants = constants(entry.dtype, entry.width, entry.layout, self.launch, nvidia)
-        self.options = options(entry.width, entry.layout)
         self.cut([row.out.numel() for row in rows], PACKED_TILE)
 
     @property
