@@ -16,6 +16,7 @@ from pa_fast.sweep.results import SweepResult
 DEMO = pathlib.Path(__file__).parents[2] / "examples" / "demo"
 PAIR = (str(DEMO / "pair" / "base"), str(DEMO / "pair" / "instruct"))
 LIMIT = 24
+ALPACA = f"alpaca:instructions,max_new_tokens={LONGEST + 1}"
 SUITE = f"""
 - {{eval: generate, file: {DEMO}/requests.jsonl, max_new_tokens: {LONGEST + 1}, name: asked}}
 - {{eval: alpaca, file: instructions.json, max_new_tokens: {LONGEST + 1}}}
@@ -46,19 +47,14 @@ def outputs(result: SweepResult, name: str) -> list[pathlib.Path]:
 def test_every_point_is_there(swept: SweepResult) -> None:
     assert not swept.failures
     assert [(row.lam.key, row.evaluator) for row in swept.rows] == [
-        (lam, name)
-        for lam in "01"
-        for name in ("asked", "alpaca:instructions,max_new_tokens=13", "shown")
+        (lam, name) for lam in "01" for name in ("asked", ALPACA, "shown")
     ]
 
 
 def test_instruct_answers_and_stops_where_base_does_not(swept: SweepResult) -> None:
     scores = {(row.lam.key, row.evaluator): row.score for row in swept.rows}
     assert scores["0", "asked"] < 0.1 and scores["1", "asked"] > 0.8
-    assert (
-        scores["0", "alpaca:instructions,max_new_tokens=13"] == 0
-        and scores["1", "alpaca:instructions,max_new_tokens=13"] == 1
-    )
+    assert scores["0", ALPACA] == 0 and scores["1", ALPACA] == 1
     assert scores["0", "shown"] > 0.3, "few-shot is what base has learnt"
 
 
