@@ -1,6 +1,8 @@
 # One command per verb, the same for people and for CI. `make help` lists them.
 #   VENV=path    virtual environment to use or make (default .venv)
-#   COMPAT=path  environment of the newest packages (default .venv-compat); COMPAT_TESTS=tests/engines runs a part there
+#   ENVIRONMENTS="oldest-python3.10 newest-python3.13"  what `make compat` runs on: packages and interpreter, as
+#                docs/compatibility.md says; COMPAT=path is the folder they are kept in (default .venv-compat),
+#                COMPAT_TESTS=tests/engines runs a part
 #   WORKERS=n    processes that tests are shared by (default: one a core; 0: none but pytest's own)
 #   BENCH=args   further arguments of `make bench`, e.g. BENCH="-k load"
 #   TORCH=spec   what to install where torch is missing, e.g. TORCH="torch --index-url https://download.pytorch.org/whl/cpu"
@@ -9,6 +11,10 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 COMPAT ?= .venv-compat
 COMPAT_TESTS ?=
+ENVIRONMENTS ?= oldest-python3.10 pinned-python3.11 pinned-python3.12 newest-python3.13
+PINS_oldest := -c constraints-oldest.txt
+PINS_pinned := -c constraints.txt
+PINS_newest := --upgrade --upgrade-strategy eager
 SCREENSHOTS ?= runs/screenshots
 WORKERS ?= logical
 PARALLEL := -n $(WORKERS) --dist worksteal
@@ -48,13 +54,19 @@ test-browser: $(READY)  ## the report page in headless Chromium (Debian: chromiu
 coverage: $(READY)  ## branch coverage of pa_fast and pa_kernels by `test`, without what tests run in other processes
 	$(BIN)/python -m pytest $(PARALLEL) --cov --cov-report=term:skip-covered
 
-compat: $(READY)  ## the suite on the pinned and on the newest packages: last results in docs/compatibility.md
-	@test -x $(COMPAT)/bin/python || $(PYTHON) -m venv $(COMPAT)
-	@$(COMPAT)/bin/python -c 'import torch' 2>/dev/null || $(COMPAT)/bin/python $(PIP) $(TORCH)
-	@$(COMPAT)/bin/python -c 'import torch; print("torch==" + torch.__version__.partition("+")[0])' > $(COMPAT)/held.txt
-	$(COMPAT)/bin/python $(PIP) -q --upgrade --upgrade-strategy eager -c $(COMPAT)/held.txt -e '.[dev]'
-	$(BIN)/python -m tests.compatibility pinned $(PARALLEL) $(COMPAT_TESTS); pinned=$$?; \
-	  $(COMPAT)/bin/python -m tests.compatibility newest $(PARALLEL) $(COMPAT_TESTS) && exit $$pinned
+compat:  ## the suite on the oldest, pinned and newest packages and on each Python: results in docs/compatibility.md
+	@$(MAKE) --no-print-directory --keep-going $(addprefix compat-,$(ENVIRONMENTS))
+
+# torch first, from the index that TORCH names; it then stays what it is
+compat-%: PINS = $(or $(PINS_$(firstword $(subst -, ,$*))),$(error $*: write pinned, oldest or newest, as in newest-python3.12))
+compat-%: INTERPRETER = $(or $(word 2,$(subst -, ,$*)),$(PYTHON))
+compat-%:
+	@$(INTERPRETER) -c '' 2>/dev/null || { echo "$*: skipped, there is no $(INTERPRETER) here" >&2; exit 0; }; \
+	  set -ex; at=$(COMPAT)/$*; test -x $$at/bin/python || $(INTERPRETER) -m venv $$at; \
+	  $$at/bin/python $(PIP) -q $(PINS) $(if $(filter pinned%,$*),$(TORCH),$(patsubst torch%,torch,$(TORCH))); \
+	  $$at/bin/python -c 'import torch; print("torch==" + torch.__version__.partition("+")[0])' > $$at/held.txt; \
+	  $$at/bin/python $(PIP) -q $(PINS) -c $$at/held.txt -e '.[dev]'; \
+	  $$at/bin/python -m tests.compatibility $* $(PARALLEL) $(COMPAT_TESTS)
 
 check: $(READY)  ## format, lint, types
 	$(BIN)/ruff format --check .

@@ -1,7 +1,7 @@
 """Run the suite in this environment and keep what came of it in docs/compatibility.md: `make
 compat`.
 
-python -m tests.compatibility LABEL [PYTEST ARGUMENTS]  # LABEL: pinned or newest, the row to write
+python -m tests.compatibility ENVIRONMENT [PYTEST ARGUMENTS]  # the part to write: newest-python3.13
 """
 
 from __future__ import annotations
@@ -32,9 +32,10 @@ PACKAGES = (
         "safetensors",
         "peft",
     ),
-    *("lm_eval", "ray", "matplotlib", "pyyaml"),
+    *("lm_eval", "ray", "numba", "accelerate", "matplotlib", "pyyaml"),
 )
-ROWS = ("pinned", "newest")
+END = "<!-- environments:end -->"
+"""Where the page has the next environment's part."""
 
 
 def versions() -> dict[str, str]:
@@ -60,7 +61,7 @@ def outcome(report: pathlib.Path) -> tuple[int, int, int, list[str]]:
 
 
 def block(
-    label: str, what: str, result: tuple[int, int, int, list[str]], found: dict[str, str], day: str
+    what: str, result: tuple[int, int, int, list[str]], found: dict[str, str], day: str
 ) -> str:
     """The part of the page on one environment."""
     passed, failed, skipped, names = result
@@ -74,11 +75,14 @@ def block(
     return "\n".join(lines)
 
 
-def written(page: str, label: str, text: str) -> str:
-    """`page` with `text` between the marks of `label`."""
-    begin, end = f"<!-- {label}:begin -->", f"<!-- {label}:end -->"
-    if begin not in page or end not in page:
-        raise ValueError(f"{PAGE} has no marks {begin} and {end}")
+def written(page: str, environment: str, text: str) -> str:
+    """`page` with `text` as the part of `environment`: in the place of its last one, or at the
+    end."""
+    begin, end = f"<!-- {environment}:begin -->", f"<!-- {environment}:end -->"
+    if begin not in page:
+        if END not in page:
+            raise ValueError(f"{PAGE} has no mark {END}")
+        page = page.replace(END, f"### {environment}\n{begin}\n{end}\n\n{END}")
     return re.sub(
         f"{re.escape(begin)}.*?{re.escape(end)}",
         lambda _: f"{begin}\n{text}\n{end}",
@@ -87,9 +91,11 @@ def written(page: str, label: str, text: str) -> str:
     )
 
 
-def main(label: str, arguments: list[str]) -> int:
-    if label not in ROWS:
-        print(f"write one of {', '.join(ROWS)}, not `{label}`", file=sys.stderr)
+def main(environment: str, arguments: list[str]) -> int:
+    if not re.fullmatch(r"(oldest|pinned|newest)(-[\w.]+)?", environment):
+        print(
+            f"write an environment, such as newest-python3.13, not `{environment}`", file=sys.stderr
+        )
         return 2
     with tempfile.TemporaryDirectory() as folder:
         report = pathlib.Path(folder) / "report.xml"
@@ -104,8 +110,8 @@ def main(label: str, arguments: list[str]) -> int:
     PAGE.write_text(
         written(
             PAGE.read_text("utf-8"),
-            label,
-            block(label, " ".join(arguments), result, versions(), day),
+            environment,
+            block(" ".join(arguments), result, versions(), day),
         ),
         "utf-8",
     )

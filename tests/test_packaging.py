@@ -53,5 +53,11 @@ def test_a_source_distribution_has_each_folder_whole() -> None:
     manifest = (ROOT / "MANIFEST.in").read_text("utf-8")
     for folder in ("bench", "docs", "examples", "tests"):
         assert f"graft {folder}\n" in manifest
-    for name in ("CHANGELOG.md", "Makefile", "constraints.txt", "mkdocs.yml"):
+    for name in (
+        "CHANGELOG.md",
+        "Makefile",
+        "constraints.txt",
+        "constraints-oldest.txt",
+        "mkdocs.yml",
+    ):
         assert name in manifest and (ROOT / name).exists()
