@@ -32,7 +32,7 @@ PACKAGES = (
         "safetensors",
         "peft",
     ),
-    *("lm_eval", "ray", "matplotlib", "pyyaml"),
+    *("lm_eval", "ray", "numba", "accelerate", "matplotlib", "pyyaml"),
 )
 END = "<!-- environments:end -->"
 """Where the page has the next environment's part."""
