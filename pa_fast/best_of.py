@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -62,14 +61,17 @@ def best_of(
         if not is_delta:
             _check_same(folder, side, where, fingerprint)
     answer = result.answer(objective, keep)
-    rounding = re.fullmatch(r"(\w+)(?:, seed (\d+))?", str(engine.get("rounding", "nearest")))
-    if rounding is None:
-        raise RunError(f"{folder} has an unknown rounding", "name λ and its options yourself")
+    try:
+        rounding = Rounding.parse(str(engine.get("rounding", "nearest")))
+    except UsageError:
+        raise RunError(
+            f"{folder} has an unknown rounding", "name λ and its options yourself"
+        ) from None
     return answer, {
         **folders,
         "lam": answer.chosen.key,
         "dtype": engine.get("dtype", "auto"),
-        "rounding": Rounding(rounding[1], None if rounding[2] is None else int(rounding[2])),
+        "rounding": rounding,
         "rule": LambdaRule.of(engine["rule"]) if "rule" in engine else None,
     }
 

@@ -137,6 +137,12 @@ def check_own_folder(path: Path) -> None:
         )
 
 
+def is_forbidden(error: OutputError) -> bool:
+    """Return whether `error` comes from a folder that may not be written."""
+    number = getattr(error.__cause__, "errno", None)
+    return number in (errno.EROFS, errno.EACCES, errno.EPERM)
+
+
 def is_named(fd: int, path: Path) -> bool:
     """Return whether `path` is still a name of the open file `fd`."""
     try:

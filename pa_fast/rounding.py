@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pa_fast.errors import UsageError
 
 MODES = ("nearest", "stochastic")
+_EXAMPLE = "stochastic, seed 1"
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,18 @@ class Rounding:
         """Return the key of the noise of checkpoint tensor `name`, 32 bits: crc32(name) ^ seed;
         None if there is no noise."""
         return None if self.seed is None else zlib.crc32(name.encode()) ^ self.seed
+
+    @classmethod
+    def parse(cls, text: str) -> Rounding:
+        """Return the rounding of which `text` is the `str`.
+
+        Raises:
+            UsageError: it is none.
+        """
+        mode, _, seed = text.partition(", seed ")
+        if seed and not (seed.isascii() and seed.isdecimal()):
+            raise UsageError(f"rounding `{text}` is not available", f"such as: {_EXAMPLE}")
+        return cls(mode, int(seed) if seed else None)
 
     def __str__(self) -> str:
         return self.mode if self.seed is None else f"{self.mode}, seed {self.seed}"

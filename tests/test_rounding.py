@@ -39,3 +39,11 @@ def test_merge_verify_and_inspect_take_a_rounding(tmp_path: pathlib.Path) -> Non
     )
     found = pa_fast.inspect(base, instruct, fidelity=[0.5], rounding=Rounding("stochastic", 1))
     assert found == pa_fast.inspect(base, instruct, fidelity=[0.5], rounding="stochastic", seed=1)
+
+
+def test_a_rounding_is_read_from_its_own_text() -> None:
+    for rounding in (Rounding(), Rounding("stochastic"), Rounding("stochastic", 7)):
+        assert Rounding.parse(str(rounding)) == rounding
+    for text in ("", "up?", "stochastic, seed x", "stochastic, seed -1", "nearest, seed 1"):
+        with pytest.raises(UsageError):
+            Rounding.parse(text)

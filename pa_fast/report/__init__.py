@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Callable, Sequence
 
 from pa_fast import files
@@ -10,8 +9,6 @@ from pa_fast.errors import OutputError
 from pa_fast.report.contents import RunReport
 from pa_fast.sweep import journal
 from pa_fast.sweep.results import SweepResult
-
-FILES = ("report.html", "statistics.csv", "statistics.json")
 
 
 def write(
@@ -39,12 +36,10 @@ def write(
         contents = (html.encode(), statistics_csv(run), statistics_json(run))
         try:
             with files.locked(run.result.out / journal.LOCK):
-                for name, content in zip(FILES, contents):
+                for name, content in zip(journal.REPORT_FILES, contents):
                     files.write(run.result.out / name, content)
         except OutputError as error:
-            if getattr(error.__cause__, "errno", None) not in (
-                *(errno.EROFS, errno.EACCES, errno.EPERM),
-            ):
+            if not files.is_forbidden(error):
                 raise
             noted(f"no report was written for {run.result.out}: {error.message}")
     return runs

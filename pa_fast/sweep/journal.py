@@ -34,6 +34,7 @@ LOCK = ".lock"
 _NO_RUN = "choose a new folder for --out; or if this is a run, restore its run.json from a copy"
 _RESTORE_ITEMS = "restore it from a copy; or delete the point's line in the journal: it runs again"
 _KEPT = "make room or grant access, then run again: finished points are kept"
+REPORT_FILES = ("report.html", "statistics.csv", "statistics.json")
 RUN_FILES = (
     "run.json",
     "results.csv",
@@ -41,9 +42,7 @@ RUN_FILES = (
     "trajectory.svg",
     "trajectory.png",
     "trajectory.pdf",
-    "report.html",
-    "statistics.csv",
-    "statistics.json",
+    *REPORT_FILES,
 )
 
 

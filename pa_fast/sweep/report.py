@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Callable, Sequence
 
@@ -54,7 +53,7 @@ def _written(run: SweepResult, figure: bool, noted: Callable[[str], object]) -> 
             if figure and (why_not := drawing.write(run)):
                 noted(f"{run.out}: {why_not}")
     except OutputError as error:
-        if getattr(error.__cause__, "errno", None) not in (errno.EROFS, errno.EACCES, errno.EPERM):
+        if not files.is_forbidden(error):
             raise
         noted(f"nothing was written for {run.out}: {error.message}")
     return run

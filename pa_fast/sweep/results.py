@@ -177,6 +177,16 @@ class SweepResult:
             answer = pa_fast.SweepResult.load("runs/x").answer()
             print(answer.sentence, answer.chosen, answer.gain)
         """
+        if objective is None and keep is None:
+            return self._answer
+        return self._answered(objective, keep)
+
+    @functools.cached_property
+    def _answer(self) -> Answer:
+        """The answer to the sweep's own question, cached: terminal, page and files share it."""
+        return self._answered(None, None)
+
+    def _answered(self, objective: str | None, keep: Mapping[str, float] | None) -> Answer:
         from pa_fast.stats import analyse
 
         chooser = self.objective if objective is None else objective

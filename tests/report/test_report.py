@@ -13,12 +13,13 @@ from pathlib import Path
 import pytest
 
 from pa_fast.base import Engine, Score
-from pa_fast.report import FILES, contents, write
+from pa_fast.report import contents, write
 from pa_fast.report.contents import RunReport
 from pa_fast.report.page import page
 from pa_fast.report.statistics import COLUMNS, latex
 from pa_fast.stats.finding import INSTRUCT
 from pa_fast.sweep import sweep
+from pa_fast.sweep.journal import REPORT_FILES
 from pa_fast.sweep.results import SweepResult
 from tests.report import runs
 from tests.sweep.fakes import FakeEngine, Scorer
@@ -107,7 +108,7 @@ def test_statistics_are_tidy_and_equal_for_equal_runs(folder: Path, tmp_path: Pa
     write(runs.loaded(folder))
     again = runs.made(tmp_path / "run")
     write(runs.loaded(again))
-    for name in FILES[1:]:
+    for name in REPORT_FILES[1:]:
         assert (folder / name).read_bytes() == (again / name).read_bytes(), name
     rows = list(csv.DictReader((folder / "statistics.csv").open()))
     assert tuple(rows[0]) == COLUMNS

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from pa_kernels import reference
 from pa_kernels.checksum_triton import fold, odd_high, odd_low
-from pa_kernels.dense_triton import TRITON_DTYPES, lerp_of, round_to
+from pa_kernels.dense_triton import TRITON_DTYPES, lerp_of, round_pairs, round_to
 from pa_kernels.packed.state import PackedRow, State
 from pa_kernels.reference import CHUNK_WORDS, PACKED_TILE
 from pa_kernels.reference import PLANE as PLANE_ELEMENTS
@@ -316,28 +316,6 @@ def stepped_tile(
 
 
 @triton.jit
-def rounded_pair(low, high, OUT: tl.constexpr, ASM: tl.constexpr):
-    """Two fp32 that are not negative, rounded, as patterns in one int32. Compilers do not find
-    NVIDIA's instruction here."""
-    if ASM:
-        pair = tl.inline_asm_elementwise(
-            "cvt.rn.bf16x2.f32 $0, $1, $2;"
-            if tl.bfloat16 == OUT
-            else "cvt.rn.f16x2.f32 $0, $1, $2;",
-            "=r,f,f",
-            [high, low],
-            dtype=tl.int32,
-            is_pure=True,
-            pack=1,
-        )
-    else:
-        low = round_to(low, OUT).to(tl.int16, bitcast=True).to(tl.int32) & 0xFFFF
-        high = round_to(high, OUT).to(tl.int16, bitcast=True).to(tl.int32) << 16
-        pair = low | high
-    return pair
-
-
-@triton.jit
 def terms(pairs, factors, COUNT: tl.constexpr):
     """Terms of the checksum [COUNT / 4], from patterns two to an int32 [COUNT / 2]."""
     low, high = tl.split(tl.reshape(pairs, [COUNT // 4, 2]))
@@ -394,7 +372,7 @@ def full_tile(
                 low = merged(b, i, weight, NEAR, False)
                 b, i = far_sources((w >> 16) & 0x7FFF, codes >> 16, old, slope, OUT)
                 high = merged(b, i, weight, NEAR, False)
-            left = rounded_pair(low, high, OUT, ASM) | (w & -0x7FFF8000)
+            left = round_pairs(low, high, OUT, ASM) | (w & -0x7FFF8000)
             tl.store(w_ptr + first + pairs, left)
             first_word = tl.multiple_of(first // 2, PLANE // 4)
             hashed = tl.load(hash_ptr + first_word + tl.arange(0, PLANE // 4))
