@@ -10,7 +10,7 @@ from pa_kernels import SparseTensor
 from bench.cases import OPS
 from bench.matrices import Matrices, SwitchCall
 from bench.run import Run
-from pa_fast.stores.sparse import Sparse
+from pa_fast.stores.composite import CompositeStore
 from pa_fast.throughput.harness import require_bits
 
 DENSITIES = (0.001, 0.01, 0.02, 0.05, 0.1, 0.2)
@@ -29,7 +29,7 @@ def sparse(run: Run) -> None:
         # a live copy of its own: what somebody else wrote to is written anew, which is not to be
         # timed
         live = [b.clone() for b in m.base]
-        switch = Sparse(live, m.base, entries, [None] * len(live))
+        switch = CompositeStore(live, m.base, entries, [None] * len(live))
         switch.restore_()
         switch.set_(0.3)
         for w, b, i, mask in zip(live, m.base, m.instruct, masks):
