@@ -12,13 +12,14 @@ import pa_fast
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-MEASURED = ROOT / "bench" / "results" / "2026-11-21-cpu-2-cores-1b.csv"
+MEASURED = max((ROOT / "bench" / "results").glob("*-cpu-2-cores-1b.csv"))
 RESULTS = {
     "switch to another λ": ("one λ in place", "switch", "copy_(torch.lerp)"),
     "one λ of a sweep": (
         "sweep of 11 λ without",
         "pa_fast sweep, per λ",
         "mergekit + from_pretrained, per λ",
+        "mergekit merge_state_dicts + copy_, per λ",
     ),
     "merge to disk": ("merge to disk", "pa-fast merge", "mergekit linear, bf16", "cp"),
     "load both sides": ("load to first λ", "load", "read both sides"),
