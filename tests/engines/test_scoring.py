@@ -144,7 +144,7 @@ def test_what_cannot_be_scored_is_refused(lm: pa_fast.LambdaModel) -> None:
 def test_sampling_is_refused_before_anything_else(
     lm: pa_fast.LambdaModel, shared_prefix: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lm, "shared_prefix", shared_prefix)
+    monkeypatch.setitem(lm.identity, "shared_prefix", shared_prefix)
     said = r"the transformers engine cannot sample: found temperature = 0\.7, n = 4"
     with pytest.raises(EngineError, match=said) as refused:
         lm.generate([[]], Generation(3, temperature=0.7, n=4))
