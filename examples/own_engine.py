@@ -71,6 +71,7 @@ class BigramEngine:
         return found
 
     def generate(self, prompts: Sequence[list[int]], config: Generation) -> list[list[int]]:
+        config.check_greedy("BigramEngine")
         spoken = []
         for prompt in prompts:
             ids = list(prompt)

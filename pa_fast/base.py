@@ -15,9 +15,10 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from numbers import Integral, Real
 from typing import Any, Protocol, cast, runtime_checkable
 
-from pa_fast.errors import UsageError, WeightsError
+from pa_fast.errors import EngineError, UsageError, WeightsError
 
 # Exponents of at most three digits: Fraction would write out 10^999999999 in full.
 _NUMBER = re.compile(
@@ -118,11 +119,73 @@ class Continuation:
 
 @dataclass(frozen=True)
 class Generation:
-    """Configuration of a generation, the same for all λ: greedy, at most `max_new_tokens`, ending
-    at any `stop` id."""
+    """Configuration of a generation, the same for all λ: greedy unless `temperature` says
+    otherwise.
+
+    Attributes:
+        max_new_tokens: the most tokens of an output.
+        stop: ids that end an output, and are left out of it.
+        n: outputs per prompt; more than one only where they are sampled.
+        temperature: 0 is greedy decoding; above it tokens are sampled from the softmax of
+            logits / temperature.
+        top_p: sample from the fewest tokens whose probabilities sum to at least this, in (0, 1].
+        seed: with one, equal calls at one λ give equal outputs; 0 to 2⁶³ − 1.
+
+    Raises:
+        UsageError: `n`, `temperature`, `top_p` or `seed` is out of its range, or greedy decoding
+            would ignore it.
+    """
 
     max_new_tokens: int
     stop: tuple[int, ...] = ()
+    n: int = 1
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        if not (_is_a(Integral, self.n) and self.n >= 1):
+            raise UsageError(f"n = {_shown(self.n)}, expected a whole number of at least 1")
+        if not (_is_a(Real, self.temperature) and 0 <= self.temperature < math.inf):
+            raise UsageError(
+                f"temperature = {_shown(self.temperature)}, expected a finite number of at least 0",
+                "0 is greedy decoding",
+            )
+        if not (_is_a(Real, self.top_p) and 0 < self.top_p <= 1):
+            raise UsageError(
+                f"top_p = {_shown(self.top_p)}, expected a number above 0 and up to 1",
+                "1 samples from all tokens",
+            )
+        if self.seed is not None and not (_is_a(Integral, self.seed) and 0 <= self.seed < 2**63):
+            raise UsageError(
+                f"seed = {_shown(self.seed)}, expected a whole number from 0 to 2^63 - 1, or None"
+            )
+        for name in ("n", "top_p"):
+            if self.is_greedy and getattr(self, name) != 1:
+                raise UsageError(
+                    f"{name} = {getattr(self, name)} does nothing at temperature 0",
+                    "greedy decoding has one output; sample with a temperature above 0",
+                )
+
+    @property
+    def is_greedy(self) -> bool:
+        """True where nothing is drawn at random."""
+        return self.temperature == 0
+
+    def check_greedy(self, engine: str) -> None:
+        """Raise EngineError unless the outputs are greedy; for an `engine` that cannot sample, by
+        its name, before it computes."""
+        if not self.is_greedy:
+            raise EngineError(
+                f"{engine} cannot sample: found temperature = {self.temperature}, n = {self.n},"
+                f" top_p = {self.top_p}, seed = {self.seed}; it decodes greedily",
+                "leave temperature at 0, or take an engine that samples",
+            )
+
+
+def _is_a(kind: type, value: object) -> bool:
+    """Return whether `value` is a number of `kind`; True and False are none."""
+    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)
@@ -255,7 +318,12 @@ class Engine(Protocol):
         ...
 
     def generate(self, prompts: Sequence[list[int]], config: Generation) -> list[list[int]]:
-        """Return new token ids for each prompt, stop token excluded."""
+        """Return new token ids for each prompt, stop token excluded.
+
+        P prompts give P · `config.n` outputs: those of prompt k are numbers k · n to (k + 1) · n
+        - 1, whatever order they ended in. An engine that cannot sample begins with
+        `config.check_greedy`.
+        """
         ...
 
     def on_weights_changed(self) -> None:

@@ -17,7 +17,7 @@ def test_each_test_that_the_page_names_exists() -> None:
         defined = [
             f.name
             for f in ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8")))
-            if isinstance(f, ast.FunctionDef)
+            if isinstance(f, (ast.FunctionDef, ast.AsyncFunctionDef))
         ]
         assert name in defined, f"{path}::{name}"
 

@@ -170,11 +170,13 @@ def generate(
     as for `loglikelihood`.
 
     Raises:
-        EngineError: an empty prompt, or more tokens than the model has positions for.
+        EngineError: `config` samples, an empty prompt, or more tokens than the model has positions
+            for.
     """
     import torch
     from transformers import GenerationConfig
 
+    config.check_greedy("the transformers engine")
     for n, prompt in enumerate(prompts):
         if not prompt:
             raise EngineError(f"prompt {n} is empty", "begin with at least one token, such as BOS")

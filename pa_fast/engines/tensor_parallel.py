@@ -195,6 +195,7 @@ class ShardedModel(LambdaModel):
     def generate(self, prompts: Sequence[list[int]], config: Generation) -> list[list[int]]:
         """Return greedy continuations of N prompts; see `pa_fast.Engine`."""
         self.ranks.agree("generate", (_digest(prompts), config))
+        config.check_greedy("the tensor-parallel engine")
         return super().generate(prompts, config)
 
     def on_weights_changed(self) -> None:

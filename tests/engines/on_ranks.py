@@ -300,6 +300,22 @@ def ranks_out_of_step_fail_instead_of_waiting(world: World) -> None:
     assert len(lm.loglikelihood(asked)) == 1
 
 
+def sampling_is_refused_on_all_ranks(world: World) -> None:
+    lm = world.model("qwen3")
+    sampled = Generation(2, temperature=0.5)
+    world.refused(
+        EngineError,
+        "the tensor-parallel engine cannot sample: found temperature = 0.5",
+        lambda: lm.generate([[]], sampled),
+    )
+    world.refused(
+        EngineError,
+        "differ in generate",
+        lambda: lm.generate([[5]], sampled if world.rank else Generation(2)),
+    )
+    assert len(lm.generate([[5]], Generation(2))) == 1
+
+
 def a_replaced_parameter_fails_on_all_ranks(world: World) -> None:
     lm = load(*world.pair("llama"), endpoint_check=False)
     lm.on_weights_changed()
@@ -487,6 +503,7 @@ ON_TWO_RANKS: dict[str, Callable[[World], None]] = {
             a_rule_is_that_of_one_device,
             a_rank_with_another_lambda_is_refused,
             ranks_out_of_step_fail_instead_of_waiting,
+            sampling_is_refused_on_all_ranks,
             a_replaced_parameter_fails_on_all_ranks,
             an_endpoint_that_is_wrong_on_one_rank_fails_on_all,
             what_one_rank_cannot_load_no_rank_loads,

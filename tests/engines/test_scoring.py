@@ -140,6 +140,17 @@ def test_what_cannot_be_scored_is_refused(lm: pa_fast.LambdaModel) -> None:
         lm.generate([[5] * 60], Generation(10))
 
 
+@pytest.mark.parametrize("shared_prefix", [True, False])
+def test_sampling_is_refused_before_anything_else(
+    lm: pa_fast.LambdaModel, shared_prefix: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(lm.identity, "shared_prefix", shared_prefix)
+    said = r"the transformers engine cannot sample: found temperature = 0\.7, n = 4"
+    with pytest.raises(EngineError, match=said) as refused:
+        lm.generate([[]], Generation(3, temperature=0.7, n=4))
+    assert "leave temperature at 0" in str(refused.value.hint)
+
+
 def test_batches_are_sorted_by_length_and_complete() -> None:
     assert list(batches([3, 9, 3, 5], 2)) == [[1, 3], [0, 2]]
     assert list(batches([], 2)) == []
