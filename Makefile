@@ -3,6 +3,7 @@
 #   ENVIRONMENTS="oldest-python3.10 newest-python3.13"  what `make compat` runs on: packages and interpreter, as
 #                docs/compatibility.md says; COMPAT=path is the folder they are kept in (default .venv-compat),
 #                COMPAT_TESTS=tests/engines runs a part
+#   VLLM=path    environment of `make vllm` (default .venv-vllm); VLLM_TESTS=tests/vllm/test_caches.py runs a part
 #   WORKERS=n    processes that tests are shared by (default: one a core; 0: none but pytest's own)
 #   BENCH=args   further arguments of `make bench`, e.g. BENCH="-k load"
 #   TORCH=spec   what to install where torch is missing, e.g. TORCH="torch --index-url https://download.pytorch.org/whl/cpu"
@@ -16,6 +17,8 @@ PINS_oldest := -c constraints-oldest.txt
 PINS_pinned := -c constraints.txt
 PINS_newest := --upgrade --upgrade-strategy eager
 SCREENSHOTS ?= runs/screenshots
+VLLM ?= .venv-vllm
+VLLM_TESTS ?= tests/vllm
 WORKERS ?= logical
 PARALLEL := -n $(WORKERS) --dist worksteal
 PIP := -m pip install --disable-pip-version-check
@@ -24,7 +27,7 @@ READY := $(VENV)/.pa_fast-ready
 DOCS := $(VENV)/.pa_fast-docs
 SOURCES := PYTHONPATH=.:kernels
 
-.PHONY: help demo test test-slow test-browser coverage compat check docs bench gpu train-demo clean
+.PHONY: help demo test test-slow test-browser vllm coverage compat check docs bench gpu train-demo clean
 help:  ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -50,6 +53,15 @@ test-slow: $(READY)  ## the tests that `test` leaves out: more architectures, ra
 test-browser: $(READY)  ## the report page in headless Chromium (Debian: chromium, chromium-driver); SCREENSHOTS=folder keeps them
 	@$(BIN)/python -c 'import selenium' 2>/dev/null || $(BIN)/python $(PIP) -q -c constraints.txt selenium
 	PA_FAST_SCREENSHOTS=$(SCREENSHOTS) $(BIN)/python -m pytest -m browser tests/browser
+
+vllm: $(VLLM)/.pa_fast-ready  ## the vLLM engine beside unmodified vLLM, on its CPU build: an environment of its own, 3 GB
+	$(SOURCES) $(VLLM)/bin/python -m pytest -p no:cacheprovider -n $(WORKERS) --dist loadfile $(VLLM_TESTS)
+
+$(VLLM)/.pa_fast-ready: tests/vllm/requirements.txt
+	@test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
+	@$(VLLM)/bin/python -c 'import torch' 2>/dev/null || $(VLLM)/bin/python $(PIP) -q --no-deps $(TORCH)
+	@$(VLLM)/bin/python $(PIP) -q --no-deps -r tests/vllm/requirements.txt
+	@touch $@
 
 coverage: $(READY)  ## branch coverage of pa_fast and pa_kernels by `test`, without what tests run in other processes
 	$(BIN)/python -m pytest $(PARALLEL) --cov --cov-report=term:skip-covered

@@ -366,6 +366,11 @@ class CompleteEngine(Engine, Protocol):
         return None
 
     @property
+    def llm(self) -> Any:
+        """The `vllm.LLM` of the engine, if it has one; lm-eval computes with it."""
+        return None
+
+    @property
     def positions(self) -> int | None:
         """The maximum number of tokens that the model sees at once; None if unknown."""
         return None

@@ -8,13 +8,13 @@ from pa_fast.evals import lm_eval
 from pa_fast.evals.lm_eval import LmEval, build_once
 
 if TYPE_CHECKING:
-    from pa_fast.evals.lm_eval import PaFastLM
+    from pa_fast.evals.lm_eval import PaFastLM, PaFastVLLM
 
-__all__ = ["LmEval", "PaFastLM", "build_once"]
+__all__ = ["LmEval", "PaFastLM", "PaFastVLLM", "build_once"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import `PaFastLM` when it is first used: its base class loads lm-eval."""
-    if name != "PaFastLM":
+    """Import a model class when it is first used: its base class loads lm-eval."""
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return lm_eval.PaFastLM
+    return getattr(lm_eval, name)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import importlib
+import json
 import os
 import pathlib
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from pa_fast import evals
-from pa_fast.base import CompleteEngine, CompleteEvaluator, Lambda
+from pa_fast.base import CompleteEngine, CompleteEvaluator, Lambda, complete
 from pa_fast.errors import EngineError, PairError, UsageError
 from pa_fast.files import check_own_folder, path_of
+from pa_fast.rounding import Rounding
 from pa_fast.rules import LambdaRule
 from pa_fast.sweep.driver import check_evaluators, distinct
 from pa_fast.sweep.entry import Shard
@@ -26,7 +29,12 @@ if TYPE_CHECKING:
     from pa_fast.sweep.results import SweepResult
 
 
-ENGINES = ("transformers", "tensor-parallel")
+ENGINES = {
+    "transformers": "pa_fast.engines.transformers",
+    "tensor-parallel": "pa_fast.engines.tensor_parallel",
+    "vllm": "pa_fast.engines.vllm.engine",
+}
+"""Name of an engine → the module whose `load` makes it."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +56,7 @@ class SweepSpec:
     allow_nonfinite: bool = False
     overwrite: bool = False
     engine: str = "transformers"
+    engine_args: tuple[str, ...] = ()
     delta: str | None = None
     rounding: str = "nearest"
     rule: LambdaRule | None = None
@@ -65,7 +74,18 @@ class SweepSpec:
         return Schedule.of(self.lambdas, self.objective, parse_keep(self.keep), self.budget)
 
     def load_options(self) -> dict[str, Any]:
-        """The keyword arguments of `load`; those of another engine lack what is not asked for."""
+        """The keyword arguments of `load`; those of another engine lack what is not asked for.
+
+        Raises:
+            UsageError: an option is not for this engine, or `engine_args` is malformed.
+        """
+        if self.engine == "vllm":
+            return self._vllm_options()
+        if self.engine_args:
+            raise UsageError(
+                f"--engine-args {self.engine_args[0]} with --engine {self.engine}",
+                "they are arguments of vLLM: add --engine vllm, or leave them out",
+            )
         options = {name: getattr(self, name) for name in _LOADING}
         if self.rounding != "nearest":
             options["seed"] = self.seed
@@ -73,11 +93,54 @@ class SweepSpec:
             options["residency"] = self.residency
         return options
 
+    def _vllm_options(self) -> dict[str, Any]:
+        for option, value, usual, instead in (
+            ("--delta", self.delta, None, "name INSTRUCT after BASE"),
+            ("--device", self.device, "auto", "vLLM takes the devices that it finds"),
+            ("--batch-size", self.batch_size, 8, "use --engine-args max_num_seqs=N"),
+        ):
+            if value != usual:
+                raise UsageError(f"{option} {value} with --engine vllm", instead)
+        options = {name: getattr(self, name) for name in _PAIRING}
+        options["store"] = "dense" if self.store == "auto" else self.store
+        options["residency"] = "device" if self.residency == "auto" else self.residency
+        seed = None if self.rounding == "nearest" else self.seed
+        options["rounding"] = Rounding.of(self.rounding, seed)
+        return options | {"dtype": self.dtype} | arguments_of(self.engine_args)
 
-_LOADING = (
-    *("device", "dtype", "store", "tokenizer", "batch_size", "allow_nonfinite", "delta"),
-    *("rounding", "rule", "extra_rows", "one_sided", "ignore_config", "strip_prefix"),
+
+_PAIRING = (
+    *("tokenizer", "allow_nonfinite", "rule"),
+    *("extra_rows", "one_sided", "ignore_config", "strip_prefix"),
 )
+_LOADING = (
+    *("device", "dtype", "store", "batch_size", "delta", "rounding"),
+    *_PAIRING,
+)
+
+
+def arguments_of(texts: Iterable[str]) -> dict[str, Any]:
+    """Return the keyword arguments in `texts`, each `key=value`: a number, true, false, null or
+    JSON, and text otherwise.
+
+    Raises:
+        UsageError: one is not of that form, or a key is there twice.
+    """
+    arguments: dict[str, Any] = {}
+    for text in texts:
+        key, mark, value = text.partition("=")
+        key = key.strip().replace("-", "_")
+        if not mark or not key.isidentifier():
+            raise UsageError(
+                f"--engine-args `{text}`: expected key=value", "such as tensor_parallel_size=2"
+            )
+        if key in arguments:
+            raise UsageError(f"--engine-args {key} is given twice", "give it once")
+        try:
+            arguments[key] = json.loads(value.lower() if value in ("True", "False") else value)
+        except ValueError:
+            arguments[key] = value
+    return arguments
 
 
 def run_points(job: SweepSpec, points: Iterable[float | str | Lambda]) -> Iterator[Record]:
@@ -208,18 +271,14 @@ def evaluators(job: SweepSpec) -> list[CompleteEvaluator]:
 
 def engine(job: SweepSpec) -> CompleteEngine:
     """Load the pair of `job` at λ = 0."""
-    load: Callable[..., Any]
-    if job.engine == "transformers":
-        from pa_fast.engines.transformers import load
-    elif job.engine == "tensor-parallel":
-        from pa_fast.engines.tensor_parallel import load
-    else:
+    if job.engine not in ENGINES:
         raise UsageError(f"there is no engine `{job.engine}`", f"engines: {', '.join(ENGINES)}")
-    loaded = load(job.base, job.instruct, **job.load_options())
+    options = job.load_options()
+    loaded = importlib.import_module(ENGINES[job.engine]).load(job.base, job.instruct, **options)
     if loaded.tokenizer is None:
         looked = job.tokenizer or job.instruct or job.base
         raise EngineError(
             f"{looked} has no tokenizer files, and evaluators need one",
             "pass --tokenizer with a folder that has",
         )
-    return loaded
+    return complete(loaded)

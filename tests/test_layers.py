@@ -40,7 +40,7 @@ ALLOWED["report"] = {"sweep", "stats"} | FLOOR
 ALLOWED["trackers"] = {"sweep"} | FLOOR
 ALLOWED["best_of"] = {"sweep", "stats", "checkpoint"} | FLOOR
 ALLOWED["launch"] = {"run", "sweep"} | FLOOR
-ALLOWED["lm_eval"], ALLOWED["ray"] = {"evals"}, {"launch"}
+ALLOWED["lm_eval"], ALLOWED["ray"], ALLOWED["vllm"] = {"evals"}, {"launch"}, {"engines"}
 ALLOWED["quality"] = ALLOWED["run"]
 ALLOWED["encoding"] = ALLOWED["run"] | {"quality"}
 ALLOWED["throughput"] = {"live", "stores", "checkpoint"} | FLOOR
@@ -55,7 +55,7 @@ ALLOWED["cli"] = ALLOWED["run"] | {
 }
 ALLOWED["cli"] |= {"trackers", "__init__"}
 EMBEDDED_STACKS = {"lm_eval", "ray", "vllm", "sglang"}
-SUBCLASSES = {"evals/lm_eval/model.py"}
+SUBCLASSES = {"evals/lm_eval/model.py", "evals/lm_eval/vllm_model.py"}
 """Modules that extend a class of an embedded stack; they are imported inside functions only."""
 
 

@@ -46,6 +46,7 @@ STAGES = {
     "stochastic": Planned("stochastic:stochastic", 30, ("dense",)),
     "ncu": Planned("tools:ncu", 90, ("dense", "packed")),
     "sanitize": Planned("tools:sanitize", 120),
+    "vllm": Planned("vllm_tests:vllm", 300),
 }
 """In order of importance. `ceilings` comes before all others: they are shares of it."""
 
@@ -137,6 +138,12 @@ CALLS = (
         "P6, sparse, sanitizers",
         ("sweep", "sparse", "sanitize"),
         "all else per λ, and where it goes; compute-sanitizer comes last",
+    ),
+    Call(
+        "vLLM, where it is installed",
+        ("vllm",),
+        "answers equal those of unmodified vLLM on merged folders, or the first that differs; then"
+        " CUDA graphs, two ranks, and the memory that key-value blocks get: docs/vllm.md",
     ),
 )
 

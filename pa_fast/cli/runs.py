@@ -145,9 +145,16 @@ def sweep(
         str,
         typer.Option(
             metavar="E",
-            help="transformers, or tensor-parallel: one model over all ranks of torchrun.",
+            help="transformers; tensor-parallel: one model over all ranks of torchrun; or vllm.",
         ),
     ] = "transformers",
+    engine_args: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE",
+            help="An argument of vllm.LLM, such as tensor_parallel_size=2; may be given again.",
+        ),
+    ] = None,
     workers: Annotated[
         int,
         typer.Option(
@@ -209,6 +216,7 @@ def sweep(
         seed=seed,
         overwrite=overwrite,
         engine=engine,
+        engine_args=tuple(engine_args or ()),
         device=device,
         dtype=dtype,
         store=store,

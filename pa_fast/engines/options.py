@@ -212,18 +212,33 @@ def identity(
     return {
         "engine": "transformers",
         "checksum": CHECKSUM_VERSION,
-        "base": base.quick_fingerprint(),
-        "instruct": (
-            instruct.quick_fingerprint()
+        **of_sides(base, instruct),
+        **(
+            {}
             if options.description is None
-            else f"delta {options.description.fingerprint()}"
+            else {"instruct": f"delta {options.description.fingerprint()}"}
         ),
-        "base_config": _configuration(base),
-        "instruct_config": _configuration(instruct),
         "store": store,
         "rounding": str(options.rounding),
         **({} if options.rule is None else {"rule": options.rule.document()}),
         "dtype": options.dtype,
+        **of_tokenizer(tokenizer),
+    }
+
+
+def of_sides(base: Checkpoint, instruct: Checkpoint) -> dict[str, Any]:
+    """Return the part of an engine's identity that says which two models it has."""
+    return {
+        "base": base.quick_fingerprint(),
+        "instruct": instruct.quick_fingerprint(),
+        "base_config": _configuration(base),
+        "instruct_config": _configuration(instruct),
+    }
+
+
+def of_tokenizer(tokenizer: PreTrainedTokenizerBase | None) -> dict[str, Any]:
+    """Return the part of an engine's identity that says how it reads and frames texts."""
+    return {
         "tokenizer": _digest(spelling(tokenizer)),
         "chat_template": _digest(
             json.dumps(getattr(tokenizer, "chat_template", None), sort_keys=True)

@@ -3,7 +3,8 @@ call lm-eval themselves.
 
 `PaFastLM(engine)` is an `lm_eval.api.model.LM` whose scores are those of lm-eval's own `HFLM` on a
 saved merge, at the λ that the engine holds. `build_once(tasks)` makes `evaluate()` build the
-requests of `TaskManager.load(…)` only once:
+requests of `TaskManager.load(…)` only once. `PaFastVLLM(engine)` is likewise lm-eval's own `VLLM`,
+around an engine of `pa_fast.vllm`:
 
     harness = PaFastLM(lm)
     tasks = build_once(TaskManager().load(["piqa", "arc_easy"]))
@@ -14,20 +15,22 @@ requests of `TaskManager.load(…)` only once:
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 from pa_fast.evals.lm_eval.cached_task import build_once
 from pa_fast.evals.lm_eval.evaluator import KIND, LmEval
 from pa_fast.evals.lm_eval.tasks import require_lm_eval
 
-__all__ = ["KIND", "LmEval", "PaFastLM", "build_once"]
+__all__ = ["KIND", "LmEval", "PaFastLM", "PaFastVLLM", "build_once"]
+
+
+_MODELS = {"PaFastLM": "model", "PaFastVLLM": "vllm_model"}
 
 
 def __getattr__(name: str) -> Any:
-    """Import `PaFastLM` at its first use: its base class loads lm-eval."""
-    if name != "PaFastLM":
+    """Import a model class at its first use: its base class loads lm-eval."""
+    if name not in _MODELS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     require_lm_eval()
-    from pa_fast.evals.lm_eval.model import PaFastLM
-
-    return PaFastLM
+    return getattr(importlib.import_module(f"pa_fast.evals.lm_eval.{_MODELS[name]}"), name)

@@ -205,3 +205,12 @@ def _ties(choices: list[str], results: Any) -> tuple[bool, bool]:
 def _is_tie(choices: list[str], values: list[float]) -> bool:
     best = max(values)
     return len({choice for choice, value in zip(choices, values) if value == best}) > 1
+
+
+def no_cache() -> EvaluatorError:
+    """Return the error of lm-eval's `use_cache`."""
+    return EvaluatorError(
+        "lm-eval's use_cache cannot be used in a sweep: its key is a hash of the request alone, so"
+        " that every λ would get the scores of the first",
+        "leave it out; a sweep keeps its points",
+    )

@@ -102,8 +102,9 @@ class LmEval:
         """Build and encode all requests; return a note on those that are cut.
 
         Raises:
-            EvaluatorError: the engine has no transformers model, the tokenizer no chat template,
-                the model no positions for an answer; or a request is too long, and overflow=refuse.
+            EvaluatorError: the engine has no transformers model and no vLLM, the tokenizer no chat
+                template, the model no positions for an answer; or a request is too long, and
+                overflow=refuse.
         """
         with quiet(), _seeded(self.seed):
             lm = self._lm(engine)
@@ -196,12 +197,17 @@ class LmEval:
         )
 
     def _lm(self, engine: Engine) -> Any:
-        """Return the PaFastLM of `engine`, cached with its requests as long as the engine is the
-        same."""
+        """Return lm-eval's model around `engine`, cached with its requests as long as the engine
+        is the same."""
         if self._model is None or self._model.engine is not engine:
-            from pa_fast.evals.lm_eval.model import PaFastLM
+            if complete(engine).llm is not None:
+                from pa_fast.evals.lm_eval.vllm_model import PaFastVLLM
 
-            self._model = PaFastLM(engine, bars=False)
+                self._model = PaFastVLLM(engine)
+            else:
+                from pa_fast.evals.lm_eval.model import PaFastLM
+
+                self._model = PaFastLM(engine, bars=False)
         if self.chat and not self._model.tokenizer.chat_template:
             raise EvaluatorError(
                 f"{self.name}: the tokenizer has no chat template",

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from pa_fast.base import CompleteEngine, Engine, complete
 from pa_fast.errors import EvaluatorError, UsageError
+from pa_fast.evals.lm_eval.cached_task import no_cache
 from pa_fast.evals.lm_eval.tasks import quiet
 
 Request = tuple[Any, list[int], list[int]]
@@ -69,7 +70,7 @@ class PaFastLM(HFLM):
         full = complete(engine)
         model = _transformers_model(full)
         if use_cache is not None:
-            raise _no_cache()
+            raise no_cache()
         size = full.identity.get("batch_size", 1) if batch_size is None else batch_size
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
             raise UsageError(
@@ -104,7 +105,7 @@ class PaFastLM(HFLM):
     def set_cache_hook(self, cache_hook: Any) -> None:
         """Refuse `use_cache` of `simple_evaluate`."""
         if getattr(cache_hook, "dbdict", None) is not None:
-            raise _no_cache()
+            raise no_cache()
 
     def prepare(self, requests: Sequence[Any]) -> int:
         """Encode `requests`, lm-eval's instances, as they will be scored; return how many are cut
@@ -363,11 +364,3 @@ def _transformers_model(engine: CompleteEngine) -> Any:
             " your own",
         )
     return model
-
-
-def _no_cache() -> EvaluatorError:
-    return EvaluatorError(
-        "lm-eval's use_cache cannot be used in a sweep: its key is a hash of the request alone, so"
-        " that every λ would get the scores of the first",
-        "leave it out; a sweep keeps its points",
-    )

@@ -1,0 +1,261 @@
+"""The live weights of all workers of one vLLM engine, as seen from its driver."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
+from dataclasses import fields
+from typing import Any
+
+from pa_fast import errors
+from pa_fast.base import Lambda
+from pa_fast.checkpoint.provenance import combine
+from pa_fast.errors import EngineError, PaFastError, UsageError, WeightsError, first_line
+from pa_fast.live.memory import Memory
+from pa_fast.rules import LambdaRule
+
+Rpc = Callable[..., list[Any]]
+"""`collective_rpc(method, args=…)`: the results of all workers, by rank."""
+
+_LOOK_S = 0.5
+"""How often a call looks whether vLLM's process lives."""
+
+
+class Workers:
+    """Calls to the `WorkerWeights` of every worker.
+
+    Args:
+        rpc: `vllm.LLM.collective_rpc`.
+        died: returns whether vLLM's own process has died; None where it has none.
+    """
+
+    def __init__(self, rpc: Rpc, died: Callable[[], bool] | None = None):
+        self._rpc, self._died = rpc, died
+
+    def call(self, method: str, *arguments: Any) -> list[Any]:
+        """Call `method` in every worker and return the results by rank.
+
+        Raises:
+            PaFastError: a worker raised it; that of the first such rank, with the rank where there
+                are several.
+            EngineError: a worker has no such calls, or died.
+        """
+        try:
+            answers = self._answers(method, arguments)
+        except PaFastError:
+            raise
+        except Exception as error:  # vLLM's own, of many kinds
+            raise _of_vllm(error) from error
+        if not answers:
+            raise EngineError("no worker of vLLM answered", "start the engine again")
+        for rank, answer in enumerate(answers):
+            if "error" in answer:
+                name, message, hint = answer["error"]
+                kind = getattr(errors, name, WeightsError)
+                raise kind(f"rank {rank}: {message}" if len(answers) > 1 else message, hint)
+        return [answer["value"] for answer in answers]
+
+    def _answers(self, method: str, arguments: tuple[Any, ...]) -> list[Any]:
+        """Where vLLM has a process of its own, the call waits for ever if that dies meanwhile: so
+        another thread waits, and this one looks whether it lives."""
+        if self._died is None:
+            return self._rpc("pa_call", args=(method, *arguments))
+        outcome: Future[list[Any]] = Future()
+
+        def wait() -> None:
+            try:
+                outcome.set_result(self._rpc("pa_call", args=(method, *arguments)))
+            except BaseException as error:
+                outcome.set_exception(error)
+
+        threading.Thread(target=wait, name="pa_fast vLLM call", daemon=True).start()
+        while True:
+            try:
+                return outcome.result(timeout=_LOOK_S)
+            except FutureTimeout:
+                if not outcome.done() and self._died():
+                    raise RuntimeError("vLLM's process died during the call") from None
+
+    def agreed(self, what: str, values: Sequence[Any]) -> Any:
+        """Return the value that all ranks have.
+
+        Raises:
+            EngineError: they differ.
+        """
+        if any(value != values[0] for value in values):
+            by_rank = ", ".join(f"rank {rank} has {value}" for rank, value in enumerate(values))
+            raise EngineError(
+                f"the workers of vLLM differ in {what}: {by_rank}"[:500], "start the engine again"
+            )
+        return values[0]
+
+
+class EngineWeights:
+    """Implements `pa_fast.base.Weights` over the workers of one engine: all of them hold the same
+    λ, or `lam` is None.
+
+    Args:
+        workers: they are bound.
+        idle: returns whether no request is unfinished.
+        rule: the rule that the workers follow, or None.
+    """
+
+    def __init__(self, workers: Workers, idle: Callable[[], bool], rule: LambdaRule | None = None):
+        self._workers, self._idle = workers, idle
+        self._reports = workers.call("report")
+        self.followed = rule
+        self.rule: LambdaRule | None = None
+        self._lam: Lambda | None = None
+        self.switches = 0
+
+    @property
+    def lam(self) -> float | None:
+        """The λ that all workers hold, of a rule its swept one; None after a switch that did not
+        finish everywhere."""
+        return self._lam
+
+    @property
+    def store(self) -> str:
+        """How the delta is held."""
+        return str(self._reports[0]["store"])
+
+    def check_lambda(self, lam: float | LambdaRule) -> None:
+        """See `LiveWeights.check_lambda`."""
+        self._workers.call("check_lambda", *_plain(lam))
+
+    def set_lambda(self, lam: float | LambdaRule) -> None:
+        """Write W(λ) into the parameters of every worker; returns when all have written it, on a
+        GPU queued it.
+
+        Answers of the engine are of this λ only after `LambdaLLM.on_weights_changed`, which drops
+        the key-value blocks of the last one.
+
+        Raises:
+            EngineError: requests are unfinished (nothing was written), or the workers do not agree.
+            UsageError, WeightsError: see `LiveWeights.set_lambda`.
+        """
+        key, rows = _plain(lam)
+        if not self._idle():
+            raise EngineError(
+                "λ was to be set while vLLM computes requests",
+                "wait for them: a request is answered at one λ",
+            )
+        before = self._lam, self.rule
+        self._lam, self.rule = None, None
+        try:
+            held = self._workers.call("set_lambda", key, rows)
+        except UsageError:  # of the argument: no worker has written
+            self._lam, self.rule = before
+            raise
+        self.switches += 1
+        if self._workers.agreed("λ", held) != key:
+            raise WeightsError(
+                f"vLLM's workers hold λ = {held[0]}, not {key}", "set λ again, or start anew"
+            )
+        self.rule = lam if isinstance(lam, LambdaRule) else self.followed and self.followed.at(lam)
+        self._lam = Lambda(key)
+
+    def load(self, side: str) -> None:
+        """Load `side` as vLLM loads a checkpoint: `lam` is None until λ is set again."""
+        self._lam, self.rule = None, None
+        self.switches += 1
+        self._workers.call("load", side)
+
+    def checksum(self) -> int:
+        """Return the checksum of the live tensors of all workers; comparable between engines of
+        the same number of ranks. The one of one rank is its own."""
+        return self._combined(self._workers.call("checksum"))
+
+    def read_back(self, merge_again: bool = False) -> int:
+        """See `LiveWeights.read_back`; in every worker."""
+        return self._combined(self._workers.call("read_back", merge_again))
+
+    def _combined(self, sums: Sequence[str]) -> int:
+        values = [int(total, 16) for total in sums]
+        if len(values) == 1:
+            return values[0]
+        return combine({f"rank {r} of {len(values)}": value for r, value in enumerate(values)})
+
+    def verify(self) -> bool:
+        """Compare every bit in every worker with a fresh merge; returns True.
+
+        Raises:
+            WeightsError: a tensor differs (named), or no λ is set.
+        """
+        if wrong := self.changed():
+            more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+            raise WeightsError(
+                f"live tensor `{wrong[0]}`{more} does not hold the merge at λ = {self._lam}",
+                "something else wrote to vLLM's parameters; set_lambda writes all of them again",
+            )
+        return True
+
+    def changed(self) -> list[str]:
+        """Return the names of tensors whose bits are not those of a fresh merge in some worker."""
+        by_rank = self._workers.call("changed")
+        return list(dict.fromkeys(name for names in by_rank for name in names))
+
+    def effective_lambda(self) -> float:
+        """See `LiveWeights.effective_lambda`; over the whole model, tensors that all workers have
+        a copy of counted once."""
+        return _ratio(self._once("projection"))
+
+    def intended_lambda(self) -> float:
+        """See `LiveWeights.intended_lambda`; over the whole model."""
+        if self._lam is None or self.rule is None:
+            return float("nan") if self._lam is None else float(self._lam)
+        return _ratio(self._once("aim"))
+
+    def _once(self, method: str) -> list[Sequence[float]]:
+        """Return the sums of `method` of every rank, over tensors that no lower rank has too."""
+        if len(self._reports) == 1:
+            return self._workers.call(method)
+        return self._workers.call(method, self._copies())
+
+    def _copies(self) -> list[str]:
+        """Return the names of tensors that are the same on all ranks, by the checksums of both
+        sides."""
+        first, *others = [report["sums"] for report in self._reports]
+        return [
+            name for name, sums in first.items() if all(one.get(name) == sums for one in others)
+        ]
+
+    def memory(self) -> Memory:
+        """Return the bytes of all workers together."""
+        parts = [report["memory"] for report in self._reports]
+        return Memory(**{f.name: sum(int(p[f.name]) for p in parts) for f in fields(Memory)})
+
+    def inventory(self) -> None:
+        """Check that the models consist of the parameters that were bound; see
+        `WorkerWeights.inventory`."""
+        self._workers.call("inventory")
+
+    def __repr__(self) -> str:
+        return f"<EngineWeights of {len(self._reports)} vLLM workers at λ = {self._lam}>"
+
+
+def _plain(lam: float | LambdaRule) -> tuple[str, Any]:
+    if isinstance(lam, LambdaRule):
+        return lam.lam.key, lam.document()
+    return Lambda(lam).key, None
+
+
+def _ratio(parts: Sequence[Sequence[float]]) -> float:
+    moved, whole = (sum(column) for column in zip(*parts))
+    return moved / whole if whole else float("nan")
+
+
+def _of_vllm(error: Exception) -> EngineError:
+    """Return what an exception of vLLM's RPC means."""
+    text = first_line(error)
+    if isinstance(error, AttributeError) or "pa_call" in text:
+        return EngineError(
+            "this vLLM engine has no worker extension of pa_fast",
+            "start it with worker_extension_cls=pa_fast.vllm.EXTENSION, or use pa_fast.vllm.load",
+        )
+    return EngineError(
+        f"a call to vLLM's workers failed: {type(error).__name__}: {text}",
+        "a worker may have died, and λ is not known: start the engine again",
+    )

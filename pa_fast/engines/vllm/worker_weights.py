@@ -1,0 +1,373 @@
+"""In a worker of vLLM: live weights over the parameters of its model, and what proves them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pa_kernels
+
+from pa_fast.base import Lambda
+from pa_fast.checkpoint.pair import Pair, PairOptions, is_head, pair
+from pa_fast.checkpoint.reader import Checkpoint
+from pa_fast.checkpoint.safetensors import FLOATS, torch_dtype
+from pa_fast.checkpoint.streaming import MergeSpec
+from pa_fast.engines.vllm import cpu, layout, supported
+from pa_fast.errors import EngineError, PaFastError, UsageError, WeightsError, first_line
+from pa_fast.live.sources import Sources
+from pa_fast.live.weights import LiveWeights
+from pa_fast.rounding import Rounding
+from pa_fast.rules import LambdaRule
+from pa_fast.stores import registry
+
+if TYPE_CHECKING:
+    import torch
+
+EXTENSION = "pa_fast.engines.vllm.worker.Extension"
+"""The `worker_extension_cls` of vLLM."""
+
+PROOF = Lambda("1/3")
+"""The interior λ at which a switch is compared with a merge that vLLM loads."""
+
+
+class WorkerWeights:
+    """The live weights of one worker. All methods take its model first, and return plain values."""
+
+    def __init__(self, config: Any):
+        self._config = config
+        self._error: PaFastError | None = None
+        self._live: LiveWeights | None = None
+        self._sides: dict[str, Path] = {}
+        self._pairing = PairOptions()
+        self._origins: layout.Origins | None = None
+        self._key: str | None = None
+        self._loaded = False
+        self._pointers: dict[str, int] = {}
+        self._sums: dict[str, list[str]] = {}
+        self._report: dict[str, Any] = {}
+
+    # --- binding
+
+    def bind_at_load(self, model: Any, asked: Mapping[str, Any]) -> None:
+        """`bind`, whose error is raised by the first call: what a loader raises in a process of
+        vLLM reaches nobody."""
+        try:
+            self.bind(model, asked)
+        except PaFastError as error:
+            self._error = error
+        except Exception as error:  # of vLLM's own loading
+            self._error = EngineError(
+                f"vLLM cannot load the pair anew: {type(error).__name__}: {first_line(error)}",
+                "sweep it with the transformers engine",
+            )
+
+    def bind(self, model: Any, asked: Mapping[str, Any]) -> dict[str, Any]:
+        """Make the parameters of `model`, which holds the instruct side as vLLM loaded it, follow
+        λ, after these proofs, in this order:
+
+        1. what runs is supported (`supported.check`);
+        2. the files are of the dtype that vLLM computes in;
+        3. no name of either side is left out, no parameter is empty;
+        4. instruct, loaded again through `Pair`, equals the parameters as started, bit for bit, and
+           so do all other tensors of the model, and those of base;
+        5. the switch to λ = 1/3 equals the merge at 1/3, loaded by vLLM.
+
+        Args:
+            asked: `base`, `instruct`, and options: `pairing`, `store`, `residency`, `rounding`,
+                `rule`, `allow_nonfinite`.
+
+        Returns:
+            The report: `tensors`, `bytes`, `memory`, `store`, `copies` (checksums by name).
+
+        The weights hold instruct afterwards, as vLLM loads it; no λ is set.
+
+        Raises:
+            PaFastError: a proof failed. The model must not be used then.
+        """
+        supported.check(self._config)
+        self._sides = {side: Path(asked[side]) for side in ("base", "instruct")}
+        self._pairing = PairOptions.read(asked.get("pairing", {}))
+        rounding = Rounding.parse(asked.get("rounding", "nearest"))
+        rule = LambdaRule(asked["rule"]) if asked.get("rule") else None
+        name, options = asked.get("store") or ("dense", {})
+        store = registry.STORES[name](**options)
+        tensor_parallel = self._config.parallel_config.tensor_parallel_size
+        if rounding.is_stochastic and tensor_parallel > 1:
+            raise UsageError(
+                f"stochastic rounding of a model that is split over {tensor_parallel} ranks",
+                "use rounding nearest, or tensor_parallel_size=1",
+            )
+        if not store.lossless or store.attached:
+            raise UsageError(
+                f"vLLM's weights cannot be held as `{store.describe()}`, which loses some of the"
+                " delta",
+                "use dense, packed, or sparse exact",
+            )
+        started = self._copies(model)
+        empty = [name for name, tensor in started.items() if not tensor.numel()]
+        if empty:
+            raise EngineError(
+                f"vLLM has dropped the weights of `{empty[0]}`"
+                + (f" and {len(empty) - 1} more" if len(empty) > 1 else ""),
+                f"start it with worker_extension_cls={EXTENSION!r}, which keeps them",
+            )
+        others = layout.others(model)
+        with (
+            Checkpoint.open(self._sides["base"]) as base,
+            Checkpoint.open(self._sides["instruct"]) as instruct,
+        ):
+            paired = pair(base, instruct, self._pairing)
+            self._check_head(model, paired)
+            file_dtype = self._file_dtype(paired)
+            if rule is not None or rounding.is_stochastic:
+                self._origins = layout.Origins.traced(model, self._config, paired)
+            sides = {}
+            for side in ("base", "instruct"):
+                sides[side] = self._captured(model, paired, side, others)
+            self._check_started(started, sides["instruct"])
+            del started, others
+            live = self._views(layout.parameters(model))
+            sides = {side: self._views(tensors) for side, tensors in sides.items()}
+            names = None if self._origins is None else self._origins.checkpoint_names()
+            via = {n: file_dtype for n, p in live.items() if p.dtype != file_dtype}
+            self._sums = {n: _sums(sides, n) for n in live}
+            self._live = LiveWeights.between(
+                live,
+                Sources(sides["base"], sides["instruct"], via, names),
+                store,
+                rounding,
+                residency=asked.get("residency", "device"),
+                allow_nonfinite=bool(asked.get("allow_nonfinite", False)),
+            )
+            if rule is not None:
+                self._live.follow(rule)
+            self._prove(model, paired, MergeSpec.of(PROOF, rounding, rule=rule))
+        self._pointers = _pointers(model)
+        self.load(model, "instruct")
+        self._report = {
+            "tensors": len(live),
+            "bytes": sum(p.nbytes for p in live.values()),
+            "memory": asdict(self._live.memory()),
+            "store": self._live.store,
+        }
+        return self._report
+
+    def report(self, model: Any) -> dict[str, Any]:
+        """Return the report of `bind`, and the checksums of both sides of each tensor."""
+        self._bound()
+        return {**self._report, "sums": self._sums, "rank": _rank()}
+
+    def _captured(
+        self, model: Any, paired: Pair, side: str, others: Mapping[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        """Load `side` and return copies of the parameters, on the host."""
+        known = {n: p.data_ptr() for n, p in layout.parameters(model).items()}
+        loaded = layout.reload(model, self._config, layout.tensors_of(paired, side))
+        missing = sorted(known.keys() - loaded)
+        if missing:
+            raise EngineError(
+                f"vLLM loads nothing of {side} into `{missing[0]}`"
+                + (f" and {len(missing) - 1} more parameters" if len(missing) > 1 else ""),
+                "both folders must hold every weight of the model",
+            )
+        if {n: p.data_ptr() for n, p in layout.parameters(model).items()} != known:
+            raise EngineError(
+                f"vLLM moved or replaced parameters when it loaded {side}",
+                "sweep this pair with the transformers engine",
+            )
+        derived = next(iter(layout.unlike(others, layout.others(model))), None)
+        if derived is not None:
+            raise EngineError(
+                f"vLLM's `{derived}` is made of the weights of {side}, and would not follow λ",
+                "sweep this pair with the transformers engine",
+            )
+        return self._copies(model)
+
+    def _copies(self, model: Any) -> dict[str, torch.Tensor]:
+        """Return copies of the parameters, on the host."""
+        return {n: p.detach().to("cpu", copy=True) for n, p in layout.parameters(model).items()}
+
+    def _views(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Return the live tensors in `tensors`, parameters by name or copies of them: themselves,
+        or their parts where tensors of the checkpoint have a λ or noise of their own."""
+        plain = {name: tensor.detach() for name, tensor in tensors.items()}
+        return plain if self._origins is None else self._origins.split(plain)
+
+    def _check_started(
+        self, started: Mapping[str, torch.Tensor], loaded: Mapping[str, torch.Tensor]
+    ) -> None:
+        unlike = list(layout.unlike(started, loaded))
+        if unlike:
+            raise EngineError(
+                f"`{unlike[0]}`"
+                + (f" and {len(unlike) - 1} more parameters" if len(unlike) > 1 else "")
+                + " of instruct, loaded into vLLM a second time, are not what vLLM started with",
+                "vLLM lays these weights out anew when it starts, and only then: sweep this"
+                " architecture with the transformers engine",
+            )
+
+    def _check_head(self, model: Any, paired: Pair) -> None:
+        """Refuse a merge with a head of its own in a model that shares the embedding's storage."""
+        every = dict(model.named_parameters(remove_duplicate=False))
+        shared = len(every) > len({p.data_ptr() for p in every.values()})
+        if paired.is_untied or (shared and _has_own_head(paired)):
+            raise EngineError(
+                "the merge of this pair has an output head of its own, and vLLM started on instruct"
+                " shares the embedding's storage with it",
+                "sweep it with the transformers engine, or make both sides say"
+                " tie_word_embeddings: false in config.json and store the head",
+            )
+
+    def _file_dtype(self, paired: Pair) -> torch.dtype:
+        """Return the dtype of all float tensors in the files.
+
+        Raises:
+            EngineError: there are several, or vLLM computes in a narrower one.
+        """
+        found: dict[str, str] = {}
+        for name in paired.names:
+            for side in ("base", "instruct"):
+                dtype = paired.stored(side, name).dtype
+                if dtype in FLOATS:
+                    found.setdefault(dtype, f"`{name}` of {side}")
+        held = self._config.model_config.dtype
+        exact = {d: torch_dtype(d) for d in found}
+        if len(found) > 1 or any(d != held and held.itemsize < 4 for d in exact.values()):
+            odd = next(d for d in found if exact[d] != held)
+            raise EngineError(
+                f"{found[odd]} is {odd} in its file, and vLLM computes in"
+                f" {str(held).removeprefix('torch.')}: it would round each side before the merge",
+                "start vLLM with the dtype of the files (dtype=), or convert both sides to one"
+                " dtype first",
+            )
+        return next(iter(exact.values()))
+
+    def _prove(self, model: Any, paired: Pair, spec: MergeSpec) -> None:
+        live = self._bound()
+        live.set_lambda(spec.lam)
+        written = live.checksum()
+        layout.reload(model, self._config, layout.merged_tensors(paired, spec))
+        self._loaded = True
+        wrong = live.changed()
+        if wrong or live.checksum() != written:
+            raise EngineError(
+                f"the switch to λ = {spec.lam.key} is not the merge that vLLM loads:"
+                f" `{wrong[0] if wrong else 'no tensor'}` differs"
+                + (f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""),
+                "vLLM converts these weights as it loads them: sweep this pair with the"
+                " transformers engine",
+            )
+
+    # --- calls
+
+    def set_lambda(self, model: Any, key: str, rows: Any = None) -> str:
+        """Write W(λ). Args: λ as `Lambda.key`; rows of a rule at that λ, or None."""
+        live = self._bound()
+        self._check_storage(model)
+        self._key = None
+        if self._loaded and not (live.plan and live.plan.store.keeps_sources):
+            # such a store switches from what memory holds
+            self.load(model, "base")
+            live.resync({n: t.clone() for n, t in self._views(layout.parameters(model)).items()})
+        self._loaded = False
+        live.set_lambda(LambdaRule(rows, key) if rows else Lambda(key))
+        cpu.pack(model)
+        self._key = key
+        return key
+
+    def check_lambda(self, model: Any, key: str, rows: Any = None) -> None:
+        """See `LiveWeights.check_lambda`."""
+        self._bound().check_lambda(LambdaRule(rows, key) if rows else Lambda(key))
+
+    def lam(self, model: Any) -> str | None:
+        """Return λ as `Lambda.key`; None where none is set."""
+        return self._key if self._bound().lam is not None else None
+
+    def follow(self, model: Any, rows: Any) -> None:
+        """See `LiveWeights.follow`."""
+        self._bound().follow(LambdaRule(rows) if rows else None)
+
+    def load(self, model: Any, side: str) -> None:
+        """Load `side` as vLLM loads a checkpoint, in place of a λ."""
+        self._loaded, self._key = True, None
+        with (
+            Checkpoint.open(self._sides["base"]) as base,
+            Checkpoint.open(self._sides["instruct"]) as instruct,
+        ):
+            paired = pair(base, instruct, self._pairing)
+            layout.reload(model, self._config, layout.tensors_of(paired, side))
+        cpu.pack(model)  # vLLM leaves that of a tied head as it was
+
+    def checksum(self, model: Any) -> str:
+        """Return `LiveWeights.checksum` in hex."""
+        return f"{self._bound().checksum():016x}"
+
+    def read_back(self, model: Any, merge_again: bool) -> str:
+        """Return `LiveWeights.read_back` in hex."""
+        self._check_storage(model)
+        return f"{self._bound().read_back(merge_again):016x}"
+
+    def changed(self, model: Any) -> list[str]:
+        """See `LiveWeights.changed`."""
+        return self._bound().changed()
+
+    def projection(self, model: Any, copies: Sequence[str] = ()) -> list[float]:
+        """See `LiveWeights.projection`; of `copies`, which all ranks have, in rank 0 alone."""
+        return list(self._bound().projection(self._own(copies)))
+
+    def aim(self, model: Any, copies: Sequence[str] = ()) -> list[float]:
+        """See `LiveWeights.aim`; of `copies` in rank 0 alone."""
+        return list(self._bound().aim(self._own(copies)))
+
+    def _own(self, copies: Sequence[str]) -> set[str] | None:
+        return self._sums.keys() - set(copies) if copies and _rank() else None
+
+    def inventory(self, model: Any) -> None:
+        """Raise EngineError where the model no longer consists of the parameters that were
+        bound."""
+        self._check_storage(model)
+
+    def _check_storage(self, model: Any) -> None:
+        now = _pointers(model)
+        odd = next((n for n in {**self._pointers, **now} if self._pointers.get(n) != now.get(n)), 0)
+        if odd:
+            raise EngineError(
+                f"vLLM's parameter `{odd}` was added, removed or moved since the pair was bound",
+                "start the engine again, and leave its model alone",
+            )
+
+    def _bound(self) -> LiveWeights:
+        if self._error is not None:
+            raise self._error
+        if self._live is None:
+            raise WeightsError("this worker is bound to no pair", "bind it first")
+        return self._live
+
+
+def _pointers(model: Any) -> dict[str, int]:
+    return {n: p.data_ptr() for n, p in model.named_parameters(remove_duplicate=False)}
+
+
+def _sums(sides: Mapping[str, Mapping[str, torch.Tensor]], name: str) -> list[str]:
+    """Return the checksum of each side's tensor `name`, in hex."""
+    return [f"{total:016x}" for total in pa_kernels.checksum([s[name] for s in sides.values()])]
+
+
+def _rank() -> int:
+    from vllm.distributed import get_tensor_model_parallel_rank
+
+    return int(get_tensor_model_parallel_rank())
+
+
+def _has_own_head(paired: Pair) -> bool:
+    return any(is_head(name) for name in paired.names)
+
+
+def weights_of(model: Any, config: Any) -> WorkerWeights:
+    """Return the live weights of `model`, new ones at the first call."""
+    if not isinstance(getattr(model, "pa_fast", None), WorkerWeights):
+        model.pa_fast = WorkerWeights(config)
+    known: WorkerWeights = model.pa_fast
+    return known
