@@ -35,6 +35,7 @@ NAMES = (
     "sparse",
     "lowrank",
     "workers",
+    "vllm",
 )
 """Modules of bench.cpu, each with a stage of the same name."""
 

@@ -74,6 +74,11 @@ TARGETS = {
         "≥ 0.5 × the rate of reading",
     ),
     "P13": Target("start", "`pa-fast --help` < 0.5 s; `import pa_fast` without torch"),
+    "P14": Target(
+        "vLLM engine, 100 M weights, CPU",
+        "switch with cache reset ≤ 50 ms beside the bytes; requests a second ≥ 3 × the transformers"
+        " engine",
+    ),
 }
 
 
@@ -135,6 +140,12 @@ JOBS = {
     "merge": Case("P7", "pair", SIZES, rounds=5),
     "start": Case("P13", "process", ("",) * 5),
     "sweep": Case("P6", "pair", SIZES, rounds=5),
+    "vllm": Case(
+        "P14",
+        "pair, prompts",
+        (("tiny", 4), *(("100m", count) for count in (8, 16, 48, 48))),
+        rounds=3,
+    ),
     "workers": Case("", "million additions a point", (1, 8, 8, 8, 8), rounds=3),
 }
 
