@@ -73,6 +73,14 @@ class SweepSpec:
         """Return the λ to evaluate, and the question; see `Schedule.of`."""
         return Schedule.of(self.lambdas, self.objective, parse_keep(self.keep), self.budget)
 
+    @property
+    def ranks(self) -> int:
+        """The number of processes that vLLM splits the model over; 1 for other engines."""
+        if self.engine != "vllm":
+            return 1
+        ranks = arguments_of(self.engine_args).get("tensor_parallel_size", 1)
+        return ranks if isinstance(ranks, int) else 1
+
     def load_options(self) -> dict[str, Any]:
         """The keyword arguments of `load`; those of another engine lack what is not asked for.
 

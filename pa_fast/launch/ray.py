@@ -27,6 +27,7 @@ from pa_fast.sweep.manifest import describe
 from pa_fast.sweep.point import MERGED_EVERY, Record, check_reach, visit
 from pa_fast.sweep.recording import Recording
 from pa_fast.sweep.schedule import Schedule
+from pa_fast.units import format_count
 
 if TYPE_CHECKING:
     from pa_fast.sweep.manifest import Manifest
@@ -60,7 +61,14 @@ def run(job: SweepSpec, workers: int, progress: Progress | None = None) -> Sweep
     gpus = 0 if job.device == "cpu" else None
     make = functools.partial(opened, job)
     return sweep(
-        make, schedule, out, workers, gpus=gpus, overwrite=job.overwrite, progress=progress
+        make,
+        schedule,
+        out,
+        workers,
+        gpus=gpus,
+        ranks=job.ranks,
+        overwrite=job.overwrite,
+        progress=progress,
     )
 
 
@@ -71,6 +79,7 @@ def sweep(
     workers: int,
     *,
     gpus: int | None = None,
+    ranks: int = 1,
     overwrite: bool = False,
     progress: Progress | None = None,
     figure: bool = True,
@@ -88,7 +97,9 @@ def sweep(
         make: pickled and called on every worker; must return the same engine and evaluators on
             each.
         lambdas, out, overwrite, progress, figure: see `pa_fast.sweep`.
-        gpus: number for each worker; by default 1 if the cluster has GPUs, else 0.
+        gpus: number for each worker; by default one for each of its ranks if the cluster has GPUs,
+            else 0.
+        ranks: processes that the engine of one worker is split over.
 
     Example:
         def make():
@@ -108,7 +119,9 @@ def sweep(
     ray = _ray()
     with (
         _cluster(ray),
-        _Pool(ray, min(workers, len(schedule.points)), gpus, os.getcwd(), make, schedule) as pool,
+        _Pool(
+            ray, min(workers, len(schedule.points)), gpus, ranks, os.getcwd(), make, schedule
+        ) as pool,
     ):
         schedule = schedule.resolved([one.name for one in pool.manifest.evaluators])
         with Recording(
@@ -160,10 +173,10 @@ class _Worker:
 class _Pool:
     """Pool of actors that evaluate a queue of λ."""
 
-    def __init__(self, ray: Any, workers: int, gpus: int | None, *work: Any):
+    def __init__(self, ray: Any, workers: int, gpus: int | None, ranks: int, *work: Any):
         self._ray = ray
         if gpus is None:
-            gpus = 1 if ray.cluster_resources().get("GPU", 0) else 0
+            gpus = ranks if ray.cluster_resources().get("GPU", 0) else 0
         # Ray limits the numeric libraries of an actor to as many threads as it has cores
         cores = cores_per_worker(ray, workers, gpus)
         self._actor = ray.remote(_Actor).options(num_cpus=cores, num_gpus=gpus)
@@ -390,7 +403,7 @@ def cores_per_worker(ray: Any, workers: int, gpus: int) -> int:
     have = f"{sum(node.get('CPU', 0) for node in nodes):g} cores" + (
         f" and {sum(node.get('GPU', 0) for node in nodes):g} GPUs" if gpus else ""
     )
-    needs = "a core and a GPU" if gpus else "a core"
+    needs = f"a core and {format_count(gpus, 'GPU')}" if gpus else "a core"
     raise UsageError(
         f"{workers} workers on a Ray cluster of {have}",
         f"each worker needs {needs}: take fewer, or --device cpu",

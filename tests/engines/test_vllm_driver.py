@@ -456,3 +456,8 @@ def test_options_reach_vllm() -> None:
         "stochastic", 3
     )
     assert (options["store"], options["residency"], options["dtype"]) == ("dense", "device", "auto")
+
+
+def test_ray_asks_for_a_gpu_for_each_rank() -> None:
+    assert spec(engine="vllm", engine_args=("tensor_parallel_size=2",)).ranks == 2
+    assert spec(engine="vllm").ranks == spec().ranks == 1
