@@ -246,11 +246,15 @@ class LambdaControl:
                 self._held = Held()
                 try:
                     await call(engine, "set_lambda", lam.key)
-                finally:
-                    await forget(engine)
-                    self._held = await held(engine)
+                except Exception:
+                    with contextlib.suppress(Exception):
+                        self._held = await settled(engine)
+                    raise
+                self._held = await settled(engine)
             finally:
                 await engine.resume_generation()
+            if self._held.lam != lam:
+                raise EngineError("workers hold another λ than the one that was set")
 
 
 async def call(engine: Any, method: str, *arguments: Any) -> list[Any]:
@@ -268,26 +272,24 @@ async def call(engine: Any, method: str, *arguments: Any) -> list[Any]:
     return [found["value"] for found in answers]
 
 
-async def held(engine: Any) -> Held:
-    """Return the λ on which all workers agree, if they do, and their checksum."""
+async def settled(engine: Any) -> Held:
+    """Drop what vLLM keeps of the old weights, and return the λ on which all workers agree, if they
+    do, and their checksum.
+
+    Raises:
+        EngineError: not all of it was dropped, or its models no longer consist of the live weights.
+        Exception: of vLLM.
+    """
+    await call(engine, "inventory")
+    await engine.reset_encoder_cache()
+    if not await engine.reset_prefix_cache():
+        raise EngineError("vLLM did not reset its prefix cache, which holds states of the old λ")
     keys = await call(engine, "lam")
     if len(set(keys)) != 1 or keys[0] is None:
         return Held()
     sums = [int(one, 16) for one in await call(engine, "checksum")]
     ranks = {f"rank {rank} of {len(sums)}": one for rank, one in enumerate(sums)}
     return Held(Lambda(keys[0]), as_hex(sums[0] if len(sums) == 1 else combine(ranks)))
-
-
-async def forget(engine: Any) -> None:
-    """Drop what vLLM keeps of the old weights.
-
-    Raises:
-        EngineError: it cannot, or its models no longer consist of the live weights.
-    """
-    await call(engine, "inventory")
-    await engine.reset_encoder_cache()
-    if not await engine.reset_prefix_cache():
-        raise EngineError("vLLM did not reset its prefix cache, which holds states of the old λ")
 
 
 def asked(body: bytes) -> tuple[Lambda, float]:

@@ -370,7 +370,9 @@ async def test_a_lambda_that_workers_refuse_holds_nobody_up(server: Served) -> N
     assert (await long)[2] == [1.0, 1.0]
 
 
-@pytest.mark.parametrize("fault", ["half", "none", "died", "moved", "cache", "kept"])
+@pytest.mark.parametrize(
+    "fault", ["half", "silent", "none", "died", "moved", "cache", "kept", "twice"]
+)
 def test_what_is_not_one_lambda_is_not_served_until_a_switch_succeeds(fault: str) -> None:
     @served(workers=2)
     async def run(server: Served) -> None:
@@ -385,6 +387,8 @@ def test_what_is_not_one_lambda_is_not_served_until_a_switch_succeeds(fault: str
 
         name, what = {
             "half": ("set_lambda", leave("0.6", "1")),
+            "silent": ("set_lambda", lambda: setattr(engine, "keys", ["0.6", "1"])),
+            "twice": ("set_lambda", leave("0.6", "0.6")),
             "none": ("set_lambda", leave(None, None)),
             # what a worker in another process raises arrives as an exception without a type
             "died": ("lam", failing(Exception("the engine is dead"))),
@@ -393,10 +397,14 @@ def test_what_is_not_one_lambda_is_not_served_until_a_switch_succeeds(fault: str
             "kept": ("set_lambda", leave("1", "1")),
         }[fault]
         engine.faults[name] = what
+        if fault == "twice":  # the first error is the one that says why
+            engine.faults["inventory"] = failing(EngineError("a parameter was moved"))
         status, _, said = await server.set(0.6)
         assert status == 500 and "the switch failed" in said["error"]["message"]
+        if name == "set_lambda" and fault != "silent":
+            assert "the switch did not finish" in said["error"]["message"]
         if fault == "kept":  # all hold the old one, so that is one λ
-            assert "λ is 1 now: the switch did not finish" in said["error"]["message"]
+            assert "λ is 1 now" in said["error"]["message"]
             assert (await server.complete())[1]["pa-fast-lambda"] == "1"
             assert "reset_prefix_cache" in engine.log
         else:

@@ -30,7 +30,7 @@ START_S = 600
 
 SMALL = [
     *("--max-model-len", "256", "--max-num-seqs", "16", "--enforce-eager", "--seed", "0"),
-    *("--block-size", "32", "--disable-log-stats"),
+    *("--block-size", "32", "--disable-log-stats", "--enable-prompt-tokens-details"),
 ]
 PROMPT = [1] + [(7 * k) % 50 + 3 for k in range(140)]
 """Longer than several blocks of the cache, so that stale states would be found there."""
@@ -100,7 +100,8 @@ class Server:
         return lam, values
 
     def answers(self, prompts: list[list[int]], count: int = 12) -> tuple[str, list[list[float]]]:
-        """The same of several prompts in one request."""
+        """The same of several prompts in one request; `cached` is then how many of their tokens
+        were computed for an earlier one."""
         asked = {
             "prompt": prompts,
             "max_tokens": count,
@@ -110,6 +111,7 @@ class Server:
         }
         status, headers, said = self.ask("/v1/completions", asked)
         assert status == 200, said
+        self.cached = said["usage"]["prompt_tokens_details"]["cached_tokens"]
         found = sorted(said["choices"], key=lambda choice: choice["index"])
         return headers["pa-fast-lambda"], [one["logprobs"]["token_logprobs"] for one in found]
 
@@ -163,13 +165,15 @@ def test_a_switch_changes_answers_and_leaves_nothing_of_the_old_ones(server: Ser
     first = server.set(0)
     assert server.models() == (0.0, first["checksum"])
     lam, zero = server.complete()
-    assert lam == "0" and server.complete() == ("0", zero), "cached states give the same"
+    assert lam == "0" and server.cached == 0
+    assert server.complete() == ("0", zero) and server.cached == 128
     said = server.set(0.6)
     assert server.models() == (0.6, said["checksum"]) != (0.6, first["checksum"])
     lam, changed = server.complete()
     assert lam == "0.6" and changed != zero
+    assert server.cached == 0, "states of another λ were left"
     assert server.set(0) == first
-    assert server.complete() == ("0", zero), "states of another λ were left"
+    assert server.complete() == ("0", zero) and server.cached == 0
     server.set("3/5")
     assert server.complete() == ("0.6", changed)
 
