@@ -39,7 +39,7 @@ class Loops:
     products: Callable[..., float]
 
 
-WORTH_BYTES = 1 << 28
+WORTH_BYTES = 1 << 26
 """Bytes of live tensors from which on a sweep gains more than it takes to load numba."""
 
 _ready: list[Loops] = []

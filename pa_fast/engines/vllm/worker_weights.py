@@ -266,13 +266,15 @@ class WorkerWeights:
         """Write W(λ). Args: λ as `Lambda.key`; rows of a rule at that λ, or None."""
         live = self._bound()
         self._check_storage(model)
+        lam = LambdaRule(rows, key) if rows else Lambda(key)
+        live.check_lambda(lam)  # before the λ that is held is forgotten
         self._key = None
         if self._loaded and not (live.plan and live.plan.store.keeps_sources):
             # such a store switches from what memory holds
             self.load(model, "base")
             live.resync({n: t.clone() for n, t in self._views(layout.parameters(model)).items()})
         self._loaded = False
-        live.set_lambda(LambdaRule(rows, key) if rows else Lambda(key))
+        live.set_lambda(lam)
         cpu.pack(model)
         self._key = key
         return key
