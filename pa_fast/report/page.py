@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from pa_fast.report import charts
@@ -83,6 +84,7 @@ def _sections(runs: Sequence[RunReport]) -> Iterable[dict[str, Any]]:
     yield _section("By task, at the chosen λ", tables=[_task_table(runs)])
     yield _section("By λ", tables=[_lambda_table(run) for run in runs], note=_thinned(runs))
     yield _section("Effective λ", *_effective_charts(runs), note=_EFFECTIVE)
+    yield from _delta_sections(runs)
     yield _section("Time", tables=[_time_table(run) for run in runs])
 
 
@@ -93,6 +95,8 @@ _BAND = (
     " chosen λ."
 )
 _FRONTIER = "Filled: no other λ is better on both. Crosses: 95 % of each score by itself."
+_SIZE = "How far instruct is from base, ‖I − B‖ / ‖B‖, by layer and module."
+_SAMPLE = "From a sample of every tensor."
 _EFFECTIVE = "Where rounding to the live dtype has left the weights, between base and instruct."
 
 
@@ -147,6 +151,22 @@ def _effective_charts(runs: Sequence[RunReport]) -> Iterable[Chart]:
     shown = [{**row, "evaluator": "effective λ"} for row in rows.values()]
     if shown:
         yield charts.scores(shown, "effective", "effective λ")
+
+
+def _delta_sections(runs: Sequence[RunReport]) -> Iterable[dict[str, Any]]:
+    """Yield a section for each pair whose sizes are known."""
+    for sizes in dict.fromkeys(run.sizes for run in runs if run.sizes is not None):
+        rows = [asdict(part) for part in sizes.parts if part.norm > 0]
+        inside = [row for row in rows if row["layer"] is not None]
+        outside = [[row["module"], _number(row["norm"])] for row in rows if row["layer"] is None]
+        notes = [_SIZE] + [_SAMPLE] * sizes.is_sampled
+        notes += ["Empty: no difference."] * any(part.norm == 0 for part in sizes.parts)
+        yield _section(
+            "Size of the delta",
+            *([charts.delta_sizes(inside)] if inside else []),
+            tables=[_table(["module outside the layers", "‖I − B‖ / ‖B‖"], outside)],
+            note=" ".join(notes),
+        )
 
 
 def _task_table(runs: Sequence[RunReport]) -> dict[str, Any]:

@@ -35,7 +35,10 @@ _NO_RUN = "choose a new folder for --out; or if this is a run, restore its run.j
 _RESTORE_ITEMS = "restore it from a copy; or delete the point's line in the journal: it runs again"
 _KEPT = "make room or grant access, then run again: finished points are kept"
 REPORT_FILES = ("report.html", "statistics.csv", "statistics.json")
+PAIR = "pair.json"
+"""Sizes of the pair's delta, of `inspect --run`."""
 RUN_FILES = (
+    PAIR,
     "run.json",
     "results.csv",
     "results.json",
