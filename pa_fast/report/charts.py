@@ -262,18 +262,20 @@ def delta_sizes(rows: ChartRows) -> Chart:
     middle = math.sqrt(min(norms) * max(norms))
     scale = {"type": "log", "scheme": "viridis", "nice": False}
     size = {"field": "norm", "type": "quantitative", "title": "‖I − B‖ / ‖B‖"}
-    axis = {"labelAngle": 0, "labelOverlap": "greedy", "ticks": False, "domain": False}
+    axis = {"ticks": False, "domain": False, "labelPadding": 6}
+    thinned = {"labelAngle": 0, "labelOverlap": "greedy", "labelSeparation": 8}
     place = {
-        "x": {"field": "layer", "type": "ordinal", "title": "layer", "axis": axis},
+        "x": {"field": "layer", "type": "ordinal", "title": "layer", "axis": axis | thinned},
         "y": {"field": "module", "type": "nominal", "title": None, "sort": modules}
-        | {"axis": {"ticks": False, "domain": False, "labelLimit": 220}},
+        | {"axis": axis | {"labelLimit": 220}},
     }
     tooltip = [
         {"field": "module", "title": "module"},
         {"field": "layer", "title": "layer"},
         {**size, "format": ".3"},
     ]
-    legend = {"title": size["title"], "format": ".2~g", "gradientLength": 240, "tickCount": 4}
+    legend = {"title": size["title"], "format": ".2~g", "gradientLength": 150, "tickCount": 3}
+    legend |= {"titleFontSize": 12, "titleFontWeight": "normal"}
     layer: list[Chart] = [
         {
             "mark": {"type": "rect"},
@@ -286,4 +288,6 @@ def delta_sizes(rows: ChartRows) -> Chart:
         layer.append(
             {"mark": {"type": "text", "fontSize": 11}, "encoding": {"text": text, "color": dark}}
         )
-    return _chart(height={"step": 24}, data={"values": list(rows)}, encoding=place, layer=layer)
+    return _chart(
+        height=24 * len(modules), data={"values": list(rows)}, encoding=place, layer=layer
+    )

@@ -78,11 +78,12 @@ def _drawn(specs: Sequence[Chart]) -> tuple[list[dict[str, Any] | None], str, st
 
 
 def _sections(runs: Sequence[RunReport]) -> Iterable[dict[str, Any]]:
-    yield _section("Difference to λ = 1", *_difference_charts(runs), note=_BAND)
+    thinned = _thinned(runs)
+    yield _section("Difference to λ = 1", *_difference_charts(runs), note=f"{_BAND} {thinned}")
     yield _section("Two scores", *_frontier_charts(runs), note=_FRONTIER)
-    yield _section("Scores along λ", *_score_charts(runs))
+    yield _section("Scores along λ", *_score_charts(runs), note=thinned)
     yield _section("By task, at the chosen λ", tables=[_task_table(runs)])
-    yield _section("By λ", tables=[_lambda_table(run) for run in runs], note=_thinned(runs))
+    yield _section("By λ", tables=[_lambda_table(run) for run in runs], note=thinned)
     yield _section("Effective λ", *_effective_charts(runs), note=_EFFECTIVE)
     yield from _delta_sections(runs)
     yield _section("Time", tables=[_time_table(run) for run in runs])
@@ -178,7 +179,8 @@ def _task_table(runs: Sequence[RunReport]) -> dict[str, Any]:
         cells = [row["evaluator"], row["task"], row["key"]]
         cells += [_number(row[name]) for name in ("base", "chosen", "instruct")]
         cells += [_signed(row.get("diff")), _span(row.get("low"), row.get("high"))]
-        cells += [_number(row.get("p_adj")), *(_count(row.get(n)) for n in ("wins", "losses", "n"))]
+        cells += [_probability(row.get("p_adj"))]
+        cells += [*(_count(row.get(n)) for n in ("wins", "losses", "n"))]
         cells += [_share(row.get("truncated")), _share(row.get("ties"))]
         rows.append(([row["run"]] if many else []) + cells)
     return _table((["run"] if many else []) + head, rows)
@@ -198,7 +200,7 @@ def _lambda_table(run: RunReport) -> dict[str, Any]:
                 _number(score["score"]),
                 _signed(row.get("diff")),
                 _span(row.get("low"), row.get("high")),
-                _number(row.get("p_adj")),
+                _probability(row.get("p_adj")),
                 "yes" if row.get("in_set") else "",
             ]
         )
@@ -234,6 +236,10 @@ def _table(head: list[str], rows: list[list[str]], name: str = "") -> dict[str, 
 
 def _number(value: float | None) -> str:
     return "" if value is None else score_text(value).replace("-", "−")
+
+
+def _probability(value: float | None) -> str:
+    return "< 0.0001" if value is not None and value < 1e-4 else _number(value)
 
 
 def _signed(value: float | None) -> str:
