@@ -36,7 +36,7 @@ ALLOWED: dict[str, set[str]] = {
 }
 ALLOWED["sweeping"] = {"evals", "sweep", "base"} | GROUND
 ALLOWED["run"] = {"engines", "evals", "sweep", "live", "stores", "checkpoint"} | FLOOR
-ALLOWED["report"] = {"sweep", "stats"} | FLOOR
+ALLOWED["report"] = {"sweep", "stats", "checkpoint"} | FLOOR
 ALLOWED["trackers"] = {"sweep"} | FLOOR
 ALLOWED["best_of"] = {"sweep", "stats", "checkpoint"} | FLOOR
 ALLOWED["launch"] = {"run", "sweep"} | FLOOR

@@ -94,7 +94,8 @@ def lm_eval(run: Run) -> None:
             softmax_dtype="float32",  # as ours
         )
         kept = TaskManager(include_path=str(run.folder))
-        evaluator = build(f"lm-eval:b_choice,shots={SHOTS},include_path={run.folder}")
+        text = f"lm-eval:b_choice,shots={SHOTS},include_path={run.folder}"
+        evaluator, sampled = build(f"{text},log_samples=false"), build(text)
         scores: set[float] = set()
 
         def simply(manager: Any) -> float:
@@ -115,7 +116,7 @@ def lm_eval(run: Run) -> None:
         calls, lams = itertools.count(1), itertools.cycle(0.1 * k for k in range(1, 10))
 
         def after(name: str) -> None:
-            if next(calls) % 4 == 0:  # a round is done
+            if next(calls) % 5 == 0:  # a round is done
                 require_bits(len(scores) == 1, f"other scores: {scores}")
                 scores.clear()
                 lm.set_lambda(next(lams))
@@ -123,12 +124,14 @@ def lm_eval(run: Run) -> None:
         began = time.perf_counter()
         first = beside_forward(lambda: evaluator(lm).value).wall_s
         passes_s = time.perf_counter() - began - first
+        sampled(lm)
         scores.clear()
         lm.set_lambda(next(lams))
         ways = CASE.time(
             way("simple_evaluate", lambda: simply(None)),
             way("simple_evaluate, TaskManager kept", lambda: simply(kept)),
             ours,
+            way("from the second λ, samples kept", lambda: sampled(lm).value),
             ours.repeated,
             measure=by_itself,
             warm=0,

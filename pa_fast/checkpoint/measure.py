@@ -369,6 +369,13 @@ class MeasuredPart:
     fidelity: tuple[Fidelity, ...]
 
 
+def joint_norm(parts: Iterable[MeasuredPart]) -> float | None:
+    """Return ‖I − B‖ / ‖B‖ of several tensors of about one size (experts) together: the root of the
+    mean of squares; None where none is known."""
+    norms = [part.relative_norm for part in parts if part.relative_norm is not None]
+    return math.sqrt(sum(norm**2 for norm in norms) / len(norms)) if norms else None
+
+
 @dataclass(frozen=True)
 class Measured:
     """Measurements of a pair: `total`, one part per module in the order of the files, and one per

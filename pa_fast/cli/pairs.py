@@ -20,7 +20,7 @@ from pa_fast.cli.options import (
     Seed,
     StripPrefix,
 )
-from pa_fast.cli.output import byte_bar, show, show_json
+from pa_fast.cli.output import byte_bar, say, show, show_json
 
 
 def inspect(
@@ -43,6 +43,14 @@ def inspect(
             metavar="FILE", help="Draw the delta by layer and module to FILE.png, .svg and .pdf."
         ),
     ] = None,
+    run_folder: Annotated[
+        Path | None,
+        typer.Option(
+            "--run",
+            metavar="RUN_DIR",
+            help="Keep the delta by layer and module in a run of this pair, for `pa-fast report`.",
+        ),
+    ] = None,
     dtype: Dtype = "auto",
     rounding: RoundingOption = "nearest",
     seed: Seed = None,
@@ -55,8 +63,8 @@ def inspect(
 ) -> None:
     """Check that two checkpoints pair, and measure their difference.
 
-    By default only headers are read, which takes about a second. --sample, --full, --fidelity and
-    --figure measure weights; the last two measure a sample unless --full is given.
+    By default only headers are read, which takes about a second. --sample, --full, --fidelity,
+    --figure and --run measure weights; the last three measure a sample unless --full is given.
     """
     from pa_fast.checkpoint.inspect import inspect as run
     from pa_fast.sweep.schedule import lambdas
@@ -73,13 +81,12 @@ def inspect(
 
         check_outside(drawing, (base, instruct))
         check_output_path(drawing)
-    with byte_bar(
-        "measuring", shown=sample or full or fidelity is not None or figure is not None
-    ) as bar:
+    sample |= (figure is not None or run_folder is not None) and not full
+    with byte_bar("measuring", shown=sample or full or fidelity is not None) as bar:
         report = run(
             base,
             instruct,
-            sample=sample or (figure is not None and not full),
+            sample=sample,
             full=full,
             fidelity=grid,
             dtype=dtype,
@@ -103,3 +110,8 @@ def inspect(
         from pa_fast.quality import delta_map
 
         delta_map.write(report, drawing)
+    if run_folder is not None:
+        from pa_fast.report import delta
+
+        delta.keep(report, run_folder)
+        say(f"kept in {run_folder}: `pa-fast report {run_folder}` shows it")

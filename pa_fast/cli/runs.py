@@ -65,6 +65,7 @@ Options of EVAL follow the target: name=… is its column in the results.
           generate    chat=true max_new_tokens= regex= check=module:function
           alpaca      chat=false max_new_tokens= generator=
           lm-eval     shots= chat=true metric= include_path=FOLDER
+                      log_samples=false
 Rows of data are JSON, one a line or a list in a .json file; id and group are optional.
           icl         question (or a verbatim prompt), choices, answer
           generate    prompt or messages; answer or regex scores the output

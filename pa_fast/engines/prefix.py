@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -278,9 +279,16 @@ def _lent_layer() -> Any:
 
         def _joined(self, old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
             whole = new.new_empty(*new.shape[:2], self._length + new.shape[2], new.shape[3])
-            for row, (source, end, count) in zip(whole, self._spans):
-                row[:, : self._length - count] = 0
-                row[:, self._length - count : self._length] = old[source, :, end - count : end]
+            first = 0
+            # neighbours mostly continue one prefix: many small copies take longer than the passes
+            for (source, end, count), rows in itertools.groupby(self._spans):
+                last = first + sum(1 for _ in rows)
+                if count < self._length:
+                    whole[first:last, :, : self._length - count] = 0
+                whole[first:last, :, self._length - count : self._length] = old[
+                    source, :, end - count : end
+                ]
+                first = last
             whole[:, :, self._length :] = new
             return whole
 

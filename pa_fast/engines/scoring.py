@@ -50,13 +50,16 @@ def loglikelihood(
         EngineError: an empty context or continuation, or more tokens than the model has positions
             for.
     """
+    longest = positions(model)
     for n, (context, continuation) in enumerate(pairs):
         if not context or not continuation:
             raise EngineError(
                 f"request {n} has an empty {'continuation' if context else 'context'}",
                 "score at least one token after one",
             )
-        check_length(model, len(context) + len(continuation) - 1, f"request {n}")
+        count = len(context) + len(continuation) - 1
+        if longest is not None and count > longest:
+            check_length(model, count, f"request {n}")
     rows, first = _rows(pairs)
     segments = (
         forest(rows, first)

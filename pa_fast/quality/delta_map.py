@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pa_fast.checkpoint.inspect import PairReport
-from pa_fast.checkpoint.measure import short_names
+from pa_fast.checkpoint.measure import joint_norm, short_names
 from pa_fast.errors import UsageError
 from pa_fast.files import check_outside
 from pa_fast.sweep import figure
@@ -97,10 +97,8 @@ def draw(report: PairReport) -> Figure:
 
 
 def _norm_of(parts: Sequence[MeasuredPart]) -> float:
-    """Return ‖I − B‖ / ‖B‖ of several tensors of about one size (experts) together: the root of the
-    mean of squares."""
-    norms = [part.relative_norm for part in parts if part.relative_norm is not None]
-    return math.sqrt(sum(norm**2 for norm in norms) / len(norms)) if norms else math.nan
+    norm = joint_norm(parts)
+    return math.nan if norm is None else norm
 
 
 def _panel(

@@ -5,6 +5,7 @@ Source: https://vega.github.io/vega-lite/docs/, version 5 and later.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -14,6 +15,8 @@ ChartRows = Sequence[Mapping[str, Any]]
 
 COLOURS = ("#2f7fc1", "#d9541e", "#2a8f5a", "#9364c8", "#b3892b", "#c2447e", "#3a8f95", "#80858d")
 _WIDTH = 720
+_MOST_NUMBERS = 12
+"""Layers whose sizes are written out."""
 _LAMBDA = {
     "field": "lambda",
     "type": "quantitative",
@@ -242,4 +245,49 @@ def scores(rows: ChartRows, field: str, title: str) -> Chart:
                 "encoding": {"tooltip": tooltip},
             },
         ],
+    )
+
+
+def delta_sizes(rows: ChartRows) -> Chart:
+    """Return ‖I − B‖ / ‖B‖ as colours on a log scale: modules down, layers across; with numbers
+    where there are few layers.
+
+    Args:
+        rows: `module`, `layer` and `norm`, which is above 0, of each part.
+    """
+    norms = [row["norm"] for row in rows]
+    modules, layers = (
+        list(dict.fromkeys(row[name] for row in rows)) for name in ("module", "layer")
+    )
+    middle = math.sqrt(min(norms) * max(norms))
+    scale = {"type": "log", "scheme": "viridis", "nice": False}
+    size = {"field": "norm", "type": "quantitative", "title": "‖I − B‖ / ‖B‖"}
+    axis = {"ticks": False, "domain": False, "labelPadding": 6}
+    thinned = {"labelAngle": 0, "labelOverlap": "greedy", "labelSeparation": 8}
+    place = {
+        "x": {"field": "layer", "type": "ordinal", "title": "layer", "axis": axis | thinned},
+        "y": {"field": "module", "type": "nominal", "title": None, "sort": modules}
+        | {"axis": axis | {"labelLimit": 220}},
+    }
+    tooltip = [
+        {"field": "module", "title": "module"},
+        {"field": "layer", "title": "layer"},
+        {**size, "format": ".3"},
+    ]
+    legend = {"title": size["title"], "format": ".2~g", "gradientLength": 150, "tickCount": 3}
+    legend |= {"titleFontSize": 12, "titleFontWeight": "normal"}
+    layer: list[Chart] = [
+        {
+            "mark": {"type": "rect"},
+            "encoding": {"color": {**size, "scale": scale, "legend": legend}, "tooltip": tooltip},
+        }
+    ]
+    if len(layers) <= _MOST_NUMBERS:
+        dark = {"condition": {"test": f"datum.norm < {middle}", "value": "#fff"}, "value": "#111"}
+        text = {"field": "norm", "type": "quantitative", "format": ".2"}
+        layer.append(
+            {"mark": {"type": "text", "fontSize": 11}, "encoding": {"text": text, "color": dark}}
+        )
+    return _chart(
+        height=24 * len(modules), data={"values": list(rows)}, encoding=place, layer=layer
     )

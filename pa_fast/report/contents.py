@@ -15,6 +15,8 @@ from pa_fast import files
 from pa_fast.base import Lambda
 from pa_fast.errors import OutputError, PaFastError
 from pa_fast.foreign import one_line
+from pa_fast.report import delta
+from pa_fast.report.delta import DeltaSizes
 from pa_fast.stats import Answer, Finding
 from pa_fast.stats.finding import BASE, INSTRUCT
 from pa_fast.sweep import journal, manifest
@@ -35,6 +37,7 @@ class RunReport:
     Attributes:
         answer: None where there is none; `why_not` says why.
         entries: the finished points of the journal.
+        sizes: of the pair's delta, where `inspect --run` has kept them.
     """
 
     name: str
@@ -43,6 +46,7 @@ class RunReport:
     answer: Answer | None
     why_not: str
     entries: tuple[JournalEntry, ...]
+    sizes: DeltaSizes | None
 
     @classmethod
     def of(cls, result: SweepResult) -> RunReport:
@@ -62,7 +66,8 @@ class RunReport:
                 finished.setdefault((entry.lam, entry.evaluator), entry)
         name = one_line(pathlib.Path(os.path.abspath(result.out)).name, 60)
         recorded = manifest.load(result.out)
-        return cls(name, result, recorded, answer, why_not, tuple(finished.values()))
+        entries, sizes = tuple(finished.values()), delta.load(result.out)
+        return cls(name, result, recorded, answer, why_not, entries, sizes)
 
     @property
     def sentence(self) -> str:

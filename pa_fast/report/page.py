@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from pa_fast.report import charts
@@ -77,12 +78,14 @@ def _drawn(specs: Sequence[Chart]) -> tuple[list[dict[str, Any] | None], str, st
 
 
 def _sections(runs: Sequence[RunReport]) -> Iterable[dict[str, Any]]:
-    yield _section("Difference to λ = 1", *_difference_charts(runs), note=_BAND)
+    thinned = _thinned(runs)
+    yield _section("Difference to λ = 1", *_difference_charts(runs), note=f"{_BAND} {thinned}")
     yield _section("Two scores", *_frontier_charts(runs), note=_FRONTIER)
-    yield _section("Scores along λ", *_score_charts(runs))
+    yield _section("Scores along λ", *_score_charts(runs), note=thinned)
     yield _section("By task, at the chosen λ", tables=[_task_table(runs)])
-    yield _section("By λ", tables=[_lambda_table(run) for run in runs], note=_thinned(runs))
+    yield _section("By λ", tables=[_lambda_table(run) for run in runs], note=thinned)
     yield _section("Effective λ", *_effective_charts(runs), note=_EFFECTIVE)
+    yield from _delta_sections(runs)
     yield _section("Time", tables=[_time_table(run) for run in runs])
 
 
@@ -93,6 +96,8 @@ _BAND = (
     " chosen λ."
 )
 _FRONTIER = "Filled: no other λ is better on both. Crosses: 95 % of each score by itself."
+_SIZE = "How far instruct is from base, ‖I − B‖ / ‖B‖, by layer and module."
+_SAMPLE = "From a sample of every tensor."
 _EFFECTIVE = "Where rounding to the live dtype has left the weights, between base and instruct."
 
 
@@ -149,6 +154,22 @@ def _effective_charts(runs: Sequence[RunReport]) -> Iterable[Chart]:
         yield charts.scores(shown, "effective", "effective λ")
 
 
+def _delta_sections(runs: Sequence[RunReport]) -> Iterable[dict[str, Any]]:
+    """Yield a section for each pair whose sizes are known."""
+    for sizes in dict.fromkeys(run.sizes for run in runs if run.sizes is not None):
+        rows = [asdict(part) for part in sizes.parts if part.norm > 0]
+        inside = [row for row in rows if row["layer"] is not None]
+        outside = [[row["module"], _number(row["norm"])] for row in rows if row["layer"] is None]
+        notes = [_SIZE] + [_SAMPLE] * sizes.is_sampled
+        notes += ["Empty: no difference."] * any(part.norm == 0 for part in sizes.parts)
+        yield _section(
+            "Size of the delta",
+            *([charts.delta_sizes(inside)] if inside else []),
+            tables=[_table(["module outside the layers", "‖I − B‖ / ‖B‖"], outside)],
+            note=" ".join(notes),
+        )
+
+
 def _task_table(runs: Sequence[RunReport]) -> dict[str, Any]:
     many = len(runs) > 1
     head = ["evaluator", "task", "λ", "s(0)", "s(λ)", "s(1)", "difference", "95 % band"]
@@ -158,7 +179,8 @@ def _task_table(runs: Sequence[RunReport]) -> dict[str, Any]:
         cells = [row["evaluator"], row["task"], row["key"]]
         cells += [_number(row[name]) for name in ("base", "chosen", "instruct")]
         cells += [_signed(row.get("diff")), _span(row.get("low"), row.get("high"))]
-        cells += [_number(row.get("p_adj")), *(_count(row.get(n)) for n in ("wins", "losses", "n"))]
+        cells += [_probability(row.get("p_adj"))]
+        cells += [*(_count(row.get(n)) for n in ("wins", "losses", "n"))]
         cells += [_share(row.get("truncated")), _share(row.get("ties"))]
         rows.append(([row["run"]] if many else []) + cells)
     return _table((["run"] if many else []) + head, rows)
@@ -178,7 +200,7 @@ def _lambda_table(run: RunReport) -> dict[str, Any]:
                 _number(score["score"]),
                 _signed(row.get("diff")),
                 _span(row.get("low"), row.get("high")),
-                _number(row.get("p_adj")),
+                _probability(row.get("p_adj")),
                 "yes" if row.get("in_set") else "",
             ]
         )
@@ -214,6 +236,10 @@ def _table(head: list[str], rows: list[list[str]], name: str = "") -> dict[str, 
 
 def _number(value: float | None) -> str:
     return "" if value is None else score_text(value).replace("-", "−")
+
+
+def _probability(value: float | None) -> str:
+    return "< 0.0001" if value is not None and value < 1e-4 else _number(value)
 
 
 def _signed(value: float | None) -> str:

@@ -11,7 +11,7 @@ import re
 import shutil
 import signal
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -35,7 +35,10 @@ _NO_RUN = "choose a new folder for --out; or if this is a run, restore its run.j
 _RESTORE_ITEMS = "restore it from a copy; or delete the point's line in the journal: it runs again"
 _KEPT = "make room or grant access, then run again: finished points are kept"
 REPORT_FILES = ("report.html", "statistics.csv", "statistics.json")
+PAIR = "pair.json"
+"""Sizes of the pair's delta, of `inspect --run`."""
 RUN_FILES = (
+    PAIR,
     "run.json",
     "results.csv",
     "results.json",
@@ -158,7 +161,7 @@ class Journal:
                 entry = replace(entry, items=f"{ITEMS}/{name}")
             if outputs:
                 name = f"{OUTPUTS}/{_point(entry.lam, entry.evaluator)}"
-                self._make_folder(name)
+                self._make_folder(name, outputs)
                 for file, text in outputs.items():
                     files.write(self.folder / name / file, text.encode("utf-8", "surrogatepass"))
                 entry = replace(entry, outputs=name)
@@ -173,12 +176,17 @@ class Journal:
             if entry.checksum is not None:
                 self._checksums.setdefault(entry.lam, entry.checksum)
 
-    def _make_folder(self, name: str) -> None:
+    def _make_folder(self, name: str, kept: Container[str]) -> None:
+        """Make a point's folder. What an attempt left in it that was killed, and is not `kept`, is
+        removed: names may hold a date."""
         try:
             for folder in ((self.folder / name).parent, self.folder / name):
                 files.check_own_folder(folder)
                 folder.mkdir(exist_ok=True)
                 files.sync_folder(folder.parent)
+            for path in (self.folder / name).iterdir():
+                if path.name not in kept and not path.is_dir():
+                    path.unlink()
         except OSError as error:
             raise OutputError(
                 f"{self.folder / name} cannot be made: {error.strerror}", _KEPT

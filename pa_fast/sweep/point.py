@@ -322,7 +322,7 @@ def _checked(name: str, score: object) -> Score:
     for file, text in score.files.items():
         if (
             not isinstance(file, str)
-            or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", file)
+            or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}", file)
             or not isinstance(text, str)
         ):
             raise EvaluatorError(

@@ -157,6 +157,38 @@ def test_the_evaluator_scores_what_lm_eval_scores(
         )
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_the_files_are_those_that_lm_eval_writes(
+    case: str, stock: dict[str, Any], engine: Any, tasks: Path, tmp_path: Path
+) -> None:
+    from lm_eval.loggers import EvaluationTracker
+    from lm_eval.utils import get_file_datetime
+
+    names, shots, chat = CASES[case]
+    names = [name for name in names if name != "t_rolling"]
+    one = build(
+        f"lm-eval:{','.join(names)},shots={shots},chat={str(chat).lower()},include_path={tasks}"
+    )
+    for lam in LAMBDAS:
+        engine.set_lambda(float(lam))
+        files = one(engine).files
+        own = EvaluationTracker(output_path=str(tmp_path / lam))
+        own.general_config_tracker.log_experiment_args("hf", {"pretrained": "m"}, None, None, chat)
+        samples = {name: stock[lam][case]["samples"][name] for name in names}
+        own.save_results_aggregated(dict(stock[lam][case]), samples)
+        for name in names:
+            own.save_results_samples(name, samples[name])
+        theirs = {path.name: path.read_text() for path in (tmp_path / lam / "m").iterdir()}
+
+        def undated(written: Any) -> dict[str, Any]:
+            read = {name.rpartition("_")[0]: text for name, text in written.items()}
+            assert all(get_file_datetime(name) > "2026" for name in written)
+            results = json.loads(read.pop("results"))
+            return read | {"hashes": results["task_hashes"]}
+
+        assert undated(files) == undated(theirs)
+
+
 def test_likelihoods_of_documents_are_nats(stock: dict[str, Any], engine: Any, tasks: Path) -> None:
     rolling = build(f"lm-eval:t_rolling,include_path={tasks}")
     engine.set_lambda(float(LAMBDAS[0]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,33 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     return int(end.value.code or 0)
 
 
+def by_lm_eval(outputs: Path) -> list[tuple[str, str, dict[str, int]]]:
+    """λ, evaluator, and number of samples of each task, read as lm-eval's own viewers read an
+    output_path: newest files of each model's folder, named by lm-eval's own functions."""
+    import datasets
+    from lm_eval import utils
+
+    found = []
+    for folder in sorted(outputs.iterdir()):
+        paths = [str(path) for path in folder.iterdir()]
+        newest = utils.get_latest_filename(utils.get_results_filenames(paths))
+        results = json.loads(Path(newest).read_text(encoding="utf-8"))
+        assert results["model_name_sanitized"] == folder.name
+        counts = {}
+        for path in utils.get_sample_results_filenames(paths):
+            task = utils.get_file_task_name(Path(path).name)
+            read = datasets.load_dataset("json", data_files=path, split="train")
+            filters = len(set(read["filter"]))
+            assert len(read) == results["n-samples"][task]["effective"] * filters
+            assert utils.get_file_datetime(path) == newest.rpartition("_")[2][: -len(".json")]
+            counts[task] = len(read)
+        assert counts.keys() == results["results"].keys() == results["task_hashes"].keys()
+        _, lam, evaluator = re.split("[=.]", folder.name)
+        assert results["config"]["model_args"]["lambda"] == lam
+        found.append((lam, evaluator, counts))
+    return found
+
+
 def test_a_sweep_and_its_second_call(
     tasks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -81,11 +109,12 @@ def test_a_sweep_and_its_second_call(
         rows[2]["details"]["t_answer/exact_match,strict"]
         >= rows[0]["details"]["t_answer/exact_match,strict"]
     )
-    kept = [
-        json.loads(path.read_text(encoding="utf-8"))
-        for path in sorted((out / "outputs").glob("*/results.json"))
+    assert by_lm_eval(out / "outputs") == [
+        ("0", "both", {"t_choice": 12, "t_answer": 76}),
+        ("0", "text", {"t_rolling": 3}),
+        ("1", "both", {"t_choice": 12, "t_answer": 76}),
+        ("1", "text", {"t_rolling": 3}),
     ]
-    assert sorted(one["config"]["pa_fast"]["lambda"] for one in kept) == ["0", "0", "1", "1"]
     assert run(monkeypatch, *sweep, "--lambdas", "0,1") == 0
     assert (out / "journal.jsonl").read_bytes() == journal, "finished points are not run again"
     assert run(monkeypatch, *sweep, "--lambdas", "0,1/2,1") == 0

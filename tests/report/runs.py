@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pa_fast.base import Engine, Evaluator, Item, Score
+from pa_fast.report.delta import DeltaSizes, PartSize
 from pa_fast.sweep import sweep
 from pa_fast.sweep.results import SweepResult
 from pa_fast.sweep.schedule import Schedule
@@ -81,3 +83,20 @@ def made(out: Path, *, shape: str = "peak +5", n: int = 2000, lambdas: str = "0:
 
 def loaded(*folders: Path) -> list[SweepResult]:
     return [SweepResult.load(folder) for folder in folders]
+
+
+def sized(out: Path, layers: int = 24) -> Path:
+    """The run folder `out` with sizes of a delta, as `inspect --run` keeps them."""
+    modules = [f"self_attn.{name}_proj" for name in "qkvo"]
+    modules += [f"mlp.{name}_proj" for name in ("gate", "up", "down")]
+    inside = [
+        PartSize(module, layer, 0.004 * 1.1**layer * (1 + row))
+        for row, module in enumerate(modules)
+        for layer in range(layers)
+    ]
+    outside = [
+        PartSize(name, None, 0.01) for name in ("model.embed_tokens", "model.norm", "lm_head")
+    ]
+    sizes = DeltaSizes("base", "instruct", True, (*inside, *outside))
+    (out / "pair.json").write_text(json.dumps({"format": 1, **asdict(sizes)}))
+    return out

@@ -368,3 +368,16 @@ def test_a_folder_is_checked_made_and_locked_in_one_step(tmp_path: Path) -> None
         )
     other.join(10)
     assert entered.is_set()
+
+
+def test_a_killed_attempts_files_of_other_names_go(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text(RUN)
+    with Journal(tmp_path) as run:
+        run.record(DONE, (), {"results_1.json": "{}", "log.txt": ""})
+    (tmp_path / "journal.jsonl").write_bytes(b"")  # killed before its line was written
+    with Journal(tmp_path) as run:
+        again = run.record(DONE, (), {"results_2.json": "{}", "log.txt": ""})
+    assert sorted(path.name for path in (tmp_path / str(again.outputs)).iterdir()) == [
+        "log.txt",
+        "results_2.json",
+    ]

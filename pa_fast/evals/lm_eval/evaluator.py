@@ -16,13 +16,13 @@ from pa_fast.base import Engine, Evaluator, Item, Lambda, Score, complete
 from pa_fast.errors import EvaluatorError, PaFastError, UsageError, first_line
 from pa_fast.evals.kind import EvalSpec, EvaluatorKind
 from pa_fast.evals.lm_eval.cached_task import SEED
+from pa_fast.evals.lm_eval.result_files import ResultFiles
 from pa_fast.evals.lm_eval.tasks import (
     figures,
     item_parts,
     item_score,
     load_tasks,
     metric_of,
-    plain_json,
     quiet,
     require_lm_eval,
     sample_documents,
@@ -37,8 +37,8 @@ class LmEval:
     A task's metric is `acc_norm` if it has that, else `acc`, `exact_match`,
     `prompt_level_strict_acc`, else the first that it lists. Groups and tags are replaced by their
     tasks, which all count the same. The details have every figure of every task and group, a
-    group's own aggregate and the ties of tasks with choices among them; `results.json` is what
-    lm-eval would write.
+    group's own aggregate and the ties of tasks with choices among them. The files are those of
+    lm-eval's own command line, see `ResultFiles`.
 
     Args:
         tasks: names of tasks, groups and tags.
@@ -52,6 +52,7 @@ class LmEval:
         overflow: `truncate` cuts requests that are too long for the model on the left, as lm-eval
             does; `refuse` does not.
         average: see `scores.AVERAGES`.
+        log_samples: keep `samples_*.jsonl`, each document with its prompts and answers.
 
     Raises:
         MissingExtra: lm-eval is not installed.
@@ -72,10 +73,11 @@ class LmEval:
         seed: int,
         overflow: str = "truncate",
         average: str = "macro",
+        log_samples: bool = True,
     ):
         version = require_lm_eval()
         self.name, self.chat, self.limit, self.seed = name, chat, limit, seed
-        self.overflow, self.average = overflow, average
+        self.overflow, self.average, self.log_samples = overflow, average, log_samples
         with quiet():
             self.tasks, self.samples = sample_documents(
                 load_tasks(tasks, include_path, shots, seed), limit, seed
@@ -162,15 +164,17 @@ class LmEval:
             lm = self._lm(engine)
             self._build_requests(lm)
             lm.cut = 0
+            files = self._files(engine, lm)
             results: Any = evaluate(
                 lm=lm,
                 task_dict=self.tasks.loaded,
                 samples=self.samples or None,
                 bootstrap_iters=0,
-                log_samples=False,
+                log_samples=self.log_samples,
                 apply_chat_template=self.chat,
                 fewshot_as_multiturn=self.chat,
             )
+        samples = results.pop("samples", None)
         keys = {
             name: metric.key(self.tasks[name].filters()) for name, metric in self.metrics.items()
         }
@@ -193,7 +197,7 @@ class LmEval:
             len(items),
             weighted(_all_with_parts(items), self.average),
             {**figures(results), **ties, "requests_cut": lm.cut / count},
-            {"results.json": plain_json(self._document(engine, lm, results), indent=2) + "\n"},
+            files.texts(self._document(engine, lm, results), samples),
         )
 
     def _lm(self, engine: Engine) -> Any:
@@ -242,22 +246,22 @@ class LmEval:
         for (id, value), part in zip(measured, parts):
             yield Item(id, name, item_score(task, metric, value), parts=part if known else None)
 
+    def _files(self, engine: Engine, lm: Any) -> ResultFiles:
+        lam = _key(engine)
+        template = lm.tokenizer.chat_template if self.chat else None
+        return ResultFiles(f"lambda={lam}.{self.name}", _arguments(engine), template)
+
     def _document(self, engine: Engine, lm: Any, results: Any) -> dict[str, Any]:
-        """Return `results` in the form that lm-eval's command line writes, without entries that
-        differ between equal runs."""
+        """Return `results` in the form that lm-eval's command line writes."""
         from lm_eval.loggers.utils import add_tokenizer_info
 
-        pair = complete(engine)
-        lam = None if engine.weights.lam is None else Lambda(engine.weights.lam).key
         document = {
             **results,
             "config": {
                 "model": "pa_fast",
-                "model_args": (
-                    {key: pair.configuration.get(key) for key in ("base", "instruct")}
-                    | {"lambda": lam}
-                ),
+                "model_args": _arguments(engine),
                 "batch_size": lm.batch_size,
+                "batch_sizes": [],
                 "device": str(lm.device),
                 "use_cache": None,
                 "limit": self.limit,
@@ -268,20 +272,29 @@ class LmEval:
                 "torch_seed": SEED + self.seed,
                 "fewshot_seed": SEED + self.seed,
                 "pa_fast": {
-                    "lambda": lam,
+                    "lambda": _key(engine),
                     **{
-                        key: pair.identity.get(key)
+                        key: complete(engine).identity.get(key)
                         for key in ("base", "instruct", "dtype", "store", "rounding")
                     },
                     "checksum": f"{engine.weights.checksum():016x}",
                 },
             },
             "lm_eval_version": self.identity["lm_eval"],
-            "chat_template": lm.tokenizer.chat_template if self.chat else None,
-            "fewshot_as_multiturn": self.chat,
         }
         add_tokenizer_info(document, lm)
         return document
+
+
+def _key(engine: Engine) -> str | None:
+    return None if engine.weights.lam is None else Lambda(engine.weights.lam).key
+
+
+def _arguments(engine: Engine) -> dict[str, Any]:
+    """Return what lm-eval's results name the model by: its pair and λ."""
+    configuration = complete(engine).configuration
+    sides = {key: configuration.get(key) for key in ("base", "instruct")}
+    return sides | {"lambda": _key(engine)}
 
 
 def _direction(metrics: Mapping[str, Any]) -> bool:
@@ -348,6 +361,7 @@ def _build(spec: EvalSpec, limit: int | None, seed: int) -> Evaluator:
         seed=seed,
         overflow=spec.word("overflow", ("truncate", "refuse")),
         average=spec.word("average", AVERAGES),
+        log_samples=spec.flag("log_samples", True),
     )
 
 
@@ -355,7 +369,10 @@ KIND = EvaluatorKind(
     "lm-eval",
     "task",
     "lm-eval:piqa,arc_easy,shots=5",
-    ("shots", "chat", "metric", "include_path", "use_cache", "overflow", "average"),
+    (
+        *("shots", "chat", "metric", "include_path", "use_cache", "overflow", "average"),
+        "log_samples",
+    ),
     _build,
     many=True,
     label=str,
