@@ -11,6 +11,7 @@ from unittest import mock
 
 import vllm
 from lm_eval.models.utils import normalize_gen_kwargs
+from vllm.platforms import current_platform
 
 from pa_fast.base import Engine, complete
 from pa_fast.errors import EvaluatorError, UsageError
@@ -23,7 +24,9 @@ def _version(name: str, version: Any = metadata.version) -> str:
     return str(vllm.__version__ if name == "vllm" else version(name))
 
 
-# lm-eval takes the function over as it is imported, and asks it for `vllm`
+# lm-eval takes the function over as it is imported, and asks it for `vllm`. vLLM looks for its
+# platform by the same function, once: before that.
+assert current_platform.device_type
 with mock.patch.object(metadata, "version", _version):
     from lm_eval.models import vllm_causallms
 
