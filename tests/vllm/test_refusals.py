@@ -28,6 +28,8 @@ from tests.vllm.conftest import OPTIONS
         ({"speculative_config": {"method": "ngram", "num_speculative_tokens": 2}}, "speculative"),
         ({"pipeline_parallel_size": 2}, "pipeline parallelism"),
         ({"data_parallel_size": 2}, "data parallelism"),
+        ({"logprobs_mode": "raw_logits"}, "logprobs_mode=raw_logits"),
+        ({"runner": "pooling"}, "another task than generation"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -126,11 +128,27 @@ def test_an_engine_without_the_extension(pair: tuple[str, str]) -> None:
     assert "no worker extension" in refused[0] and "was started on" in refused[1]
 
 
+def test_a_pair_without_a_tokenizer(
+    pair: tuple[str, str], tmp_path: pathlib.Path, engine: Callable[..., Any]
+) -> None:
+    bare = tmp_path / "bare"
+    shutil.copytree(pair[1], bare, ignore=shutil.ignore_patterns("tokenizer*", "special*"))
+    with pytest.raises(EngineError, match="bare has no tokenizer files"):
+        engine(pair[0], str(bare))
+
+
 def test_arguments_of_pa_fast(pair: tuple[str, str], engine: Callable[..., Any]) -> None:
     with pytest.raises(UsageError, match="`load_format` of vLLM is set by pa_fast"):
         engine(*pair, load_format="auto")
-    with pytest.raises(EngineError, match=r"vLLM cannot start.*no_such"):
-        engine(*pair, no_such=1)
+    with pytest.raises(UsageError, match="vLLM has no argument `max_modellen`") as raised:
+        engine(*pair, max_modellen=1)
+    assert raised.value.hint == "did you mean max_model_len?"
+    with pytest.raises(UsageError, match="would run code of the checkpoint"):
+        engine(*pair, trust_remote_code=True)
+    with pytest.raises(UsageError, match="vLLM needs the instruct folder"):
+        engine(pair[0], None)
+    with pytest.raises(EngineError, match=r"vLLM cannot start: ValidationError: .*99999"):
+        engine(*pair, max_model_len=99999)
     with pytest.raises(UsageError, match="lowrank"):
         engine(*pair, store="lowrank")
 

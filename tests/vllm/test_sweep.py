@@ -61,6 +61,9 @@ def test_the_protocol_gives_what_vllm_gives(
     several = lm.generate([context], pa_fast.Generation(6, n=3, temperature=1.5, seed=1))
     assert len(several) == 3 and len({tuple(one) for one in several}) > 1
     assert several == lm.generate([context], pa_fast.Generation(6, n=3, temperature=1.5, seed=1))
+    # neither seeds nor prompts beside each other draw the same numbers
+    others = lm.generate([context] * 2, pa_fast.Generation(6, n=3, temperature=1.5, seed=2))
+    assert len({tuple(one) for one in [*several, *others]}) == 9
 
 
 def test_requests_that_do_not_fit_are_refused(
@@ -68,10 +71,16 @@ def test_requests_that_do_not_fit_are_refused(
 ) -> None:
     lm = engine(*pair, max_model_len=64)
     assert lm.loglikelihood([([1] * 60, [2, 3, 4])])
-    with pytest.raises(pa_fast.PaFastError, match="61 \\+ 3 tokens"):
+    with pytest.raises(
+        pa_fast.PaFastError, match="request 0 has 64 tokens, and vLLM takes 1 to 63"
+    ):
         lm.loglikelihood([([1] * 61, [2, 3, 4])])
-    with pytest.raises(pa_fast.PaFastError, match="0 \\+ 1 tokens"):
+    with pytest.raises(pa_fast.PaFastError, match="request 0 has an empty context"):
         lm.loglikelihood([([], [2])])
+    for prompt, message in ((["x"][:0], "has 0 tokens"), ([1] * 64, "has 64"), ([512], "id 512")):
+        with pytest.raises(pa_fast.PaFastError, match=message):
+            lm.generate([[1], prompt], pa_fast.Generation(2))
+    assert lm.generate([[1]], pa_fast.Generation(2))
 
 
 @pytest.mark.parametrize("store", ["packed", pa_fast.SparseStore()], ids=["packed", "sparse"])
@@ -86,6 +95,22 @@ def test_other_stores_switch_to_the_same_bits(
     for lam in ("0.3", "1", "0", "0.3"):
         other.set_lambda(lam)
     assert (other.weights.checksum(), answers(other.llm)) == expected
+
+
+def test_a_folder_belongs_to_one_engine(
+    pair: tuple[str, str], engine: Callable[..., Any], tmp_path: pathlib.Path
+) -> None:
+    """Whatever argument of vLLM changes what it computes."""
+
+    def one(lm: pa_fast.Engine) -> float:
+        return 1.0
+
+    lm = engine(*pair)
+    pa_fast.sweep(lm, "0,1", one, tmp_path / "run")
+    lm.close()
+    other = engine(*pair, hf_overrides={"rms_norm_eps": 0.5})
+    with pytest.raises(pa_fast.PaFastError, match="engine_args"):
+        pa_fast.sweep(other, "0,0.5,1", one, tmp_path / "run")
 
 
 def test_a_sweep_runs(

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import difflib
+import inspect
+import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +23,7 @@ from pa_fast.base import Continuation, Generation, Lambda
 from pa_fast.checkpoint.folder import check_companions, resolve
 from pa_fast.checkpoint.pair import PairOptions, pair
 from pa_fast.checkpoint.reader import Checkpoint
+from pa_fast.checkpoint.safetensors import read_object
 from pa_fast.engines import options
 from pa_fast.engines.tokenizer import stop_tokens, tokenizer_of
 from pa_fast.engines.vllm import supported
@@ -27,6 +31,7 @@ from pa_fast.engines.vllm.loader import FORMAT
 from pa_fast.engines.vllm.weights import EngineWeights, Workers
 from pa_fast.engines.vllm.worker_weights import EXTENSION
 from pa_fast.errors import EngineError, MissingExtra, PaFastError, UsageError, first_line
+from pa_fast.foreign import one_line
 from pa_fast.rounding import Rounding
 from pa_fast.rules import LambdaRule, RuleLike
 from pa_fast.stores import registry
@@ -36,13 +41,19 @@ if TYPE_CHECKING:
     from pa_fast.checkpoint.pair import Pair
 
 _OURS = ("load_format", "worker_extension_cls", "model")
+_HARMLESS = (
+    *("gpu_memory_utilization", "kv_cache_memory_bytes", "disable_log_stats", "download_dir"),
+    *("use_tqdm_on_load", "max_parallel_loading_workers"),
+)
+"""Arguments of vLLM that may differ between parts of one sweep."""
+
 _PROMPT_TOKENS = (5, 70)
 _NEW_TOKENS = 8
 
 
 def load(
     base: str | Path,
-    instruct: str | Path,
+    instruct: str | Path | None,
     *,
     store: str | Store = "dense",
     residency: str = "device",
@@ -87,9 +98,12 @@ def load(
     _require_vllm()
     from vllm import LLM
 
-    ours = sorted(set(_OURS) & engine_args.keys())
-    if ours:
-        raise UsageError(f"`{ours[0]}` of vLLM is set by pa_fast", "leave it out")
+    if instruct is None:
+        raise UsageError(
+            "vLLM needs the instruct folder, whose configuration it starts with",
+            "name INSTRUCT after BASE; a delta file cannot take its place here",
+        )
+    _check_names(engine_args)
     asked = PairArguments.of(
         base,
         instruct,
@@ -101,6 +115,11 @@ def load(
         allow_nonfinite=allow_nonfinite,
         pairing=PairOptions.of(extra_rows, one_sided, ignore_config, strip_prefix),
     )
+    if not asked.has_tokenizer and not engine_args.get("skip_tokenizer_init"):
+        raise EngineError(
+            f"{asked.tokenizer} has no tokenizer files",
+            "pass tokenizer= (--tokenizer) with a folder that has, or skip_tokenizer_init=True",
+        )
     arguments = {
         **engine_args,
         "model": str(asked.instruct),
@@ -119,11 +138,11 @@ def load(
         raise
     except Exception as error:
         raise EngineError(
-            f"vLLM cannot start: {type(error).__name__}: {first_line(error)}",
-            "its log says more; start vllm.LLM on the instruct folder with the same arguments",
+            f"vLLM cannot start: {type(error).__name__}: {_reason(error)}",
+            "vllm.LLM with the same arguments on the instruct folder shows the whole of it",
         ) from error
     try:
-        return LambdaLLM(llm, asked)
+        return LambdaLLM(llm, asked, engine_args=engine_args)
     except BaseException:
         _shut_down(llm)
         raise
@@ -192,6 +211,7 @@ class PairArguments:
     Attributes:
         stop_tokens: ids that end a text for either side or the tokenizer.
         identity: values that must be equal for a sweep to be resumed.
+        has_tokenizer: whether `tokenizer` holds one.
     """
 
     base: Path
@@ -206,6 +226,7 @@ class PairArguments:
     notes: tuple[str, ...]
     stop_tokens: tuple[int, ...]
     identity: Mapping[str, Any]
+    has_tokenizer: bool
 
     @classmethod
     def of(
@@ -248,8 +269,9 @@ class PairArguments:
             allow_nonfinite,
             pairing,
             tuple(paired.notes),
-            tuple(stop_tokens(words, *(_speaker(folder) for folder in folders))),
+            tuple(stop_tokens(words, _speaker(b.folder, b.config), _speaker(i.folder, i.config))),
             identity,
+            words is not None,
         )
 
     def for_workers(self) -> dict[str, Any]:
@@ -294,7 +316,13 @@ class LambdaLLM:
 
     model = None
 
-    def __init__(self, llm: Any, asked: PairArguments, bind: bool = False):
+    def __init__(
+        self,
+        llm: Any,
+        asked: PairArguments,
+        bind: bool = False,
+        engine_args: Mapping[str, Any] | None = None,
+    ):
         self.llm = llm
         self.on_progress: Callable[[int, int], object] | None = None
         self.tokenizer = tokenizer_of(asked.tokenizer)
@@ -310,11 +338,11 @@ class LambdaLLM:
             workers.call("bind", asked.for_workers())
         self.weights = EngineWeights(workers, self._is_idle, asked.rule)
         self._compare_answers(prompts, untouched)
-        self.identity = {**asked.identity, **_of_engine(llm)}
+        self.identity = {**asked.identity, **_of_engine(llm, engine_args or {})}
         self.configuration = {
-            "base": str(asked.base),
-            "instruct": str(asked.instruct),
-            "tokenizer": str(asked.tokenizer),
+            "base": str(asked.base.absolute()),
+            "instruct": str(asked.instruct.absolute()),
+            "tokenizer": str(asked.tokenizer.absolute()),
             "device": str(llm.llm_engine.vllm_config.device_config.device_type),
         }
         self.notes = [*asked.notes, *self._notes()]
@@ -378,13 +406,12 @@ class LambdaLLM:
             EngineError: an empty context, or a request that leaves no room for the one new token
                 that vLLM wants.
         """
-        for context, continuation in pairs:
-            if not context or len(context) + len(continuation) > self.positions:
+        for number, (context, continuation) in enumerate(pairs):
+            if not context:
                 raise EngineError(
-                    f"a request of {len(context)} + {len(continuation)} tokens: vLLM takes 1 to"
-                    f" {self.positions}, and a context of at least one",
-                    "raise max_model_len, or shorten the requests",
+                    f"request {number} has an empty context", "score after one token at least"
                 )
+            self._check(number, context + continuation)
         outputs = self._run(
             [context + continuation for context, continuation in pairs],
             temperature=0.0,
@@ -404,22 +431,52 @@ class LambdaLLM:
         return found
 
     def generate(self, prompts: Sequence[list[int]], config: Generation) -> list[list[int]]:
-        """Return continuations of N prompts, `config.n` of each; see `pa_fast.Engine`."""
-        outputs = self._run(
-            prompts,
-            n=config.n,
-            temperature=config.temperature,
-            top_p=config.top_p,
-            seed=config.seed,
-            max_tokens=config.max_new_tokens,
-            stop_token_ids=list(config.stop),
-            ignore_eos=True,
-        )
+        """Return continuations of N prompts, `config.n` of each; see `pa_fast.Engine`.
+
+        Each prompt draws by a seed of its own, made of `config.seed` and its number: vLLM's samples
+        of one prompt have the seeds that follow, which are those of neighbours otherwise.
+
+        Raises:
+            EngineError: a prompt is empty, too long, or has an id that is no token.
+        """
+        from vllm import SamplingParams
+
+        for number, prompt in enumerate(prompts):
+            self._check(number, prompt)
+        chosen = [
+            SamplingParams(
+                n=config.n,
+                temperature=config.temperature,
+                top_p=config.top_p,
+                seed=_seed(config.seed, number),
+                max_tokens=config.max_new_tokens,
+                stop_token_ids=list(config.stop),
+                ignore_eos=True,
+                detokenize=False,
+            )
+            for number in range(len(prompts))
+        ]
+        outputs = self.answer(prompts, chosen)
         return [
             [token for token in one.token_ids if token not in config.stop]
             for output in outputs
             for one in output.outputs
         ]
+
+    def _check(self, number: int, ids: Sequence[int]) -> None:
+        """Refuse a request that vLLM would, before others are queued beside it."""
+        size = int(self.llm.llm_engine.model_config.get_vocab_size())
+        if not 0 < len(ids) <= self.positions:
+            raise EngineError(
+                f"request {number} has {len(ids)} tokens, and vLLM takes 1 to {self.positions}",
+                "raise max_model_len, or shorten the requests" if ids else "give it a token",
+            )
+        wrong = next((id for id in ids if not 0 <= id < size), None)
+        if wrong is not None:
+            raise EngineError(
+                f"request {number} has token id {wrong}, and the model has 0 to {size - 1}",
+                "tokenise with the tokenizer of the pair",
+            )
 
     def answer(self, prompts: Sequence[list[int]], params: Any) -> list[Any]:
         """Compute `prompts` together at the present λ, and return vLLM's outputs in their order.
@@ -601,10 +658,13 @@ def _identity(paired: Pair, tokenizer: Any) -> dict[str, Any]:
     }
 
 
-def _of_engine(llm: Any) -> dict[str, Any]:
-    """Return what decides the floats of an engine beside the weights."""
+def _of_engine(llm: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what decides the floats of an engine beside the weights: every argument that was
+    given, but for those of memory and logs."""
     config = llm.llm_engine.vllm_config
     return {
+        "engine_args": {k: repr(v) for k, v in sorted(given.items()) if k not in _HARMLESS},
+        "hf_overrides": repr(getattr(config.model_config, "hf_overrides", None) or {}),
         "vllm": metadata_version(),
         "dtype": str(config.model_config.dtype).removeprefix("torch."),
         "tensor_parallel_size": config.parallel_config.tensor_parallel_size,
@@ -616,15 +676,60 @@ def _of_engine(llm: Any) -> dict[str, Any]:
     }
 
 
-def _speaker(folder: Path) -> Any:
-    """Return the configurations of a model that say where its texts end."""
-    from transformers import AutoConfig, GenerationConfig
+def _speaker(folder: Path, config: Mapping[str, Any]) -> Any:
+    """Return the configurations of a model that say where its texts end.
 
-    generation = None
-    if (folder / "generation_config.json").exists():
-        generation = GenerationConfig.from_pretrained(str(folder), local_files_only=True)
-    config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-    return SimpleNamespace(config=config, generation_config=generation)
+    Args:
+        config: its config.json, for a class that transformers does not have.
+    """
+    from transformers import AutoConfig
+
+    try:
+        spoken = AutoConfig.from_pretrained(
+            str(folder), local_files_only=True, trust_remote_code=False
+        )
+    except (OSError, ValueError, KeyError):
+        ends = config.get("text_config", config).get("eos_token_id")
+        spoken = SimpleNamespace(get_text_config=lambda: SimpleNamespace(eos_token_id=ends))
+    path = folder / "generation_config.json"
+    generation = SimpleNamespace(**read_object(path)) if path.exists() else None
+    return SimpleNamespace(config=spoken, generation_config=generation)
+
+
+def _seed(seed: int | None, number: int) -> int | None:
+    """Return the seed of prompt `number`."""
+    return None if seed is None else random.Random(f"{seed} {number}").getrandbits(31)
+
+
+def _check_names(given: Mapping[str, Any]) -> None:
+    """Refuse arguments that vLLM does not have, and those that are not its caller's here."""
+    from vllm import LLM
+    from vllm.engine.arg_utils import EngineArgs
+
+    known = {one.name for one in dataclasses.fields(EngineArgs)}
+    known |= inspect.signature(LLM.__init__).parameters.keys()
+    for name in given:
+        if name in _OURS:
+            raise UsageError(f"`{name}` of vLLM is set by pa_fast", "leave it out")
+        if name not in known:
+            close = difflib.get_close_matches(name, known, 1)
+            raise UsageError(
+                f"vLLM has no argument `{name}`",
+                f"did you mean {close[0]}?" if close else "see the arguments of vllm.LLM",
+            )
+        if name == "trust_remote_code" and given[name]:
+            raise UsageError(
+                "trust_remote_code=True would run code of the checkpoint", "leave it out"
+            )
+
+
+def _reason(error: Exception) -> str:
+    """Return what an error of vLLM says, in one line: of a pydantic one the first cause."""
+    causes = getattr(error, "errors", None)
+    try:
+        return one_line(str(causes()[0]["msg"]), 500) if callable(causes) else first_line(error)
+    except (IndexError, KeyError, TypeError):
+        return first_line(error)
 
 
 def _bar(report: Callable[[int, int], object], total: int) -> Callable[..., Any]:

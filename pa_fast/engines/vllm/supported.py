@@ -19,6 +19,9 @@ def check(config: Any) -> None:
     """
     model, parallel = config.model_config, config.parallel_config
     refused = (
+        ("code of the checkpoint (trust_remote_code)", getattr(model, "trust_remote_code", False)),
+        ("another task than generation", _is_other_task(model)),
+        ("logits processors", getattr(model, "logits_processors", None)),
         ("quantised weights", getattr(model, "quantization", None)),
         ("LoRA", config.lora_config),
         ("speculative decoding", config.speculative_config),
@@ -33,12 +36,24 @@ def check(config: Any) -> None:
     )
     for what, value in refused:
         if value:
-            found = "" if value is True else f" ({getattr(value, 'method', None) or value})"
+            named = getattr(value, "method", value)
+            found = f" ({named})" if isinstance(named, str) else ""
             raise EngineError(
-                f"vLLM with {what}{found[:80]} is not supported: it has not been shown that λ"
-                " reaches every weight there",
+                f"vLLM with {what}{found} is not supported: it has not been shown that λ reaches"
+                " every weight there, and that answers are what they would be",
                 "start vLLM without it, or sweep with the transformers engine",
             )
+    mode = str(getattr(model, "logprobs_mode", "raw_logprobs")).rpartition(".")[2].lower()
+    if mode != "raw_logprobs":
+        raise EngineError(
+            f"vLLM with logprobs_mode={mode}: log-likelihoods are read from raw_logprobs",
+            "leave logprobs_mode out",
+        )
+
+
+def _is_other_task(model: Any) -> str | None:
+    runner = getattr(model, "runner_type", "generate")
+    return None if runner == "generate" else str(runner)
 
 
 def _is_quantised(cache_dtype: Any) -> bool:

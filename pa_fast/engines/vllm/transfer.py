@@ -39,15 +39,15 @@ def _engine(base: Any) -> type:
     class PairInfo(base.WeightTransferInitInfo):
         """The arguments of `WorkerWeights.bind`."""
 
-        base: str = ""
-        instruct: str = ""
+        base: str
+        instruct: str
         options: dict[str, Any] = field(default_factory=dict)
 
     @dataclass
     class LambdaInfo(base.WeightTransferUpdateInfo):
         """λ, and the rows of a rule at that λ or None."""
 
-        lam: float | str = 0.0
+        lam: float | str
         rows: Any = None
 
     class LambdaTransfer(base.WeightTransferEngine):

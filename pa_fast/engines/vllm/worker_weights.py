@@ -64,6 +64,27 @@ class WorkerWeights:
             )
 
     def bind(self, model: Any, asked: Mapping[str, Any]) -> dict[str, Any]:
+        """Bind the pair, see `_bind`; a worker binds once.
+
+        Raises:
+            UsageError: it follows a pair already; nothing was written.
+            PaFastError: a proof failed. The model must not be used then, and no λ can be set.
+        """
+        if self._live is not None:
+            raise UsageError(
+                f"this vLLM engine follows a pair already: {self._sides['base']} and"
+                f" {self._sides['instruct']}",
+                "use the LambdaLLM that was made of it, or start another engine",
+            )
+        if self._error is not None:
+            raise self._error
+        try:
+            return self._bind(model, asked)
+        except PaFastError as error:
+            self._live, self._key, self._error = None, None, error
+            raise
+
+    def _bind(self, model: Any, asked: Mapping[str, Any]) -> dict[str, Any]:
         """Make the parameters of `model`, which holds the instruct side as vLLM loaded it, follow
         λ, after these proofs, in this order:
 

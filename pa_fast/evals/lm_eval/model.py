@@ -360,7 +360,7 @@ def _transformers_model(engine: CompleteEngine) -> Any:
         raise EvaluatorError(
             "lm-eval needs an engine with a transformers model, and"
             f" {engine.__class__.__name__} has {given}",
-            "pass what pa_fast.load returns, or wrap the engine in an lm_eval.api.model.LM of"
-            " your own",
+            "use PaFastVLLM for an engine of vLLM, pass what pa_fast.load returns, or wrap the"
+            " engine in an lm_eval.api.model.LM of your own",
         )
     return model

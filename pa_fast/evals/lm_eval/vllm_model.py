@@ -3,17 +3,36 @@ lm-eval and vLLM."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
+from importlib import metadata
 from typing import Any
 from unittest import mock
 
-from lm_eval.models import vllm_causallms
+import vllm
 from lm_eval.models.utils import normalize_gen_kwargs
+from vllm.platforms import current_platform
 
 from pa_fast.base import Engine, complete
 from pa_fast.errors import EvaluatorError, UsageError
 from pa_fast.evals.lm_eval.cached_task import no_cache
 from pa_fast.evals.lm_eval.tasks import quiet
+
+
+def _version(name: str, version: Any = metadata.version) -> str:
+    """The version of a distribution; of vLLM its own, which builds of other names have too."""
+    return str(vllm.__version__ if name == "vllm" else version(name))
+
+
+# lm-eval takes the function over as it is imported, and asks it for `vllm`. vLLM looks for its
+# platform by the same function, once: before that.
+assert current_platform.device_type
+with mock.patch.object(metadata, "version", _version):
+    from lm_eval.models import vllm_causallms
+
+
+_OF_ENGINE = ("pretrained", "tokenizer", "max_model_len", "max_length", "batch_size")
+"""Arguments of lm-eval's VLLM that the engine has."""
 
 
 class PaFastVLLM(vllm_causallms.VLLM):
@@ -46,6 +65,13 @@ class PaFastVLLM(vllm_causallms.VLLM):
                     f"{name}={options[name]} of lm-eval's VLLM: it would start engines of its own",
                     "leave it out; more λ at once are --workers of pa-fast sweep",
                 )
+        known = inspect.signature(vllm_causallms.VLLM.__init__).parameters
+        odd = [name for name in options if name not in known or name in _OF_ENGINE]
+        if odd:
+            raise UsageError(
+                f"{odd[0]}={options[odd[0]]!r} of lm-eval's VLLM: the engine runs already",
+                "give arguments of vLLM to pa_fast.vllm.load",
+            )
         config = llm.llm_engine.model_config
         # lm-eval's constructor always makes an engine, and finds the class by this name
         with quiet(), mock.patch.object(vllm_causallms, "LLM", lambda **_: llm):
