@@ -174,7 +174,7 @@ def of_kind(files: Mapping[str, str], kind: str) -> dict[str, Any]:
         }
     (text,) = read.values()
     results = json.loads(text)
-    assert float(results.pop("total_evaluation_time_seconds")) > 0 and results.pop("date") > 1e9
+    assert results.pop("date") == 0 and "total_evaluation_time_seconds" not in results
     return dict(results)
 
 
