@@ -613,6 +613,8 @@ def test_the_answer_comes_first_and_the_chosen_λ_is_merged(
     assert merged["lambda"] == document["answer"]["lambda"]
     for wrong, hint in (
         (["--lambda", "0.5"], "--lambda beside --best-of"),
+        (["--dtype", "float32"], "--dtype beside --best-of"),
+        (["--rounding", "stochastic"], "--rounding beside --best-of"),
         (["--objective", "x"], "no evaluator is called `x`"),
     ):
         assert run(monkeypatch, "merge", "--best-of", "o", "--out", "other", *wrong) == 2

@@ -154,9 +154,15 @@ def _chosen(
     from pa_fast.best_of import best_of
     from pa_fast.sweep.schedule import parse_keep
 
-    given = {"--lambda": lam, "--rule": options["rule"], "--seed": options["seed"]}
-    for name, value in given.items():
-        if value is not None:
+    given = {
+        "--lambda": (lam, None),
+        "--rule": (options["rule"], None),
+        "--seed": (options["seed"], None),
+        "--dtype": (options["dtype"], "auto"),
+        "--rounding": (options["rounding"], "nearest"),
+    }
+    for name, (value, usual) in given.items():
+        if value != usual:
             raise UsageError(
                 f"{name} beside --best-of, which has the run's", "leave out one of both"
             )
@@ -164,6 +170,7 @@ def _chosen(
         run, objective, parse_keep(keep) if keep else None, base=base, instruct=instruct
     )
     say(answer.sentence)
+    say(f"merged is λ = {answer.chosen.key}")
     return arguments
 
 

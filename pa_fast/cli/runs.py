@@ -115,7 +115,7 @@ def sweep(
     objective: Objective = None,
     keep: Keep = None,
     budget: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Most λ of auto; 12 by default.")
+        int | None, typer.Option(metavar="N", min=1, help="Most λ of auto: 6 to 12; 12 by default.")
     ] = None,
     confirm: Annotated[
         int,

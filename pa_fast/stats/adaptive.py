@@ -64,7 +64,7 @@ def following(
     where = (
         f"{low:g}–{high:g}"
         if low < high
-        else f"{low - REFINED_STEP:g}–{min(1.0, high + REFINED_STEP):g}"
+        else f"{max(0.0, low - REFINED_STEP):g}–{min(1.0, high + REFINED_STEP):g}"
     )
     if high - low > WIDEST_SET + 1e-9:
         return Next((), f"the best λ lies in {where}: more items, not more λ")

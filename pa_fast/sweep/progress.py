@@ -134,8 +134,17 @@ class Callbacks:
 
     def __init__(self, progress: Progress, callbacks: Iterable[object], lm: object):
         self._progress, self._lm = progress, lm
+        if not isinstance(callbacks, Iterable):
+            raise UsageError(
+                f"callbacks is a {type(callbacks).__name__}", "give a list: callbacks=[…]"
+            )
         self._callbacks = list(callbacks)
         for callback in self._callbacks:
+            if isinstance(callback, type):
+                raise UsageError(
+                    f"the callback {callback.__name__} is a class",
+                    f"make one: {callback.__name__}()",
+                )
             if not any(callable(getattr(callback, name, None)) for name in _CALLS):
                 raise UsageError(
                     f"a {type(callback).__name__} hears nothing of a sweep",

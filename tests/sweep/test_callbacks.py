@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -69,6 +70,18 @@ def test_an_error_ends_the_sweep_and_loses_nothing(tmp_path: Path) -> None:
         )
     assert [row.lam.key for row in pa_fast.SweepResult.load(tmp_path).rows] == ["0", "0.5"]
     assert (tmp_path / "results.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("callbacks", "message"), [(list, "callbacks is a type"), ([list], "list is a class")]
+)
+def test_what_is_no_list_of_objects_is_refused(
+    callbacks: Any, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        pa_fast.sweep(
+            FakeEngine(), "0", Scorer("a"), tmp_path / "o", figure=False, callbacks=callbacks
+        )
 
 
 def test_what_hears_nothing_is_refused(tmp_path: Path) -> None:
