@@ -14,7 +14,7 @@ def keep_weights() -> None:
     weights. Does nothing on other platforms, and nothing at a second call.
 
     `LinearMethod` looks the function up in its module at every call, so that this is the one place
-    to change; `pa_bind` refuses empty parameters where a release does otherwise.
+    to change; `WorkerWeights.bind` refuses empty parameters where a release does otherwise.
     """
     from vllm.model_executor.layers import utils
     from vllm.platforms import current_platform

@@ -115,7 +115,7 @@ def load(
         allow_nonfinite=allow_nonfinite,
         pairing=PairOptions.of(extra_rows, one_sided, ignore_config, strip_prefix),
     )
-    if not asked.has_tokenizer and not engine_args.get("skip_tokenizer_init"):
+    if asked.words is None and not engine_args.get("skip_tokenizer_init"):
         raise EngineError(
             f"{asked.tokenizer} has no tokenizer files",
             "pass tokenizer= (--tokenizer) with a folder that has, or skip_tokenizer_init=True",
@@ -211,7 +211,7 @@ class PairArguments:
     Attributes:
         stop_tokens: ids that end a text for either side or the tokenizer.
         identity: values that must be equal for a sweep to be resumed.
-        has_tokenizer: whether `tokenizer` holds one.
+        words: the tokenizer in the folder `tokenizer`, or None.
     """
 
     base: Path
@@ -226,7 +226,7 @@ class PairArguments:
     notes: tuple[str, ...]
     stop_tokens: tuple[int, ...]
     identity: Mapping[str, Any]
-    has_tokenizer: bool
+    words: Any
 
     @classmethod
     def of(
@@ -271,7 +271,7 @@ class PairArguments:
             tuple(paired.notes),
             tuple(stop_tokens(words, _speaker(b.folder, b.config), _speaker(i.folder, i.config))),
             identity,
-            words is not None,
+            words,
         )
 
     def for_workers(self) -> dict[str, Any]:
@@ -325,7 +325,7 @@ class LambdaLLM:
     ):
         self.llm = llm
         self.on_progress: Callable[[int, int], object] | None = None
-        self.tokenizer = tokenizer_of(asked.tokenizer)
+        self.tokenizer = asked.words
         self.stop_tokens = asked.stop_tokens
         self._salt = "λ of no switch"
         self._seen = 0

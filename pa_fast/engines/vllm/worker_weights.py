@@ -55,8 +55,8 @@ class WorkerWeights:
         vLLM reaches nobody."""
         try:
             self.bind(model, asked)
-        except PaFastError as error:
-            self._error = error
+        except PaFastError:
+            pass  # `bind` has kept it
         except Exception as error:  # of vLLM's own loading
             self._error = EngineError(
                 f"vLLM cannot load the pair anew: {type(error).__name__}: {first_line(error)}",
@@ -100,7 +100,7 @@ class WorkerWeights:
                 `rule`, `allow_nonfinite`.
 
         Returns:
-            The report: `tensors`, `bytes`, `memory`, `store`, `copies` (checksums by name).
+            The report: `tensors`, `bytes`, `memory`, `store`.
 
         The weights hold instruct afterwards, as vLLM loads it; no λ is set.
 
@@ -307,10 +307,6 @@ class WorkerWeights:
     def lam(self, model: Any) -> str | None:
         """Return λ as `Lambda.key`; None where none is set."""
         return self._key if self._bound().lam is not None else None
-
-    def follow(self, model: Any, rows: Any) -> None:
-        """See `LiveWeights.follow`."""
-        self._bound().follow(LambdaRule(rows) if rows else None)
 
     def load(self, model: Any, side: str) -> None:
         """Load `side` as vLLM loads a checkpoint, in place of a λ."""
