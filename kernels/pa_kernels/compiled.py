@@ -29,7 +29,7 @@ class Loops:
         lerp_: (w, b, i, weight, base_near, low, high) → that sum of what was written, zero-padded,
             and Σ (w − b)(i − b): w = the contract of `reference.lerp`, for λ other than 0 and 1.
             `weight` is λ, or λ − 1 where base is not near.
-        products: (w, b, i) → Σ (w − b)(i − b), of what is in w.
+        products: (w, b, i, before) → before + Σ (w − b)(i − b), of what is in w.
 
     Sums of products are those of `projection`: in an order that is the same on every machine.
     """
@@ -88,7 +88,7 @@ def _is_exact(made: Loops) -> bool:
             return False
         if total % 2**64 != reference.checksum(out):
             return False
-        if not np.array_equal(moved, made.products(*sides), equal_nan=True):
+        if not np.array_equal(moved, made.products(*sides, 0.0), equal_nan=True):
             return False
         deltas = (out.double() - b.double()) * (i.double() - b.double())
         if bool(finite.all()) and abs(moved - float(deltas.sum())) > 1e-5 * float(

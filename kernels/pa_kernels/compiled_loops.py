@@ -63,7 +63,11 @@ def jit(function: Any) -> Any:
 
 
 BLOCK = 1024
-"""Elements between two loops over them: they stay in a core's L1. It divides the chunk."""
+"""Places by which products are summed; it divides the chunk."""
+
+STEP = 256
+"""Elements between two loops over them. In steps of a block the sums come in spells in which memory
+waits, and a pass takes a tenth longer."""
 
 GROUP = 16 * BLOCK
 """Elements whose products are summed in BLOCK places before the sums are: what is added up."""
@@ -121,14 +125,15 @@ def lerp_(w, b, i, weight, base_near, low, high):
     terms = np.zeros(BLOCK, np.float32)
     words = w[: w.size // 4 * 4].view(np.int64)
     total, moved = np.int64(0), 0.0
-    for start in range(0, w.size, BLOCK):
-        stop = min(start + BLOCK, w.size)
-        merge_block(w[start:stop], b[start:stop], i[start:stop], terms, weight, base_near)
+    for start in range(0, w.size, STEP):
+        stop = min(start + STEP, w.size)
+        places = terms[start % BLOCK :]
+        merge_block(w[start:stop], b[start:stop], i[start:stop], places, weight, base_near)
         if stop % GROUP == 0 or stop == w.size:
             moved += tree(terms)
             terms[:] = 0
         first = start // 4 % CHUNK
-        part = sum_block(words[start // 4 : stop // 4], low[first : first + BLOCK // 4])
+        part = sum_block(words[start // 4 : stop // 4], low[first : first + STEP // 4])
         if stop % 4:
             word = np.int64(0)
             for k in range(stop // 4 * 4, stop):
@@ -146,9 +151,9 @@ def multiply_block(w, b, i, terms):
 
 
 @jit
-def products(w, b, i):
+def products(w, b, i, before):
     terms = np.zeros(BLOCK, np.float32)
-    moved = 0.0
+    moved = before
     for start in range(0, w.size, BLOCK):
         stop = min(start + BLOCK, w.size)
         multiply_block(w[start:stop], b[start:stop], i[start:stop], terms)

@@ -22,11 +22,14 @@ _IN_CACHE = 1 << 17
 _scratch = Scratch()
 
 
-def projection(live: Tensor, base: Tensor, end: Tensor) -> float:
-    """Return Σ (live − base)(end − base) over flat CPU tensors of one length, on one core.
+def projection(live: Tensor, base: Tensor, end: Tensor, before: float = 0.0) -> float:
+    """Return `before` + Σ (live − base)(end − base) over flat CPU tensors of one length, on one
+    core.
 
     Args:
         live, base, end: contiguous; bf16, fp16 or fp32, in any mix.
+        before: the sum of what comes before in a longer tensor, where the bits of its sum are
+            asked for; a whole number of BLOCKS blocks then.
 
     Numerics: differences and products in fp32, summed by their places in 1024 elements over 16
         such blocks, these sums in a tree, and its 16 last in fp64: the same bits on every machine,
@@ -36,8 +39,8 @@ def projection(live: Tensor, base: Tensor, end: Tensor) -> float:
     sides = live.detach(), base.detach(), end.detach()
     loops = compiled.ready()
     if loops is not None and all(side.dtype == torch.bfloat16 for side in sides):
-        return loops.products(*(side.view(torch.int16).numpy() for side in sides))
-    total = 0.0
+        return loops.products(*(side.view(torch.int16).numpy() for side in sides), before)
+    total = before
     with inference():
         for piece in pieces(live.numel(), _IN_CACHE):
             count = piece.stop - piece.start

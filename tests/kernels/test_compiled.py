@@ -11,7 +11,7 @@ import numpy as np
 import pa_kernels
 import pytest
 import torch
-from pa_kernels import Lerp, checksum, compiled, reference
+from pa_kernels import Lerp, checksum, compiled, dense, reference
 from pa_kernels.projection import projection
 
 from tests.kernels.pairs import LAMBDAS, TRIPLES, pair, same
@@ -37,9 +37,17 @@ def ready(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[compiled.Loops]]:
 
 @pytest.mark.parametrize("dtypes", [TRIPLES[0], TRIPLES[1], TRIPLES[-1]], ids=str)
 @pytest.mark.parametrize("skip", [0, 1])
+@pytest.mark.parametrize("steps", [None, (1 << 18, 1 << 16)], ids=["usual", "small steps"])
 def test_recorded_switches_are_the_reference_and_alike(
-    dtypes: tuple[torch.dtype, ...], skip: int, loops: compiled.Loops, ready: list[Any]
+    dtypes: tuple[torch.dtype, ...],
+    skip: int,
+    steps: tuple[int, int] | None,
+    loops: compiled.Loops,
+    ready: list[Any],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    for name, step in zip(("RECORDED", "SUMMED"), steps or ()):
+        monkeypatch.setattr(dense, name, step)
     out, *sources = dtypes
     sides = [pair(n, *sources, seed=n, skip=skip) for n in SIZES]
     bases, insts = (list(column) for column in zip(*sides))
@@ -93,7 +101,7 @@ def test_wrong_bits_or_sums_are_refused(loops: compiled.Loops) -> None:
         product = (weight * (wide[1] - wide[0])).astype(np.float32)
         sums = torch.from_numpy(product + wide[0 if base_near else 1]).bfloat16()
         w[:] = sums.view(torch.int16).numpy()
-        return reference.checksum(sums), loops.products(w, b, i)
+        return reference.checksum(sums), loops.products(w, b, i, 0.0)
 
     for lerp_ in (truncated, twice_rounded):
         assert not compiled._is_exact(replace(loops, lerp_=lerp_))
