@@ -13,6 +13,7 @@ import functools
 import pathlib
 import shutil
 import statistics
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
@@ -73,7 +74,8 @@ class Likelihood:
 def sweep(run: Run) -> None:
     with pair_of(run.folder / "pair", CASE.size) as (base, instruct):
         out = run.folder / "out"
-        ours = Way("pa_fast sweep, per λ", lambda: _swept(base, instruct, out))
+        loads: list[float] = []
+        ours = Way("pa_fast sweep, per λ", lambda: _swept(base, instruct, out, loads))
         ways = [ours, ours.repeated]
         by_disk = {"pa-fast merge": merges.ours}
         if peers.MERGEKIT.is_here:
@@ -101,7 +103,11 @@ def sweep(run: Run) -> None:
     times = {name: way.median_s / found[ours.name].median_s for name, way in found.items()}
     headline = f"1/{times[slowest]:.1f} of {slowest.removesuffix(', per λ')}"
     if IN_MEMORY in times:
-        headline += f", {1 / times[IN_MEMORY]:.2f} × its merge_state_dicts + copy_"
+        loaded = found[ours.name].median_s - statistics.median(loads)
+        headline += (
+            f", {1 / times[IN_MEMORY]:.2f} × its merge_state_dicts + copy_"
+            f" ({loaded / found[IN_MEMORY].median_s:.2f} × without loading, as theirs is)"
+        )
     run.record(
         CASE.target,
         f"sweep of {len(GRID)} λ without its forward passes, {weights / 1e9:.3g} G bf16 weights",
@@ -121,12 +127,17 @@ def _in_memory(theirs: merges.InMemory) -> Sample:
     )
 
 
-def _swept(base: pathlib.Path, instruct: pathlib.Path, out: pathlib.Path) -> Sample:
-    """Load and sweep, less the forward passes, divided by the number of λ."""
+def _swept(
+    base: pathlib.Path, instruct: pathlib.Path, out: pathlib.Path, loads: list[float]
+) -> Sample:
+    """Load and sweep, less the forward passes, divided by the number of λ; the part of that which
+    is loading is added to `loads`."""
     evaluator = Likelihood()
 
     def work() -> None:
+        start = time.perf_counter()
         lm = pa_fast.load(base, instruct)
+        loads.append((time.perf_counter() - start) / len(GRID))
         result = pa_fast.sweep(lm, GRID, [evaluator], out)
         assert not result.failures, result.failures
         lm.weights.close()

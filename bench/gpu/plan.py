@@ -37,6 +37,7 @@ STAGES = {
     "packed": Planned("packed:packed", 60, ("dense", "packed")),
     "host": Planned("host:host", 30, ("dense",)),
     "checksum": Planned("checksum:checksum", 20, ("dense",)),
+    "recorded": Planned("recorded:recorded", 50, ("dense",)),
     "graph": Planned("graph:graph", 15, ("dense", "packed")),
     "sweep": Planned("sweep:sweep", 110, ("dense", "live")),
     "encode": Planned("encode:encode", 40, ("packed",)),
@@ -123,10 +124,10 @@ MINUTES = 9.5
 CALLS = (
     Call(
         "does it run, is it right, P1, P2, P4",
-        ("lerp", "host", "stochastic", "checksum", "first"),
-        "EXERCISED; names of tests that failed; copy near 4.3 TB/s; the shipped launch beside the"
-        " best one; pointers beside staged copies. A misaligned address: a hint that is false. Bits"
-        " that differ: NaN and −0 first",
+        ("lerp", "recorded", "host", "stochastic", "checksum", "first"),
+        "EXERCISED; names of tests that failed; copy near 4.3 TB/s; the shipped launches beside the"
+        " best ones; a recorded switch beside a plain one; pointers beside staged copies. A"
+        " misaligned address: a hint that is false. Bits that differ: NaN and −0 first",
         "timeout 180 python3 -m bench.gpu.exercise && echo EXERCISED",
     ),
     Call(

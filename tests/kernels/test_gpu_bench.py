@@ -39,7 +39,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 BF16 = (torch.bfloat16,) * 3
 
-SLOW = ("sanitize", "first", "graph", "checksum", "sparse", "stochastic")
+SLOW = ("sanitize", "first", "graph", "checksum", "recorded", "sparse", "stochastic")
 """Seconds each of them: they are walked through with everything else by `make gpu` and `make
 test-slow`."""
 
