@@ -141,11 +141,11 @@ class Answer:
         band = one.bands[INSTRUCT]
         most = float(band.high.max())
         index = one.index(self.chosen)
-        missed = (band.c + float(ndtri(POWER))) * float(band.se[index])
+        missed = (band.c + float(ndtri(POWER))) * float(band.se[index]) * one.scale
         verb = "told from" if (band.high >= 0).all() else "told to be better than"
         return (
             f"No λ can be {verb} λ = 1 with {one.n:,} items: gains above {_amount(most, one)} "
-            f"are excluded, gains under about {missed * one.scale:.2g} would mostly be missed"
+            f"are excluded, gains under about {_rough(missed, 2)} would mostly be missed"
             f"{self._limits()}."
         )
 
@@ -260,10 +260,16 @@ def _rows(evaluator: str, task: str, one: Finding) -> Iterator[dict[str, object]
 
 
 def _amount(value: float, one: Finding, sign: str = "") -> str:
-    """Return a difference of scores in words: in points to one decimal, else in three digits."""
+    """Return a difference of scores in words: in points to one decimal, else in three digits or,
+    of large ones, whole."""
     if one.scale == 100:
         return f"{100 * value:{sign}.1f} points".replace("-", "−")
-    return f"{value:{sign}.3g}".replace("-", "−")
+    return _rough(value, 3, sign).replace("-", "−")
+
+
+def _rough(value: float, digits: int, sign: str = "") -> str:
+    whole = 10**digits <= abs(value) < 1e6
+    return f"{value:{sign}.0f}" if whole else f"{value:{sign}.{digits}g}"
 
 
 def _span(held: Interval, one: Finding) -> str:

@@ -76,7 +76,7 @@ def _why(schedule: Schedule, finding: Finding, step: str) -> str:
     """Return the reason of a step, behind the range of the best λ as the answer would give it
     now."""
     limits = " and ".join(f"{100 * share:g} % of {name}" for name, share in schedule.keep.items())
-    step += f" (of the λ that keep {limits})" if limits else ""
+    step = f"of the λ that keep {limits}, {step}" if limits else step
     if finding.refused is not None:  # other λ of the folder have other items
         return step
     low, high = finding.range

@@ -284,7 +284,7 @@ def test_reasons_name_the_range_of_the_answer(
             low, high = SweepResult.load(tmp_path).answer().objective.range
             self.texts.append(note)
             assert f"the best λ lies in {low.key}–{high.key}; " in note
-            assert ("(of the λ that keep 90 % of follow)" in note) == bool(keep)
+            assert ("; of the λ that keep 90 % of follow, " in note) == bool(keep)
 
     notes = Ranges()
     evaluators = [Planted("icl", shape), Planted("follow", "monotone", 1000, 1)]
