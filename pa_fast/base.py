@@ -410,6 +410,11 @@ class CompleteEvaluator(Evaluator, Protocol):
         which are shown once. It must not change the weights."""
         return None
 
+    def item_count(self, engine: Engine) -> int | None:
+        """Return the number of items of each score; None if it is not known before the first. It is
+        called after `check`, where a sweep needs items: by `auto`, and by shares to keep."""
+        return None
+
 
 def complete(engine: Engine) -> CompleteEngine:
     """Return `engine` with every member of `CompleteEngine`, and its weights with every member of

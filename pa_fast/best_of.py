@@ -7,11 +7,13 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from pa_fast.checkpoint.folder import resolve
+from pa_fast.checkpoint.provenance import ChosenFrom
 from pa_fast.checkpoint.reader import Checkpoint
 from pa_fast.errors import RunError, UsageError
 from pa_fast.files import path_of
 from pa_fast.rounding import Rounding
 from pa_fast.rules import LambdaRule
+from pa_fast.stats.finding import BASE, INSTRUCT
 from pa_fast.sweep import manifest, results
 
 if TYPE_CHECKING:
@@ -27,7 +29,7 @@ def best_of(
     instruct: str | None = None,
 ) -> tuple[Answer, dict[str, Any]]:
     """Return the answer of a run, and the arguments of `pa_fast.merge` for the weights that it had
-    at λ̂: the folders, λ, and the dtype, rounding and λ rule of the sweep.
+    at λ̂: the folders, λ, the dtype, rounding and λ rule of the sweep, and the record of all this.
 
     Args:
         run: the run folder.
@@ -73,7 +75,23 @@ def best_of(
         "dtype": engine.get("dtype", "auto"),
         "rounding": rounding,
         "rule": LambdaRule.of(engine["rule"]) if "rule" in engine else None,
+        "chosen_from": ChosenFrom(
+            str(run), answer.objective.name, dict(answer.keep), answer.sentence
+        ),
     }
+
+
+def merged_line(answer: Answer, arguments: Mapping[str, Any]) -> str:
+    """Return one line on the λ that is merged, from what `best_of` returned: why it is the one
+    where the answer cannot be told, and that the merge at an end of the line changes nothing."""
+    lam = answer.chosen
+    line = f"merged is λ = {lam.key}"
+    if lam in (BASE, INSTRUCT) and arguments["rule"] is None:
+        line += f", {'the base' if lam == BASE else 'the instruct'} checkpoint itself"
+    if lam != INSTRUCT and not answer.is_told:
+        how = "smoothed score" if answer.objective.refused is None else "score"
+        line += f", for the best {how}: whether it is better than λ = 1 cannot be told"
+    return line
 
 
 def _check_same(folder: os.PathLike[str], side: str, where: str, recorded: str) -> None:

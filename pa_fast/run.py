@@ -15,6 +15,7 @@ from pa_fast import evals
 from pa_fast.base import CompleteEngine, CompleteEvaluator, Lambda, complete
 from pa_fast.errors import EngineError, PairError, UsageError
 from pa_fast.files import check_own_folder, path_of
+from pa_fast.question import parse_keep
 from pa_fast.rounding import Rounding
 from pa_fast.rules import LambdaRule
 from pa_fast.sweep.driver import check_evaluators, distinct
@@ -22,7 +23,8 @@ from pa_fast.sweep.entry import Shard
 from pa_fast.sweep.journal import check_folder
 from pa_fast.sweep.point import MERGED_EVERY, Record, check_reach, visit
 from pa_fast.sweep.progress import listening
-from pa_fast.sweep.schedule import Schedule, lambdas, parse_keep
+from pa_fast.sweep.recording import check_reference
+from pa_fast.sweep.schedule import Schedule, lambdas
 
 if TYPE_CHECKING:
     from pa_fast.sweep.progress import Progress
@@ -178,6 +180,7 @@ def run(
     check_folder(out, None if shard is None else Shard(*shard))
     requested = evaluators(job)
     schedule = schedule.resolved([evaluator.name for evaluator in requested])
+    check_reference(schedule, out, job.overwrite)
     model = _opened(job)
     for note in model.notes:
         listening(progress).noted(note)

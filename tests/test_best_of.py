@@ -11,7 +11,8 @@ import pytest
 import torch
 
 import pa_fast
-from pa_fast.best_of import best_of
+from pa_fast.base import Engine
+from pa_fast.best_of import best_of, merged_line
 from pa_fast.errors import PaFastError, RunError, UsageError
 from tests.engines.architectures import write_pair
 from tests.sweep.planted import Planted
@@ -47,6 +48,40 @@ def test_the_merge_is_the_live_model_at_the_chosen_λ(
 def test_objective_and_shares_choose_another_λ(run: tuple[Path, list[str]]) -> None:
     assert best_of(run[0], "follow")[1]["lam"] == "1"
     assert float(best_of(run[0], "icl", {"follow": 0.999})[1]["lam"]) > 0.6
+
+
+def fixed(value: float) -> Any:
+    def fixed(engine: Engine) -> float:
+        return value
+
+    return fixed
+
+
+@pytest.mark.parametrize(
+    ("lambdas", "evaluators", "line"),
+    [
+        ("0,0.5,1", [Planted("icl", "peak +5", 20_000)], "merged is λ = 0.5"),
+        ("0,1", [Planted("icl", "monotone", 20_000)], "λ = 1, the instruct checkpoint itself"),
+        ("0,1", [fixed(0.5)], "λ = 1, the instruct checkpoint itself"),
+        (
+            "0,0.5,1",
+            [Planted("icl", "flat", 60, seed=2)],
+            "for the best smoothed score: whether it is better than λ = 1 cannot be told",
+        ),
+        (
+            "0,0.5",
+            [fixed(0.5)],
+            "λ = 0.5, for the best score: whether it is better than λ = 1 cannot be told",
+        ),
+        ("0", [fixed(0.5)], "λ = 0, the base checkpoint itself, for the best score: whether"),
+    ],
+)
+def test_a_merge_says_what_cannot_be_told_and_what_is_unchanged(
+    run: tuple[Path, list[str]], tmp_path: Path, lambdas: str, evaluators: list[Any], line: str
+) -> None:
+    lm = pa_fast.load(*run[1])
+    pa_fast.sweep(lm, lambdas, evaluators, tmp_path, figure=False)
+    assert line in merged_line(*best_of(tmp_path))
 
 
 def test_checkpoints_that_changed_are_refused(run: tuple[Path, list[str]], tmp_path: Path) -> None:

@@ -625,6 +625,149 @@ def test_the_answer_comes_first_and_the_chosen_λ_is_merged(
     assert "--best-of RUN" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("way", [[], ["--workers", "2"]])
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--lambdas", "0,0.5", "--keep", "perplexity>=98%"], "this sweep does not evaluate λ = 1"),
+        (["--keep", "python>=98%"], "is the objective itself"),
+        (["--keep", "python>98%"], "is not NAME>=SHARE"),
+        (["--report-every", "2"], "--report-every 2 and --no-report together"),
+    ],
+)
+def test_questions_that_cannot_be_answered_load_no_model(
+    more: list[str],
+    message: str,
+    way: list[str],
+    pair: tuple[str, str],
+    place: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("pa_fast.run.engine", lambda job: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("pa_fast.launch.ray.sweep", lambda *_, **__: pytest.fail("Ray was started"))
+    other = ["--eval", "perplexity:notes.txt,window=32"]
+    assert run(monkeypatch, *sweep(pair, "o", *other, *more, *way)) == 2
+    assert message in capsys.readouterr().err
+    assert not (place / "o").exists()
+
+
+def test_a_text_of_one_document_is_no_objective_of_auto(
+    pair: tuple[str, str],
+    place: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    arguments = ["sweep", *pair, "--lambdas", "auto", "--out", "o", "--no-report"]
+    text = "perplexity:notes.txt,window=32"
+    assert run(monkeypatch, *arguments, "--eval", text) == 1
+    shown = capsys.readouterr().err
+    assert f"`{text.replace('.txt', '')}`: the score has 1 item" in shown
+    assert "split=blank" in shown.partition("hint: ")[2] and not (place / "o").exists()
+    (place / "notes.txt").write_text("\n\n".join(f"abcd efgh {k}" for k in range(5)))
+    assert run(monkeypatch, *arguments, "--eval", f"{text},split=blank") == 0
+
+
+def lines(text: str) -> list[dict[str, object]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_every_line_of_a_json_log_is_an_object(
+    pair: tuple[str, str],
+    place: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    said = ["--log-format", "json"]
+    assert run(monkeypatch, *sweep(pair, "o", *said)) == 0
+    shown = capsys.readouterr()
+    [answer], events = lines(shown.out), lines(shown.err)
+    recorded = json.loads((place / "o" / "results.json").read_text())["answer"]
+    assert answer["event"] == "answer" and answer.items() >= recorded.items()
+    assert events[-1]["event"] == "results" and events[-1]["folder"] == "o"
+    more = ["--eval", "python:mine:broken", "--eval", "python:mine:replaces"]
+    assert run(monkeypatch, *sweep(pair, "failing", *more, *said)) == 1
+    shown = capsys.readouterr()
+    last = lines(shown.out + shown.err)[-1]
+    assert last["event"] == "error" and "points failed" in str(last["message"]) and last["hint"]
+    assert run(monkeypatch, *sweep(pair, "o", *said, "--lambdas", "up")) == 2
+    [last] = lines(capsys.readouterr().err)
+    assert last["event"] == "error" and "`up` is not a number" in str(last["message"])
+
+
+def test_an_interrupt_is_an_object_of_a_json_log(
+    pair: tuple[str, str], place: pathlib.Path
+) -> None:
+    process = start(*sweep(pair, "runs/a", "--log-format", "json"), pause=30)
+    watch = patience.Watch(process.pid)
+    while not (place / "calls").exists() and process.poll() is None and watch.stalled() is None:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out, shown = patience.communicate(process)
+    assert process.returncode == 130 and out == ""
+    last = lines(shown)[-1]
+    assert last["event"] == "interrupted" and "--out runs/a" in str(last["command"])
+
+
+def test_a_page_of_an_earlier_sweep_is_not_named(
+    pair: tuple[str, str],
+    place: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run(monkeypatch, *sweep(pair, "o", "--report")) == 0
+    assert "results and figure, page report.html: o" in capsys.readouterr().err
+    assert run(monkeypatch, *sweep(pair, "o", "--lambdas", "0.3")) == 0
+    assert "results and figure: o\n" in capsys.readouterr().err
+
+
+def test_another_question_is_answered_by_report_and_recorded_by_a_merge(
+    pair: tuple[str, str],
+    place: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (place / "notes.txt").write_text("\n\n".join(f"abcd efgh {k}" for k in range(9)))
+    other = ["--eval", "perplexity:notes.txt,window=32,split=blank"]
+    assert run(monkeypatch, *sweep(pair, "o", *other)) == 0
+    name = "perplexity:notes,window=32,split=blank"
+    asked = ["--objective", "perp", "--keep", "python>=50%"]
+    capsys.readouterr()
+    assert run(monkeypatch, "report", "o", *asked) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    answer = json.loads((place / "o" / "results.json").read_text())["answer"]
+    assert shown.startswith(answer["sentence"])
+    assert answer["objective"] == name and answer["keep"] == {"python:greedy": 0.5}
+    assert json.loads((place / "o" / "statistics.json").read_text())["answer"] == answer
+    assert run(monkeypatch, "report", "o") == 0
+    own = json.loads((place / "o" / "results.json").read_text())["answer"]
+    assert own["objective"] == "python:greedy" and "keep" not in own
+    before = (place / "o" / "results.json").read_bytes()
+    for wrong, message in (
+        (["--objective", "x"], "no evaluator is called `x`"),
+        (["--keep", "python>=50%"], "is the objective itself"),
+        (["--keep", "perp>50%"], "is not NAME>=SHARE"),
+    ):
+        assert run(monkeypatch, "report", "o", *wrong) == 2
+        assert message in capsys.readouterr().err
+    assert (place / "o" / "results.json").read_bytes() == before
+
+    for way, out in (([], "merged"), (["--from-model"], "live")):
+        assert run(monkeypatch, "merge", "--best-of", "o", *asked, "--out", out, *way) == 0
+        record = json.loads((place / out / "pa_fast.json").read_text())["chosen_from"]
+        assert record == {
+            "run": "o",
+            "objective": name,
+            "keep": {"python:greedy": 0.5},
+            "answer": answer["sentence"],
+        }
+        card = (place / out / "README.md").read_text()
+        assert f"    objective  {name}\n    keep       python:greedy ≥ 50 %\n" in card
+        assert run(monkeypatch, "verify", out, *pair) == 0
+    assert run(monkeypatch, "merge", *pair, "--lambda", "0.5", "--out", "plain") == 0
+    assert "chosen_from" not in (place / "plain" / "pa_fast.json").read_text()
+
+
 @pytest.mark.parametrize("way", ["one process", "ray", "lockstep"])
 def test_a_bad_run_folder_is_found_before_a_model_is_loaded(
     way: str,

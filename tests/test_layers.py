@@ -13,13 +13,14 @@ from collections.abc import Collection, Mapping
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
-GROUND = {"errors", "files", "foreign", "terminal", "units"}
+GROUND = {"errors", "files", "foreign", "question", "terminal", "units"}
 FLOOR = {"base", "device", "rounding", "rules", "pa_kernels"} | GROUND
 ALLOWED: dict[str, set[str]] = {
     "pa_kernels": set(),
     "foreign": set(),
     "errors": {"foreign"},
     "terminal": {"foreign"},
+    "question": {"errors", "foreign"},
     "units": {"errors"},
     "files": {"errors", "foreign"},
     "base": {"errors"},

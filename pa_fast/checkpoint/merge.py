@@ -38,6 +38,7 @@ from pa_fast.checkpoint.layout import (
 from pa_fast.checkpoint.names import Skeleton, undone
 from pa_fast.checkpoint.pair import Pair, PairOptions, pair, untied_config
 from pa_fast.checkpoint.provenance import (
+    ChosenFrom,
     Provenance,
     SideRecord,
     as_hex,
@@ -221,6 +222,7 @@ def merge(
     progress: Callable[[int, int], None] | None = None,
     model: Any = None,
     store: str | None = None,
+    chosen_from: ChosenFrom | None = None,
 ) -> MergeReport:
     """Write W(λ) = B + λ (I − B) as a checkpoint folder `out`, which appears complete or not at
     all.
@@ -251,6 +253,7 @@ def merge(
             dtype than the merge is written as the merge, if it holds the merge rounded to that.
         store: the store of the delta of `model`, if it is lossy: recorded in pa_fast.json and in
             the model card.
+        chosen_from: the run whose answer is `lam`, as `best_of` returns it: recorded there too.
 
     Example:
         report = pa_fast.merge("base", "instruct", 0.6, "merged")
@@ -294,7 +297,15 @@ def merge(
         need_bytes = weight_bytes + sum(companion.size_bytes for companion in companions)
         sides = _source(base, paired.base), _source(instruct, paired.instruct)
         provenance = Provenance(
-            *sides, spec, dtype, options, paired.tied, paired.kept, paired.notes, store
+            *sides,
+            spec,
+            dtype,
+            options,
+            paired.tied,
+            paired.kept,
+            paired.notes,
+            store,
+            chosen_from,
         )
         job = None if live is not None else _job(paired, shards, provenance, allow_nonfinite)
         read = (b.folder, i.folder)
@@ -477,6 +488,7 @@ def _job(pair: Pair, shards: list[ShardPlan], provenance: Provenance, allow_nonf
     """Return 16 hex digits over everything that decides the bytes of the weight files, and over the
     file times of the sources."""
     plans = [(plan.file, plan.header) for plan in shards]
+    provenance = dataclasses.replace(provenance, chosen_from=None)
     parts = (provenance.to_json(), pair.base.state(), pair.instruct.state(), plans, allow_nonfinite)
     return hashlib.blake2b(repr(parts).encode(), digest_size=8).hexdigest()
 

@@ -13,7 +13,7 @@ import hashlib
 import json
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -69,13 +69,25 @@ class SideRecord:
 
 
 @dataclass(frozen=True)
+class ChosenFrom:
+    """The run that λ was chosen from: its folder as the user named it, its question, and its answer
+    in one sentence."""
+
+    run: str
+    objective: str
+    keep: Mapping[str, float]
+    answer: str
+
+
+@dataclass(frozen=True)
 class Provenance:
-    """Everything that decides the bits of a merge.
+    """Everything that decides the bits of a merge, and where its λ is from.
 
     Attributes:
         spec, dtype, options: of the merge.
         tied, kept, notes: those of `Pair`. They follow from the sources and are not read back.
         store: description of the store that the live weights were saved from, if it is lossy.
+        chosen_from: the run whose answer is λ, if it is one's; not read back either.
     """
 
     base: SideRecord
@@ -87,6 +99,7 @@ class Provenance:
     kept: tuple[KeptRows, ...] = ()
     notes: tuple[str, ...] = ()
     store: str | None = None
+    chosen_from: ChosenFrom | None = None
 
     def to_json(self, files: Sequence[str] = ()) -> str:
         """Return the text of pa_fast.json. A later merge may replace `files`, the names of all
@@ -105,6 +118,7 @@ class Provenance:
             "files": list(files),
             "notes": list(self.notes),
             **({} if self.store is None else {"store": self.store}),
+            **({} if self.chosen_from is None else {"chosen_from": asdict(self.chosen_from)}),
         }
         return (
             json.dumps(
@@ -201,6 +215,7 @@ def model_card(provenance: Provenance, out: str, hub_ids: Sequence[str] = ()) ->
             f"saved from live weights whose delta was held as {one_line(provenance.store)}, which"
             " loses some of it: near to the merge below, and not its bits"
         )
+    chosen = "" if provenance.chosen_from is None else _chosen(provenance.chosen_from)
     apart = "".join(f"- {one}\n" for one in remarks) + "\n" if remarks else ""
     # = because a negative λ would read as an option
     command = shlex.join(
@@ -212,11 +227,25 @@ def model_card(provenance: Provenance, out: str, hub_ids: Sequence[str] = ()) ->
         f"---\n{models}library_name: transformers\ntags:\n- merge\n- pa_fast\n---\n\n# Partial"
         f" adaptation, λ = {lam}\n\nA point on the line between a base checkpoint B and its"
         f" instruct checkpoint I:\n\n    W = B + λ (I − B)        λ = {lam}\n    B   {base}\n    I "
-        f"  {instruct}\n\n{ruled}Computed in fp32 and rounded once ({rounding}).\nTokenizer, chat"
-        f" template and generation settings are those of I.\n\n{apart}   "
+        f"  {instruct}\n\n{chosen}{ruled}Computed in fp32 and rounded once ({rounding})."
+        f"\nTokenizer, chat template and generation settings are those of I.\n\n{apart}   "
         f" {command}\n\n`{PROVENANCE}` holds the fingerprints of both sources; `pa-fast verify`"
         " checks every bit against them.\n"
     )
+
+
+def _chosen(chosen: ChosenFrom) -> str:
+    """Return the paragraph of the model card on the run that λ was chosen from."""
+    limits = ", ".join(f"{one_line(n)} ≥ {100 * share:g} %" for n, share in chosen.keep.items())
+    rows = {
+        "run": one_line(chosen.run),
+        "objective": one_line(chosen.objective),
+        **({"keep": limits} if limits else {}),
+        "answer": one_line(chosen.answer),
+    }
+    # indented as code: names of files and evaluators are no markup
+    listed = "".join(f"    {name:<10} {text}\n" for name, text in rows.items())
+    return f"λ was chosen from a sweep:\n\n{listed}\n"
 
 
 def merged_config(text: bytes, config: dict[str, Any], dtype: str) -> bytes:

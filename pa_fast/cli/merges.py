@@ -108,9 +108,11 @@ def merge(
         "ignore_config": ignore_config or (),
         "strip_prefix": strip_prefix or (),
     }
+    output: dict[str, Any] = {"max_shard_size": max_shard_size, "overwrite": overwrite}
     if best_of is not None:
         chosen = _chosen(best_of, lam, objective, keep, base, instruct, options)
         base, instruct, lam = (chosen.pop(name) for name in ("base", "instruct", "lam"))
+        output["chosen_from"] = chosen.pop("chosen_from")
         options |= chosen
     elif objective is not None or keep:
         raise UsageError("--objective and --keep are of a run", "name it: --best-of RUN")
@@ -119,7 +121,6 @@ def merge(
             "a merge needs BASE, INSTRUCT and --lambda",
             "write pa-fast merge BASE INSTRUCT --lambda L --out DIR, or --best-of RUN --out DIR",
         )
-    output: dict[str, Any] = {"max_shard_size": max_shard_size, "overwrite": overwrite}
     if from_model:
         from pa_fast.engines.transformers import load
 
@@ -151,8 +152,8 @@ def _chosen(
     options: dict[str, Any],
 ) -> dict[str, Any]:
     """Return the arguments of the merge at the chosen λ of a run, and print the answer."""
-    from pa_fast.best_of import best_of
-    from pa_fast.sweep.schedule import parse_keep
+    from pa_fast.best_of import best_of, merged_line
+    from pa_fast.question import parse_keep
 
     given = {
         "--lambda": (lam, None),
@@ -170,7 +171,7 @@ def _chosen(
         run, objective, parse_keep(keep) if keep else None, base=base, instruct=instruct
     )
     say(answer.sentence)
-    say(f"merged is λ = {answer.chosen.key}")
+    say(merged_line(answer, arguments))
     return arguments
 
 

@@ -49,15 +49,20 @@ def drop_output() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def say_where(result: SweepResult) -> None:
-    """Print the run folder of a sweep, relative to the current directory if it is inside it."""
-    drawn = {"trajectory.png": " and figure", "report.html": ", page report.html"}
-    figure = "".join(what for name, what in drawn.items() if (result.out / name).exists())
+def where(result: SweepResult) -> str:
+    """Return the run folder of a sweep, relative to the current directory if it is inside it."""
     here = pathlib.Path.cwd()
-    say(
-        f"results{figure}:"
-        f" {result.out.relative_to(here) if result.out.is_relative_to(here) else result.out}"
-    )
+    inside = result.out.is_relative_to(here)
+    return str(result.out.relative_to(here) if inside else result.out)
+
+
+def say_where(result: SweepResult, has_page: bool = True) -> None:
+    """Print the run folder of a sweep, and what was drawn in it. Without `has_page` its report.html
+    is of an earlier sweep, and not named."""
+    drawn = {"trajectory.png": " and figure", "report.html": ", page report.html"}
+    named = [name for name in drawn if has_page or name != "report.html"]
+    figure = "".join(drawn[name] for name in named if (result.out / name).exists())
+    say(f"results{figure}: {where(result)}")
 
 
 def show(part: Table | str) -> None:

@@ -81,6 +81,10 @@ def inspect(
 
         check_outside(drawing, (base, instruct))
         check_output_path(drawing)
+    if run_folder is not None:
+        from pa_fast.report import delta
+
+        delta.check_run(run_folder, base, instruct)
     sample |= (figure is not None or run_folder is not None) and not full
     with byte_bar("measuring", shown=sample or full or fidelity is not None) as bar:
         report = run(
@@ -111,7 +115,5 @@ def inspect(
 
         delta_map.write(report, drawing)
     if run_folder is not None:
-        from pa_fast.report import delta
-
         delta.keep(report, run_folder)
         say(f"kept in {run_folder}: `pa-fast report {run_folder}` shows it")

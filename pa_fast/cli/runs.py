@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import shlex
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -25,15 +24,16 @@ from pa_fast.cli.options import (
     StripPrefix,
 )
 from pa_fast.cli.output import say_where, show
-from pa_fast.errors import PaFastError, UsageError, parted
-from pa_fast.foreign import one_line, shortened
+from pa_fast.cli.sweep_output import SweepOutput, say_answer, sweep_output
+from pa_fast.errors import PaFastError, UsageError
+from pa_fast.foreign import one_line
 from pa_fast.terminal import say, tell
 from pa_fast.units import format_count
 
 if TYPE_CHECKING:
     from pa_fast.run import SweepSpec
     from pa_fast.sweep.progress import Progress
-    from pa_fast.sweep.results import Failure, SweepResult
+    from pa_fast.sweep.results import SweepResult
 
 
 SWEEP_HELP = """Evaluate each λ on one live copy of the weights.
@@ -199,63 +199,94 @@ def sweep(
         typer.Option(metavar="N", min=1, help="Write it after every N points too."),
     ] = None,
 ) -> None:
-    from pa_fast.files import check_outside
     from pa_fast.rules import LambdaRule
-    from pa_fast.run import SweepSpec, check_confirm
+    from pa_fast.run import SweepSpec
+
+    output = sweep_output(log_format)
+    with output.errors():
+        job = SweepSpec(
+            base,
+            instruct,
+            lambdas,
+            tuple(evals),
+            out,
+            limit=limit,
+            seed=seed,
+            overwrite=overwrite,
+            engine=engine,
+            engine_args=tuple(engine_args or ()),
+            device=device,
+            dtype=dtype,
+            store=store,
+            residency=residency,
+            delta=delta,
+            rounding=rounding,
+            rule=None if rule is None else LambdaRule.load(rule),
+            tokenizer=tokenizer,
+            batch_size=batch_size,
+            allow_nonfinite=allow_nonfinite,
+            extra_rows=extra_rows,
+            one_sided=one_sided,
+            ignore_config=tuple(ignore_config or ()),
+            strip_prefix=tuple(strip_prefix or ()),
+            objective=objective,
+            keep=tuple(keep or ()),
+            budget=budget,
+        )
+        _run(
+            job,
+            output,
+            confirm=confirm,
+            workers=workers,
+            shard=shard,
+            track=track or (),
+            report=report,
+            report_every=report_every,
+        )
+
+
+def _run(
+    job: SweepSpec,
+    output: SweepOutput,
+    *,
+    confirm: int,
+    workers: int,
+    shard: str | None,
+    track: Sequence[str],
+    report: bool,
+    report_every: int | None,
+) -> None:
+    """Run the sweep of a command line, and print its results."""
+    from pa_fast.files import check_outside
+    from pa_fast.run import check_confirm
     from pa_fast.run import confirm as run_again
     from pa_fast.sweep.driver import failing_alike
     from pa_fast.sweep.progress import Callbacks
     from pa_fast.trackers import tracker
 
-    job = SweepSpec(
-        base,
-        instruct,
-        lambdas,
-        tuple(evals),
-        out,
-        limit=limit,
-        seed=seed,
-        overwrite=overwrite,
-        engine=engine,
-        engine_args=tuple(engine_args or ()),
-        device=device,
-        dtype=dtype,
-        store=store,
-        residency=residency,
-        delta=delta,
-        rounding=rounding,
-        rule=None if rule is None else LambdaRule.load(rule),
-        tokenizer=tokenizer,
-        batch_size=batch_size,
-        allow_nonfinite=allow_nonfinite,
-        extra_rows=extra_rows,
-        one_sided=one_sided,
-        ignore_config=tuple(ignore_config or ()),
-        strip_prefix=tuple(strip_prefix or ()),
-        objective=objective,
-        keep=tuple(keep or ()),
-        budget=budget,
-    )
     if confirm and shard is not None:
         raise UsageError(
             "--confirm and --shard together",
             "confirm when all shards are done: run the same command without --shard",
         )
+    if report_every is not None and not report:
+        raise UsageError(
+            f"--report-every {report_every} and --no-report together", "leave out one of the two"
+        )
     if confirm:
         check_confirm(job)
-    check_outside(out, (base, instruct, tokenizer))
+    check_outside(job.out, (job.base, job.instruct, job.tokenizer))
     # a delta takes the place of INSTRUCT, which then serves to confirm alone
     swept = (
         job
-        if delta is None
-        else dataclasses.replace(job, instruct=None, tokenizer=tokenizer or instruct)
+        if job.delta is None
+        else dataclasses.replace(job, instruct=None, tokenizer=job.tokenizer or job.instruct)
     )
-    progress = _progress(log_format)
-    trackers = [tracker(kind, out, _tracked(job)) for kind in track or ()]
+    trackers = [tracker(kind, job.out, _tracked(job)) for kind in track]
     callbacks: list[object] = [*trackers]
     if report_every is not None:
-        callbacks.append(_Refresh(Path(out), report_every, progress))
-    heard = cast("Progress", Callbacks(progress, callbacks, None))
+        callbacks.append(_Refresh(Path(job.out), report_every, output.progress.noted))
+    heard = cast("Progress", Callbacks(output.progress, callbacks, None))
     try:
         result = _launch(swept, workers, shard, heard)
         if result is not None:
@@ -263,29 +294,26 @@ def sweep(
                 one.on_end(result)
     except KeyboardInterrupt:
         arguments = [part for part in sys.argv[1:] if part != "--overwrite"]
-        say(
-            "\ninterrupted; finished points are kept. Go on with:\n "
-            f" {shlex.join(['pa-fast', *arguments])}"
-        )
+        output.interrupted(["pa-fast", *arguments])
         raise typer.Exit(130) from None
     finally:
         for one in trackers:
             one.close()
     if result is None:
         return  # on this rank; the first one prints
-    say_answer(result)
-    show(result.table())
+    output.answer(result)
     if report:
-        _write_report([result])
-    say_where(result)
+        from pa_fast.report import write  # SciPy
+
+        write([result], output.note)
+    output.folder(result, report)
     if confirm:
-        confirmed = run_again(job, result, confirm, _progress(log_format))
-        tell("\nconfirmed with an exact store:")
-        show(confirmed.table())
-        say_where(confirmed)
+        confirmed = run_again(job, result, confirm, output.progress)
+        output.answer(confirmed, "confirmed with an exact store")
+        output.folder(confirmed, False)
         result = dataclasses.replace(result, failures=result.failures + confirmed.failures)
     if result.failures:
-        say_failures(result.failures)
+        output.failures(result.failures)
         failing = failing_alike(result)
         raise PaFastError(
             f"{len(result.failures)} of"
@@ -301,18 +329,6 @@ def sweep(
         )
 
 
-def _progress(log_format: str) -> Progress:
-    from pa_fast.sweep.live_view import JsonProgress
-    from pa_fast.sweep.progress import TerminalProgress
-
-    formats = {"text": TerminalProgress, "json": JsonProgress}
-    if log_format not in formats:
-        raise UsageError(
-            f"log format `{log_format}` is not available", f"available: {', '.join(formats)}"
-        )
-    return cast("Progress", formats[log_format]())
-
-
 def _tracked(job: SweepSpec) -> dict[str, object]:
     """Return what a tracker records of a sweep: its options that are not their defaults."""
     fields = dataclasses.fields(job)
@@ -323,25 +339,17 @@ def _tracked(job: SweepSpec) -> dict[str, object]:
 class _Refresh:
     """A callback of a sweep that writes its report after every `every` points."""
 
-    def __init__(self, out: Path, every: int, progress: Progress):
-        self._out, self._every, self._progress = out, every, progress
+    def __init__(self, out: Path, every: int, noted: Callable[[str], object]):
+        self._out, self._every, self._noted = out, every, noted
         self._count = 0
 
     def on_score(self, entry: object) -> None:
+        from pa_fast.report import write
         from pa_fast.sweep.results import SweepResult
 
         self._count += 1
         if self._count % self._every == 0:
-            _write_report([SweepResult.load(self._out)], self._progress.noted)
-
-
-def _write_report(
-    results: Sequence[SweepResult],
-    noted: Callable[[str], object] = lambda note: say(f"note: {note}"),
-) -> None:
-    from pa_fast.report import write
-
-    write(results, noted)
+            write([SweepResult.load(self._out)], self._noted)
 
 
 def _launch(
@@ -377,43 +385,33 @@ def _launch(
     return run(job, progress, (part.rank, part.world))
 
 
-def say_answer(result: SweepResult, run: str = "") -> None:
-    """Print the answer of a sweep in one sentence; nothing where no point is finished."""
-    if result.rows:
-        show(f"{run}{result.answered()['sentence']}")
-
-
-def say_failures(failures: Iterable[Failure]) -> None:
-    """Print one line per failed point, with a hint below the first point that it is for."""
-    known: set[str | None] = {None}
-    for failure in failures:
-        message, hint = parted(failure.error)
-        say(
-            f"failed: {failure.evaluator} at λ = {failure.lam.key}:"
-            f" {shortened(' '.join(message.split()))}"
-        )
-        if hint not in known:
-            say(f"  hint: {shortened(hint or '')}")
-            known.add(hint)
-
-
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN_DIR", help="Run folders of sweeps.")],
     latex: Annotated[
         bool, typer.Option("--latex", help="Print a table for a paper instead: λ̂, gain and cost.")
     ] = False,
+    objective: Objective = None,
+    keep: Keep = None,
 ) -> None:
     """Print the results of runs, and write their files again.
 
     results.csv, results.json, the figure and report.html of each run are made anew from its
-    journal. Of several runs, report.html of the first one shows all of them.
+    journal. Of several runs, report.html of the first one shows all of them. With --objective or
+    --keep, the answer is to that question in place of the sweep's, on the terminal and in these
+    files alike, until the next report or sweep.
     """
+    from pa_fast.question import parse_keep
     from pa_fast.report import write
     from pa_fast.sweep.report import report as run
     from pa_fast.sweep.results import table
 
     unwritten: list[str] = []
-    results = run(runs, noted=unwritten.append)
+    results = run(
+        runs,
+        noted=unwritten.append,
+        objective=objective,
+        keep=parse_keep(keep) if keep else None,
+    )
     reports = write(results, unwritten.append)
     if latex:
         from pa_fast.report.statistics import latex as as_latex

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from pa_fast.checkpoint.merge import MergeReport
+    from pa_fast.checkpoint.provenance import ChosenFrom
 
 
 @dataclass(frozen=True)
@@ -446,13 +447,14 @@ class LambdaModel:
         max_shard_size: str | int | None = None,
         overwrite: bool = False,
         progress: Callable[[int, int], None] | None = None,
+        chosen_from: ChosenFrom | None = None,
     ) -> MergeReport:
         """Write the live weights as a checkpoint folder `out`, as `pa_fast.merge` does at this λ:
         in instruct's names and layout, whole or not at all, with the record that `pa_fast.verify`
         reads.
 
         Args:
-            max_shard_size, overwrite, progress: see `pa_fast.merge`.
+            max_shard_size, overwrite, progress, chosen_from: see `pa_fast.merge`.
 
         Example:
             lm.set_lambda(0.6)
@@ -492,6 +494,7 @@ class LambdaModel:
             progress=progress,
             model=self.model,
             store=None if self.weights.lossless else self.identity["store"],
+            chosen_from=chosen_from,
             **self._pair,
         )
 

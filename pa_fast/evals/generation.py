@@ -175,6 +175,10 @@ class Generate:
         them; return notes on prompts that are changed."""
         return self._prepared(engine).notes
 
+    def item_count(self, engine: Engine) -> int:
+        """Return the number of items that are scored."""
+        return len(self._prepared(engine).kept)
+
     def __call__(self, engine: Engine) -> Score:
         prompts = self._prepared(engine)
         outputs = generated(engine, prompts.ids, prompts.new_tokens)

@@ -90,6 +90,10 @@ class Choice:
         changed."""
         return [*self._notes, *self._prepared(engine).notes]
 
+    def item_count(self, engine: Engine) -> int:
+        """Return the number of items that are scored."""
+        return len(self._prepared(engine).kept)
+
     def __call__(self, engine: Engine) -> Score:
         prepared = self._prepared(engine)
         scored = [self.items[index] for index in prepared.kept]
@@ -181,6 +185,10 @@ class ExactMatch:
     def check(self, engine: Engine) -> list[str]:
         """Raise if items do not fit the model; return notes on items that are changed."""
         return [*self._notes, *self._prepared(engine)[0].notes]
+
+    def item_count(self, engine: Engine) -> int:
+        """Return the number of items that are scored."""
+        return len(self._prepared(engine)[0].kept)
 
     def __call__(self, engine: Engine) -> Score:
         prompts, stops = self._prepared(engine)

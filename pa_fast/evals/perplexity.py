@@ -139,6 +139,10 @@ class Perplexity:
         on what is changed."""
         return self._prepared(engine).notes
 
+    def item_count(self, engine: Engine) -> int:
+        """Return the number of items that are scored."""
+        return len({owner.id for owner in self._prepared(engine).owners})
+
     def __call__(self, engine: Engine) -> Score:
         prepared = self._prepared(engine)
         nats = {document.id: 0.0 for document in prepared.owners}

@@ -62,7 +62,7 @@ def sweep(
         {evaluator.name: dict(evaluator.identity) for evaluator in distinct_evaluators},
     )
     check_reach(lm, schedule.points)
-    notes = check_evaluators(lm, distinct_evaluators)
+    notes = check_evaluators(lm, distinct_evaluators, schedule)
     in_step = {evaluator.name: _InStep(evaluator, ranks) for evaluator in distinct_evaluators}
     recording: Recording | None = None
     with contextlib.ExitStack() as stack:

@@ -25,7 +25,7 @@ from pa_fast.sweep.entry import JournalEntry
 from pa_fast.sweep.journal import check_folder
 from pa_fast.sweep.manifest import describe
 from pa_fast.sweep.point import MERGED_EVERY, Record, check_reach, visit
-from pa_fast.sweep.recording import Recording
+from pa_fast.sweep.recording import Recording, check_reference
 from pa_fast.sweep.schedule import Schedule
 from pa_fast.units import format_count
 
@@ -58,6 +58,7 @@ def run(job: SweepSpec, workers: int, progress: Progress | None = None) -> Sweep
     check_folder(out)
     # their errors are raised here, before anything is started
     schedule = schedule.resolved([evaluator.name for evaluator in evaluators(job)])
+    check_reference(schedule, out, job.overwrite)
     gpus = 0 if job.device == "cpu" else None
     make = functools.partial(opened, job)
     return sweep(
@@ -150,7 +151,7 @@ class _Actor:
         self._visited = 0
         schedule = schedule.resolved([evaluator.name for evaluator in self._evaluators])
         check_reach(self._engine, schedule.points)
-        check_evaluators(self._engine, self._evaluators)
+        check_evaluators(self._engine, self._evaluators, schedule)
         return describe(self._engine, schedule, self._evaluators)
 
     def visit(self, lam: Lambda, names: Sequence[str], recorded: int | None) -> Iterator[Record]:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import math
 import pathlib
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from pa_fast import files
+from pa_fast.checkpoint.folder import resolve
+from pa_fast.checkpoint.reader import Checkpoint
 from pa_fast.errors import OutputError, RunError, UsageError
 from pa_fast.sweep import journal, manifest
 
@@ -63,6 +66,37 @@ class DeltaSizes:
         return cls(base, instruct, report.measured.is_sampled, parts)
 
 
+def check_run(folder: pathlib.Path, base: str, instruct: str) -> None:
+    """Check that `folder` is a run of the pair `base` and `instruct`, folders or hub ids, and may
+    be written, before its weights are measured.
+
+    Raises:
+        RunError: `folder` is no run, or one of another pair.
+        OutputError: it cannot be written.
+        CheckpointError: a side is no checkpoint.
+
+    Cost: that of two quick fingerprints.
+    """
+    engine = manifest.load(folder).engine
+    for side, where in (("base", base), ("instruct", instruct)):
+        with Checkpoint.open(resolve(where)) as checkpoint:
+            _check_side(folder, engine, side, where, checkpoint.quick_fingerprint())
+    with files.locked(folder / journal.LOCK):
+        pass
+
+
+def _check_side(
+    folder: pathlib.Path, engine: Mapping[str, object], side: str, where: str, fingerprint: str
+) -> None:
+    expected = engine.get(side)
+    if fingerprint != expected:
+        raise RunError(
+            f"{folder} is the run of another pair: its {side} has the quick fingerprint"
+            f" {expected}, {where} has {fingerprint}",
+            "name the pair that was swept: `configurations` of run.json has its folders",
+        )
+
+
 def keep(report: PairReport, folder: pathlib.Path) -> None:
     """Write `pair.json` of a measured pair into the run folder whose pair it is.
 
@@ -72,14 +106,8 @@ def keep(report: PairReport, folder: pathlib.Path) -> None:
         OutputError: it cannot be written.
     """
     sizes, engine = DeltaSizes.of(report), manifest.load(folder).engine
-    for side in ("base", "instruct"):
-        found, expected = getattr(sizes, side), engine.get(side)
-        if found != expected:
-            raise RunError(
-                f"{folder} is the run of another pair: its {side} has the quick fingerprint"
-                f" {expected}, {getattr(report, side).folder} has {found}",
-                "name the pair that was swept: `configurations` of run.json has its folders",
-            )
+    _check_side(folder, engine, "base", report.base.folder, sizes.base)
+    _check_side(folder, engine, "instruct", report.instruct.folder, sizes.instruct)
     text = json.dumps({"format": _FORMAT, **asdict(sizes)}, indent=1, ensure_ascii=False)
     with files.locked(folder / journal.LOCK):
         files.write(folder / journal.PAIR, f"{text}\n".encode())

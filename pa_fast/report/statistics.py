@@ -5,10 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Iterator
 
 from pa_fast.report.contents import RunReport
-from pa_fast.stats import Finding
+from pa_fast.stats import Answer, Finding, Interval
 from pa_fast.stats.bands import DRAWS
 from pa_fast.stats.finding import INSTRUCT
 
@@ -84,7 +85,11 @@ _SPECIAL = {
 
 def latex(runs: Iterable[RunReport]) -> str:
     """Return a table for a paper: of each run λ̂, the objective there and at λ = 1, its gain with
-    the band, and the change of every other score. Needs the package booktabs."""
+    the band, and the change of every other score. Needs the package booktabs.
+
+    Digits are those that a band leaves: its half width has two. Differences of scores from 0 to 1
+    are in points.
+    """
     lines = [
         r"\begin{tabular}{lrrrrl}",
         r"\toprule",
@@ -95,32 +100,52 @@ def latex(runs: Iterable[RunReport]) -> str:
         if run.answer is None:
             lines.append(rf"{_escaped(run.name)} & \multicolumn{{5}}{{l}}{{no answer}} \\")
             continue
-        one, chosen = run.answer.objective, run.answer.chosen
-        cells = [_escaped(run.name), chosen.key, f"{float(one.scores[one.index(chosen)]):.4g}"]
-        has_gain = run.answer.gain is not None
-        cells.append(f"{float(one.scores[one.index(INSTRUCT)]):.4g}" if has_gain else "--")
-        cells.append(_gain(run) if has_gain else "--")
-        costs = [_cost(f, run) for f in run.answer.others if f.refused is None]
-        cells.append("; ".join(cost for cost in costs if cost) or "--")
-        lines.append(" & ".join(cells) + r" \\")
+        lines.append(" & ".join([_escaped(run.name), *_cells(run.answer)]) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
 
-def _gain(run: RunReport) -> str:
-    assert run.answer is not None and run.answer.gain is not None
-    one = run.answer.objective
-    held = one.difference(run.answer.chosen)
-    figures = [one.scale * figure for figure in (run.answer.gain, held.low, held.high)]
-    gain, low, high = (f"${figure:+.3g}$" for figure in figures)
-    return f"{gain} ({low} to {high})"
+def _cells(answer: Answer) -> Iterator[str]:
+    """Yield the cells of a row behind the name of the run."""
+    one, chosen = answer.objective, answer.chosen
+    score = float(one.scores[one.index(chosen)])
+    yield chosen.key
+    if answer.gain is None:
+        yield from (f"${_fixed(score, 4)}$", "--", "--")
+    else:
+        held = one.difference(chosen)
+        places = _places(one, held)
+        decimals = places + (2 if one.scale == 100 else 0)  # a point is 0.01
+        instruct = float(one.scores[one.index(INSTRUCT)])
+        yield from (f"${_fixed(value, decimals)}$" for value in (score, instruct))
+        gain, low, high = (
+            _fixed(one.scale * figure, places, "+") for figure in (answer.gain, held.low, held.high)
+        )
+        yield f"${gain}$ (${low}$ to ${high}$)"
+    yield "; ".join(_costs(answer)) or "--"
 
 
-def _cost(finding: Finding, run: RunReport) -> str:
-    assert run.answer is not None
-    if not {run.answer.chosen, INSTRUCT} <= set(finding.lams):
-        return ""
-    held = finding.difference(run.answer.chosen)
-    return f"{_escaped(finding.name)} ${finding.scale * held.value:+.3g}$"
+def _costs(answer: Answer) -> Iterator[str]:
+    for other in answer.others:
+        if other.refused is None and {answer.chosen, INSTRUCT} <= set(other.lams):
+            held = other.difference(answer.chosen)
+            change = _fixed(other.scale * held.value, _places(other, held), "+")
+            yield f"{_escaped(other.name)} ${change}$"
+
+
+def _places(finding: Finding, held: Interval) -> int:
+    """Return the decimals of a difference in its scale, by which half its band has two digits; one
+    where the band is empty, as at λ = 1."""
+    half = finding.scale * (held.high - held.low) / 2
+    return 1 if half <= 0 else max(0, 1 - math.floor(math.log10(half)))
+
+
+def _fixed(value: float, places: int, sign: str = "") -> str:
+    """Return `value` with so many decimals, for maths; with a power of ten where its digits would
+    be very many."""
+    if places <= 6 and abs(value) < 1e6:
+        return f"{round(value, places) + 0.0:{sign}.{places}f}"  # + 0.0: no −0
+    mantissa, exponent = f"{value:{sign}.3e}".split("e")
+    return rf"{mantissa} \times 10^{{{int(exponent)}}}"
 
 
 def _escaped(text: str) -> str:

@@ -61,20 +61,15 @@ def following(
     coarse_curve = curve(items.select(coarse[allowed[coarse]]))
     inside = coarse_curve.lams[best_set(coarse_curve, draws(coarse_curve.cov, DRAWS))]
     low, high = float(inside[0]), float(inside[-1])
-    where = (
-        f"{low:g}–{high:g}"
-        if low < high
-        else f"{max(0.0, low - REFINED_STEP):g}–{min(1.0, high + REFINED_STEP):g}"
-    )
     if high - low > WIDEST_SET + 1e-9:
-        return Next((), f"the best λ lies in {where}: more items, not more λ")
+        return Next((), "too many may be the best for more λ to tell: it takes more items")
     steps = np.arange(
         max(0.0, low - REFINED_STEP), min(1.0, high + REFINED_STEP) + 1e-9, REFINED_STEP
     )
     fine = sorted({*COARSE, *(round(float(lam), 6) for lam in steps)})
     missing = tuple(lam for lam in fine if _index(items, lam) is None)
     if missing:
-        return Next(missing, f"the best λ lies in {where}")
+        return Next(missing, "a finer grid around the best")
     part = items.select(np.array([_index(items, lam) for lam in fine]))
     lattice = np.linspace(0.0, 1.0, round(1 / LATTICE) + 1)
     smooth = Smoother(part.lams)(part.values(), lattice)

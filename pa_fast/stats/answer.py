@@ -11,6 +11,7 @@ from scipy.special import ndtri
 
 from pa_fast.base import Lambda
 from pa_fast.errors import UsageError
+from pa_fast.question import check_question, shares
 from pa_fast.stats.bands import LEVEL
 from pa_fast.stats.choice import choose
 from pa_fast.stats.crossfit import crossfit
@@ -33,7 +34,7 @@ class Answer:
     Attributes:
         objective: the finding of the evaluator that chooses.
         findings: of all evaluators, in the order of the run.
-        chosen: λ̂; the best score's λ where no interval can be given.
+        chosen: λ̂; the best score's λ where no interval can be given, of equal ones that nearest 1.
         gain: over λ = 1 at λ̂, cross-fitted, in the unit of the score; None without λ = 1 or
             intervals. Its band is that of `objective.difference(chosen)`.
         allowed: the λ that keep the shares in `keep`; None where there are none.
@@ -51,6 +52,13 @@ class Answer:
     def others(self) -> tuple[Finding, ...]:
         """The findings of the other evaluators."""
         return tuple(one for one in self.findings if one is not self.objective)
+
+    @property
+    def is_told(self) -> bool:
+        """True where some λ is told to be better than λ = 1."""
+        return INSTRUCT in self.objective.bands and bool(
+            (self.objective.bands[INSTRUCT].low > 0).any()
+        )
 
     def frontier(self, other: str) -> dict[Lambda, bool]:
         """Return λ → whether it is undominated on the objective and evaluator `other`, for each λ
@@ -109,7 +117,7 @@ class Answer:
             )
         if self.chosen == INSTRUCT:
             return "Instruct is best, or tied with the best" + self._limits() + "."
-        if (one.bands[INSTRUCT].low > 0).any():
+        if self.is_told:
             return self._gain_sentence()
         return self._no_gain_sentence()
 
@@ -133,11 +141,11 @@ class Answer:
         band = one.bands[INSTRUCT]
         most = float(band.high.max())
         index = one.index(self.chosen)
-        missed = (band.c + float(ndtri(POWER))) * float(band.se[index])
+        missed = (band.c + float(ndtri(POWER))) * float(band.se[index]) * one.scale
         verb = "told from" if (band.high >= 0).all() else "told to be better than"
         return (
             f"No λ can be {verb} λ = 1 with {one.n:,} items: gains above {_amount(most, one)} "
-            f"are excluded, gains under about {missed * one.scale:.2g} would mostly be missed"
+            f"are excluded, gains under about {_rough(missed, 2)} would mostly be missed"
             f"{self._limits()}."
         )
 
@@ -176,14 +184,16 @@ def analyse(
         print(analyse([Evaluation.of("accuracy", scores)]).sentence)
 
     Raises:
-        UsageError: no evaluator of that name, no score, or a share that is not in (0, 1].
+        UsageError: no evaluator of that name, no score, `keep` is no mapping to shares in (0, 1],
+            or names the objective.
         StatisticsError: an evaluator in `keep` has no intervals.
     """
     if not evaluations:
         raise UsageError("no evaluator to answer from", "run the sweep first")
     findings = tuple(find(one, level) for one in evaluations if one.values)
     chooser = findings[0] if objective is None else _named(findings, objective)
-    keep = dict(keep or {})
+    keep = shares(keep)
+    check_question(chooser.name, keep)
     allowed = _allowed(chooser, findings, keep, level)
     chosen, gain = _choice(chooser, allowed)
     lams = None if not keep else tuple(lam for lam, ok in zip(chooser.lams, allowed) if ok)
@@ -192,8 +202,9 @@ def analyse(
 
 def _choice(one: Finding, allowed: NDArray[np.bool_]) -> tuple[Lambda, float | None]:
     if one.curve is None or one.items is None:
-        sign = 1 if one.higher_is_better else -1
-        return one.lams[int(np.argmax(np.where(allowed, sign * one.scores, -np.inf)))], None
+        scores = np.where(allowed, one.scores if one.higher_is_better else -one.scores, -np.inf)
+        best = [lam for lam, score in zip(one.lams, scores) if score == scores.max()]
+        return min(best, key=lambda lam: abs(lam.exact - 1)), None
     chosen = one.lams[choose(one.curve, allowed=allowed)]
     if INSTRUCT not in one.lams:
         return chosen, None
@@ -207,8 +218,6 @@ def _allowed(
     """Return (K,) whether each λ of `one` keeps the shares."""
     allowed = np.ones(len(one.lams), bool)
     for name, share in keep.items():
-        if not 0 < share <= 1:
-            raise UsageError(f"{name} is to keep {share:g} of its score", "a share such as 0.98")
         other = _named(findings, name)
         ok = kept(other.measured()[1], other.index(INSTRUCT), share, level)
         passed = {lam for lam, one_ok in zip(other.lams, ok) if one_ok}
@@ -251,10 +260,16 @@ def _rows(evaluator: str, task: str, one: Finding) -> Iterator[dict[str, object]
 
 
 def _amount(value: float, one: Finding, sign: str = "") -> str:
-    """Return a difference of scores in words: in points to one decimal, else in three digits."""
+    """Return a difference of scores in words: in points to one decimal, else in three digits or,
+    of large ones, whole."""
     if one.scale == 100:
         return f"{100 * value:{sign}.1f} points".replace("-", "−")
-    return f"{value:{sign}.3g}".replace("-", "−")
+    return _rough(value, 3, sign).replace("-", "−")
+
+
+def _rough(value: float, digits: int, sign: str = "") -> str:
+    whole = 10**digits <= abs(value) < 1e6
+    return f"{value:{sign}.0f}" if whole else f"{value:{sign}.{digits}g}"
 
 
 def _span(held: Interval, one: Finding) -> str:

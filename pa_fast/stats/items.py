@@ -213,9 +213,7 @@ def collect(columns: Mapping[Lambda, Column], higher_is_better: bool) -> Items:
     """
     lams = sorted(columns, key=lambda lam: lam.exact)
     first = columns[lams[0]]
-    if len(first.ids) < 2:
-        count = "1 item" if first.ids else "no items"
-        raise StatisticsError(f"the score has {count}", _HINT)
+    check_count(len(first.ids))
     ordered = [columns[lam].ordered_as(first, lam) for lam in lams]
     sign = 1 if higher_is_better else -1
     groups = np.unique(np.array(first.groups), return_inverse=True)[1]
@@ -237,6 +235,21 @@ def collect(columns: Mapping[Lambda, Column], higher_is_better: bool) -> Items:
     macro = (1 / np.bincount(groups))[groups][order]
     reported = sign * np.array([column.value for column in ordered])
     return _checked(whole, macro / macro.sum(), reported, lams)
+
+
+def check_count(n: int) -> None:
+    """Raise StatisticsError unless `n`, the number of items of a score, is enough for intervals:
+    two."""
+    if n == 0:
+        raise StatisticsError(
+            "the score has no items", "return a pa_fast.Score with an Item for each example"
+        )
+    if n == 1:
+        raise StatisticsError(
+            "the score has 1 item, of at least 2",
+            "score more items; a text file is one item of perplexity, or with split=blank one for"
+            " each paragraph",
+        )
 
 
 def _same_weights(columns: Sequence[Column], lams: Sequence[Lambda]) -> Array:

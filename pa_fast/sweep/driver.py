@@ -18,7 +18,7 @@ from pa_fast.base import (
     complete_evaluator,
 )
 from pa_fast.errors import EvaluatorError, PaFastError, UsageError
-from pa_fast.sweep import manifest
+from pa_fast.sweep import adaptive, manifest
 from pa_fast.sweep.entry import JournalEntry, Shard
 from pa_fast.sweep.point import MERGED_EVERY, check_reach, visit
 from pa_fast.sweep.progress import Callbacks, Progress, listening
@@ -29,11 +29,19 @@ from pa_fast.sweep.schedule import Schedule
 # --- evaluators that fail at every λ
 
 
-def check_evaluators(engine: CompleteEngine, evaluators: Sequence[CompleteEvaluator]) -> list[str]:
+def check_evaluators(
+    engine: CompleteEngine,
+    evaluators: Sequence[CompleteEvaluator],
+    schedule: Schedule | None = None,
+) -> list[str]:
     """Call the `check` of each of `evaluators` with `engine`; return their notes.
+
+    Args:
+        schedule: with the full names of `evaluators`, of which it may need the items.
 
     Raises:
         EvaluatorError: some cannot; all of them are named.
+        StatisticsError: one that `schedule` needs has too few items for intervals.
     """
     notes: list[str] = []
     doomed: list[tuple[str, str, str | None]] = []
@@ -55,6 +63,12 @@ def check_evaluators(engine: CompleteEngine, evaluators: Sequence[CompleteEvalua
             ),
             "; or for the others: ".join(hints) if hints else None,
         )
+    measured = () if schedule is None else schedule.measured([one.name for one in evaluators])
+    for evaluator in evaluators:
+        if evaluator.name in measured:
+            count = evaluator.item_count(engine)
+            if count is not None:
+                adaptive.check_count(evaluator.name, count)
     return notes
 
 
@@ -128,7 +142,7 @@ def run(
     schedule = schedule.resolved(list(named))
     model = complete(engine)
     check_reach(model, schedule.points)
-    notes = check_evaluators(model, list(named.values()))
+    notes = check_evaluators(model, list(named.values()), schedule)
     now = manifest.describe(model, schedule, list(named.values()))
     with Recording(
         out, schedule, now, overwrite=overwrite, progress=events, shard=shard

@@ -87,18 +87,19 @@ class JsonProgress:
         self._stream = stream
         self._points = self._done = 0
 
-    def _write(self, event: str, **fields: Any) -> None:
-        stream = sys.stderr if self._stream is None else self._stream
+    def write(self, event: str, is_data: bool = False, /, **fields: Any) -> None:
+        """Print one event with those of its fields that are not None, on stdout if `is_data`."""
+        stream = (sys.stdout if is_data else sys.stderr) if self._stream is None else self._stream
         known = {name: value for name, value in fields.items() if value is not None}
         print(json.dumps({"event": event, "time": round(time.time(), 3)} | known), file=stream)
         stream.flush()
 
     def noted(self, note: str) -> None:
-        self._write("noted", note=note)
+        self.write("noted", note=note)
 
     def begin(self, points: int, finished: int) -> None:
         self._points, self._done = points, finished
-        self._write("begin", points=points, finished=finished)
+        self.write("begin", points=points, finished=finished)
 
     def resumed(
         self, entries: Sequence[JournalEntry], higher_is_better: Mapping[str, bool]
@@ -106,19 +107,19 @@ class JsonProgress:
 
     def extended(self, points: int, why: str) -> None:
         self._points = points
-        self._write("extended", points=points, why=why)
+        self.write("extended", points=points, why=why)
 
     def switched(self, lam: Lambda, seconds: float) -> None:
-        self._write("switched", **{"lambda": lam.key, "switch_s": seconds})
+        self.write("switched", **{"lambda": lam.key, "switch_s": seconds})
 
     def evaluating(self, lam: Lambda, evaluator: str) -> None:
-        self._write("evaluating", **{"lambda": lam.key, "evaluator": evaluator})
+        self.write("evaluating", **{"lambda": lam.key, "evaluator": evaluator})
 
     def recorded(self, entry: JournalEntry) -> None:
         self._done += 1
         line = json.loads(entry.line())
         line.pop("traceback", None)
-        self._write("recorded", done=self._done, points=self._points, **line)
+        self.write("recorded", done=self._done, points=self._points, **line)
 
     def end(self) -> None:
-        self._write("end", done=self._done, points=self._points)
+        self.write("end", done=self._done, points=self._points)

@@ -21,6 +21,7 @@ from pa_fast.sweep.progress import Progress, listening
 from pa_fast.sweep.results import SweepResult
 from pa_fast.sweep.schedule import Schedule
 
+INSTRUCT = Lambda(1)
 _LOOK_S = 1.0
 """Pause between two looks at the journals of other shards."""
 
@@ -39,7 +40,7 @@ class Recording:
         overwrite, progress, shard: see `pa_fast.sweep`.
 
     Raises:
-        RunError, OutputError, UsageError: see `pa_fast.sweep`.
+        RunError, OutputError, UsageError, StatisticsError: see `pa_fast.sweep`.
     """
 
     def __init__(
@@ -66,6 +67,8 @@ class Recording:
         self._points = self._own(self._scheduled)
         self._now = now
         self._names = [column.name for column in now.evaluators]
+        check_reference(schedule, self.folder, overwrite)
+        self._measured = {name: False for name in schedule.measured(self._names)}
         self._journal = Journal(self.folder, overwrite=overwrite, shard=shard)
         self._noted: set[tuple[str, str]] = set()
         self._tried: set[tuple[str, str]] = set()
@@ -78,6 +81,9 @@ class Recording:
         self._journal.__enter__()
         try:
             self._failed = _failures(journal.read(self.folder))
+            for name in self._measured:
+                if (sample := self._journal.sample(name)) is not None:
+                    self._check_items(sample)
             self.join(replace(self._now, commands=(manifest.command(),)))
             missing = sum(len(names) for _, names in self.missing())
             self.progress.begin(self._total(), self._total() - missing)
@@ -202,14 +208,34 @@ class Recording:
 
     def record(self, record: Record) -> JournalEntry:
         """Write `record` to disk, then call `progress.recorded`. A score of another unit or number
-        of items than its column is recorded as failed."""
+        of items than its column is recorded as failed.
+
+        Raises:
+            StatisticsError: the schedule needs items, and those of the first score do not make it
+                up.
+        """
         record = self._alike(record)
         entry = self._journal.record(record.entry, record.items, record.files)
         if not entry.finished:
             self._tried.add((entry.lam, entry.evaluator))
         self._note_restored(entry)
         self.progress.recorded(entry)
+        if entry.finished and not self._measured.get(entry.evaluator, True):
+            self._check_items(entry)
         return entry
+
+    def _check_items(self, entry: JournalEntry) -> None:
+        """Check the items of the first score of an evaluator that the schedule needs, so that an
+        hour of further λ is not in vain.
+
+        Raises:
+            StatisticsError: they do not make up the score.
+        """
+        assert entry.score is not None
+        higher = {column.name: column.higher_is_better for column in self._now.evaluators}
+        column = journal.read_items(self.folder, entry.items, entry.score)
+        adaptive.check_column(entry.evaluator, Lambda(entry.lam), column, higher[entry.evaluator])
+        self._measured[entry.evaluator] = True
 
     def _note_restored(self, entry: JournalEntry) -> None:
         """Show a note on each kind of process state that an evaluator changes, once for each
@@ -245,6 +271,29 @@ class Recording:
             why_not = figure.write(results.load(self.folder))
         if why_not:
             self.progress.noted(why_not)
+
+
+def check_reference(schedule: Schedule, folder: pathlib.Path, overwrite: bool) -> None:
+    """Check that evaluators that must keep a share of their score at λ = 1 will have that score.
+
+    Args:
+        overwrite: start afresh, so that scores in `folder` do not count.
+
+    Raises:
+        UsageError: neither the schedule nor the run folder has it.
+    """
+    if not schedule.keep or INSTRUCT in schedule.points:
+        return
+    is_begun = not overwrite and (folder / journal.NAME).exists()
+    entries = journal.read(folder) if is_begun else []
+    known = {e.evaluator for e in entries if e.finished and e.lam == INSTRUCT.key}
+    for name, share in schedule.keep.items():
+        if name not in known:
+            raise UsageError(
+                f"`{name}` is to keep {100 * share:g} % of its score at λ = 1, and this sweep does"
+                " not evaluate λ = 1",
+                "add λ = 1 to the schedule: 0.2,0.6,1, or a range that ends there such as 0:1:0.1",
+            )
 
 
 def _failures(entries: list[JournalEntry]) -> Counter[tuple[str, str]]:

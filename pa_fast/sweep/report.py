@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
 
 from pa_fast import files
 from pa_fast.errors import OutputError, UsageError
@@ -18,6 +19,8 @@ def report(
     *,
     figure: bool = True,
     noted: Callable[[str], object] | None = None,
+    objective: str | None = None,
+    keep: Mapping[str, float] | None = None,
 ) -> list[SweepResult]:
     """Write the results files and the figure of each run again, from its run.json and journal.
 
@@ -29,26 +32,38 @@ def report(
         figure: draw `trajectory.svg` and `trajectory.png` too.
         noted: called with one line of text for a run whose folder cannot be written, and for a
             figure that cannot be drawn.
+        objective, keep: the question that results.json answers, in place of that of the sweep; see
+            `SweepResult.asked`.
 
     Raises:
-        UsageError: no run named.
+        UsageError: no run named; or `objective` or `keep` cannot be asked of one of them.
         RunError: a folder is not a run, or its journal is damaged.
         OutputError: a file of a folder that may be written cannot be written.
     """
     if not run_dirs:
         raise UsageError("no run folder named", "name the --out of a sweep")
-    runs = [results.load(path_of(folder, "run folder")) for folder in run_dirs]
+
+    def load(folder: pathlib.Path) -> SweepResult:
+        return results.load(folder).asked(objective, keep)
+
+    runs = [load(path_of(folder, "run folder")) for folder in run_dirs]
     return [
-        _written(run, figure, noted if noted is not None else lambda note: None) for run in runs
+        _written(run, load, figure, noted if noted is not None else lambda note: None)
+        for run in runs
     ]
 
 
-def _written(run: SweepResult, figure: bool, noted: Callable[[str], object]) -> SweepResult:
+def _written(
+    run: SweepResult,
+    load: Callable[[pathlib.Path], SweepResult],
+    figure: bool,
+    noted: Callable[[str], object],
+) -> SweepResult:
     """Write the files of `run` while its lock is held, and return it as it is then; return it
     unchanged where its folder cannot be written."""
     try:
         with files.locked(run.out / journal.LOCK):
-            run = results.load(run.out)
+            run = load(run.out)
             results.write(run)
             if figure and (why_not := drawing.write(run)):
                 noted(f"{run.out}: {why_not}")

@@ -9,7 +9,7 @@ import json
 import os
 import pathlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from pa_fast import files
@@ -17,9 +17,9 @@ from pa_fast.base import Lambda
 from pa_fast.errors import PaFastError, UsageError
 from pa_fast.files import path_of
 from pa_fast.foreign import one_line
+from pa_fast.question import check_question, full_name, shares
 from pa_fast.sweep import journal, manifest
 from pa_fast.sweep.entry import JournalEntry
-from pa_fast.sweep.schedule import full_name
 
 if TYPE_CHECKING:
     import pandas
@@ -177,25 +177,39 @@ class SweepResult:
             answer = pa_fast.SweepResult.load("runs/x").answer()
             print(answer.sentence, answer.chosen, answer.gain)
         """
+        return self.asked(objective, keep)._answer
+
+    def asked(
+        self, objective: str | None = None, keep: Mapping[str, float] | None = None
+    ) -> SweepResult:
+        """Return these results with another question for `answer` and the files, see there.
+
+        Raises:
+            UsageError: no evaluator of that name; `keep` is no mapping to shares, is of the
+                objective, or of an evaluator without a score at λ = 1.
+        """
         if objective is None and keep is None:
-            return self._answer
-        return self._answered(objective, keep)
+            return self
+        chosen = self.objective if objective is None else full_name(objective, self.evaluators)
+        kept = shares(self.keep if keep is None else keep)
+        kept = {full_name(name, self.evaluators): share for name, share in kept.items()}
+        scored = [name for name in self.evaluators if self._columns[name]]
+        check_question(chosen or next(iter(scored), ""), kept)
+        for name, share in kept.items():
+            if "1" not in self._columns[name]:
+                raise UsageError(
+                    f"{self.out}: `{name}` has no score at λ = 1, of which it is to keep"
+                    f" {100 * share:g} %",
+                    "sweep λ = 1 into this folder first",
+                )
+        return replace(self, objective=chosen, keep=kept)
 
     @functools.cached_property
     def _answer(self) -> Answer:
-        """The answer to the sweep's own question, cached: terminal, page and files share it."""
-        return self._answered(None, None)
-
-    def _answered(self, objective: str | None, keep: Mapping[str, float] | None) -> Answer:
+        """The answer, cached: terminal, page and files share it."""
         from pa_fast.stats import analyse
 
-        chooser = self.objective if objective is None else objective
-        shares = self.keep if keep is None else keep
-        return analyse(
-            self.evaluations(),
-            objective=None if chooser is None else full_name(chooser, self.evaluators),
-            keep={full_name(name, self.evaluators): share for name, share in shares.items()},
-        )
+        return analyse(self.evaluations(), objective=self.objective, keep=self.keep)
 
     def answered(self) -> dict[str, object]:
         """Return the answer as results.json has it, to four significant digits: `sentence` alone

@@ -13,6 +13,7 @@ from typing import Any
 from pa_fast.base import Lambda
 from pa_fast.errors import UsageError
 from pa_fast.foreign import one_line
+from pa_fast.question import check_question, full_name, shares
 
 MAX_POINTS = 10_000
 AUTO = "auto"
@@ -86,18 +87,18 @@ class Schedule:
         """Return the schedule of `"auto"`, or of what `lambdas` takes.
 
         Raises:
-            UsageError: as `lambdas`; a share that is not in (0, 1]; a budget without `auto`, or one
-                that the coarse grid exceeds.
+            UsageError: as `lambdas`; `keep` is no mapping to shares in (0, 1]; a budget without
+                `auto`, or one that the coarse grid exceeds.
         """
         if isinstance(lambdas_, Schedule):
             return lambdas_
-        shares = {name: _share(name, share) for name, share in (keep or {}).items()}
+        kept = shares(keep)
         if not (isinstance(lambdas_, str) and lambdas_.strip() == AUTO):
             if budget is not None:
                 raise UsageError(
                     "a budget for λ that are all named", "leave it out, or name the λ `auto`"
                 )
-            return cls(tuple(lambdas(lambdas_)), False, objective, shares)
+            return cls(tuple(lambdas(lambdas_)), False, objective, kept)
         from pa_fast.stats import adaptive
 
         first = tuple(map(exact, adaptive.first().lams))
@@ -106,78 +107,38 @@ class Schedule:
             raise UsageError(
                 f"a budget of {most!r} λ", f"`auto` begins with {len(first)}: give that or more"
             )
-        return cls(first, True, objective, shares, most)
+        return cls(first, True, objective, kept, most)
 
     def resolved(self, evaluators: Sequence[str]) -> Schedule:
         """Return this schedule with the full names of its evaluators, of which it may have the
         beginnings.
 
         Raises:
-            UsageError: it names none of `evaluators`, or the beginning of several; or an adaptive
-                schedule of several has no objective.
+            UsageError: it names none of `evaluators`, or the beginning of several; the objective is
+                to keep a share; or an adaptive schedule of several has no objective.
         """
         if self.is_adaptive and self.objective is None and len(evaluators) > 1:
             raise UsageError(
                 "`auto` with several evaluators needs the one whose best λ is looked for",
                 f"--objective, one of: {', '.join(evaluators)}",
             )
-        return replace(
+        resolved = replace(
             self,
             objective=None if self.objective is None else full_name(self.objective, evaluators),
             keep={full_name(name, evaluators): share for name, share in self.keep.items()},
         )
+        check_question(resolved.needed(evaluators)[0], resolved.keep)
+        return resolved
 
     def needed(self, evaluators: Sequence[str]) -> list[str]:
         """Return the evaluators whose scores decide which λ follow."""
         first = evaluators[0] if self.objective is None else self.objective
         return list(dict.fromkeys([first, *self.keep]))
 
-
-def full_name(name: str, evaluators: Sequence[str]) -> str:
-    """Return the evaluator that is called `name`, or else the only one whose name begins so.
-
-    Raises:
-        UsageError: there is none, or there are several.
-    """
-    if name in evaluators:
-        return name
-    matches = [one for one in evaluators if name and one.startswith(name)]
-    if len(matches) == 1:
-        return matches[0]
-    if matches:
-        raise UsageError(
-            f"the names of {len(matches)} evaluators begin with `{name}`",
-            f"write one of them whole: {', '.join(matches)}",
-        )
-    raise UsageError(f"no evaluator is called `{name}`", f"one of: {', '.join(evaluators)}")
-
-
-def parse_keep(texts: Iterable[str]) -> dict[str, float]:
-    """Return evaluator → share of `NAME>=98%` or `NAME>=0.98`.
-
-    Raises:
-        UsageError: neither, or a name twice.
-    """
-    shares: dict[str, float] = {}
-    for text in texts:
-        match = re.fullmatch(r"(.+?)\s*(?:>=|≥)\s*(\d{1,3}(?:\.\d{1,9})?|\.\d{1,9})\s*(%?)", text)
-        if match is None:
-            raise UsageError(
-                f"`{_shown(text)}` is not NAME>=SHARE", "write for example ifeval>=98%"
-            )
-        name = match[1].strip()
-        if name in shares:
-            raise UsageError(f"`{name}` is to keep two shares", "give each evaluator one")
-        shares[name] = _share(name, float(match[2]) / (100 if match[3] else 1))
-    return shares
-
-
-def _share(name: str, share: Any) -> float:
-    if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share <= 1:
-        raise UsageError(
-            f"`{name}` is to keep {share!r} of its score at λ = 1", "give a share such as 0.98"
-        )
-    return float(share)
+    def measured(self, evaluators: Sequence[str]) -> list[str]:
+        """Return the evaluators whose scores must have items: those that decide which λ follow, and
+        those that must keep a share."""
+        return self.needed(evaluators) if self.is_adaptive else list(self.keep)
 
 
 def exact(lam: float) -> Lambda:

@@ -16,7 +16,7 @@ import pa_fast.checkpoint.streaming as streaming
 from pa_fast import LambdaRule
 from pa_fast.checkpoint.merge import merge
 from pa_fast.checkpoint.pair import PairOptions
-from pa_fast.checkpoint.provenance import Provenance, SideRecord
+from pa_fast.checkpoint.provenance import ChosenFrom, Provenance, SideRecord, model_card
 from pa_fast.checkpoint.verify import verify
 from pa_fast.errors import UsageError
 from tests.checkpoint.pairs import load_folder, same_bits, write_checkpoint, write_pair
@@ -139,8 +139,25 @@ def test_the_page_on_formats_names_every_field() -> None:
     source = SideRecord("a", None, "0", "0")
     options = PairOptions.of("refuse", "keep", ["rope_theta"], "module.")
     spec = streaming.MergeSpec.of("0.5", "nearest", None, None)
-    said = json.loads(Provenance(source, source, spec, "auto", options, store="lowrank").to_json())
+    chosen = ChosenFrom("runs/x", "icl", {"ifeval": 0.98}, "λ = 0.5.")
+    provenance = Provenance(
+        source, source, spec, "auto", options, store="lowrank", chosen_from=chosen
+    )
+    said = json.loads(provenance.to_json())
     page = (Path(__file__).parents[2] / "docs" / "formats.md").read_text()
     (table,) = [part for part in page.split("\n\n") if part.startswith("| field | meaning")]
     named = {name for line in table.splitlines() for name in line.split("|")[1].split("`")[1::2]}
     assert named == set(said)
+
+
+def test_a_card_shows_the_names_of_a_run_as_text() -> None:
+    hostile = "x\n\n# [a](b)\x1b[0m"
+    source, spec = (
+        SideRecord("a", None, "0", "0"),
+        streaming.MergeSpec.of("0.5", "nearest", None, None),
+    )
+    chosen = ChosenFrom(hostile, hostile, {hostile: 0.98}, hostile)
+    card = model_card(Provenance(source, source, spec, "auto", chosen_from=chosen), "out")
+    assert "\x1b" not in card and card.count("\n# ") == 1
+    rows = [line for line in card.splitlines() if "[a](b)" in line]
+    assert len(rows) == 4 and all(line.startswith("    ") for line in rows)

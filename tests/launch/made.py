@@ -9,8 +9,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from pa_fast.base import Engine, Evaluator
+from pa_fast.base import Engine, Evaluator, Score
 from pa_fast.errors import EngineError
+from tests.sweep import planted
 from tests.sweep.fakes import FakeEngine, Scorer
 
 Make = Callable[[], tuple[Engine, list[Evaluator]]]
@@ -40,6 +41,27 @@ def scorers(log: Path | None = None, pause_s: float = 0.0) -> list[Evaluator]:
 
 def steady(log: Path | None = None, pause_s: float = 0.0) -> tuple[Engine, list[Evaluator]]:
     return FakeEngine(), scorers(log, pause_s)
+
+
+class Logged(planted.Planted):
+    """A planted curve whose every evaluation logs `λ name pid` before it pauses."""
+
+    def __init__(self, log: Path, name: str, shape: str, n: int, seed: int, pause_s: float):
+        super().__init__(name, shape, n, seed, pause_s)
+        self._log = log
+
+    def __call__(self, engine: Engine) -> Score:
+        append(self._log, f"{engine.weights.lam} {self.name} {os.getpid()}")
+        return super().__call__(engine)
+
+
+def adaptive(log: Path, pause_s: float = 0.0) -> tuple[Engine, list[Evaluator]]:
+    """The evaluators of `planted.SCHEDULE`."""
+    return FakeEngine(), [
+        Logged(log, one.name, **one.identity, pause_s=pause_s)
+        for one in planted.made()[1]
+        if isinstance(one, planted.Planted)
+    ]
 
 
 def deadly(lam: float, log: Path) -> tuple[Engine, list[Evaluator]]:
@@ -101,5 +123,9 @@ if __name__ == "__main__":
     from pa_fast.launch import ray
 
     out, log, pause_s = Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3])
+    is_adaptive = sys.argv[4:] == ["auto"]
+    lambdas = planted.SCHEDULE if is_adaptive else "0:1:0.05"
+    make = adaptive if is_adaptive else steady
     print("started", flush=True)
-    ray.sweep(functools.partial(steady, log, pause_s), "0:1:0.05", out, 2, figure=False)
+    result = ray.sweep(functools.partial(make, log, pause_s), lambdas, out, 2, figure=False)
+    sys.exit(bool(result.failures))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import random
@@ -20,6 +21,7 @@ from pa_fast.base import Lambda
 from pa_fast.errors import EngineError, MissingExtra, RunError, UsageError
 from pa_fast.launch import ray as launcher
 from pa_fast.sweep import journal
+from tests import patience
 from tests.launch import made
 from tests.sweep import planted
 from tests.sweep.fakes import FakeEngine
@@ -301,6 +303,63 @@ def test_an_adaptive_schedule_is_that_of_one_process(tmp_path: Path, cluster: No
     # all is finished: the schedule is found again from the scores, and no point runs
     launcher.sweep(planted.made, planted.SCHEDULE, tmp_path / "out", 2, figure=False)
     assert points(tmp_path / "out") == tried
+
+
+@pytest.mark.slow
+def test_a_storm_of_kills_leaves_the_adaptive_sweep_of_one_process(tmp_path: Path) -> None:
+    """One kill in five hits the driver, with all that it started; the others hit a worker in the
+    middle of an evaluation."""
+    planted.run(tmp_path / "whole")
+    out, log, chance = tmp_path / "out", tmp_path / "log", random.Random(0)
+    log.touch()
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels")])}
+    env.pop("RAY_ADDRESS", None)
+    pause_s, wanted = 0.5, int(os.environ.get("PA_FAST_KILLS", 50))
+
+    def start() -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "tests.launch.made", str(out), str(log), str(pause_s)]
+        return subprocess.Popen(
+            [*command, "auto"],
+            env=env,
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+    def begun() -> list[int]:
+        return [int(line.split()[2]) for line in log.read_text().splitlines()]
+
+    driver, drivers, workers = start(), 0, 0
+    while drivers + workers < wanted:
+        seen, watch = len(begun()), patience.Watch(driver.pid)
+        while len(begun()) == seen and driver.poll() is None:
+            assert watch.stalled() is None
+            time.sleep(0.01)
+        if driver.poll() is not None:  # at points that failed, as five workers died there
+            assert driver.returncode == 1, "the sweep ended before all kills"
+            driver = start()
+            continue
+        time.sleep(chance.uniform(0, pause_s))
+        if chance.random() < 0.2:
+            os.killpg(driver.pid, signal.SIGKILL)
+            driver.wait()
+            drivers, driver = drivers + 1, start()
+        else:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(begun()[-1], signal.SIGKILL)
+                workers += 1
+    attempts = 0
+    while patience.communicate(driver) and driver.returncode:
+        attempts, driver = attempts + 1, start()
+        assert attempts < 3, "points go on failing"
+    assert_same(out, tmp_path / "whole")
+    done = points(out)
+    assert len(done) == len(set(done)) == 2 * len(journal_lambdas(tmp_path / "whole"))
+    # a kill costs the running point; one of a driver those of both workers, and those that they
+    # begin before they notice
+    assert len(begun()) <= len(done) + workers + 4 * drivers
+    print(f"{workers} workers and {drivers} drivers killed, {len(begun())} evaluations begun")
 
 
 def journal_lambdas(out: Path) -> set[str]:

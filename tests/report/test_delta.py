@@ -69,6 +69,22 @@ def test_inspect_keeps_it_and_the_page_shows_it(
     assert delta.load(out) is None, "--overwrite starts afresh"
 
 
+def test_inspect_looks_at_the_run_before_it_measures(
+    swept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from pa_fast.checkpoint import inspect as module
+
+    monkeypatch.setattr(module, "inspect", lambda *_, **__: pytest.fail("the pair was measured"))
+    for pair, folder, message in (
+        (PAIR, tmp_path, "is not a run folder"),
+        ((PAIR[0], PAIR[0]), swept, "another pair: its instruct has the quick fingerprint"),
+        ((PAIR[1], PAIR[0]), swept, "another pair: its base has the quick fingerprint"),
+        ((PAIR[0], tmp_path), swept, "the folder is empty"),
+    ):
+        assert command(monkeypatch, "inspect", *pair, "--run", folder) == 1
+        assert message in capsys.readouterr().err
+
+
 def test_the_run_of_another_pair_is_refused(swept: Path, tmp_path: Path) -> None:
     report = inspect(PAIR[0], PAIR[0], sample=True)
     with pytest.raises(RunError, match="another pair: its instruct has the quick fingerprint"):

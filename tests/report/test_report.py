@@ -7,6 +7,7 @@ import json
 import os
 import re
 import sys
+from dataclasses import replace
 from html import unescape
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from pa_fast.base import Engine, Score
 from pa_fast.report import contents, write
 from pa_fast.report.contents import RunReport
 from pa_fast.report.page import page
-from pa_fast.report.statistics import COLUMNS, latex
+from pa_fast.report.statistics import COLUMNS, _fixed, latex
 from pa_fast.stats.finding import INSTRUCT
 from pa_fast.sweep import sweep
 from pa_fast.sweep.journal import REPORT_FILES
@@ -125,6 +126,39 @@ def test_a_table_for_a_paper(folder: Path, report: RunReport) -> None:
     assert "run & " in text and "<script>" in text.replace("\\", "")
     body = text.splitlines()[4]
     assert not re.search(r"(?<!\\)[%#]|(?<!\\)_", body)
+
+
+@pytest.mark.parametrize(
+    ("value", "places", "sign", "shown"),
+    [
+        (0.8125, 3, "", "0.812"),
+        (4.6875, 1, "+", "+4.7"),
+        (-1.25, 0, "+", "-1"),
+        (-0.004, 2, "+", "+0.00"),
+        (12345.6, 0, "", "12346"),
+        (1.5e9, 0, "", r"1.500 \times 10^{9}"),
+        (-2.5e-9, 10, "+", r"-2.500 \times 10^{-9}"),
+    ],
+)
+def test_digits_in_maths(value: float, places: int, sign: str, shown: str) -> None:
+    assert _fixed(value, places, sign) == shown
+
+
+@pytest.mark.parametrize("scale", [1e-9, 1e-3, 1.0, 1e3, 1e9])
+@pytest.mark.parametrize("n", [60, 2000])
+def test_a_table_has_even_digits_that_fit_the_band(scale: float, n: int, tmp_path: Path) -> None:
+    class Scaled(runs.Tasks):
+        def __call__(self, engine: Engine) -> Score:
+            score = super().__call__(engine)
+            items = [replace(item, score=scale * (1 + item.score)) for item in score.items]
+            return Score(scale * (1 + score.value), "x", score.n, items)
+
+    sweep(FakeEngine(), "0,0.5,1", [Scaled("icl", n=n), runs.Tasks("a")], tmp_path, figure=False)
+    row = latex([RunReport.of(SweepResult.load(tmp_path))]).splitlines()[4]
+    assert not re.search(r"[0-9.]e[+-]?[0-9]", row) and "−" not in row
+    gain = row.split(" & ")[4]
+    digits = {len(number.partition(".")[2]) for number in re.findall(r"[+-]([0-9.]+)", gain)}
+    assert "times" in gain or len(digits) == 1, gain
 
 
 def test_several_runs_share_charts_and_tables(folder: Path, tmp_path: Path) -> None:

@@ -103,7 +103,7 @@ def test_what_cannot_be_answered_is_named() -> None:
         analyse(both, objective="icls")
     with pytest.raises(UsageError, match="no evaluator `x`"):
         analyse(both, keep={"x": 0.9})
-    with pytest.raises(UsageError, match=r"follow is to keep 98 of its score"):
+    with pytest.raises(UsageError, match=r"`follow` is to keep 98 of its score"):
         analyse(both, keep={"follow": 98})
     with pytest.raises(UsageError, match="no score at λ = 1"):
         analyse([both[0], evaluation("follow", lams=LAMS[:-1])], keep={"follow": 0.9})

@@ -14,11 +14,14 @@ from typing import Any
 import pytest
 
 import pa_fast
-from pa_fast.base import Engine, Lambda, Score
+from pa_fast.base import Engine, Item, Lambda, Score
 from pa_fast.errors import StatisticsError, UsageError
-from pa_fast.stats import adaptive
+from pa_fast.question import parse_keep
+from pa_fast.stats import adaptive, analyse
 from pa_fast.sweep import journal, manifest, sweep
-from pa_fast.sweep.schedule import Schedule, parse_keep
+from pa_fast.sweep.report import report
+from pa_fast.sweep.results import SweepResult
+from pa_fast.sweep.schedule import Schedule
 from tests.stats.acceptance import adaptive_sweep
 from tests.sweep import planted
 from tests.sweep.fakes import FakeEngine, Scorer
@@ -151,14 +154,143 @@ def test_points_that_failed_are_not_tried_again_by_the_next_λ(tmp_path: Path) -
     assert len(result.failures) == 2 and odd.calls.count(0.2) == 1
 
 
-def test_items_that_are_no_items_are_refused_by_name(tmp_path: Path) -> None:
-    class Bare(Planted):
-        def __call__(self, engine: Engine) -> Score:
-            return Score(super().__call__(engine).value, "accuracy", self.items.y.shape[0])
+class Few(Planted):
+    """A score of `count` items, in truth and as it says; None: it says nothing."""
 
-    with pytest.raises(StatisticsError, match="items that make up the score of `bare`"):
-        sweep(FakeEngine(), "auto", [Bare("bare")], tmp_path, figure=False)
-    assert len(journal.read(tmp_path)) == 6
+    def __init__(self, name: str, count: int, says: int | None = None):
+        super().__init__(name)
+        self.count, self.says = count, says
+
+    def item_count(self, engine: Engine) -> int | None:
+        return self.says
+
+    def __call__(self, engine: Engine) -> Score:
+        self.calls.append(engine.weights.lam or 0.0)
+        items = [Item(str(k), "all", 0.5) for k in range(self.count)]
+        return Score(0.5, "accuracy", max(self.count, 1), items)
+
+
+@pytest.mark.parametrize("role", ["objective of auto", "share of auto", "share of a list"])
+@pytest.mark.parametrize(
+    ("count", "says", "message"),
+    [
+        (1, 1, "`few`: the score has 1 item, of at least 2"),
+        (1, None, "`few`: the score has 1 item, of at least 2"),
+        (0, None, "`few`: the score has no items"),
+    ],
+)
+def test_too_few_items_are_refused_at_the_first_λ_or_before(
+    tmp_path: Path, role: str, count: int, says: int | None, message: str
+) -> None:
+    few, icl = Few("few", count, says), Planted("icl")
+    objective, keep = ("few", None) if role.startswith("objective") else ("icl", {"few": 0.9})
+    lambdas = "0,0.5,1" if role.endswith("list") else "auto"
+    for _ in range(2):  # a second attempt does not evaluate more
+        with pytest.raises(StatisticsError, match=message) as refused:
+            pa_fast.sweep(
+                FakeEngine(),
+                lambdas,
+                [few, icl],
+                tmp_path / "out",
+                objective=objective,
+                keep=keep,
+                figure=False,
+            )
+        assert len(few.calls) == (0 if says else 1)
+    hint = "split=blank" if count else "pa_fast.Score"
+    assert refused.value.hint is not None and hint in refused.value.hint
+
+
+def test_items_that_do_not_make_up_the_score_are_refused_at_the_first_λ(tmp_path: Path) -> None:
+    class Other(Planted):
+        def __call__(self, engine: Engine) -> Score:
+            score = super().__call__(engine)
+            return Score(score.value + 0.1, score.unit, score.n, score.items)
+
+    with pytest.raises(StatisticsError, match="items that make up the score of `other`"):
+        sweep(FakeEngine(), "auto", [Other("other")], tmp_path, figure=False)
+    assert len(journal.read(tmp_path)) == 1
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_share_of_a_score_that_is_not_measured_is_refused(
+    tmp_path: Path, overwrite: bool
+) -> None:
+    def run(lambdas: str, keep: dict[str, float] | None, overwrite: bool = False) -> SweepResult:
+        engine, evaluators = planted.made()
+        return pa_fast.sweep(
+            engine, lambdas, evaluators, tmp_path, keep=keep, overwrite=overwrite, figure=False
+        )
+
+    with pytest.raises(UsageError, match=r"`follow` is to keep 90 % of its score at λ = 1"):
+        run("0,0.5", {"follow": 0.9})
+    assert not list(tmp_path.iterdir())
+    run("0,1", None)
+    if not overwrite:  # the folder has it
+        assert run("0.5", {"follow": 0.9}).answer().keep == {"follow": 0.9}
+        return
+    before = (tmp_path / "journal.jsonl").read_bytes()
+    with pytest.raises(UsageError, match="does not evaluate λ = 1"):
+        run("0.5", {"follow": 0.9}, overwrite=True)
+    assert (tmp_path / "journal.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"keep": ["follow>=98%"]}, "keep is a list, expected a dict"),
+        ({"keep": "follow>=98%"}, "keep is a str, expected a dict"),
+        ({"keep": {1: 0.98}}, "keep has the key 1, expected the name"),
+        ({"keep": {"follow": "98%"}}, "`follow` is to keep '98%' of its score"),
+        ({"keep": {"follow": float("nan")}}, "`follow` is to keep nan of its score"),
+        ({"objective": 3}, "3 is not the name of an evaluator"),
+        ({"keep": {"icl": 0.98}}, "`icl` is to keep 98 % .* the objective itself"),
+        (
+            {"objective": "follow", "keep": {"foll": 1}},
+            "`follow` is to keep 100 % .* the objective",
+        ),
+    ],
+)
+def test_questions_that_are_none_are_refused_wherever_they_are_asked(
+    tmp_path: Path, whole: Path, asked: dict[str, Any], message: str
+) -> None:
+    engine, evaluators = planted.made()
+    with pytest.raises(UsageError, match=message):
+        pa_fast.sweep(engine, "0,1", evaluators, tmp_path / "out", **asked)
+    assert not (tmp_path / "out").exists()
+    result = SweepResult.load(whole)
+    with pytest.raises(UsageError, match=message):
+        result.answer(**asked)
+    with pytest.raises(UsageError, match=message):
+        report([whole], figure=False, **asked)
+    asked.setdefault("objective", "icl")
+    if "foll" not in asked.get("keep", ()) and asked["objective"] != 3:  # no beginnings there
+        with pytest.raises(UsageError, match=message):
+            analyse(result.evaluations(), **asked)
+
+
+@pytest.mark.parametrize("keep", [None, {"follow": 0.9}])
+@pytest.mark.parametrize("shape", ["peak +5", "flat", "monotone"])
+def test_reasons_name_the_range_of_the_answer(
+    tmp_path: Path, shape: str, keep: dict[str, float] | None
+) -> None:
+    class Ranges(Notes):
+        """The range of the answer after each step, beside the reason."""
+
+        def extended(self, points: int, why: str) -> None:
+            self.noted(why)
+
+        def noted(self, note: str) -> None:
+            low, high = SweepResult.load(tmp_path).answer().objective.range
+            self.texts.append(note)
+            assert f"the best λ lies in {low.key}–{high.key}; " in note
+            assert ("; of the λ that keep 90 % of follow, " in note) == bool(keep)
+
+    notes = Ranges()
+    evaluators = [Planted("icl", shape), Planted("follow", "monotone", 1000, 1)]
+    schedule = Schedule.of("auto", "icl", keep)
+    sweep(FakeEngine(), schedule, evaluators, tmp_path, progress=notes, figure=False)
+    assert notes.texts and notes.texts[-1].startswith("no λ is added: ")
 
 
 def test_a_share_to_keep_bounds_the_search(tmp_path: Path) -> None:
@@ -207,7 +339,11 @@ def test_a_budget_ends_the_schedule(tmp_path: Path) -> None:
     result = sweep(
         FakeEngine(), schedule, planted.made()[1], tmp_path, progress=notes, figure=False
     )
-    assert len(result.lambdas) == 7 and "the budget is 7 λ" in notes.texts[0]
+    assert len(result.lambdas) == 7
+    assert notes.texts[0].startswith("λ = 0.5 added: ")
+    assert notes.texts[0].endswith("; 0.3, 0.7 beyond the budget of 7 λ")
+    spent = "no λ is added: the budget of 7 λ is spent; next would be 0.3, 0.7: the best λ lies in "
+    assert notes.texts[1].startswith(spent)
 
 
 def test_shares_to_keep_are_read() -> None:

@@ -90,12 +90,13 @@ def test_a_log_is_an_object_a_line(tmp_path: Path) -> None:
 def test_the_format_is_an_option(
     log_format: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from pa_fast.cli.runs import _progress
+    from pa_fast.cli.sweep_output import sweep_output
     from pa_fast.errors import UsageError
 
     if log_format == "yaml":
         with pytest.raises(UsageError, match="log format `yaml`"):
-            _progress(log_format)
+            sweep_output(log_format)
         return
-    sweep(FakeEngine(), "0", [Scorer("icl")], tmp_path, progress=_progress("json"), figure=False)
+    progress = sweep_output("json").progress
+    sweep(FakeEngine(), "0", [Scorer("icl")], tmp_path, progress=progress, figure=False)
     assert json.loads(capsys.readouterr().err.splitlines()[-1])["event"] == "end"
