@@ -159,7 +159,7 @@ def run_points(job: SweepSpec, points: Iterable[float | str | Lambda]) -> Iterat
     writes.
     """
     schedule = lambdas(points)
-    model, requested = opened(job)
+    model, requested = opened(job, schedule)
     check_reach(model, schedule)
     check_evaluators(model, requested)
     for visited, lam in enumerate(schedule):
@@ -178,7 +178,7 @@ def run(
     check_folder(out, None if shard is None else Shard(*shard))
     requested = evaluators(job)
     schedule = schedule.resolved([evaluator.name for evaluator in requested])
-    model = _opened(job)
+    model = _opened(job, schedule.points)
     for note in model.notes:
         listening(progress).noted(note)
     return sweep(
@@ -240,18 +240,21 @@ def check_confirm(job: SweepSpec) -> None:
             )
 
 
-def opened(job: SweepSpec) -> tuple[CompleteEngine, list[CompleteEvaluator]]:
-    """Return the engine and the evaluators of `job`. Errors in data files are raised before a model
-    is loaded.
+def opened(
+    job: SweepSpec, points: Iterable[Lambda]
+) -> tuple[CompleteEngine, list[CompleteEvaluator]]:
+    """Return the engine and the evaluators of `job`. Errors in data files, and of `points` that the
+    store is not for, are raised before a model is loaded.
 
     The global random generators are seeded, and `visit` restores their state after each evaluation,
     so an evaluator draws the same numbers at every λ, in every process and after every resume.
     """
     requested = evaluators(job)
-    return _opened(job), requested
+    return _opened(job, points), requested
 
 
-def _opened(job: SweepSpec) -> CompleteEngine:
+def _opened(job: SweepSpec, points: Iterable[Lambda]) -> CompleteEngine:
+    check_store(job, points)
     loaded = engine(job)
     _seed_generators()
     return loaded
@@ -280,6 +283,21 @@ def evaluators(job: SweepSpec) -> list[CompleteEvaluator]:
 def engine(job: SweepSpec) -> CompleteEngine:
     """Load the pair of `job` at λ = 0."""
     if job.engine not in ENGINES:
+def check_store(job: SweepSpec, points: Iterable[Lambda]) -> None:
+    """Check, before the pair is loaded, that the store of `job` is for every λ of `points`.
+
+    A delta file has a range of its own, and a rule gives other λ by names in the checkpoint: those
+    are checked when the weights are bound, see `check_reach`.
+
+    Raises:
+        UsageError: there is no such store, or a λ is outside its range.
+    """
+    from pa_fast.stores import registry
+
+    if job.delta is None and job.rule is None:
+        registry.named(job.store).check([float(lam) for lam in points])
+
+
         raise UsageError(f"there is no engine `{job.engine}`", f"engines: {', '.join(ENGINES)}")
     options = job.load_options()
     loaded = importlib.import_module(ENGINES[job.engine]).load(job.base, job.instruct, **options)
