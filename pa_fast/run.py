@@ -33,8 +33,30 @@ ENGINES = {
     "transformers": "pa_fast.engines.transformers",
     "tensor-parallel": "pa_fast.engines.tensor_parallel",
     "vllm": "pa_fast.engines.vllm.engine",
+    "sglang": "pa_fast.engines.sglang.engine",
 }
 """Name of an engine → the module whose `load` makes it."""
+
+
+@dataclass(frozen=True)
+class ServingArguments:
+    """An engine that has arguments of its own: its name in messages, and those of its arguments
+    that a sweep knows.
+
+    Attributes:
+        ranks: the number of processes that the model is split over.
+        batch: the most requests of one forward pass.
+    """
+
+    name: str
+    ranks: str
+    batch: str
+
+
+_SERVING = {
+    "vllm": ServingArguments("vLLM", "tensor_parallel_size", "max_num_seqs"),
+    "sglang": ServingArguments("SGLang", "tp_size", "max_running_requests"),
+}
 
 
 @dataclass(frozen=True)
@@ -75,10 +97,10 @@ class SweepSpec:
 
     @property
     def ranks(self) -> int:
-        """The number of processes that vLLM splits the model over; 1 for other engines."""
-        if self.engine != "vllm":
+        """The number of processes that a serving engine splits the model over; 1 for others."""
+        if self.engine not in _SERVING:
             return 1
-        ranks = arguments_of(self.engine_args).get("tensor_parallel_size", 1)
+        ranks = arguments_of(self.engine_args).get(_SERVING[self.engine].ranks, 1)
         return ranks if isinstance(ranks, int) else 1
 
     def load_options(self) -> dict[str, Any]:
@@ -87,12 +109,12 @@ class SweepSpec:
         Raises:
             UsageError: an option is not for this engine, or `engine_args` is malformed.
         """
-        if self.engine == "vllm":
-            return self._vllm_options()
+        if self.engine in _SERVING:
+            return self._serving_options(_SERVING[self.engine])
         if self.engine_args:
             raise UsageError(
                 f"--engine-args {self.engine_args[0]} with --engine {self.engine}",
-                "they are arguments of vLLM: add --engine vllm, or leave them out",
+                f"they are for --engine {' and '.join(_SERVING)}: add one, or leave them out",
             )
         options = {name: getattr(self, name) for name in _LOADING}
         if self.rounding != "nearest":
@@ -101,17 +123,18 @@ class SweepSpec:
             options["residency"] = self.residency
         return options
 
-    def _vllm_options(self) -> dict[str, Any]:
+    def _serving_options(self, serving: ServingArguments) -> dict[str, Any]:
         for option, value, usual, instead in (
             ("--delta", self.delta, None, "name INSTRUCT after BASE"),
-            ("--device", self.device, "auto", "vLLM takes the devices that it finds"),
-            ("--batch-size", self.batch_size, 8, "use --engine-args max_num_seqs=N"),
+            ("--device", self.device, "auto", f"{serving.name} takes the devices that it finds"),
+            ("--batch-size", self.batch_size, 8, f"use --engine-args {serving.batch}=N"),
         ):
             if value != usual:
-                raise UsageError(f"{option} {value} with --engine vllm", instead)
+                raise UsageError(f"{option} {value} with --engine {self.engine}", instead)
         options = {name: getattr(self, name) for name in _PAIRING}
         options["store"] = "dense" if self.store == "auto" else self.store
-        options["residency"] = "device" if self.residency == "auto" else self.residency
+        if self.residency != "auto":
+            options["residency"] = self.residency
         seed = None if self.rounding == "nearest" else self.seed
         options["rounding"] = Rounding.of(self.rounding, seed)
         return options | {"dtype": self.dtype} | arguments_of(self.engine_args)
@@ -260,6 +283,21 @@ def _opened(job: SweepSpec, points: Iterable[Lambda]) -> CompleteEngine:
     return loaded
 
 
+def check_store(job: SweepSpec, points: Iterable[Lambda]) -> None:
+    """Check, before the pair is loaded, that the store of `job` is for every λ of `points`.
+
+    A delta file has a range of its own, and a rule gives other λ by names in the checkpoint: those
+    are checked when the weights are bound, see `check_reach`.
+
+    Raises:
+        UsageError: there is no such store, or a λ is outside its range.
+    """
+    from pa_fast.stores import registry
+
+    if job.delta is None and job.rule is None:
+        registry.named(job.store).check([float(lam) for lam in points])
+
+
 def _seed_generators() -> None:
     import numpy
     import torch
@@ -283,21 +321,6 @@ def evaluators(job: SweepSpec) -> list[CompleteEvaluator]:
 def engine(job: SweepSpec) -> CompleteEngine:
     """Load the pair of `job` at λ = 0."""
     if job.engine not in ENGINES:
-def check_store(job: SweepSpec, points: Iterable[Lambda]) -> None:
-    """Check, before the pair is loaded, that the store of `job` is for every λ of `points`.
-
-    A delta file has a range of its own, and a rule gives other λ by names in the checkpoint: those
-    are checked when the weights are bound, see `check_reach`.
-
-    Raises:
-        UsageError: there is no such store, or a λ is outside its range.
-    """
-    from pa_fast.stores import registry
-
-    if job.delta is None and job.rule is None:
-        registry.named(job.store).check([float(lam) for lam in points])
-
-
         raise UsageError(f"there is no engine `{job.engine}`", f"engines: {', '.join(ENGINES)}")
     options = job.load_options()
     loaded = importlib.import_module(ENGINES[job.engine]).load(job.base, job.instruct, **options)
