@@ -197,6 +197,7 @@ class LambdaSGLang(ServedModel):
             "context_length": self.positions + 1,
             **{name: info.get(name) for name in _RESOLVED},
         }
+        self.configuration = {**self.configuration, "device": str(info.get("device"))}
         self.notes += _notes(info)
 
     @property
