@@ -27,7 +27,6 @@ from typing import Any
 
 from pa_fast import errors
 from pa_fast.base import Lambda
-from pa_fast.checkpoint.pair import PairOptions
 from pa_fast.checkpoint.provenance import as_hex, combine
 from pa_fast.errors import EngineError, PaFastError, UsageError
 
@@ -417,19 +416,9 @@ def main(base: str, instruct: str, *more: str) -> None:
 
 def sides(base: str, instruct: str) -> dict[str, Any]:
     """Return what workers bind by, of two folders or hub ids that pair."""
-    from pa_fast.engines.vllm.engine import PairArguments
+    from pa_fast.engines.served.arguments import PairArguments
 
-    return PairArguments.of(
-        base,
-        instruct,
-        store="dense",
-        residency="device",
-        rounding="nearest",
-        rule=None,
-        tokenizer=None,
-        allow_nonfinite=False,
-        pairing=PairOptions(),
-    ).for_workers()
+    return PairArguments.of(base, instruct).for_workers()
 
 
 if __name__ == "__main__":

@@ -106,7 +106,7 @@ __all__ = [
 ]
 
 
-_MODULES = ("lm_eval", "ray", "vllm")
+_MODULES = ("lm_eval", "ray", "sglang", "vllm")
 """Short names of modules for stacks that may be missing; outside of `__all__`, so that a star
 import shadows none of them."""
 

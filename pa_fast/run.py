@@ -35,8 +35,30 @@ ENGINES = {
     "transformers": "pa_fast.engines.transformers",
     "tensor-parallel": "pa_fast.engines.tensor_parallel",
     "vllm": "pa_fast.engines.vllm.engine",
+    "sglang": "pa_fast.engines.sglang.engine",
 }
 """Name of an engine → the module whose `load` makes it."""
+
+
+@dataclass(frozen=True)
+class ServingArguments:
+    """An engine that has arguments of its own: its name in messages, and those of its arguments
+    that a sweep knows.
+
+    Attributes:
+        ranks: the number of processes that the model is split over.
+        batch: the most requests of one forward pass.
+    """
+
+    name: str
+    ranks: str
+    batch: str
+
+
+_SERVING = {
+    "vllm": ServingArguments("vLLM", "tensor_parallel_size", "max_num_seqs"),
+    "sglang": ServingArguments("SGLang", "tp_size", "max_running_requests"),
+}
 
 
 @dataclass(frozen=True)
@@ -77,10 +99,10 @@ class SweepSpec:
 
     @property
     def ranks(self) -> int:
-        """The number of processes that vLLM splits the model over; 1 for other engines."""
-        if self.engine != "vllm":
+        """The number of processes that a serving engine splits the model over; 1 for others."""
+        if self.engine not in _SERVING:
             return 1
-        ranks = arguments_of(self.engine_args).get("tensor_parallel_size", 1)
+        ranks = arguments_of(self.engine_args).get(_SERVING[self.engine].ranks, 1)
         return ranks if isinstance(ranks, int) else 1
 
     def load_options(self) -> dict[str, Any]:
@@ -89,12 +111,12 @@ class SweepSpec:
         Raises:
             UsageError: an option is not for this engine, or `engine_args` is malformed.
         """
-        if self.engine == "vllm":
-            return self._vllm_options()
+        if self.engine in _SERVING:
+            return self._serving_options(_SERVING[self.engine])
         if self.engine_args:
             raise UsageError(
                 f"--engine-args {self.engine_args[0]} with --engine {self.engine}",
-                "they are arguments of vLLM: add --engine vllm, or leave them out",
+                f"they are for --engine {' and '.join(_SERVING)}: add one, or leave them out",
             )
         options = {name: getattr(self, name) for name in _LOADING}
         if self.rounding != "nearest":
@@ -103,17 +125,18 @@ class SweepSpec:
             options["residency"] = self.residency
         return options
 
-    def _vllm_options(self) -> dict[str, Any]:
+    def _serving_options(self, serving: ServingArguments) -> dict[str, Any]:
         for option, value, usual, instead in (
             ("--delta", self.delta, None, "name INSTRUCT after BASE"),
-            ("--device", self.device, "auto", "vLLM takes the devices that it finds"),
-            ("--batch-size", self.batch_size, 8, "use --engine-args max_num_seqs=N"),
+            ("--device", self.device, "auto", f"{serving.name} takes the devices that it finds"),
+            ("--batch-size", self.batch_size, 8, f"use --engine-args {serving.batch}=N"),
         ):
             if value != usual:
-                raise UsageError(f"{option} {value} with --engine vllm", instead)
+                raise UsageError(f"{option} {value} with --engine {self.engine}", instead)
         options = {name: getattr(self, name) for name in _PAIRING}
         options["store"] = "dense" if self.store == "auto" else self.store
-        options["residency"] = "device" if self.residency == "auto" else self.residency
+        if self.residency != "auto":
+            options["residency"] = self.residency
         seed = None if self.rounding == "nearest" else self.seed
         options["rounding"] = Rounding.of(self.rounding, seed)
         return options | {"dtype": self.dtype} | arguments_of(self.engine_args)
@@ -161,7 +184,7 @@ def run_points(job: SweepSpec, points: Iterable[float | str | Lambda]) -> Iterat
     writes.
     """
     schedule = lambdas(points)
-    model, requested = opened(job)
+    model, requested = opened(job, schedule)
     check_reach(model, schedule)
     check_evaluators(model, requested)
     for visited, lam in enumerate(schedule):
@@ -181,7 +204,7 @@ def run(
     requested = evaluators(job)
     schedule = schedule.resolved([evaluator.name for evaluator in requested])
     check_reference(schedule, out, job.overwrite)
-    model = _opened(job)
+    model = _opened(job, schedule.points)
     for note in model.notes:
         listening(progress).noted(note)
     return sweep(
@@ -243,21 +266,39 @@ def check_confirm(job: SweepSpec) -> None:
             )
 
 
-def opened(job: SweepSpec) -> tuple[CompleteEngine, list[CompleteEvaluator]]:
-    """Return the engine and the evaluators of `job`. Errors in data files are raised before a model
-    is loaded.
+def opened(
+    job: SweepSpec, points: Iterable[Lambda]
+) -> tuple[CompleteEngine, list[CompleteEvaluator]]:
+    """Return the engine and the evaluators of `job`. Errors in data files, and of `points` that the
+    store is not for, are raised before a model is loaded.
 
     The global random generators are seeded, and `visit` restores their state after each evaluation,
     so an evaluator draws the same numbers at every λ, in every process and after every resume.
     """
     requested = evaluators(job)
-    return _opened(job), requested
+    return _opened(job, points), requested
 
 
-def _opened(job: SweepSpec) -> CompleteEngine:
+def _opened(job: SweepSpec, points: Iterable[Lambda]) -> CompleteEngine:
+    check_store(job, points)
     loaded = engine(job)
     _seed_generators()
     return loaded
+
+
+def check_store(job: SweepSpec, points: Iterable[Lambda]) -> None:
+    """Check, before the pair is loaded, that the store of `job` is for every λ of `points`.
+
+    A delta file has a range of its own, and a rule gives other λ by names in the checkpoint: those
+    are checked when the weights are bound, see `check_reach`.
+
+    Raises:
+        UsageError: there is no such store, or a λ is outside its range.
+    """
+    from pa_fast.stores import registry
+
+    if job.delta is None and job.rule is None:
+        registry.named(job.store).check([float(lam) for lam in points])
 
 
 def _seed_generators() -> None:

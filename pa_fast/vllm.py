@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from pa_fast.engines.vllm.engine import LambdaLLM, attach, load, weight_version
-from pa_fast.engines.vllm.worker_weights import EXTENSION
+from pa_fast.engines.vllm.stack import EXTENSION
 
 __all__ = ["EXTENSION", "LambdaLLM", "attach", "load", "weight_version"]

@@ -313,14 +313,15 @@ def test_sigkill_at_random_moments_changes_nothing(
     )
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda n: n.name)
 def test_an_interrupt_prints_the_command_that_goes_on(
-    pair: tuple[str, str], place: pathlib.Path
+    pair: tuple[str, str], place: pathlib.Path, number: signal.Signals
 ) -> None:
     process = start(*sweep(pair, "runs/a"), pause=30)
     watch = patience.Watch(process.pid)
     while not (place / "calls").exists() and process.poll() is None and watch.stalled() is None:
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, shown = patience.communicate(process)
     assert process.returncode == 130, shown
     assert "Go on with:" in shown and "pa-fast sweep" in shown and "--out runs/a" in shown

@@ -41,7 +41,8 @@ ALLOWED["report"] = {"sweep", "stats", "checkpoint"} | FLOOR
 ALLOWED["trackers"] = {"sweep"} | FLOOR
 ALLOWED["best_of"] = {"sweep", "stats", "checkpoint"} | FLOOR
 ALLOWED["launch"] = {"run", "sweep"} | FLOOR
-ALLOWED["lm_eval"], ALLOWED["ray"], ALLOWED["vllm"] = {"evals"}, {"launch"}, {"engines"}
+ALLOWED["lm_eval"], ALLOWED["ray"] = {"evals"}, {"launch"}
+ALLOWED["vllm"] = ALLOWED["sglang"] = {"engines"}
 ALLOWED["quality"] = ALLOWED["run"]
 ALLOWED["encoding"] = ALLOWED["run"] | {"quality"}
 ALLOWED["throughput"] = {"live", "stores", "checkpoint"} | FLOOR

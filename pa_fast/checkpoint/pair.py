@@ -17,7 +17,7 @@ from pa_fast.checkpoint.vocabulary import (
     check_vocabulary,
     extended,
     kept_rows,
-    swapped_sides,
+    mistaken_sides,
     vocabulary_sizes,
 )
 from pa_fast.errors import PairError, UsageError
@@ -647,7 +647,7 @@ def pair(base: Checkpoint, instruct: Checkpoint, options: PairOptions = DEFAULTS
         _check_tensor(name, b, i, name in rows)
         shapes[name] = max(b.shape, i.shape)
     fixed = [name for name in names if not draft.is_lerped(name) and name not in draft.single]
-    notes = swapped_sides(base, instruct)
+    notes = mistaken_sides(base, instruct)
     notes += (
         [
             f"{format_count(len(fixed), 'tensor')} {'is' if len(fixed) == 1 else 'are'} not of a"

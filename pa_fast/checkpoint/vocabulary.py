@@ -331,9 +331,11 @@ def chat_tokens(folder: Path, config: Mapping[str, Any]) -> dict[int, str]:
     return dict(itertools.islice(named.items(), _MOST))
 
 
-def swapped_sides(base: Checkpoint, instruct: Checkpoint) -> list[str]:
-    """Return a note if the base alone has a chat template: the two sides are then probably
-    swapped."""
+def mistaken_sides(base: Checkpoint, instruct: Checkpoint) -> list[str]:
+    """Return a note if the two sides are one folder, or if the base alone has a chat template: they
+    are then probably swapped."""
+    if base.folder.resolve() == instruct.folder.resolve():
+        return [f"both sides are {base.folder}: the model is the same at every λ"]
     if any(_templates(base.folder)) and not any(_templates(instruct.folder)):
         return [
             f"only the base has a chat template: are the sides swapped? λ = 0 is {base.folder}, λ ="

@@ -3,12 +3,16 @@ messages to stderr."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gc
 import io
+import os
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -96,6 +100,31 @@ for _function in (merge, encode, lora, verify, inspect, report, bench):
     _command(_function)
 
 
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM, which batch systems send before they kill, end the block as Ctrl-C does.
+
+    A rank of torchrun keeps what it has: torchrun ends ranks by it, which may wait for others in
+    code that no exception interrupts.
+    """
+    if "LOCAL_RANK" in os.environ or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    own = os.getpid()
+
+    def end(number: int, frame: object) -> None:
+        if os.getpid() == own:
+            raise KeyboardInterrupt
+        signal.signal(number, signal.SIG_DFL)  # a child that was forked ends by it
+        os.kill(os.getpid(), number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def main() -> NoReturn:
     """Run `pa-fast`: every failure is one message and an exit code; --debug adds the traceback."""
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
@@ -113,7 +142,7 @@ def main() -> NoReturn:
         sys.excepthook = lambda *error: say("".join(traceback.format_exception(*error)))
     try:
         open_standard_streams()
-        with libraries_printable():
+        with libraries_printable(), _terminable():
             sys.exit(app(args=arguments, prog_name="pa-fast", standalone_mode=False))
     except KeyboardInterrupt:
         say("interrupted")

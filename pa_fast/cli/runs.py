@@ -146,14 +146,16 @@ def sweep(
         str,
         typer.Option(
             metavar="E",
-            help="transformers; tensor-parallel: one model over all ranks of torchrun; or vllm.",
+            help="transformers; tensor-parallel: one model over all ranks of torchrun; vllm; or"
+            " sglang, not run for real yet.",
         ),
     ] = "transformers",
     engine_args: Annotated[
         list[str] | None,
         typer.Option(
             metavar="KEY=VALUE",
-            help="An argument of vllm.LLM, such as tensor_parallel_size=2; may be given again.",
+            help="An argument of vllm.LLM or sglang.Engine, such as tensor_parallel_size=2; may be"
+            " given again.",
         ),
     ] = None,
     workers: Annotated[

@@ -12,7 +12,7 @@ from pa_fast.checkpoint.content import FileWatcher
 from pa_fast.checkpoint.folder import check_companions, resolve
 from pa_fast.checkpoint.pair import config_notes, sides_of_model
 from pa_fast.checkpoint.reader import Checkpoint
-from pa_fast.checkpoint.vocabulary import check_vocabulary, extended, swapped_sides, untrained_rows
+from pa_fast.checkpoint.vocabulary import check_vocabulary, extended, mistaken_sides, untrained_rows
 from pa_fast.engines.attached import attachable, attached
 from pa_fast.engines.content import of_pair
 from pa_fast.engines.endpoints import EndpointCheck
@@ -71,7 +71,7 @@ class FolderSources(Sources):
                 *(() if with_delta else untrained_rows(b, i)),
                 *config_notes(differences),
                 *aligned.notes,
-                *(() if with_delta else swapped_sides(b, i)),
+                *(() if with_delta else mistaken_sides(b, i)),
             ]
             loaded = load_pair(
                 b,

@@ -116,8 +116,9 @@ def run(job: SweepSpec, progress: Progress | None = None) -> SweepResult | None:
     """Run `job` on one model that the ranks of torchrun hold together; see `sweep`."""
     out = pathlib.Path(os.path.abspath(job.out))
     check_folder(out)
-    model, evaluators = opened(job)
-    return sweep(model, job.schedule(), evaluators, out, overwrite=job.overwrite, progress=progress)
+    schedule = job.schedule()
+    model, evaluators = opened(job, schedule.points)
+    return sweep(model, schedule, evaluators, out, overwrite=job.overwrite, progress=progress)
 
 
 class _InStep(CompleteEvaluator):

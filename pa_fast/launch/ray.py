@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from pa_fast.base import Engine, Evaluator, Lambda, complete
 from pa_fast.errors import EngineError, MissingExtra, PaFastError, UsageError, first_line
-from pa_fast.run import SweepSpec, evaluators, opened
+from pa_fast.run import SweepSpec, check_store, evaluators, opened
 from pa_fast.sweep.driver import Repeats, check_evaluators, distinct, finished, note_repeat
 from pa_fast.sweep.entry import JournalEntry
 from pa_fast.sweep.journal import check_folder
@@ -59,8 +59,9 @@ def run(job: SweepSpec, workers: int, progress: Progress | None = None) -> Sweep
     # their errors are raised here, before anything is started
     schedule = schedule.resolved([evaluator.name for evaluator in evaluators(job)])
     check_reference(schedule, out, job.overwrite)
+    check_store(job, schedule.points)
     gpus = 0 if job.device == "cpu" else None
-    make = functools.partial(opened, job)
+    make = functools.partial(opened, job, schedule.points)
     return sweep(
         make,
         schedule,

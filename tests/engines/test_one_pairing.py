@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import pa_fast
+from pa_fast.engines.served.arguments import PairArguments
 from pa_fast.errors import PaFastError, PairError, UsageError
 from tests.checkpoint.pairs import load_folder, same_bits
 from tests.engines.architectures import write_model
@@ -222,3 +223,17 @@ def test_whole_weights_beside_an_adapter_are_refused_by_encode_too(
     with pytest.raises(PaFastError, match="found an adapter, which transformers would add"):
         pa_fast.encode(base, instruct, tmp_path / "delta", format)
     assert not (tmp_path / "delta").exists()
+
+
+def test_one_folder_for_both_sides_is_said(tmp_path: Path) -> None:
+    """By whatever pairs them."""
+    base, instruct = (str(folder) for folder in pair(tmp_path))
+    (tmp_path / "link").symlink_to(base)
+    for sides, is_one in (((base, instruct), False), ((base, str(tmp_path / "link")), True)):
+        for notes in (
+            pa_fast.inspect(*sides).notes,
+            pa_fast.load(*sides).notes,
+            PairArguments.of(*sides).notes,
+        ):
+            said = [note for note in notes if "the model is the same at every λ" in note]
+            assert len(said) == is_one, notes

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -13,9 +14,11 @@ import pytest
 import torch
 
 import pa_fast
-from pa_fast.engines.vllm import layout, supported
+from pa_fast.engines.served import layout
+from pa_fast.engines.served.weights import EngineWeights
+from pa_fast.engines.vllm import engine, supported
 from pa_fast.engines.vllm.engine import LambdaLLM, weight_version
-from pa_fast.engines.vllm.weights import EngineWeights, Workers
+from pa_fast.engines.vllm.workers import RpcWorkers
 from pa_fast.errors import EngineError, UsageError, WeightsError
 from pa_fast.run import SweepSpec, arguments_of
 
@@ -136,13 +139,19 @@ def bare(llm: FakeLLM) -> LambdaLLM:
     """A LambdaLLM around `llm` without files."""
     lm = object.__new__(LambdaLLM)
     lm.llm, lm.on_progress, lm._salt, lm._seen = llm, None, "none", 0
-    lm.weights = EngineWeights(Workers(llm.collective_rpc), lm._is_idle)
+    lm.weights = bound(llm, lm.is_idle)
     return lm
+
+
+def bound(llm: FakeLLM, idle: Callable[[], bool] = lambda: True) -> EngineWeights:
+    own = EngineWeights(RpcWorkers(llm.collective_rpc), idle)
+    own.join()
+    return own
 
 
 def weights(count: int = 2) -> tuple[EngineWeights, list[FakeWorker]]:
     llm = FakeLLM(count)
-    return EngineWeights(Workers(llm.collective_rpc), lambda: True), llm.workers
+    return bound(llm), llm.workers
 
 
 def test_lambda_is_exact_on_every_rank() -> None:
@@ -212,21 +221,21 @@ def test_a_process_that_dies_during_a_call_ends_it() -> None:
         forever.wait()
         return []
 
-    workers = Workers(waits, died=lambda: True)
+    workers = RpcWorkers(waits, died=lambda: True)
     with pytest.raises(EngineError, match="start the engine again"):
         workers.call("report")
     forever.set()
-    alive = Workers(FakeLLM().collective_rpc, died=lambda: False)
+    alive = RpcWorkers(FakeLLM().collective_rpc, died=lambda: False)
     assert alive.call("set_lambda", "0.3", None) == ["0.3"]
     failing = FakeLLM()
     failing.workers[0].fails = WeightsError("a tensor moved")
     with pytest.raises(WeightsError):
-        Workers(failing.collective_rpc, died=lambda: False).call("set_lambda", "0.3", None)
+        RpcWorkers(failing.collective_rpc, died=lambda: False).call("set_lambda", "0.3", None)
 
 
 def test_no_answer_is_an_error() -> None:
     with pytest.raises(EngineError, match="no worker"):
-        Workers(lambda method, args: []).call("report")
+        RpcWorkers(lambda method, args: []).call("report")
 
 
 def test_copies_count_once() -> None:
@@ -249,7 +258,7 @@ def test_changed_tensors_are_named_once() -> None:
 
 def test_checksums_of_ranks_are_combined_in_order() -> None:
     llm = FakeLLM(2)
-    own = EngineWeights(Workers(llm.collective_rpc), lambda: True)
+    own = bound(llm)
     own.set_lambda(0.3)
     before = own.checksum()
     llm.workers[0].key, llm.workers[1].key = "0.1", "0.3"
@@ -332,6 +341,17 @@ def test_a_lost_request_is_an_error() -> None:
 def test_weight_versions_say_lambda_and_checksum() -> None:
     assert weight_version("1/3") == "λ=1/3"
     assert weight_version(0.60, 255) == "λ=0.6 checksum=00000000000000ff"
+
+
+def test_a_start_that_fails_beside_an_engine_that_was_not_closed_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    llm = FakeLLM()
+    monkeypatch.setattr(engine, "_unclosed", {id(llm)})
+    error = engine._of_start(AssertionError("process group is initialized"))
+    assert "AssertionError: process group" in error.message and "its close()" in str(error.hint)
+    bare(llm).close()
+    assert "its close()" not in str(engine._of_start(AssertionError()).hint)
 
 
 # --- layout
@@ -469,7 +489,8 @@ def test_options_reach_vllm() -> None:
     assert options["max_model_len"] == 64 and options["rounding"] == pa_fast.Rounding(
         "stochastic", 3
     )
-    assert (options["store"], options["residency"], options["dtype"]) == ("dense", "device", "auto")
+    assert (options["store"], options["dtype"]) == ("dense", "auto")
+    assert "residency" not in options  # that of the engine's own `load`
 
 
 def test_ray_asks_for_a_gpu_for_each_rank() -> None:

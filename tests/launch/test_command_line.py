@@ -3,6 +3,7 @@ results."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -13,7 +14,10 @@ from pathlib import Path
 import pytest
 from pa_kernels.cores import one_core
 
+import pa_fast.run
 from pa_fast import cli
+from pa_fast.errors import UsageError
+from pa_fast.launch import lockstep, ray
 from tests import patience
 from tests.engines.architectures import write_pair
 
@@ -163,3 +167,29 @@ def test_ranks_that_hold_one_model_write_one_run(
         assert called(*sweep, str(tmp_path / "other"), "--engine", "tensor-parallel", *options)
         refused = capsys.readouterr().err
         assert why in refused and "Traceback" not in refused
+
+
+def test_λ_that_the_store_is_not_for_are_refused_before_anything_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By whatever runs a sweep, for every engine: vLLM would take its time to start first."""
+
+    def load(*_: object, **__: object) -> None:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr(pa_fast.run, "engine", load)
+    for engine in pa_fast.run.ENGINES:
+        job = pa_fast.run.SweepSpec(
+            "base", "instruct", "0,1.5", (SWEEP[6],), str(tmp_path), store="packed", engine=engine
+        )
+        for way in (
+            pa_fast.run.run,
+            lockstep.run,
+            lambda job: ray.run(job, 2),
+            lambda job: list(pa_fast.run.run_points(job, [0, 1.5])),
+        ):
+            with pytest.raises(UsageError, match=r"λ = 1.5 is outside \[0, 1\]") as raised:
+                way(job)
+            assert "use the dense store" in str(raised.value.hint)
+    with pytest.raises(AssertionError, match="a model was loaded"):
+        pa_fast.run.run(dataclasses.replace(job, lambdas="0,1"))

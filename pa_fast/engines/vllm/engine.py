@@ -12,33 +12,21 @@ import difflib
 import inspect
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
-
-from pa_kernels.reference import CHECKSUM_VERSION
+from typing import Any
 
 from pa_fast.base import Continuation, Generation, Lambda
-from pa_fast.checkpoint.folder import check_companions, resolve
-from pa_fast.checkpoint.pair import PairOptions, pair
-from pa_fast.checkpoint.reader import Checkpoint
-from pa_fast.checkpoint.safetensors import read_object
-from pa_fast.engines import options
-from pa_fast.engines.tokenizer import stop_tokens, tokenizer_of
+from pa_fast.engines.served.arguments import PairArguments
+from pa_fast.engines.served.model import NEW_TOKENS, ServedModel
 from pa_fast.engines.vllm import supported
 from pa_fast.engines.vllm.loader import FORMAT
-from pa_fast.engines.vllm.weights import EngineWeights, Workers
-from pa_fast.engines.vllm.worker_weights import EXTENSION
+from pa_fast.engines.vllm.stack import EXTENSION
+from pa_fast.engines.vllm.workers import RpcWorkers
 from pa_fast.errors import EngineError, MissingExtra, PaFastError, UsageError, first_line
 from pa_fast.foreign import one_line
 from pa_fast.rounding import Rounding
 from pa_fast.rules import LambdaRule, RuleLike
-from pa_fast.stores import registry
 from pa_fast.stores.store import Store
-
-if TYPE_CHECKING:
-    from pa_fast.checkpoint.pair import Pair
 
 _OURS = ("load_format", "worker_extension_cls", "model")
 _HARMLESS = (
@@ -47,8 +35,8 @@ _HARMLESS = (
 )
 """Arguments of vLLM that may differ between parts of one sweep."""
 
-_PROMPT_TOKENS = (5, 70)
-_NEW_TOKENS = 8
+_unclosed: set[int] = set()
+"""Ids of the engines that `load` started and nothing has closed."""
 
 
 def load(
@@ -113,7 +101,10 @@ def load(
         rule=rule,
         tokenizer=tokenizer,
         allow_nonfinite=allow_nonfinite,
-        pairing=PairOptions.of(extra_rows, one_sided, ignore_config, strip_prefix),
+        extra_rows=extra_rows,
+        one_sided=one_sided,
+        ignore_config=ignore_config,
+        strip_prefix=strip_prefix,
     )
     if asked.words is None and not engine_args.get("skip_tokenizer_init"):
         raise EngineError(
@@ -137,10 +128,8 @@ def load(
     except PaFastError:
         raise
     except Exception as error:
-        raise EngineError(
-            f"vLLM cannot start: {type(error).__name__}: {_reason(error)}",
-            "vllm.LLM with the same arguments on the instruct folder shows the whole of it",
-        ) from error
+        raise _of_start(error) from error
+    _unclosed.add(id(llm))
     try:
         return LambdaLLM(llm, asked, engine_args=engine_args)
     except BaseException:
@@ -148,22 +137,7 @@ def load(
         raise
 
 
-def attach(
-    llm: Any,
-    base: str | Path,
-    instruct: str | Path,
-    *,
-    store: str | Store = "dense",
-    residency: str = "device",
-    rounding: str | Rounding = "nearest",
-    rule: RuleLike | None = None,
-    tokenizer: str | Path | None = None,
-    allow_nonfinite: bool = False,
-    extra_rows: str = "instruct",
-    one_sided: str | None = None,
-    ignore_config: Iterable[str] = (),
-    strip_prefix: str | Iterable[str] = (),
-) -> LambdaLLM:
+def attach(llm: Any, base: str | Path, instruct: str | Path, **options: Any) -> LambdaLLM:
     """Bind a pair to the running engine `llm`, and return it at λ = 0.
 
     Args:
@@ -171,8 +145,8 @@ def attach(
             `worker_extension_cls=pa_fast.vllm.EXTENSION`. Memory beside its key-value blocks is
             needed for what the store keeps: lower its `gpu_memory_utilization`, or pass
             `residency="host"`.
-
-    The others are those of `load`.
+        base, instruct: as for `load`.
+        options: those of `load` from `store` to `strip_prefix`.
 
     Example:
         llm = vllm.LLM(instruct, worker_extension_cls=pa_fast.vllm.EXTENSION)
@@ -182,17 +156,7 @@ def attach(
         as `load`.
     """
     _require_vllm()
-    asked = PairArguments.of(
-        base,
-        instruct,
-        store=store,
-        residency=residency,
-        rounding=rounding,
-        rule=rule,
-        tokenizer=tokenizer,
-        allow_nonfinite=allow_nonfinite,
-        pairing=PairOptions.of(extra_rows, one_sided, ignore_config, strip_prefix),
-    )
+    asked = PairArguments.of(base, instruct, **options)
     config = llm.llm_engine.vllm_config
     supported.check(config)
     started = Path(config.model_config.model)
@@ -204,97 +168,9 @@ def attach(
     return LambdaLLM(llm, asked, bind=True)
 
 
-@dataclass(frozen=True)
-class PairArguments:
-    """The arguments of `load` and `attach`, checked, with the folders found and paired.
-
-    Attributes:
-        stop_tokens: ids that end a text for either side or the tokenizer.
-        identity: values that must be equal for a sweep to be resumed.
-        words: the tokenizer in the folder `tokenizer`, or None.
-    """
-
-    base: Path
-    instruct: Path
-    tokenizer: Path
-    store: Store
-    residency: str
-    rounding: Rounding
-    rule: LambdaRule | None
-    allow_nonfinite: bool
-    pairing: PairOptions
-    notes: tuple[str, ...]
-    stop_tokens: tuple[int, ...]
-    identity: Mapping[str, Any]
-    words: Any
-
-    @classmethod
-    def of(
-        cls,
-        base: str | Path,
-        instruct: str | Path,
-        *,
-        store: str | Store,
-        residency: str,
-        rounding: str | Rounding,
-        rule: RuleLike | None,
-        tokenizer: str | Path | None,
-        allow_nonfinite: bool,
-        pairing: PairOptions,
-    ) -> PairArguments:
-        """Return the arguments; pairs the folders by their headers."""
-        followed = None if rule is None else LambdaRule.of(rule)
-        rounded, held = Rounding.of(rounding), registry.named(store)
-        folders = resolve(base), resolve(instruct)
-        with Checkpoint.open(folders[0]) as b, Checkpoint.open(folders[1]) as i:
-            check_companions(i.folder)
-            paired = pair(b, i, pairing)
-            if followed is not None:
-                followed.touched([name for name in paired.names if paired.is_lerped(name)])
-            spoken = folders[1] if tokenizer is None else resolve(tokenizer)
-            words = tokenizer_of(spoken)
-            identity = {
-                **_identity(paired, words),
-                "store": held.describe(),
-                "rounding": str(rounded),
-                **({} if followed is None else {"rule": followed.document()}),
-            }
-        return cls(
-            *folders,
-            spoken,
-            held,
-            residency,
-            rounded,
-            followed,
-            allow_nonfinite,
-            pairing,
-            tuple(paired.notes),
-            tuple(stop_tokens(words, _speaker(b.folder, b.config), _speaker(i.folder, i.config))),
-            identity,
-            words,
-        )
-
-    def for_workers(self) -> dict[str, Any]:
-        """Return the argument of `WorkerWeights.bind`, of plain values."""
-        return {
-            "base": str(self.base.absolute()),
-            "instruct": str(self.instruct.absolute()),
-            "pairing": self.pairing.document(),
-            "store": [self.store.name, dataclasses.asdict(self.store)],  # type: ignore[call-overload]
-            "residency": self.residency,
-            "rounding": str(self.rounding),
-            "rule": None if self.rule is None else self.rule.document(),
-            "allow_nonfinite": self.allow_nonfinite,
-        }
-
-
-class LambdaLLM:
-    """One engine of vLLM whose weights follow λ. Make one with `pa_fast.vllm.load` or `attach`;
-    implements `pa_fast.Engine`.
-
-    Its constructor compares answers: those of the engine as vLLM loaded instruct with those at λ =
-    1, and those after vLLM loaded base with those at λ = 0: tokens and log-likelihoods, bit for
-    bit.
+class LambdaLLM(ServedModel):
+    """One engine of vLLM whose weights follow λ. Make one with `pa_fast.vllm.load` or `attach`; see
+    `ServedModel` for its attributes.
 
     Example:
         lm = pa_fast.vllm.load("base", "instruct")
@@ -303,18 +179,12 @@ class LambdaLLM:
 
     Attributes:
         llm: the `vllm.LLM`.
-        weights: the `EngineWeights` behind it.
-        tokenizer: the tokenizer used at every λ.
-        stop_tokens: ids that end a text for either model or for the tokenizer.
-        notes: what a user should know of the loaded pair.
-        on_progress: called with (requests done, requests in all) within `loglikelihood` and
-            `generate`; None, or set by a sweep.
 
     Raises:
         EngineError: a proof failed.
     """
 
-    model = None
+    engine, longest = "vLLM", "max_model_len"
 
     def __init__(
         self,
@@ -324,67 +194,33 @@ class LambdaLLM:
         engine_args: Mapping[str, Any] | None = None,
     ):
         self.llm = llm
-        self.on_progress: Callable[[int, int], object] | None = None
-        self.tokenizer = asked.words
-        self.stop_tokens = asked.stop_tokens
-        self._salt = "λ of no switch"
-        self._seen = 0
-        workers = Workers(llm.collective_rpc, _death_of(llm))
-        prompts = self._fixed_prompts()
-        untouched = None
-        if bind:
-            self._reset_caches()
-            untouched = self._answers(prompts)
-            workers.call("bind", asked.for_workers())
-        self.weights = EngineWeights(workers, self._is_idle, asked.rule)
-        self._compare_answers(prompts, untouched)
-        self.identity = {**asked.identity, **_of_engine(llm, engine_args or {})}
-        self.configuration = {
-            "base": str(asked.base.absolute()),
-            "instruct": str(asked.instruct.absolute()),
-            "tokenizer": str(asked.tokenizer.absolute()),
-            "device": str(llm.llm_engine.vllm_config.device_config.device_type),
-        }
-        self.notes = [*asked.notes, *self._notes()]
-        self.set_lambda(0.0)
-
-    @property
-    def lam(self) -> float | None:
-        """The λ that vLLM's parameters hold."""
-        return self.weights.lam
+        super().__init__(RpcWorkers(llm.collective_rpc, _death_of(llm)), asked, bind)
+        self.identity = {"engine": "vllm", **self.identity, **_of_engine(llm, engine_args or {})}
+        device = str(llm.llm_engine.vllm_config.device_config.device_type)
+        self.configuration = {**self.configuration, "device": device}
+        self.notes += _of_version()
 
     @property
     def positions(self) -> int:
         """The most tokens of a request: vLLM keeps room for one new token."""
         return int(self.llm.llm_engine.model_config.max_model_len) - 1
 
-    def set_lambda(self, lam: float | LambdaRule) -> None:
-        """Write W(λ) into vLLM's parameters, drop what was computed at the last λ, and let vLLM's
-        outputs carry λ and checksum as their `weight_version`.
+    @property
+    def vocabulary(self) -> int:
+        """The number of token ids that the model knows."""
+        return int(self.llm.llm_engine.model_config.get_vocab_size())
 
-        Raises:
-            UsageError, WeightsError, EngineError: see `EngineWeights.set_lambda`.
-            EngineError: see `on_weights_changed`.
-        """
-        self.weights.set_lambda(lam)
-        self.on_weights_changed()
+    def set_lambda(self, lam: float | LambdaRule) -> None:
+        """See `ServedModel.set_lambda`. vLLM's outputs carry λ and checksum as their
+        `weight_version`."""
+        super().set_lambda(lam)
         version = getattr(self.llm.llm_engine, "set_weight_version", None)
         if version is not None and self.weights.lam is not None:
             version(weight_version(self.weights.lam, self.weights.checksum()))
 
-    def on_weights_changed(self) -> None:
-        """Check that vLLM's models consist of the parameters that were bound, and drop key-value
-        blocks and encoder outputs of the last λ. Requests from now on have a `cache_salt` of their
-        own too.
-
-        Raises:
-            EngineError: a parameter was added, moved or removed, or vLLM keeps blocks because a
-                request is unfinished.
-        """
-        self.weights.inventory()
-        self._reset_caches()
-
-    def _reset_caches(self) -> None:
+    def reset_caches(self) -> None:
+        """Drop key-value blocks and encoder outputs of the last λ; see
+        `ServedModel.reset_caches`."""
         if not self.llm.reset_prefix_cache():
             raise EngineError(
                 "vLLM could not drop the key-value blocks of the last λ: a request still holds"
@@ -394,10 +230,6 @@ class LambdaLLM:
         reset_encoder = getattr(self.llm.llm_engine, "reset_encoder_cache", None)
         if reset_encoder is not None:
             reset_encoder()
-        weights = getattr(self, "weights", None)
-        self._seen = 0 if weights is None else weights.switches
-        key = None if weights is None or weights.lam is None else Lambda(weights.lam).key
-        self._salt = f"λ = {key}, switch {self._seen}"
 
     def loglikelihood(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[Continuation]:
         """Score N (context ids, continuation ids); see `pa_fast.Engine`.
@@ -406,14 +238,8 @@ class LambdaLLM:
             EngineError: an empty context, or a request that leaves no room for the one new token
                 that vLLM wants.
         """
-        for number, (context, continuation) in enumerate(pairs):
-            if not context:
-                raise EngineError(
-                    f"request {number} has an empty context", "score after one token at least"
-                )
-            self._check(number, context + continuation)
         outputs = self._run(
-            [context + continuation for context, continuation in pairs],
+            self.check_pairs(pairs),
             temperature=0.0,
             max_tokens=1,
             prompt_logprobs=0,
@@ -441,8 +267,7 @@ class LambdaLLM:
         """
         from vllm import SamplingParams
 
-        for number, prompt in enumerate(prompts):
-            self._check(number, prompt)
+        self.check_requests(prompts)
         chosen = [
             SamplingParams(
                 n=config.n,
@@ -463,21 +288,6 @@ class LambdaLLM:
             for one in output.outputs
         ]
 
-    def _check(self, number: int, ids: Sequence[int]) -> None:
-        """Refuse a request that vLLM would, before others are queued beside it."""
-        size = int(self.llm.llm_engine.model_config.get_vocab_size())
-        if not 0 < len(ids) <= self.positions:
-            raise EngineError(
-                f"request {number} has {len(ids)} tokens, and vLLM takes 1 to {self.positions}",
-                "raise max_model_len, or shorten the requests" if ids else "give it a token",
-            )
-        wrong = next((id for id in ids if not 0 <= id < size), None)
-        if wrong is not None:
-            raise EngineError(
-                f"request {number} has token id {wrong}, and the model has 0 to {size - 1}",
-                "tokenise with the tokenizer of the pair",
-            )
-
     def answer(self, prompts: Sequence[list[int]], params: Any) -> list[Any]:
         """Compute `prompts` together at the present λ, and return vLLM's outputs in their order.
 
@@ -490,11 +300,10 @@ class LambdaLLM:
         Raises:
             EngineError: vLLM did not answer all of them, or `on_weights_changed` failed.
         """
-        if self._is_stale:
-            self.on_weights_changed()
-        requests = [{"prompt_token_ids": list(p), "cache_salt": self._salt} for p in prompts]
-        if not requests:
+        if not prompts:
             return []
+        salt = self.salt()
+        requests = [{"prompt_token_ids": list(p), "cache_salt": salt} for p in prompts]
         with self._paused():
             self.llm.enqueue(requests, params, use_tqdm=False)
         bar: Any = False if self.on_progress is None else _bar(self.on_progress, len(requests))
@@ -511,12 +320,6 @@ class LambdaLLM:
 
         return self.answer(prompts, SamplingParams(detokenize=False, **params))
 
-    @property
-    def _is_stale(self) -> bool:
-        """Whether λ was set since the caches were dropped."""
-        weights = getattr(self, "weights", None)
-        return weights is not None and weights.switches != self._seen
-
     @contextlib.contextmanager
     def _paused(self) -> Iterator[None]:
         """Keep vLLM from scheduling within the block, where it runs in a process of its own."""
@@ -529,29 +332,17 @@ class LambdaLLM:
         finally:
             self.llm.wake_up(tags=["scheduling"])
 
-    def _is_idle(self) -> bool:
+    def is_idle(self) -> bool:
+        """Return whether no request is unfinished."""
         return not self.llm.llm_engine.has_unfinished_requests()
 
     def close(self) -> None:
         """Shut the engine down."""
         _shut_down(self.llm)
 
-    def __repr__(self) -> str:
-        return f"<LambdaLLM at λ = {self.lam}: {self.weights!r}>"
-
-    # --- proof by answers
-
-    def _fixed_prompts(self) -> list[list[int]]:
-        size = int(self.llm.llm_engine.model_config.get_vocab_size())
-        longest = max(1, self.positions - _NEW_TOKENS)
-        return [
-            [(31 * k + 7 * start) % (size - 3) + 3 for k in range(min(length, longest))]
-            for start, length in enumerate(_PROMPT_TOKENS)
-        ]
-
-    def _answers(self, prompts: list[list[int]]) -> list[Any]:
-        """Return tokens and log-likelihoods of fixed prompts, every float."""
-        greedy: dict[str, Any] = dict(max_tokens=_NEW_TOKENS, logprobs=0, ignore_eos=True)
+    def fixed_answers(self, prompts: list[list[int]]) -> list[Any]:
+        """See `ServedModel.fixed_answers`."""
+        greedy: dict[str, Any] = dict(max_tokens=NEW_TOKENS, logprobs=0, ignore_eos=True)
         scored: dict[str, Any] = dict(max_tokens=1, prompt_logprobs=0)
         return [
             [(t, step[t].logprob) for t, step in zip(one.token_ids, one.logprobs)]
@@ -564,37 +355,6 @@ class LambdaLLM:
             ]
             for output in self._run(prompts, temperature=0.0, **scored)
         ]
-
-    def _compare_answers(self, prompts: list[list[int]], untouched: list[Any] | None) -> None:
-        """Compare answers at both ends of λ with those of weights that vLLM itself loaded."""
-        for side, lam in (("instruct", 1.0), ("base", 0.0)):
-            if side == "base":
-                self.weights.load(side)
-            self._reset_caches()
-            loaded = self._answers(prompts)
-            if side == "instruct" and untouched is not None and loaded != untouched:
-                raise EngineError(
-                    "vLLM's answers changed when the pair was bound, with the same weights",
-                    "its answers depend on more than the weights: start it anew, and do not use it"
-                    " before the pair is bound",
-                )
-            if self.weights.followed is not None:
-                continue  # neither end of a rule is a side
-            self.weights.set_lambda(lam)
-            self._reset_caches()
-            if self._answers(prompts) != loaded:
-                raise EngineError(
-                    f"vLLM's answers at λ = {lam:g} are not those of {side} as vLLM loads it,"
-                    " though all parameters are equal",
-                    "something beside the parameters holds weights: sweep this architecture with"
-                    " the transformers engine",
-                )
-
-    def _notes(self) -> list[str]:
-        version = metadata_version()
-        if version.split("+")[0] == supported.TESTED:
-            return []
-        return [f"vLLM {version}: pa_fast was tested with {supported.TESTED}"]
 
 
 def weight_version(lam: float | str, checksum: int | None = None) -> str:
@@ -609,6 +369,14 @@ def metadata_version() -> str:
     import vllm
 
     return str(vllm.__version__)
+
+
+def _of_version() -> list[str]:
+    """Return a note where vLLM is another release than the tested one."""
+    version = metadata_version()
+    if version.split("+")[0] == supported.TESTED:
+        return []
+    return [f"vLLM {version}: pa_fast was tested with {supported.TESTED}"]
 
 
 def _require_vllm() -> None:
@@ -644,18 +412,21 @@ def _death_of(llm: Any) -> Callable[[], bool] | None:
     return lambda: bool(resources.engine_dead)
 
 
+def _of_start(error: Exception) -> EngineError:
+    """Return what an exception of vLLM's start means."""
+    return EngineError(
+        f"vLLM cannot start: {type(error).__name__}: {_reason(error)}",
+        "an engine that this process started before was not closed, and one that is dropped still"
+        " holds its memory and its state: call its close() first, or start another process"
+        if _unclosed
+        else "vllm.LLM with the same arguments on the instruct folder shows the whole of it",
+    )
+
+
 def _shut_down(llm: Any) -> None:
+    _unclosed.discard(id(llm))
     with contextlib.suppress(Exception):
         llm.llm_engine.engine_core.shutdown()
-
-
-def _identity(paired: Pair, tokenizer: Any) -> dict[str, Any]:
-    return {
-        "engine": "vllm",
-        "checksum": CHECKSUM_VERSION,
-        **options.of_sides(paired.base, paired.instruct),
-        **options.of_tokenizer(tokenizer),
-    }
 
 
 def _of_engine(llm: Any, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -674,26 +445,6 @@ def _of_engine(llm: Any, given: Mapping[str, Any]) -> dict[str, Any]:
         "enforce_eager": config.model_config.enforce_eager,
         "own_process": _has_own_process(llm),
     }
-
-
-def _speaker(folder: Path, config: Mapping[str, Any]) -> Any:
-    """Return the configurations of a model that say where its texts end.
-
-    Args:
-        config: its config.json, for a class that transformers does not have.
-    """
-    from transformers import AutoConfig
-
-    try:
-        spoken = AutoConfig.from_pretrained(
-            str(folder), local_files_only=True, trust_remote_code=False
-        )
-    except (OSError, ValueError, KeyError):
-        ends = config.get("text_config", config).get("eos_token_id")
-        spoken = SimpleNamespace(get_text_config=lambda: SimpleNamespace(eos_token_id=ends))
-    path = folder / "generation_config.json"
-    generation = SimpleNamespace(**read_object(path)) if path.exists() else None
-    return SimpleNamespace(config=spoken, generation_config=generation)
 
 
 def _seed(seed: int | None, number: int) -> int | None:

@@ -26,7 +26,8 @@ def _register() -> None:
     from vllm.model_executor.model_loader import register_model_loader
     from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 
-    from pa_fast.engines.vllm.worker_weights import weights_of
+    from pa_fast.engines.served.worker_weights import weights_of
+    from pa_fast.engines.vllm.stack import VllmStack
 
     @register_model_loader(FORMAT)
     class PairLoader(DefaultModelLoader):
@@ -42,5 +43,5 @@ def _register() -> None:
             )
             asked = (vllm_config.additional_config or {}).get(FORMAT)
             if asked is not None:
-                weights_of(model, vllm_config).bind_at_load(model, asked)
+                weights_of(model, VllmStack(vllm_config)).bind_at_load(model, asked)
             return model

@@ -33,7 +33,8 @@ def register() -> None:
 
 def _engine(base: Any) -> type:
     from pa_fast.base import Lambda
-    from pa_fast.engines.vllm.worker_weights import weights_of
+    from pa_fast.engines.served.worker_weights import WorkerWeights, weights_of
+    from pa_fast.engines.vllm.stack import VllmStack
 
     @dataclass
     class PairInfo(base.WeightTransferInitInfo):
@@ -58,19 +59,22 @@ def _engine(base: Any) -> type:
 
         def init_transfer_engine(self, init_info: Any) -> None:
             asked = {"base": init_info.base, "instruct": init_info.instruct, **init_info.options}
-            weights_of(self.model, self.vllm_config).bind(self.model, asked)
+            self._weights().bind(self.model, asked)
 
         def start_weight_update(self) -> None:
             pass
 
         def receive_weights(self, update_info: Any) -> None:
-            weights = weights_of(self.model, self.vllm_config)
-            weights.set_lambda(self.model, Lambda(update_info.lam).key, update_info.rows)
+            key = Lambda(update_info.lam).key
+            self._weights().set_lambda(self.model, key, update_info.rows)
 
         def finish_weight_update(self) -> None:
             pass
 
         def shutdown(self) -> None:
             pass
+
+        def _weights(self) -> WorkerWeights:
+            return weights_of(self.model, VllmStack(self.vllm_config))
 
     return LambdaTransfer

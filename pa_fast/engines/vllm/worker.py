@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from pa_fast.engines.served.worker_weights import answer
 from pa_fast.engines.vllm import cpu, loader, transfer
-from pa_fast.engines.vllm.worker_weights import weights_of
-from pa_fast.errors import PaFastError
+from pa_fast.engines.vllm.stack import VllmStack
 
 loader.register()
 transfer.register()
@@ -21,16 +21,8 @@ class Extension:
     """One method, whose name vLLM has no other use for."""
 
     def pa_call(self, method: str, *arguments: Any) -> dict[str, Any]:
-        """Call `method` of this worker's `WorkerWeights`.
-
-        Returns:
-            `value`, or `error`: class, message and hint of a PaFastError. Between processes vLLM
-            passes on no class of an exception.
-        """
+        """Call `method` of this worker's `WorkerWeights`; see `answer`. Between processes vLLM
+        passes on no class of an exception."""
         worker: Any = self
-        try:
-            model = worker.model_runner.get_model()
-            weights = weights_of(model, worker.vllm_config)
-            return {"value": getattr(weights, method)(model, *arguments)}
-        except PaFastError as error:
-            return {"error": [type(error).__name__, error.message, error.hint]}
+        model = worker.model_runner.get_model()
+        return answer(model, VllmStack(worker.vllm_config), method, arguments)

@@ -1,11 +1,13 @@
-"""In a worker of vLLM: live weights over the parameters of its model, and what proves them."""
+"""In a worker of an engine: live weights over the parameters of its model, and what proves them."""
 
 from __future__ import annotations
 
+import contextlib
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import pa_kernels
 
@@ -14,7 +16,7 @@ from pa_fast.checkpoint.pair import Pair, PairOptions, is_head, pair
 from pa_fast.checkpoint.reader import Checkpoint
 from pa_fast.checkpoint.safetensors import FLOATS, torch_dtype
 from pa_fast.checkpoint.streaming import MergeSpec
-from pa_fast.engines.vllm import cpu, layout, supported
+from pa_fast.engines.served import layout
 from pa_fast.errors import EngineError, PaFastError, UsageError, WeightsError, first_line
 from pa_fast.live.sources import Sources
 from pa_fast.live.weights import LiveWeights
@@ -25,18 +27,51 @@ from pa_fast.stores import registry
 if TYPE_CHECKING:
     import torch
 
-EXTENSION = "pa_fast.engines.vllm.worker.Extension"
-"""The `worker_extension_cls` of vLLM."""
-
 PROOF = Lambda("1/3")
-"""The interior λ at which a switch is compared with a merge that vLLM loads."""
+"""The interior λ at which a switch is compared with a merge that the engine loads."""
+
+
+class Stack(Protocol):
+    """The engine that a worker belongs to, as far as its weights are concerned.
+
+    Attributes:
+        name: of the engine, in messages.
+        keeps_weights: what to start the engine with, where its parameters are empty.
+        dtype: that the model computes in.
+        world, rank: the workers that the model is split over, and which of them this one is.
+    """
+
+    name: ClassVar[str]
+    keeps_weights: ClassVar[str]
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    @property
+    def world(self) -> int: ...
+
+    @property
+    def rank(self) -> int: ...
+
+    def check(self, model: Any) -> None:
+        """Raise EngineError where something runs that is not supported."""
+        ...
+
+    def reload(self, model: Any, tensors: layout.NamedTensors) -> set[str]:
+        """Load `tensors` into the parameters of `model` as the engine loads a checkpoint, in place;
+        return the names of the parameters that were loaded."""
+        ...
+
+    def after_write(self, model: Any) -> None:
+        """Make again what the engine makes of the parameters, after these were written."""
+        ...
 
 
 class WorkerWeights:
     """The live weights of one worker. All methods take its model first, and return plain values."""
 
-    def __init__(self, config: Any):
-        self._config = config
+    def __init__(self, stack: Stack):
+        self._stack = stack
         self._error: PaFastError | None = None
         self._live: LiveWeights | None = None
         self._sides: dict[str, Path] = {}
@@ -51,17 +86,10 @@ class WorkerWeights:
     # --- binding
 
     def bind_at_load(self, model: Any, asked: Mapping[str, Any]) -> None:
-        """`bind`, whose error is raised by the first call: what a loader raises in a process of
-        vLLM reaches nobody."""
-        try:
+        """`bind`, whose error is raised by the first call: what a loader raises in a worker process
+        reaches nobody."""
+        with contextlib.suppress(PaFastError):  # `bind` has kept it
             self.bind(model, asked)
-        except PaFastError:
-            pass  # `bind` has kept it
-        except Exception as error:  # of vLLM's own loading
-            self._error = EngineError(
-                f"vLLM cannot load the pair anew: {type(error).__name__}: {first_line(error)}",
-                "sweep it with the transformers engine",
-            )
 
     def bind(self, model: Any, asked: Mapping[str, Any]) -> dict[str, Any]:
         """Bind the pair, see `_bind`; a worker binds once.
@@ -72,9 +100,9 @@ class WorkerWeights:
         """
         if self._live is not None:
             raise UsageError(
-                f"this vLLM engine follows a pair already: {self._sides['base']} and"
+                f"this {self._stack.name} engine follows a pair already: {self._sides['base']} and"
                 f" {self._sides['instruct']}",
-                "use the LambdaLLM that was made of it, or start another engine",
+                "use what its binding returned, or start another engine",
             )
         if self._error is not None:
             raise self._error
@@ -83,17 +111,25 @@ class WorkerWeights:
         except PaFastError as error:
             self._live, self._key, self._error = None, None, error
             raise
+        except Exception as error:  # of the engine's own loading
+            self._live, self._key = None, None
+            self._error = EngineError(
+                f"{self._stack.name} cannot load the pair anew: {type(error).__name__}:"
+                f" {first_line(error)}",
+                "sweep it with the transformers engine",
+            )
+            raise self._error from error
 
     def _bind(self, model: Any, asked: Mapping[str, Any]) -> dict[str, Any]:
-        """Make the parameters of `model`, which holds the instruct side as vLLM loaded it, follow
-        λ, after these proofs, in this order:
+        """Make the parameters of `model`, which holds the instruct side as the engine loaded it,
+        follow λ, after these proofs, in this order:
 
-        1. what runs is supported (`supported.check`);
-        2. the files are of the dtype that vLLM computes in;
+        1. what runs is supported (`Stack.check`);
+        2. the files are of the dtype that the engine computes in;
         3. no name of either side is left out, no parameter is empty;
         4. instruct, loaded again through `Pair`, equals the parameters as started, bit for bit, and
            so do all other tensors of the model, and those of base;
-        5. the switch to λ = 1/3 equals the merge at 1/3, loaded by vLLM.
+        5. the switch to λ = 1/3 equals the merge at 1/3, loaded by the engine.
 
         Args:
             asked: `base`, `instruct`, and options: `pairing`, `store`, `residency`, `rounding`,
@@ -102,38 +138,37 @@ class WorkerWeights:
         Returns:
             The report: `tensors`, `bytes`, `memory`, `store`.
 
-        The weights hold instruct afterwards, as vLLM loads it; no λ is set.
+        The weights hold instruct afterwards, as the engine loads it; no λ is set.
 
         Raises:
             PaFastError: a proof failed. The model must not be used then.
         """
-        supported.check(self._config)
+        self._stack.check(model)
         self._sides = {side: Path(asked[side]) for side in ("base", "instruct")}
         self._pairing = PairOptions.read(asked.get("pairing", {}))
         rounding = Rounding.parse(asked.get("rounding", "nearest"))
         rule = LambdaRule(asked["rule"]) if asked.get("rule") else None
         name, options = asked.get("store") or ("dense", {})
         store = registry.STORES[name](**options)
-        tensor_parallel = self._config.parallel_config.tensor_parallel_size
-        if rounding.is_stochastic and tensor_parallel > 1:
+        if rounding.is_stochastic and self._stack.world > 1:
             raise UsageError(
-                f"stochastic rounding of a model that is split over {tensor_parallel} ranks",
-                "use rounding nearest, or tensor_parallel_size=1",
+                f"stochastic rounding of a model that is split over {self._stack.world} ranks",
+                "use rounding nearest, or one rank",
             )
         if not store.lossless or store.attached:
             raise UsageError(
-                f"vLLM's weights cannot be held as `{store.describe()}`, which loses some of the"
-                " delta",
+                f"{self._stack.name}'s weights cannot be held as `{store.describe()}`, which loses"
+                " some of the delta",
                 "use dense, packed, or sparse exact",
             )
         started = self._copies(model)
         empty = [name for name, tensor in started.items() if not tensor.numel()]
         if empty:
             raise EngineError(
-                f"vLLM has dropped the weights of `{empty[0]}`"
-                + (f" and {len(empty) - 1} more" if len(empty) > 1 else ""),
-                f"start it with worker_extension_cls={EXTENSION!r}, which keeps them",
+                f"{self._stack.name} has dropped the weights of `{empty[0]}`{_more(empty)}",
+                self._stack.keeps_weights,
             )
+        self._pointers = _pointers(model)
         others = layout.others(model)
         with (
             Checkpoint.open(self._sides["base"]) as base,
@@ -143,7 +178,8 @@ class WorkerWeights:
             self._check_head(model, paired)
             file_dtype = self._file_dtype(paired)
             if rule is not None or rounding.is_stochastic:
-                self._origins = layout.Origins.traced(model, self._config, paired)
+                load = functools.partial(self._stack.reload, model)
+                self._origins = layout.Origins.traced(model, load, paired)
             sides = {}
             for side in ("base", "instruct"):
                 sides[side] = self._captured(model, paired, side, others)
@@ -165,7 +201,6 @@ class WorkerWeights:
             if rule is not None:
                 self._live.follow(rule)
             self._prove(model, paired, MergeSpec.of(PROOF, rounding, rule=rule))
-        self._pointers = _pointers(model)
         self.load(model, "instruct")
         self._report = {
             "tensors": len(live),
@@ -178,30 +213,31 @@ class WorkerWeights:
     def report(self, model: Any) -> dict[str, Any]:
         """Return the report of `bind`, and the checksums of both sides of each tensor."""
         self._bound()
-        return {**self._report, "sums": self._sums, "rank": _rank()}
+        return {**self._report, "sums": self._sums, "rank": self._stack.rank}
 
     def _captured(
         self, model: Any, paired: Pair, side: str, others: Mapping[str, torch.Tensor]
     ) -> dict[str, torch.Tensor]:
         """Load `side` and return copies of the parameters, on the host."""
-        known = {n: p.data_ptr() for n, p in layout.parameters(model).items()}
-        loaded = layout.reload(model, self._config, layout.tensors_of(paired, side))
-        missing = sorted(known.keys() - loaded)
+        loaded = self._stack.reload(model, layout.tensors_of(paired, side))
+        if moved := self._moved(model):
+            raise EngineError(
+                f"{self._stack.name} moved or replaced `{moved[0]}`{_more(moved, ' parameters')}"
+                f" when it loaded {side}",
+                "sweep this pair with the transformers engine",
+            )
+        missing = sorted(layout.parameters(model).keys() - loaded)
         if missing:
             raise EngineError(
-                f"vLLM loads nothing of {side} into `{missing[0]}`"
-                + (f" and {len(missing) - 1} more parameters" if len(missing) > 1 else ""),
+                f"{self._stack.name} loads nothing of {side} into `{missing[0]}`"
+                f"{_more(missing, ' parameters')}",
                 "both folders must hold every weight of the model",
-            )
-        if {n: p.data_ptr() for n, p in layout.parameters(model).items()} != known:
-            raise EngineError(
-                f"vLLM moved or replaced parameters when it loaded {side}",
-                "sweep this pair with the transformers engine",
             )
         derived = next(iter(layout.unlike(others, layout.others(model))), None)
         if derived is not None:
             raise EngineError(
-                f"vLLM's `{derived}` is made of the weights of {side}, and would not follow λ",
+                f"{self._stack.name}'s `{derived}` is made of the weights of {side}, and would not"
+                " follow λ",
                 "sweep this pair with the transformers engine",
             )
         return self._copies(model)
@@ -222,11 +258,10 @@ class WorkerWeights:
         unlike = list(layout.unlike(started, loaded))
         if unlike:
             raise EngineError(
-                f"`{unlike[0]}`"
-                + (f" and {len(unlike) - 1} more parameters" if len(unlike) > 1 else "")
-                + " of instruct, loaded into vLLM a second time, are not what vLLM started with",
-                "vLLM lays these weights out anew when it starts, and only then: sweep this"
-                " architecture with the transformers engine",
+                f"`{unlike[0]}`{_more(unlike, ' parameters')} of instruct, loaded into"
+                f" {self._stack.name} a second time, are not what {self._stack.name} started with",
+                f"{self._stack.name} lays these weights out anew when it starts, and only then:"
+                " sweep this architecture with the transformers engine",
             )
 
     def _check_head(self, model: Any, paired: Pair) -> None:
@@ -235,8 +270,8 @@ class WorkerWeights:
         shared = len(every) > len({p.data_ptr() for p in every.values()})
         if paired.is_untied or (shared and _has_own_head(paired)):
             raise EngineError(
-                "the merge of this pair has an output head of its own, and vLLM started on instruct"
-                " shares the embedding's storage with it",
+                "the merge of this pair has an output head of its own, and"
+                f" {self._stack.name} started on instruct shares the embedding's storage with it",
                 "sweep it with the transformers engine, or make both sides say"
                 " tie_word_embeddings: false in config.json and store the head",
             )
@@ -245,7 +280,7 @@ class WorkerWeights:
         """Return the dtype of all float tensors in the files.
 
         Raises:
-            EngineError: there are several, or vLLM computes in a narrower one.
+            EngineError: there are several, or the engine computes in a narrower one.
         """
         found: dict[str, str] = {}
         for name in paired.names:
@@ -253,15 +288,15 @@ class WorkerWeights:
                 dtype = paired.stored(side, name).dtype
                 if dtype in FLOATS:
                     found.setdefault(dtype, f"`{name}` of {side}")
-        held = self._config.model_config.dtype
+        held = self._stack.dtype
         exact = {d: torch_dtype(d) for d in found}
         if len(found) > 1 or any(d != held and held.itemsize < 4 for d in exact.values()):
             odd = next(d for d in found if exact[d] != held)
             raise EngineError(
-                f"{found[odd]} is {odd} in its file, and vLLM computes in"
+                f"{found[odd]} is {odd} in its file, and {self._stack.name} computes in"
                 f" {str(held).removeprefix('torch.')}: it would round each side before the merge",
-                "start vLLM with the dtype of the files (dtype=), or convert both sides to one"
-                " dtype first",
+                f"start {self._stack.name} with the dtype of the files (dtype=), or convert both"
+                " sides to one dtype first",
             )
         return next(iter(exact.values()))
 
@@ -269,16 +304,15 @@ class WorkerWeights:
         live = self._bound()
         live.set_lambda(spec.lam)
         written = live.checksum()
-        layout.reload(model, self._config, layout.merged_tensors(paired, spec))
+        self._stack.reload(model, layout.merged_tensors(paired, spec))
         self._loaded = True
         wrong = live.changed()
         if wrong or live.checksum() != written:
             raise EngineError(
-                f"the switch to λ = {spec.lam.key} is not the merge that vLLM loads:"
-                f" `{wrong[0] if wrong else 'no tensor'}` differs"
-                + (f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""),
-                "vLLM converts these weights as it loads them: sweep this pair with the"
-                " transformers engine",
+                f"the switch to λ = {spec.lam.key} is not the merge that {self._stack.name} loads:"
+                f" `{wrong[0] if wrong else 'no tensor'}`{_more(wrong)} differs",
+                f"{self._stack.name} converts these weights as it loads them: sweep this pair with"
+                " the transformers engine",
             )
 
     # --- calls
@@ -296,7 +330,7 @@ class WorkerWeights:
             live.resync({n: t.clone() for n, t in self._views(layout.parameters(model)).items()})
         self._loaded = False
         live.set_lambda(lam)
-        cpu.pack(model)
+        self._stack.after_write(model)
         self._key = key
         return key
 
@@ -309,15 +343,15 @@ class WorkerWeights:
         return self._key if self._bound().lam is not None else None
 
     def load(self, model: Any, side: str) -> None:
-        """Load `side` as vLLM loads a checkpoint, in place of a λ."""
+        """Load `side` as the engine loads a checkpoint, in place of a λ."""
         self._loaded, self._key = True, None
         with (
             Checkpoint.open(self._sides["base"]) as base,
             Checkpoint.open(self._sides["instruct"]) as instruct,
         ):
             paired = pair(base, instruct, self._pairing)
-            layout.reload(model, self._config, layout.tensors_of(paired, side))
-        cpu.pack(model)  # vLLM leaves that of a tied head as it was
+            self._stack.reload(model, layout.tensors_of(paired, side))
+        self._stack.after_write(model)  # vLLM leaves what it packed of a tied head as it was
 
     def checksum(self, model: Any) -> str:
         """Return `LiveWeights.checksum` in hex."""
@@ -341,7 +375,7 @@ class WorkerWeights:
         return list(self._bound().aim(self._own(copies)))
 
     def _own(self, copies: Sequence[str]) -> set[str] | None:
-        return self._sums.keys() - set(copies) if copies and _rank() else None
+        return self._sums.keys() - set(copies) if copies and self._stack.rank else None
 
     def inventory(self, model: Any) -> None:
         """Raise EngineError where the model no longer consists of the parameters that were
@@ -349,13 +383,18 @@ class WorkerWeights:
         self._check_storage(model)
 
     def _check_storage(self, model: Any) -> None:
-        now = _pointers(model)
-        odd = next((n for n in {**self._pointers, **now} if self._pointers.get(n) != now.get(n)), 0)
-        if odd:
+        if moved := self._moved(model):
             raise EngineError(
-                f"vLLM's parameter `{odd}` was added, removed or moved since the pair was bound",
+                f"{self._stack.name}'s parameter `{moved[0]}`{_more(moved)} was added, removed or"
+                " moved since the pair was bound",
                 "start the engine again, and leave its model alone",
             )
+
+    def _moved(self, model: Any) -> list[str]:
+        """Return the names of parameters that are not, or not where, they were before the pair was
+        bound."""
+        then, now = self._pointers, _pointers(model)
+        return [name for name in {**then, **now} if then.get(name) != now.get(name)]
 
     def _bound(self) -> LiveWeights:
         if self._error is not None:
@@ -374,19 +413,29 @@ def _sums(sides: Mapping[str, Mapping[str, torch.Tensor]], name: str) -> list[st
     return [f"{total:016x}" for total in pa_kernels.checksum([s[name] for s in sides.values()])]
 
 
-def _rank() -> int:
-    from vllm.distributed import get_tensor_model_parallel_rank
-
-    return int(get_tensor_model_parallel_rank())
-
-
 def _has_own_head(paired: Pair) -> bool:
     return any(is_head(name) for name in paired.names)
 
 
-def weights_of(model: Any, config: Any) -> WorkerWeights:
-    """Return the live weights of `model`, new ones at the first call."""
+def _more(names: Sequence[str], what: str = "") -> str:
+    return f" and {len(names) - 1} more{what}" if len(names) > 1 else ""
+
+
+def weights_of(model: Any, stack: Stack) -> WorkerWeights:
+    """Return the live weights of `model`, new ones of `stack` at the first call."""
     if not isinstance(getattr(model, "pa_fast", None), WorkerWeights):
-        model.pa_fast = WorkerWeights(config)
+        model.pa_fast = WorkerWeights(stack)
     known: WorkerWeights = model.pa_fast
     return known
+
+
+def answer(model: Any, stack: Stack, method: str, arguments: Sequence[Any]) -> dict[str, Any]:
+    """Call `method` of the live weights of `model`, for a driver in another process.
+
+    Returns:
+        `value`, or `error`: class, message and hint of a PaFastError.
+    """
+    try:
+        return {"value": getattr(weights_of(model, stack), method)(model, *arguments)}
+    except PaFastError as error:
+        return {"error": [type(error).__name__, error.message, error.hint]}

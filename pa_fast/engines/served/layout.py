@@ -1,9 +1,9 @@
-"""Where the elements of a checkpoint lie in a vLLM model: learned through vLLM's own loading, with
-no table of names."""
+"""Where the elements of a checkpoint lie in an engine's model: learned through the engine's own
+loading, with no table of names."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
 
 NamedTensors = Iterator[tuple[str, "torch.Tensor"]]
-"""(name in the checkpoint, tensor), as vLLM's models load them."""
+"""(name in the checkpoint, tensor), as models of vLLM and SGLang load them."""
 
 _DIGIT = 255
 """Labels are written in digits of 1 to 255, which bf16 and fp16 hold exactly; 0 is padding."""
@@ -43,34 +43,6 @@ def merged_tensors(pair: Pair, spec: MergeSpec) -> NamedTensors:
         yield name, out.view(pair.shapes[name])
         pair.check_unchanged(name)
         pair.release(name)
-
-
-def reload(model: Any, config: Any, tensors: NamedTensors) -> set[str]:
-    """Load `tensors` into the parameters of `model` as vLLM loads a checkpoint, in place, its
-    post-processing included; return the names of the parameters that were loaded.
-
-    Raises:
-        EngineError: this model does not say which parameters it loaded.
-    Source: the three steps of `vllm.model_executor.model_loader.reload.reload_weights`, which
-        keeps the names to itself.
-    """
-    import torch
-    from vllm.config import set_current_vllm_config
-    from vllm.model_executor.model_loader.reload import (
-        finalize_layerwise_reload,
-        initialize_layerwise_reload,
-    )
-
-    with set_current_vllm_config(config), torch.no_grad():
-        initialize_layerwise_reload(model)
-        loaded = model.load_weights(tensors)
-        finalize_layerwise_reload(model, config.model_config)
-    if loaded is None:
-        raise EngineError(
-            f"vLLM's {type(model).__name__} does not say which parameters it loads",
-            "sweep this architecture with the transformers engine",
-        )
-    return set(loaded)
 
 
 def parameters(model: Any) -> dict[str, torch.Tensor]:
@@ -119,22 +91,25 @@ class Origins:
     mixed: Mapping[str, tuple[str, ...]]
 
     @classmethod
-    def traced(cls, model: Any, config: Any, pair: Pair) -> Origins:
+    def traced(cls, model: Any, load: Callable[[NamedTensors], object], pair: Pair) -> Origins:
         """Learn the origins: load the number of each checkpoint tensor in place of its elements.
 
         The parameters of `model` hold numbers afterwards, and have to be loaded again.
+
+        Args:
+            load: loads tensors into `model` as the engine does.
 
         Cost: two loads of the model, which read no file.
         """
         names = list(pair.names)
         if len(names) > _DIGIT * _DIGIT:
             raise EngineError(
-                f"a λ rule or stochastic rounding over {len(names):,} tensors in vLLM",
+                f"a λ rule or stochastic rounding over {len(names):,} tensors in one engine",
                 f"at most {_DIGIT * _DIGIT:,} can be told apart: use one λ for all tensors",
             )
         digits = []
         for place in (1, _DIGIT):
-            reload(model, config, _labels(pair, names, place))
+            load(_labels(pair, names, place))
             digits.append({name: p.detach().clone() for name, p in parameters(model).items()})
         parts: list[Part] = []
         mixed: dict[str, tuple[str, ...]] = {}

@@ -1,38 +1,35 @@
-"""The live weights of all workers of one vLLM engine, as seen from its driver."""
+"""The live weights of all workers of one engine, as seen from its driver."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeout
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
-from typing import Any
+from typing import Any, ClassVar
 
 from pa_fast import errors
 from pa_fast.base import Lambda
 from pa_fast.checkpoint.provenance import combine
-from pa_fast.errors import EngineError, PaFastError, UsageError, WeightsError, first_line
+from pa_fast.errors import EngineError, UsageError, WeightsError
 from pa_fast.live.memory import Memory
 from pa_fast.rules import LambdaRule
 
-Rpc = Callable[..., list[Any]]
-"""`collective_rpc(method, args=…)`: the results of all workers, by rank."""
-
-_LOOK_S = 0.5
-"""How often a call looks whether vLLM's process lives."""
-
 
 class Workers:
-    """Calls to the `WorkerWeights` of every worker.
+    """Calls to the `WorkerWeights` of every worker. A subclass carries them there and back.
 
-    Args:
-        rpc: `vllm.LLM.collective_rpc`.
-        died: returns whether vLLM's own process has died; None where it has none.
+    Attributes:
+        engine: the name of the engine, in messages.
     """
 
-    def __init__(self, rpc: Rpc, died: Callable[[], bool] | None = None):
-        self._rpc, self._died = rpc, died
+    engine: ClassVar[str]
+
+    def answers(self, method: str, arguments: tuple[Any, ...]) -> list[dict[str, Any]]:
+        """Call `method` in every worker and return what `worker_weights.answer` did, by rank.
+
+        Raises:
+            EngineError: a call did not reach a worker, or its answer did not come back.
+        """
+        raise NotImplementedError
 
     def call(self, method: str, *arguments: Any) -> list[Any]:
         """Call `method` in every worker and return the results by rank.
@@ -40,43 +37,17 @@ class Workers:
         Raises:
             PaFastError: a worker raised it; that of the first such rank, with the rank where there
                 are several.
-            EngineError: a worker has no such calls, or died.
+            EngineError: see `answers`.
         """
-        try:
-            answers = self._answers(method, arguments)
-        except PaFastError:
-            raise
-        except Exception as error:  # vLLM's own, of many kinds
-            raise _of_vllm(error) from error
+        answers = self.answers(method, arguments)
         if not answers:
-            raise EngineError("no worker of vLLM answered", "start the engine again")
+            raise EngineError(f"no worker of {self.engine} answered", "start the engine again")
         for rank, answer in enumerate(answers):
             if "error" in answer:
                 name, message, hint = answer["error"]
                 kind = getattr(errors, name, WeightsError)
                 raise kind(f"rank {rank}: {message}" if len(answers) > 1 else message, hint)
         return [answer["value"] for answer in answers]
-
-    def _answers(self, method: str, arguments: tuple[Any, ...]) -> list[Any]:
-        """Where vLLM has a process of its own, the call waits for ever if that dies meanwhile: so
-        another thread waits, and this one looks whether it lives."""
-        if self._died is None:
-            return self._rpc("pa_call", args=(method, *arguments))
-        outcome: Future[list[Any]] = Future()
-
-        def wait() -> None:
-            try:
-                outcome.set_result(self._rpc("pa_call", args=(method, *arguments)))
-            except BaseException as error:
-                outcome.set_exception(error)
-
-        threading.Thread(target=wait, name="pa_fast vLLM call", daemon=True).start()
-        while True:
-            try:
-                return outcome.result(timeout=_LOOK_S)
-            except FutureTimeout:
-                if not outcome.done() and self._died():
-                    raise RuntimeError("vLLM's process died during the call") from None
 
     def agreed(self, what: str, values: Sequence[Any]) -> Any:
         """Return the value that all ranks have.
@@ -87,7 +58,8 @@ class Workers:
         if any(value != values[0] for value in values):
             by_rank = ", ".join(f"rank {rank} has {value}" for rank, value in enumerate(values))
             raise EngineError(
-                f"the workers of vLLM differ in {what}: {by_rank}"[:500], "start the engine again"
+                f"the workers of {self.engine} differ in {what}: {by_rank}"[:500],
+                "start the engine again",
             )
         return values[0]
 
@@ -96,19 +68,34 @@ class EngineWeights:
     """Implements `pa_fast.base.Weights` over the workers of one engine: all of them hold the same
     λ, or `lam` is None.
 
+    Call `bind` or `join` before anything else.
+
     Args:
-        workers: they are bound.
+        workers: calls to them.
         idle: returns whether no request is unfinished.
         rule: the rule that the workers follow, or None.
     """
 
     def __init__(self, workers: Workers, idle: Callable[[], bool], rule: LambdaRule | None = None):
         self._workers, self._idle = workers, idle
-        self._reports = workers.call("report")
+        self._reports: list[dict[str, Any]] = []
         self.followed = rule
         self.rule: LambdaRule | None = None
         self._lam: Lambda | None = None
         self.switches = 0
+
+    def bind(self, asked: Mapping[str, Any]) -> None:
+        """Bind the pair in every worker; see `WorkerWeights.bind`."""
+        self._workers.call("bind", asked)
+        self.join()
+
+    def join(self) -> None:
+        """Read the reports of workers that are bound.
+
+        Raises:
+            PaFastError: one is not; if a proof failed when it was bound, that error.
+        """
+        self._reports = self._workers.call("report")
 
     @property
     def lam(self) -> float | None:
@@ -129,7 +116,7 @@ class EngineWeights:
         """Write W(λ) into the parameters of every worker; returns when all have written it, on a
         GPU queued it.
 
-        Answers of the engine are of this λ only after `LambdaLLM.on_weights_changed`, which drops
+        Answers of the engine are of this λ only after `ServedModel.on_weights_changed`, which drops
         the key-value blocks of the last one.
 
         Raises:
@@ -139,7 +126,7 @@ class EngineWeights:
         key, rows = _plain(lam)
         if not self._idle():
             raise EngineError(
-                "λ was to be set while vLLM computes requests",
+                f"λ was to be set while {self._workers.engine} computes requests",
                 "wait for them: a request is answered at one λ",
             )
         before = self._lam, self.rule
@@ -152,13 +139,14 @@ class EngineWeights:
         self.switches += 1
         if self._workers.agreed("λ", held) != key:
             raise WeightsError(
-                f"vLLM's workers hold λ = {held[0]}, not {key}", "set λ again, or start anew"
+                f"{self._workers.engine}'s workers hold λ = {held[0]}, not {key}",
+                "set λ again, or start anew",
             )
         self.rule = lam if isinstance(lam, LambdaRule) else self.followed and self.followed.at(lam)
         self._lam = Lambda(key)
 
     def load(self, side: str) -> None:
-        """Load `side` as vLLM loads a checkpoint: `lam` is None until λ is set again."""
+        """Load `side` as the engine loads a checkpoint: `lam` is None until λ is set again."""
         self._lam, self.rule = None, None
         self.switches += 1
         self._workers.call("load", side)
@@ -188,7 +176,8 @@ class EngineWeights:
             more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
             raise WeightsError(
                 f"live tensor `{wrong[0]}`{more} does not hold the merge at λ = {self._lam}",
-                "something else wrote to vLLM's parameters; set_lambda writes all of them again",
+                f"something else wrote to {self._workers.engine}'s parameters; set_lambda writes"
+                " all of them again",
             )
         return True
 
@@ -233,7 +222,10 @@ class EngineWeights:
         self._workers.call("inventory")
 
     def __repr__(self) -> str:
-        return f"<EngineWeights of {len(self._reports)} vLLM workers at λ = {self._lam}>"
+        return (
+            f"<EngineWeights of {len(self._reports)} {self._workers.engine} workers at λ ="
+            f" {self._lam}>"
+        )
 
 
 def _plain(lam: float | LambdaRule) -> tuple[str, Any]:
@@ -245,17 +237,3 @@ def _plain(lam: float | LambdaRule) -> tuple[str, Any]:
 def _ratio(parts: Sequence[Sequence[float]]) -> float:
     moved, whole = (sum(column) for column in zip(*parts))
     return moved / whole if whole else float("nan")
-
-
-def _of_vllm(error: Exception) -> EngineError:
-    """Return what an exception of vLLM's RPC means."""
-    text = first_line(error)
-    if isinstance(error, AttributeError) or "pa_call" in text:
-        return EngineError(
-            "this vLLM engine has no worker extension of pa_fast",
-            "start it with worker_extension_cls=pa_fast.vllm.EXTENSION, or use pa_fast.vllm.load",
-        )
-    return EngineError(
-        f"a call to vLLM's workers failed: {type(error).__name__}: {text}",
-        "a worker may have died, and λ is not known: start the engine again",
-    )
