@@ -408,6 +408,7 @@ def dense_kernel(
             x = tl.fma(near - far, scale * -1.0, near)
             tl.store(out_ptr, rounded(x, draw, offset, OUT, INTERMEDIATE, IS_STOCHASTIC))
     else:
+        PER_WORD: tl.constexpr = 64 // OUT.primitive_bitwidth
         end = tl.minimum(tl.load(sizes + t), offset + BLOCK)
         totals = tl.zeros((TAIL,), tl.int64)
         moveds_here, distances_here = tl.zeros((TAIL,), tl.float32), tl.zeros((TAIL,), tl.float32)
@@ -421,7 +422,6 @@ def dense_kernel(
             w = keep_bits(w, b, i, lam, OUT, INTERMEDIATE)
             tl.store(w_ptr + offsets, w, mask=mask)
             if RECORDS:
-                PER_WORD: tl.constexpr = 64 // OUT.primitive_bitwidth
                 term = in_word(w, offsets) * odd_low(offsets // PER_WORD % CHUNK)
                 totals += tl.where(mask, term, 0)
                 delta = widen(i) - widen(b)

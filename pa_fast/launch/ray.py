@@ -62,16 +62,18 @@ def run(job: SweepSpec, workers: int, progress: Progress | None = None) -> Sweep
     check_store(job, schedule.points)
     gpus = 0 if job.device == "cpu" else None
     make = functools.partial(opened, job, schedule.points)
-    return sweep(
-        make,
-        schedule,
-        out,
-        workers,
-        gpus=gpus,
-        ranks=job.ranks,
-        overwrite=job.overwrite,
-        progress=progress,
-    )
+    # stdout is for data, and Ray prints there that a worker died
+    with contextlib.redirect_stdout(sys.stderr):
+        return sweep(
+            make,
+            schedule,
+            out,
+            workers,
+            gpus=gpus,
+            ranks=job.ranks,
+            overwrite=job.overwrite,
+            progress=progress,
+        )
 
 
 def sweep(

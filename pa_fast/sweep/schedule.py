@@ -127,8 +127,12 @@ class Schedule:
             objective=None if self.objective is None else full_name(self.objective, evaluators),
             keep={full_name(name, evaluators): share for name, share in self.keep.items()},
         )
-        check_question(resolved.needed(evaluators)[0], resolved.keep)
-        return resolved
+        if not resolved.keep:
+            return resolved
+        # by name: the first evaluator of a run folder may be another than that of this sweep
+        objective = resolved.needed(evaluators)[0]
+        check_question(objective, resolved.keep)
+        return replace(resolved, objective=objective)
 
     def needed(self, evaluators: Sequence[str]) -> list[str]:
         """Return the evaluators whose scores decide which λ follow."""

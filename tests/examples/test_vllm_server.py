@@ -189,13 +189,13 @@ class Served:
         return found
 
 
-Test = Callable[[Served], Awaitable[None]]
+Scenario = Callable[[Served], Awaitable[None]]
 
 
-def served(workers: int = 1) -> Callable[[Test], Callable[[], None]]:
+def served(workers: int = 1) -> Callable[[Scenario], Callable[[], None]]:
     """Run a test in an event loop, with a server that has started."""
 
-    def decorate(test: Test) -> Callable[[], None]:
+    def decorate(test: Scenario) -> Callable[[], None]:
         async def run() -> None:
             server = Served(workers)
             assert await server.start() == [{"type": "lifespan.startup.complete"}]

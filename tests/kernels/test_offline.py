@@ -58,7 +58,7 @@ if VERSION >= (3, 7):
 
 LOOPS = {
     (8, "size"): (40.0, 16.0, 80),
-    (16, "size"): (88.0, 38.5, 80),
+    (16, "size"): (88.0, 39.0, 80),
     (8, "speed"): (18.0, 7.0, 72),
 }
 """Of packed kernels by width and layout, instructions a weight in the loop, those of NVIDIA's ALU,

@@ -74,6 +74,18 @@ def test_workers_on_ray_give_the_results_of_one_process(
     assert_same(tmp_path / "run", whole)
 
 
+def test_what_ray_prints_is_not_among_the_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def prints(*_: object, **__: object) -> None:
+        print("(raylet) A worker died")
+
+    monkeypatch.setattr("pa_fast.launch.ray.sweep", prints)
+    assert called(*SWEEP, "--out", str(tmp_path / "run"), "--workers", "2") == 0
+    shown = capsys.readouterr()
+    assert shown.out == "" and "A worker died" in shown.err
+
+
 def test_shards_give_the_results_of_one_process(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -269,6 +269,15 @@ def test_questions_that_are_none_are_refused_wherever_they_are_asked(
             analyse(result.evaluations(), **asked)
 
 
+def test_the_objective_beside_a_share_is_the_first_of_the_sweep(tmp_path: Path) -> None:
+    engine, (icl, follow) = planted.made()
+    sweep(engine, "0,1", [follow], tmp_path, figure=False)
+    result = pa_fast.sweep(
+        engine, "0,0.5,1", [icl, follow], tmp_path, keep={"follow": 0.5}, figure=False
+    )
+    assert result.evaluators[0] == "follow" and result.answer().objective.name == "icl"
+
+
 @pytest.mark.parametrize("keep", [None, {"follow": 0.9}])
 @pytest.mark.parametrize("shape", ["peak +5", "flat", "monotone"])
 def test_reasons_name_the_range_of_the_answer(
