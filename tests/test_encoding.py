@@ -12,6 +12,7 @@ import pytest
 import pa_fast
 from pa_fast.errors import DataError, EvaluatorError, OutputError, PairError, UsageError
 from pa_fast.run import SweepSpec, check_confirm, confirm, run
+from pa_fast.stores.file import DeltaFile
 from pa_fast.stores.registry import STORES
 
 DEMO = Path(__file__).parents[1] / "examples" / "demo"
@@ -207,6 +208,24 @@ def test_a_delta_goes_to_a_lora_folder_and_back(tmp_path: Path) -> None:
         assert found.float().equal(expected.float())
     with pytest.raises(UsageError, match="is a LoRA folder"):
         pa_fast.encode(BASE, tmp_path / "lora", tmp_path / "other", "sparse")
+
+
+@pytest.mark.parametrize("rank", [1, 8, 15, 17])
+def test_a_rank_is_the_rank_of_file_footer_and_lora(rank: int, tmp_path: Path) -> None:
+    delta, options = tmp_path / "delta", f"lowrank, rank {rank}, seed 0"
+    report = pa_fast.encode(BASE, INSTRUCT, delta, "lowrank", rank=rank)
+    kinds = {row.name: row.kind for row in report.tensors}
+    with DeltaFile.open(delta) as file:
+        assert report.options == file.description.options == options
+        entries = [file.entry(name) for name, kind in kinds.items() if kind == "factors"]
+    assert entries and {entry.u.shape[-1] for entry in entries} == {rank}
+    lm = pa_fast.load(BASE, delta=delta)
+    lm.set_lambda(0.3)
+    assert lm.weights.verify()
+    exported = pa_fast.export_lora(delta, BASE, tmp_path / "lora", partial=True)
+    assert set(exported.ranks.values()) == {rank}
+    config = json.loads((tmp_path / "lora" / "adapter_config.json").read_text())
+    assert config["r"] == config["lora_alpha"] == rank and config["rank_pattern"] == {}
 
 
 def test_a_text_shows_what_a_delta_does_to_the_model(tmp_path: Path) -> None:
