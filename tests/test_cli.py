@@ -219,6 +219,22 @@ def test_failed_points_end_with_exit_code_1_and_their_reason(
     assert "python:greedy" in (place / "runs/a/results.csv").read_text()
 
 
+def test_a_wrong_instruct_beside_a_delta_costs_no_point(
+    pair: tuple[str, str],
+    place: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    encode = ["encode", *pair, "--format", "lowrank", "--rank", "1", "--out", "d.lr"]
+    assert run(monkeypatch, *encode) == 0
+    assert "lowrank, rank 1, seed 0" in capsys.readouterr().out
+    base, instruct = pair
+    assert run(monkeypatch, *sweep((base, base), "runs/a", "--delta", "d.lr")) == 1
+    assert "was encoded from an instruct model of quick fingerprint" in capsys.readouterr().err
+    assert not (place / "runs").exists() and not (place / "calls").exists()
+    assert run(monkeypatch, *sweep((base, instruct), "runs/a", "--delta", "d.lr")) == 0
+
+
 def test_the_hint_of_a_failed_point_stands_below_it_once(
     pair: tuple[str, str],
     place: pathlib.Path,
