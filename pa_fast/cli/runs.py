@@ -324,11 +324,13 @@ def _run(
             f"{len(result.failures)} of"
             f" {format_count(len(result.failures) + len(result.rows), 'point')} failed",
             (
-                "run the same command again to try the failed points once more"
+                "the same command tries the failed points once more, and keeps the finished ones:"
+                " run it again at once where the cause may have passed, such as a lack of memory;"
+                " else mend first what the message names"
                 if any(failure.evaluator not in failing for failure in result.failures)
                 else (
-                    "they fail alike at every λ: mend what the message names; finished points are"
-                    " kept"
+                    "they fail alike at every λ: mend what the message names, then run the same"
+                    " command again; finished points are kept"
                 )
             ),
         )
