@@ -106,6 +106,7 @@ class Repeats:
 
 
 _NUMBER = re.compile(r"(-?\d+(?:\.\d+)?(?:/\d+|[eE][-+]?\d+)?)")
+"""What may be a λ in a message: a decimal number, or a fraction."""
 
 
 def failing_alike(result: SweepResult) -> set[str]:
