@@ -241,8 +241,6 @@ def check_confirm(job: SweepSpec) -> None:
         UsageError: there is no instruct model, or the delta is lossless.
         PairError: the delta is of another instruct model.
     """
-    from pa_fast.checkpoint.folder import resolve
-    from pa_fast.checkpoint.reader import Checkpoint
     from pa_fast.live import opening
     from pa_fast.stores import registry
 
@@ -255,15 +253,42 @@ def check_confirm(job: SweepSpec) -> None:
     )
     if held.lossless and not held.attached:
         raise UsageError("nothing to confirm: this delta loses nothing", "leave out --confirm")
-    if job.delta is not None:
-        with Checkpoint.open(resolve(job.instruct)) as instruct:
-            fingerprint, expected = instruct.quick_fingerprint(), held.instruct.quick
-        if fingerprint != expected:
-            raise PairError(
-                f"{job.delta} was encoded from an instruct model of quick fingerprint {expected},"
-                f" {job.instruct} has {fingerprint}",
-                "confirm with the instruct model that the delta stands for",
-            )
+    check_beside_delta(job)
+
+
+def check_beside_delta(job: SweepSpec) -> None:
+    """Check that the instruct model named beside a delta file is the one that it was encoded from,
+    before a sweep of hours.
+
+    The file of an adapter, or of tensors that came from no files, has no instruct model to compare.
+
+    Cost: reads the headers of the instruct model, and samples of its weights.
+
+    Raises:
+        PairError: it is another one.
+        CheckpointError: one of the two cannot be read.
+    """
+    from pa_fast.checkpoint.folder import resolve
+    from pa_fast.checkpoint.pair import stripped
+    from pa_fast.checkpoint.reader import Checkpoint
+    from pa_fast.live import opening
+
+    if job.instruct is None or job.delta is None:
+        return
+    held = opening.description_of(job.delta)
+    expected = held.instruct.quick
+    if expected is None or held.instruct == held.base:
+        return
+    with Checkpoint.open(resolve(job.instruct)) as instruct:
+        # of the names that it was encoded under
+        fingerprint = stripped(instruct, job.strip_prefix).quick_fingerprint()
+    if fingerprint != expected:
+        raise PairError(
+            f"{job.delta} was encoded from an instruct model of quick fingerprint {expected},"
+            f" {job.instruct} has {fingerprint}",
+            "name the instruct model that the delta stands for, or none; --tokenizer takes the"
+            " tokenizer of another folder",
+        )
 
 
 def opened(

@@ -44,6 +44,9 @@ def refuses(engine):
 def broken(engine):
     raise RuntimeError("no such luck")
 
+def names_its_own_λ(engine):
+    raise RuntimeError(f"no luck at {engine.weights.lam}")
+
 def replaces(engine):
     import torch
     head = engine.model.lm_head
@@ -217,6 +220,48 @@ def test_failed_points_end_with_exit_code_1_and_their_reason(
     assert "2 of 3 points failed" in shown
     assert "Traceback" not in shown
     assert "python:greedy" in (place / "runs/a/results.csv").read_text()
+
+
+@pytest.mark.parametrize(
+    ("evaluator", "lambdas", "alike"),
+    [
+        ("broken", "0.5", False),
+        ("broken", "0,0.5", True),
+        ("names_its_own_λ", "0.5", False),
+        ("names_its_own_λ", "0,0.5,1", True),
+    ],
+)
+def test_the_last_hint_of_failed_points_is_true(
+    evaluator: str,
+    lambdas: str,
+    alike: bool,
+    pair: tuple[str, str],
+    place: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    arguments = ["sweep", *pair, "--out", "runs/a", "--no-report", "--lambdas", lambdas]
+    assert run(monkeypatch, *arguments, "--eval", f"python:mine:{evaluator}") == 1
+    hint = " ".join(capsys.readouterr().err.rpartition("hint: ")[2].split())
+    assert "mend" in hint and "what the message names" in hint and "again" in hint
+    assert ("they fail alike at every λ" in hint) is alike
+    assert ("tries the failed points once more" in hint) is not alike
+
+
+def test_a_wrong_instruct_beside_a_delta_costs_no_point(
+    pair: tuple[str, str],
+    place: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    encode = ["encode", *pair, "--format", "lowrank", "--rank", "1", "--out", "d.lr"]
+    assert run(monkeypatch, *encode) == 0
+    assert "lowrank, rank 1, seed 0" in capsys.readouterr().out
+    base, instruct = pair
+    assert run(monkeypatch, *sweep((base, base), "runs/a", "--delta", "d.lr")) == 1
+    assert "was encoded from an instruct model of quick fingerprint" in capsys.readouterr().err
+    assert not (place / "runs").exists() and not (place / "calls").exists()
+    assert run(monkeypatch, *sweep((base, instruct), "runs/a", "--delta", "d.lr")) == 0
 
 
 def test_the_hint_of_a_failed_point_stands_below_it_once(

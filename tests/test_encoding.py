@@ -4,6 +4,7 @@ store confirms."""
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import pytest
 
 import pa_fast
 from pa_fast.errors import DataError, EvaluatorError, OutputError, PairError, UsageError
-from pa_fast.run import SweepSpec, check_confirm, confirm, run
+from pa_fast.run import SweepSpec, check_beside_delta, check_confirm, confirm, run
+from pa_fast.stores.file import DeltaFile
 from pa_fast.stores.registry import STORES
 
 DEMO = Path(__file__).parents[1] / "examples" / "demo"
@@ -84,6 +86,29 @@ def test_what_cannot_be_confirmed_is_refused_before_the_sweep(tmp_path: Path) ->
     check_confirm(spec(tmp_path, delta=str(tmp_path / "delta")))
     with pytest.raises(PairError, match="encoded from an instruct model of quick fingerprint"):
         check_confirm(spec(tmp_path, delta=str(tmp_path / "delta"), instruct=str(BASE)))
+
+
+@pytest.mark.parametrize(
+    ("format", "options"), [("packed", {}), ("lowrank", {"rank": 4}), ("dense", {})]
+)
+def test_another_instruct_model_beside_a_delta_is_refused(
+    format: str, options: dict[str, Any], tmp_path: Path
+) -> None:
+    pa_fast.encode(BASE, INSTRUCT, tmp_path / "delta", format, **options)
+    job = spec(tmp_path / "run", delta=str(tmp_path / "delta"))
+    check_beside_delta(job)
+    check_beside_delta(replace(job, instruct=None))
+    with pytest.raises(PairError, match="encoded from an instruct model of quick fingerprint"):
+        check_beside_delta(replace(job, instruct=str(BASE)))
+
+
+def test_an_instruct_model_beside_the_delta_of_an_adapter_has_no_files_to_compare(
+    tmp_path: Path,
+) -> None:
+    pa_fast.encode(BASE, INSTRUCT, tmp_path / "delta", "lowrank", rank=4)
+    pa_fast.export_lora(tmp_path / "delta", BASE, tmp_path / "lora", partial=True)
+    pa_fast.encode(BASE, tmp_path / "lora", tmp_path / "back", "lowrank")
+    check_beside_delta(spec(tmp_path / "run", delta=str(tmp_path / "back")))
 
 
 @pytest.mark.parametrize("how", ["store", "delta"])
@@ -207,6 +232,35 @@ def test_a_delta_goes_to_a_lora_folder_and_back(tmp_path: Path) -> None:
         assert found.float().equal(expected.float())
     with pytest.raises(UsageError, match="is a LoRA folder"):
         pa_fast.encode(BASE, tmp_path / "lora", tmp_path / "other", "sparse")
+
+
+@pytest.mark.parametrize("partial", [False, True])
+@pytest.mark.parametrize("format", sorted(set(STORES) - {"lowrank"}))
+def test_a_delta_of_which_nothing_fits_into_a_lora_says_so_at_once(
+    format: str, partial: bool, tmp_path: Path
+) -> None:
+    pa_fast.encode(BASE, INSTRUCT, tmp_path / "delta", format)
+    with pytest.raises(DataError, match="nothing in it fits into a LoRA") as caught:
+        pa_fast.export_lora(tmp_path / "delta", BASE, tmp_path / "lora", partial=partial)
+    assert "--format lowrank" in str(caught.value.hint) and not (tmp_path / "lora").exists()
+
+
+@pytest.mark.parametrize("rank", [1, 8, 15, 17])
+def test_a_rank_is_the_rank_of_file_footer_and_lora(rank: int, tmp_path: Path) -> None:
+    delta, options = tmp_path / "delta", f"lowrank, rank {rank}, seed 0"
+    report = pa_fast.encode(BASE, INSTRUCT, delta, "lowrank", rank=rank)
+    kinds = {row.name: row.kind for row in report.tensors}
+    with DeltaFile.open(delta) as file:
+        assert report.options == file.description.options == options
+        entries = [file.entry(name) for name, kind in kinds.items() if kind == "factors"]
+    assert entries and {entry.u.shape[-1] for entry in entries} == {rank}
+    lm = pa_fast.load(BASE, delta=delta)
+    lm.set_lambda(0.3)
+    assert lm.weights.verify()
+    exported = pa_fast.export_lora(delta, BASE, tmp_path / "lora", partial=True)
+    assert set(exported.ranks.values()) == {rank}
+    config = json.loads((tmp_path / "lora" / "adapter_config.json").read_text())
+    assert config["r"] == config["lora_alpha"] == rank and config["rank_pattern"] == {}
 
 
 def test_a_text_shows_what_a_delta_does_to_the_model(tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from pa_kernels.cores import one_core, over_cores
-from pa_kernels.lowrank import padded
 from pa_kernels.precision import full_precision
 from pa_kernels.reference import LIVE_DTYPES
 
@@ -146,12 +145,9 @@ def rank_for_energy(truncated: Truncated, share: float) -> int | None:
 def factors(truncated: Truncated, rank: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """U [M, R] and V [R, N] of the leading `rank` triplets for `LowRank`: each takes √s, so that
     neither leaves a 16-bit range.
-
-    R is padded with zeros to what `padded` wants.
     """
     root = truncated.s[:rank].sqrt()
-    u, v = (truncated.u[:, :rank] * root).to(dtype), (truncated.v[:rank] * root[:, None]).to(dtype)
-    return padded(u, v)
+    return (truncated.u[:, :rank] * root).to(dtype), (truncated.v[:rank] * root[:, None]).to(dtype)
 
 
 def _qr(tall: Tensor) -> tuple[Tensor, Tensor]:

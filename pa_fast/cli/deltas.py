@@ -62,7 +62,7 @@ def encode(
     ] = None,
     rank: Annotated[
         int | None,
-        typer.Option(metavar="R", help="lowrank: rank of every matrix; 64 by default."),
+        typer.Option(metavar="R", help="lowrank: rank of every matrix, from 1 on; 64 by default."),
     ] = None,
     energy: Annotated[
         float | None,

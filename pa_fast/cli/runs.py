@@ -91,7 +91,8 @@ def sweep(
     instruct: Annotated[
         str | None,
         typer.Argument(
-            metavar="INSTRUCT", help="The instruct checkpoint, λ = 1; not needed with --delta."
+            metavar="INSTRUCT",
+            help="The instruct checkpoint, λ = 1; not needed with --delta, and checked if given.",
         ),
     ] = None,
     store: Annotated[
@@ -260,7 +261,7 @@ def _run(
 ) -> None:
     """Run the sweep of a command line, and print its results."""
     from pa_fast.files import check_outside
-    from pa_fast.run import check_confirm
+    from pa_fast.run import check_beside_delta, check_confirm
     from pa_fast.run import confirm as run_again
     from pa_fast.sweep.driver import failing_alike
     from pa_fast.sweep.progress import Callbacks
@@ -277,8 +278,10 @@ def _run(
         )
     if confirm:
         check_confirm(job)
+    else:
+        check_beside_delta(job)
     check_outside(job.out, (job.base, job.instruct, job.tokenizer))
-    # a delta takes the place of INSTRUCT, which then serves to confirm alone
+    # a delta takes the place of INSTRUCT, which then serves to confirm and for its tokenizer alone
     swept = (
         job
         if job.delta is None
@@ -321,11 +324,13 @@ def _run(
             f"{len(result.failures)} of"
             f" {format_count(len(result.failures) + len(result.rows), 'point')} failed",
             (
-                "run the same command again to try the failed points once more"
+                "the same command tries the failed points once more, and keeps the finished ones:"
+                " run it again at once where the cause may have passed, such as a lack of memory;"
+                " else mend first what the message names"
                 if any(failure.evaluator not in failing for failure in result.failures)
                 else (
-                    "they fail alike at every λ: mend what the message names; finished points are"
-                    " kept"
+                    "they fail alike at every λ: mend what the message names, then run the same"
+                    " command again; finished points are kept"
                 )
             ),
         )

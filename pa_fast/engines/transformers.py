@@ -101,10 +101,16 @@ def load(
             stochastic rounding of tensors that are converted or split, or a rule that does not fit
             the checkpoint's names.
     """
-    if (instruct is None) == (delta is None):
+    if instruct is None and delta is None:
         raise UsageError(
-            "one of an instruct model and a delta file is needed",
+            "there is neither an instruct model nor a delta file",
             "give the instruct folder, or delta= (--delta)",
+        )
+    if instruct is not None and delta is not None:
+        raise UsageError(
+            f"the instruct model {instruct} and the delta file {delta} are given together, and"
+            " either is λ = 1",
+            "give one of them; tokenizer= takes a tokenizer alone",
         )
     options = LoadOptions.of(
         device,

@@ -18,6 +18,8 @@ from pa_fast.stores.store import Entry
 if TYPE_CHECKING:
     import torch
 
+_NAMED = "pass name → tensor, such as dict(model.named_parameters())"
+
 
 @dataclass(frozen=True)
 class Binding:
@@ -56,17 +58,16 @@ def bindings(
 
     Raises:
         PairError: names or shapes differ, or one storage has two different sources.
-        WeightsError: a live tensor cannot be written in place: not contiguous, overlapping,
-            aliasing a source, of an unsupported kind.
+        WeightsError: a side is no name → tensor, or a live tensor cannot be written in place: not
+            contiguous, overlapping, aliasing a source, of an unsupported kind.
         DataError: a tensor that is not interpolated differs between base and instruct.
     """
     import torch
 
+    for role, tensors in {"live": live, **sides}.items():
+        check_named(role, tensors)
     if not live:
-        raise WeightsError(
-            "there is nothing to bind: `live` is empty",
-            "pass name → tensor, such as dict(model.named_parameters())",
-        )
+        raise WeightsError("there is nothing to bind: `live` is empty", _NAMED)
     _check_names(live, sides)
     by_storage: dict[tuple[torch.device, int, int], Binding] = {}
     for name, tensor in live.items():
@@ -91,6 +92,14 @@ def bindings(
     if written:
         _check_overlap(checked)
     return checked
+
+
+def check_named(role: str, tensors: object) -> None:
+    """Raise WeightsError unless `tensors`, the ones of this role, have names."""
+    if not isinstance(tensors, Mapping):
+        raise WeightsError(
+            f"cannot bind: `{role}` is a {type(tensors).__name__}, and a dict is expected", _NAMED
+        )
 
 
 def _check_names(live: Mapping[str, object], sides: Mapping[str, Mapping[str, object]]) -> None:

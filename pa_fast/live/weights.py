@@ -25,7 +25,14 @@ from pa_fast.base import Lambda
 from pa_fast.checkpoint.provenance import combine
 from pa_fast.errors import UsageError, WeightsError
 from pa_fast.live import opening
-from pa_fast.live.binding import Binding, bindings, equal_bits, kept_bases, same_merge
+from pa_fast.live.binding import (
+    Binding,
+    bindings,
+    check_named,
+    equal_bits,
+    kept_bases,
+    same_merge,
+)
 from pa_fast.live.checkpoint_names import CheckpointNames
 from pa_fast.live.encoding import check_finite
 from pa_fast.live.endpoints import CheckedEndpoints, Endpoints, InitialWrite, check_live
@@ -44,6 +51,11 @@ from pa_fast.stores.store import Entry, Overwritten, Store
 
 if TYPE_CHECKING:
     import torch
+
+_REPLACED = (
+    "load or bind again, after everything that moves or replaces parameters: `.half()`, `.to()`,"
+    " `tie_weights`, loading"
+)
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -211,6 +223,10 @@ class LiveWeights:
                 written once.
             base, instruct: the same names and shapes. Read only; bf16, fp16, fp32 in any mix, on
                 any device. The base is kept until `close`; of instruct only what the store says.
+                They must not change as long as the weights are bound, which nothing checks: what is
+                kept is kept as it is, not copied, so later λ would lie between changed sources, and
+                `verify`, which merges from the same tensors, would not see it. Pass clones of the
+                tensors of a model that is trained on.
             store: how the delta is held: `dense` (or `auto`): both sides, as they are, on the live
                 tensors' device; `packed`: codes alone, bit for bit as dense, for λ from 0 to 1;
                 `sparse`: what differs, and the base wherever it is; `lowrank`: factors, an
@@ -281,7 +297,10 @@ class LiveWeights:
         """
         requested = store.store if isinstance(store, Plan) else registry.named(store)
         _check_store(requested, rounding)
-        sides = {"base": sources.base, "instruct": sources.instruct or {}}
+        sides = {
+            "base": sources.base,
+            "instruct": {} if sources.instruct is None else sources.instruct,
+        }
         bound = bindings(live, sides, sources.intermediate_dtype)
         planned = (
             store
@@ -514,6 +533,8 @@ class LiveWeights:
             WeightsError: closed, no base is at hand, or it is another one.
         """
         self._open()
+        if base is not None:
+            check_named("base", base)
         self._check_pointers()
         lam = 0.0 if self.lam is None else self.lam if self.rule is None else self.rule
         self._given, self._foreign = base, True
@@ -874,6 +895,11 @@ class LiveWeights:
 
     def _check_pointers(self) -> None:
         for name, tensor, pointer, form in self._watched:
+            if tensor.dtype != form[2] and _form(tensor)[:2] == form[:2]:
+                raise WeightsError(
+                    f"live tensor `{name}` was bound as {form[2]}, and is {tensor.dtype} now",
+                    f"{_REPLACED}; another dtype is asked for as the model is loaded (dtype=)",
+                )
             if _form(tensor) != form:
                 raise WeightsError(
                     f"live tensor `{name}` was bound as {form[2]} of shape {list(form[0])} and"
@@ -885,8 +911,7 @@ class LiveWeights:
                 raise WeightsError(
                     f"live tensor `{name}` has moved: bound at {pointer:#x}, now at"
                     f" {tensor.data_ptr():#x}",
-                    "bind after everything that moves or replaces parameters (`to`, `half`,"
-                    " `tie_weights`, loading)",
+                    _REPLACED,
                 )
 
 

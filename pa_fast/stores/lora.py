@@ -384,16 +384,16 @@ def export(
     with DeltaFile.open(delta) as file:
         _check_model(file, model)
         adapted, unfit = _fitting(file, layers(model))
+        if not adapted:
+            raise DataError(
+                f"{file.path}: nothing in it fits into a LoRA",
+                'encode the pair with --format lowrank (format="lowrank")',
+            )
         if unfit and not partial:
             raise DataError(
                 f"{file.path}: changes {len(unfit)} tensors that a LoRA cannot hold, such as"
                 f" {quoted(unfit[0])}",
                 "export the rest with --partial (partial=True), or merge the model instead",
-            )
-        if not adapted:
-            raise DataError(
-                f"{file.path}: nothing in it fits into a LoRA",
-                "encode the pair with the store `lowrank`",
             )
         ranks = {layer.path: factors.u.shape[-1] for layer, factors in adapted.items()}
         plan = _plan(adapted)

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 from pa_kernels import lowrank as merging
-from pa_kernels.lowrank import RANK_STEP
 from pa_kernels.svd import Truncated, factors, truncated_svd
+from pa_kernels.tiles import is_on_cpu
 from torch import Tensor
 
 from pa_fast.checkpoint.safetensors import TensorInfo
@@ -28,6 +28,9 @@ from pa_fast.stores.store import (
     shaped,
     spans,
 )
+
+_FIRST_RANK = 32
+"""Directions of the first decomposition of a matrix for an energy."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +49,7 @@ class LowRankStore(Store):
     for which factors would take more bytes, are held in full.
 
     Args:
-        rank: rank of every matrix; 64 by default.
+        rank: rank of every matrix; 64 by default. This very number: any from 1 on.
         energy: instead of `rank`: for each matrix the lowest rank that holds this share of
             ‖I − B‖², in (0, 1].
         budget_bytes: instead of `rank`: bytes of the whole delta. Each step of rank goes to the
@@ -55,7 +58,8 @@ class LowRankStore(Store):
         attached: leave the factors beside the weights of linear and embedding layers, with λ as a
             scalar of their forward pass, instead of merging them. Only `pa_fast.load` supports it.
 
-    Ranks are rounded up to multiples of 16, the step of a GPU's matrix units.
+    A GPU's matrix units take factors in steps of 16 ranks: factors of other ranks are padded with
+    zeros there, as they are bound. Entries, files and bytes are of the rank itself.
 
     Numerics: factors are U·√S and √S·V, rounded to the live dtype. A merge is
         `pa_kernels.reference.lowrank`, UV summed in fp32: one order, and so one result, per device.
@@ -127,7 +131,7 @@ class LowRankStore(Store):
             elif most and self.energy is not None:
                 cut = self._enough(source, most, self.energy)
             elif self.rank is not None and self.rank <= most:
-                cut = _decomposed(source, _stepped(self.rank), self.seed)
+                cut = _decomposed(source, self.rank, self.seed)
             yield DenseEntry(source.instruct.to(source.device)) if cut is None else cut.factors()
 
     def _enough(self, source: Source, most: int, share: float) -> _Decomposition | None:
@@ -135,12 +139,12 @@ class LowRankStore(Store):
         than the tensor in full."""
         rank = 0
         while rank < most:
-            rank = min(max(2 * rank, 2 * RANK_STEP), most)
+            rank = min(max(2 * rank, _FIRST_RANK), most)
             cut = _decomposed(source, rank, self.seed)
             held = [0.0, *cut.gains().cumsum(0).tolist()]
             enough = next((k for k, sum_ in enumerate(held) if sum_ >= share * cut.energy), None)
             if enough is not None:
-                return cut.cut(_stepped(enough))
+                return cut.cut(enough)
         return None
 
     def _paid(self, sources: Sequence[Source], budget: int) -> list[int]:
@@ -151,15 +155,19 @@ class LowRankStore(Store):
         if rest < 0:
             taken = f"the tensors without a rank alone take {whole}"
             raise UsageError(f"a budget of {budget} bytes, and {taken}", "give a larger budget")
-        costs = [RANK_STEP * rank_bytes(source) if top else 1 for source, top in zip(sources, most)]
+        costs = [rank_bytes(source) if top else 1 for source, top in zip(sources, most)]
         gains: list[list[float]] = []
         for source, top, cost in zip(sources, most, costs):
-            top = min(top, rest // cost * RANK_STEP)
-            gained = _decomposed(source, top, self.seed).gains() if top else torch.zeros(0)
-            gains.append(gained.view(-1, RANK_STEP).sum(1).tolist())
-        return [RANK_STEP * steps for steps in spend(gains, costs, rest)]
+            top = min(top, rest // cost)
+            gains.append(_decomposed(source, top, self.seed).gains().tolist() if top else [])
+        return spend(gains, costs, rest)
 
     def prepare(self) -> None:
+        # padded here, the kernel makes no copies of its own beside these
+        self.entries = [
+            entry if is_on_cpu(live) else Factors(*merging.padded(entry.u, entry.v))
+            for live, entry in zip(self.live, self.entries)
+        ]
         u, v = ([getattr(entry, side) for entry in self.entries] for side in ("u", "v"))
         self._merge = merging.LowRank(self.live, self.base, u, v, self.intermediate_dtypes)
 
@@ -218,8 +226,7 @@ def largest_rank(source: Source) -> int:
     sums = [side.sum(dtype=torch.float32) for side in (source.base, source.instruct)]
     if not all(bool(torch.isfinite(total)) for total in sums):
         return 0
-    most = min((source.instruct.nbytes - 1) // rank_bytes(source), *shape[-2:])
-    return most // RANK_STEP * RANK_STEP
+    return min((source.instruct.nbytes - 1) // rank_bytes(source), *shape[-2:])
 
 
 def rank_bytes(source: Source) -> int:
@@ -289,7 +296,3 @@ def _decomposed(source: Source, rank: int, seed: int) -> _Decomposition:
             "use a dense or a sparse store for this pair",
         ) from None
     return _Decomposition(source, rank, matrices)
-
-
-def _stepped(rank: int) -> int:
-    return -(-rank // RANK_STEP) * RANK_STEP

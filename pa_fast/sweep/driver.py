@@ -5,6 +5,7 @@ every λ are raised before the first one.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import cast
 
@@ -23,7 +24,7 @@ from pa_fast.sweep.entry import JournalEntry, Shard
 from pa_fast.sweep.point import MERGED_EVERY, check_reach, visit
 from pa_fast.sweep.progress import Callbacks, Progress, listening
 from pa_fast.sweep.recording import Recording
-from pa_fast.sweep.results import SweepResult
+from pa_fast.sweep.results import Failure, SweepResult
 from pa_fast.sweep.schedule import Schedule
 
 # --- evaluators that fail at every λ
@@ -104,18 +105,47 @@ class Repeats:
         return [name for name in names if name not in self._stuck]
 
 
+_NUMBER = re.compile(r"(-?\d+(?:\.\d+)?(?:/\d+|[eE][-+]?\d+)?)")
+"""What may be a λ in a message: a decimal number, or a fraction."""
+
+
 def failing_alike(result: SweepResult) -> set[str]:
     """Return the evaluators of `result` without any score whose failures, at two λ or more, have
-    the same message."""
-    errors: dict[str, list[str]] = {}
+    the same message, but for its own λ where it says that.
+
+    One failure alone, or different words, may have passed by the next attempt.
+    """
+    failures: dict[str, list[Failure]] = {}
     for failure in result.failures:
-        errors.setdefault(failure.evaluator, []).append(failure.error)
+        failures.setdefault(failure.evaluator, []).append(failure)
     scored = {row.evaluator for row in result.rows}
     return {
         name
-        for name, messages in errors.items()
-        if len(messages) > 1 and len(set(messages)) == 1 and name not in scored
+        for name, own in failures.items()
+        if len(own) > 1 and name not in scored and _same_words(own)
     }
+
+
+def _same_words(failures: Sequence[Failure]) -> bool:
+    """Return whether the messages differ at most where each says its own λ."""
+    messages = [_NUMBER.split(failure.error) for failure in failures]  # text, number, text, …
+    if len({len(message) for message in messages}) > 1:
+        return False
+    return all(
+        len(set(parts)) == 1
+        or (k % 2 == 1 and all(_says(part, one.lam) for part, one in zip(parts, failures)))
+        for k, parts in enumerate(zip(*messages))
+    )
+
+
+def _says(number: str, lam: Lambda) -> bool:
+    """Return whether `number` is λ, exactly or rounded to the decimals that it has."""
+    if "/" in number or number == lam.key:
+        return number == lam.key
+    value, decimals = float(lam), len(number.partition(".")[2])
+    return float(number) == value or (
+        decimals > 0 and float(number) == float(f"{value:.{decimals}f}")
+    )
 
 
 # --- driver

@@ -116,18 +116,18 @@ def test_another_base_is_refused(tmp_path: pathlib.Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "options",
+    ("options", "said"),
     [
-        {},
-        {"instruct": "x", "delta": "y"},
-        {"delta": "y", "store": "sparse"},
-        {"delta": "y", "dtype": "float16"},
+        ({}, "neither an instruct model nor a delta file"),
+        ({"instruct": "x", "delta": "y"}, "instruct model x and the delta file y are given"),
+        ({"delta": "y", "store": "sparse"}, "by itself how it is held"),
+        ({"delta": "y", "dtype": "float16"}, "by itself how it is held"),
     ],
 )
 def test_sides_that_contradict_each_other_are_wrong_usage(
-    options: dict[str, str], tmp_path: pathlib.Path
+    options: dict[str, str], said: str, tmp_path: pathlib.Path
 ) -> None:
-    with pytest.raises(UsageError):
+    with pytest.raises(UsageError, match=said):
         pa_fast.load(tmp_path, **options)  # type: ignore[arg-type]
 
 

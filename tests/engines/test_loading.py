@@ -279,6 +279,30 @@ def test_a_model_that_no_longer_uses_the_live_tensors_is_refused(
         lm.set_lambda(0.5)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda model: model.half(),
+        lambda model: model.double(),
+        lambda model: model.to(torch.float16),
+        lambda model: model.lm_head.to(torch.float16),
+    ],
+    ids=["half", "double", "to", "to of a layer"],
+)
+def test_a_model_of_another_dtype_is_refused_by_what_did_it(
+    change: Callable[[torch.nn.Module], object], tmp_path: pathlib.Path
+) -> None:
+    lm = pa_fast.load(*write_pair(tmp_path, "llama"))
+    change(lm.model)
+    for ask in (lambda: lm.set_lambda(0.5), lm.weights.verify, lm.weights.checksum):
+        with pytest.raises(
+            WeightsError, match=r"was bound as torch\.\w+, and is torch\."
+        ) as caught:
+            ask()
+        assert "`.half()`, `.to()`" in str(caught.value.hint)
+        assert "transposed" not in str(caught.value.hint)
+
+
 def test_leftover_tensors_are_noted_and_missing_ones_refused(tmp_path: pathlib.Path) -> None:
     base, instruct = write_pair(tmp_path, "llama")
     for folder in (base, instruct):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from torch import Tensor
 import pa_fast
 from pa_fast.engines.served.arguments import PairArguments
 from pa_fast.errors import PaFastError, PairError, UsageError
+from pa_fast.run import SweepSpec, check_beside_delta
 from tests.checkpoint.pairs import load_folder, same_bits
 from tests.engines.architectures import write_model
 
@@ -144,6 +146,18 @@ def test_pairs_with_prefixes_are_one_in_all_verbs(tmp_path: Path) -> None:
         pa_fast.inspect(base, instruct)
     assert "--strip-prefix module. --strip-prefix _orig_mod." in refusal.value.hint
     check_all_verbs(tmp_path, base, instruct, strip_prefix=["module.", "_orig_mod."])
+
+
+def test_a_prefix_does_not_make_another_instruct_model_beside_a_delta(tmp_path: Path) -> None:
+    base, instruct = pair(tmp_path)
+    rewrite(instruct, wrapped("module."))
+    delta = str(tmp_path / "delta")
+    pa_fast.encode(base, instruct, delta, strip_prefix="module.")
+    sides, out = (str(base), str(instruct)), str(tmp_path / "out")
+    job = SweepSpec(*sides, "0", (), out, delta=delta, strip_prefix=("module.",))
+    check_beside_delta(job)
+    with pytest.raises(PairError, match="encoded from an instruct model"):
+        check_beside_delta(replace(job, instruct=str(base)))
 
 
 def test_a_prefix_is_said_before_a_head_that_it_hides(tmp_path: Path) -> None:

@@ -250,6 +250,32 @@ def test_what_cannot_be_bound_is_refused_by_name(change: str) -> None:
     assert caught.value.hint
 
 
+NAMELESS = {
+    "list": lambda side: list(side.values()),
+    "tuple": lambda side: tuple(side.items()),
+    "generator": lambda side: iter(side.items()),
+    "module": lambda side: torch.nn.Linear(2, 3),
+    "empty module": lambda side: torch.nn.ModuleList(),
+    "tensor": lambda side: side["norm"],
+    "empty list": lambda side: [],
+    "text": lambda side: "norm",
+}
+
+
+@pytest.mark.parametrize("kind", NAMELESS)
+@pytest.mark.parametrize("side", ["live", "base", "instruct"])
+def test_tensors_without_names_are_refused_with_a_hint(side: str, kind: str) -> None:
+    sides = dict(zip(("live", "base", "instruct"), three(*[torch.bfloat16] * 3)))
+    given = {**sides, side: NAMELESS[kind](sides[side])}
+    said = rf"cannot bind: `{side}` is a {type(given[side]).__name__}, and a dict is expected"
+    with pytest.raises(WeightsError, match=said) as caught:
+        pa_fast.LiveWeights.bind(**given)  # type: ignore[arg-type]
+    assert "dict(model.named_parameters())" in str(caught.value.hint)
+    with pytest.raises(WeightsError, match="cannot bind: `base` is a") as caught:
+        pa_fast.LiveWeights.bind(*sides.values()).resync(NAMELESS[kind](sides["base"]))  # type: ignore[arg-type]
+    assert "dict(model.named_parameters())" in str(caught.value.hint)
+
+
 def test_non_finite_weights_pass_when_allowed() -> None:
     w, b, i = _break("nan")
     weights = pa_fast.LiveWeights.bind(w, b, i, allow_nonfinite=True)

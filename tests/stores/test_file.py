@@ -14,6 +14,7 @@ import pytest
 import safetensors
 import torch
 from pa_kernels import checksum
+from pa_kernels.lowrank import padded
 
 import pa_fast
 from pa_fast.checkpoint.safetensors import read_header
@@ -22,10 +23,10 @@ from pa_fast.live.binding import as_integers
 from pa_fast.stores import file as delta_file
 from pa_fast.stores.dense import DenseStore
 from pa_fast.stores.file import DeltaFile
-from pa_fast.stores.lowrank import LowRankStore
+from pa_fast.stores.lowrank import Factors, LowRankStore
 from pa_fast.stores.packed import PackedStore
 from pa_fast.stores.sparse import SparseStore
-from pa_fast.stores.store import Entry, Source, Store
+from pa_fast.stores.store import Entry, Source, Store, tapped
 from tests.stores import pairs
 
 STORES = {
@@ -33,6 +34,7 @@ STORES = {
     "topk": SparseStore("topk", 0.05, "global"),
     "dare": SparseStore("dare", 0.3),
     "lowrank": LowRankStore(rank=16),
+    "lowrank 3": LowRankStore(rank=3),
     "packed": PackedStore(-0.2, 1.0),
     "packed speed": PackedStore(-0.2, 1.0, "speed"),
 }
@@ -71,6 +73,24 @@ def test_what_is_written_comes_back_and_gives_the_same_weights(
         store.lossless,
     )
     assert repr(again).endswith(f"{store.describe()}>")
+
+
+def test_factors_that_an_earlier_version_padded_are_read(tmp_path: pathlib.Path) -> None:
+    b, i = pairs.pair()
+
+    def pad(source: Source, entry: Entry) -> Entry:
+        return Factors(*padded(entry.u, entry.v)) if isinstance(entry, Factors) else entry
+
+    wide = pairs.saved(tmp_path / "wide", b, i, tapped(LowRankStore(rank=3), pad))
+    entries = [DeltaFile.open(wide).entry(name) for name in b]
+    ranks = {entry.u.shape[-1] for entry in entries if isinstance(entry, Factors)}
+    assert ranks == {16}
+    narrow = pairs.saved(tmp_path / "narrow", b, i, LowRankStore(rank=3))
+    (weights, w), (again, live) = (pairs.opened(path, b, torch.bfloat16) for path in (wide, narrow))
+    for one in (weights, again):
+        one.set_lambda(0.3)
+        assert one.verify()
+    assert all(torch.allclose(w[name].float(), live[name].float(), rtol=0.01) for name in b)
 
 
 def test_the_file_is_plain_safetensors_that_says_what_it_is(tmp_path: pathlib.Path) -> None:

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from pa_fast.base import Engine, Item, Score
+from pa_fast.base import Engine, Item, Lambda, Score
 from pa_fast.errors import EvaluatorError, RunError, UsageError
 from pa_fast.sweep import journal, sweep
 from pa_fast.sweep.driver import failing_alike
 from pa_fast.sweep.entry import JournalEntry
 from pa_fast.sweep.progress import Silent, TerminalProgress
-from pa_fast.sweep.results import SweepResult
+from pa_fast.sweep.results import Failure, SweepResult
 from tests.sweep.fakes import INSTRUCT, FakeEngine, Scorer
 
 
@@ -597,7 +597,7 @@ def test_a_failure_in_the_same_words_is_not_repeated_at_every_λ(tmp_path: Path)
     result = run(FakeEngine(), "0:1:0.1", [same, other, fine], tmp_path)
     assert (len(same.calls), len(other.calls), len(fine.calls)) == (2, 11, 11)
     assert len([failure for failure in result.failures if failure.evaluator == "same"]) == 2
-    assert failing_alike(result) == {"same"}
+    assert failing_alike(result) == {"same", "other"}
     run(FakeEngine(), "0:1:0.1", [same, other, fine], tmp_path)
     assert len(same.calls) == 4, "the next run tries it again"
     mended = Scorer("same")
@@ -607,6 +607,33 @@ def test_a_failure_in_the_same_words_is_not_repeated_at_every_λ(tmp_path: Path)
         if f.evaluator == "same"
     ]
     assert len(mended.calls) == 11
+
+
+@pytest.mark.parametrize(
+    ("errors", "alike"),
+    [
+        ({"0": "no key", "0.5": "no key"}, True),
+        ({"0.5": "no key"}, False),  # one λ decides nothing
+        ({"0": "no key", "0.5": "out of memory"}, False),
+        ({"0": "bad at λ = 0.0", "0.5": "bad at λ = 0.5", "1": "bad at λ = 1.0"}, True),
+        ({"1/3": "bad at 0.33: 9 of 9", "2/3": "bad at 0.67: 9 of 9"}, True),
+        ({"1/3": "bad at 1/3", "2/3": "bad at 2/3"}, True),
+        ({"0.5": "1 of 9 at 0.5", "1": "1 of 9 at 1"}, True),  # a count may look like λ
+        ({"0.00001": "at 1e-05", "-0.2": "at -0.2"}, True),
+        ({"0": "tried 3 GiB", "0.5": "tried 4 GiB"}, False),
+        ({"0": "bad at 0.5", "0.5": "bad at 0"}, False),
+        ({"0": "bad at 0 and 0", "0.5": "bad at 0.5"}, False),
+    ],
+)
+def test_failures_are_alike_up_to_their_own_λ(
+    tmp_path: Path, errors: dict[str, str], alike: bool
+) -> None:
+    failures = tuple(Failure(Lambda(lam), "a", error) for lam, error in errors.items())
+    result = run(FakeEngine(), "0", [Scorer("b")], tmp_path)
+    result = dataclasses.replace(result, failures=failures)
+    assert failing_alike(result) == ({"a"} if alike else set())
+    scored = dataclasses.replace(result.rows[0], evaluator="a")
+    assert not failing_alike(dataclasses.replace(result, rows=(scored,)))
 
 
 def test_an_evaluator_that_has_worked_before_is_always_tried(tmp_path: Path) -> None:
