@@ -140,8 +140,8 @@ def test_kills_at_any_moment_lose_nothing_and_leave_nothing_wrong(tmp_path: Path
 
 
 MORE_KILLS = 16
-"""So many more where no run had a complete shard to go on from: how many calls a merge makes, and so
-where a kill falls, differs from one version of Python to another."""
+"""So many more where no run had a complete shard to go on from: how many calls a merge makes, and
+so where a kill falls, differs from one version of Python to another."""
 
 
 def check_kills(
