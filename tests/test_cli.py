@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pa_fast import cli
+from pa_fast.errors import PaFastError
 from tests import patience
 from tests.engines.architectures import write_model, write_pair
 
@@ -216,7 +217,17 @@ def test_failed_points_end_with_exit_code_1_and_their_reason(
     assert "python:vandal" in shown and "model.embed_tokens.weight" in shown
     assert "2 of 3 points failed" in shown
     assert "Traceback" not in shown
+    assert shown.count("tracebacks are in runs/a/journal.jsonl, key `traceback`; --debug") == 1
     assert "python:greedy" in (place / "runs/a/results.csv").read_text()
+    with pytest.raises(PaFastError, match="2 of 3 points failed"):
+        run(monkeypatch, *arguments, "--debug")
+    shown = capsys.readouterr().err
+    assert shown.count("Traceback (most recent call last)") == 1
+    assert 'mine.py", line' in shown and "in broken" in shown and "journal.jsonl" not in shown
+    assert run(monkeypatch, *arguments, "--debug", "--log-format", "json") == 1
+    events = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    (told,) = (one for one in events if one["event"] == "traceback")
+    assert told["evaluator"] == "python:broken" and "in broken" in told["traceback"]
 
 
 def test_the_hint_of_a_failed_point_stands_below_it_once(
@@ -516,6 +527,18 @@ WRONG_USAGE = {
         ],
         "none.yaml: the rule cannot be read",
     ),
+    "no output": (
+        ["merge", "a", "b", "--lambda", "0", "--out", ""],
+        "out: found '', expected a path\n\nhint: name a file or folder",
+    ),
+    "λ beyond fp32": (
+        ["merge", "a", "b", "--lambda", "1e400", "--out", "o"],
+        "λ `1e400` does not fit in fp32",
+    ),
+    "no range": (
+        ["encode", "a", "b", "--format", "packed", "--range", "1", "--out", "o"],
+        "--range 1, expected LO:HI",
+    ),
     "no size": (
         ["merge", "a", "b", "--lambda", "0", "--out", "o", "--max-shard-size", "big"],
         "`big` is not a size",
@@ -591,7 +614,10 @@ def test_help_exists(
     verb: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(monkeypatch, *filter(None, [verb, "--help"])) == 0
-    assert "Usage" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "Usage" in shown
+    if not verb:
+        assert "--debug" in shown
 
 
 def test_the_answer_comes_first_and_the_chosen_λ_is_merged(

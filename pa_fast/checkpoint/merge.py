@@ -51,8 +51,8 @@ from pa_fast.checkpoint.safetensors import quoted, torch_dtype
 from pa_fast.checkpoint.streaming import (
     MergeSpec,
     TensorMerge,
-    check_dtype,
     check_finite,
+    dtype_name,
     live_dtype,
     merge_chunk_,
     over_chunks,
@@ -208,7 +208,7 @@ def merge(
     lam: Lambda | float | str,
     out: str | Path,
     *,
-    dtype: str = "auto",
+    dtype: str | torch.dtype = "auto",
     rounding: str | Rounding = "nearest",
     seed: int | None = None,
     rule: RuleLike | None = None,
@@ -278,7 +278,7 @@ def merge(
     began = time.perf_counter()
     spec = MergeSpec.of(lam, rounding, seed, rule)
     options = PairOptions.of(extra_rows, one_sided, ignore_config, strip_prefix)
-    check_dtype(dtype)
+    dtype = dtype_name(dtype)
     path_of(out, "out")
     shard_bytes = None if max_shard_size is None else parse_bytes(str(max_shard_size))
     with (

@@ -17,7 +17,7 @@ from pa_fast.checkpoint.safetensors import FLOATS, torch_dtype
 from pa_fast.checkpoint.streaming import (
     MergeSpec,
     TensorMerge,
-    check_dtype,
+    dtype_name,
     live_dtype,
     merge_chunk_,
     over_chunks,
@@ -102,7 +102,7 @@ def verify(
         spec = _spec(provenance.spec if provenance else None, lam, rounding, seed, rule)
         dtype = provenance.dtype if provenance else None
         if dtype is not None:
-            check_dtype(dtype)
+            dtype = dtype_name(dtype)
         sources = pair(b, i, options or (provenance.options if provenance else PairOptions()))
         merges = spec.tensor_merges(sources)
         names = [

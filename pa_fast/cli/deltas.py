@@ -141,7 +141,9 @@ def _range(text: str | None) -> tuple[float, float] | None:
         return None
     bounds = text.split(":")
     if len(bounds) != 2:
-        raise UsageError(f"--range {text}", "write the least and the largest λ, such as -0.2:1.5")
+        raise UsageError(
+            f"--range {text}, expected LO:HI", "write the least and the largest λ, such as -0.2:1.5"
+        )
     return float(Lambda(bounds[0])), float(Lambda(bounds[1]))
 
 

@@ -57,11 +57,13 @@ class ResultRow:
 
 @dataclass(frozen=True)
 class Failure:
-    """One point whose last attempt failed, with its error."""
+    """One point whose last attempt failed, with its error, and the traceback of an error that
+    pa_fast did not raise itself."""
 
     lam: Lambda
     evaluator: str
     error: str
+    traceback: str | None = None
 
 
 @dataclass(frozen=True)
@@ -326,7 +328,9 @@ def load(folder: pathlib.Path) -> SweepResult:
         higher_is_better=tuple(column.higher_is_better for column in run.evaluators),
         rows=tuple(_row(known[entry.lam], entry) for entry in ordered if entry.finished),
         failures=tuple(
-            Failure(known[e.lam], e.evaluator, e.error or "") for e in ordered if not e.finished
+            Failure(known[e.lam], e.evaluator, e.error or "", e.traceback)
+            for e in ordered
+            if not e.finished
         ),
         approximation=(
             None
