@@ -165,8 +165,11 @@ def export_lora(
                 f" {fingerprint}",
                 "give the base that the delta is for",
             )
+        # peft looks for it from wherever it is started
+        local = Path(base).expanduser()
+        named = str(local.absolute() if local.is_dir() else base)
         return export(
-            delta, one_side(checkpoint), out, Lambda(lam), base_model=str(base), partial=partial
+            delta, one_side(checkpoint), out, Lambda(lam), base_model=named, partial=partial
         )
 
 

@@ -127,6 +127,11 @@ def encode(
     )
     size = f"{format_bytes(report.bytes)}, {report.bytes_per_parameter:.3g} bytes per parameter"
     tell(f"{out}: {report.options}: {size}; {kept}")
+    if report.dense_bytes is not None and report.bytes > report.dense_bytes:
+        say(
+            f"note: --format dense would be smaller, {format_bytes(report.dense_bytes)}: much"
+            " differs between these two"
+        )
     for point in report.text.points if report.text else ():
         tell(
             f"λ = {point.lam}: KL to the exact merge {point.kl:.3g} nats per token,"
