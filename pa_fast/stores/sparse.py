@@ -107,7 +107,9 @@ class SparseStore(Store):
                 )
             self.density = float(share)
         if not 0 <= self.seed < 2**32:
-            raise UsageError(f"seed {self.seed}, expected a number from 0 to 4294967295")
+            raise UsageError(
+                f"seed {self.seed}, expected a number from 0 to 4294967295", "leave it out for 0"
+            )
 
     def describe(self) -> str:
         """Return all options in one line."""
