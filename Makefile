@@ -40,7 +40,7 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(READY)  ## sweep the shipped pair: answer, table, figure and page in runs/demo
-	$(BIN)/pa-fast sweep examples/demo/pair/base examples/demo/pair/instruct --lambdas 0:1:0.05 \
+	OMP_WAIT_POLICY=passive $(BIN)/pa-fast sweep examples/demo/pair/base examples/demo/pair/instruct --lambdas 0:1:0.05 \
 	  --eval 'icl:examples/demo/fewshot.jsonl,shots=5,sep=\n' --eval python:examples.demo.follow:follow \
 	  --keep 'python>=80%' --batch-size 64 --out runs/demo
 

@@ -21,7 +21,7 @@ from typing import Any, Protocol, cast, runtime_checkable
 from pa_fast.errors import EngineError, UsageError, WeightsError
 
 # Exponents of at most three digits: Fraction would write out 10^999999999 in full.
-_NUMBER = re.compile(
+NUMBER = re.compile(
     r"\s*[+-]?(\d{1,400}/\d{1,400}|(\d{1,400}\.?\d{0,400}|\.\d{1,400})([eE][+-]?\d{1,3})?)\s*",
     re.ASCII,
 )
@@ -49,7 +49,7 @@ class Lambda(float):
     def __new__(cls, value: Any) -> Lambda:
         if isinstance(value, Lambda):
             return value
-        if isinstance(value, str) and not _NUMBER.fullmatch(value):
+        if is_truth(value) or (isinstance(value, str) and not NUMBER.fullmatch(value)):
             raise _no_number(value)
         try:
             exact = Fraction(
@@ -57,10 +57,6 @@ class Lambda(float):
             )
         except (ValueError, TypeError, ZeroDivisionError, OverflowError):
             raise _no_number(value) from None
-        if exact.numerator.bit_length() + exact.denominator.bit_length() > _MOST_BITS:
-            raise UsageError(
-                "a λ has more than 390 digits", "write a decimal or a fraction, such as 0.6 or 1/3"
-            )
         try:
             number = float(exact)
         except OverflowError:
@@ -68,7 +64,11 @@ class Lambda(float):
         if not abs(number) <= 3.4028234663852886e38 or (exact and not number):
             raise UsageError(
                 f"λ `{_shown(value)}` does not fit in fp32, in which every merge is computed",
-                "use a smaller λ",
+                "use 0, or a λ further from it" if exact and not number else "use a smaller λ",
+            )
+        if exact.numerator.bit_length() + exact.denominator.bit_length() > _MOST_BITS:
+            raise UsageError(
+                "a λ has more than 390 digits", "write a decimal or a fraction, such as 0.6 or 1/3"
             )
         self = super().__new__(cls, number)
         self.exact = exact
@@ -96,6 +96,12 @@ class Lambda(float):
         return sign + (f"{digits[:-places]}.{digits[-places:]}" if places else digits)
 
 
+def is_truth(value: object) -> bool:
+    """Return whether `value` is True or False, also as a scalar of NumPy or torch. Python counts
+    both as numbers; as a λ they are mistakes."""
+    return isinstance(value, bool) or str(getattr(value, "dtype", "")).rpartition(".")[2] == "bool"
+
+
 def _no_number(value: object) -> UsageError:
     return UsageError(
         f"λ `{_shown(value)}` is not a finite number",
@@ -104,7 +110,10 @@ def _no_number(value: object) -> UsageError:
 
 
 def _shown(value: object) -> str:
-    text = str(value)
+    try:
+        text = str(value)
+    except ValueError:  # Python prints no integer of more than 4,300 digits
+        text = "of thousands of digits"
     return text if len(text) <= 60 else text[:60] + "…"
 
 

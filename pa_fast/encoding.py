@@ -16,6 +16,8 @@ from pa_fast.evals.rows import read_file
 from pa_fast.files import check_outside, path_of
 
 if TYPE_CHECKING:
+    import torch
+
     from pa_fast.stores.lora import Exported
     from pa_fast.stores.quality import QualityReport
     from pa_fast.stores.store import Store
@@ -27,7 +29,7 @@ def encode(
     out: str | Path,
     format: str | Store = "packed",
     *,
-    dtype: str = "auto",
+    dtype: str | torch.dtype = "auto",
     allow_nonfinite: bool = False,
     overwrite: bool = False,
     text: str | Path | None = None,
@@ -163,13 +165,16 @@ def export_lora(
                 f" {fingerprint}",
                 "give the base that the delta is for",
             )
+        # peft looks for it from wherever it is started
+        local = Path(base).expanduser()
+        named = str(local.absolute() if local.is_dir() else base)
         return export(
-            delta, one_side(checkpoint), out, Lambda(lam), base_model=str(base), partial=partial
+            delta, one_side(checkpoint), out, Lambda(lam), base_model=named, partial=partial
         )
 
 
 def _adapter(
-    base: str | Path, folder: Path, out: str | Path, dtype: str, **options: Any
+    base: str | Path, folder: Path, out: str | Path, dtype: str | torch.dtype, **options: Any
 ) -> QualityReport:
     """Encode the factors in a LoRA folder, of which nothing is lost."""
     from pa_fast.checkpoint.reader import Checkpoint

@@ -43,7 +43,7 @@ def path_of(given: object, what: str) -> Path:
     if not isinstance(text, str) or not text or "\0" in text:
         raise UsageError(
             f"{what}: found {one_line(repr(given), 60)}, expected a path",
-            "give it as a text or a pathlib.Path",
+            "name a file or folder",
         )
     return Path(text)
 

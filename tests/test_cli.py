@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pa_fast import cli
+from pa_fast.errors import PaFastError
 from tests import patience
 from tests.engines.architectures import write_model, write_pair
 
@@ -219,7 +220,17 @@ def test_failed_points_end_with_exit_code_1_and_their_reason(
     assert "python:vandal" in shown and "model.embed_tokens.weight" in shown
     assert "2 of 3 points failed" in shown
     assert "Traceback" not in shown
+    assert shown.count("tracebacks are in runs/a/journal.jsonl, key `traceback`; --debug") == 1
     assert "python:greedy" in (place / "runs/a/results.csv").read_text()
+    with pytest.raises(PaFastError, match="2 of 3 points failed"):
+        run(monkeypatch, *arguments, "--debug")
+    shown = capsys.readouterr().err
+    assert shown.count("Traceback (most recent call last)") == 1
+    assert 'mine.py", line' in shown and "in broken" in shown and "journal.jsonl" not in shown
+    assert run(monkeypatch, *arguments, "--debug", "--log-format", "json") == 1
+    events = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    (told,) = (one for one in events if one["event"] == "traceback")
+    assert told["evaluator"] == "python:broken" and "in broken" in told["traceback"]
 
 
 @pytest.mark.parametrize(
@@ -460,6 +471,53 @@ def test_inspect_prints_a_table(
     assert run(monkeypatch, "inspect", *pair) == 0
     shown = capsys.readouterr().out
     assert "parameters" in shown and "BF16" in shown and pair[0] in shown
+    assert "weights not read: --sample or --full" in shown
+    assert run(monkeypatch, "inspect", *pair, "--sample") == 0
+    assert "weights not read" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("sides", ["unrelated", "trained"])
+def test_a_delta_file_that_is_larger_than_a_dense_one_is_said_to_be(
+    sides: str,
+    pair: tuple[str, str],
+    place: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    both = pair if sides == "unrelated" else (str(TOKENIZER.parent / "base"), str(TOKENIZER))
+    sizes, noted = {}, {}
+    for format in ("dense", "packed", "sparse"):
+        assert run(monkeypatch, "encode", *both, "--format", format, "--out", format) == 0
+        noted[format] = "note: --format dense would be smaller" in capsys.readouterr().err
+        sizes[format] = sum(tensor.nbytes for tensor in load_file(place / format).values())
+    assert noted == {format: size > sizes["dense"] for format, size in sizes.items()}
+    # of unrelated sides packed keeps every tensor in full, which takes what dense takes
+    assert noted["packed"] is (sides == "trained")
+
+
+def test_a_lambda_far_from_both_sides_is_noted(
+    pair: tuple[str, str],
+    place: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for lam, far in (("60", True), ("-4.5", True), ("4", False), ("-0.2", False)):
+        assert run(monkeypatch, "merge", *pair, "--lambda", lam, "--out", f"m{lam}") == 0
+        assert (f"note: λ = {lam} is far outside [0, 1]" in capsys.readouterr().err) is far
+
+
+def test_a_tokenizer_that_a_delta_leaves_to_base_is_noted(
+    pair: tuple[str, str],
+    place: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run(monkeypatch, "encode", *pair, "--format", "sparse", "--out", "delta") == 0
+    for more, noted in ([], True), (["--tokenizer", pair[1]], False):
+        arguments = ["--delta", "delta", "--lambdas", "0", "--eval", "python:mine:after"]
+        arguments += ["--out", f"run{len(more)}", *more]
+        assert run(monkeypatch, "sweep", pair[0], *arguments) == 0
+        assert ("the tokenizer at every λ is base's" in capsys.readouterr().err) is noted
 
 
 def test_rule_and_rounding_go_from_the_sweep_to_the_merge(
@@ -506,8 +564,10 @@ def test_rule_and_rounding_go_from_the_sweep_to_the_merge(
     assert run(monkeypatch, "merge", *pair, "--lambda", "0.5", "--out", "merged", *how) == 0
     assert "note: rule (group: norms" in capsys.readouterr().err
     assert run(monkeypatch, "verify", "merged", *pair) == 0
+    named = "the merge at λ = 0.5, rounding stochastic, seed {}, under the rule (group: norms"
+    assert named.format(3) in capsys.readouterr().out
     assert run(monkeypatch, "verify", "merged", *pair, "--seed", "4") == 1
-    capsys.readouterr()
+    assert f"is not {named.format(4)}" in capsys.readouterr().err
     (place / "rule.yaml").write_text("- {group: norms, lambda: 1, layer: 3}\n")
     assert run(monkeypatch, "merge", *pair, "--lambda", "0.5", "--out", "o", *how) == 2
     assert "rule.yaml: row 1: unknown key `layer`" in capsys.readouterr().err
@@ -560,6 +620,18 @@ WRONG_USAGE = {
             "none.yaml",
         ],
         "none.yaml: the rule cannot be read",
+    ),
+    "no output": (
+        ["merge", "a", "b", "--lambda", "0", "--out", ""],
+        "out: found '', expected a path\n\nhint: name a file or folder",
+    ),
+    "λ beyond fp32": (
+        ["merge", "a", "b", "--lambda", "1e400", "--out", "o"],
+        "λ `1e400` does not fit in fp32",
+    ),
+    "no range": (
+        ["encode", "a", "b", "--format", "packed", "--range", "1", "--out", "o"],
+        "--range 1, expected LO:HI",
     ),
     "no size": (
         ["merge", "a", "b", "--lambda", "0", "--out", "o", "--max-shard-size", "big"],
@@ -636,7 +708,10 @@ def test_help_exists(
     verb: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(monkeypatch, *filter(None, [verb, "--help"])) == 0
-    assert "Usage" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "Usage" in shown
+    if not verb:
+        assert "--debug" in shown
 
 
 def test_the_answer_comes_first_and_the_chosen_λ_is_merged(

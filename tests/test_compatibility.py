@@ -77,3 +77,17 @@ def test_every_package_that_the_kept_result_names_is_one_that_is_installed_or_sa
     found = compatibility.versions()
     assert found.keys() == {"Python", *compatibility.PACKAGES}
     assert found["transformers"] != "none" and found["typer"] != "none"
+
+
+def test_the_page_lists_each_extra_and_what_the_tests_need_of_packages() -> None:
+    project = tomllib.loads((compatibility.ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    extras: dict[str, list[str]] = project["optional-dependencies"]
+    section = (
+        compatibility.PAGE.read_text("utf-8").partition("## Extras\n")[2].partition("\n## ")[0]
+    )
+    rows = re.findall(r"^\| (`.+?) \| (.+?) \| .+ \|$", section, re.M)
+    listed = {name: brings for names, brings in rows for name in re.findall(r"`(\w+)`", names)}
+    assert listed.keys() == extras.keys()
+    for each in map(Requirement, extras["dev"]):
+        wanted = [f"`{name}`" for name in each.extras] or [each.name]
+        assert set(wanted) <= set(listed["dev"].split(", ")), each

@@ -263,6 +263,18 @@ def test_a_rank_is_the_rank_of_file_footer_and_lora(rank: int, tmp_path: Path) -
     assert config["r"] == config["lora_alpha"] == rank and config["rank_pattern"] == {}
 
 
+def test_a_lora_folder_names_its_base_so_that_it_is_found_from_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pa_fast.encode(BASE, INSTRUCT, tmp_path / "delta", "lowrank", rank=16)
+    monkeypatch.chdir(BASE.parent)
+    for n, given in enumerate(("base", "../pair/base", Path("base"), str(BASE))):
+        pa_fast.export_lora(tmp_path / "delta", given, tmp_path / f"lora{n}", partial=True)
+        said = json.loads((tmp_path / f"lora{n}" / "adapter_config.json").read_text())
+        named = Path(said["base_model_name_or_path"])
+        assert named.is_absolute() and named.samefile(BASE)
+
+
 def test_a_text_shows_what_a_delta_does_to_the_model(tmp_path: Path) -> None:
     text = tmp_path / "text"
     text.write_text("[rev owgny]>yngwo\n" * 20)  # longer than the model has positions for

@@ -14,12 +14,14 @@ from pa_fast.checkpoint.config import Difference, is_tied_in_config
 from pa_fast.checkpoint.folder import resolve
 from pa_fast.checkpoint.pair import Pair, PairOptions, pair
 from pa_fast.checkpoint.reader import Checkpoint
-from pa_fast.checkpoint.streaming import MergeSpec, check_dtype, live_dtype
+from pa_fast.checkpoint.streaming import MergeSpec, dtype_name, live_dtype
 from pa_fast.errors import UsageError
 from pa_fast.rounding import Rounding
 from pa_fast.rules import RuleLike
 
 if TYPE_CHECKING:
+    import torch
+
     from pa_fast.checkpoint.measure import Measured
 
 
@@ -63,7 +65,7 @@ def inspect(
     sample: bool = False,
     full: bool = False,
     fidelity: Iterable[Lambda | float | str] = (),
-    dtype: str = "auto",
+    dtype: str | torch.dtype = "auto",
     rounding: str | Rounding = "nearest",
     seed: int | None = None,
     rule: RuleLike | None = None,
@@ -104,7 +106,7 @@ def inspect(
     """
     grid = [MergeSpec.of(lam, rounding, seed, rule) for lam in fidelity]
     options = PairOptions.of(extra_rows, one_sided, ignore_config, strip_prefix)
-    check_dtype(dtype)
+    dtype = dtype_name(dtype)
     if sample and full:
         raise UsageError(
             "--sample and --full together",

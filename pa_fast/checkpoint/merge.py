@@ -51,8 +51,8 @@ from pa_fast.checkpoint.safetensors import quoted, torch_dtype
 from pa_fast.checkpoint.streaming import (
     MergeSpec,
     TensorMerge,
-    check_dtype,
     check_finite,
+    dtype_name,
     live_dtype,
     merge_chunk_,
     over_chunks,
@@ -179,6 +179,7 @@ class LiveTensors:
 
 _LARGE_BYTES = 64 * 2**20  # smaller files are filled one after another: a kill then loses the least
 _AT_ONCE = 8
+_FAR = 4.0  # |λ| above it is noted
 
 
 @dataclass(frozen=True)
@@ -208,7 +209,7 @@ def merge(
     lam: Lambda | float | str,
     out: str | Path,
     *,
-    dtype: str = "auto",
+    dtype: str | torch.dtype = "auto",
     rounding: str | Rounding = "nearest",
     seed: int | None = None,
     rule: RuleLike | None = None,
@@ -278,7 +279,7 @@ def merge(
     began = time.perf_counter()
     spec = MergeSpec.of(lam, rounding, seed, rule)
     options = PairOptions.of(extra_rows, one_sided, ignore_config, strip_prefix)
-    check_dtype(dtype)
+    dtype = dtype_name(dtype)
     path_of(out, "out")
     shard_bytes = None if max_shard_size is None else parse_bytes(str(max_shard_size))
     with (
@@ -288,7 +289,7 @@ def merge(
         companions = copied(i.folder)
         paired = pair(b, i, options)
         merges = spec.tensor_merges(paired)
-        notes = paired.notes + untrained_rows(b, i) + spec.notes(paired)
+        notes = paired.notes + untrained_rows(b, i) + spec.notes(paired) + _far(spec.lam)
         shards = _plan(paired, dtype, shard_bytes)
         live = None if model is None else LiveTensors(model, paired)
         total = sum(slot.stop - slot.start for plan in shards for slot in plan.slots)
@@ -340,6 +341,14 @@ def merge(
         seconds=time.perf_counter() - began,
         resumed=resumed,
     )
+
+
+def _far(lam: Lambda) -> tuple[str, ...]:
+    """Return a note where λ is so far from both sides that it is likely a slip, such as 60 for
+    60 %."""
+    if abs(lam) <= _FAR:
+        return ()
+    return (f"λ = {lam.key} is far outside [0, 1], from base to instruct: was it meant?",)
 
 
 def _fill_all(

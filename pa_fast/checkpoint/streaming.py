@@ -15,10 +15,12 @@ from pa_fast.base import Lambda
 from pa_fast.checkpoint.pair import Pair
 from pa_fast.checkpoint.safetensors import quoted
 from pa_fast.errors import DataError, UsageError
+from pa_fast.foreign import one_line
 from pa_fast.rounding import Rounding
 from pa_fast.rules import LambdaRule, RuleLike
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 
@@ -89,13 +91,19 @@ def live_dtype(pair: Pair, name: str, dtype: str) -> str:
     return own if dtype == "auto" or not pair.is_lerped(name) else DTYPES[dtype]
 
 
-def check_dtype(dtype: str) -> None:
-    """Raise UsageError unless `dtype` is auto, bfloat16, float16 or float32."""
-    if dtype != "auto" and dtype not in DTYPES:
+def dtype_name(dtype: str | torch.dtype) -> str:
+    """Return the name of a live dtype: auto, bfloat16, float16 or float32; of `torch.float32` too.
+
+    Raises:
+        UsageError: it is none of these.
+    """
+    name = str(dtype).removeprefix("torch.")
+    if name != "auto" and name not in DTYPES:
         raise UsageError(
-            f"dtype `{dtype}`: expected auto, {', '.join(DTYPES)}",
+            f"dtype `{one_line(str(dtype), 60)}`: expected auto, {', '.join(DTYPES)}",
             "auto keeps the instruct checkpoint's dtypes",
         )
+    return name
 
 
 def over_chunks(

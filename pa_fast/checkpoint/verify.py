@@ -17,7 +17,7 @@ from pa_fast.checkpoint.safetensors import FLOATS, torch_dtype
 from pa_fast.checkpoint.streaming import (
     MergeSpec,
     TensorMerge,
-    check_dtype,
+    dtype_name,
     live_dtype,
     merge_chunk_,
     over_chunks,
@@ -44,7 +44,8 @@ class TensorDifference:
 @dataclass(frozen=True)
 class VerifyReport:
     """Result of a verification. `ok` if `merged` has the tensors of the merge, no more and no less,
-    with the same bits."""
+    with the same bits; `lam`, `rounding` and `rule`, a text for each of its rows, are those of the
+    merge that it was compared with."""
 
     ok: bool
     merged: str
@@ -52,6 +53,15 @@ class VerifyReport:
     tensors: int
     differences: tuple[TensorDifference, ...]
     notes: tuple[str, ...]
+    rounding: str = "nearest"
+    rule: tuple[str, ...] = ()
+
+    @property
+    def merge(self) -> str:
+        """The merge that `merged` was compared with, in words."""
+        rounding = "" if self.rounding == "nearest" else f", rounding {self.rounding}"
+        rule = f", under the rule ({'; '.join(self.rule)})" if self.rule else ""
+        return f"the merge at λ = {self.lam}{rounding}{rule}"
 
 
 def verify(
@@ -102,7 +112,7 @@ def verify(
         spec = _spec(provenance.spec if provenance else None, lam, rounding, seed, rule)
         dtype = provenance.dtype if provenance else None
         if dtype is not None:
-            check_dtype(dtype)
+            dtype = dtype_name(dtype)
         sources = pair(b, i, options or (provenance.options if provenance else PairOptions()))
         merges = spec.tensor_merges(sources)
         names = [
@@ -130,7 +140,14 @@ def verify(
         differences = [wrong[name] for name in names if name in wrong]
         notes = _notes(provenance, sources, spec) + sources.notes
     return VerifyReport(
-        not differences, str(merged), spec.lam.key, len(sources.names), tuple(differences), notes
+        not differences,
+        str(merged),
+        spec.lam.key,
+        len(sources.names),
+        tuple(differences),
+        notes,
+        str(spec.rounding),
+        () if spec.rule is None else tuple(map(str, spec.rule.rows)),
     )
 
 

@@ -19,7 +19,7 @@ import typer
 
 from pa_fast.cli.deltas import encode, lora
 from pa_fast.cli.merges import merge, verify
-from pa_fast.cli.output import drop_output, open_standard_streams
+from pa_fast.cli.output import debugging, drop_output, open_standard_streams
 from pa_fast.cli.pairs import inspect
 from pa_fast.cli.runs import SWEEP_HELP, report, sweep
 from pa_fast.cli.speed import bench
@@ -40,7 +40,7 @@ app = typer.Typer(
     ),
     epilog=(
         "BASE and INSTRUCT are local folders or hub ids (org/name@revision). `pa-fast COMMAND"
-        " --help` explains each command; --debug shows the traceback of an error."
+        " --help` explains each command."
     ),
     add_completion=False,
     no_args_is_help=True,
@@ -65,6 +65,13 @@ def _options(
             "--version", callback=_version, is_eager=True, help="Show the version and exit."
         ),
     ] = False,
+    debug: Annotated[
+        bool,
+        typer.Option(
+            "--debug",
+            help="Show the tracebacks of errors and of failed points; anywhere in the command.",
+        ),
+    ] = False,  # for --help: `main` takes it out, wherever it stands
 ) -> None:
     pass
 
@@ -128,7 +135,7 @@ def _terminable() -> Iterator[None]:
 def main() -> NoReturn:
     """Run `pa-fast`: every failure is one message and an exit code; --debug adds the traceback."""
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
-    debug = len(arguments) < len(sys.argv) - 1
+    debug = debugging()
     gc.set_threshold(
         100_000
         # imports make a million objects that stay: looking through them again takes a fifth of

@@ -127,6 +127,11 @@ def encode(
     )
     size = f"{format_bytes(report.bytes)}, {report.bytes_per_parameter:.3g} bytes per parameter"
     tell(f"{out}: {report.options}: {size}; {kept}")
+    if report.dense_bytes is not None and report.bytes > report.dense_bytes:
+        say(
+            f"note: --format dense would be smaller, {format_bytes(report.dense_bytes)}: much"
+            " differs between these two"
+        )
     for point in report.text.points if report.text else ():
         tell(
             f"λ = {point.lam}: KL to the exact merge {point.kl:.3g} nats per token,"
@@ -141,7 +146,9 @@ def _range(text: str | None) -> tuple[float, float] | None:
         return None
     bounds = text.split(":")
     if len(bounds) != 2:
-        raise UsageError(f"--range {text}", "write the least and the largest λ, such as -0.2:1.5")
+        raise UsageError(
+            f"--range {text}, expected LO:HI", "write the least and the largest λ, such as -0.2:1.5"
+        )
     return float(Lambda(bounds[0])), float(Lambda(bounds[1]))
 
 

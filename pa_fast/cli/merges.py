@@ -228,10 +228,7 @@ def verify(
         show_json(report)
     else:
         if report.ok:
-            tell(
-                f"{report.merged}: every bit of {report.tensors} tensors is the merge at λ ="
-                f" {report.lam}"
-            )
+            tell(f"{report.merged}: every bit of {report.tensors} tensors is {report.merge}")
         for note in report.notes:
             say(f"note: {note}")
     if not report.ok:
@@ -243,7 +240,7 @@ def verify(
             else ""
         )
         raise DataError(
-            f"{report.merged} is not the merge at λ = {report.lam}: `{wrong[0].name}`:"
+            f"{report.merged} is not {report.merge}: `{wrong[0].name}`:"
             f" {wrong[0].reason}{counted}{more}",
             "compare λ, rule, rounding, dtype and the source folders with those in its"
             " pa_fast.json; --json lists every tensor",

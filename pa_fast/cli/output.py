@@ -43,6 +43,11 @@ def open_standard_streams() -> None:
         )
 
 
+def debugging() -> bool:
+    """Return whether --debug was given, before the command or behind it."""
+    return "--debug" in sys.argv[1:]
+
+
 def drop_output() -> None:
     """Redirect stdout to /dev/null, so that data left in its buffer do not fail again at exit."""
     with suppress(OSError, ValueError):

@@ -318,7 +318,7 @@ def _run(
         output.folder(confirmed, False)
         result = dataclasses.replace(result, failures=result.failures + confirmed.failures)
     if result.failures:
-        output.failures(result.failures)
+        output.failures(result)
         failing = failing_alike(result)
         raise PaFastError(
             f"{len(result.failures)} of"

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
     from pa_fast.throughput import Throughput
 
+_NOISY = 1.5
+"""Two timings of one way that differ by more say little of others."""
+
 
 def bench(
     device: Annotated[str, typer.Option(metavar="D", help="cpu, cuda, cuda:1, or auto.")] = "auto",
@@ -44,6 +47,13 @@ def bench(
         tell_json(result.to_json())
     else:
         show(_throughput_table(result))
+    for relative, table in result.pairs.items():
+        if (noise := table.noise) and max(noise, 1 / noise) > _NOISY:
+            say(
+                f"note: dense at ‖I − B‖ / ‖B‖ = {relative:g}, timed twice, differs by"
+                f" {max(noise, 1 / noise):.2g} ×: something else uses this machine, and ratios here"
+                " are no better than that"
+            )
 
 
 def _throughput_table(result: Throughput) -> Table:

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import shlex
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol, cast
 
 import typer
 
-from pa_fast.cli.output import say_where, show, where
+from pa_fast.cli.output import debugging, say_where, show, where
 from pa_fast.errors import PaFastError, UsageError, parted
 from pa_fast.foreign import shortened
 from pa_fast.terminal import say, tell
 
 if TYPE_CHECKING:
     from pa_fast.sweep.progress import Progress
-    from pa_fast.sweep.results import Failure, SweepResult
+    from pa_fast.sweep.results import SweepResult
 
 
 class SweepOutput(Protocol):
@@ -36,8 +36,8 @@ class SweepOutput(Protocol):
         """Show where the files of a sweep are; `has_page`: it has written report.html."""
         ...
 
-    def failures(self, failures: Iterable[Failure]) -> None:
-        """Show the points that failed."""
+    def failures(self, result: SweepResult) -> None:
+        """Show the points that failed, with --debug and their tracebacks."""
         ...
 
     def interrupted(self, command: Sequence[str]) -> None:
@@ -90,10 +90,13 @@ class TextOutput(SweepOutput):
     def folder(self, result: SweepResult, has_page: bool) -> None:
         say_where(result, has_page)
 
-    def failures(self, failures: Iterable[Failure]) -> None:
-        """Print one line per failed point, with a hint below the first point that it is for."""
+    def failures(self, result: SweepResult) -> None:
+        """Print one line per failed point, with hint and traceback below the first point that has
+        them. Without --debug a line says where tracebacks are."""
+        from pa_fast.sweep import journal
+
         known: set[str | None] = {None}
-        for failure in failures:
+        for failure in result.failures:
             message, hint = parted(failure.error)
             say(
                 f"failed: {failure.evaluator} at λ = {failure.lam.key}:"
@@ -102,6 +105,14 @@ class TextOutput(SweepOutput):
             if hint not in known:
                 say(f"  hint: {shortened(hint or '')}")
                 known.add(hint)
+            if debugging() and failure.traceback not in known:
+                say((failure.traceback or "").rstrip())
+                known.add(failure.traceback)
+        if not debugging() and any(failure.traceback for failure in result.failures):
+            say(
+                f"their tracebacks are in {where(result)}/{journal.NAME}, key `traceback`; --debug"
+                " prints them"
+            )
 
     def interrupted(self, command: Sequence[str]) -> None:
         say(f"\ninterrupted; finished points are kept. Go on with:\n  {shlex.join(command)}")
@@ -128,8 +139,15 @@ class JsonOutput(SweepOutput):
     def folder(self, result: SweepResult, has_page: bool) -> None:
         self._log.write("results", folder=where(result), page=has_page)
 
-    def failures(self, failures: Iterable[Failure]) -> None:
-        pass  # each was an event when it was recorded
+    def failures(self, result: SweepResult) -> None:
+        # each was an event when it was recorded, without its traceback
+        for failure in result.failures if debugging() else ():
+            if failure.traceback:
+                self._log.write(
+                    "traceback",
+                    **{"lambda": failure.lam.key, "evaluator": failure.evaluator},
+                    traceback=failure.traceback,
+                )
 
     def interrupted(self, command: Sequence[str]) -> None:
         self._log.write("interrupted", command=shlex.join(command))

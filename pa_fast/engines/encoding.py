@@ -4,11 +4,12 @@ them."""
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pa_fast.checkpoint.folder import resolve
 from pa_fast.checkpoint.pair import DEFAULTS, PairOptions, sides_of_model
 from pa_fast.checkpoint.reader import Checkpoint
-from pa_fast.checkpoint.streaming import DTYPES, check_dtype
+from pa_fast.checkpoint.streaming import DTYPES, dtype_name
 from pa_fast.checkpoint.vocabulary import compare_vocabularies
 from pa_fast.engines.loading import Reading, load_pair
 from pa_fast.live import encoding
@@ -16,13 +17,16 @@ from pa_fast.stores import file
 from pa_fast.stores.file import Description
 from pa_fast.stores.store import Store
 
+if TYPE_CHECKING:
+    import torch
+
 
 def encode(
     base: str | Path,
     instruct: str | Path,
     out: str | Path,
     store: str | Store = "sparse",
-    dtype: str = "auto",
+    dtype: str | torch.dtype = "auto",
     *,
     allow_nonfinite: bool = False,
     overwrite: bool = False,
@@ -53,7 +57,7 @@ def encode(
     """
     import torch
 
-    check_dtype(dtype)
+    dtype = dtype_name(dtype)
     file.output_path(out, overwrite)
     with Checkpoint.open(resolve(base)) as b, Checkpoint.open(resolve(instruct)) as i:
         file.output_path(out, overwrite, (b.folder, i.folder))

@@ -15,7 +15,7 @@ from pa_fast.checkpoint.config import HARMLESS
 from pa_fast.checkpoint.pair import PairOptions
 from pa_fast.checkpoint.reader import Checkpoint
 from pa_fast.checkpoint.safetensors import torch_dtype
-from pa_fast.checkpoint.streaming import DTYPES
+from pa_fast.checkpoint.streaming import dtype_name
 from pa_fast.device import device_of
 from pa_fast.engines.tokenizer import spelling
 from pa_fast.errors import EngineError, UsageError
@@ -71,7 +71,7 @@ class LoadOptions:
     def of(
         cls,
         device: str = "auto",
-        dtype: str = "auto",
+        dtype: str | torch.dtype = "auto",
         store: str | Store = "auto",
         residency: str = "auto",
         *,
@@ -97,6 +97,7 @@ class LoadOptions:
         """
         if delta is not None:
             path_of(delta, "delta")
+        dtype = dtype_name(dtype)
         pairing = PairOptions.of(extra_rows, one_sided, ignore_config, strip_prefix)
         chosen, auto = registry.named(store), store == "auto"
         if delta is not None and (not (auto or chosen.attached) or dtype != "auto"):
@@ -163,18 +164,11 @@ class LoadOptions:
     def _checked(self) -> LoadOptions:
         """Return these options; raises UsageError where they exclude one another."""
         described = self.described
-        for option, value, known in (
-            (
-                "residency",
-                self.residency,
-                RESIDENCIES if self.description is None else ("auto", "device"),
-            ),
-            ("dtype", self.dtype, ("auto", *DTYPES)),
-        ):
-            if value not in known:
-                raise UsageError(
-                    f"{option} `{value}` is not available", f"available: {', '.join(known)}"
-                )
+        known = RESIDENCIES if self.description is None else ("auto", "device")
+        if self.residency not in known:
+            raise UsageError(
+                f"residency `{self.residency}` is not available", f"available: {', '.join(known)}"
+            )
         if self.rounding.is_stochastic and self.description is not None:
             raise UsageError("stochastic rounding of a delta file", _NEAREST)
         if self.attached and self.rule is not None:

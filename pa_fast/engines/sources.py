@@ -92,6 +92,11 @@ class FolderSources(Sources):
             self._watcher.check_names()
             own = options.tokenizer
             self.tokenizer = tokenizer_of(i.folder if own is None else resolve(own))
+            if with_delta and own is None and self.tokenizer is not None:
+                self.notes.append(
+                    "the tokenizer at every λ is base's, for a delta file holds none; choose"
+                    " instruct's with tokenizer (--tokenizer)"
+                )
             self.identity = identity(options, b, i, self.store, self.tokenizer)
         for content in self._contents.values():
             content.check_source(ranks)

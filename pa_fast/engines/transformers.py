@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pa_fast.checkpoint.folder import located
 from pa_fast.engines.model import LambdaModel
@@ -23,12 +23,15 @@ from pa_fast.rules import RuleLike
 from pa_fast.stores.store import Store
 from pa_fast.units import format_bytes
 
+if TYPE_CHECKING:
+    import torch
+
 
 def load(
     base: str | Path,
     instruct: str | Path | None = None,
     device: str = "auto",
-    dtype: str = "auto",
+    dtype: str | torch.dtype = "auto",
     store: str | Store = "auto",
     residency: str = "auto",
     *,

@@ -122,12 +122,12 @@ def of_callable(function: Callable[[Engine], Any], name: str | None = None) -> F
     is the default.
 
     Raises:
-        UsageError: it has no name, as a lambda has none.
+        UsageError: it has no name, as a lambda function has none.
     """
     own = getattr(function, "name", None) or getattr(function, "__name__", None)
     name = name or (own if own != "<lambda>" else None)
     if not isinstance(name, str):
-        what = "a lambda" if own else f"a {type(function).__name__}"
+        what = "a lambda function" if own else f"a {type(function).__name__}"
         raise UsageError(
             f"{what} has no name, and each evaluator is a column",
             'name it: pa_fast.evaluator(…, name="my score")',

@@ -27,25 +27,28 @@ class DataFile:
     sha256: str
 
 
-def read_file(path: str | pathlib.Path) -> DataFile:
-    """Read a UTF-8 file; a byte-order mark is dropped.
+def read_file(path: str | pathlib.Path, what: str = "data file") -> DataFile:
+    """Read a UTF-8 file; a byte-order mark is dropped. `what` it is stands in errors.
 
     Raises:
         UsageError: `path` is none.
         EvaluatorError: it cannot be read, or is not UTF-8.
     """
-    path = path_of(path, "data file")
+    path = path_of(path, what)
     try:
         raw = path.read_bytes()
         return DataFile(path, raw.decode("utf-8-sig"), hashlib.sha256(raw).hexdigest())
     except OSError as error:
         raise EvaluatorError(
-            f"{path} cannot be read: {error.strerror or error}", "check the path of the data file"
+            f"{path} cannot be read: {error.strerror or error}",
+            (
+                f"name the {what}, not its folder"
+                if isinstance(error, IsADirectoryError)
+                else f"check the path of the {what}"
+            ),
         ) from None
     except ValueError as error:
-        raise EvaluatorError(
-            f"{path} is not UTF-8: {error}", "save the data file as UTF-8"
-        ) from None
+        raise EvaluatorError(f"{path} is not UTF-8: {error}", f"save the {what} as UTF-8") from None
 
 
 def limited(rows: Sequence[T], groups: Sequence[str], limit: int | None, seed: int) -> list[T]:

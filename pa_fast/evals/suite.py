@@ -38,7 +38,7 @@ def read_suite(path: str | pathlib.Path) -> list[EvalSpec]:
     import yaml
 
     path = pathlib.Path(path)
-    text = read_file(path).text
+    text = read_file(path, "suite").text
     if len(text) > LIMIT_CHARACTERS:
         raise EvaluatorError(
             f"{path}: {len(text)} characters, expected a suite of at most {LIMIT_CHARACTERS}",

@@ -33,7 +33,9 @@ def parts(report: PairReport) -> Iterator[Table | str]:
             yield f"config differs: {difference}: harmless"
     for note in report.notes:
         yield f"note: {note}"
-    if report.measured:
+    if report.measured is None:
+        yield "weights not read: --sample or --full measures how far they are apart"
+    else:
         for table in (_modules, _stores, _distances):
             yield ""
             yield table(report.measured)

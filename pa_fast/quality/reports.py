@@ -19,6 +19,8 @@ from pa_fast.stores.quality import OnText, QualityMeter, QualityReport
 from pa_fast.stores.store import Store
 
 if TYPE_CHECKING:
+    import torch
+
     from pa_fast.engines.model import LambdaModel
 
 LAMBDAS = (0.5, 1)
@@ -35,7 +37,7 @@ def reports(
     stride: int = 256,
     batch_size: int = 8,
     device: str = "auto",
-    dtype: str = "auto",
+    dtype: str | torch.dtype = "auto",
     allow_nonfinite: bool = False,
 ) -> Iterator[QualityReport]:
     """Yield the report of each store on a pair of checkpoints; with a text also KL and agreement

@@ -78,6 +78,11 @@ def check_run(folder: pathlib.Path, base: str, instruct: str) -> None:
     Cost: that of two quick fingerprints.
     """
     engine = manifest.load(folder).engine
+    if str(engine.get("instruct")).startswith("delta "):
+        raise RunError(
+            f"{folder} is the run of a delta file, expected one of two checkpoints",
+            "the page of a run shows the pair that was swept: inspect this one without a run",
+        )
     for side, where in (("base", base), ("instruct", instruct)):
         with Checkpoint.open(resolve(where)) as checkpoint:
             _check_side(folder, engine, side, where, checkpoint.quick_fingerprint())

@@ -93,6 +93,6 @@ def _meant(pattern: str, names: Sequence[str]) -> str:
         ):
             near.append(kind)
     return (
-        "a pattern fits a whole name; the model has"
-        f" {', '.join(f'`{name}`' for name in (near or kinds)[:3])}"
+        "a pattern fits a whole name, and a rule is asked with all names of a model; among these"
+        f" {len(names)}: {', '.join(f'`{name}`' for name in (near or kinds)[:3])}"
     )

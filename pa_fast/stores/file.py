@@ -187,7 +187,11 @@ class DeltaFile:
         path, kinds = path_of(path, "delta"), registry.kinds()
         if path.is_dir():
             raise CheckpointError(f"{path}: a folder, expected a delta file", _WRITTEN)
-        header = read_header(path)
+        try:
+            header = read_header(path)
+        except CheckpointError as error:
+            hint = f"{_WRITTEN}, or encode again if this is one"
+            raise CheckpointError(error.message, hint if path.exists() else error.hint) from None
         description = _described(header.metadata, str(path))
         expected = {
             f"{name}::{part}"

@@ -96,8 +96,10 @@ class LowRankStore(Store):
             )
         for name, value in given.items():
             if not value > 0 or (name == "energy" and value > 1):
+                allowed = "above 0 and up to 1" if name == "energy" else "of at least 1"
                 raise UsageError(
-                    f"{name} {value}", "give a positive rank or size, or an energy in (0, 1]"
+                    f"{name} {value}, expected a number {allowed}",
+                    "give one of: a rank, an energy, a budget in bytes",
                 )
         if not given:
             self.rank = 64

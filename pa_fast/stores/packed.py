@@ -86,8 +86,9 @@ class PackedStore(Store):
     def __post_init__(self) -> None:
         if not (-1e6 <= self.lo <= 0.0 and 1.0 <= self.hi <= 1e6):
             raise UsageError(
-                f"range {self.lo:g}:{self.hi:g}",
-                "give the least and the largest λ, around 0 and 1, such as -0.2:1.5",
+                f"range {self.lo:g}:{self.hi:g}, expected the least λ from -1e6 to 0 and the"
+                " largest from 1 to 1e6",
+                "a range holds 0 and 1, such as -0.2:1.5",
             )
         if self.layout not in LAYOUTS:
             raise UsageError(f"layout `{self.layout}`", f"available: {', '.join(LAYOUTS)}")

@@ -80,6 +80,8 @@ class QualityReport:
         mean_error, mean_energy: means over tensors, weighted by their parameters.
         tensors: one row for each live tensor.
         text: divergence of the model from the exact merge, if a text was given.
+        dense_bytes: bytes of the same entries in the format `dense`; None in reports of earlier
+            versions.
     """
 
     name: str
@@ -94,6 +96,7 @@ class QualityReport:
     mean_energy: float
     tensors: tuple[TensorQuality, ...]
     text: OnText | None = None
+    dense_bytes: int | None = None
 
     def to_json(self) -> str:
         """Return the fields of this class as one JSON document; null for values that are not
@@ -142,6 +145,7 @@ class QualityMeter:
     def __init__(self, store: Store):
         self.store = tapped(store, self._measure)
         self._rows: dict[str, tuple[TensorQuality, QualitySums]] = {}
+        self._dense: dict[str, int] = {}
 
     def _measure(self, source: Source, entry: Entry) -> Entry:
         total, owner, count = (
@@ -153,6 +157,7 @@ class QualityMeter:
         errors = math.sqrt(total.delta), total.relative_error, total.energy
         row = TensorQuality(source.name, kind, count, size, *errors)
         self._rows[source.name] = row, total
+        self._dense[source.name] = source.instruct.nbytes
         return entry
 
     def report(self) -> QualityReport:
@@ -177,6 +182,7 @@ class QualityMeter:
             mean(row.relative_error for row in rows),
             mean(row.energy for row in rows),
             rows,
+            dense_bytes=sum(self._dense.values()),
         )
 
 

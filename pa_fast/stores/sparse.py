@@ -102,12 +102,14 @@ class SparseStore(Store):
             if share is None or not 0 < share <= 1:
                 given = "no density" if share is None else f"density {share}"
                 raise UsageError(
-                    f"`{self.select}` with {given}",
+                    f"`{self.select}` with {given}, expected one above 0 and up to 1",
                     "give the share of weights to keep, such as 0.1",
                 )
             self.density = float(share)
         if not 0 <= self.seed < 2**32:
-            raise UsageError(f"seed {self.seed}", "give a number from 0 to 4294967295")
+            raise UsageError(
+                f"seed {self.seed}, expected a number from 0 to 4294967295", "leave it out for 0"
+            )
 
     def describe(self) -> str:
         """Return all options in one line."""

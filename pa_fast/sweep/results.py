@@ -57,11 +57,13 @@ class ResultRow:
 
 @dataclass(frozen=True)
 class Failure:
-    """One point whose last attempt failed, with its error."""
+    """One point whose last attempt failed, with its error, and the traceback of an error that
+    pa_fast did not raise itself."""
 
     lam: Lambda
     evaluator: str
     error: str
+    traceback: str | None = None
 
 
 @dataclass(frozen=True)
@@ -100,12 +102,12 @@ class SweepResult:
         return load(path_of(folder, "run folder"))
 
     def scores(self, evaluator: str) -> dict[str, ResultRow]:
-        """Return the finished points of `evaluator`, by the key of their λ."""
-        if evaluator not in self._columns:
-            raise UsageError(
-                f"no evaluator `{evaluator}` in {self.out}", f"one of: {', '.join(self.evaluators)}"
-            )
-        return dict(self._columns[evaluator])
+        """Return the finished points of `evaluator`, by the key of their λ.
+
+        Raises:
+            UsageError: no evaluator has this name, or alone begins so.
+        """
+        return dict(self._columns[full_name(evaluator, self.evaluators)])
 
     @functools.cached_property
     def _columns(self) -> dict[str, dict[str, ResultRow]]:
@@ -120,8 +122,8 @@ class SweepResult:
         return dict(zip(self.evaluators, self.higher_is_better))
 
     def best(self, evaluator: str | None = None) -> ResultRow | None:
-        """Return the best point of `evaluator`, the smallest λ among equals; None where no point is
-        finished.
+        """Return the best point of `evaluator`, a name or the start of one, the smallest λ among
+        equals; None where no point is finished.
 
         Raises:
             UsageError: there is no such evaluator, or several and none is named.
@@ -133,12 +135,14 @@ class SweepResult:
                     f"name one of: {', '.join(self.evaluators)}",
                 )
             evaluator = self.evaluators[0]
+        evaluator = full_name(evaluator, self.evaluators)
         sign = -1 if self._higher.get(evaluator) else 1
         return min(self.scores(evaluator).values(), key=lambda row: sign * row.score, default=None)
 
     def ranked(self, evaluator: str) -> list[ResultRow]:
         """Return the finished points of `evaluator`, the best first, the smallest λ first among
         equals."""
+        evaluator = full_name(evaluator, self.evaluators)
         rows = self.scores(evaluator).values()
         sign = -1 if self._higher[evaluator] else 1
         return sorted(rows, key=lambda row: sign * row.score)
@@ -326,7 +330,9 @@ def load(folder: pathlib.Path) -> SweepResult:
         higher_is_better=tuple(column.higher_is_better for column in run.evaluators),
         rows=tuple(_row(known[entry.lam], entry) for entry in ordered if entry.finished),
         failures=tuple(
-            Failure(known[e.lam], e.evaluator, e.error or "") for e in ordered if not e.finished
+            Failure(known[e.lam], e.evaluator, e.error or "", e.traceback)
+            for e in ordered
+            if not e.finished
         ),
         approximation=(
             None

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 import numbers
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any
 
-from pa_fast.base import Lambda
+from pa_fast.base import NUMBER, Lambda, is_truth
 from pa_fast.errors import UsageError
 from pa_fast.foreign import one_line
 from pa_fast.question import check_question, full_name, shares
@@ -20,11 +19,6 @@ AUTO = "auto"
 BUDGET = 12
 """Most λ of an adaptive schedule unless it is given a budget."""
 _EXAMPLES = "write a range such as 0:1:0.1, a list such as 0,0.25,1/3, or both: 0:1:0.25,1.5"
-# bounded: an exponent of nine digits would be a number of a billion digits
-_NUMBER = re.compile(
-    r"[+-]?(?:\d{1,40}(?:/\d{1,40}|(?:\.\d{0,40})?(?:[eE][+-]?\d{1,2})?)|\.\d{1,40}(?:[eE][+-]?\d{1,2})?)",
-    re.ASCII,
-)
 
 
 def lambdas(text: str | Iterable[float | str | Lambda]) -> list[Lambda]:
@@ -201,6 +195,8 @@ def _computed(number: Any) -> Lambda:
 def _shortest(number: Any) -> float:
     """Return `number` as the shortest decimal of its own type: float32's 0.3 is not
     0.30000001192092896."""
+    if is_truth(number):
+        return Lambda(number)  # refuses it
     kind = str(getattr(number, "dtype", "")).rpartition(".")[2]
     try:
         if kind not in ("float16", "float32"):
@@ -216,7 +212,7 @@ def _shortest(number: Any) -> float:
 
 def _number(text: str, part: str) -> Lambda:
     text = text.strip()
-    if not _NUMBER.fullmatch(text):
+    if not NUMBER.fullmatch(text):
         where = "" if text == part else f" in `{_shown(part)}`"
         raise UsageError(
             (

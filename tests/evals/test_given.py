@@ -90,6 +90,7 @@ def test_names(data: Path) -> None:
         with pytest.raises(UsageError, match="has no name") as caught:
             evaluator(nameless)
         assert "name=" in (caught.value.hint or "")
+        assert "lambda" not in caught.value.message or "a lambda function" in caught.value.message
     with pytest.raises(UsageError, match="has a name of its own"):
         evaluator(Scorer("a"), name="b")
     with pytest.raises(UsageError, match="lists 2 evaluators"):

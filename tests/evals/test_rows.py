@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from pa_fast.errors import EvaluatorError
+from pa_fast.evals import build, parse_all
 from pa_fast.evals.rows import check_distinct, read_file, read_rows
 
 
@@ -59,3 +60,14 @@ def test_what_is_no_id(tmp_path: Path, value: Any) -> None:
         EvaluatorError, match=r"a\.jsonl:1: `id` is .*, expected a text or a number"
     ):
         check_distinct(read_rows(read_file(path)))
+
+
+def test_the_hint_of_a_file_that_cannot_be_read_says_what_it_is(tmp_path: Path) -> None:
+    for given, hint in (
+        (f"perplexity:{tmp_path}", "name the data file, not its folder"),
+        (f"perplexity:{tmp_path / 'none.txt'}", "check the path of the data file"),
+        (f"{tmp_path / 'none.yaml'}", "check the path of the suite"),
+    ):
+        with pytest.raises(EvaluatorError, match=r"none|folder|cannot be read") as caught:
+            [build(spec) for spec in parse_all([given])]
+        assert caught.value.hint == hint

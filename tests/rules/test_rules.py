@@ -321,6 +321,13 @@ def test_rows_that_do_not_fit_a_model(
     assert hint in str(caught.value.hint)
 
 
+def test_a_rule_that_is_asked_with_a_part_of_a_model_says_so() -> None:
+    rule = LambdaRule([{"match": "*norm*", "lambda": 1}, {"match": "*.mlp.*", "times": 0}])
+    with pytest.raises(UsageError, match="row 2") as caught:
+        rule.resolve(["model.norm.weight"])
+    assert "all names of a model; among these 1: `model.norm.weight`" in str(caught.value.hint)
+
+
 def test_a_group_that_a_model_lacks() -> None:
     with pytest.raises(UsageError, match="no tensor of group `mlp`") as caught:
         LambdaRule([{"group": "mlp", "lambda": 0}]).resolve(["a.attn.weight", "norm.weight"])

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pa_kernels
 import pytest
@@ -259,3 +262,23 @@ def test_a_tap_sees_every_entry_and_changes_nothing_else(
     assert (tap.name, tap.exact, tap.lossless) == (store.name, store.exact, store.lossless)
     assert len(list(tap.encode(sources))) == len(sources)
     assert seen == [source.name for source in sources]
+
+
+@pytest.mark.parametrize(
+    ("format", "options", "message"),
+    [
+        ("sparse", {"select": "topk", "density": 1.5}, "density 1.5, expected one above 0 and"),
+        ("sparse", {"select": "topk"}, "no density, expected one above 0 and up to 1"),
+        ("sparse", {"select": "dare", "density": 0.5, "seed": -1}, "seed -1, expected a number"),
+        ("lowrank", {"energy": 2.0}, "energy 2.0, expected a number above 0 and up to 1"),
+        ("lowrank", {"rank": 0}, "rank 0, expected a number of at least 1"),
+        ("lowrank", {"budget": 0}, "budget 0, expected a number of at least 1"),
+        ("packed", {"range": (1.0, 0.0)}, "range 1:0, expected the least λ from -1e6 to 0 and the"),
+        ("packed", {"range": (0.0, math.inf)}, "range 0:inf, expected the least λ"),
+    ],
+)
+def test_an_option_out_of_its_range_is_refused_with_the_range(
+    format: str, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UsageError, match=re.escape(message)):
+        registry.encoding(format, options)

@@ -287,3 +287,11 @@ def test_names_must_be_distinct(tmp_path: pathlib.Path) -> None:
     twice = [*pairs.sources(b, i), pairs.sources(b, i)[0]]
     with pytest.raises(PairError, match="`a` is given twice"):
         delta_file.write(tmp_path / "d", twice, SparseStore())
+
+
+@pytest.mark.parametrize("content", [b"notes\n", b"", b"\x00" * 64, b"\xff" * 64])
+def test_what_is_no_delta_gets_the_hint_to_give_one(content: bytes, tmp_path: pathlib.Path) -> None:
+    (tmp_path / "notes.txt").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"notes\.txt") as caught:
+        DeltaFile.open(tmp_path / "notes.txt")
+    assert (caught.value.hint or "").startswith("give a file that `pa-fast encode` wrote")

@@ -112,7 +112,7 @@ def test_best_follows_the_direction_of_the_evaluator(tmp_path: Path) -> None:
     assert lowest is not None and lowest.score == min(
         row.score for row in result.rows if row.evaluator == "ppl, long"
     )
-    with pytest.raises(UsageError, match="no evaluator `x`"):
+    with pytest.raises(UsageError, match="no evaluator is called `x`"):
         result.best("x")
 
 
@@ -348,6 +348,20 @@ def test_best_needs_a_name_only_where_there_are_several(tmp_path: Path) -> None:
     assert caught.value.hint == "name one of: icl, ppl, long"
     one = sweep(FakeEngine(), "0,1", [Scorer("icl")], tmp_path / "b", figure=False)
     assert one.best() == one.best("icl") is not None
+
+
+def test_an_evaluator_is_named_by_the_start_of_its_name_wherever_it_is_named(
+    tmp_path: Path,
+) -> None:
+    result = run(tmp_path)
+    assert result.best("ppl") == result.best("ppl, long") is not None
+    assert result.scores("ppl") == result.scores("ppl, long")
+    assert result.ranked("ppl") == result.ranked("ppl, long")
+    assert result.ranked("ppl")[0] == result.best("ppl")
+    for named in (result.best, result.scores, result.ranked):
+        for odd in ("", "pl", 5):
+            with pytest.raises(UsageError):
+                named(odd)  # type: ignore[operator]
 
 
 def test_a_frame_has_a_numeric_and_an_exact_λ(tmp_path: Path) -> None:
