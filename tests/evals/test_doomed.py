@@ -554,4 +554,4 @@ def test_no_hint_says_to_run_again_what_fails_alike(
     assert sweep(monkeypatch, tmp_path / "run", "python:always_wrong:score") == 1
     said = " ".join(capsys.readouterr().err.split())
     assert said.count("failed: KeyError") == 2 and "not tried at further λ" in said
-    assert "run the same command" not in said and "mend what the message names" in said
+    assert "once more" not in said and "mend what the message names, then run" in said
