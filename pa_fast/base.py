@@ -117,6 +117,10 @@ def _shown(value: object) -> str:
     return text if len(text) <= 60 else text[:60] + "…"
 
 
+BASE, INSTRUCT = Lambda(0), Lambda(1)
+"""The λ at which the weights are those of a side."""
+
+
 @dataclass(frozen=True)
 class Continuation:
     """A model's score of one continuation: its log-likelihood in nats, and whether greedy decoding

@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from pa_fast.base import BASE, INSTRUCT
 from pa_fast.checkpoint.folder import resolve
 from pa_fast.checkpoint.provenance import ChosenFrom
 from pa_fast.checkpoint.reader import Checkpoint
@@ -13,7 +14,6 @@ from pa_fast.errors import RunError, UsageError
 from pa_fast.files import path_of
 from pa_fast.rounding import Rounding
 from pa_fast.rules import LambdaRule
-from pa_fast.stats.finding import BASE, INSTRUCT
 from pa_fast.sweep import manifest, results
 
 if TYPE_CHECKING:

@@ -12,7 +12,6 @@ from bench.cases import TARGETS
 from bench.gpu import persistent
 from bench.gpu.run import GpuRun
 from bench.pairs import FlatPair
-from bench.run import Skip
 from pa_fast.throughput.harness import Way, format_large, require_bits
 
 PROGRAMS = (4, 8, 16)
@@ -27,10 +26,7 @@ LIMITS = {
 
 
 def lerp(run: GpuRun) -> None:
-    layers = run.scale.layers_for(run.room(), 6)
-    if not layers:
-        raise Skip("not one layer of an 8B model fits the device memory that is free")
-    pair = FlatPair.random(run, run.scale.sizes(layers))
+    pair = FlatPair.random(run, run.scale.sizes(run.layers(6)))
     lam, three, five = run.scale.lams[0], 3 * pair.nbytes, 5 * pair.nbytes
     out, base, inst = pair.out, pair.base, pair.inst
     torch.lerp(pair.b, pair.i, lam, out=pair.w)

@@ -9,7 +9,7 @@ from typing import TypeVar
 import torch
 
 from bench.gpu.scale import FULL, Scale, free_bytes
-from bench.run import Run
+from bench.run import Run, Skip
 from pa_fast.throughput.harness import Way, by_events, by_wall, timed
 
 T = TypeVar("T")
@@ -45,6 +45,17 @@ class GpuRun(Run):
     def room(self) -> int:
         """Bytes of device memory that a stage may take."""
         return free_bytes(self.device)
+
+    def layers(self, bytes_per_weight: float, share: float = 1.0) -> int:
+        """Layers of an 8B model for which a `share` of the room is enough.
+
+        Raises:
+            Skip: not for one.
+        """
+        layers = self.scale.layers_for(int(self.room() * share), bytes_per_weight)
+        if not layers:
+            raise Skip("not one layer of an 8B model fits the device memory that is free")
+        return layers
 
     def random(self, *shape: int, std: float = 0.02) -> torch.Tensor:
         """Normal bf16 weights on the device: zeros would run faster."""

@@ -12,13 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from pa_fast import files
-from pa_fast.base import Lambda
+from pa_fast.base import BASE, INSTRUCT, Lambda
 from pa_fast.errors import OutputError, PaFastError
 from pa_fast.foreign import one_line
 from pa_fast.report import delta
 from pa_fast.report.delta import DeltaSizes
 from pa_fast.stats import Answer, Finding
-from pa_fast.stats.finding import BASE, INSTRUCT
 from pa_fast.sweep import journal, manifest
 from pa_fast.sweep.entry import JournalEntry
 from pa_fast.sweep.manifest import Manifest

@@ -8,10 +8,10 @@ import json
 import math
 from collections.abc import Iterable, Iterator
 
+from pa_fast.base import INSTRUCT
 from pa_fast.report.contents import RunReport
 from pa_fast.stats import Answer, Finding, Interval
 from pa_fast.stats.bands import DRAWS
-from pa_fast.stats.finding import INSTRUCT
 
 COLUMNS = (
     *("lambda", "evaluator", "task", "metric", "score", "se", "n"),

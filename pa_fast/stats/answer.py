@@ -9,13 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtri
 
-from pa_fast.base import Lambda
+from pa_fast.base import INSTRUCT, Lambda
 from pa_fast.errors import UsageError
 from pa_fast.question import check_question, shares
 from pa_fast.stats.bands import LEVEL
 from pa_fast.stats.choice import choose
 from pa_fast.stats.crossfit import crossfit
-from pa_fast.stats.finding import INSTRUCT, Evaluation, Finding, Interval, find
+from pa_fast.stats.finding import Evaluation, Finding, Interval, find
 from pa_fast.stats.frontier import kept, undominated
 
 POWER = 0.8

@@ -9,13 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pa_fast.base import Lambda, Score
+from pa_fast.base import BASE, INSTRUCT, Lambda, Score
 from pa_fast.errors import StatisticsError, UsageError
 from pa_fast.stats.bands import LEVEL, Band, band, best_set, draws, hull
 from pa_fast.stats.curve import Curve, curve, percent
 from pa_fast.stats.items import Array, Column, Items, collect
 
-INSTRUCT, BASE = Lambda(1), Lambda(0)
 MOST_LAMBDAS = 101
 """Most λ that are analysed, evenly spread: the cost grows with their number squared."""
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from types import TracebackType
 
 from pa_fast import files
-from pa_fast.base import Lambda
+from pa_fast.base import INSTRUCT, Lambda
 from pa_fast.errors import UsageError
 from pa_fast.sweep import adaptive, journal, manifest, results
 from pa_fast.sweep.entry import JournalEntry, Shard
@@ -21,7 +21,6 @@ from pa_fast.sweep.progress import Progress, listening
 from pa_fast.sweep.results import SweepResult
 from pa_fast.sweep.schedule import Schedule
 
-INSTRUCT = Lambda(1)
 _LOOK_S = 1.0
 """Pause between two looks at the journals of other shards."""
 

@@ -13,12 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from pa_fast.base import Engine, Score
+from pa_fast.base import INSTRUCT, Engine, Score
 from pa_fast.report import contents, write
 from pa_fast.report.contents import RunReport
 from pa_fast.report.page import page
 from pa_fast.report.statistics import COLUMNS, _fixed, latex
-from pa_fast.stats.finding import INSTRUCT
 from pa_fast.sweep import sweep
 from pa_fast.sweep.journal import REPORT_FILES
 from pa_fast.sweep.results import SweepResult

@@ -18,6 +18,7 @@ from pa_fast.checkpoint.safetensors import read_object
 from pa_fast.checkpoint.vocabulary import untrained_rows
 from pa_fast.engines import options
 from pa_fast.engines.tokenizer import stop_tokens, tokenizer_of
+from pa_fast.errors import EngineError, UsageError
 from pa_fast.rounding import Rounding
 from pa_fast.rules import LambdaRule, RuleLike
 from pa_fast.stores import registry
@@ -111,6 +112,15 @@ class PairArguments:
                 words,
             )
 
+    def check_tokenizer(self, engine_args: Mapping[str, Any]) -> None:
+        """Raise EngineError where there is no tokenizer and the engine is not told to do without:
+        `skip_tokenizer_init`, as vLLM and SGLang call it."""
+        if self.words is None and not engine_args.get("skip_tokenizer_init"):
+            raise EngineError(
+                f"{self.tokenizer} has no tokenizer files",
+                "pass tokenizer= (--tokenizer) with a folder that has, or skip_tokenizer_init=True",
+            )
+
     def for_workers(self) -> dict[str, Any]:
         """Return the argument of `WorkerWeights.bind`, of plain values."""
         return {
@@ -123,6 +133,20 @@ class PairArguments:
             "rule": None if self.rule is None else self.rule.document(),
             "allow_nonfinite": self.allow_nonfinite,
         }
+
+
+def instruct_of(engine: str, instruct: str | Path | None) -> str | Path:
+    """Return `instruct`, the folder that `engine` is started on.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if instruct is None:
+        raise UsageError(
+            f"{engine} needs the instruct folder, whose configuration it starts with",
+            "name INSTRUCT after BASE; a delta file cannot take its place here",
+        )
+    return instruct
 
 
 def _speaker(folder: Path, config: Mapping[str, Any]) -> Any:

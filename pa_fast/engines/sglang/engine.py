@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pa_fast.base import Continuation, Generation
-from pa_fast.engines.served.arguments import PairArguments
+from pa_fast.engines.served.arguments import PairArguments, instruct_of
 from pa_fast.engines.served.model import NEW_TOKENS, ServedModel
 from pa_fast.engines.sglang import supported
 from pa_fast.engines.sglang.worker import LOADER
@@ -87,11 +87,7 @@ def load(
     _require_sglang()
     import sglang
 
-    if instruct is None:
-        raise UsageError(
-            "SGLang needs the instruct folder, whose configuration it starts with",
-            "name INSTRUCT after BASE; a delta file cannot take its place here",
-        )
+    instruct = instruct_of("SGLang", instruct)
     for name in engine_args:
         if name in _OURS:
             raise UsageError(f"`{name}` of SGLang is set by pa_fast", "leave it out")
@@ -109,11 +105,7 @@ def load(
         ignore_config=ignore_config,
         strip_prefix=strip_prefix,
     )
-    if asked.words is None and not engine_args.get("skip_tokenizer_init"):
-        raise EngineError(
-            f"{asked.tokenizer} has no tokenizer files",
-            "pass tokenizer= (--tokenizer) with a folder that has, or skip_tokenizer_init=True",
-        )
+    asked.check_tokenizer(engine_args)
     supported.check(engine_args, asked.config)
     try:
         llm = sglang.Engine(

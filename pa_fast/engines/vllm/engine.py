@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pa_fast.base import Continuation, Generation, Lambda
-from pa_fast.engines.served.arguments import PairArguments
+from pa_fast.engines.served.arguments import PairArguments, instruct_of
 from pa_fast.engines.served.model import NEW_TOKENS, ServedModel
 from pa_fast.engines.vllm import supported
 from pa_fast.engines.vllm.loader import FORMAT
@@ -86,11 +86,7 @@ def load(
     _require_vllm()
     from vllm import LLM
 
-    if instruct is None:
-        raise UsageError(
-            "vLLM needs the instruct folder, whose configuration it starts with",
-            "name INSTRUCT after BASE; a delta file cannot take its place here",
-        )
+    instruct = instruct_of("vLLM", instruct)
     _check_names(engine_args)
     asked = PairArguments.of(
         base,
@@ -106,11 +102,7 @@ def load(
         ignore_config=ignore_config,
         strip_prefix=strip_prefix,
     )
-    if asked.words is None and not engine_args.get("skip_tokenizer_init"):
-        raise EngineError(
-            f"{asked.tokenizer} has no tokenizer files",
-            "pass tokenizer= (--tokenizer) with a folder that has, or skip_tokenizer_init=True",
-        )
+    asked.check_tokenizer(engine_args)
     arguments = {
         **engine_args,
         "model": str(asked.instruct),
