@@ -40,7 +40,7 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(READY)  ## sweep the shipped pair: answer, table, figure and page in runs/demo
-	OMP_WAIT_POLICY=passive $(BIN)/pa-fast sweep examples/demo/pair/base examples/demo/pair/instruct --lambdas 0:1:0.05 \
+	GOMP_SPINCOUNT=10000 $(BIN)/pa-fast sweep examples/demo/pair/base examples/demo/pair/instruct --lambdas 0:1:0.05 \
 	  --eval 'icl:examples/demo/fewshot.jsonl,shots=5,sep=\n' --eval python:examples.demo.follow:follow \
 	  --keep 'python>=80%' --batch-size 64 --out runs/demo
 
@@ -101,7 +101,7 @@ gpu:  ## everything that needs a GPU, correctness first; installs nothing: $(PYT
 	  set -x; $(SOURCES) $$python -m bench.gpu $(GPU)
 
 train-demo: $(READY)  ## retrain the demo pair from scratch (under 10 minutes on 2 cores)
-	OMP_WAIT_POLICY=passive $(BIN)/python -m examples.demo.train
+	GOMP_SPINCOUNT=10000 $(BIN)/python -m examples.demo.train
 
 clean:  ## remove what the other verbs made
 	rm -rf runs site .cache build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks .coverage

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 from collections.abc import Iterable, Sequence
@@ -73,8 +74,17 @@ def _drawn(specs: Sequence[Chart]) -> tuple[list[dict[str, Any] | None], str, st
     drawn: list[dict[str, Any] | None] = [
         {"spec": spec, "svg": vl_convert.vegalite_to_svg(spec)} for spec in specs
     ]
-    script = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;") if specs else ""
-    return drawn, script, None
+    return drawn, _charting_library() if specs else "", None
+
+
+@functools.cache
+def _charting_library() -> str:
+    """Return the script that draws charts, which takes a second to bundle: the same for every page
+    that a sweep writes again."""
+    import vl_convert
+
+    bundle: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
+    return bundle
 
 
 def _sections(runs: Sequence[RunReport]) -> Iterable[dict[str, Any]]:
