@@ -21,6 +21,8 @@ VLLM ?= .venv-vllm
 VLLM_TESTS ?= tests/vllm
 WORKERS ?= logical
 PARALLEL := -n $(WORKERS) --dist worksteal
+# tests start some 150 processes: their sources are compiled once, wherever bytecode is kept
+PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest
 PIP := -m pip install --disable-pip-version-check
 BIN := $(VENV)/bin
 READY := $(VENV)/.pa_fast-ready
@@ -45,10 +47,10 @@ demo: $(READY)  ## sweep the shipped pair: answer, table, figure and page in run
 	  --keep 'python>=80%' --batch-size 64 --out runs/demo
 
 test: $(READY)  ## the whole test suite, no GPU needed
-	$(BIN)/python -m pytest $(PARALLEL)
+	$(PYTEST) $(PARALLEL)
 
 test-slow: $(READY)  ## the tests that `test` leaves out: more architectures, ranks, kills and longer walks
-	PA_FAST_TEST_WALK=1000 PA_FAST_KILLS=30 $(BIN)/python -m pytest $(PARALLEL) -m slow
+	PA_FAST_TEST_WALK=1000 PA_FAST_KILLS=30 $(PYTEST) $(PARALLEL) -m slow
 
 test-browser: $(READY)  ## the report page in headless Chromium (Debian: chromium, chromium-driver); SCREENSHOTS=folder keeps them
 	@$(BIN)/python -c 'import selenium' 2>/dev/null || $(BIN)/python $(PIP) -q -c constraints.txt selenium

@@ -11,7 +11,10 @@ import subprocess
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tests.programs import Program
 
 IDLE_S = 60.0
 """A tree of processes that computes for less than IDLE of this time has stalled."""
@@ -52,7 +55,9 @@ class Watch:
         return f"no progress in {self.idle_s:.0f} s" if idle else None
 
 
-def communicate(process: subprocess.Popen[Any], idle_s: float = IDLE_S) -> tuple[Any, Any]:
+def communicate(
+    process: subprocess.Popen[Any] | Program, idle_s: float = IDLE_S
+) -> tuple[Any, Any]:
     """`process.communicate()` for as long as the process, or a child of it, gets on.
 
     Raises:

@@ -3,7 +3,6 @@ engine as one."""
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import pathlib
 import pickle
@@ -18,6 +17,7 @@ from pa_fast.engines.tensor_parallel import load
 from tests.engines.architectures import write_pair
 from tests.engines.test_architectures import reload
 from tests.patience import IDLE_S, LIMIT_S, Watch
+from tests.programs import SERVER
 from tests.subjects import Live, Subject
 
 
@@ -81,11 +81,10 @@ class Ranks(Remote):
     def __init__(self, folder: pathlib.Path, architecture: str, world: int):
         folders = write_pair(folder, architecture)
         self.base, self.instruct = (reload(side) for side in folders)
-        spawn = multiprocessing.get_context("spawn")
-        pipes = [spawn.Pipe() for _ in range(world)]
+        pipes = [SERVER.Pipe() for _ in range(world)]
         self._pipes = [ours for ours, _ in pipes]
         self._processes = [
-            spawn.Process(
+            SERVER.Process(
                 target=_serve, args=(theirs, folders, folder / "store", rank, world), daemon=True
             )
             for rank, (_, theirs) in enumerate(pipes)

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from pa_fast import cli
 from pa_fast.errors import PaFastError
-from tests import patience
+from tests import patience, programs
 from tests.engines.architectures import write_model, write_pair
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -92,14 +92,9 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     return int(end.value.code or 0)
 
 
-def start(*arguments: str, pause: float = 0.0) -> subprocess.Popen[str]:
-    path = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
-    return subprocess.Popen(
-        [sys.executable, "-m", "pa_fast", *arguments],
-        env={**os.environ, "PYTHONPATH": path, "PAUSE": str(pause)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
+def start(*arguments: str, pause: float = 0.0) -> programs.Program:
+    return programs.pa_fast(
+        *arguments, folder=pathlib.Path.cwd(), environment={"PAUSE": str(pause)}
     )
 
 
@@ -922,14 +917,14 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.mark.parametrize(
-    ("stdout", "said"),
+    ("verb", "stdout", "said"),
     [
-        ("closed", "error: standard output is closed"),
-        ("nobody reads", "error: standard output was closed before all of it was read"),
-        ("full", "error: output: No space left on device"),
+        ("inspect", "closed", "error: standard output is closed"),
+        ("inspect", "nobody reads", "error: standard output was closed before all of it was read"),
+        ("inspect", "full", "error: output: No space left on device"),
+        ("report", "nobody reads", "error: standard output was closed before all of it was read"),
     ],
 )
-@pytest.mark.parametrize("verb", ["report", "inspect"])
 def test_output_that_cannot_be_written_is_one_message(
     verb: str, stdout: str, said: str, finished_run: str, pair: tuple[str, str]
 ) -> None:

@@ -7,6 +7,7 @@ import functools
 import json
 import os
 import pathlib
+import socket
 import sys
 
 import pytest
@@ -14,7 +15,8 @@ import pytest
 import pa_fast
 from pa_fast.engines.tensor_parallel import load
 from pa_fast.errors import EngineError, UsageError
-from tests import patience
+from tests import patience, programs
+from tests.engines import on_ranks
 from tests.engines.on_ranks import CHECKS, ON_TWO_RANKS
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -24,29 +26,44 @@ ROOT = pathlib.Path(__file__).parents[2]
 def launched(world: int, folder: pathlib.Path) -> dict[str, str]:
     """What came of each check on `world` ranks: nothing, or the tracebacks; and what the launch
     printed."""
-    launcher = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        str(world),
-    ]
     try:
-        said = patience.run(
-            [*launcher, "-m", "tests.engines.on_ranks", str(folder)],
-            cwd=ROOT,
-            env={
-                **os.environ,
-                "OMP_NUM_THREADS": "1",
-                "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}",
-            },
-        ).stderr
+        said = started(world, folder) if world == 2 else torchrun(world, folder)
     except patience.Stalled as stalled:
         said = str(stalled)
     results = folder / "results.json"
     found: dict[str, str] = json.loads(results.read_text()) if results.exists() else {}
     return {**found, "launch": said}
+
+
+def started(world: int, folder: pathlib.Path) -> str:
+    """What ranks print that are started with the environment that torchrun gives them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    ranks = [
+        programs.Program(
+            on_ranks.main,
+            folder,
+            folder=folder,
+            environment={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(world)
+    ]
+    return "".join(patience.communicate(rank)[1] for rank in ranks)
+
+
+def torchrun(world: int, folder: pathlib.Path) -> str:
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)]
+    return patience.run(
+        [sys.executable, *launcher, "-m", "tests.engines.on_ranks", str(folder)],
+        cwd=ROOT,
+        env={
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}",
+        },
+    ).stderr
 
 
 @pytest.fixture(scope="module")

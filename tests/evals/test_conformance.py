@@ -10,6 +10,7 @@ from collections.abc import Callable
 import pytest
 
 import pa_fast
+from examples.demo import follow
 from pa_fast.base import CompleteEvaluator, Evaluator, Score, complete_evaluator
 from pa_fast.evals import build
 from pa_fast.evals.spec import KINDS
@@ -51,6 +52,12 @@ CASES = [
     for kind, makes in ROWS.items()
     for number, make in enumerate(makes)
 ]
+
+
+@pytest.fixture(autouse=True)
+def few_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A function of the user's own has no `limit`."""
+    monkeypatch.setattr(follow, "ROWS", follow.ROWS[::50])
 
 
 @pytest.fixture(scope="module")

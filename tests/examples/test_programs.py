@@ -14,8 +14,8 @@ import pytest
 import torch
 
 import pa_fast
+import pa_fast.ray
 from examples import cuda_graph_generate, own_engine, own_loop, ray_sweep
-from pa_fast.launch import ray as launcher
 from tests import patience
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -85,7 +85,7 @@ def test_what_ray_sweep_gives_its_workers(
         engine, evaluators = pickle.loads(pickle.dumps(make))()
         return pa_fast.sweep(engine, lambdas, evaluators, out, figure=False)
 
-    monkeypatch.setattr(launcher, "sweep", alone)
+    monkeypatch.setattr(pa_fast.ray, "sweep", alone)
     result = ray_sweep.main(str(tmp_path / "run"))
     assert [row.evaluator for row in result.rows] == ["2-shot"] * 5
     assert len(capsys.readouterr().out.splitlines()) == 5

@@ -305,8 +305,8 @@ def test_reasons_name_the_range_of_the_answer(
 def test_a_share_to_keep_bounds_the_search(tmp_path: Path) -> None:
     def lams(keep: dict[str, float] | None, out: str) -> list[float]:
         schedule = Schedule.of("auto", "icl", keep)
-        follow = Planted("follow", "monotone", 20_000, 1)
-        icl = Planted("icl", "peak +5", 20_000)
+        follow = Planted("follow", "monotone", 5_000, 1)
+        icl = Planted("icl", "peak +5", 5_000)
         result = sweep(FakeEngine(), schedule, [icl, follow], tmp_path / out, figure=False)
         if keep:
             answer = result.answer()
