@@ -24,6 +24,11 @@ if os.environ.pop(
 # threads that wait do not spin on a core that another test needs
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+if os.environ.get("TRITON_INTERPRET") == "1":
+    from tests.interpreting import find_members_once
+
+    find_members_once()
+
 
 @pytest.fixture(autouse=True, scope="session")
 def interruptible() -> None:

@@ -33,6 +33,10 @@ def run_stage(
     """
     import torch
 
+    if rehearsal:
+        from tests.interpreting import find_members_once
+
+        find_members_once()
     from bench.gpu.run import GpuRun
     from bench.gpu.scale import FULL, TINY
     from bench.report import Report

@@ -92,7 +92,7 @@ def test_every_dtype_triple(out: torch.dtype, base: torch.dtype, inst: torch.dty
         assert same(w, reference.lerp(b, i, lam, out)), lam
 
 
-@pytest.mark.parametrize("skip", [0, 1, 2, 3, 4, 5, 6, 7, 8])
+@pytest.mark.parametrize(("skip",), sampled([(k,) for k in (1, 2, 3, 4, 8, 5, 6, 7, 0)], 4))
 def test_misaligned_tensors(skip: int) -> None:
     b, i = pair(elements(40_000), torch.bfloat16, torch.bfloat16)
     for skips in ((skip, 0, 0), (0, skip, 0), (0, 0, skip), (skip, skip, skip)):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -75,9 +75,6 @@ STREAMS = [
 ]
 
 
-FIRST_TARGETS = ("sm_90", "gfx942")
-
-
 def without_linker() -> str:
     """Why nothing can be made for AMD here, or "": Triton 3.4 has no linker of its own."""
     from triton.backends.amd.compiler import HIPBackend
@@ -92,9 +89,11 @@ def without_linker() -> str:
 WITHOUT_LINKER = without_linker()
 
 
-def on_targets(kernels: Sequence[Any], firsts: Collection[Any]) -> list[Any]:
-    """(kernel, target): all of them, each on FIRST_TARGETS and `firsts` on every target; the others
-    are slow tests."""
+def on_targets(
+    kernels: Sequence[Any], quick: Mapping[str, Collection[Any]], elsewhere: Collection[Any]
+) -> list[Any]:
+    """(kernel, target), all of them; slow tests but for those that are `quick` on their target, or
+    on one that is not named, `elsewhere`."""
     return [
         pytest.param(
             kernel,
@@ -103,7 +102,7 @@ def on_targets(kernels: Sequence[Any], firsts: Collection[Any]) -> list[Any]:
                 pytest.mark.skipif(
                     target == "gfx942" and WITHOUT_LINKER != "", reason=WITHOUT_LINKER
                 ),
-                *([] if target in FIRST_TARGETS or kernel in firsts else [pytest.mark.slow]),
+                *([] if kernel in quick.get(target, elsewhere) else [pytest.mark.slow]),
             ],
         )
         for kernel in kernels
@@ -111,18 +110,49 @@ def on_targets(kernels: Sequence[Any], firsts: Collection[Any]) -> list[Any]:
     ]
 
 
-FIRSTS = list(
-    {
-        tuple(map(kernel.constants.get, ("IS_STOCHASTIC", "RECORDS"))) + (kernel.function,): kernel
-        for kernel in reversed(STREAMS)
-    }.values()
-)
-"""One of each kernel function and kind of rounding, of bf16 where it has dtypes."""
+def last_of_each(kernels: Sequence[offline.Kernel], *names: str) -> list[offline.Kernel]:
+    """Of kernels of one function and of the same constants of these `names`, the last."""
+    return list(
+        {
+            (kernel.function, *map(kernel.constants.get, names)): kernel for kernel in kernels
+        }.values()
+    )
+
+
+FIRSTS = [
+    kernel
+    for kernel in last_of_each(STREAMS[::-1], "IS_STOCHASTIC", "RECORDS")
+    if kernel.constants.get("IS_STOCHASTIC") == kernel.constants.get("RECORDS")
+]
+"""One of each kernel function, of bf16 where it has dtypes: of the dense one that with least in it
+and that with most. Each is quick on every target."""
+
+KINDS = [
+    *last_of_each(STREAMS[::-1], "IS_STOCHASTIC", "RECORDS", "WIDTH", "STEPS"),
+    *last_of_each(STREAMS, "IS_STOCHASTIC", "RECORDS"),
+]
+"""One of all that changes a function's code beside dtypes, of bf16; and of each function and kind
+of rounding the one whose dtypes are most mixed."""
+
+
+def shares_its_code(kernel: offline.Kernel) -> bool:
+    """Whether others have each part of it: the dense kernel its dtypes, and those of one dtype its
+    sums; packed ones its loop, with other constants."""
+    dtypes = {kernel.constants.get(name) for name in ("OUT", "BASE", "INST")}
+    if kernel.function is offline.packed_triton.packed_kernel:
+        return dtypes == {offline.dense_triton.tl.float16, None}
+    return bool(kernel.constants.get("RECORDS")) and len(dtypes) > 1
+
+
+QUICK = {
+    "sm_90": [kernel for kernel in STREAMS if kernel in KINDS or not shares_its_code(kernel)],
+    "gfx942": KINDS,
+}
 
 
 @pytest.mark.parametrize(
     ("kernel", "target"),
-    on_targets(STREAMS, FIRSTS),
+    on_targets(STREAMS, QUICK, FIRSTS),
     ids=lambda value: getattr(value, "name", value),
 )
 def test_gate(kernel: offline.Kernel, target: str) -> None:
@@ -143,6 +173,13 @@ def test_gate(kernel: offline.Kernel, target: str) -> None:
     )
     if backend == "cuda" and rounds_to_bf16 and op == "dense":
         assert made.packed_rounding > 0
+    if op == "packed":
+        layout = "speed" if kernel.constants["STEPS"] else "size"
+        instructions, alu, registers = LOOPS[kernel.constants["WIDTH"], layout]
+        assert 0 < made.loop_per_element <= instructions
+        if backend == "cuda":
+            assert 0 < made.alu_per_element <= alu
+            assert made.registers <= registers
 
 
 PRODUCT_REGISTERS = {("cuda", 2): 168, ("cuda", 4): 224, ("hip", 2): 192, ("hip", 4): 192}
@@ -160,7 +197,15 @@ def product_bytes(kernel: offline.Kernel, base: torch.dtype, factor: torch.dtype
 
 @pytest.mark.parametrize(
     ("kind", "target"),
-    on_targets(offline.LOWRANK_KINDS, offline.LOWRANK_KINDS[:1]),
+    on_targets(
+        offline.LOWRANK_KINDS,
+        # of AMD's bf16, fp32 and the most mixed
+        {
+            "sm_90": offline.LOWRANK_KINDS,
+            "gfx942": offline.LOWRANK_KINDS[::5] + offline.LOWRANK_KINDS[2:3],
+        },
+        offline.LOWRANK_KINDS[:1],
+    ),
     ids=lambda value: value if isinstance(value, str) else offline.lowrank(*value).name,
 )
 def test_gate_of_products(kind: tuple[Any, ...], target: str) -> None:
@@ -183,20 +228,6 @@ def test_gate_of_products(kind: tuple[Any, ...], target: str) -> None:
     # AMD's matrix layout leaves 4 neighbours in a lane: 64-bit stores of 16-bit weights
     stored = 0 if backend == "hip" and out.itemsize == 2 else kernel.launch.block * out.itemsize
     assert made.wide_stores * 16 * kernel.launch.threads == stored
-
-
-@pytest.mark.parametrize(
-    ("kind", "target"),
-    on_targets(offline.PACKED_KINDS, offline.PACKED_KINDS[:1]),
-    ids=lambda value: value if isinstance(value, str) else offline.packed(*value).name,
-)
-def test_gate_of_packed_loops(kind: tuple[Any, ...], target: str) -> None:
-    made = offline.compile_for(offline.packed(*kind), target)
-    instructions, alu, registers = LOOPS[kind[1:]]
-    assert 0 < made.loop_per_element <= instructions
-    if offline.TARGETS[target].backend == "cuda":
-        assert 0 < made.alu_per_element <= alu
-        assert made.registers <= registers
 
 
 def test_the_gate_notices_a_product_whose_factors_are_read_in_pieces() -> None:

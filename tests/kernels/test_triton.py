@@ -86,7 +86,9 @@ def check(
 @fused
 @pytest.mark.parametrize("dtype", reference.LIVE_DTYPES, ids=str)
 def test_lerp_of_one_dtype(dtype: torch.dtype) -> None:
-    check(dtype, dtype, dtype, LAMBDAS)
+    # either side of 1/2, and all between, is the same code for each dtype
+    every = 1 if dtype == torch.bfloat16 or not INTERPRETED else 3
+    check(dtype, dtype, dtype, (*LAMBDAS[::every], 0.5, 0.0, 1.0))
 
 
 @fused

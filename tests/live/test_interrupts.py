@@ -138,7 +138,7 @@ def test_a_lock_that_an_interrupted_call_has_left_taken_is_given_back() -> None:
 @pytest.mark.parametrize(
     ("store", "step"),
     [
-        *(("dense", 7), ("sparse", 7), ("packed", 41)),
+        *(("dense", 29), ("sparse", 7), ("packed", 41)),
         *(pytest.param(store, 1, marks=pytest.mark.slow) for store in STORES.values()),
     ],
 )
