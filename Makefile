@@ -21,10 +21,10 @@ VLLM ?= .venv-vllm
 VLLM_TESTS ?= tests/vllm
 WORKERS ?= logical
 PARALLEL := -n $(WORKERS) --dist worksteal
-# tests start some 150 processes: their sources are compiled once, wherever bytecode is kept
-PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest
 PIP := -m pip install --disable-pip-version-check
 BIN := $(VENV)/bin
+# tests start some 150 processes: their sources are compiled once, wherever bytecode is kept
+PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest
 READY := $(VENV)/.pa_fast-ready
 DOCS := $(VENV)/.pa_fast-docs
 SOURCES := PYTHONPATH=.:kernels
