@@ -85,7 +85,7 @@ def merged_line(answer: Answer, arguments: Mapping[str, Any]) -> str:
     """Return one line on the λ that is merged, from what `best_of` returned: why it is the one
     where the answer cannot be told, and that the merge at an end of the line changes nothing."""
     lam = answer.chosen
-    line = f"merged is λ = {lam.key}"
+    line = f"to be merged: λ = {lam.key}"
     if lam in (BASE, INSTRUCT) and arguments["rule"] is None:
         line += f", {'the base' if lam == BASE else 'the instruct'} checkpoint itself"
     if lam != INSTRUCT and not answer.is_told:

@@ -60,7 +60,7 @@ def fixed(value: float) -> Any:
 @pytest.mark.parametrize(
     ("lambdas", "evaluators", "line"),
     [
-        ("0,0.5,1", [Planted("icl", "peak +5", 20_000)], "merged is λ = 0.5"),
+        ("0,0.5,1", [Planted("icl", "peak +5", 20_000)], "to be merged: λ = 0.5"),
         ("0,1", [Planted("icl", "monotone", 20_000)], "λ = 1, the instruct checkpoint itself"),
         ("0,1", [fixed(0.5)], "λ = 1, the instruct checkpoint itself"),
         (

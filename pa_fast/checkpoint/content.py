@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from pa_fast.checkpoint.layout import chunk_sum
+from pa_fast.checkpoint.provenance import as_hex, combine
 from pa_fast.checkpoint.reader import Checkpoint
 from pa_fast.checkpoint.safetensors import TensorInfo, WeightFile, torch_dtype
 from pa_fast.checkpoint.streaming import cuts
@@ -53,6 +54,22 @@ def content_sums(read: Read, infos: Iterable[TensorInfo]) -> dict[TensorInfo, in
     """Return `pa_kernels.checksum` of the bytes of each tensor."""
     results = over_tensors(read, infos, lambda info, start, piece: chunk_sum(piece, start))
     return {info: sum(parts) % 2**64 for info, parts in results.items()}
+
+
+def content_fingerprint(checkpoint: Checkpoint) -> str:
+    """Return the content fingerprint of a checkpoint, 16 hex digits, whatever its shards.
+
+    Cost: one read of all its tensors.
+
+    Raises:
+        DataError: a file changed since its header was read.
+    """
+    sums = content_sums(
+        lambda info, start, stop, out: checkpoint.chunk(info.name, start, stop, out),
+        checkpoint.tensors.values(),
+    )
+    checkpoint.check_all_unchanged()
+    return as_hex(combine({info.name: total for info, total in sums.items()}))
 
 
 # --- file watcher

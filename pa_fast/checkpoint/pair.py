@@ -663,6 +663,9 @@ def pair(base: Checkpoint, instruct: Checkpoint, options: PairOptions = DEFAULTS
     return replace(draft, shapes=shapes, notes=tuple(notes), kept=kept_rows(rows))
 
 
+_SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers")
+
+
 def check_configs(
     base: Checkpoint, instruct: Checkpoint, *, tying: bool = True, ignored: Iterable[str] = ()
 ) -> list[Difference]:
@@ -689,6 +692,8 @@ def check_configs(
             "use base and instruct of one model; where a difference does not matter, accept it:"
             f" {keys}"
         )
+        if any(difference.key.rpartition(".")[2] in _SIZES for difference in serious):
+            hint = "these are two models: name base and instruct of one"
         if all(difference.key.endswith(KEY) for difference in serious):
             hint = (
                 f"the files of both sides store the same heads: correct {KEY} in the config.json"

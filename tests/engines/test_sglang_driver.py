@@ -15,11 +15,21 @@ from safetensors.torch import load_file
 
 import pa_fast
 import pa_fast.sglang
+from pa_fast.engines.served.worker_weights import WorkerWeights
 from pa_fast.engines.sglang import supported, worker
-from pa_fast.errors import EngineError, MissingExtra, PaFastError, UsageError, WeightsError
+from pa_fast.errors import (
+    CheckpointError,
+    EngineError,
+    MissingExtra,
+    PaFastError,
+    RunError,
+    UsageError,
+    WeightsError,
+)
 from pa_fast.run import SweepSpec
 from tests.engines import fake_sglang
 from tests.engines.architectures import write_pair
+from tests.engines.test_loading import edit
 
 Fail = Callable[..., None]
 
@@ -155,6 +165,45 @@ def test_a_sweep_runs(fail: Fail, pair: tuple[str, str], tmp_path: pathlib.Path)
     assert len(result.rows) == 3 and not result.failures
     identity = json.loads((tmp_path / "run" / "run.json").read_text())
     assert "sglang" in json.dumps(identity) and "enable_deterministic_inference" in str(identity)
+
+
+def test_one_byte_of_a_side_is_another_sweep(fail: Fail, tmp_path: pathlib.Path) -> None:
+    """What a sampled fingerprint does not see: a run goes on over the same weights alone."""
+    sides = write_pair(tmp_path, "llama", vocab_size=4000)
+
+    def one(lm: Any) -> float:
+        return 1.0
+
+    def swept(lambdas: str) -> Any:
+        return pa_fast.sweep(load(sides), lambdas, one, tmp_path / "run", figure=False)
+
+    def last_bit(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["model.embed_tokens.weight"].view(torch.int16)[-1, -1] ^= 1
+
+    assert not swept("0,1").failures
+    known = load(sides).identity
+    live = pa_fast.load(*sides).identity
+    assert known["base_content"] == live["base_content"] != known["instruct_content"]
+    edit(sides[0], last_bit)
+    now = load(sides).identity
+    assert now["base"] == known["base"], "the test must need the content"
+    assert now["base_content"] != known["base_content"]
+    with pytest.raises(RunError, match=r"engine\.base_content: recorded"):
+        swept("0,0.5,1")
+
+
+def test_another_pair_may_be_bound_until_a_side_was_loaded(
+    fail: Fail, pair: tuple[str, str], tmp_path: pathlib.Path
+) -> None:
+    part = load(pair).served.parts[0]
+    asked = {"base": str(tmp_path / "nope"), "instruct": pair[1]}
+    weights = WorkerWeights(worker.SglangStack("bfloat16"))
+    for file in pathlib.Path(pair[1]).glob("*.safetensors"):
+        part.load_weights(load_file(file).items())
+    with fake_sglang.rank(0, 1):
+        with pytest.raises(CheckpointError, match="nope"):
+            weights.bind(part, asked)
+        assert weights.bind(part, {**asked, "base": pair[0]})["tensors"] > 0
 
 
 # --- nothing of the last λ

@@ -46,7 +46,8 @@ class FakeWorker:
 
     def do_report(self) -> dict[str, Any]:
         own = {f"shard of {self.rank}": [str(self.rank), "3"]}
-        return {"store": "dense", "memory": MEMORY, "sums": self.sums | own}
+        content = {} if self.rank else {"base": "b", "instruct": "i"}
+        return {"store": "dense", "memory": MEMORY, "sums": self.sums | own, "content": content}
 
     def do_set_lambda(self, key: str, rows: Any) -> str:
         self.key = key
@@ -347,11 +348,71 @@ def test_a_start_that_fails_beside_an_engine_that_was_not_closed_says_so(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     llm = FakeLLM()
-    monkeypatch.setattr(engine, "_unclosed", {id(llm)})
+    monkeypatch.setattr(engine, "_unclosed", {id(llm): True})
     error = engine._of_start(AssertionError("process group is initialized"))
     assert "AssertionError: process group" in error.message and "its close()" in str(error.hint)
+
+    class Invalid(ValueError):
+        def errors(self) -> list[dict[str, Any]]:
+            return [{"loc": ("max_model_len",), "msg": "Input should be a valid integer"}]
+
+    invalid = engine._of_start(Invalid())
+    assert invalid.message.endswith("max_model_len: Input should be a valid integer")
+    assert "its close()" not in str(invalid.hint), "arguments fail wherever they are given"
     bare(llm).close()
     assert "its close()" not in str(engine._of_start(AssertionError()).hint)
+
+
+def test_one_process_holds_one_engine_where_vllm_has_none_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    envs = SimpleNamespace(VLLM_ENABLE_V1_MULTIPROCESSING=False)
+    monkeypatch.setattr(sys.modules["vllm"], "envs", envs, raising=False)
+    for opened, own_processes, refused in (
+        ({}, False, False),
+        ({1: False}, False, True),
+        ({1: False}, True, False),
+        ({1: True}, False, False),
+    ):
+        monkeypatch.setattr(engine, "_unclosed", opened)
+        envs.VLLM_ENABLE_V1_MULTIPROCESSING = own_processes
+        if not refused:
+            engine._check_alone()
+            continue
+        with pytest.raises(EngineError, match="was not closed") as raised:
+            engine._check_alone()
+        assert "its close()" in str(raised.value.hint)
+
+
+def test_a_closed_engine_says_that_it_is() -> None:
+    llm = FakeLLM()
+    lm = bare(llm)
+    lm.set_lambda(0.3)
+    lm.close()
+    llm.unfinished = True
+    for call in (lambda: lm.set_lambda(0.6), lm.weights.checksum, lm.weights.verify):
+        with pytest.raises(EngineError, match="this vLLM engine was closed"):
+            call()
+    assert lm.lam is None
+
+
+def test_what_is_no_engine_is_not_attached() -> None:
+    for wrong, kind in ((None, "NoneType"), ("x", "str")):
+        with pytest.raises(UsageError, match=f"llm is a {kind}, expected a vllm.LLM"):
+            engine.attach(wrong, "base", "instruct")
+
+
+def test_a_dtype_that_is_the_default_is_no_other_sweep() -> None:
+    """The command line names it always, Python does not; what comes of it is recorded."""
+    llm = FakeLLM()
+    llm.llm_engine.vllm_config = SimpleNamespace(
+        model_config=SimpleNamespace(dtype=torch.bfloat16, max_model_len=64, enforce_eager=True),
+        parallel_config=SimpleNamespace(tensor_parallel_size=1),
+        scheduler_config=SimpleNamespace(max_num_seqs=1, max_num_batched_tokens=1),
+    )
+    sys.modules["vllm"].__version__ = "0"  # type: ignore[attr-defined]
+    given = [engine._of_engine(llm, arguments) for arguments in ({}, {"dtype": "auto"})]
+    assert given[0] == given[1] and given[0]["dtype"] == "bfloat16"
 
 
 # --- layout

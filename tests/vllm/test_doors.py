@@ -50,6 +50,8 @@ def test_weight_transfer(pair: tuple[str, str], merged: Any) -> None:
         **OPTIONS,
     )
     try:
+        with pytest.raises(Exception, match="nope"):
+            llm.init_weight_transfer_engine({"init_info": {"base": "nope", "instruct": pair[1]}})
         llm.init_weight_transfer_engine({"init_info": {"base": pair[0], "instruct": pair[1]}})
         for lam in ("1", "0.3"):
             llm.start_weight_update()
@@ -58,7 +60,7 @@ def test_weight_transfer(pair: tuple[str, str], merged: Any) -> None:
             llm.reset_prefix_cache()
         assert answers(llm) == merged[1]
         llm.start_weight_update()
-        with pytest.raises(Exception, match="lam"):
+        with pytest.raises(Exception, match=r"LambdaInfo.__init__.*lam"):
             llm.update_weights({"update_info": {}})
         assert answers(llm) == merged[1]
         (output,) = llm.generate(

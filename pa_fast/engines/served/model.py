@@ -62,6 +62,10 @@ class ServedModel:
             self.weights.bind(asked.for_workers())
         else:
             self.weights.join()
+        self.identity = {
+            **self.identity,
+            **{f"{side}_content": content for side, content in self.weights.content.items()},
+        }
         self._compare_answers(prompts, untouched)
         self.set_lambda(0.0)
 
@@ -103,8 +107,8 @@ class ServedModel:
         raise NotImplementedError
 
     def close(self) -> None:
-        """Shut the engine down."""
-        raise NotImplementedError
+        """Shut the engine down: no λ can be set any more."""
+        self.weights.close()
 
     # --- λ
 

@@ -64,6 +64,17 @@ class Workers:
         return values[0]
 
 
+class Closed(Workers):
+    """The workers of an engine that was closed: no call reaches them."""
+
+    def __init__(self, engine: str):
+        self.engine = engine  # type: ignore[misc]
+
+    def answers(self, method: str, arguments: tuple[Any, ...]) -> list[dict[str, Any]]:
+        """See `Workers.answers`."""
+        raise EngineError(f"this {self.engine} engine was closed", "load the pair again")
+
+
 class EngineWeights:
     """Implements `pa_fast.base.Weights` over the workers of one engine: all of them hold the same
     λ, or `lam` is None.
@@ -96,6 +107,16 @@ class EngineWeights:
             PaFastError: one is not; if a proof failed when it was bound, that error.
         """
         self._reports = self._workers.call("report")
+
+    def close(self) -> None:
+        """Let no call reach the workers any more, whose engine is shut down."""
+        self._lam, self.rule = None, None
+        self._workers, self._idle = Closed(self._workers.engine), lambda: True
+
+    @property
+    def content(self) -> dict[str, str]:
+        """The content fingerprint of each side's files, by side."""
+        return dict(self._reports[0]["content"])
 
     @property
     def lam(self) -> float | None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 import pa_kernels
 
 from pa_fast.base import Lambda
+from pa_fast.checkpoint.content import content_fingerprint
 from pa_fast.checkpoint.pair import Pair, PairOptions, is_head, pair
 from pa_fast.checkpoint.reader import Checkpoint
 from pa_fast.checkpoint.safetensors import FLOATS, torch_dtype
@@ -79,6 +80,7 @@ class WorkerWeights:
         self._origins: layout.Origins | None = None
         self._key: str | None = None
         self._loaded = False
+        self._is_written = False
         self._pointers: dict[str, int] = {}
         self._sums: dict[str, list[str]] = {}
         self._report: dict[str, Any] = {}
@@ -96,7 +98,9 @@ class WorkerWeights:
 
         Raises:
             UsageError: it follows a pair already; nothing was written.
-            PaFastError: a proof failed. The model must not be used then, and no λ can be set.
+            PaFastError: an argument is not valid, or a proof failed. Once a side was loaded the
+                model must not be used then, and no λ can be set; before that another pair may be
+                bound.
         """
         if self._live is not None:
             raise UsageError(
@@ -104,8 +108,9 @@ class WorkerWeights:
                 f" {self._sides['instruct']}",
                 "use what its binding returned, or start another engine",
             )
-        if self._error is not None:
+        if self._error is not None and self._is_written:
             raise self._error
+        self._error = None
         try:
             return self._bind(model, asked)
         except PaFastError as error:
@@ -136,7 +141,8 @@ class WorkerWeights:
                 `rule`, `allow_nonfinite`.
 
         Returns:
-            The report: `tensors`, `bytes`, `memory`, `store`.
+            The report: `tensors`, `bytes`, `memory`, `store`, and on rank 0 `content`, the content
+            fingerprints of both sides.
 
         The weights hold instruct afterwards, as the engine loads it; no λ is set.
 
@@ -177,6 +183,7 @@ class WorkerWeights:
             paired = pair(base, instruct, self._pairing)
             self._check_head(model, paired)
             file_dtype = self._file_dtype(paired)
+            self._is_written = True
             if rule is not None or rounding.is_stochastic:
                 load = functools.partial(self._stack.reload, model)
                 self._origins = layout.Origins.traced(model, load, paired)
@@ -184,6 +191,12 @@ class WorkerWeights:
             for side in ("base", "instruct"):
                 sides[side] = self._captured(model, paired, side, others)
             self._check_started(started, sides["instruct"])
+            content = {}
+            if self._stack.rank == 0:
+                content = {
+                    "base": content_fingerprint(base),
+                    "instruct": content_fingerprint(instruct),
+                }
             del started, others
             live = self._views(layout.parameters(model))
             sides = {side: self._views(tensors) for side, tensors in sides.items()}
@@ -207,6 +220,7 @@ class WorkerWeights:
             "bytes": sum(p.nbytes for p in live.values()),
             "memory": asdict(self._live.memory()),
             "store": self._live.store,
+            "content": content,
         }
         return self._report
 

@@ -23,7 +23,7 @@ from pa_fast.rules import RuleLike
 from pa_fast.stores.store import Store
 
 _OURS = ("model_path", "tokenizer_path", "load_format", "custom_weight_loader", "server_args")
-_HARMLESS = ("mem_fraction_static", "log_level", "download_dir")
+_HARMLESS = ("mem_fraction_static", "log_level", "download_dir", "dtype")
 """Arguments of SGLang that may differ between parts of one sweep."""
 
 _RESOLVED = (
@@ -338,7 +338,8 @@ class LambdaSGLang(ServedModel):
         return found
 
     def close(self) -> None:
-        """Shut the engine down."""
+        """See `ServedModel.close`."""
+        super().close()
         _shut_down(self.served)
 
 

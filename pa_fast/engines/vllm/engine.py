@@ -31,12 +31,13 @@ from pa_fast.stores.store import Store
 _OURS = ("load_format", "worker_extension_cls", "model")
 _HARMLESS = (
     *("gpu_memory_utilization", "kv_cache_memory_bytes", "disable_log_stats", "download_dir"),
-    *("use_tqdm_on_load", "max_parallel_loading_workers"),
+    *("use_tqdm_on_load", "max_parallel_loading_workers", "dtype"),
 )
-"""Arguments of vLLM that may differ between parts of one sweep."""
+"""Arguments of vLLM that may differ between parts of one sweep; the dtype that comes of `dtype` is
+recorded by itself."""
 
-_unclosed: set[int] = set()
-"""Ids of the engines that `load` started and nothing has closed."""
+_unclosed: dict[int, bool] = {}
+"""Engines that `load` started and nothing has closed: id → whether it has a process of its own."""
 
 
 def load(
@@ -88,6 +89,7 @@ def load(
 
     instruct = instruct_of("vLLM", instruct)
     _check_names(engine_args)
+    _check_alone()
     asked = PairArguments.of(
         base,
         instruct,
@@ -121,7 +123,7 @@ def load(
         raise
     except Exception as error:
         raise _of_start(error) from error
-    _unclosed.add(id(llm))
+    _unclosed[id(llm)] = _has_own_process(llm)
     try:
         return LambdaLLM(llm, asked, engine_args=engine_args)
     except BaseException:
@@ -148,6 +150,11 @@ def attach(llm: Any, base: str | Path, instruct: str | Path, **options: Any) -> 
         as `load`.
     """
     _require_vllm()
+    if not hasattr(llm, "llm_engine"):
+        raise UsageError(
+            f"llm is a {type(llm).__name__}, expected a vllm.LLM",
+            "start one on the instruct folder, or use pa_fast.vllm.load",
+        )
     asked = PairArguments.of(base, instruct, **options)
     config = llm.llm_engine.vllm_config
     supported.check(config)
@@ -329,7 +336,8 @@ class LambdaLLM(ServedModel):
         return not self.llm.llm_engine.has_unfinished_requests()
 
     def close(self) -> None:
-        """Shut the engine down."""
+        """See `ServedModel.close`."""
+        super().close()
         _shut_down(self.llm)
 
     def fixed_answers(self, prompts: list[list[int]]) -> list[Any]:
@@ -380,6 +388,20 @@ def _require_vllm() -> None:
         ) from error
 
 
+def _check_alone() -> None:
+    """Refuse a second engine beside one that is open, where vLLM keeps both in this process: it has
+    one state for all of a process, and closing one breaks the other."""
+    from vllm import envs
+
+    if not envs.VLLM_ENABLE_V1_MULTIPROCESSING and not all(_unclosed.values()):
+        raise EngineError(
+            "an engine that this process started before was not closed, and vLLM holds one in a"
+            " process",
+            "call its close() first, start another process, or let vLLM have its own"
+            " (VLLM_ENABLE_V1_MULTIPROCESSING=1)",
+        )
+
+
 def _check_arguments(arguments: Mapping[str, Any]) -> None:
     """Refuse what is not supported before anything is loaded, as far as vLLM can say it now."""
     from vllm.engine.arg_utils import EngineArgs
@@ -410,13 +432,13 @@ def _of_start(error: Exception) -> EngineError:
         f"vLLM cannot start: {type(error).__name__}: {_reason(error)}",
         "an engine that this process started before was not closed, and one that is dropped still"
         " holds its memory and its state: call its close() first, or start another process"
-        if _unclosed
+        if _unclosed and not callable(getattr(error, "errors", None))
         else "vllm.LLM with the same arguments on the instruct folder shows the whole of it",
     )
 
 
 def _shut_down(llm: Any) -> None:
-    _unclosed.discard(id(llm))
+    _unclosed.pop(id(llm), None)
     with contextlib.suppress(Exception):
         llm.llm_engine.engine_core.shutdown()
 
@@ -469,8 +491,12 @@ def _check_names(given: Mapping[str, Any]) -> None:
 def _reason(error: Exception) -> str:
     """Return what an error of vLLM says, in one line: of a pydantic one the first cause."""
     causes = getattr(error, "errors", None)
+    if not callable(causes):
+        return first_line(error)
     try:
-        return one_line(str(causes()[0]["msg"]), 500) if callable(causes) else first_line(error)
+        cause = causes()[0]
+        where = ".".join(map(str, cause.get("loc", ())))
+        return one_line(f"{where}: {cause['msg']}" if where else str(cause["msg"]), 500)
     except (IndexError, KeyError, TypeError):
         return first_line(error)
 

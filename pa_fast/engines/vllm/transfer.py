@@ -77,4 +77,6 @@ def _engine(base: Any) -> type:
         def _weights(self) -> WorkerWeights:
             return weights_of(self.model, VllmStack(self.vllm_config))
 
+    for one in (PairInfo, LambdaInfo):
+        one.__qualname__ = one.__name__  # in vLLM's message on fields that are wrong
     return LambdaTransfer
