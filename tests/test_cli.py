@@ -923,6 +923,12 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> str:
         ("inspect", "nobody reads", "error: standard output was closed before all of it was read"),
         ("inspect", "full", "error: output: No space left on device"),
         ("report", "nobody reads", "error: standard output was closed before all of it was read"),
+        pytest.param(
+            *("report", "closed", "error: standard output is closed"), marks=pytest.mark.slow
+        ),
+        pytest.param(
+            *("report", "full", "error: output: No space left on device"), marks=pytest.mark.slow
+        ),
     ],
 )
 def test_output_that_cannot_be_written_is_one_message(

@@ -688,16 +688,17 @@ def check_configs(
         keys = " ".join(
             f"--ignore-config {shlex.quote(difference.key)}" for difference in serious[:5]
         )
-        hint = (
-            "use base and instruct of one model; where a difference does not matter, accept it:"
-            f" {keys}"
-        )
-        if any(difference.key.rpartition(".")[2] in _SIZES for difference in serious):
-            hint = "these are two models: name base and instruct of one"
         if all(difference.key.endswith(KEY) for difference in serious):
             hint = (
                 f"the files of both sides store the same heads: correct {KEY} in the config.json"
                 " that is wrong"
+            )
+        elif any(difference.key.rpartition(".")[2] in _SIZES for difference in serious):
+            hint = "these are two models: name base and instruct of one"
+        else:
+            hint = (
+                "use base and instruct of one model; where a difference does not matter, accept it:"
+                f" {keys}"
             )
         raise PairError(
             f"config.json changes the model: {'; '.join(map(str, serious[:5]))}{more}", hint

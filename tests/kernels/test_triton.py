@@ -83,12 +83,24 @@ def check(
                 assert torch.equal(bits(w)[kept], bits(expected)[kept]), (lam, w.shape)
 
 
+# either side of 1/2, and all between, is the same code for each dtype
+SOME = [d for d in reference.LIVE_DTYPES if d != torch.bfloat16] if INTERPRETED else []
+
+
 @fused
-@pytest.mark.parametrize("dtype", reference.LIVE_DTYPES, ids=str)
-def test_lerp_of_one_dtype(dtype: torch.dtype) -> None:
-    # either side of 1/2, and all between, is the same code for each dtype
-    every = 1 if dtype == torch.bfloat16 or not INTERPRETED else 3
-    check(dtype, dtype, dtype, (*LAMBDAS[::every], 0.5, 0.0, 1.0))
+@pytest.mark.parametrize(
+    ("dtype", "lams"),
+    [
+        *((dtype, (*LAMBDAS[::3], 0.5, 0.0, 1.0)) for dtype in SOME),
+        *(
+            pytest.param(dtype, LAMBDAS, marks=[pytest.mark.slow] if dtype in SOME else [])
+            for dtype in reference.LIVE_DTYPES
+        ),
+    ],
+    ids=lambda value: str(value) if isinstance(value, torch.dtype) else f"{len(value)} λ",
+)
+def test_lerp_of_one_dtype(dtype: torch.dtype, lams: tuple[float, ...]) -> None:
+    check(dtype, dtype, dtype, lams)
 
 
 @fused

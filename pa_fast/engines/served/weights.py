@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
-from typing import Any, ClassVar
+from typing import Any
 
 from pa_fast import errors
 from pa_fast.base import Lambda
@@ -21,7 +21,7 @@ class Workers:
         engine: the name of the engine, in messages.
     """
 
-    engine: ClassVar[str]
+    engine: str
 
     def answers(self, method: str, arguments: tuple[Any, ...]) -> list[dict[str, Any]]:
         """Call `method` in every worker and return what `worker_weights.answer` did, by rank.
@@ -68,7 +68,7 @@ class Closed(Workers):
     """The workers of an engine that was closed: no call reaches them."""
 
     def __init__(self, engine: str):
-        self.engine = engine  # type: ignore[misc]
+        self.engine = engine
 
     def answers(self, method: str, arguments: tuple[Any, ...]) -> list[dict[str, Any]]:
         """See `Workers.answers`."""

@@ -191,12 +191,8 @@ class WorkerWeights:
             for side in ("base", "instruct"):
                 sides[side] = self._captured(model, paired, side, others)
             self._check_started(started, sides["instruct"])
-            content = {}
-            if self._stack.rank == 0:
-                content = {
-                    "base": content_fingerprint(base),
-                    "instruct": content_fingerprint(instruct),
-                }
+            files = {"base": base, "instruct": instruct} if self._stack.rank == 0 else {}
+            content = {side: content_fingerprint(one) for side, one in files.items()}
             del started, others
             live = self._views(layout.parameters(model))
             sides = {side: self._views(tensors) for side, tensors in sides.items()}

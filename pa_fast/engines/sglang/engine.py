@@ -24,7 +24,8 @@ from pa_fast.stores.store import Store
 
 _OURS = ("model_path", "tokenizer_path", "load_format", "custom_weight_loader", "server_args")
 _HARMLESS = ("mem_fraction_static", "log_level", "download_dir", "dtype")
-"""Arguments of SGLang that may differ between parts of one sweep."""
+"""Arguments of SGLang that may differ between parts of one sweep; the dtype that comes of `dtype`
+is recorded by itself."""
 
 _RESOLVED = (
     *("tp_size", "max_running_requests", "chunked_prefill_size", "attention_backend"),
@@ -74,8 +75,8 @@ def load(
         lm = pa_fast.sglang.load("base", "instruct", context_length=4096)
         pa_fast.sweep(lm, "0:1:0.1", [...], "runs/first")
 
-    Cost: SGLang's start, then two loads of each side and one of a merge, tensor by tensor; both
-        sides in host memory meanwhile.
+    Cost: SGLang's start, then two loads of each side and one of a merge, tensor by tensor, and a
+        read of each side's files for their content; both sides in host memory meanwhile.
 
     Raises:
         CheckpointError, PairError, DataError: the folders cannot be read or do not pair.

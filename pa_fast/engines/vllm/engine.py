@@ -74,8 +74,8 @@ def load(
         lm = pa_fast.vllm.load("base", "instruct", max_model_len=4096)
         pa_fast.sweep(lm, "0:1:0.1", [...], "runs/first")
 
-    Cost: vLLM's start, then two loads of each side and one of a merge, tensor by tensor; both sides
-        in host memory meanwhile.
+    Cost: vLLM's start, then two loads of each side and one of a merge, tensor by tensor, and a read
+        of each side's files for their content; both sides in host memory meanwhile.
 
     Raises:
         CheckpointError, PairError, DataError: the folders cannot be read or do not pair.
