@@ -225,6 +225,8 @@ class RecordedCpuGroup(SwitchGroup[SwitchRow]):
             sums[t] = [total + part for total, part in zip(sums[t], parts)]
         for t, (_, _, distance) in enumerate(sums):
             self._distances.setdefault(t, distance)
+            if _is_copy(self.rows[t], lams[t]):
+                sums[t][1] = self._distances[t] if lams[t] else 0.0
         self._written = [
             Written(int(total) % 2**64, (moved, self._distances[t]))
             for t, (total, moved, _) in enumerate(sums)
@@ -232,7 +234,8 @@ class RecordedCpuGroup(SwitchGroup[SwitchRow]):
 
 
 def _write_recorded_(row: SwitchRow, piece: slice, lam: float) -> tuple[int, float]:
-    """Write a piece of a row; return what it adds to the checksum, and Σ (w − b)(i − b)."""
+    """Write a piece of a row; return what it adds to the checksum, and Σ (w − b)(i − b), which of a
+    copy of a side is not summed."""
     w, b, i = (tensor[piece] for tensor in row.operands)
     chunk = piece.start * w.itemsize // CHUNK_BYTES
     loops = compiled.ready()
@@ -245,14 +248,22 @@ def _write_recorded_(row: SwitchRow, piece: slice, lam: float) -> tuple[int, flo
         sides = (side.view(torch.int16).numpy() for side in (w, b, i))
         total, moved = loops.lerp_(*sides, weight, base_near, low_factors().numpy(), high)
         return total, moved
-    is_base = lam == 0.0 and row.intermediate_dtype is None and b.dtype == w.dtype
+    is_copy = _is_copy(row, lam)
     total, moved = 0, 0.0
     for part in pieces(w.numel(), SUMMED):
         draw = row.draw and Draw(row.draw.key, row.draw.start + piece.start + part.start)
         lerp_piece_(w[part], b[part], i[part], lam, row.intermediate_dtype, draw)
         total += piece_checksum(w[part], chunk + part.start * w.itemsize // CHUNK_BYTES)
-        moved = moved if is_base else projection(w[part], b[part], i[part], moved)
+        moved = moved if is_copy else projection(w[part], b[part], i[part], moved)
     return total, moved
+
+
+def _is_copy(row: SwitchRow, lam: float) -> bool:
+    """Return whether λ gives the row the very values of one of its sides."""
+    w, b, i = row.operands
+    return (
+        lam in (0.0, 1.0) and row.intermediate_dtype is None and (i if lam else b).dtype == w.dtype
+    )
 
 
 def _is_single_pass(row: SwitchRow, lam: float) -> bool:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import bisect
 import os
+import re
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -98,6 +99,14 @@ class FilePosition:
     offset: int
 
 
+_MAPPED = re.compile(
+    rb"^([0-9a-f]+)-([0-9a-f]+) \S+ ([0-9a-f]+) ([0-9a-f]+):([0-9a-f]+) ([1-9][0-9]*) +(/.*)$",
+    re.MULTILINE,
+)
+"""A line of `/proc/self/maps` that has a file: first address, the one after the last, mode, offset,
+device, inode, path. Lines are in the order of their addresses."""
+
+
 class FileMaps:
     """Address ranges of this process that map files read-only or privately, as the kernel lists
     them.
@@ -107,25 +116,13 @@ class FileMaps:
     """
 
     def __init__(self) -> None:
-        self._maps = []
+        listed = b""
         if sys.platform == "linux":
-            with open("/proc/self/maps", encoding="utf-8", errors="replace") as lines:
-                for line in lines:
-                    span, _mode, offset, device, inode, *path = line.rstrip("\n").split(maxsplit=5)
-                    if inode != "0" and path and path[0].startswith("/"):
-                        start, stop = (int(part, 16) for part in span.split("-"))
-                        major, minor = (int(part, 16) for part in device.split(":"))
-                        self._maps.append(
-                            (
-                                start,
-                                stop,
-                                FilePosition(
-                                    os.makedev(major, minor), int(inode), path[0], int(offset, 16)
-                                ),
-                            )
-                        )
-        self._maps.sort(key=lambda one: one[0])
-        self._starts = [start for start, _, _ in self._maps]
+            with open("/proc/self/maps", "rb") as lines:
+                listed = lines.read()
+        # read when asked for: a process has thousands of them, and few hold tensors
+        self._maps = list(_MAPPED.finditer(listed))
+        self._starts = [int(line[1], 16) for line in self._maps]
 
     def holds(self, tensor: torch.Tensor) -> bool:
         """Return whether `tensor`'s first byte lies in a mapped file."""
@@ -136,10 +133,18 @@ class FileMaps:
         lies in no file."""
         address = tensor.data_ptr()
         index = bisect.bisect_right(self._starts, address) - 1
-        if index < 0 or address >= self._maps[index][1]:
+        if index < 0:
             return None
-        start, _, position = self._maps[index]
-        return replace(position, offset=position.offset + address - start)
+        stop, offset, major, minor = (int(part, 16) for part in self._maps[index].group(2, 3, 4, 5))
+        if address >= stop:
+            return None
+        inode, path = self._maps[index].group(6, 7)
+        return FilePosition(
+            os.makedev(major, minor),
+            int(inode),
+            path.decode(errors="replace"),
+            offset + address - self._starts[index],
+        )
 
 
 def measure(live: Iterable[torch.Tensor], beside: Iterable[torch.Tensor]) -> Memory:
