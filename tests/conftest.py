@@ -3,8 +3,10 @@ machine has."""
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -35,6 +37,32 @@ def interruptible() -> None:
     """Ctrl-C is what Python makes of it, also where the suite was started in the background of a
     script, which ignores it."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+class _Collector(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+
+
+@pytest.fixture
+def logged() -> Iterator[list[logging.LogRecord]]:
+    """What is logged during the test, by any logger. Pytest's own plugin for `caplog` looks through
+    every logger of every library three times a test."""
+    collector, root = _Collector(), logging.getLogger()
+    apart = [
+        one
+        for one in root.manager.loggerDict.values()
+        if isinstance(one, logging.Logger) and not one.propagate
+    ]
+    for logger in (root, *apart):
+        logger.addHandler(collector)
+    yield collector.records
+    for logger in (root, *apart):
+        logger.removeHandler(collector)
 
 
 @pytest.fixture(autouse=True)

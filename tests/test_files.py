@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import logging
 import os
 import stat
 from collections.abc import Callable
@@ -87,27 +88,27 @@ def everything(root: Path) -> None:
 
 @pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
 def test_without_locks(
-    tmp_path: Path, code: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, code: int, monkeypatch: pytest.MonkeyPatch, logged: list[logging.LogRecord]
 ) -> None:
     monkeypatch.setattr(fcntl, "flock", failing(code))
     everything(tmp_path)
-    (said,) = caplog.messages
+    (said,) = (record.getMessage() for record in logged)
     assert "has no locks" in said and os.strerror(code) in said and "run one at a time" in said
 
 
 @pytest.mark.parametrize("code", [errno.EINVAL, errno.EBADF, errno.EOPNOTSUPP, errno.ENOSYS])
 def test_without_fsync_of_folders(
-    tmp_path: Path, code: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, code: int, monkeypatch: pytest.MonkeyPatch, logged: list[logging.LogRecord]
 ) -> None:
     monkeypatch.setattr(os, "fsync", without_folder_sync(code))
     everything(tmp_path)
-    (said,) = caplog.messages
+    (said,) = (record.getMessage() for record in logged)
     assert "cannot sync folders" in said and "power cut" in said
 
 
 @pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC])
 def test_a_finished_merge_whose_last_sync_fails_stays(
-    tmp_path: Path, code: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, code: int, monkeypatch: pytest.MonkeyPatch, logged: list[logging.LogRecord]
 ) -> None:
     pair = write_pair(tmp_path / "pair")
     (tmp_path / "disk").mkdir()
@@ -115,7 +116,9 @@ def test_a_finished_merge_whose_last_sync_fails_stays(
     merge(*pair, 0.25, out)
     monkeypatch.setattr(os, "fsync", without_folder_sync(code, only=out.parent))
     merge(*pair, 0.5, out, overwrite=True)
-    assert verify(out, *pair).lam == "0.5" and "cannot be synced" in caplog.text
+    assert verify(out, *pair).lam == "0.5" and "cannot be synced" in "".join(
+        record.getMessage() for record in logged
+    )
     monkeypatch.undo()
     merge(*pair, 0.75, out, overwrite=True)
     assert verify(out, *pair).lam == "0.75" and [path.name for path in out.parent.iterdir()] == [
@@ -124,14 +127,14 @@ def test_a_finished_merge_whose_last_sync_fails_stays(
 
 
 def test_a_finished_delta_whose_last_sync_fails_stays(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logged: list[logging.LogRecord]
 ) -> None:
     monkeypatch.setattr(os, "fsync", without_folder_sync(errno.EIO))
     delta_file.write(
         tmp_path / "delta", deltas.sources(*deltas.pair(shapes={"a": (8, 8)})), SparseStore()
     )
     DeltaFile.open(tmp_path / "delta").close()
-    assert "cannot be synced" in caplog.text
+    assert "cannot be synced" in logged[-1].getMessage()
 
 
 def test_weight_files_that_are_complete_stay_where_the_folder_cannot_be_synced(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import inspect
+import logging
 import pathlib
 import random
 from collections.abc import Iterator, Sequence
@@ -241,7 +242,7 @@ def test_a_model_of_today_passes_its_cache_without_a_deprecation(
 
 
 def test_sharing_that_is_lost_is_warned_of_once_with_its_cost(
-    tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    tmp_path: pathlib.Path, logged: list[logging.LogRecord], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from pa_fast.engines import transformers as engine
 
@@ -250,14 +251,14 @@ def test_sharing_that_is_lost_is_warned_of_once_with_its_cost(
     asked = [(prompt, [60 + k, 61]) for k in range(4)]
     for options in ({}, {"shared_prefix": False}):
         pa_fast.load(*folders, **options).loglikelihood(asked)
-    assert not caplog.records, "nothing is lost where it is shared, or where it was not wanted"
+    assert not logged, "nothing is lost where it is shared, or where it was not wanted"
     monkeypatch.setattr(engine, "obstacle", lambda model: "its forward pass takes no cache")
     lm = pa_fast.load(*folders)
     lm.loglikelihood(lone)
-    assert not caplog.records, "nothing is lost by requests that begin differently"
+    assert not logged, "nothing is lost by requests that begin differently"
     for _ in range(3):
         lm.loglikelihood(asked)
-    (record,) = caplog.records
+    (record,) = logged
     assert record.levelname == "WARNING" and record.name == "pa_fast"
     # 4 requests of 41 tokens; shared, 39 once and 2 each
     assert "164 tokens through the model where 47 would do (3.5 ×)" in record.getMessage()

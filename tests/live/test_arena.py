@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import io
+import logging
 import pathlib
 import sys
 from itertools import pairwise
@@ -74,7 +75,7 @@ def test_memory_is_freed_with_the_last_of_them() -> None:
 
 @pytest.mark.parametrize("name", ["llama", "qwen2", "gpt-2"])
 def test_a_loaded_pair_is_saved_moved_and_copied_as_any_model(
-    name: str, tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
+    name: str, tmp_path: pathlib.Path, logged: list[logging.LogRecord]
 ) -> None:
     from transformers import AutoModelForCausalLM
 
@@ -89,7 +90,7 @@ def test_a_loaded_pair_is_saved_moved_and_copied_as_any_model(
     assert (head.weight is embedding.weight) == is_tied
     twin = copy.deepcopy(lm.model)
     lm.model.save_pretrained(tmp_path / "saved")
-    assert not [record for record in caplog.records if "shared" in record.getMessage()]
+    assert not [record for record in logged if "shared" in record.getMessage()]
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "saved", trust_remote_code=False)
     lm.set_lambda(0.9)
     for model in (twin, again):
