@@ -39,6 +39,17 @@ def interruptible() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.fixture(autouse=True)
+def drawn_where_looked_at(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let figures be made and written, but not rendered, where the test is not marked `draws`: that
+    takes half a second for each sweep."""
+    if request.node.get_closest_marker("draws") is None:
+        from pa_fast.sweep import figure
+
+        unseen = {kind: figure._MARK.encode() for kind in figure.FORMATS}
+        monkeypatch.setattr(figure, "_rendered", lambda drawing: unseen)
+
+
 class _Collector(logging.Handler):
     def __init__(self) -> None:
         super().__init__()

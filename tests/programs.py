@@ -17,11 +17,22 @@ SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
     [
         "numpy.random",
+        "scipy.stats",
         "transformers.models.llama.modeling_llama",
-        "pa_fast.cli.runs",
-        "pa_fast.engines.model",
-        "pa_fast.run",
         "torch.distributed.tensor.parallel",
+        "fontTools.subset",
+        "matplotlib.figure",
+        "matplotlib.backends.backend_agg",
+        "matplotlib.backends.backend_pdf",
+        "matplotlib.backends.backend_svg",
+        "pydantic",
+        "typer",
+        "pa_fast.checkpoint.merge",
+        "pa_fast.cli.runs",
+        "pa_fast.engines.transformers",
+        "pa_fast.report.contents",
+        "pa_fast.run",
+        "pa_fast.sweep.report",
     ]
 )
 

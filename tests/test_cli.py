@@ -182,6 +182,7 @@ def test_a_sweep_prints_what_loading_found(
     assert "note: rows 128 to 132 of `" in shown.err and "note" not in shown.out
 
 
+@pytest.mark.draws
 def test_the_same_sweep_in_two_places_gives_equal_files(
     pair: tuple[str, str], place: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -328,6 +329,7 @@ def test_a_terminal_without_lambda_gets_a_question_mark(pair: tuple[str, str]) -
 KILLS = int(os.environ.get("PA_FAST_KILLS", "1"))
 
 
+@pytest.mark.draws
 def test_sigkill_at_random_moments_changes_nothing(
     pair: tuple[str, str], place: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

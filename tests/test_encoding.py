@@ -56,6 +56,7 @@ def test_a_lossless_delta_gives_the_sweep_of_the_pair(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.draws
 def test_a_lossy_sweep_says_so_and_its_best_points_are_confirmed(tmp_path: Path) -> None:
     job = spec(tmp_path / "run", store="lowrank")
     result = run(job)

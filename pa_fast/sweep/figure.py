@@ -108,18 +108,24 @@ def save(make: Callable[[], Figure], path: pathlib.Path) -> None:
         # a matplotlibrc of the user would otherwise change the file
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_STYLE)
-        drawing = make()
-        # laid out once: each format would do it again, for a third of the time that it takes
-        drawing.draw_without_rendering()
-        drawing.set_layout_engine("none")
-        for kind in FORMATS:
-            data = io.BytesIO()
-            drawing.savefig(data, format=kind, dpi=200, metadata=_METADATA[kind])
+        for kind, data in _rendered(make()).items():
             files.write(
                 path.with_name(f"{path.name}.{kind}"),
-                data.getvalue(),
+                data,
                 "make room or grant access, then draw it again",
             )
+
+
+def _rendered(drawing: Figure) -> dict[str, bytes]:
+    """Return `drawing` in each of FORMATS, laid out once for all of them."""
+    drawing.draw_without_rendering()
+    drawing.set_layout_engine("none")
+    rendered = {}
+    for kind in FORMATS:
+        data = io.BytesIO()
+        drawing.savefig(data, format=kind, dpi=200, metadata=_METADATA[kind])
+        rendered[kind] = data.getvalue()
+    return rendered
 
 
 def check_output_path(path: pathlib.Path) -> None:

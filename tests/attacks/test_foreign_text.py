@@ -92,6 +92,7 @@ def run(
     return int(end.value.code or 0), shown.out + shown.err
 
 
+@pytest.mark.draws
 def test_no_verb_prints_what_a_terminal_obeys(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

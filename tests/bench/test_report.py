@@ -16,6 +16,8 @@ from bench.machine import Machine
 from bench.report import BEGIN, END, GPU, PAGE, Report, put, update
 from pa_fast.throughput.harness import Table, Way
 
+pytestmark = pytest.mark.draws
+
 MACHINE = Machine(
     "cpu-2-cores", "A CPU | with a bar", "Python 3.12, torch 2.13.0", "abc1234", "2026-11-21"
 )

@@ -21,6 +21,8 @@ from pa_fast.launch import lockstep, ray
 from tests import patience
 from tests.engines.architectures import write_pair
 
+pytestmark = pytest.mark.draws
+
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "examples" / "demo"
 SWEEP = [

@@ -13,6 +13,8 @@ from pa_fast.quality import figure
 from pa_fast.quality.figure import StoreCurve
 from pa_fast.stores.quality import Divergence, OnText, QualityReport
 
+pytestmark = pytest.mark.draws
+
 DENSE = QualityReport("dense", "dense", True, 10, 20, 2.0, 0.0, 1.0, 0.0, 1.0, ())
 
 

@@ -14,6 +14,8 @@ from pa_fast.errors import OutputError, UsageError
 from pa_fast.quality import delta_map
 from tests.checkpoint.test_measure import layered
 
+pytestmark = pytest.mark.draws
+
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     monkeypatch.setattr(sys, "argv", ["pa-fast", "inspect", *arguments])

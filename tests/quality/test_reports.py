@@ -20,6 +20,8 @@ from pa_fast.stores.dense import DenseStore
 from pa_fast.stores.quality import QualityReport
 from pa_fast.stores.sparse import SparseStore
 
+pytestmark = pytest.mark.draws
+
 DEMO = pathlib.Path(choose_store.DEMO)
 PAIR = (DEMO / "pair" / "base", DEMO / "pair" / "instruct")
 TEXT = "brick>kcirb\nplant>tnalp\n[rev brick]kcirb\nowgny>yngwo\n"

@@ -20,6 +20,8 @@ from pa_fast.sweep.schedule import lambdas
 from tests.sweep.fakes import FakeEngine, Scorer
 from tests.sweep.test_driver import Told
 
+pytestmark = pytest.mark.draws
+
 UNITS = {
     "icl": ("accuracy", True),
     "instructions": ("accuracy", True),

@@ -113,6 +113,7 @@ WORK: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("work", WORK)
+@pytest.mark.draws
 def test_work_grows_with_the_number_of_points(tmp_path: Path, work: str) -> None:
     few, many = (filled(tmp_path / str(points), points) for points in (200, 800))
     WORK[work](filled(tmp_path / "first", 10))  # what is imported and cached once
