@@ -4,6 +4,7 @@ store confirms."""
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,20 @@ def spec(out: Path, **changes: Any) -> SweepSpec:
         "limit": 8,
     }
     return SweepSpec(**{**given, **changes})
+
+
+@pytest.fixture(scope="module")
+def encoded(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """(format, rank) → the pair's delta file, encoded once; only read."""
+    folder = tmp_path_factory.mktemp("deltas")
+
+    def delta(format: str, rank: int | None = None) -> Path:
+        out = folder / f"{format}-{rank}"
+        if not out.exists():
+            pa_fast.encode(BASE, INSTRUCT, out, format, rank=rank)
+        return out
+
+    return delta
 
 
 def test_a_lossless_delta_gives_the_sweep_of_the_pair(tmp_path: Path) -> None:
@@ -89,14 +104,11 @@ def test_what_cannot_be_confirmed_is_refused_before_the_sweep(tmp_path: Path) ->
         check_confirm(spec(tmp_path, delta=str(tmp_path / "delta"), instruct=str(BASE)))
 
 
-@pytest.mark.parametrize(
-    ("format", "options"), [("packed", {}), ("lowrank", {"rank": 4}), ("dense", {})]
-)
+@pytest.mark.parametrize(("format", "rank"), [("packed", None), ("lowrank", 4), ("dense", None)])
 def test_another_instruct_model_beside_a_delta_is_refused(
-    format: str, options: dict[str, Any], tmp_path: Path
+    format: str, rank: int | None, encoded: Callable[..., Path], tmp_path: Path
 ) -> None:
-    pa_fast.encode(BASE, INSTRUCT, tmp_path / "delta", format, **options)
-    job = spec(tmp_path / "run", delta=str(tmp_path / "delta"))
+    job = spec(tmp_path / "run", delta=str(encoded(format, rank)))
     check_beside_delta(job)
     check_beside_delta(replace(job, instruct=None))
     with pytest.raises(PairError, match="encoded from an instruct model of quick fingerprint"):
@@ -104,23 +116,22 @@ def test_another_instruct_model_beside_a_delta_is_refused(
 
 
 def test_an_instruct_model_beside_the_delta_of_an_adapter_has_no_files_to_compare(
-    tmp_path: Path,
+    encoded: Callable[..., Path], tmp_path: Path
 ) -> None:
-    pa_fast.encode(BASE, INSTRUCT, tmp_path / "delta", "lowrank", rank=4)
-    pa_fast.export_lora(tmp_path / "delta", BASE, tmp_path / "lora", partial=True)
+    pa_fast.export_lora(encoded("lowrank", 4), BASE, tmp_path / "lora", partial=True)
     pa_fast.encode(BASE, tmp_path / "lora", tmp_path / "back", "lowrank")
     check_beside_delta(spec(tmp_path / "run", delta=str(tmp_path / "back")))
 
 
 @pytest.mark.parametrize("how", ["store", "delta"])
 def test_a_packed_sweep_past_its_range_is_refused_before_its_first_point(
-    how: str, tmp_path: Path
+    how: str, encoded: Callable[..., Path], tmp_path: Path
 ) -> None:
-    out, delta = tmp_path / "run", tmp_path / "delta"
+    out = tmp_path / "run"
     given: dict[str, Any] = {"store": "packed"}
     if how == "delta":
-        pa_fast.encode(BASE, INSTRUCT, delta)
-        given = {"instruct": None, "delta": str(delta), "tokenizer": str(INSTRUCT)}
+        delta = str(encoded("packed"))
+        given = {"instruct": None, "delta": delta, "tokenizer": str(INSTRUCT)}
     with pytest.raises(UsageError, match=r"λ = 1\.5 is outside \[0, 1\]") as caught:
         run(spec(out, lambdas="0,0.5,1.5", **given))
     assert "choose λ within it" in str(caught.value.hint) and "--range" in str(caught.value.hint)
@@ -148,14 +159,16 @@ def test_where_a_delta_cannot_go_is_said_before_anything_is_loaded(
         assert hint in str(caught.value.hint)
 
 
-def test_an_adapter_is_exported_for_its_own_base_alone(tmp_path: Path) -> None:
-    pa_fast.encode(BASE, INSTRUCT, tmp_path / "delta", "lowrank", rank=16)
+def test_an_adapter_is_exported_for_its_own_base_alone(
+    encoded: Callable[..., Path], tmp_path: Path
+) -> None:
+    delta = encoded("lowrank", 4)
     with pytest.raises(PairError, match="encoded from a base of quick fingerprint"):
-        pa_fast.export_lora(tmp_path / "delta", INSTRUCT, tmp_path / "lora", partial=True)
+        pa_fast.export_lora(delta, INSTRUCT, tmp_path / "lora", partial=True)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes").touch()
     with pytest.raises(OutputError, match="not an empty folder"):
-        pa_fast.export_lora(tmp_path / "delta", BASE, tmp_path / "full", partial=True)
+        pa_fast.export_lora(delta, BASE, tmp_path / "full", partial=True)
     assert not (tmp_path / "lora").exists()
 
 
@@ -238,15 +251,16 @@ def test_a_delta_goes_to_a_lora_folder_and_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize("partial", [False, True])
 @pytest.mark.parametrize("format", sorted(set(STORES) - {"lowrank"}))
 def test_a_delta_of_which_nothing_fits_into_a_lora_says_so_at_once(
-    format: str, partial: bool, tmp_path: Path
+    format: str, partial: bool, encoded: Callable[..., Path], tmp_path: Path
 ) -> None:
-    pa_fast.encode(BASE, INSTRUCT, tmp_path / "delta", format)
     with pytest.raises(DataError, match="nothing in it fits into a LoRA") as caught:
-        pa_fast.export_lora(tmp_path / "delta", BASE, tmp_path / "lora", partial=partial)
+        pa_fast.export_lora(encoded(format), BASE, tmp_path / "lora", partial=partial)
     assert "--format lowrank" in str(caught.value.hint) and not (tmp_path / "lora").exists()
 
 
-@pytest.mark.parametrize("rank", [1, 8, 15, 17])
+@pytest.mark.parametrize(
+    "rank", [1, 17, *(pytest.param(r, marks=pytest.mark.slow) for r in (8, 15))]
+)
 def test_a_rank_is_the_rank_of_file_footer_and_lora(rank: int, tmp_path: Path) -> None:
     delta, options = tmp_path / "delta", f"lowrank, rank {rank}, seed 0"
     report = pa_fast.encode(BASE, INSTRUCT, delta, "lowrank", rank=rank)
@@ -265,12 +279,11 @@ def test_a_rank_is_the_rank_of_file_footer_and_lora(rank: int, tmp_path: Path) -
 
 
 def test_a_lora_folder_names_its_base_so_that_it_is_found_from_anywhere(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    encoded: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pa_fast.encode(BASE, INSTRUCT, tmp_path / "delta", "lowrank", rank=16)
     monkeypatch.chdir(BASE.parent)
     for n, given in enumerate(("base", "../pair/base", Path("base"), str(BASE))):
-        pa_fast.export_lora(tmp_path / "delta", given, tmp_path / f"lora{n}", partial=True)
+        pa_fast.export_lora(encoded("lowrank", 4), given, tmp_path / f"lora{n}", partial=True)
         said = json.loads((tmp_path / f"lora{n}" / "adapter_config.json").read_text())
         named = Path(said["base_model_name_or_path"])
         assert named.is_absolute() and named.samefile(BASE)

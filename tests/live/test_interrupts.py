@@ -18,7 +18,7 @@ import pa_fast
 from pa_fast.errors import WeightsError
 from tests.interrupting import interrupted_at
 
-SWITCHES = [pytest.param(24), pytest.param(340, marks=pytest.mark.slow)]
+SWITCHES = [pytest.param(12), pytest.param(340, marks=pytest.mark.slow)]
 """Interrupted switches of each store and number of interrupts: 2,040 in all with `make
 test-slow`."""
 
@@ -138,7 +138,7 @@ def test_a_lock_that_an_interrupted_call_has_left_taken_is_given_back() -> None:
 @pytest.mark.parametrize(
     ("store", "step"),
     [
-        *(("dense", 29), ("sparse", 7), ("packed", 41)),
+        *(("dense", 83), ("sparse", 13), ("packed", 97)),
         *(pytest.param(store, 1, marks=pytest.mark.slow) for store in STORES.values()),
     ],
 )
