@@ -5,16 +5,16 @@ from __future__ import annotations
 import ast
 import importlib.util
 import json
+import os
 import pathlib
 import shutil
-import subprocess
-import sys
 from typing import Any
 
 import pytest
 
 import pa_fast
 from pa_fast.errors import EngineError
+from tests import patience, programs
 from tests.engines.architectures import write_pair
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -105,23 +105,23 @@ def test_it_is_refused_by_the_file_that_names_it(
     assert not asked and not (root / "RAN").exists()
 
 
-_ANSWERING = """
-import sys, pa_fast
-from pa_fast.errors import EngineError
-for root in sys.argv[1:]:
-    try:
-        pa_fast.load(root + "/base", root + "/instruct")
-    except EngineError as error:
-        print("refused:", error.message)
-"""
+def answering(answers: str, roots: list[pathlib.Path]) -> None:
+    """Load the pairs of `roots` with `answers` on standard input."""
+    os.dup2(os.open(answers, os.O_RDONLY), 0)
+    for root in roots:
+        try:
+            pa_fast.load(root / "base", root / "instruct")
+        except EngineError as error:
+            print("refused:", error.message)
 
 
 def test_a_yes_on_stdin_runs_nothing(good: pathlib.Path, tmp_path: pathlib.Path) -> None:
     roots = [planted(good, tmp_path / str(at), attack) for at, attack in enumerate(ATTACKS)]
-    command = [sys.executable, "-c", _ANSWERING, *map(str, roots)]
-    done = subprocess.run(command, input="y\n" * 50, capture_output=True, text=True, timeout=300)
-    assert done.stdout.count("refused:") == len(roots), done.stdout + done.stderr
-    assert "Do you wish to run" not in done.stdout + done.stderr
+    (tmp_path / "answers").write_text("y\n" * 50)
+    process = programs.Program(answering, str(tmp_path / "answers"), roots, folder=tmp_path)
+    out, errors = patience.communicate(process)
+    assert out.count("refused:") == len(roots), out + errors
+    assert "Do you wish to run" not in out + errors
     assert not list(tmp_path.rglob("RAN"))
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +12,7 @@ from pa_fast.checkpoint.merge import merge
 from pa_fast.checkpoint.verify import verify
 from pa_fast.checkpoint.writer import OutputFolder
 from pa_fast.errors import OutputError
+from tests import patience, programs
 from tests.checkpoint.pairs import write_pair
 
 
@@ -108,22 +107,15 @@ def test_two_writers_into_one_target(tmp_path: Path) -> None:
     merge(*pair, 0.5, tmp_path / "out")
 
 
-def test_racing_processes_give_one_whole_merge(tmp_path: Path) -> None:
-    pair = write_pair(tmp_path)
-    code = (
-        "import sys; from pa_fast.checkpoint.merge import merge; merge(sys.argv[1], sys.argv[2],"
-        " sys.argv[3], sys.argv[4])"
-    )
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+def test_racing_processes_give_one_whole_merge(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    pair, work = write_pair(tmp_path), tmp_path_factory.mktemp("work")
     runs = [
-        subprocess.Popen(
-            [sys.executable, "-c", code, *map(str, pair), lam, str(tmp_path / "out")],
-            env=env,
-            stderr=subprocess.PIPE,
-        )
+        programs.Program(merge, *pair, lam, tmp_path / "out", folder=work)
         for lam in ("0.25", "0.5", "0.75")
     ]
-    errors = [run.communicate()[1].decode() for run in runs]
+    errors = [patience.communicate(run)[1] for run in runs]
     assert [run.returncode for run in runs].count(0) == 1, errors
     assert all("OutputError" in error for run, error in zip(runs, errors) if run.returncode)
     assert verify(tmp_path / "out", *pair).ok

@@ -22,6 +22,7 @@ from pa_fast.sweep import journal, manifest, sweep
 from pa_fast.sweep.report import report
 from pa_fast.sweep.results import SweepResult
 from pa_fast.sweep.schedule import Schedule
+from tests import patience, programs
 from tests.stats.acceptance import adaptive_sweep
 from tests.sweep import planted
 from tests.sweep.fakes import FakeEngine, Scorer
@@ -109,9 +110,13 @@ def test_a_sweep_that_goes_on_adds_no_other_λ(tmp_path: Path, whole: Path) -> N
 
 
 def test_shards_add_the_same_λ_and_share_them(tmp_path: Path, whole: Path) -> None:
-    program = [sys.executable, "-m", "tests.sweep.planted", str(tmp_path)]
-    running = [subprocess.Popen([*program, str(rank), "2", "0.02"], cwd=ROOT) for rank in range(2)]
-    assert [one.wait(300) for one in running] == [0, 0]
+    running = [
+        programs.Program(planted.run, tmp_path, (rank, 2), 0.02, folder=tmp_path.parent)
+        for rank in range(2)
+    ]
+    for process in running:
+        _, errors = patience.communicate(process)
+        assert process.returncode == 0, errors
     assert_same(tmp_path, whole)
     tried = [(e.lam, e.evaluator) for e in journal.read(tmp_path)]
     assert len(tried) == len(set(tried))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,9 +10,8 @@ from pa_fast.errors import RunError, UsageError
 from pa_fast.sweep import journal, sweep
 from pa_fast.sweep.entry import Shard
 from pa_fast.sweep.journal import Journal
-from tests import patience
+from tests import patience, programs
 from tests.sweep.fakes import FakeEngine, Scorer
-from tests.sweep.test_kills import ROOT
 
 LAMBDAS = "0:1:0.05"
 
@@ -108,20 +105,14 @@ def test_a_torn_line_of_one_shard_costs_its_point_alone(tmp_path: Path) -> None:
     assert result.rows == whole.rows
 
 
+def of_six(out: Path, rank: int) -> None:
+    sweep(FakeEngine(), LAMBDAS, scorers(), out, figure=False, shard=(rank, 6))
+
+
 def test_shards_at_the_same_time_leave_whole_results(tmp_path: Path) -> None:
-    code = (
-        "import sys; from pathlib import Path; from pa_fast.sweep import sweep\nfrom"
-        " tests.sweep.fakes import FakeEngine; from tests.sweep.test_shards import LAMBDAS,"
-        " scorers\nsweep(FakeEngine(), LAMBDAS, scorers(), Path(sys.argv[1]), figure=False,"
-        " shard=(int(sys.argv[2]), 6))"
-    )
     whole = sweep(FakeEngine(), LAMBDAS, scorers(), tmp_path / "whole", figure=False)
-    command = [sys.executable, "-c", code, str(tmp_path / "out")]
     running = [
-        subprocess.Popen(
-            [*command, str(rank)], cwd=ROOT, env=path(), stderr=subprocess.PIPE, text=True
-        )
-        for rank in range(6)
+        programs.Program(of_six, tmp_path / "out", rank, folder=tmp_path) for rank in range(6)
     ]
     for process in running:
         _, errors = patience.communicate(process)
@@ -129,9 +120,3 @@ def test_shards_at_the_same_time_leave_whole_results(tmp_path: Path) -> None:
     assert len(whole.rows) == 42
     for name in ("results.csv", "results.json"):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
-
-
-def path() -> dict[str, str]:
-    import os
-
-    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels")])}
