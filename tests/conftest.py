@@ -27,9 +27,9 @@ if os.environ.pop(
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 if os.environ.get("TRITON_INTERPRET") == "1":
-    from tests.interpreting import find_members_once
+    from tests.interpreting import make_quicker
 
-    find_members_once()
+    make_quicker()
 
 
 @pytest.fixture(autouse=True, scope="session")

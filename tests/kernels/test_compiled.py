@@ -35,8 +35,16 @@ def ready(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[compiled.Loops]]:
     yield has
 
 
-@pytest.mark.parametrize("dtypes", [TRIPLES[0], TRIPLES[1], TRIPLES[-1]], ids=str)
-@pytest.mark.parametrize("skip", [0, 1])
+@pytest.mark.parametrize(
+    ("skip", "dtypes"),
+    [
+        *((0, dtypes) for dtypes in (TRIPLES[0], TRIPLES[1], TRIPLES[-1])),
+        # what starts at an odd place
+        (1, TRIPLES[0]),
+        *(pytest.param(1, dtypes, marks=pytest.mark.slow) for dtypes in (TRIPLES[1], TRIPLES[-1])),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize(
     ("steps", "most", "lams"),
     [

@@ -94,7 +94,7 @@ def test_every_dtype_triple(out: torch.dtype, base: torch.dtype, inst: torch.dty
 
 @pytest.mark.parametrize(("skip",), sampled([(k,) for k in (1, 2, 3, 4, 8, 5, 6, 7, 0)], 4))
 def test_misaligned_tensors(skip: int) -> None:
-    b, i = pair(elements(40_000), torch.bfloat16, torch.bfloat16)
+    b, i = pair(2_100 if INTERPRETED else 40_000, torch.bfloat16, torch.bfloat16)
     for skips in ((skip, 0, 0), (0, skip, 0), (0, 0, skip), (skip, skip, skip)):
         out, base, inst = (
             torch.zeros(b.numel() + s, dtype=torch.bfloat16, device="cuda")[s:] for s in skips
@@ -112,7 +112,7 @@ def test_many_tensors_are_one_launch_and_no_history() -> None:
     live = [torch.empty(size, dtype=torch.bfloat16, device="cuda") for size in sizes]
     lerp = Lerp(live, [b.cuda() for b, _ in sources], [i.cuda() for _, i in sources])
     assert len(lerp.groups) == 1
-    for lam in (0.3, 1.5, -0.2, 0.7, 0.05):
+    for lam in (0.3, 1.5, -0.2, 0.7, 0.05)[:: 2 if INTERPRETED else 1]:
         lerp.run_(lam)
     for w, (b, i) in zip(live, sources):
         assert torch.equal(bits(w), bits(reference.lerp(b, i, 0.05)))
@@ -143,7 +143,9 @@ def test_stochastic_rounding(out: torch.dtype, base: torch.dtype, inst: torch.dt
     b, i = pair(elements(500_001), base, inst)
     w = torch.empty(b.shape, dtype=out, device="cuda")
     for draw in (Draw(77), Draw(2**32 - 1, 2**32 - DRAW_STEP)):
-        for lam in (0.0, 0.05, 0.6, 1.0, 1.5, -0.2):
+        # where the noise starts and how λ branches have nothing to do with each other
+        some = INTERPRETED and draw.start > 0
+        for lam in (0.05, 0.6) if some else (0.0, 0.05, 0.6, 1.0, 1.5, -0.2):
             lerp_([w], [b.cuda()], [i.cuda()], lam, draws=[draw])
             assert same(w, reference.lerp(b, i, lam, out, draw=draw)), lam
 
@@ -196,26 +198,25 @@ def to_device(entry: SparseTensor) -> SparseTensor:
 def test_sparse_of_every_dtype_triple(
     out: torch.dtype, base: torch.dtype, inst: torch.dtype, kind: str
 ) -> None:
+    # of a bitmap several tiles, of an index list several blocks of one
+    several = (4 << 16, 0.3)
+    if INTERPRETED:
+        several = (3 << 12, 0.3) if kind == "bitmap" else (1 << 16, 0.02)
     entries = [
         sparse(size, base, inst, p, kind, seed=size)
-        for size, p in (
-            (0, 0.1),
-            (5, 1.0),
-            (elements(1_000_003), 0.01),
-            ((1 if INTERPRETED else 4) << 16, 0.3),
-        )
+        for size, p in ((0, 0.1), (5, 1.0), (elements(1_000_003), 0.01), several)
     ]
     live = [torch.randn(entry.numel).to(out) for entry in entries]
     on_device = [w.cuda() for w in live]
     prepared = Sparse(on_device, [to_device(entry) for entry in entries])
     assert len(prepared.groups) == 1
-    for lam in LAMBDAS[:: 5 if INTERPRETED else 1]:
+    for lam in LAMBDAS[:: 7 if INTERPRETED else 1]:
         prepared.run_(lam)
         for found, w, entry in zip(on_device, live, entries):
             assert same(found, sparsely_set(w, entry, lam)), (lam, entry.numel)
 
 
-@pytest.mark.parametrize("skip", [0, 1, 2, 4, 7, 8])
+@pytest.mark.parametrize(("skip",), sampled([(k,) for k in (1, 2, 8, 4, 0, 7)], 2))
 def test_sparse_of_misaligned_tensors(skip: int) -> None:
     def moved(tensor: torch.Tensor) -> torch.Tensor:
         storage = torch.zeros(tensor.numel() + skip, dtype=tensor.dtype, device="cuda")

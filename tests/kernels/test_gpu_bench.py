@@ -39,9 +39,9 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 BF16 = (torch.bfloat16,) * 3
 
-SLOW = ("sanitize", "first", "graph", "checksum", "recorded", "sparse", "stochastic")
-"""Seconds each of them: they are walked through with everything else by `make gpu` and `make
-test-slow`."""
+SLOW = ("sanitize", "first", "graph", "checksum", "recorded", "sparse", "stochastic", "sweep")
+"""Seconds each of them, and of `sweep` transformers to load: they are walked through with all
+others by `make gpu` and `make test-slow`."""
 
 
 ENVIRONMENT = {
@@ -215,6 +215,7 @@ if "bench.gpu.stage" in sys.orig_argv:
 """What a wrong kernel, one that faults and one that hangs do to the process of their stage."""
 
 
+@pytest.mark.slow
 def test_a_stage_that_is_wrong_or_dies_leaves_the_others_alone(tmp_path: pathlib.Path) -> None:
     pytest.importorskip("triton", reason="Triton is not installed")
     (tmp_path / "sitecustomize.py").write_text(BROKEN)
@@ -232,21 +233,29 @@ def test_a_stage_that_is_wrong_or_dies_leaves_the_others_alone(tmp_path: pathlib
     assert {row["target"] for row in rows} == {"", "P1", "P2"}, "ceilings and lerp"
 
 
-def test_rows_are_on_disk_when_a_later_stage_hangs_and_the_run_is_killed(
+def test_a_run_goes_on_where_a_stage_dies_and_leaves_its_rows_where_it_is_killed(
     tmp_path: pathlib.Path,
 ) -> None:
+    """One stage faults, and the next hangs until the whole run is killed."""
     pytest.importorskip("triton", reason="Triton is not installed")
     (tmp_path / "sitecustomize.py").write_text(BROKEN)
     out = tmp_path / "out"
     with subprocess.Popen(
-        rehearsal("stochastic", "--out", str(out)),
+        rehearsal("graph,stochastic", "--out", str(out)),
         cwd=ROOT,
         env={**ENVIRONMENT, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ENVIRONMENT['PYTHONPATH']}"},
         stdout=subprocess.PIPE,
         text=True,
     ) as started:
         assert started.stdout is not None
-        assert any("stochastic: a note" in line for line in started.stdout), "it never got there"
+        printed: list[str] = []
+        for line in started.stdout:
+            printed.append(line.partition(":")[0])
+            if "stochastic: a note" in line:
+                break
+        # its own, and what the run has to say of its end
+        assert printed.count("graph") == 2, printed
+        assert printed[-1] == "stochastic", "it never got there"
         for pid in [started.pid, *patience.descendants(started.pid)]:
             os.kill(pid, signal.SIGKILL)
     assert started.returncode == -signal.SIGKILL

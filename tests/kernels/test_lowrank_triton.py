@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 import torch
 from pa_kernels import LowRank, lowrank_merge_, reference
@@ -66,14 +68,18 @@ def test_one_dtype(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize(
-    ("out", "base", "factor"), sampled([kind for kind in KINDS if len(set(kind)) > 1], 3), ids=str
+    ("out", "base", "factor"), sampled([kind for kind in KINDS if len(set(kind)) > 1], 6), ids=str
 )
 def test_mixed_dtypes(out: torch.dtype, base: torch.dtype, factor: torch.dtype) -> None:
     check(out, base, factor, (0.3, 0.0))
 
 
-@pytest.mark.parametrize("intermediate", [None, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("factor", reference.LIVE_DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("factor", "intermediate"),
+    # each of both once, then all
+    sampled(list(product(reference.LIVE_DTYPES, (None, torch.bfloat16, torch.float16))), 4),
+    ids=str,
+)
 def test_bits_of_the_reference_where_sums_are_exact(
     factor: torch.dtype, intermediate: torch.dtype | None
 ) -> None:

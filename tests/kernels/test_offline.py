@@ -125,34 +125,24 @@ FIRSTS = [
     if kernel.constants.get("IS_STOCHASTIC") == kernel.constants.get("RECORDS")
 ]
 """One of each kernel function, of bf16 where it has dtypes: of the dense one that with least in it
-and that with most. Each is quick on every target."""
+and that with most."""
 
-KINDS = [
-    *last_of_each(STREAMS[::-1], "IS_STOCHASTIC", "RECORDS", "WIDTH", "STEPS"),
-    *last_of_each(STREAMS, "IS_STOCHASTIC", "RECORDS"),
-]
-"""One of all that changes a function's code beside dtypes, of bf16; and of each function and kind
-of rounding the one whose dtypes are most mixed."""
-
-
-def shares_its_code(kernel: offline.Kernel) -> bool:
-    """Whether others have each part of it: the dense kernel its dtypes, and those of one dtype its
-    sums; packed ones its loop, with other constants."""
-    dtypes = {kernel.constants.get(name) for name in ("OUT", "BASE", "INST")}
-    if kernel.function is offline.packed_triton.packed_kernel:
-        return dtypes == {offline.dense_triton.tl.float16, None}
-    return bool(kernel.constants.get("RECORDS")) and len(dtypes) > 1
-
+KINDS = last_of_each(STREAMS[::-1], "IS_STOCHASTIC", "RECORDS", "WIDTH", "STEPS")
+"""One of all that changes a function's code beside dtypes, of bf16."""
 
 QUICK = {
-    "sm_90": [kernel for kernel in STREAMS if kernel in KINDS or not shares_its_code(kernel)],
-    "gfx942": KINDS,
+    # of the dense one fp32, and the most mixed, too
+    "sm_90": [*KINDS, *(offline.dense(*offline.DENSE_KINDS[k]) for k in (2, 6))],
+    "gfx942": FIRSTS,
+    # its loops are left by calls
+    "sm_80": [offline.dense(ALL_BF16), offline.packed(offline.BF16, 8)],
 }
+"""By target. Half a second to two each, where Triton has not kept what it compiled."""
 
 
 @pytest.mark.parametrize(
     ("kernel", "target"),
-    on_targets(STREAMS, QUICK, FIRSTS),
+    on_targets(STREAMS, QUICK, [offline.dense(ALL_BF16)]),
     ids=lambda value: getattr(value, "name", value),
 )
 def test_gate(kernel: offline.Kernel, target: str) -> None:
@@ -199,10 +189,10 @@ def product_bytes(kernel: offline.Kernel, base: torch.dtype, factor: torch.dtype
     ("kind", "target"),
     on_targets(
         offline.LOWRANK_KINDS,
-        # of AMD's bf16, fp32 and the most mixed
+        # bf16 and fp32, and where accesses are masked
         {
-            "sm_90": offline.LOWRANK_KINDS,
-            "gfx942": offline.LOWRANK_KINDS[::5] + offline.LOWRANK_KINDS[2:3],
+            "sm_90": [offline.LOWRANK_KINDS[k] for k in (0, 2, 6)],
+            "gfx942": offline.LOWRANK_KINDS[:3:2],
         },
         offline.LOWRANK_KINDS[:1],
     ),
@@ -261,8 +251,8 @@ def test_the_table_prints(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(offline, "kernels", lambda: [offline.checksum()])
-    if WITHOUT_LINKER:
-        monkeypatch.delitem(offline.TARGETS, "gfx942")
+    for target in ("sm_80", "sm_100", *(["gfx942"] if WITHOUT_LINKER else [])):
+        monkeypatch.delitem(offline.TARGETS, target)
     offline.main()
     printed = capsys.readouterr().out
     assert all(target in printed for target in offline.TARGETS)

@@ -7,6 +7,7 @@ import itertools
 import math
 import os
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -26,7 +27,7 @@ DTYPES = [torch.bfloat16, torch.float16]
 RELATIVE = (0.0018, 0.017, 0.044, 0.14, 0.23)
 SPANS = [(0.0, 1.0), (-0.2, 1.3)]
 WIDE = [(0.0, 1.0), (-0.2, 1.5), (-1.0, 3.0)]
-WEIGHTS = int(os.environ.get("PA_FAST_TEST_WEIGHTS", str(1 << 19)))
+WEIGHTS = int(os.environ.get("PA_FAST_TEST_WEIGHTS", str(1 << 18)))
 """Random weights of each dtype; 100,000,000 take an hour."""
 WALK = int(os.environ.get("PA_FAST_TEST_WALK", "24"))
 """Switches of a long walk; 1,000 take minutes."""
@@ -82,6 +83,14 @@ def hard_lambdas(count: int, seed: int = 0, span: tuple[float, float] = (0.0, 1.
     return [reference.fp32(lam) for lam in chosen[:count]]
 
 
+def quick_or_slow(spans: Sequence[tuple[float, float]], quick: int) -> list[Any]:
+    """Parameters, slow ones but for the first `quick`."""
+    return [
+        pytest.param(span, marks=[pytest.mark.slow] if k >= quick else [])
+        for k, span in enumerate(spans)
+    ]
+
+
 def neighbours(dtype: torch.dtype, largest: int) -> tuple[Tensor, Tensor]:
     """Patterns of every position in a binade, with every |k| ≤ largest: all that scaling by powers
     of two leaves apart."""
@@ -106,10 +115,10 @@ def test_no_two_pairs_of_one_code_meet(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("width", LIMIT)
 def test_the_reference_finds_both_sources(dtype: torch.dtype, width: int) -> None:
     for rel, span in itertools.product((0.017, 0.23), SPANS):
-        b, i = pair(20_000, dtype, rel)
+        b, i = pair(10_000, dtype, rel)
         codes, odd = reference.packed_codes(b, i, width, span)
         b, i, codes = b[~odd], i[~odd], codes[~odd]
-        for lam in hard_lambdas(8, span=span):
+        for lam in hard_lambdas(6, span=span):
             found = reference.packed_sources(reference.lerp(b, i, lam), codes, lam)
             assert torch.equal(bits(found[0]), bits(b)) and torch.equal(bits(found[1]), bits(i)), (
                 rel,
@@ -262,7 +271,7 @@ def either_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.usefixtures("either_way")
 @pytest.mark.parametrize("span", SPANS, ids=str)
-@pytest.mark.parametrize("rel", [0.0018, 0.044, 0.23])
+@pytest.mark.parametrize("rel", [pytest.param(0.0018, marks=pytest.mark.slow), 0.044, 0.23])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_a_walk_of_switches_has_the_bits_of_fresh_merges(
     dtype: torch.dtype, rel: float, span: tuple[float, float]
@@ -361,24 +370,31 @@ def assert_every_switch_is_right(
             assert packed.wrong() == []
 
 
-@pytest.mark.parametrize("span", WIDE, ids=str)
+@pytest.mark.parametrize("span", quick_or_slow(WIDE, 2), ids=str)
 @pytest.mark.parametrize("width", LIMIT)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("reach", [4, pytest.param(7, marks=pytest.mark.slow)])
 def test_every_pair_near_every_power_of_two(
-    dtype: torch.dtype, width: int, span: tuple[float, float]
+    dtype: torch.dtype, width: int, span: tuple[float, float], reach: int
 ) -> None:
-    assert_every_switch_is_right(*at_powers_of_two(dtype, 7), width, span)
+    assert_every_switch_is_right(*at_powers_of_two(dtype, reach), width, span)
 
 
-@pytest.mark.parametrize("span", [*WIDE, (-0.37, 2.3), (-0.5, 1.0), (0.0, 1.25)], ids=str)
+@pytest.mark.parametrize(
+    "span",
+    # inside, and on both sides, on one and on the other
+    quick_or_slow([(0.0, 1.0), (-0.37, 2.3), (-0.5, 1.0), (0.0, 1.25), *WIDE[1:]], 2),
+    ids=str,
+)
 @pytest.mark.parametrize("width", LIMIT)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("reach", [20, pytest.param(40, marks=pytest.mark.slow)])
 def test_every_pair_near_the_smallest_normal_number(
-    dtype: torch.dtype, width: int, span: tuple[float, float]
+    dtype: torch.dtype, width: int, span: tuple[float, float], reach: int
 ) -> None:
     # under it the grid grows no finer: what rounds up to it comes from twice as far below as at
     # other powers of two
-    assert_every_switch_is_right(*at_powers_of_two(dtype, 40, range(1, 2)), width, span)
+    assert_every_switch_is_right(*at_powers_of_two(dtype, reach, range(1, 2)), width, span)
 
 
 @pytest.mark.slow

@@ -66,7 +66,7 @@ def check(
     sources = [pair(size, base, inst, seed=size, **kind) for size in SIZES]
     # aligned tensors, then one that is not; 0-element tensors stay among them
     skips = [0] * len(sources) + [1]
-    sources.append(pair(BLOCK + 1, base, inst, seed=5, **kind))
+    sources.append(pair(300, base, inst, seed=5, **kind))
     bases = [on_device(b, skip) for (b, _), skip in zip(sources, skips)]
     insts = [on_device(i, skip) for (_, i), skip in zip(sources, skips)]
     live = [
@@ -117,7 +117,7 @@ def test_lerp_with_an_intermediate_dtype(intermediate: torch.dtype) -> None:
 
 
 @fused
-@pytest.mark.parametrize(("out", "base", "inst"), [*TRIPLES[::13], TRIPLES[1]], ids=str)
+@pytest.mark.parametrize(("out", "base", "inst"), sampled([*TRIPLES[::13], TRIPLES[1]], 3), ids=str)
 def test_lerp_of_non_finite_sources(out: torch.dtype, base: torch.dtype, inst: torch.dtype) -> None:
     check(out, base, inst, (0.0, 0.3, 0.6, 1.0, -0.2), finite=False)
 
@@ -137,7 +137,14 @@ def test_lerp_where_products_are_exact(dtype: torch.dtype) -> None:
 
 
 DRAWN = [triple for triple in TRIPLES if triple[0] != torch.float32]
-STARTS = (0, DRAW_STEP, 2**32 - DRAW_STEP, 2**32, 2**40 + DRAW_STEP)
+STARTS = {
+    0: 0,
+    DRAW_STEP: 1,
+    2**32 - DRAW_STEP: 300,
+    2**32: 2 * BLOCK + 100,
+    2**40 + DRAW_STEP: 300,
+}
+"""Where tensors start in the noise, and their sizes."""
 
 
 def check_drawn(
@@ -148,9 +155,9 @@ def check_drawn(
     intermediate: torch.dtype | None = None,
     **kind: Any,
 ) -> None:
-    sources = [pair(size, base, inst, seed=size, **kind) for size in SIZES]
+    sources = [pair(size, base, inst, seed=size, **kind) for size in STARTS.values()]
     # the last one is misaligned, so that it takes the loop of tails
-    skips = [0] * (len(SIZES) - 1) + [1]
+    skips = [0] * (len(STARTS) - 1) + [1]
     draws = [Draw(0x9E3779B9 ^ t, start) for t, start in enumerate(STARTS)]
     bases = [on_device(b, skip) for (b, _), skip in zip(sources, skips)]
     insts = [on_device(i, skip) for (_, i), skip in zip(sources, skips)]
@@ -274,7 +281,7 @@ def test_checksum_of_weights_and_words_with_the_top_bit() -> None:
 
 KINDS = ("index", "bitmap")
 LISTED = {
-    "index": ((0, 0.1), (5, 1.0), (4096, 0.0), (140_000, 0.02), (131_072, 0.0002)),
+    "index": ((0, 0.1), (5, 1.0), (4096, 0.0), (70_000, 0.02), (131_072, 0.0002)),
     "bitmap": ((0, 0.1), (5, 1.0), (4096, 0.0), (9000, 0.3)),
 }
 """Sizes and densities: no tile, parts of one, several; tiles with nothing, less than a vector, and
@@ -298,7 +305,7 @@ def check_sparse(
         sparse(size, base, inst, p, k, seed=size, **kind) for k in KINDS for size, p in LISTED[k]
     ]
     # again, where nothing is aligned
-    entries += [sparse(70_000, base, inst, 0.01, "index", **kind), entries[-1]]
+    entries += [sparse(66_000, base, inst, 0.004, "index", **kind), entries[-1]]
     skips = [0] * (len(entries) - 2) + [1] * 2
     storages = [torch.full((entry.numel + 64,), 7.0, dtype=out, device=DEVICE) for entry in entries]
     live = [
@@ -322,7 +329,9 @@ def check_sparse(
 @fused
 @pytest.mark.parametrize("dtype", reference.LIVE_DTYPES, ids=str)
 def test_sparse_of_one_dtype(dtype: torch.dtype) -> None:
-    check_sparse(dtype, dtype, dtype, (0.0, 0.3, 1.0, 1.5))
+    # how a merge branches on λ is the same code for each dtype
+    every = not INTERPRETED or dtype == torch.bfloat16
+    check_sparse(dtype, dtype, dtype, (0.0, 0.3, 1.0, 1.5) if every else (0.3, 1.0))
 
 
 @fused
@@ -346,7 +355,7 @@ def test_sparse_where_products_are_exact() -> None:
     for kind in KINDS:
         entry = SparseTensor.encode(torch.arange(900) * 11, b, d, 10_000, kind=kind)
         w = torch.zeros(10_000, dtype=torch.bfloat16, device=DEVICE)
-        for step in (0, 1, 77, 128, 255, 256, 300, -40):
+        for step in (0, 77, 128, 255, 256, -40):
             sparse_set_([w], [sparse_on_device(entry)], step / 256)
             assert same(
                 w, sparsely_set(torch.zeros(10_000, dtype=torch.bfloat16), entry, step / 256)
@@ -375,6 +384,10 @@ def test_sparse_groups_by_dtypes_and_kind_with_a_lambda_for_each() -> None:
 # --- what a recorded switch says of what it wrote
 
 
+RECORDED_SIZES = (0, 1, 300, 2 * BLOCK + 100)
+"""The last has the only whole tiles: of 16 bits one, of fp32 two."""
+
+
 def check_recorded(
     triples: list[tuple[torch.dtype, torch.dtype, torch.dtype]],
     lams: tuple[float, ...],
@@ -382,8 +395,10 @@ def check_recorded(
     finite: bool = True,
     **options: Any,
 ) -> None:
-    sides = [pair(n, b, i, seed=n, finite=finite) for _, b, i in triples for n in SIZES]
-    outs = [on_device(torch.empty(n, dtype=o), skip) for o, _, _ in triples for n in SIZES]
+    # whatever is misaligned takes the loop of tails, where it is
+    sizes = RECORDED_SIZES[:-1] if skip else RECORDED_SIZES
+    sides = [pair(n, b, i, seed=n, finite=finite) for _, b, i in triples for n in sizes]
+    outs = [on_device(torch.empty(n, dtype=o), skip) for o, _, _ in triples for n in sizes]
     bases, insts = ([on_device(side, skip) for side in column] for column in zip(*sides))
     options = {name: [value] * len(outs) for name, value in options.items()}
     recorded = Lerp(outs, bases, insts, records=True, **options)
@@ -402,8 +417,9 @@ def check_recorded(
             assert written.products == pytest.approx((float(moved), float(distance)), 0, near)
 
 
-EXACT = (0.25, -0.5, 0.625, 1.5, 0.0, 1.0)
-"""λ whose products are exact, which the interpreter's fma needs."""
+EXACT = (0.25, -0.25, 0.625, 1.5, 0.0, 1.0)
+"""λ whose products are exact, which the interpreter's fma needs: either side of the sources, near
+either, and both."""
 
 
 @pytest.mark.parametrize("skip", [0, 1])
