@@ -119,13 +119,16 @@ def busy(rounds: int) -> tuple[Engine, list[Evaluator]]:
     return FakeEngine(), [Scorer("busy", act=act)]
 
 
-if __name__ == "__main__":
+def main(out: str, log: str, pause_s: str, schedule: str = "0:1:0.05") -> None:
+    """A sweep with two workers, by an adaptive schedule where `schedule` is "auto"."""
     from pa_fast.launch import ray
 
-    out, log, pause_s = Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3])
-    is_adaptive = sys.argv[4:] == ["auto"]
-    lambdas = planted.SCHEDULE if is_adaptive else "0:1:0.05"
-    make = adaptive if is_adaptive else steady
-    print("started", flush=True)
-    result = ray.sweep(functools.partial(make, log, pause_s), lambdas, out, 2, figure=False)
+    is_adaptive = schedule == "auto"
+    make = functools.partial(adaptive if is_adaptive else steady, Path(log), float(pause_s))
+    lambdas = planted.SCHEDULE if is_adaptive else schedule
+    result = ray.sweep(make, lambdas, out, 2, figure=False)
     sys.exit(bool(result.failures))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
