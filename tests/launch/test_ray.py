@@ -123,11 +123,11 @@ def test_a_point_that_kills_its_workers_fails_alone(
     monkeypatch.setattr(launcher, "MOST_DEATHS", 2)
     log = tmp_path / "log"
     result = launcher.sweep(
-        functools.partial(made.deadly, 0.5, log), "0:1:0.25", tmp_path / "out", 2, figure=False
+        functools.partial(made.deadly, 0.5, log), "0:1:0.5", tmp_path / "out", 2, figure=False
     )
     assert [(failure.lam.key, failure.evaluator) for failure in result.failures] == [("0.5", "icl")]
     assert "2 workers died at this point" in result.failures[0].error
-    assert len(result.rows) == 9
+    assert len(result.rows) == 5
     assert log.read_text().splitlines().count("0.5") == 2
 
 
@@ -307,7 +307,7 @@ def test_an_adaptive_schedule_is_that_of_one_process(tmp_path: Path, cluster: st
     tried = points(tmp_path / "out")
     assert len(tried) == len(set(tried)) == 2 * len(journal_lambdas(tmp_path / "whole"))
     # all is finished: the schedule is found again from the scores, and no point runs
-    launcher.sweep(planted.made, planted.SCHEDULE, tmp_path / "out", 2, figure=False)
+    launcher.sweep(planted.made, planted.SCHEDULE, tmp_path / "out", 1, figure=False)
     assert points(tmp_path / "out") == tried
 
 
