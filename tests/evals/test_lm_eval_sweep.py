@@ -14,6 +14,7 @@ import pytest
 from pa_fast import cli
 from pa_fast.evals import build
 from pa_fast.evals.lm_eval import tasks as loading
+from pa_fast.sweep import figure
 from tests.evals.harness_tasks import PAIR
 
 pytestmark = pytest.mark.usefixtures("lm_eval")
@@ -45,6 +46,12 @@ _PROMPTS = [
         "kwargs": [{}, {}],
     },
 ]
+
+
+@pytest.fixture(autouse=True)
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the figure shows is asked elsewhere."""
+    monkeypatch.setattr(figure, "write", lambda result: None)
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
