@@ -17,17 +17,11 @@ from pa_fast.base import Score
 from pa_fast.evals import build
 from pa_fast.evals.lm_eval.tasks import plain_json
 from tests import patience
-from tests.evals.harness_tasks import BATCH, CASES, PAIR, write_tasks
+from tests.evals.harness_tasks import BATCH, CASES, PAIR
 from tests.evals.stock import evaluated, loaded, write
 from tests.programs import Program
 
 LAMBDAS = ("0.4", "0.9")
-
-
-@pytest.fixture(scope="module")
-def tasks(lm_eval: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of local lm-eval tasks, of some batches each."""
-    return write_tasks(tmp_path_factory.mktemp("tasks"), 6)
 
 
 @pytest.fixture(scope="module")

@@ -117,9 +117,9 @@ def test_a_sweep_and_its_second_call(
         >= rows[0]["details"]["t_answer/exact_match,strict"]
     )
     assert by_lm_eval(out / "outputs") == [
-        ("0", "both", {"t_choice": 12, "t_answer": 76}),
+        ("0", "both", {"t_choice": 12, "t_answer": 24}),
         ("0", "text", {"t_rolling": 3}),
-        ("1", "both", {"t_choice": 12, "t_answer": 76}),
+        ("1", "both", {"t_choice": 12, "t_answer": 24}),
         ("1", "text", {"t_rolling": 3}),
     ]
     assert run(monkeypatch, *sweep, "--lambdas", "0,1") == 0
