@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import pathlib
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -96,10 +97,30 @@ class Program:
 
 def pa_fast(*arguments: str, folder: pathlib.Path, environment: Mapping[str, str] = {}) -> Program:
     """`pa-fast ARGUMENTS…`, run in `folder`."""
-    return Program(_pa_fast, *arguments, folder=folder, environment=environment)
+    return Program(run_pa_fast, *arguments, folder=folder, environment=environment)
 
 
-def _pa_fast(*arguments: str) -> None:
+def ranks(
+    world: int, call: Callable[..., object], *args: Any, folder: pathlib.Path
+) -> list[Program]:
+    """`call(*args)` on `world` ranks, each with the environment that torchrun would give it."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return [
+        Program(
+            call,
+            *args,
+            folder=folder,
+            environment={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(world)
+    ]
+
+
+def run_pa_fast(*arguments: str) -> None:
+    """`pa-fast ARGUMENTS…` in this process."""
     from pa_fast import cli
 
     sys.argv = ["pa-fast", *arguments]

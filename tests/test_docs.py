@@ -3,10 +3,11 @@ as it is shown, and the site builds without a warning."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import inspect as inspecting
+import io
 import json
-import os
 import re
 import subprocess
 import sys
@@ -20,6 +21,8 @@ import yaml
 
 import pa_fast
 from pa_fast import cli
+from tests import patience
+from tests.programs import Program
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -114,6 +117,17 @@ def test_the_stored_outputs_of_the_notebook_are_of_one_run_from_the_first_cell_o
     assert {"image/png", "text/html"} <= kinds, "a figure and a table are stored"
 
 
+def run_cells(sources: list[str], found: Path) -> None:
+    """Write what each cell prints, and the scores at the end, to `found`."""
+    names: dict[str, Any] = {}
+    printed = []
+    for source in sources:
+        with contextlib.redirect_stdout(io.StringIO()) as out:
+            exec(source, names)
+        printed.append(out.getvalue())
+    found.write_text(json.dumps([printed, json.loads(names["scores"].to_json())]))
+
+
 def run_notebook(folder: Path, changes: dict[str, str]) -> tuple[list[str], Any]:
     """What each code cell prints, in a process of its own below `folder`, and the scores at its
     end."""
@@ -121,34 +135,26 @@ def run_notebook(folder: Path, changes: dict[str, str]) -> tuple[list[str], Any]
     for old, new in changes.items():
         assert sum(source.count(old) for source in sources) == 1, old
         sources = [source.replace(old, new) for source in sources]
-    program = folder / "program.py"
-    program.write_text(
-        "import contextlib, io, json, sys\n"
-        "names, printed = {}, []\n"
-        f"for source in {sources!r}:\n"
-        "    with contextlib.redirect_stdout(io.StringIO()) as out:\n"
-        "        exec(source, names)\n"
-        "    printed.append(out.getvalue())\n"
-        "json.dump([printed, json.loads(names['scores'].to_json())], sys.stdout)\n",
-        encoding="utf-8",
-    )
     (folder / "docs").mkdir()
     (folder / "examples").symlink_to(ROOT / "examples")
-    path = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
-    done = subprocess.run(
-        [sys.executable, str(program)],
-        cwd=folder / "docs",
-        env={**os.environ, "PYTHONPATH": path, "MPLBACKEND": "agg"},
-        capture_output=True,
-        text=True,
-        check=False,
+    program = Program(
+        run_cells,
+        sources,
+        folder / "found.json",
+        folder=folder / "docs",
+        environment={"MPLBACKEND": "agg"},
     )
-    assert done.returncode == 0, done.stderr
-    printed, scores = json.loads(done.stdout)
+    _, errors = patience.communicate(program)
+    assert program.returncode == 0, errors
+    printed, scores = json.loads((folder / "found.json").read_text(encoding="utf-8"))
     return printed, scores
 
 
-QUICK = {'LAMBDAS = "0:1:0.1"': 'LAMBDAS = "0:1:0.5"', "LIMIT = None": "LIMIT = 16"}
+QUICK = {
+    'LAMBDAS = "0:1:0.1"': 'LAMBDAS = "0:1:0.5"',
+    "LIMIT = None": "LIMIT = 16",
+    "limit=LIMIT,": "limit=LIMIT, figure=False,",
+}
 
 
 def test_the_notebook_runs(tmp_path: Path) -> None:

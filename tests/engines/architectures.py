@@ -65,6 +65,32 @@ def write_model(
 ) -> None:
     """A random model of architecture `name` at `folder`, norms and biases included."""
     import torch
+
+    key = repr((name, seed, dtype, shard, sorted(changes.items())))
+    if key not in _WRITTEN:
+        _write(folder, name, seed, dtype, shard, changes)
+        files = {path.name: path for path in folder.iterdir() if path.is_file()}
+        if sum(path.stat().st_size for path in files.values()) < _SMALL_BYTES:
+            written = {file: path.read_bytes() for file, path in files.items()}
+            _WRITTEN[key] = written, torch.get_rng_state()
+        return
+    written, state = _WRITTEN[key]
+    folder.mkdir(parents=True, exist_ok=True)
+    for file, content in written.items():
+        (folder / file).write_bytes(content)
+    torch.set_rng_state(state)  # whoever draws next gets the same, first written or not
+
+
+_WRITTEN: dict[str, tuple[dict[str, bytes], Any]] = {}
+"""The files of models that this process has written, and what the generator was left at."""
+
+_SMALL_BYTES = 4_000_000
+
+
+def _write(
+    folder: pathlib.Path, name: str, seed: int, dtype: str, shard: str, changes: dict[str, Any]
+) -> None:
+    import torch
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(seed)

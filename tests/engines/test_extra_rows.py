@@ -129,7 +129,8 @@ def test_a_sweep_with_rule_and_noise_equals_the_saved_merges(
         return pa_fast.Score(0.0, "none", 1, [])
 
     look.name, look.higher_is_better = "look", True  # type: ignore[attr-defined]
-    assert not pa_fast.sweep(engine(job), job.lambdas, [look], out=tmp_path / "run").failures  # type: ignore[list-item]
+    out = tmp_path / "run"
+    assert not pa_fast.sweep(engine(job), job.lambdas, [look], out=out, figure=False).failures  # type: ignore[list-item]
     for lam in ("0.0", "0.3", "1.0"):
         pa_fast.merge(base, instruct, lam, tmp_path / lam, rounding="stochastic", seed=5, rule=rule)
         assert pa_fast.verify(tmp_path / lam, base, instruct).ok

@@ -94,7 +94,9 @@ def test_rows_that_no_sample_sees_are_another_checkpoint(
         )
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen2", "mixtral"])
+@pytest.mark.parametrize(
+    "architecture", ["llama", pytest.param("qwen2", marks=pytest.mark.slow), "mixtral"]
+)
 def test_every_way_to_hold_a_pair_gives_the_content_that_a_merge_gives(
     tmp_path: pathlib.Path, architecture: str
 ) -> None:

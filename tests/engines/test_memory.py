@@ -4,51 +4,52 @@ from __future__ import annotations
 
 import json
 import pathlib
-import subprocess
 import sys
+import threading
 
 import pytest
 
 import pa_fast
 from pa_fast import cli
 from pa_fast.errors import WeightsError
+from tests import patience
 from tests.engines.architectures import write_pair
+from tests.programs import Program
 
-LOAD = """
-import json, pathlib, sys, threading
-import pa_fast
 
-def anonymous():
+def anonymous() -> int:
     lines = pathlib.Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
 
-pa_fast.load(*sys.argv[1:3]).set_lambda(0.3)  # libraries and their first allocations
-before, most, done = anonymous(), 0, threading.Event()
 
-def watch():
-    global most
-    while not done.wait(0.002):
-        most = max(most, anonymous())
+def measure(small: tuple[pathlib.Path, ...], large: tuple[pathlib.Path, ...]) -> None:
+    """Print what a process of its own takes to load `large`."""
+    pa_fast.load(*small).set_lambda(0.3)  # libraries and their first allocations
+    before, most, done = anonymous(), 0, threading.Event()
 
-watcher = threading.Thread(target=watch)
-watcher.start()
-lm = pa_fast.load(*sys.argv[3:5])
-lm.set_lambda(0.3)
-done.set()
-watcher.join()
-grown, live = max(most, anonymous()) - before, lm.weights.memory().live_bytes
-print(json.dumps({"grown": grown, "live": live, "notes": lm.notes}))
-"""
+    def watch() -> None:
+        nonlocal most
+        while not done.wait(0.002):
+            most = max(most, anonymous())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    lm = pa_fast.load(*large)
+    lm.set_lambda(0.3)
+    done.set()
+    watcher.join()
+    grown, live = max(most, anonymous()) - before, lm.weights.memory().live_bytes
+    print(json.dumps({"grown": grown, "live": live, "notes": lm.notes}))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_load_takes_the_live_copy_and_no_more(tmp_path: pathlib.Path) -> None:
     small = write_pair(tmp_path / "small", "llama")
     large = write_pair(tmp_path / "large", "llama", hidden_size=512, vocab_size=30_000)
-    done = subprocess.run(
-        [sys.executable, "-c", LOAD, *small, *large], capture_output=True, text=True, check=True
-    )
-    found = json.loads(done.stdout)
+    process = Program(measure, small, large, folder=tmp_path)
+    out, errors = patience.communicate(process)
+    assert process.returncode == 0, errors
+    found = json.loads(out)
     assert found["live"] > 60e6
     assert 0.95 * found["live"] < found["grown"] < found["live"] + 15e6, (
         "both sides are maps, or pieces that are let go of again"

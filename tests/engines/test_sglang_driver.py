@@ -161,7 +161,7 @@ def test_a_sweep_runs(fail: Fail, pair: tuple[str, str], tmp_path: pathlib.Path)
     def score(lm: Any) -> float:
         return float(lm.loglikelihood([([4], [5])])[0].logprob)
 
-    result = pa_fast.sweep(lm, "0,0.5,1", score, tmp_path / "run")
+    result = pa_fast.sweep(lm, "0,0.5,1", score, tmp_path / "run", figure=False)
     assert len(result.rows) == 3 and not result.failures
     identity = json.loads((tmp_path / "run" / "run.json").read_text())
     assert "sglang" in json.dumps(identity) and "enable_deterministic_inference" in str(identity)

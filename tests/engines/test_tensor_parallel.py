@@ -7,7 +7,6 @@ import functools
 import json
 import os
 import pathlib
-import socket
 import sys
 
 import pytest
@@ -37,19 +36,7 @@ def launched(world: int, folder: pathlib.Path) -> dict[str, str]:
 
 def started(world: int, folder: pathlib.Path) -> str:
     """What ranks print that are started with the environment that torchrun gives them."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    ranks = [
-        programs.Program(
-            on_ranks.main,
-            folder,
-            folder=folder,
-            environment={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )
-        for rank in range(world)
-    ]
+    ranks = programs.ranks(world, on_ranks.main, folder, folder=folder)
     return "".join(patience.communicate(rank)[1] for rank in ranks)
 
 

@@ -116,7 +116,7 @@ def write_tasks(folder: Path, count: int = 12) -> Path:
         ],
         "t_answer": [
             {"prompt": row["prompt"].strip("[]"), "answer": row["answer"]}
-            for row in requests[:: 192 // count]
+            for row in requests[:: len(requests) // count][:count]
         ],
     }
     shown = {

@@ -1,14 +1,8 @@
-"""What lm-eval says by itself: processes that have done nothing else evaluate merged folders with
-its own HFLM.
-
-python -m tests.evals.stock TASKS BATCH_SIZE FOLDER…
-    → FOLDER/stock.json: {case: results with samples}
-"""
+"""What lm-eval says by itself: a process that has done nothing else evaluates a merged folder with
+its own HFLM."""
 
 from __future__ import annotations
 
-import multiprocessing
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -37,33 +31,16 @@ def loaded(folder: str, names: list[str], shots: int) -> Any:
 
 
 def write(tasks: str, batch_size: int, folder: str) -> None:
+    """FOLDER/stock.json: {case: results with samples}."""
+    import datasets
+    import torch
     from lm_eval.models.huggingface import HFLM
 
     from pa_fast.evals.lm_eval.tasks import plain_json
     from tests.evals.harness_tasks import CASES
 
+    torch.set_num_threads(1)
+    datasets.config.HF_DATASETS_CACHE = Path(folder) / "datasets"
     lm = HFLM(pretrained=folder, device="cpu", batch_size=batch_size, softmax_dtype="float32")
     found = {case: evaluated(lm, loaded(tasks, *what[:2]), what[2]) for case, what in CASES.items()}
     (Path(folder) / "stock.json").write_text(plain_json(found), encoding="utf-8")
-
-
-def main(tasks: str, batch_size: str, *folders: str) -> None:
-    import lm_eval.evaluator
-    import lm_eval.models.huggingface  # noqa: F401
-    import torch
-
-    torch.set_num_threads(1)
-    # each folder has a process of its own, forked before anything is evaluated
-    fork = multiprocessing.get_context("fork")
-    processes = [
-        fork.Process(target=write, args=(tasks, int(batch_size), folder)) for folder in folders
-    ]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    sys.exit(max(abs(process.exitcode or 0) for process in processes))
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import pathlib
@@ -73,27 +74,52 @@ def made(make: Callable[[pathlib.Path], str], folder: pathlib.Path) -> CompleteE
     return complete_evaluator(evaluator)
 
 
+class Scored:
+    """An evaluator of the table and what it says at three λ; the checksum of the weights at the
+    first one, before it has seen them."""
+
+    def __init__(
+        self,
+        make: Callable[[pathlib.Path], str],
+        lm: pa_fast.LambdaModel,
+        folder: pathlib.Path,
+    ):
+        self.evaluator = made(make, folder)
+        lm.set_lambda(0.5)
+        self.before = lm.weights.checksum()
+        self.notes = list(self.evaluator.check(lm) or ())
+        self.count = self.evaluator.item_count(lm)
+        self.scores: dict[float, Score] = {}
+        for lam in (0.5, 0.0, 1.0):
+            lm.set_lambda(lam)
+            self.scores[lam] = self.evaluator(lm)
+
+
+@pytest.fixture(scope="module")
+def scored(
+    lm: pa_fast.LambdaModel, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[Callable[[pathlib.Path], str]], Scored]:
+    """A row of the table, scored once for all tests."""
+    return functools.cache(lambda make: Scored(make, lm, tmp_path_factory.mktemp("row")))
+
+
 def test_every_kind_of_evaluator_has_a_row() -> None:
     assert ROWS.keys() == KINDS.keys()
 
 
 @pytest.mark.parametrize("make", CASES)
 def test_an_evaluator(
-    make: Callable[[pathlib.Path], str], lm: pa_fast.LambdaModel, tmp_path: pathlib.Path
+    make: Callable[[pathlib.Path], str],
+    lm: pa_fast.LambdaModel,
+    scored: Callable[[Callable[[pathlib.Path], str]], Scored],
 ) -> None:
-    evaluator = made(make, tmp_path)
+    row = scored(make)
+    evaluator, scores, count = row.evaluator, row.scores, row.count
     assert evaluator.name and isinstance(evaluator.higher_is_better, bool)
     json.dumps(dict(evaluator.identity))
+    assert all(isinstance(note, str) for note in row.notes)
     lm.set_lambda(0.5)
-    before = lm.weights.checksum()
-    assert all(isinstance(note, str) for note in evaluator.check(lm) or ())
-    count = evaluator.item_count(lm)
-    scores: dict[float, Score] = {}
-    for lam in (0.5, 0.0, 1.0):
-        lm.set_lambda(lam)
-        scores[lam] = evaluator(lm)
-    lm.set_lambda(0.5)
-    assert lm.weights.checksum() == before, "the weights are left alone"
+    assert lm.weights.checksum() == row.before, "the weights are left alone"
     again = evaluator(lm)
     assert again == scores[0.5], "the same λ has the same score, items and files"
     for score in scores.values():
@@ -111,13 +137,11 @@ def test_an_evaluator(
 
 @pytest.mark.parametrize("make", CASES)
 def test_the_items_make_up_the_score(
-    make: Callable[[pathlib.Path], str], lm: pa_fast.LambdaModel, tmp_path: pathlib.Path
+    make: Callable[[pathlib.Path], str],
+    scored: Callable[[Callable[[pathlib.Path], str]], Scored],
 ) -> None:
-    evaluator = made(make, tmp_path)
-    scores = {}
-    for lam in ("0", "0.5", "1"):
-        lm.set_lambda(float(lam))
-        scores[lam] = evaluator(lm)
+    row = scored(make)
+    evaluator, scores = row.evaluator, {f"{lam:g}": score for lam, score in row.scores.items()}
     answer = analyse([Evaluation.of(evaluator.name, scores, evaluator.higher_is_better)])
     assert answer.sentence
     assert not answer.objective.refused, "intervals come from items that make up the score"

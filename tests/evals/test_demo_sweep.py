@@ -11,6 +11,7 @@ import pytest
 from examples.demo.follow import LONGEST, follow
 from pa_fast.evals import build
 from pa_fast.run import SweepSpec, run
+from pa_fast.sweep import figure
 from pa_fast.sweep.results import SweepResult
 
 DEMO = pathlib.Path(__file__).parents[2] / "examples" / "demo"
@@ -33,11 +34,12 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> SweepResult:
         json.dumps([{"instruction": "rev owgny"}, {"instruction": "rev yopnlu"}])
     )
     evals = (str(folder / "suite.yaml"),)
-    return run(
-        SweepSpec(
-            *PAIR, "0,1", evals, str(folder / "run"), device="cpu", batch_size=LIMIT, limit=LIMIT
-        )
+    job = SweepSpec(
+        *PAIR, "0,1", evals, str(folder / "run"), device="cpu", batch_size=LIMIT, limit=LIMIT
     )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figure, "write", lambda result: None)  # nothing here looks at it
+        return run(job)
 
 
 def outputs(result: SweepResult, name: str) -> list[pathlib.Path]:

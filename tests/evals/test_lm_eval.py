@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,12 +13,14 @@ import pytest
 
 import pa_fast
 import pa_fast.evals.lm_eval as ours
+from pa_fast.base import Score
 from pa_fast.evals import build
 from pa_fast.evals.lm_eval.tasks import plain_json
+from tests import patience
 from tests.evals.harness_tasks import BATCH, CASES, PAIR
-from tests.evals.stock import evaluated, loaded
+from tests.evals.stock import evaluated, loaded, write
+from tests.programs import Program
 
-ROOT = Path(__file__).parents[2]
 LAMBDAS = ("0.4", "0.9")
 
 
@@ -29,30 +29,42 @@ def stock(tasks: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, An
     """Results and samples of lm-eval's own HFLM on saved merges, each λ in a process of its own."""
     home = tmp_path_factory.mktemp("stock")
     merged = {lam: home / f"merged-{lam}" for lam in LAMBDAS}
-    for lam in LAMBDAS:
-        pa_fast.merge(*PAIR, lam=float(lam), out=merged[lam])
-    command = [
-        sys.executable,
-        "-m",
-        "tests.evals.stock",
-        str(tasks),
-        str(BATCH),
-        *map(str, merged.values()),
-    ]
-    path = f"{ROOT}{os.pathsep}{ROOT / 'kernels'}"
-    offline = {
-        "PYTHONPATH": path,
-        "HF_HOME": str(home),
-        "HF_DATASETS_OFFLINE": "1",
-        "HF_HUB_OFFLINE": "1",
-    }
-    done = subprocess.run(
-        command, cwd=ROOT, env={**os.environ, **offline}, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    processes = []
+    for lam, folder in merged.items():
+        pa_fast.merge(*PAIR, lam=float(lam), out=folder)
+        offline = {"HF_HOME": str(home), "HF_DATASETS_OFFLINE": "1", "HF_HUB_OFFLINE": "1"}
+        processes.append(
+            Program(write, str(tasks), BATCH, str(folder), folder=home, environment=offline)
+        )
+    for process in processes:
+        _, errors = patience.communicate(process)
+        assert process.returncode == 0, errors[-3000:]
     return {
-        lam: json.loads((merged[lam] / "stock.json").read_text(encoding="utf-8")) for lam in LAMBDAS
+        lam: json.loads((folder / "stock.json").read_text(encoding="utf-8"))
+        for lam, folder in merged.items()
     }
+
+
+@pytest.fixture(scope="module")
+def scored(engine: Any, tasks: Path) -> Callable[[str, str], Score]:
+    """The score of a case at a λ by our evaluator, computed once."""
+
+    @functools.cache
+    def evaluator(case: str) -> Any:
+        names, shots, chat = CASES[case]
+        names = [name for name in names if name != "t_rolling"]
+        options = f"shots={shots},chat={str(chat).lower()},include_path={tasks}"
+        one = build(f"lm-eval:{','.join(names)},{options}")
+        assert one.higher_is_better
+        return one
+
+    @functools.cache
+    def score(case: str, lam: str) -> Score:
+        engine.set_lambda(float(lam))
+        found: Score = evaluator(case)(engine)
+        return found
+
+    return score
 
 
 @pytest.fixture
@@ -116,21 +128,16 @@ def test_requests_that_share_a_row_are_scored_as_lm_eval_does(engine: Any, tasks
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_evaluator_scores_what_lm_eval_scores(
-    case: str, stock: dict[str, Any], engine: Any, tasks: Path
+    case: str, stock: dict[str, Any], scored: Callable[[str, str], Score]
 ) -> None:
-    names, shots, chat = CASES[case]
-    names = [name for name in names if name != "t_rolling"]
-    options = f"shots={shots},chat={str(chat).lower()},include_path={tasks}"
-    one = build(f"lm-eval:{','.join(names)},{options}")
-    assert one.higher_is_better
+    names = [name for name in CASES[case][0] if name != "t_rolling"]
     primary = {
         "t_choice": "acc_norm,none",
         "t_likelihood": "acc,none",
         "t_answer": "exact_match,strict",
     }
     for lam in LAMBDAS:
-        engine.set_lambda(float(lam))
-        score, said = one(engine), stock[lam][case]
+        score, said = scored(case, lam), stock[lam][case]
         values = [said["results"][name][primary[name]] for name in names]
         assert score.value == pytest.approx(sum(values) / len(values), rel=1e-15)
         unit = " and ".join(dict.fromkeys(primary[name].removesuffix(",none") for name in names))
@@ -159,19 +166,15 @@ def test_the_evaluator_scores_what_lm_eval_scores(
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_files_are_those_that_lm_eval_writes(
-    case: str, stock: dict[str, Any], engine: Any, tasks: Path, tmp_path: Path
+    case: str, stock: dict[str, Any], scored: Callable[[str, str], Score], tmp_path: Path
 ) -> None:
     from lm_eval.loggers import EvaluationTracker
     from lm_eval.utils import get_file_datetime
 
-    names, shots, chat = CASES[case]
+    names, _, chat = CASES[case]
     names = [name for name in names if name != "t_rolling"]
-    one = build(
-        f"lm-eval:{','.join(names)},shots={shots},chat={str(chat).lower()},include_path={tasks}"
-    )
     for lam in LAMBDAS:
-        engine.set_lambda(float(lam))
-        files = one(engine).files
+        files = scored(case, lam).files
         own = EvaluationTracker(output_path=str(tmp_path / lam))
         own.general_config_tracker.log_experiment_args("hf", {"pretrained": "m"}, None, None, chat)
         samples = {name: stock[lam][case]["samples"][name] for name in names}

@@ -131,7 +131,7 @@ def test_requests_that_do_not_fit_are_told_before_the_first_lambda(
         assert "overflow=truncate cuts them" in (said.value.hint or "")
     with pytest.raises(
         EvaluatorError,
-        match=r"38 of 38 prompts ask for up to 9 new tokens, and the model has positions for 9",
+        match=r"12 of 12 prompts ask for up to 9 new tokens, and the model has positions for 9",
     ):
         of(f"lm-eval:t_answer,include_path={tasks}", 9).check(engine)
 

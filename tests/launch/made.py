@@ -1,5 +1,6 @@
 """What workers in other processes are made of: the fake engine, and evaluators that log where they
-run."""
+run. What takes time to import is elsewhere: every worker imports this.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +9,10 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from pa_fast.base import Engine, Evaluator, Score
+from pa_fast.base import Engine, Evaluator
 from pa_fast.errors import EngineError
-from tests.sweep import planted
 from tests.sweep.fakes import FakeEngine, Scorer
 
 Make = Callable[[], tuple[Engine, list[Evaluator]]]
@@ -41,27 +42,6 @@ def scorers(log: Path | None = None, pause_s: float = 0.0) -> list[Evaluator]:
 
 def steady(log: Path | None = None, pause_s: float = 0.0) -> tuple[Engine, list[Evaluator]]:
     return FakeEngine(), scorers(log, pause_s)
-
-
-class Logged(planted.Planted):
-    """A planted curve whose every evaluation logs `λ name pid` before it pauses."""
-
-    def __init__(self, log: Path, name: str, shape: str, n: int, seed: int, pause_s: float):
-        super().__init__(name, shape, n, seed, pause_s)
-        self._log = log
-
-    def __call__(self, engine: Engine) -> Score:
-        append(self._log, f"{engine.weights.lam} {self.name} {os.getpid()}")
-        return super().__call__(engine)
-
-
-def adaptive(log: Path, pause_s: float = 0.0) -> tuple[Engine, list[Evaluator]]:
-    """The evaluators of `planted.SCHEDULE`."""
-    return FakeEngine(), [
-        Logged(log, one.name, **one.identity, pause_s=pause_s)
-        for one in planted.made()[1]
-        if isinstance(one, planted.Planted)
-    ]
 
 
 def deadly(lam: float, log: Path) -> tuple[Engine, list[Evaluator]]:
@@ -119,13 +99,21 @@ def busy(rounds: int) -> tuple[Engine, list[Evaluator]]:
     return FakeEngine(), [Scorer("busy", act=act)]
 
 
-if __name__ == "__main__":
+def main(out: str, log: str, pause_s: str, schedule: str = "0:1:0.05") -> None:
+    """A sweep with two workers, by an adaptive schedule where `schedule` is "auto"."""
     from pa_fast.launch import ray
 
-    out, log, pause_s = Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3])
-    is_adaptive = sys.argv[4:] == ["auto"]
-    lambdas = planted.SCHEDULE if is_adaptive else "0:1:0.05"
-    make = adaptive if is_adaptive else steady
-    print("started", flush=True)
-    result = ray.sweep(functools.partial(make, log, pause_s), lambdas, out, 2, figure=False)
+    make: Callable[..., tuple[Engine, list[Evaluator]]] = steady
+    lambdas: Any = schedule
+    if schedule == "auto":
+        from tests.launch.adaptive import adaptive
+        from tests.sweep.planted import SCHEDULE
+
+        make, lambdas = adaptive, SCHEDULE
+    work = functools.partial(make, Path(log), float(pause_s))
+    result = ray.sweep(work, lambdas, out, 2, figure=False)
     sys.exit(bool(result.failures))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ import pa_fast.run
 from pa_fast import cli
 from pa_fast.errors import UsageError
 from pa_fast.launch import lockstep, ray
-from tests import patience
+from tests import patience, programs
 from tests.engines.architectures import write_pair
 
 pytestmark = pytest.mark.draws
@@ -46,6 +47,20 @@ def run(*command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return patience.run([sys.executable, *command], env=env, cwd=cwd)
 
 
+def torchrun(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """`pa-fast` with these arguments on two ranks."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    return run(*launcher, "-m", "pa_fast", *arguments, cwd=cwd)
+
+
+def started(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """What `torchrun` returns, by two ranks that are started quickly."""
+    ranks = programs.ranks(2, programs.run_pa_fast, *arguments, folder=cwd)
+    said = [patience.communicate(rank) for rank in ranks]
+    code = max(abs(rank.returncode or 0) for rank in ranks)
+    return subprocess.CompletedProcess(arguments, code, *map("".join, zip(*said)))
+
+
 def called(*arguments: str) -> int:
     """The exit code of `pa-fast` with these arguments, in this process, on one core."""
     with pytest.MonkeyPatch.context() as patch, one_core():
@@ -70,7 +85,7 @@ def assert_same(out: Path, whole: Path) -> None:
 
 
 def test_workers_on_ray_give_the_results_of_one_process(
-    cluster: None, whole: Path, tmp_path: Path
+    cluster: str, whole: Path, tmp_path: Path
 ) -> None:
     assert called(*SWEEP, "--out", str(tmp_path / "run"), "--workers", "2") == 0
     assert_same(tmp_path / "run", whole)
@@ -100,16 +115,7 @@ def test_shards_give_the_results_of_one_process(
 
 @pytest.mark.slow
 def test_shards_under_torchrun_give_the_results_of_one_process(whole: Path, tmp_path: Path) -> None:
-    torchrun = [
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        "-m",
-        "pa_fast",
-    ]
-    done = run(*torchrun, *SWEEP, "--out", "run", "--shard", "auto", cwd=tmp_path)
+    done = torchrun(*SWEEP, "--out", "run", "--shard", "auto", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert_same(tmp_path / "run", whole)
     assert "Traceback" not in done.stderr
@@ -133,8 +139,11 @@ def test_what_does_not_go_together_is_wrong_usage(
     assert why in said and "Traceback" not in said and not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("launched", [started, pytest.param(torchrun, marks=pytest.mark.slow)])
 def test_ranks_that_hold_one_model_write_one_run(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    launched: Callable[..., subprocess.CompletedProcess[str]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     sides = write_pair(tmp_path, "llama", vocab_size=64, max_position_embeddings=256)
     for side in sides:
@@ -150,16 +159,7 @@ def test_ranks_that_hold_one_model_write_one_run(
         f"perplexity:{DEMO / 'README.md'},window=128",
         "--out",
     ]
-    torchrun = [
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        "-m",
-        "pa_fast",
-    ]
-    done = run(*torchrun, *sweep, "split", "--engine", "tensor-parallel", cwd=tmp_path)
+    done = launched(*sweep, "split", "--engine", "tensor-parallel", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("effective λ") == 1, "one rank tells"
     assert called(*sweep, str(tmp_path / "whole")) == 0
