@@ -3,6 +3,7 @@ takes seconds, and has done nothing else."""
 
 from __future__ import annotations
 
+import gc
 import itertools
 import multiprocessing
 import os
@@ -134,6 +135,7 @@ def _serve(
     environment: Mapping[str, str],
     printed: list[pathlib.Path],
 ) -> None:
+    gc.freeze()  # what was imported before is not looked through, and so not copied
     for number, path in enumerate(printed, start=1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
     os.environ.clear()
