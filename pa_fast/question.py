@@ -41,7 +41,7 @@ def parse_keep(texts: Iterable[str]) -> dict[str, float]:
     Raises:
         UsageError: neither, or a name twice.
     """
-    found: dict[str, float] = {}
+    kept: dict[str, float] = {}
     for text in texts:
         match = re.fullmatch(r"(.+?)\s*(?:>=|≥)\s*(\d{1,3}(?:\.\d{1,9})?|\.\d{1,9})\s*(%?)", text)
         if match is None:
@@ -49,10 +49,10 @@ def parse_keep(texts: Iterable[str]) -> dict[str, float]:
                 f"`{one_line(text, 60)}` is not NAME>=SHARE", "write for example ifeval>=98%"
             )
         name = match[1].strip()
-        if name in found:
+        if name in kept:
             raise UsageError(f"`{name}` is to keep two shares", "give each evaluator one")
-        found |= shares({name: float(match[2]) / (100 if match[3] else 1)})
-    return found
+        kept |= shares({name: float(match[2]) / (100 if match[3] else 1)})
+    return kept
 
 
 def shares(keep: Any) -> dict[str, float]:

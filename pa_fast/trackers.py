@@ -155,10 +155,10 @@ class Trackio(Tracker):
         self._trackio.log({"lambda": lam, **figures}, step=round(lam * STEPS))
 
     def _conclude(self, answer: Mapping[str, Any], picture: pathlib.Path | None) -> None:
-        found: dict[str, Any] = {"answer": self._trackio.Markdown(str(answer["sentence"]))}
+        shown: dict[str, Any] = {"answer": self._trackio.Markdown(str(answer["sentence"]))}
         if picture is not None:
-            found["trajectory"] = self._trackio.Image(str(picture))
-        self._trackio.log(found)
+            shown["trajectory"] = self._trackio.Image(str(picture))
+        self._trackio.log(shown)
 
     def _close(self) -> None:
         self._trackio.finish()

@@ -52,8 +52,8 @@ def ready() -> Loops | None:
 
 def prepare(nbytes: int) -> None:
     """Make `ready` return the loops, if they can be had and work on `nbytes` bytes is worth it."""
-    if nbytes >= WORTH_BYTES and not _ready and (made := loops()) is not None:
-        _ready.append(made)
+    if nbytes >= WORTH_BYTES and not _ready and (built := loops()) is not None:
+        _ready.append(built)
 
 
 @functools.cache
@@ -66,13 +66,13 @@ def loops() -> Loops | None:
     try:
         from pa_kernels import compiled_loops
 
-        made = Loops(compiled_loops.checksum, compiled_loops.lerp_, compiled_loops.products)
-        return made if _is_exact(made) else None
+        built = Loops(compiled_loops.checksum, compiled_loops.lerp_, compiled_loops.products)
+        return built if _is_exact(built) else None
     except Exception:  # of a numba that is not made for this Python, numpy or processor
         return None
 
 
-def _is_exact(made: Loops) -> bool:
+def _is_exact(built: Loops) -> bool:
     """Return whether the loops give the reference's bits, by chosen values, and sums as well."""
     low = reference.odd_low(torch.arange(CHUNK_WORDS, device="cpu")).numpy()
     high = reference.odd_high(torch.arange(1, device="cpu")).numpy()
@@ -82,13 +82,13 @@ def _is_exact(made: Loops) -> bool:
         sides = [side.contiguous().view(torch.int16).numpy() for side in (out, b, i)]
         base_near = abs(reference.fp32(lam)) < 0.5
         weight = np.float32(lam) - np.float32(0 if base_near else 1)
-        total, moved = made.lerp_(*sides, weight, base_near, low, high)
+        total, moved = built.lerp_(*sides, weight, base_near, low, high)
         finite = b.isfinite() & i.isfinite() & expected.isfinite()
         if not bool((reference.same_bits(out, expected) | ~finite).all()):
             return False
         if total % 2**64 != reference.checksum(out):
             return False
-        if not np.array_equal(moved, made.products(*sides, 0.0), equal_nan=True):
+        if not np.array_equal(moved, built.products(*sides, 0.0), equal_nan=True):
             return False
         deltas = (out.double() - b.double()) * (i.double() - b.double())
         if bool(finite.all()) and abs(moved - float(deltas.sum())) > 1e-5 * float(
@@ -98,6 +98,6 @@ def _is_exact(made: Loops) -> bool:
     words = torch.arange(2 * CHUNK_WORDS, device="cpu") * 0x9E3779B97F4A7C1
     high = reference.odd_high(torch.arange(2, device="cpu")).numpy()
     return all(
-        made.checksum(words.numpy(), low, high, fold) % 2**64 == reference.checksum(words, version)
+        built.checksum(words.numpy(), low, high, fold) % 2**64 == reference.checksum(words, version)
         for version, fold in FOLD.items()
     )

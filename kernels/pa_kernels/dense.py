@@ -109,10 +109,10 @@ class Lerp(Switch[Any]):
         """
         if not self.records:
             raise ValueError("this Lerp records nothing: make it with records=True")
-        found: dict[int, Written] = {}
+        by_entry: dict[int, Written] = {}
         for group in self.groups:
-            found.update(zip(group.entries, group.written()))
-        return [found[t] for t in range(self.count)]
+            by_entry.update(zip(group.entries, group.written()))
+        return [by_entry[t] for t in range(self.count)]
 
 
 def lerp_(

@@ -518,8 +518,8 @@ class DenseTritonGroup(TritonGroup[SwitchRow]):
                 torch.zeros(self.tiles.count, dtype=torch.float32, device=self.device)
                 for _ in range(2)
             )
-            ends = torch.arange(len(rows) + 1, device=self.device)
-            self._firsts = torch.searchsorted(self.tiles.words >> 32, ends)
+            limits = torch.arange(len(rows) + 1, device=self.device)
+            self._firsts = torch.searchsorted(self.tiles.words >> 32, limits)
 
     @property
     def tables(self) -> tuple[Tensor | None, ...]:

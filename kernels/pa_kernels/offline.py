@@ -341,7 +341,7 @@ def _read_cuda(ptx: str, cubin: bytes) -> _Reading:
         target = re.search(r"\b(?:BRA|CALL\.REL\.NOINC)\b.*?(0x[0-9a-f]+)", text)
         # a guard stands before the instruction (@P0) or, for uniform predicates, inside it (BRA.U
         # !UP0)
-        ends = re.match(r"(BRA|EXIT|RET)\b", text) and not re.search(r"\bU?P\d", text)
+        is_last = re.match(r"(BRA|EXIT|RET)\b", text) and not re.search(r"\bU?P\d", text)
         wide = re.search(r"\b(LDG|STG)(?:STS)?\.E\S*\.128\b", text)
         access = wide[1] if wide else None
         instructions.append(
@@ -349,7 +349,7 @@ def _read_cuda(ptx: str, cubin: bytes) -> _Reading:
                 load=access == "LDG",
                 store=access == "STG",
                 jump=index.get(int(target[1], 16)) if target else None,
-                falls=not ends,
+                falls=not is_last,
                 leaves=re.search(r"\b(EXIT|RET)\b", text) is not None,
                 alu=_ALU.match(text) is not None,
             )
@@ -414,9 +414,9 @@ def _read_amd(text: str) -> _Reading:
 def _loops(instructions: Sequence[_Instruction]) -> list[Sequence[_Instruction]]:
     """The bodies of loops that hold a 128-bit store."""
     bodies = [
-        instructions[step.jump : place + 1]
-        for place, step in enumerate(instructions)
-        if step.jump is not None and step.jump <= place
+        instructions[step.jump : position + 1]
+        for position, step in enumerate(instructions)
+        if step.jump is not None and step.jump <= position
     ]
     return [body for body in bodies if any(step.store for step in body)]
 
@@ -433,17 +433,17 @@ def _full_tile_path(instructions: Sequence[_Instruction]) -> tuple[int, int, int
     ways: dict[int, dict[tuple[int, int], int] | None] = {}
     walk = [0]
     while walk:
-        place = walk[-1]
-        step = instructions[place]
+        position = walk[-1]
+        step = instructions[position]
         follow = [step.jump] if step.jump is not None else []
-        if step.falls and place + 1 < len(instructions):
-            follow.append(place + 1)
-        if place not in ways:
-            ways[place] = None
+        if step.falls and position + 1 < len(instructions):
+            follow.append(position + 1)
+        if position not in ways:
+            ways[position] = None
             walk += [to for to in follow if to not in ways]
             continue
         walk.pop()
-        if ways[place] is not None:
+        if ways[position] is not None:
             continue
         # a way that is still open leads back to a loop's head; an exit that only some threads take
         # counts where others have none
@@ -456,7 +456,7 @@ def _full_tile_path(instructions: Sequence[_Instruction]) -> tuple[int, int, int
         ):
             key = (loads + step.load, stores + step.store)
             fewest[key] = min(length + 1, fewest.get(key, length + 1))
-        ways[place] = fewest
+        ways[position] = fewest
     whole = ways[0] or {}
     stored = any(stores for _, stores in whole)
     loads, stores = max(

@@ -66,11 +66,11 @@ def set_entries(
         needed = offsets // VECTOR < (stop + VECTOR - 1) // VECTOR
         where_ptr = tl.multiple_of(where_ptr, 16)
         b_ptr, i_ptr = tl.multiple_of(b_ptr, 16), tl.multiple_of(i_ptr, 16)
-    place = tl.load(where_ptr + offsets, mask=needed, other=0)
+    position = tl.load(where_ptr + offsets, mask=needed, other=0)
     b = tl.load(b_ptr + offsets, mask=needed, other=0)
     i = tl.load(i_ptr + offsets, mask=needed, other=0)
     w = lerp_of(b, i, lam, w_ptr.dtype.element_ty, INTERMEDIATE)
-    tl.store(w_ptr + place.to(tl.int32), w, mask=mask)
+    tl.store(w_ptr + position.to(tl.int32), w, mask=mask)
 
 
 @triton.jit

@@ -64,9 +64,9 @@ def where(result: SweepResult) -> str:
 def say_where(result: SweepResult, has_page: bool = True) -> None:
     """Print the run folder of a sweep, and what was drawn in it. Without `has_page` its report.html
     is of an earlier sweep, and not named."""
-    drawn = {"trajectory.png": " and figure", "report.html": ", page report.html"}
-    named = [name for name in drawn if has_page or name != "report.html"]
-    figure = "".join(drawn[name] for name in named if (result.out / name).exists())
+    labels = {"trajectory.png": " and figure", "report.html": ", page report.html"}
+    named = [name for name in labels if has_page or name != "report.html"]
+    figure = "".join(labels[name] for name in named if (result.out / name).exists())
     say(f"results{figure}: {where(result)}")
 
 

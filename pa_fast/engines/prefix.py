@@ -104,12 +104,12 @@ class Past:
 
     Attributes:
         layers: of each layer keys and values, R × heads × tokens × size.
-        ends: the column where the tokens of each row end; padding follows.
+        stops: the column where the tokens of each row end; padding follows.
         rows: request of a segment that continues one of these → its row.
     """
 
     layers: Sequence[tuple[torch.Tensor, torch.Tensor]] = ()
-    ends: Sequence[int] = ()
+    stops: Sequence[int] = ()
     rows: Mapping[int, int] = field(default_factory=dict)
 
     def lend(
@@ -130,7 +130,7 @@ class Past:
             mask = torch.ones(len(batch), width, dtype=torch.long, device=device)
             return DynamicCache() if keep else None, {"attention_mask": mask, "use_cache": keep}
         spans = [
-            (self.rows[segment.row], self.ends[self.rows[segment.row]], segment.start)
+            (self.rows[segment.row], self.stops[self.rows[segment.row]], segment.start)
             for segment in batch
         ]
         lent = [_lent_layer()(keys, values, spans, before, keep) for keys, values in self.layers]
@@ -162,9 +162,11 @@ class Past:
                 " given",
                 "load the pair with shared_prefix=False",
             )
-        ends = [before + len(segment) for segment in batch]
+        stops = [before + len(segment) for segment in batch]
         return cls(
-            held, ends, {child.row: n for n, segment in enumerate(batch) for child in segment.under}
+            held,
+            stops,
+            {child.row: n for n, segment in enumerate(batch) for child in segment.under},
         )
 
 

@@ -37,8 +37,8 @@ def empty_live(like: Sequence[torch.Tensor], device: torch.device) -> list[torch
     for tensor in like:
         starts.append(size)
         size += -(-nbytes(tensor) // _ALIGNMENT) * _ALIGNMENT
-    arena = torch.empty(size, dtype=torch.uint8, device=device)
-    held = arena.numpy()
+    block = torch.empty(size, dtype=torch.uint8, device=device)
+    held = block.numpy()
 
     def part(tensor: torch.Tensor, start: int) -> torch.Tensor:
         count = nbytes(tensor)

@@ -482,8 +482,8 @@ class LiveWeights:
                     store.rewrite_(written)
                 try:
                     store.set_(lams)
-                except Overwritten as found:
-                    raise _overwritten([self._floats[t].name for t in found.entries]) from None
+                except Overwritten as error:
+                    raise _overwritten([self._floats[t].name for t in error.entries]) from None
                 self._is_recorded = True
                 self._write_fixed()
         finally:
@@ -675,8 +675,8 @@ class LiveWeights:
         total = combine({binding.name: part for binding, part in zip(self._bindings, sums)})
         differing = [
             binding.name
-            for binding, found, written in zip(self._floats, sums, self._written_by(store))
-            if written is not None and written.checksum != found
+            for binding, actual, written in zip(self._floats, sums, self._written_by(store))
+            if written is not None and written.checksum != actual
         ]
         differing += self._overwritten(store, differing)
         # weights of the same λ have one checksum; if it differs, the next switch writes every byte
@@ -763,8 +763,8 @@ class LiveWeights:
             return [t for (t, _), one, other in pairs if not same_merge(one, other)]
 
         to_merge = {t for t in range(len(self._floats)) if t in entries} - known_sums.keys()
-        found = self._on_cores(differing_in, store.batches(to_merge))
-        differing = {t for some in found for t in some}
+        lists = self._on_cores(differing_in, store.batches(to_merge))
+        differing = {t for some in lists for t in some}
         sums = pa_kernels.checksum([self._floats[t].live for t in known_sums])
         differing |= {t for t, total in zip(known_sums, sums) if total != known_sums[t]}
         wrong = [binding.name for t, binding in enumerate(self._floats) if t in differing]

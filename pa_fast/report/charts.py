@@ -167,7 +167,7 @@ def frontier(rows: ChartRows, x: str, y: str, higher: tuple[bool, bool]) -> Char
     for row in rows:
         if row["key"] in ("0", "1") or row["free"]:
             places.setdefault((row["x"], row["y"]), []).append(row["key"])
-    ends = [{"x": a, "y": b, "key": _listed(keys)} for (a, b), keys in places.items()]
+    named = [{"x": a, "y": b, "key": _listed(keys)} for (a, b), keys in places.items()]
     return _chart(
         height=360,
         data={"values": list(rows)},
@@ -204,7 +204,7 @@ def frontier(rows: ChartRows, x: str, y: str, higher: tuple[bool, bool]) -> Char
                 },
             },
             {
-                "data": {"values": ends},
+                "data": {"values": named},
                 "mark": {"type": "text", "dy": -12, "fontSize": 11, "color": "currentColor"},
                 "encoding": {**axes, "text": {"field": "key"}},
             },
@@ -264,7 +264,7 @@ def delta_sizes(rows: ChartRows) -> Chart:
     size = {"field": "norm", "type": "quantitative", "title": "‖I − B‖ / ‖B‖"}
     axis = {"ticks": False, "domain": False, "labelPadding": 6}
     thinned = {"labelAngle": 0, "labelOverlap": "greedy", "labelSeparation": 8}
-    place = {
+    position = {
         "x": {"field": "layer", "type": "ordinal", "title": "layer", "axis": axis | thinned},
         "y": {"field": "module", "type": "nominal", "title": None, "sort": modules}
         | {"axis": axis | {"labelLimit": 220}},
@@ -289,5 +289,5 @@ def delta_sizes(rows: ChartRows) -> Chart:
             {"mark": {"type": "text", "fontSize": 11}, "encoding": {"text": text, "color": dark}}
         )
     return _chart(
-        height=24 * len(modules), data={"values": list(rows)}, encoding=place, layer=layer
+        height=24 * len(modules), data={"values": list(rows)}, encoding=position, layer=layer
     )

@@ -158,29 +158,29 @@ class RunReport:
             return
         lams = dict.fromkeys([BASE, self.answer.chosen, INSTRUCT])
         for name in self.result.evaluators:
-            at = {lam: self._outputs(name, lam) for lam in lams}
-            if not at[self.answer.chosen] or not at[INSTRUCT]:
+            by_lambda = {lam: self._outputs(name, lam) for lam in lams}
+            if not by_lambda[self.answer.chosen] or not by_lambda[INSTRUCT]:
                 continue
             higher = dict(zip(self.result.evaluators, self.result.higher_is_better))[name]
             moved: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
-            for place, mine in at[self.answer.chosen].items():
-                theirs = at[INSTRUCT].get(place)
+            for item, mine in by_lambda[self.answer.chosen].items():
+                theirs = by_lambda[INSTRUCT].get(item)
                 if theirs is None or mine["score"] == theirs["score"]:
                     continue
                 gained = (mine["score"] > theirs["score"]) == higher
                 outputs = [
                     {
                         "key": lam.key,
-                        "output": _cut(rows[place].get("output")),
-                        "score": rows[place]["score"],
+                        "output": _cut(rows[item].get("output")),
+                        "score": rows[item]["score"],
                     }
-                    for lam, rows in at.items()
-                    if place in rows
+                    for lam, rows in by_lambda.items()
+                    if item in rows
                 ]
                 moved[gained].append(
                     {
                         "evaluator": name,
-                        "id": place[1],
+                        "id": item[1],
                         "gained": gained,
                         "prompt": _cut(mine.get("prompt")),
                         "outputs": outputs,
@@ -225,8 +225,8 @@ def _score(finding: Finding, lam: Lambda) -> tuple[float, float, float]:
 
 
 def _task_row(run: str, evaluator: str, task: str, finding: Finding, lam: Lambda) -> dict[str, Any]:
-    def score(at: Lambda) -> float | None:
-        return float(finding.scores[finding.lams.index(at)]) if at in finding.lams else None
+    def score(lam: Lambda) -> float | None:
+        return float(finding.scores[finding.lams.index(lam)]) if lam in finding.lams else None
 
     row: dict[str, Any] = {
         "run": run,

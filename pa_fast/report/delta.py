@@ -56,7 +56,7 @@ class DeltaSizes:
             groups.setdefault((tensor.module, tensor.layer), []).append(tensor)
         layered = {module for module, layer in groups if layer is not None}
         names = short_names((module for module, _ in groups), layered)
-        norms = {place: joint_norm(tensors) for place, tensors in groups.items()}
+        norms = {group: joint_norm(tensors) for group, tensors in groups.items()}
         parts = tuple(
             PartSize(names[module], layer, norm)
             for (module, layer), norm in norms.items()

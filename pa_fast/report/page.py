@@ -31,8 +31,10 @@ def page(runs: Sequence[RunReport]) -> tuple[str, str | None]:
     Cost: about 1.1 MB, and up to 30 kB a chart.
     """
     sections = [section for section in _sections(runs) if section["charts"] or section["tables"]]
-    drawn, script, note = _drawn([chart for section in sections for chart in section["charts"]])
-    numbers = iter(drawn)
+    rendered, script, note = _rendered(
+        [chart for section in sections for chart in section["charts"]]
+    )
+    numbers = iter(rendered)
     for section in sections:
         section["charts"] = [next(numbers) for _ in section["charts"]]
         section["charts"] = [chart for chart in section["charts"] if chart is not None]
@@ -64,17 +66,17 @@ def _environment() -> Environment:
     return environment
 
 
-def _drawn(specs: Sequence[Chart]) -> tuple[list[dict[str, Any] | None], str, str | None]:
+def _rendered(specs: Sequence[Chart]) -> tuple[list[dict[str, Any] | None], str, str | None]:
     """Return each chart as its specification and a drawing of it, the library that draws it again,
     and a note; without the library no charts."""
     try:
         import vl_convert
     except ImportError:
         return [None] * len(specs), "", MISSING_EXTRA if specs else None
-    drawn: list[dict[str, Any] | None] = [
+    rendered: list[dict[str, Any] | None] = [
         {"spec": spec, "svg": vl_convert.vegalite_to_svg(spec)} for spec in specs
     ]
-    return drawn, _charting_library() if specs else "", None
+    return rendered, _charting_library() if specs else "", None
 
 
 @functools.cache
@@ -112,10 +114,10 @@ _EFFECTIVE = "Where rounding to the live dtype has left the weights, between bas
 
 
 def _section(
-    title: str, *drawn: Chart, tables: Iterable[dict[str, Any]] = (), note: str = ""
+    title: str, *charts: Chart, tables: Iterable[dict[str, Any]] = (), note: str = ""
 ) -> dict[str, Any]:
     kept = [table for table in tables if table["rows"]]
-    return {"title": title, "charts": list(drawn), "tables": kept, "note": note}
+    return {"title": title, "charts": list(charts), "tables": kept, "note": note}
 
 
 def _difference_charts(runs: Sequence[RunReport]) -> Iterable[Chart]:
@@ -228,10 +230,10 @@ def _time_table(run: RunReport) -> dict[str, Any]:
 
 
 def _thinned(runs: Sequence[RunReport]) -> str:
-    left = max(
+    count = max(
         (one.left_out for run in runs if run.answer for one in run.answer.findings), default=0
     )
-    return f"{left:,} λ are left out, evenly: results.csv has all." if left else ""
+    return f"{count:,} λ are left out, evenly: results.csv has all." if count else ""
 
 
 def _table(head: list[str], rows: list[list[str]], name: str = "") -> dict[str, Any]:

@@ -122,10 +122,10 @@ class Finding:
         self.measured()
         self.index(ref)
         held, index = self.bands[ref], self.index(lam)
-        ends = held.low[index], held.high[index]
+        bounds = held.low[index], held.high[index]
         if self.higher_is_better:
-            return Interval(*map(float, (held.diff[index], *ends, held.p[index])))
-        return Interval(*map(float, (-held.diff[index], -ends[1], -ends[0], held.p[index])))
+            return Interval(*map(float, (held.diff[index], *bounds, held.p[index])))
+        return Interval(*map(float, (-held.diff[index], -bounds[1], -bounds[0], held.p[index])))
 
     def percent(self, lam: Lambda, ref: Lambda = INSTRUCT) -> Interval:
         """Return the score at `lam` as a share of that at `ref`: 1 is all of it.

@@ -69,10 +69,10 @@ class CompositeStore:
 
     def written(self) -> list[Written | None]:
         """Return what the last `set_` wrote to each tensor; see `Store.written`."""
-        found: dict[int, Written | None] = {}
+        written: dict[int, Written | None] = {}
         for store, members in self._parts:
-            found.update(zip(members, store.written()))
-        return [found[t] for t in range(len(self._live))]
+            written.update(zip(members, store.written()))
+        return [written[t] for t in range(len(self._live))]
 
     def overwritten(self) -> list[int]:
         """Return tensors whose switch did not start from what the last one left; see
@@ -116,14 +116,14 @@ class CompositeStore:
                     kinds.setdefault((live.device, live.dtype), []).append((k, t))
             for (device, _), tensors in kinds.items():
                 batch: list[tuple[int, slice]] = []
-                room = most = span_elements(device)
+                remaining = most = span_elements(device)
                 for k, t in tensors:
                     for span in store.spans(k):
-                        if batch and span.stop - span.start > room:
+                        if batch and span.stop - span.start > remaining:
                             yield batch
-                            batch, room = [], most
+                            batch, remaining = [], most
                         batch.append((t, span))
-                        room -= span.stop - span.start
+                        remaining -= span.stop - span.start
                 if batch:
                     yield batch
 

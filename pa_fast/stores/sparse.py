@@ -220,12 +220,12 @@ class SparseStore(Store):
         for j, span, piece in self._pieces:
             if j != k or not piece.count:
                 continue
-            at, dtype = piece.positions(), self.live[k].dtype
+            indices, dtype = piece.positions(), self.live[k].dtype
             values = torch.empty(piece.count, dtype=dtype, device=self.live[k].device)
             sides, dtypes = ([piece.base], [piece.target]), [self.intermediate_dtypes[k]]
             pa_kernels.lerp_([values], *sides, self._lams[k], intermediate_dtypes=dtypes)
-            total += _element_terms(values, at + span.start)
-            total -= _element_terms(rounded(piece.base, dtype, dtypes[0]), at + span.start)
+            total += _element_terms(values, indices + span.start)
+            total -= _element_terms(rounded(piece.base, dtype, dtypes[0]), indices + span.start)
             start, delta = piece.base.double(), piece.target.double() - piece.base.double()
             moved += float(torch.dot(values.double() - start, delta))
             distance += float(torch.dot(delta, delta))

@@ -46,9 +46,9 @@ class Curves:
             lams = sorted(scores, key=lambda lam: lam.exact)
             best = self._best(name, scores)
             shown = one_line(name, _NAME).ljust(min(_NAME, max(map(len, self._scores))))
-            room = min(_WIDEST, width - len(shown) - len(best) - 3)
-            if room >= 2:
-                curve = self._curve([scores[lam] for lam in lams], room)
+            columns = min(_WIDEST, width - len(shown) - len(best) - 3)
+            if columns >= 2:
+                curve = self._curve([scores[lam] for lam in lams], columns)
                 yield f"{shown} {curve} {best}"
 
     def _best(self, name: str, scores: Mapping[Lambda, float]) -> str:
@@ -58,8 +58,8 @@ class Curves:
         lam = max(scores, key=lambda lam: (sign * scores[lam], -lam.exact))
         return f"best {score_text(scores[lam])} at λ = {lam.key}"
 
-    def _curve(self, scores: Sequence[float], room: int) -> str:
-        count = min(len(scores), room)
+    def _curve(self, scores: Sequence[float], columns: int) -> str:
+        count = min(len(scores), columns)
         edges = [k * len(scores) // count for k in range(count + 1)]
         means = [sum(scores[a:b]) / (b - a) for a, b in itertools.pairwise(edges)]
         low, span = min(means), max(means) - min(means)

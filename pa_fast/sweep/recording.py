@@ -164,8 +164,8 @@ class Recording:
 
     def _finished(self) -> list[JournalEntry]:
         """Return the finished points of this schedule."""
-        found = (self._journal.finished(lam.key, n) for lam in self._points for n in self._names)
-        return [entry for entry in found if entry is not None]
+        attempts = (self._journal.finished(lam.key, n) for lam in self._points for n in self._names)
+        return [entry for entry in attempts if entry is not None]
 
     def _total(self) -> int:
         return len(self._points) * len(self._names)

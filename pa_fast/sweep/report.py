@@ -33,7 +33,7 @@ def report(
         noted: called with one line of text for a run whose folder cannot be written, and for a
             figure that cannot be drawn.
         objective, keep: the question that results.json answers, in place of that of the sweep; see
-            `SweepResult.asked`.
+            `SweepResult.with_question`.
 
     Raises:
         UsageError: no run named; or `objective` or `keep` cannot be asked of one of them.
@@ -44,7 +44,7 @@ def report(
         raise UsageError("no run folder named", "name the --out of a sweep")
 
     def load(folder: pathlib.Path) -> SweepResult:
-        return results.load(folder).asked(objective, keep)
+        return results.load(folder).with_question(objective, keep)
 
     runs = [load(path_of(folder, "run folder")) for folder in run_dirs]
     return [

@@ -181,9 +181,9 @@ class SweepResult:
             answer = pa_fast.SweepResult.load("runs/x").answer()
             print(answer.sentence, answer.chosen, answer.gain)
         """
-        return self.asked(objective, keep)._answer
+        return self.with_question(objective, keep)._answer
 
-    def asked(
+    def with_question(
         self, objective: str | None = None, keep: Mapping[str, float] | None = None
     ) -> SweepResult:
         """Return these results with another question for `answer` and the files, see there.

@@ -165,11 +165,11 @@ def _points(part: float | str | Lambda) -> Iterator[Lambda]:
     part = part.strip()
     if part == AUTO:
         raise UsageError("the schedule `auto` stands alone, and for a sweep", _EXAMPLES)
-    ends = part.split(":")
-    if len(ends) == 1:
+    parts = part.split(":")
+    if len(parts) == 1:
         yield _number(part, part)
-    elif len(ends) == 3:
-        yield from _range(part, *(_number(end, part).exact for end in ends))
+    elif len(parts) == 3:
+        yield from _range(part, *(_number(end, part).exact for end in parts))
     else:
         raise UsageError(f"`{_shown(part)}` is not a range `start:stop:step`", _EXAMPLES)
 
@@ -234,9 +234,9 @@ def _range(part: str, start: Fraction, stop: Fraction, step: Fraction) -> Iterat
     if step == 0:
         raise UsageError(f"the step of `{part}` is zero", _EXAMPLES)
     if span * step < 0:
-        ends = f"{Lambda(start).key}:{Lambda(stop).key}"
+        limits = f"{Lambda(start).key}:{Lambda(stop).key}"
         raise UsageError(
-            f"the step of `{part}` leads away from its end", f"write {ends}:{Lambda(-step).key}"
+            f"the step of `{part}` leads away from its end", f"write {limits}:{Lambda(-step).key}"
         )
     count = span / step
     if count.denominator != 1:

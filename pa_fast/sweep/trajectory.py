@@ -156,14 +156,14 @@ def _limits(axes: Axes, group: Sequence[Line]) -> None:
     axes.set_xlim(lams[0] - 0.03 * width, lams[-1] + 0.03 * width)
     scores = [score for line in group for score in line.scores if not math.isnan(score)]
     least, most = min(scores), max(scores)
-    over, under = (0.2, 0.1) if group[0].higher_is_better else (0.1, 0.24)
+    above, below = (0.2, 0.1) if group[0].higher_is_better else (0.1, 0.24)
     if decades(scores):
         scale_log(axes, axes.yaxis)
         low, high = math.log10(least), math.log10(most)
         # within what a double holds
         axes.set_ylim(
-            10 ** max(low - under * (high - low), -300.0),
-            10 ** min(high + over * (high - low), 305.0),
+            10 ** max(low - below * (high - low), -300.0),
+            10 ** min(high + above * (high - low), 305.0),
         )
         return
     height = most - least or max(abs(scores[0]), 1.0) * 0.1
@@ -171,7 +171,7 @@ def _limits(axes: Axes, group: Sequence[Line]) -> None:
         axes.set_ylim(-0.03, max(1.03, most + 0.15))
         axes.set_yticks([0, 0.2, 0.4, 0.6, 0.8, 1])
         return
-    low, high = least - under * height, most + over * height
+    low, high = least - below * height, most + above * height
     if least >= 0 > low:
         low = 0.0  # no tick for what no score can be
     axes.set_ylim(low, high)
@@ -233,13 +233,15 @@ def _name_lines(axes: Axes, group: Sequence[Line]) -> None:
     would touch."""
     to_axes = axes.transData + axes.transAxes.inverted()
     last = [(line, next(s for s in reversed(line.scores) if not math.isnan(s))) for line in group]
-    ends = sorted(
+    labels = sorted(
         (float(to_axes.transform((line.lams[0], score))[1]), line.name, line)
         for line, score in last
     )
-    names = [wrapped(_BESIDE, line.short) for _, _, line in ends]
-    heights = _apart([end[0] for end in ends], 0.075 * max(name.count("\n") + 1 for name in names))
-    for height, name, (_, _, line) in zip(heights, names, ends):
+    names = [wrapped(_BESIDE, line.short) for _, _, line in labels]
+    heights = _apart(
+        [label[0] for label in labels], 0.075 * max(name.count("\n") + 1 for name in names)
+    )
+    for height, name, (_, _, line) in zip(heights, names, labels):
         note(
             axes,
             name,
@@ -264,7 +266,7 @@ def _apart(heights: Sequence[float], gap: float) -> list[float]:
 
 def _lambda_axis(axes: Axes, lams: Sequence[float], lowest: bool) -> None:
     low, high = axes.get_xlim()
-    ends = [lam for lam in (0.0, 1.0) if low <= lam <= high]
+    sides = [lam for lam in (0.0, 1.0) if low <= lam <= high]
     gap = 0.06 * (high - low)
     ticks = (
         lams
@@ -275,12 +277,12 @@ def _lambda_axis(axes: Axes, lams: Sequence[float], lowest: bool) -> None:
             if low <= t <= high
         ]
     )
-    ticks = sorted([t for t in ticks if all(abs(t - end) > gap for end in ends)] + ends)
+    ticks = sorted([t for t in ticks if all(abs(t - end) > gap for end in sides)] + sides)
     names = {0.0: "\nbase", 1.0: "\ninstruct"}
     axes.set_xticks(ticks, [f"{t:.4g}{names.get(t, '')}" if lowest else "" for t in ticks])
     axes.tick_params(length=3)
     if lowest:
-        axes.set_xlabel("λ", labelpad=-8 if ends else 4)
+        axes.set_xlabel("λ", labelpad=-8 if sides else 4)
 
 
 def note(

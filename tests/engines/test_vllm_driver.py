@@ -419,7 +419,7 @@ def test_a_dtype_that_is_the_default_is_no_other_sweep() -> None:
 
 
 def labelled(numbers: list[int], columns: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
-    """Two digits of numbers by row, as `Origins.traced` loads them; −1 is padding."""
+    """Two digits of numbers by row, as `TensorParts.traced` loads them; −1 is padding."""
     low = torch.tensor([0 if n < 0 else n % 255 + 1 for n in numbers], dtype=torch.bfloat16)
     high = torch.tensor([0 if n < 0 else n // 255 + 1 for n in numbers], dtype=torch.bfloat16)
     return low[:, None].expand(-1, columns).clone(), high[:, None].expand(-1, columns).clone()
@@ -439,7 +439,7 @@ def test_rows_of_several_tensors_are_mixed() -> None:
 
 def test_parts_are_views_under_names_of_the_checkpoint() -> None:
     part = layout.Part
-    origins = layout.Origins(
+    origins = layout.TensorParts(
         (part("qkv", 0, 4, "q"), part("qkv", 4, 5, "k"), part("head", 0, 2, "q")), {"odd": ("a",)}
     )
     tensors = {"qkv": torch.zeros(6, 2), "head": torch.zeros(2, 2), "odd": torch.zeros(2)}

@@ -42,7 +42,7 @@ class Held:
 
     def __init__(self, store: str):
         g = torch.Generator().manual_seed(0)
-        sizes = {"big": 3_000_001, "small": 1_000, "other": 1_200_000}
+        sizes = {"big": 1_500_001, "small": 1_000, "other": 700_000}
         self.base = {
             name: torch.randn(size, generator=g).bfloat16() for name, size in sizes.items()
         }

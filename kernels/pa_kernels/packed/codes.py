@@ -309,8 +309,8 @@ def _encode(
             return bad.nonzero().view(-1) + piece.start, crossing
 
     none = torch.empty(0, dtype=torch.int64, device=base.device)
-    found = [(none, none), *parallel_map(pack, pieces(numel, span_of(base)), base)]
-    positions, crossing = (torch.cat(lists) for lists in zip(*found))
+    results = [(none, none), *parallel_map(pack, pieces(numel, span_of(base)), base)]
+    positions, crossing = (torch.cat(lists) for lists in zip(*results))
     if 6 * positions.numel() > 2 * numel:
         return None
     starts, where = _tiled(positions, numel)

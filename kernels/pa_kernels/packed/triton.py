@@ -70,7 +70,7 @@ def constants_of(word, OUT: tl.constexpr):
 
 
 @triton.jit
-def near_sources(at, step, parity, one_bits, slope, OUT: tl.constexpr):
+def near_sources(shifted, step, parity, one_bits, slope, OUT: tl.constexpr):
     """Base and instruct of what holds W(λ), for |k| below half a binade: at most one power of two
     is near. fp32, of fp16 times 2⁻¹¹²: its bits shifted, subnormals too.
 
@@ -79,10 +79,10 @@ def near_sources(at, step, parity, one_bits, slope, OUT: tl.constexpr):
     smaller ones, it is (v − 2λk)/(1 + λ) below X if k > 0, or (v − λk)/(2 − λ) above it.
 
     Args:
-        at: the pattern of |W| plus half a binade, shifted by 16 or, of fp16, 13 places; other bits
-            than its own may be anything.
+        shifted: the pattern of |W| plus half a binade, shifted by 16 or, of fp16, 13 places; other
+            bits than its own may be anything.
         step: bits of the fp32 number 2²³ + 128 + 2k.
-        parity: p, shifted like `at`.
+        parity: p, shifted by as many.
         one_bits: the second of `constants_of`.
         slope: `slopes` of λ.
     """
@@ -90,7 +90,7 @@ def near_sources(at, step, parity, one_bits, slope, OUT: tl.constexpr):
     SHIFT: tl.constexpr = 16 if tl.bfloat16 == OUT else 13
     one: tl.constexpr = 1 << (23 - SHIFT)
     exponent: tl.constexpr = -0x800000 if tl.bfloat16 == OUT else 0x0F800000
-    delta = ((at & ((one - 1) << SHIFT)) | one_bits).to(tl.float32, bitcast=True)
+    delta = ((shifted & ((one - 1) << SHIFT)) | one_bits).to(tl.float32, bitcast=True)
     delta -= one + one // 2
     k2 = step.to(tl.float32, bitcast=True) - 8388736.0
     alone = tl.fma(k2, half, delta)
@@ -102,7 +102,7 @@ def near_sources(at, step, parity, one_bits, slope, OUT: tl.constexpr):
     p = (parity * (0x3F800000 >> SHIFT)).to(tl.float32, bitcast=True)
     # the nearest number of the parity p: near 1.5 · 2²⁴ numbers are 2 apart
     even = ((x - p) + 25165824.0).to(tl.int32, bitcast=True)
-    b = (even << (SHIFT + 1)) + ((at & exponent) | parity)
+    b = (even << (SHIFT + 1)) + ((shifted & exponent) | parity)
     i = (step << (SHIFT - 1)) + b - (64 << SHIFT)
     return b.to(tl.float32, bitcast=True), i.to(tl.float32, bitcast=True)
 
@@ -202,7 +202,7 @@ def bit_of(codes, j: tl.constexpr, SHIFT: tl.constexpr):
 
 @triton.jit
 def near_weight(
-    at,
+    shifted,
     codes,
     j: tl.constexpr,
     weight,
@@ -214,7 +214,7 @@ def near_weight(
     """|W(new)| in fp32, still to be rounded, by the code in byte j of four."""
     SHIFT: tl.constexpr = 16 if tl.bfloat16 == OUT else 13
     step, parity = step_of(codes, j, bits[0]), bit_of(codes, j, SHIFT) & (1 << SHIFT)
-    b, i = near_sources(at, step, parity, bits[1], slope, OUT)
+    b, i = near_sources(shifted, step, parity, bits[1], slope, OUT)
     return merged(b, i, weight, NEAR, tl.float16 == OUT)
 
 
@@ -223,9 +223,9 @@ def switched(m, code, old, new, slope, bits, OUT: tl.constexpr, WIDTH: tl.conste
     """|W(new)| in fp32, still to be rounded, from the magnitude m of W(old) and its code."""
     if WIDTH == 8:
         SHIFT: tl.constexpr = 16 if tl.bfloat16 == OUT else 13
-        at = (m + (1 << (22 - SHIFT))) << SHIFT
+        shifted = (m + (1 << (22 - SHIFT))) << SHIFT
         step, parity = step_of(code, 0, bits[0]), (code & 1) << SHIFT
-        b, i = near_sources(at, step, parity, bits[1], slope, OUT)
+        b, i = near_sources(shifted, step, parity, bits[1], slope, OUT)
     else:
         b, i = far_sources(m, code, old, slope, OUT)
     return either_way(b, i, new, WIDTH == 8 and tl.float16 == OUT)
@@ -305,13 +305,13 @@ def stepped_tile(
             w = tl.load(w_ptr + first + pairs)
             low = stepped_weight(codes, plane, weights, bits, OLD_NEAR, NEW_NEAR, OUT)
             high = stepped_weight(codes, plane + 2, weights, bits, OLD_NEAR, NEW_NEAR, OUT)
-            left = w + low + high * 65536
-            tl.store(w_ptr + first + pairs, left)
+            result = w + low + high * 65536
+            tl.store(w_ptr + first + pairs, result)
             first_word = tl.multiple_of(first // 2, PLANE // 4)
             hashed = tl.load(hash_ptr + first_word + tl.arange(0, PLANE // 4))
             factors = ((hashed.to(tl.uint32).to(tl.uint64) << 1) | 1).to(tl.int64)
             before += terms(w, factors, PLANE)
-            after += terms(left, factors, PLANE)
+            after += terms(result, factors, PLANE)
     return tl.sum(before, 0), tl.sum(after, 0)
 
 
@@ -362,8 +362,8 @@ def full_tile(
             w = tl.load(w_ptr + first + pairs)
             if WIDTH == 8:
                 # half a binade is added to both at once
-                at = (w & 0x7FFF7FFF) + (0x10001 << (22 - SHIFT))
-                first_at, second_at = at << SHIFT, at >> (16 - SHIFT)
+                shifted = (w & 0x7FFF7FFF) + (0x10001 << (22 - SHIFT))
+                first_at, second_at = shifted << SHIFT, shifted >> (16 - SHIFT)
                 low = near_weight(first_at, codes, plane, weight, slope, bits, NEAR, OUT)
                 high = near_weight(second_at, codes, plane + 2, weight, slope, bits, NEAR, OUT)
             else:
@@ -372,13 +372,13 @@ def full_tile(
                 low = merged(b, i, weight, NEAR, False)
                 b, i = far_sources((w >> 16) & 0x7FFF, codes >> 16, old, slope, OUT)
                 high = merged(b, i, weight, NEAR, False)
-            left = round_pairs(low, high, OUT, ASM) | (w & -0x7FFF8000)
-            tl.store(w_ptr + first + pairs, left)
+            result = round_pairs(low, high, OUT, ASM) | (w & -0x7FFF8000)
+            tl.store(w_ptr + first + pairs, result)
             first_word = tl.multiple_of(first // 2, PLANE // 4)
             hashed = tl.load(hash_ptr + first_word + tl.arange(0, PLANE // 4))
             factors = ((hashed.to(tl.uint32).to(tl.uint64) << 1) | 1).to(tl.int64)
             before += terms(w, factors, PLANE)
-            after += terms(left, factors, PLANE)
+            after += terms(result, factors, PLANE)
     return tl.sum(before, 0), tl.sum(after, 0)
 
 
@@ -409,18 +409,18 @@ def crossing_weights(
         while entry < end:
             entries = entry + tl.arange(0, TAIL)
             mask = entries < end
-            place = tl.load(places + entries, mask=mask, other=0).to(tl.int32)
-            held = tl.load(w_ptr + place, mask=mask, other=0)
-            byte = (place // (2 * PLANE) * PLANE + place % PLANE) * 2 + place // PLANE % 2
+            position = tl.load(places + entries, mask=mask, other=0).to(tl.int32)
+            held = tl.load(w_ptr + position, mask=mask, other=0)
+            byte = (position // (2 * PLANE) * PLANE + position % PLANE) * 2 + position // PLANE % 2
             code = tl.load(code_ptr + byte, mask=mask, other=0).to(tl.int32)
             k2, b, i = stand_ins(code, 0, bits, OUT)
             step = rounded_offset(k2, tl.where(new_near, b, i), new_weight)
             step -= rounded_offset(k2, tl.where(old_near, b, i), old_weight)
             w = held.to(tl.int32) - step
             x = switched(w & 0x7FFF, code, old, new, slope, bits, OUT, 8)
-            left = round_to(x, OUT).to(tl.int16, bitcast=True) | (held & -0x8000)
-            tl.store(w_ptr + place, left, mask=mask)
-            apart = (in_word(left, place) - in_word(held, place)) * odd_low(place // 4)
+            result = round_to(x, OUT).to(tl.int16, bitcast=True) | (held & -0x8000)
+            tl.store(w_ptr + position, result, mask=mask)
+            apart = (in_word(result, position) - in_word(held, position)) * odd_low(position // 4)
             change += tl.where(mask, apart, 0)
             entry += TAIL
     return tl.sum(change, 0)
@@ -522,11 +522,11 @@ def packed_kernel(
             w = tl.load(w_ptr + offsets, mask=mask, other=0)
             m = w.to(tl.int32) & 0x7FFF
             x = switched(m, code.to(tl.int32), old, new, slope, bits, OUT, WIDTH)
-            left = round_to(x, OUT).to(tl.int16, bitcast=True) | (w & -0x8000)
-            left = tl.where(mask, left, 0)
-            tl.store(w_ptr + offsets, left, mask=mask)
+            result = round_to(x, OUT).to(tl.int16, bitcast=True) | (w & -0x8000)
+            result = tl.where(mask, result, 0)
+            tl.store(w_ptr + offsets, result, mask=mask)
             befores_here += in_word(w, offsets) * odd_low(offsets // 4)
-            afters_here += in_word(left, offsets) * odd_low(offsets // 4)
+            afters_here += in_word(result, offsets) * odd_low(offsets // 4)
             first += TAIL
         before, after = tl.sum(befores_here, 0), tl.sum(afters_here, 0)
     # exceptions come last, in the same program: their lines are still in L2, and what was stored
@@ -542,13 +542,13 @@ def packed_kernel(
         while entry < end:
             entries = entry + tl.arange(0, TAIL)
             mask = entries < end
-            place = tl.load(where_ptr + entries, mask=mask, other=0).to(tl.int32)
+            position = tl.load(where_ptr + entries, mask=mask, other=0).to(tl.int32)
             b = tl.load(base_ptr + entries, mask=mask, other=0)
             i = tl.load(target_ptr + entries, mask=mask, other=0)
-            held = tl.load(w_ptr + place, mask=mask, other=0)
-            left = lerp_of(b, i, new, OUT, OUT).to(tl.int16, bitcast=True)
-            tl.store(w_ptr + place, left, mask=mask)
-            apart = (in_word(left, place) - in_word(held, place)) * odd_low(place // 4)
+            held = tl.load(w_ptr + position, mask=mask, other=0)
+            result = lerp_of(b, i, new, OUT, OUT).to(tl.int16, bitcast=True)
+            tl.store(w_ptr + position, result, mask=mask)
+            apart = (in_word(result, position) - in_word(held, position)) * odd_low(position // 4)
             change += tl.where(mask, apart, 0)
             entry += TAIL
         after += tl.sum(change, 0)

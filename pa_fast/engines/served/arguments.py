@@ -162,8 +162,8 @@ def _speaker(folder: Path, config: Mapping[str, Any]) -> Any:
             str(folder), local_files_only=True, trust_remote_code=False
         )
     except (OSError, ValueError, KeyError):
-        ends = config.get("text_config", config).get("eos_token_id")
-        spoken = SimpleNamespace(get_text_config=lambda: SimpleNamespace(eos_token_id=ends))
+        stop_ids = config.get("text_config", config).get("eos_token_id")
+        spoken = SimpleNamespace(get_text_config=lambda: SimpleNamespace(eos_token_id=stop_ids))
     path = folder / "generation_config.json"
     generation = SimpleNamespace(**read_object(path)) if path.exists() else None
     return SimpleNamespace(config=spoken, generation_config=generation)

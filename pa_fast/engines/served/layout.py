@@ -78,7 +78,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Origins:
+class TensorParts:
     """The checkpoint tensors that the parameters are made of.
 
     Attributes:
@@ -91,7 +91,7 @@ class Origins:
     mixed: Mapping[str, tuple[str, ...]]
 
     @classmethod
-    def traced(cls, model: Any, load: Callable[[NamedTensors], object], pair: Pair) -> Origins:
+    def traced(cls, model: Any, load: Callable[[NamedTensors], object], pair: Pair) -> TensorParts:
         """Learn the origins: load the number of each checkpoint tensor in place of its elements.
 
         The parameters of `model` hold numbers afterwards, and have to be loaded again.
@@ -108,8 +108,8 @@ class Origins:
                 f"at most {_DIGIT * _DIGIT:,} can be told apart: use one λ for all tensors",
             )
         digits = []
-        for place in (1, _DIGIT):
-            load(_labels(pair, names, place))
+        for digit in (1, _DIGIT):
+            load(_labels(pair, names, digit))
             digits.append({name: p.detach().clone() for name, p in parameters(model).items()})
         parts: list[Part] = []
         mixed: dict[str, tuple[str, ...]] = {}
@@ -151,15 +151,15 @@ class Origins:
 
     def checkpoint_names(self) -> dict[str, list[str]]:
         """Return live name → names in the checkpoint, of parts and mixed tensors."""
-        return self.names() | {name: list(origins) for name, origins in self.mixed.items()}
+        return self.names() | {name: list(sources) for name, sources in self.mixed.items()}
 
 
-def _labels(pair: Pair, names: list[str], place: int) -> NamedTensors:
+def _labels(pair: Pair, names: list[str], digit: int) -> NamedTensors:
     import torch
 
     for number, name in enumerate(names):
         dtype = torch_dtype(live_dtype(pair, name, "auto"))
-        yield name, torch.full(pair.shapes[name], number // place % _DIGIT + 1, dtype=dtype)
+        yield name, torch.full(pair.shapes[name], number // digit % _DIGIT + 1, dtype=dtype)
 
 
 def _numbers(low: torch.Tensor, high: torch.Tensor) -> torch.Tensor | None:

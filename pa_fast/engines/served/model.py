@@ -43,23 +43,23 @@ class ServedModel:
     longest: ClassVar[str]
     model = None
 
-    def __init__(self, workers: Workers, asked: PairArguments, bind: bool):
+    def __init__(self, workers: Workers, pair_arguments: PairArguments, bind: bool):
         self.on_progress: Callable[[int, int], object] | None = None
-        self.tokenizer = asked.words
-        self.stop_tokens = asked.stop_tokens
-        self.identity: Mapping[str, Any] = asked.identity
+        self.tokenizer = pair_arguments.words
+        self.stop_tokens = pair_arguments.stop_tokens
+        self.identity: Mapping[str, Any] = pair_arguments.identity
         self.configuration: Mapping[str, Any] = {
-            "base": str(asked.base.absolute()),
-            "instruct": str(asked.instruct.absolute()),
-            "tokenizer": str(asked.tokenizer.absolute()),
+            "base": str(pair_arguments.base.absolute()),
+            "instruct": str(pair_arguments.instruct.absolute()),
+            "tokenizer": str(pair_arguments.tokenizer.absolute()),
         }
-        self.notes = list(asked.notes)
-        self.weights = EngineWeights(workers, self.is_idle, asked.rule)
+        self.notes = list(pair_arguments.notes)
+        self.weights = EngineWeights(workers, self.is_idle, pair_arguments.rule)
         prompts, untouched = self._fixed_prompts(), None
         if bind:
             self._drop()
             untouched = self.fixed_answers(prompts)
-            self.weights.bind(asked.for_workers())
+            self.weights.bind(pair_arguments.for_workers())
         else:
             self.weights.join()
         self.identity = {

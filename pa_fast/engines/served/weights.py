@@ -95,9 +95,9 @@ class EngineWeights:
         self._lam: Lambda | None = None
         self.switches = 0
 
-    def bind(self, asked: Mapping[str, Any]) -> None:
+    def bind(self, pair_arguments: Mapping[str, Any]) -> None:
         """Bind the pair in every worker; see `WorkerWeights.bind`."""
-        self._workers.call("bind", asked)
+        self._workers.call("bind", pair_arguments)
         self.join()
 
     def join(self) -> None:
@@ -210,15 +210,15 @@ class EngineWeights:
     def effective_lambda(self) -> float:
         """See `LiveWeights.effective_lambda`; over the whole model, tensors that all workers have
         a copy of counted once."""
-        return _ratio(self._once("projection"))
+        return _ratio(self._distinct("projection"))
 
     def intended_lambda(self) -> float:
         """See `LiveWeights.intended_lambda`; over the whole model."""
         if self._lam is None or self.rule is None:
             return float("nan") if self._lam is None else float(self._lam)
-        return _ratio(self._once("aim"))
+        return _ratio(self._distinct("aim"))
 
-    def _once(self, method: str) -> list[Sequence[float]]:
+    def _distinct(self, method: str) -> list[Sequence[float]]:
         """Return the sums of `method` of every rank, over tensors that no lower rank has too."""
         if len(self._reports) == 1:
             return self._workers.call(method)

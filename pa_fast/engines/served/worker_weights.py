@@ -77,7 +77,7 @@ class WorkerWeights:
         self._live: LiveWeights | None = None
         self._sides: dict[str, Path] = {}
         self._pairing = PairOptions()
-        self._origins: layout.Origins | None = None
+        self._tensor_parts: layout.TensorParts | None = None
         self._key: str | None = None
         self._loaded = False
         self._is_written = False
@@ -87,13 +87,13 @@ class WorkerWeights:
 
     # --- binding
 
-    def bind_at_load(self, model: Any, asked: Mapping[str, Any]) -> None:
+    def bind_at_load(self, model: Any, pair_arguments: Mapping[str, Any]) -> None:
         """`bind`, whose error is raised by the first call: what a loader raises in a worker process
         reaches nobody."""
         with contextlib.suppress(PaFastError):  # `bind` has kept it
-            self.bind(model, asked)
+            self.bind(model, pair_arguments)
 
-    def bind(self, model: Any, asked: Mapping[str, Any]) -> dict[str, Any]:
+    def bind(self, model: Any, pair_arguments: Mapping[str, Any]) -> dict[str, Any]:
         """Bind the pair, see `_bind`; a worker binds once.
 
         Raises:
@@ -112,7 +112,7 @@ class WorkerWeights:
             raise self._error
         self._error = None
         try:
-            return self._bind(model, asked)
+            return self._bind(model, pair_arguments)
         except PaFastError as error:
             self._live, self._key, self._error = None, None, error
             raise
@@ -125,7 +125,7 @@ class WorkerWeights:
             )
             raise self._error from error
 
-    def _bind(self, model: Any, asked: Mapping[str, Any]) -> dict[str, Any]:
+    def _bind(self, model: Any, pair_arguments: Mapping[str, Any]) -> dict[str, Any]:
         """Make the parameters of `model`, which holds the instruct side as the engine loaded it,
         follow λ, after these proofs, in this order:
 
@@ -137,8 +137,8 @@ class WorkerWeights:
         5. the switch to λ = 1/3 equals the merge at 1/3, loaded by the engine.
 
         Args:
-            asked: `base`, `instruct`, and options: `pairing`, `store`, `residency`, `rounding`,
-                `rule`, `allow_nonfinite`.
+            pair_arguments: `base`, `instruct`, and options: `pairing`, `store`, `residency`,
+                `rounding`, `rule`, `allow_nonfinite`.
 
         Returns:
             The report: `tensors`, `bytes`, `memory`, `store`, and on rank 0 `content`, the content
@@ -150,11 +150,11 @@ class WorkerWeights:
             PaFastError: a proof failed. The model must not be used then.
         """
         self._stack.check(model)
-        self._sides = {side: Path(asked[side]) for side in ("base", "instruct")}
-        self._pairing = PairOptions.read(asked.get("pairing", {}))
-        rounding = Rounding.parse(asked.get("rounding", "nearest"))
-        rule = LambdaRule(asked["rule"]) if asked.get("rule") else None
-        name, options = asked.get("store") or ("dense", {})
+        self._sides = {side: Path(pair_arguments[side]) for side in ("base", "instruct")}
+        self._pairing = PairOptions.read(pair_arguments.get("pairing", {}))
+        rounding = Rounding.parse(pair_arguments.get("rounding", "nearest"))
+        rule = LambdaRule(pair_arguments["rule"]) if pair_arguments.get("rule") else None
+        name, options = pair_arguments.get("store") or ("dense", {})
         store = registry.STORES[name](**options)
         if rounding.is_stochastic and self._stack.world > 1:
             raise UsageError(
@@ -186,7 +186,7 @@ class WorkerWeights:
             self._is_written = True
             if rule is not None or rounding.is_stochastic:
                 load = functools.partial(self._stack.reload, model)
-                self._origins = layout.Origins.traced(model, load, paired)
+                self._tensor_parts = layout.TensorParts.traced(model, load, paired)
             sides = {}
             for side in ("base", "instruct"):
                 sides[side] = self._captured(model, paired, side, others)
@@ -196,20 +196,20 @@ class WorkerWeights:
             del started, others
             live = self._views(layout.parameters(model))
             sides = {side: self._views(tensors) for side, tensors in sides.items()}
-            names = None if self._origins is None else self._origins.checkpoint_names()
-            via = {n: file_dtype for n, p in live.items() if p.dtype != file_dtype}
+            names = None if self._tensor_parts is None else self._tensor_parts.checkpoint_names()
+            intermediate_dtypes = {n: file_dtype for n, p in live.items() if p.dtype != file_dtype}
             self._sums = {n: _sums(sides, n) for n in live}
             self._live = LiveWeights.between(
                 live,
-                Sources(sides["base"], sides["instruct"], via, names),
+                Sources(sides["base"], sides["instruct"], intermediate_dtypes, names),
                 store,
                 rounding,
-                residency=asked.get("residency", "device"),
-                allow_nonfinite=bool(asked.get("allow_nonfinite", False)),
+                residency=pair_arguments.get("residency", "device"),
+                allow_nonfinite=bool(pair_arguments.get("allow_nonfinite", False)),
             )
             if rule is not None:
                 self._live.follow(rule)
-            self._prove(model, paired, MergeSpec.of(PROOF, rounding, rule=rule))
+            self._check_merge(model, paired, MergeSpec.of(PROOF, rounding, rule=rule))
         self.load(model, "instruct")
         self._report = {
             "tensors": len(live),
@@ -260,7 +260,7 @@ class WorkerWeights:
         """Return the live tensors in `tensors`, parameters by name or copies of them: themselves,
         or their parts where tensors of the checkpoint have a λ or noise of their own."""
         plain = {name: tensor.detach() for name, tensor in tensors.items()}
-        return plain if self._origins is None else self._origins.split(plain)
+        return plain if self._tensor_parts is None else self._tensor_parts.split(plain)
 
     def _check_started(
         self, started: Mapping[str, torch.Tensor], loaded: Mapping[str, torch.Tensor]
@@ -292,25 +292,25 @@ class WorkerWeights:
         Raises:
             EngineError: there are several, or the engine computes in a narrower one.
         """
-        found: dict[str, str] = {}
+        dtypes: dict[str, str] = {}
         for name in paired.names:
             for side in ("base", "instruct"):
                 dtype = paired.stored(side, name).dtype
                 if dtype in FLOATS:
-                    found.setdefault(dtype, f"`{name}` of {side}")
+                    dtypes.setdefault(dtype, f"`{name}` of {side}")
         held = self._stack.dtype
-        exact = {d: torch_dtype(d) for d in found}
-        if len(found) > 1 or any(d != held and held.itemsize < 4 for d in exact.values()):
-            odd = next(d for d in found if exact[d] != held)
+        exact = {d: torch_dtype(d) for d in dtypes}
+        if len(dtypes) > 1 or any(d != held and held.itemsize < 4 for d in exact.values()):
+            odd = next(d for d in dtypes if exact[d] != held)
             raise EngineError(
-                f"{found[odd]} is {odd} in its file, and {self._stack.name} computes in"
+                f"{dtypes[odd]} is {odd} in its file, and {self._stack.name} computes in"
                 f" {str(held).removeprefix('torch.')}: it would round each side before the merge",
                 f"start {self._stack.name} with the dtype of the files (dtype=), or convert both"
                 " sides to one dtype first",
             )
         return next(iter(exact.values()))
 
-    def _prove(self, model: Any, paired: Pair, spec: MergeSpec) -> None:
+    def _check_merge(self, model: Any, paired: Pair, spec: MergeSpec) -> None:
         live = self._bound()
         live.set_lambda(spec.lam)
         written = live.checksum()

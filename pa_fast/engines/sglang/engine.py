@@ -92,7 +92,7 @@ def load(
     for name in engine_args:
         if name in _OURS:
             raise UsageError(f"`{name}` of SGLang is set by pa_fast", "leave it out")
-    asked = PairArguments.of(
+    pair_arguments = PairArguments.of(
         base,
         instruct,
         store=store,
@@ -106,13 +106,13 @@ def load(
         ignore_config=ignore_config,
         strip_prefix=strip_prefix,
     )
-    asked.check_tokenizer(engine_args)
-    supported.check(engine_args, asked.config)
+    pair_arguments.check_tokenizer(engine_args)
+    supported.check(engine_args, pair_arguments.config)
     try:
         llm = sglang.Engine(
             **{"enable_deterministic_inference": True, **engine_args},
-            model_path=str(asked.instruct),
-            tokenizer_path=str(asked.tokenizer),
+            model_path=str(pair_arguments.instruct),
+            tokenizer_path=str(pair_arguments.tokenizer),
             load_format="safetensors",  # no pickles
             custom_weight_loader=[LOADER],
         )
@@ -122,7 +122,7 @@ def load(
             "sglang.Engine with the same arguments on the instruct folder shows the whole of it",
         ) from error
     try:
-        return LambdaSGLang(llm, asked, engine_args)
+        return LambdaSGLang(llm, pair_arguments, engine_args)
     except BaseException:
         _shut_down(llm)
         raise
@@ -147,8 +147,8 @@ def attach(llm: Any, base: str | Path, instruct: str | Path, **options: Any) -> 
         as `load`.
     """
     _require_sglang()
-    asked = PairArguments.of(base, instruct, **{"residency": "host", **options})
-    return LambdaSGLang(llm, asked)
+    pair_arguments = PairArguments.of(base, instruct, **{"residency": "host", **options})
+    return LambdaSGLang(llm, pair_arguments)
 
 
 class LambdaSGLang(ServedModel):
@@ -172,14 +172,19 @@ class LambdaSGLang(ServedModel):
     engine, longest = "SGLang", "context_length"
 
     def __init__(
-        self, served: Any, asked: PairArguments, engine_args: Mapping[str, Any] | None = None
+        self,
+        served: Any,
+        pair_arguments: PairArguments,
+        engine_args: Mapping[str, Any] | None = None,
     ):
         self.served = served
         info = served.get_server_info()
-        supported.check(info, asked.config)
-        _check_started(info, asked)
+        supported.check(info, pair_arguments.config)
+        _check_started(info, pair_arguments)
         dtype = str(served.tokenizer_manager.model_config.dtype).removeprefix("torch.")
-        super().__init__(UpdateWorkers(served, int(info["tp_size"]), dtype), asked, bind=True)
+        super().__init__(
+            UpdateWorkers(served, int(info["tp_size"]), dtype), pair_arguments, bind=True
+        )
         given = {k: repr(v) for k, v in sorted((engine_args or {}).items()) if k not in _HARMLESS}
         self.identity = {
             "engine": "sglang",
@@ -246,7 +251,7 @@ class LambdaSGLang(ServedModel):
             for (_, continuation), output in zip(pairs, outputs)
         ]
 
-    def _scored(self, ids: Sequence[int], about: Mapping[str, Any]) -> Continuation:
+    def _scored(self, ids: Sequence[int], meta: Mapping[str, Any]) -> Continuation:
         """Return the score of `ids`, the last tokens of a prompt.
 
         Raises:
@@ -254,8 +259,8 @@ class LambdaSGLang(ServedModel):
         """
         if not ids:
             return Continuation(0.0, True)
-        steps = about["input_token_logprobs"][-len(ids) :]
-        tops = about["input_top_logprobs"][-len(ids) :]
+        steps = meta["input_token_logprobs"][-len(ids) :]
+        tops = meta["input_top_logprobs"][-len(ids) :]
         last = self.vocabulary - 1
         shown = [id if id < last else 0 for id in ids]  # as SGLang shows its last token
         if [id for _, id, *_ in steps] != shown or any(
@@ -314,10 +319,13 @@ class LambdaSGLang(ServedModel):
                 f"SGLang did not answer: {type(error).__name__}: {first_line(error)}",
                 "start the engine again, if it does not answer others either",
             ) from error
-        ends = [(output["meta_info"].get("finish_reason") or {}).get("type") for output in outputs]
-        if len(outputs) != len(requests) or "abort" in ends:
+        reasons = [
+            (output["meta_info"].get("finish_reason") or {}).get("type") for output in outputs
+        ]
+        if len(outputs) != len(requests) or "abort" in reasons:
             raise EngineError(
-                f"SGLang answered {len(outputs) - ends.count('abort')} of {len(requests)} requests",
+                f"SGLang answered {len(outputs) - reasons.count('abort')} of {len(requests)}"
+                " requests",
                 "nothing else may use the engine while it is swept",
             )
         if self.on_progress is not None:
@@ -328,15 +336,15 @@ class LambdaSGLang(ServedModel):
         """See `ServedModel.fixed_answers`. One request at a time: SGLang batches requests as they
         arrive, which rounds otherwise each time."""
         params = {"temperature": 0.0, "max_new_tokens": NEW_TOKENS, "ignore_eos": True}
-        found = []
+        answers = []
         for prompt in prompts:
             (output,) = self._answered(
                 [prompt], params, return_logprob=True, logprob_start_len=[0], top_logprobs_num=1
             )
-            about = output["meta_info"]
+            meta = output["meta_info"]
             names = ("input_token_logprobs", "input_top_logprobs", "output_token_logprobs")
-            found.append([output["output_ids"], *(about[name] for name in names)])
-        return found
+            answers.append([output["output_ids"], *(meta[name] for name in names)])
+        return answers
 
     def close(self) -> None:
         """See `ServedModel.close`."""
@@ -344,7 +352,7 @@ class LambdaSGLang(ServedModel):
         _shut_down(self.served)
 
 
-def _check_started(info: Mapping[str, Any], asked: PairArguments) -> None:
+def _check_started(info: Mapping[str, Any], pair_arguments: PairArguments) -> None:
     """Refuse an engine that does not know our callable, or runs another model: an update would end
     its processes."""
     if LOADER not in (info.get("custom_weight_loader") or ()):
@@ -354,9 +362,9 @@ def _check_started(info: Mapping[str, Any], asked: PairArguments) -> None:
             " pa_fast.sglang.load",
         )
     started = Path(info["model_path"])
-    if not started.is_dir() or started.resolve() != asked.instruct.resolve():
+    if not started.is_dir() or started.resolve() != pair_arguments.instruct.resolve():
         raise EngineError(
-            f"SGLang was started on {started}, and instruct is {asked.instruct}",
+            f"SGLang was started on {started}, and instruct is {pair_arguments.instruct}",
             "start it on the instruct folder: its configuration is that of every λ",
         )
 

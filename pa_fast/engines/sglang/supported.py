@@ -69,9 +69,9 @@ def check(arguments: Mapping[str, Any], config: Mapping[str, Any]) -> None:
                     _refuse(what, f"{key} in config.json")
 
 
-def _refuse(what: str, found: str) -> None:
+def _refuse(what: str, value: str) -> None:
     raise EngineError(
-        f"SGLang with {what} ({found[:80]}) is not supported: it has not been shown that λ reaches"
+        f"SGLang with {what} ({value[:80]}) is not supported: it has not been shown that λ reaches"
         " every weight there, and that answers are what they would be",
         "start SGLang without it, or sweep with the transformers engine",
     )

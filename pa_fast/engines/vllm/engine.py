@@ -90,7 +90,7 @@ def load(
     instruct = instruct_of("vLLM", instruct)
     _check_names(engine_args)
     _check_alone()
-    asked = PairArguments.of(
+    pair_arguments = PairArguments.of(
         base,
         instruct,
         store=store,
@@ -104,16 +104,16 @@ def load(
         ignore_config=ignore_config,
         strip_prefix=strip_prefix,
     )
-    asked.check_tokenizer(engine_args)
+    pair_arguments.check_tokenizer(engine_args)
     arguments = {
         **engine_args,
-        "model": str(asked.instruct),
-        "tokenizer": str(asked.tokenizer),
+        "model": str(pair_arguments.instruct),
+        "tokenizer": str(pair_arguments.tokenizer),
         "load_format": FORMAT,
         "worker_extension_cls": EXTENSION,
         "additional_config": {
             **engine_args.get("additional_config", {}),
-            FORMAT: asked.for_workers(),
+            FORMAT: pair_arguments.for_workers(),
         },
     }
     _check_arguments(arguments)
@@ -125,7 +125,7 @@ def load(
         raise _of_start(error) from error
     _unclosed[id(llm)] = _has_own_process(llm)
     try:
-        return LambdaLLM(llm, asked, engine_args=engine_args)
+        return LambdaLLM(llm, pair_arguments, engine_args=engine_args)
     except BaseException:
         _shut_down(llm)
         raise
@@ -155,16 +155,16 @@ def attach(llm: Any, base: str | Path, instruct: str | Path, **options: Any) -> 
             f"llm is a {type(llm).__name__}, expected a vllm.LLM",
             "start one on the instruct folder, or use pa_fast.vllm.load",
         )
-    asked = PairArguments.of(base, instruct, **options)
+    pair_arguments = PairArguments.of(base, instruct, **options)
     config = llm.llm_engine.vllm_config
     supported.check(config)
     started = Path(config.model_config.model)
-    if not started.is_dir() or started.resolve() != asked.instruct.resolve():
+    if not started.is_dir() or started.resolve() != pair_arguments.instruct.resolve():
         raise EngineError(
-            f"vLLM was started on {started}, and instruct is {asked.instruct}",
+            f"vLLM was started on {started}, and instruct is {pair_arguments.instruct}",
             "start it on the instruct folder: its configuration is that of every λ",
         )
-    return LambdaLLM(llm, asked, bind=True)
+    return LambdaLLM(llm, pair_arguments, bind=True)
 
 
 class LambdaLLM(ServedModel):
@@ -188,12 +188,12 @@ class LambdaLLM(ServedModel):
     def __init__(
         self,
         llm: Any,
-        asked: PairArguments,
+        pair_arguments: PairArguments,
         bind: bool = False,
         engine_args: Mapping[str, Any] | None = None,
     ):
         self.llm = llm
-        super().__init__(RpcWorkers(llm.collective_rpc, _death_of(llm)), asked, bind)
+        super().__init__(RpcWorkers(llm.collective_rpc, _death_of(llm)), pair_arguments, bind)
         self.identity = {"engine": "vllm", **self.identity, **_of_engine(llm, engine_args or {})}
         device = str(llm.llm_engine.vllm_config.device_config.device_type)
         self.configuration = {**self.configuration, "device": device}
@@ -243,17 +243,17 @@ class LambdaLLM(ServedModel):
             max_tokens=1,
             prompt_logprobs=0,
         )
-        found = []
+        continuations = []
         for (context, _), output in zip(pairs, outputs):
             start = len(context)
             ids, steps = output.prompt_token_ids[start:], output.prompt_logprobs[start:]
             scored = [step[token] for token, step in zip(ids, steps)]
-            found.append(
+            continuations.append(
                 Continuation(
                     float(sum(one.logprob for one in scored)), all(one.rank == 1 for one in scored)
                 )
             )
-        return found
+        return continuations
 
     def generate(self, prompts: Sequence[list[int]], config: Generation) -> list[list[int]]:
         """Return continuations of N prompts, `config.n` of each; see `pa_fast.Engine`.

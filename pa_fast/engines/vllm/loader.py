@@ -41,7 +41,7 @@ def _register() -> None:
             model = super().load_model(
                 vllm_config=vllm_config, model_config=model_config, prefix=prefix
             )
-            asked = (vllm_config.additional_config or {}).get(FORMAT)
-            if asked is not None:
-                weights_of(model, VllmStack(vllm_config)).bind_at_load(model, asked)
+            pair_arguments = (vllm_config.additional_config or {}).get(FORMAT)
+            if pair_arguments is not None:
+                weights_of(model, VllmStack(vllm_config)).bind_at_load(model, pair_arguments)
             return model

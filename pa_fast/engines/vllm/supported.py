@@ -37,9 +37,9 @@ def check(config: Any) -> None:
     for what, value in refused:
         if value:
             named = getattr(value, "method", value)
-            found = f" ({named})" if isinstance(named, str) else ""
+            detail = f" ({named})" if isinstance(named, str) else ""
             raise EngineError(
-                f"vLLM with {what}{found} is not supported: it has not been shown that λ reaches"
+                f"vLLM with {what}{detail} is not supported: it has not been shown that λ reaches"
                 " every weight there, and that answers are what they would be",
                 "start vLLM without it, or sweep with the transformers engine",
             )

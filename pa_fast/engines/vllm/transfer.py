@@ -58,8 +58,12 @@ def _engine(base: Any) -> type:
         supports_draft_weight_update = False
 
         def init_transfer_engine(self, init_info: Any) -> None:
-            asked = {"base": init_info.base, "instruct": init_info.instruct, **init_info.options}
-            self._weights().bind(self.model, asked)
+            pair_arguments = {
+                "base": init_info.base,
+                "instruct": init_info.instruct,
+                **init_info.options,
+            }
+            self._weights().bind(self.model, pair_arguments)
 
         def start_weight_update(self) -> None:
             pass
