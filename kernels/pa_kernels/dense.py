@@ -238,16 +238,10 @@ def _write_recorded_(row: SwitchRow, piece: slice, lam: float) -> tuple[int, flo
     copy of a side is not summed."""
     w, b, i = (tensor[piece] for tensor in row.operands)
     chunk = piece.start * w.itemsize // CHUNK_BYTES
-    loops = compiled.ready()
-    is_plain = row.draw is None and row.intermediate_dtype is None and lam not in (0.0, 1.0)
-    is_bf16 = all(dtype == torch.bfloat16 for dtype in row.dtypes)
-    if loops is not None and is_plain and is_bf16 and w.data_ptr() % 8 == 0:
-        base_near = abs(lam) < 0.5
-        weight = np.float32(lam) if base_near else np.float32(lam) - np.float32(1)
-        high = high_factors(chunk, -(-w.nbytes // CHUNK_BYTES)).numpy()
-        sides = (side.view(torch.int16).numpy() for side in (w, b, i))
-        total, moved = loops.lerp_(*sides, weight, base_near, low_factors().numpy(), high)
-        return total, moved
+    if row.draw is None and row.intermediate_dtype is None:
+        summed = lerp_summed_(w, b, i, lam, chunk)
+        if summed is not None:
+            return summed
     is_copy = _is_copy(row, lam)
     total, moved = 0, 0.0
     for part in pieces(w.numel(), SUMMED):
@@ -255,6 +249,35 @@ def _write_recorded_(row: SwitchRow, piece: slice, lam: float) -> tuple[int, flo
         lerp_piece_(w[part], b[part], i[part], lam, row.intermediate_dtype, draw)
         total += piece_checksum(w[part], chunk + part.start * w.itemsize // CHUNK_BYTES)
         moved = moved if is_copy else projection(w[part], b[part], i[part], moved)
+    return total, moved
+
+
+def lerp_summed_(
+    w: Tensor, b: Tensor, i: Tensor, lam: float, first_chunk: int
+) -> tuple[int, float] | None:
+    """Write `reference.lerp` of flat tensors on the CPU into `w`, and sum in the same pass: by the
+    loops of `compiled`.
+
+    Args:
+        lam: an fp32 number.
+        first_chunk: chunks of the checksum before these elements in their tensor.
+
+    Returns:
+        What the elements add to the checksum of `w`, not yet reduced mod 2⁶⁴, and
+        Σ (w − b)(i − b). None, with nothing written, where this process has no such loops or they
+        cannot: they are for bf16, and for λ other than 0 and 1.
+
+    Numerics: as `reference.lerp`, but for the payloads of NaN.
+    """
+    loops = compiled.ready()
+    is_bf16 = w.dtype == b.dtype == i.dtype == torch.bfloat16
+    if loops is None or not is_bf16 or lam in (0.0, 1.0) or w.data_ptr() % 8:
+        return None
+    base_near = abs(lam) < 0.5
+    weight = np.float32(lam) if base_near else np.float32(lam) - np.float32(1)
+    high = high_factors(first_chunk, -(-w.nbytes // CHUNK_BYTES)).numpy()
+    sides = (side.view(torch.int16).numpy() for side in (w, b, i))
+    total, moved = loops.lerp_(*sides, weight, base_near, low_factors().numpy(), high)
     return total, moved
 
 

@@ -7,11 +7,10 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from pa_fast.checkpoint.layout import chunk_sum
 from pa_fast.checkpoint.provenance import as_hex, combine
 from pa_fast.checkpoint.reader import Checkpoint
 from pa_fast.checkpoint.safetensors import TensorInfo, WeightFile, torch_dtype
-from pa_fast.checkpoint.streaming import cuts
+from pa_fast.checkpoint.streaming import chunk_sum, cuts
 
 if TYPE_CHECKING:
     import torch

@@ -25,11 +25,11 @@ from pa_fast.checkpoint.safetensors import (
     read_object,
     torch_dtype,
 )
-from pa_fast.checkpoint.streaming import cuts, in_order
+from pa_fast.checkpoint.streaming import chunk_sum, cuts, in_order
 from pa_fast.errors import CheckpointError, OutputError, PaFastError
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
 
 # the header is padded so that data start on a cache line, and tensors stay aligned to their dtype
@@ -393,10 +393,3 @@ def is_complete(
     except PaFastError:
         return False
     return all(totals[name] % 2**64 == one.written for name, one in sums.items())
-
-
-def chunk_sum(chunk: torch.Tensor, start: int) -> int:
-    """Return what elements from `start` on add to the checksum of their tensor, mod 2^64."""
-    from pa_kernels.checksum import CHUNK_BYTES, piece_checksum
-
-    return piece_checksum(chunk, start * chunk.element_size() // CHUNK_BYTES)

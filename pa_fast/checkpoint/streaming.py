@@ -200,6 +200,38 @@ def merge_chunk_(
             lerp_piece_(out[piece], base[piece], instruct[piece], lam, draw=draw)
 
 
+def chunk_sum(chunk: Tensor, start: int) -> int:
+    """Return what elements from `start` on add to the checksum of their tensor, mod 2^64."""
+    from pa_kernels.checksum import CHUNK_BYTES, piece_checksum
+
+    return piece_checksum(chunk, start * chunk.element_size() // CHUNK_BYTES)
+
+
+def merge_summed_(
+    out: Tensor, base: Tensor, instruct: Tensor, merge: TensorMerge | None, start: int = 0
+) -> int:
+    """Write W(λ) of one chunk, as `merge_chunk_` does, and return what it adds to the checksum of
+    its tensor, mod 2⁶⁴: in one pass where the process has compiled loops.
+
+    Numerics: as `merge_chunk_`, but for the payloads of NaN, which a caller refuses.
+    """
+    from pa_kernels.checksum import CHUNK_BYTES
+    from pa_kernels.cores import inference
+    from pa_kernels.dense import lerp_summed_
+    from pa_kernels.reference import fp32
+    from pa_kernels.switch import refuse_flushed_denormals
+
+    if merge is not None and merge.key is None:
+        refuse_flushed_denormals()
+        with inference():
+            chunk = start * out.element_size() // CHUNK_BYTES
+            summed = lerp_summed_(out, base, instruct, fp32(merge.lam), chunk)
+        if summed is not None:
+            return summed[0] % 2**64
+    merge_chunk_(out, base, instruct, merge, start)
+    return chunk_sum(out, start)
+
+
 def check_finite(
     pair: Pair, name: str, lam: float, out: Tensor, base: Tensor, instruct: Tensor, start: int = 0
 ) -> None:

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pa_fast.checkpoint.content import over_tensors
-from pa_fast.checkpoint.layout import chunk_sum
 from pa_fast.checkpoint.names import Skeleton
 from pa_fast.checkpoint.provenance import as_hex, combine
 from pa_fast.checkpoint.reader import Checkpoint
 from pa_fast.checkpoint.safetensors import TensorInfo, quoted, torch_dtype
+from pa_fast.checkpoint.streaming import chunk_sum
 from pa_fast.engines import layout
 from pa_fast.engines.ranks import ALONE, Alone, Ranks
 from pa_fast.errors import EngineError, UsageError
