@@ -77,6 +77,16 @@ def logged() -> Iterator[list[logging.LogRecord]]:
         logger.removeHandler(collector)
 
 
+@pytest.fixture
+def ready(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The compiled loops that this process has: none, until something puts them there."""
+    from pa_kernels import compiled
+
+    has: list[compiled.Loops] = []
+    monkeypatch.setattr(compiled, "_ready", has)
+    return has
+
+
 @pytest.fixture(autouse=True)
 def poisoned_empty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fill what `torch.empty` and `torch.empty_like` return, so that a lane nobody wrote fails a

@@ -293,7 +293,7 @@ def _is_single_pass(row: SwitchRow, lam: float) -> bool:
     """Return whether one torch operation writes the row, so that its pieces need no cache."""
     w, b, i = row.operands
     if row.intermediate_dtype is None and lam in (0.0, 1.0):
-        return row.draw is None or (i if lam else b).dtype == w.dtype
+        return row.draw is None or _is_copy(row, lam)
     return row.draw is None and _is_direct(w, b, i, row.intermediate_dtype)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pa_fast import files
 from pa_fast.checkpoint.folder import PROVENANCE, SINGLE, TEMPLATES
@@ -27,10 +27,6 @@ from pa_fast.checkpoint.safetensors import (
 )
 from pa_fast.checkpoint.streaming import chunk_sum, cuts, in_order
 from pa_fast.errors import CheckpointError, OutputError, PaFastError
-
-if TYPE_CHECKING:
-    pass
-
 
 # the header is padded so that data start on a cache line, and tensors stay aligned to their dtype
 _ALIGNMENT = 64

@@ -31,10 +31,10 @@ def page(runs: Sequence[RunReport]) -> tuple[str, str | None]:
     Cost: about 1.1 MB, and up to 30 kB a chart.
     """
     sections = [section for section in _sections(runs) if section["charts"] or section["tables"]]
-    rendered, script, note = _rendered(
+    drawings, script, note = _drawings(
         [chart for section in sections for chart in section["charts"]]
     )
-    numbers = iter(rendered)
+    numbers = iter(drawings)
     for section in sections:
         section["charts"] = [next(numbers) for _ in section["charts"]]
         section["charts"] = [chart for chart in section["charts"] if chart is not None]
@@ -66,17 +66,17 @@ def _environment() -> Environment:
     return environment
 
 
-def _rendered(specs: Sequence[Chart]) -> tuple[list[dict[str, Any] | None], str, str | None]:
+def _drawings(specs: Sequence[Chart]) -> tuple[list[dict[str, Any] | None], str, str | None]:
     """Return each chart as its specification and a drawing of it, the library that draws it again,
     and a note; without the library no charts."""
     try:
         import vl_convert
     except ImportError:
         return [None] * len(specs), "", MISSING_EXTRA if specs else None
-    rendered: list[dict[str, Any] | None] = [
+    drawings: list[dict[str, Any] | None] = [
         {"spec": spec, "svg": vl_convert.vegalite_to_svg(spec)} for spec in specs
     ]
-    return rendered, _charting_library() if specs else "", None
+    return drawings, _charting_library() if specs else "", None
 
 
 @functools.cache

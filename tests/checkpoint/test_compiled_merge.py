@@ -17,16 +17,9 @@ from pa_fast.checkpoint.verify import verify
 from pa_fast.errors import DataError
 from tests.checkpoint.pairs import write_checkpoint
 
+pytest.importorskip("numba", reason="numba is not installed")
+
 merging = importlib.import_module("pa_fast.checkpoint.merge")
-
-
-@pytest.fixture
-def ready(monkeypatch: pytest.MonkeyPatch) -> list[compiled.Loops]:
-    """The loops that this process has: none, until something puts them there."""
-    pytest.importorskip("numba", reason="numba is not installed")
-    has: list[compiled.Loops] = []
-    monkeypatch.setattr(compiled, "_ready", has)
-    return has
 
 
 def sides(dtypes: tuple[torch.dtype, torch.dtype]) -> list[dict[str, Tensor]]:
@@ -40,6 +33,12 @@ def sides(dtypes: tuple[torch.dtype, torch.dtype]) -> list[dict[str, Tensor]]:
     return [
         {name: t.to(dtype) for name, t in tensors.items()}
         for tensors, dtype in zip((base, near), dtypes)
+    ]
+
+
+def write(root: Path, tensors: list[dict[str, Tensor]]) -> list[Path]:
+    return [
+        write_checkpoint(root / name, side, 1) for name, side in zip(("base", "instruct"), tensors)
     ]
 
 
@@ -70,10 +69,7 @@ def test_they_write_the_files_of_torchs_way(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    pair = [
-        write_checkpoint(tmp_path / side, tensors, 1)
-        for side, tensors in zip(("base", "instruct"), sides(dtypes))
-    ]
+    pair = write(tmp_path, sides(dtypes))
     written: list[int] = []
     loop = dense.lerp_summed_
 
@@ -107,10 +103,7 @@ def test_what_is_not_finite_is_refused_or_written_by_torch(
 ) -> None:
     base, near = sides(BF16)
     near["b.weight"][3, 2] = value
-    pair = [
-        write_checkpoint(tmp_path / side, tensors, 1)
-        for side, tensors in zip(("base", "instruct"), (base, near))
-    ]
+    pair = write(tmp_path, [base, near])
     out = tmp_path / "out"
     merge(*pair, 0.3, out, allow_nonfinite=True)
     files = {path.name: path.read_bytes() for path in out.iterdir()}

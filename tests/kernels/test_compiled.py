@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -25,14 +24,6 @@ def loops() -> compiled.Loops:
     made = compiled.loops()
     assert made is not None
     return made
-
-
-@pytest.fixture
-def ready(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[compiled.Loops]]:
-    """The loops that this process has: none, until a test puts them there."""
-    has: list[compiled.Loops] = []
-    monkeypatch.setattr(compiled, "_ready", has)
-    yield has
 
 
 @pytest.mark.parametrize(

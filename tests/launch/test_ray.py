@@ -222,7 +222,6 @@ def test_workers_share_the_cores(
 DOOMED = """
 import os, signal, subprocess, sys, threading, time, functools, pathlib
 from tests.launch import made
-from tests.programs import Program
 from tests.sweep import planted
 from pa_fast.errors import EngineError
 from pa_fast.launch import ray
